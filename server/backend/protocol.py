@@ -1,0 +1,31 @@
+"""The door: what the API lane asks of whatever computes token ids."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from server.messages import Delta, Generate, Pulse, Ready
+
+
+class Backend(Protocol):
+    """Turns token ids into token ids.
+
+    `generate` yields at least one Delta, of which the first may be empty and means that the request was
+    admitted; the last one has `finish` set. A refusal or a fault is raised as a `ServeError` (Rejected, Busy,
+    Broken), before the first Delta where it is known by then. Closing the generator is the only way to abort.
+    """
+
+    async def start(self) -> Ready:
+        """Load the model; raises CannotStart."""
+        ...
+
+    def generate(self, request: Generate) -> AsyncGenerator[Delta, None]:
+        """One sequence, as Deltas."""
+        ...
+
+    async def health(self) -> Pulse:
+        """The engine's latest heartbeat; raises EngineDied when it does not answer."""
+        ...
+
+    async def close(self) -> None:
+        """Free everything; running generators raise EngineDied."""
+        ...

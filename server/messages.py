@@ -1,0 +1,204 @@
+"""What crosses the door between the API process and the engine process: token ids, never text.
+
+Every message is a frozen, tagged struct; `msgspec.msgpack` writes and reads them as `ToEngine` and `FromEngine`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Finish = Literal["stop", "length"]
+FailureKind = Literal[
+    "too_long",  # the prompt and its reply can never fit: 400
+    "bad_constraint",  # the constraint does not compile, or is too large to: 400
+    "unsupported",  # this model or engine cannot do what was asked: 400
+    "queue_full",  # too many requests wait: 429
+    "no_memory",  # memory is short now, later may work: 503
+    "request_failed",  # this request alone broke: 500
+    "engine_died",  # the engine process ended while the request ran: 500
+]
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True, omit_defaults=False):
+    """A tagged record on the wire."""
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How ids are drawn. Every field is honoured by the engine; ranges are checked before it is built."""
+
+    max_tokens: int  # ids written at most, at least 1
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 is off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0  # over written ids only
+    frequency_penalty: float = 0.0  # over written ids only
+    repetition_penalty: float = 1.0  # over prompt and written ids, as transformers does
+    seed: int | None = None
+    logit_bias: dict[int, float] = {}
+    num_logprobs: int | None = None  # None: no logprobs; 0: the drawn id's own; up to 20 alternatives
+    min_tokens: int = 0  # stop ids are masked before this many ids
+    ignore_eos: bool = False  # stop ids do not stop
+
+
+class Constraint(msgspec.Struct, frozen=True, array_like=True):
+    """Source text of what may be written, compiled by the engine. It holds from the first id after the preamble.
+
+    `lark` is llguidance's Lark dialect, where `<[151657]>` names a token by id.
+    """
+
+    kind: Literal["lark", "json_schema", "regex"]
+    source: str
+
+
+class Preamble(msgspec.Struct, frozen=True, array_like=True):
+    """Free ids that may come before the constraint begins (a think block, to the API process).
+
+    `open_id` None: the prompt has opened it, the first id is inside. Otherwise it is open only if the first id
+    drawn is `open_id`, and the constraint holds from the first id if it is not.
+    It ends with `end_id`. After `limit` ids inside it, `close_ids` are appended instead of drawn; they end
+    with `end_id`.
+    """
+
+    end_id: int
+    open_id: int | None = None
+    limit: int | None = None
+    close_ids: tuple[int, ...] = ()
+
+
+class Generate(Message, frozen=True, tag="generate"):
+    """Asks for one sequence. `n` choices are `n` of these with the same `group` and prompt, sharing its blocks."""
+
+    id: str
+    token_ids: list[int]
+    sampling: Sampling
+    stop_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
+    preamble: Preamble | None = None
+    group: str | None = None
+
+
+class Abort(Message, frozen=True, tag="abort"):
+    """The reader of this sequence is gone: free it. Unknown ids are ignored, the sequence may just have ended."""
+
+    id: str
+
+
+class Shutdown(Message, frozen=True, tag="shutdown"):
+    """End the engine process; sequences still running fail with `engine_died`."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural log of the probability of `token_id`, and the likeliest alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Delta(Message, frozen=True, tag="delta"):
+    """Ids written since the last Delta. The first may be empty: it says that the request was admitted.
+
+    `token_ids` holds every id, the stop id that ended the sequence included (then `finish` is "stop").
+    `logprobs` has one entry an id when they were asked for. `cached` is set in the first Delta only: how many
+    prompt ids came from the prefix cache. `forced` counts the ids here that the constraint left no choice about.
+    """
+
+    id: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] | None = None
+    finish: Finish | None = None
+    cached: int | None = None
+    forced: int = 0
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """The request ends without a further Delta. `retry_after_s` is set where waiting helps."""
+
+    id: str
+    kind: FailureKind
+    text: str
+    retry_after_s: float | None = None
+
+
+class Progress(Message, frozen=True, tag="progress"):
+    """Loading goes on: `fraction` (0 to 1) of `stage` is done."""
+
+    stage: str
+    fraction: float
+
+
+class Ready(Message, frozen=True, tag="ready"):
+    """The model is loaded and the engine answers."""
+
+    device: str  # "cpu" or "cuda:0", with the card's name
+    dtype: str
+    vocab_size: int
+    max_model_len: int  # tokens of prompt and reply together
+    num_blocks: int
+    block_size: int  # tokens
+    weight_bytes: int
+    load_s: float
+
+
+class Unable(Message, frozen=True, tag="unable"):
+    """The engine cannot start; `text` says why and what to change. The process exits afterwards."""
+
+    text: str
+
+
+class DeviceReading(msgspec.Struct, frozen=True):
+    """One device at one moment, in bytes. A figure the device does not tell is None."""
+
+    name: str
+    uuid: str
+    source: Literal["nvml", "torch", "cgroup", "host"]
+    total: int
+    used: int
+    free: int
+    own: int | None = None  # used by this process, where the device says so
+    utilisation: float | None = None  # 0 to 1
+    temperature_c: float | None = None
+    throttled: tuple[str, ...] = ()
+    healthy: bool = True
+    note: str = ""
+
+
+class MemoryReport(msgspec.Struct, frozen=True):
+    """What the guard knows and did, for `/v1/memory`. Sizes in bytes, times in seconds since the epoch."""
+
+    level: Literal["calm", "tight", "critical"] = "calm"
+    devices: tuple[DeviceReading, ...] = ()
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+    kv_bytes: int = 0
+    block_bytes: int = 0
+    allocated_bytes: int = 0
+    reserved_bytes: int = 0
+    ooms: int = 0
+    events: tuple[tuple[float, str], ...] = ()
+
+
+class Pulse(Message, frozen=True, tag="pulse"):
+    """The engine's heartbeat, sent about once a second and at each change of level. Counters only grow."""
+
+    time_s: float
+    running: int
+    waiting: int
+    total_blocks: int
+    used_blocks: int  # held by sequences
+    cached_blocks: int  # free, but their content may be reused
+    steps: int = 0
+    prompt_tokens: int = 0  # computed, not counting cached ones
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    forced_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    preemptions: int = 0
+    memory: MemoryReport | None = None
+
+
+ToEngine = Generate | Abort | Shutdown
+FromEngine = Delta | Failed | Progress | Ready | Unable | Pulse
+EngineMail = list[Delta | Failed | Progress | Ready | Unable | Pulse]  # one list a step

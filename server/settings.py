@@ -1,0 +1,183 @@
+"""Every option once: its default, its help, its group. argv, environment and file become frozen values.
+
+An option `max_model_len` is `--max-model-len` on the command line, `TOOLWIRE_MAX_MODEL_LEN` in the environment and
+`max_model_len = …` in the TOML file; the command line wins over the environment, which wins over the file.
+"""
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import msgspec
+
+from server.errors import CannotStart
+
+ENV_PREFIX = "TOOLWIRE_"
+BUILT_IN_MODEL = str(Path(__file__).parent / "demo_model")
+Origin = Literal["default", "file", "environment", "command line"]
+
+
+def option(default: Any, text: str, *, secret: bool = False) -> Any:
+    """A field of a settings class, with the help text that `--help` and `toolwire config` show."""
+    return dataclasses.field(default=default, metadata={"help": text, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which checkpoint, and how its prompts and replies are read."""
+
+    model: str = option(BUILT_IN_MODEL, "Folder or hub id of the checkpoint; the built-in model if left out.")
+    served_model_name: str = option("", "Name that clients use in `model`; the last part of --model if left out.")
+    chat_template: str = option("", "File with a Jinja chat template to use instead of the checkpoint's own.")
+    dialect: str = option("auto", "Tool format: auto (found from the template), hermes, qwen3_coder, react, kimi_k2, glm4.")
+    generation_config: Literal["auto", "none"] = option(
+        "auto", "auto takes sampling defaults from the checkpoint's generation_config.json, none ignores that file."
+    )
+    max_model_len: int = option(0, "Context length in tokens, prompt and reply together; 0 takes the model's own.")
+    self_test: bool = option(True, "Round trip of tool calls through template and parser before serving.")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Where and how the model runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Device; auto takes cuda if there is one.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", "Weights' type; auto is the checkpoint's.")
+    quantize: Literal["none", "int8"] = option("none", "Weight-only quantization while loading.")
+    memory_fraction: float = option(0.9, "Share of the device's memory that weights, activations and KV may take.")
+    kv_cache_tokens: int = option(0, "Size of the KV cache in tokens; 0 takes what memory-fraction leaves.")
+    block_size: int = option(16, "Tokens a KV block.")
+    max_batch_tokens: int = option(2048, "Tokens computed in one step, over all sequences.")
+    max_running: int = option(256, "Sequences that run at once.")
+    max_queue: int = option(1024, "Sequences that may wait; more are answered 429.")
+    prefix_cache: bool = option(True, "Reuse the KV blocks of prompts that begin alike.")
+    fast_forward: bool = option(True, "Compute tokens that a grammar forces in one pass instead of sampling them.")
+    draft_tokens: int = option(0, "Tokens copied from the prompt and verified in one pass at most; 0 is off.")
+    threads: int = option(0, "CPU threads of the engine; 0 takes every core.")
+    seed: int = option(0, "Seed of requests that bring none.")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """How the server is reached, and what it lets in."""
+
+    host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 is every interface.")
+    port: int = option(8000, "Port to listen on; 0 takes a free one.")
+    api_key: str = option("", "Key that clients must send; several separated by commas. Empty: no key.", secret=True)
+    api_key_file: str = option("", "File with one key a line, read again when it changes.")
+    allow_any_model: bool = option(False, "Serve every `model` name instead of answering 404.")
+    strict: bool = option(False, "Answer 400 to unknown request keys instead of ignoring them; OpenAI's name limits.")
+    max_new_tokens: int = option(2048, "Reply length when a request names none.")
+    on_overflow: Literal["refuse", "drop-oldest"] = option("refuse", "What to do with a prompt beyond the window.")
+    max_body_bytes: int = option(16 * 1024 * 1024, "Largest request body.")
+    ping_interval_s: float = option(10.0, "Seconds between SSE comments while a stream is silent.")
+    request_timeout_s: float = option(0.0, "Deadline of one request in seconds; 0 is none.")
+    drain_timeout_s: float = option(30.0, "Seconds that running replies may take to finish after SIGTERM.")
+    cors_origins: str = option("", "Origins that browsers may call from, separated by commas. Empty: none.")
+    open_metrics: bool = option(False, "Serve /metrics, /v1/memory, /tokenize and /docs without a key.")
+    log_format: Literal["human", "json"] = option("human", "Log lines for people or for machines.")
+    log_prompts: bool = option(False, "Write prompt and reply texts to the log.")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All options, by who reads them."""
+
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    api: ApiSettings = dataclasses.field(default_factory=ApiSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings and, by option name, where each value came from."""
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+
+
+GROUPS: Mapping[str, type] = {"model": ModelSettings, "engine": EngineSettings, "api": ApiSettings}
+
+
+def resolve(arguments: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]) -> Resolved:
+    """Pure: the command line over the environment over the file over the defaults.
+
+    Raises CannotStart naming the option whose value cannot be read, or an option that does not exist.
+    """
+    known = {field.name: group for group, kind in GROUPS.items() for field in dataclasses.fields(kind)}
+    from_environment = {
+        name.removeprefix(ENV_PREFIX).lower(): value for name, value in environment.items() if name.startswith(ENV_PREFIX)
+    }
+    layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (
+        ("file", file),
+        ("environment", from_environment),
+        ("command line", {name: value for name, value in arguments.items() if value is not None}),
+    )
+    values: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    origins: dict[str, Origin] = dict.fromkeys(known, "default")
+    for origin, layer in layers:
+        for name, value in layer.items():
+            if name not in known:
+                raise CannotStart(f"{name} (from the {origin}) is no option; see toolwire serve --help")
+            values[known[name]][name] = _convert(name, value, origin, GROUPS[known[name]])
+            origins[name] = origin
+    settings = Settings(
+        ModelSettings(**values["model"]), EngineSettings(**values["engine"]), ApiSettings(**values["api"])
+    )
+    _check(settings)
+    return Resolved(settings, origins)
+
+
+def read_environment() -> Mapping[str, str]:
+    """The process's environment: the only place that reads it."""
+    return {name: value for name, value in os.environ.items() if name != f"{ENV_PREFIX}CONFIG"}
+
+
+def config_path_from_environment() -> str:
+    """The TOML file named by TOOLWIRE_CONFIG, or nothing."""
+    return os.environ.get(f"{ENV_PREFIX}CONFIG", "")
+
+
+def read_file(path: str) -> Mapping[str, Any]:
+    """The options in a TOML file; raises CannotStart if it cannot be read."""
+    if not path:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CannotStart(f"cannot read the settings file {path}: {error}") from error
+
+
+def _convert(name: str, value: Any, origin: Origin, group: type) -> Any:
+    try:
+        return msgspec.convert(value, get_type_hints(group)[name], strict=False)
+    except msgspec.ValidationError as error:
+        raise CannotStart(f"{name} (from the {origin}) cannot be {value!r}: {error}") from error
+
+
+def _check(settings: Settings) -> None:
+    engine, api = settings.engine, settings.api
+    ranges: tuple[tuple[str, float, float, float], ...] = (
+        ("memory_fraction", engine.memory_fraction, 0.01, 1.0),
+        ("kv_cache_tokens", engine.kv_cache_tokens, 0, 1 << 40),
+        ("block_size", engine.block_size, 1, 1024),
+        ("max_batch_tokens", engine.max_batch_tokens, 1, 1 << 24),
+        ("max_running", engine.max_running, 1, 1 << 16),
+        ("max_queue", engine.max_queue, 0, 1 << 24),
+        ("draft_tokens", engine.draft_tokens, 0, 64),
+        ("threads", engine.threads, 0, 4096),
+        ("max_model_len", settings.model.max_model_len, 0, 1 << 30),
+        ("port", api.port, 0, 65535),
+        ("max_new_tokens", api.max_new_tokens, 1, 1 << 30),
+        ("max_body_bytes", api.max_body_bytes, 1024, 1 << 32),
+        ("ping_interval_s", api.ping_interval_s, 0.1, 3600),
+        ("request_timeout_s", api.request_timeout_s, 0, 1 << 30),
+        ("drain_timeout_s", api.drain_timeout_s, 0, 1 << 30),
+    )
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise CannotStart(f"{name} must be between {low} and {high}, not {value}")
