@@ -1,4 +1,4 @@
-"""What one choice of a reply is made of, in order: thoughts, text and calls, then one end. Knows no tokens, no JSON frames.
+"""What one choice of a reply is made of: thoughts, text and calls, then one end. Knows no tokens, no JSON frames.
 
 A reply is `(Thought | Text | Call)* Ended`, where a call is `CallOpened CallArguments* CallClosed`, never interleaved
 with anything else, and the indices of calls count up from 0.

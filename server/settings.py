@@ -33,7 +33,7 @@ class ModelSettings:
     model: str = option(BUILT_IN_MODEL, "Folder or hub id of the checkpoint; the built-in model if left out.")
     served_model_name: str = option("", "Name that clients use in `model`; the last part of --model if left out.")
     chat_template: str = option("", "File with a Jinja chat template to use instead of the checkpoint's own.")
-    dialect: str = option("auto", "Tool format: auto (found from the template), hermes, qwen3_coder, react, kimi_k2, glm4.")
+    dialect: str = option("auto", "Tool format: auto (from the template), hermes, qwen3_coder, react, kimi_k2 or glm4.")
     generation_config: Literal["auto", "none"] = option(
         "auto", "auto takes sampling defaults from the checkpoint's generation_config.json, none ignores that file."
     )
@@ -46,7 +46,7 @@ class EngineSettings:
     """Where and how the model runs."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Device; auto takes cuda if there is one.")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", "Weights' type; auto is the checkpoint's.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", "Type of the weights; auto: as stored.")
     quantize: Literal["none", "int8"] = option("none", "Weight-only quantization while loading.")
     memory_fraction: float = option(0.9, "Share of the device's memory that weights, activations and KV may take.")
     kv_cache_tokens: int = option(0, "Size of the KV cache in tokens; 0 takes what memory-fraction leaves.")
@@ -109,9 +109,8 @@ def resolve(arguments: Mapping[str, Any], environment: Mapping[str, str], file: 
     Raises CannotStart naming the option whose value cannot be read, or an option that does not exist.
     """
     known = {field.name: group for group, kind in GROUPS.items() for field in dataclasses.fields(kind)}
-    from_environment = {
-        name.removeprefix(ENV_PREFIX).lower(): value for name, value in environment.items() if name.startswith(ENV_PREFIX)
-    }
+    ours = {name: value for name, value in environment.items() if name.startswith(ENV_PREFIX)}
+    from_environment = {name.removeprefix(ENV_PREFIX).lower(): value for name, value in ours.items()}
     layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (
         ("file", file),
         ("environment", from_environment),

@@ -1,0 +1,88 @@
+"""What the loop asks of the rooms with tensors in them, so that scheduling stays pure Python."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from server.messages import Constraint, MemoryReport
+from server.model.batch import Batch, Drawn
+
+
+class Matcher(Protocol):
+    """One sequence's constraint at its current place."""
+
+    def forced(self) -> list[int]:
+        """The ids that must come next, with no alternative, in the canonical tokenization; often empty."""
+        ...
+
+    def count_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these ids, in order, may come next. Does not move."""
+        ...
+
+    def advance(self, token_ids: Sequence[int]) -> bool:
+        """Move over ids that were written; False if one is not allowed (nothing is moved then)."""
+        ...
+
+    def is_over(self) -> bool:
+        """Nothing but a stop id can follow."""
+        ...
+
+
+class Grammars(Protocol):
+    """Compiles constraints and makes masks."""
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        """Blocking, called in a worker thread, bounded in time and memory; raises ConstraintFailed."""
+        ...
+
+    def masks(self, matchers: Sequence[tuple[Matcher, Sequence[int]] | None], extra: Sequence[int | None]) -> Any:
+        """Bit masks for a batch: for row i, from the matcher's place on, one mask before each of the given draft
+        ids and one after them; None is a free row. `extra[i]` is one more id that row i allows (a preamble's opening
+        token). The result is opaque here and understood by `Model.finish`; None if no row is constrained.
+        """
+        ...
+
+
+class Model(Protocol):
+    """One forward pass and its draws."""
+
+    def launch(self, batch: Batch) -> Any:
+        """Start computing; returns a ticket. Raises MemoryError when the device has no memory left."""
+        ...
+
+    def finish(self, ticket: Any, masks: Any) -> list[Drawn]:
+        """One Drawn for each row with logits, in row order. Raises MemoryError as `launch` does."""
+        ...
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy recurrent state between slots (snapshots); never called where the model has none."""
+        ...
+
+
+class Allowance(Protocol):
+    """What memory allows right now."""
+
+    @property
+    def blocks(self) -> int:
+        """KV blocks that may be in use or cached; may be fewer than exist."""
+        ...
+
+    @property
+    def admit(self) -> bool:
+        """Whether new sequences may start."""
+        ...
+
+
+class Guard(Protocol):
+    """Watches memory."""
+
+    def allowance(self) -> Allowance:
+        """Cheap: called at every step."""
+        ...
+
+    def report(self) -> MemoryReport:
+        """Everything it knows, for the Pulse."""
+        ...
+
+    def out_of_memory(self) -> None:
+        """A step ran out of memory: release what can be released."""
+        ...
