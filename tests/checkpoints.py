@@ -188,8 +188,8 @@ def _tokenizer_config() -> dict[str, Any]:
 
 def _write_checkpoint(kind: Kind, folder: Path) -> None:
     # Here, not at the top: tests of the API lane want the tokenizer alone, and these two take six seconds.
-    import torch  # noqa: PLC0415
-    import transformers  # noqa: PLC0415
+    import torch
+    import transformers
 
     _copy_tokenizer(folder)
     config = _config(kind, transformers)
