@@ -63,7 +63,10 @@ class Allowance(Protocol):
 
     @property
     def blocks(self) -> int:
-        """KV blocks that may be in use or cached; may be fewer than exist."""
+        """KV blocks that may be in use or cached; may be fewer than exist, and fewer than are in use.
+
+        Cached blocks go first. Where sequences hold more than this, they keep them unless `preempt` is set.
+        """
         ...
 
     @property
@@ -71,12 +74,20 @@ class Allowance(Protocol):
         """Whether new sequences may start."""
         ...
 
+    @property
+    def preempt(self) -> bool:
+        """Whether the newest sequences must give their blocks back until no more than `blocks` are held."""
+        ...
+
 
 class Guard(Protocol):
     """Watches memory."""
 
-    def allowance(self) -> Allowance:
-        """Cheap: called at every step."""
+    def allowance(self, used_blocks: int = 0) -> Allowance:
+        """Cheap, called before every step with the number of blocks that sequences hold.
+
+        The memory behind blocks that are not allowed is given back with `Pool`, not here.
+        """
         ...
 
     def report(self) -> MemoryReport:
@@ -84,5 +95,17 @@ class Guard(Protocol):
         ...
 
     def out_of_memory(self) -> None:
-        """A step ran out of memory: release what can be released."""
+        """A step ran out of memory: release what can be released, and allow fewer blocks for a while."""
+        ...
+
+
+class Pool(Protocol):
+    """The memory behind the blocks, as far as the loop is concerned."""
+
+    def release(self, first_block: int) -> None:
+        """Give the memory of all blocks from this one on back to the device; their content is lost."""
+        ...
+
+    def restore(self, num_blocks: int) -> int:
+        """Take memory again so that blocks up to this one can be used; returns how many blocks there are now."""
         ...
