@@ -9,7 +9,8 @@ ServeError
 │   └── Unsupported         this model or server does not do that
 ├── Busy                the request is fine, the moment is not
 │   ├── QueueFull           too many requests wait already
-│   └── NoMemory            the device's memory is taken
+│   ├── NoMemory            the device's memory is taken
+│   └── Starting            the engine loads the model, or starts again after a fault
 ├── Broken              our fault
 │   ├── RequestFailed       this request alone
 │   └── EngineDied          every request that was running
@@ -64,6 +65,15 @@ class QueueFull(Busy):
 
 class NoMemory(Busy):
     """The device's memory is taken."""
+
+
+class Starting(Busy):
+    """The engine loads the model, or starts again after a fault; `fraction` (0 to 1) of `stage` is done."""
+
+    def __init__(self, stage: str, fraction: float, *, retry_after_s: float = 2.0) -> None:
+        super().__init__(f"the model is loading: {stage}, {fraction:.0%}", retry_after_s=retry_after_s)
+        self.stage = stage
+        self.fraction = fraction
 
 
 class Broken(ServeError):

@@ -17,7 +17,7 @@ import msgspec
 from server.errors import CannotStart
 
 ENV_PREFIX = "TOOLWIRE_"
-BUILT_IN_MODEL = str(Path(__file__).parent / "demo_model")
+BUILT_IN_MODEL = "built-in"
 Origin = Literal["default", "file", "environment", "command line"]
 
 
@@ -30,7 +30,7 @@ def option(default: Any, text: str, *, secret: bool = False) -> Any:
 class ModelSettings:
     """Which checkpoint, and how its prompts and replies are read."""
 
-    model: str = option(BUILT_IN_MODEL, "Folder or hub id of the checkpoint; the built-in model if left out.")
+    model: str = option(BUILT_IN_MODEL, "Folder or hub id of the checkpoint.")
     served_model_name: str = option("", "Name that clients use in `model`; the last part of --model if left out.")
     chat_template: str = option("", "File with a Jinja chat template to use instead of the checkpoint's own.")
     dialect: str = option("auto", "Tool format: auto (from the template), hermes, qwen3_coder, react, kimi_k2 or glm4.")

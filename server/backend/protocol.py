@@ -23,7 +23,7 @@ class Backend(Protocol):
         ...
 
     async def health(self) -> Pulse:
-        """The engine's latest heartbeat; raises EngineDied when it does not answer."""
+        """The engine's latest heartbeat; raises Starting while it loads, EngineDied when it does not answer."""
         ...
 
     async def close(self) -> None:

@@ -1,0 +1,57 @@
+# make serve   set up and serve the built-in model      make serve PORT=8001 ARGS='--model ./my-model'
+# make test    set up and run every check               make install   the environment alone
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8000
+ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+NODE_TESTS := tests/contract/node
+
+.PHONY: install serve test lint unit test-gpu clean system system-test image
+
+serve: install
+	@exec $(BIN)/toolwire serve --port $(PORT) $(ARGS)
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.installed-dev lint unit
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check server clients demo tests benchmarks
+	$(BIN)/ruff format --check server clients
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m 'not gpu' $(TESTS)
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu
+
+# What pip cannot bring: taken from Debian's packages where apt-get and the right to use it are at hand.
+system:
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || $(MAKE) -s packages NAMES='python3 python3-venv'
+
+system-test: system
+	@command -v curl >/dev/null && command -v gcc >/dev/null && command -v npm >/dev/null \
+	  || $(MAKE) -s packages NAMES='curl gcc libc6-dev nodejs npm'
+
+packages:
+	@[ "$$(id -u)" = 0 ] || { echo "missing: $(NAMES); install them, then try again" >&2; exit 2; }
+	apt-get update -q && apt-get install -q -y --no-install-recommends $(NAMES)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | system
+	@echo "making the environment in $(VENV) (the first time this takes a minute or two)"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed | system-test
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install -c constraints.txt --no-deps qwen-agent  # only its vocabulary file is read
+	@[ ! -f $(NODE_TESTS)/package-lock.json ] || (cd $(NODE_TESTS) && npm ci --silent --no-audit --no-fund)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info $(NODE_TESTS)/node_modules

@@ -1,0 +1,98 @@
+"""The `toolwire` command: reads the options, builds what a command needs, and stands aside."""
+
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.errors import CannotStart
+from server.options import takes_settings
+from server.settings import GROUPS, Resolved
+
+app = typer.Typer(
+    name="toolwire",
+    help="An OpenAI-compatible inference server for the Qwen family whose heart is function calling.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _serve(resolved: Resolved) -> None:
+    """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
+    from server.banner import LoadingBar, print_ready
+    from server.run import Serving, serve
+
+    console = Console()
+    bar = LoadingBar(console)
+
+    def on_ready(serving: Serving) -> None:
+        bar.close()
+        print_ready(console, serving.url, serving.model, serving.ready)
+
+    try:
+        serve(resolved.settings, bar.show, on_ready)
+    finally:
+        bar.close()
+
+
+def _config(resolved: Resolved) -> None:
+    """Print every option, its value and where it came from."""
+    table = Table("option", "value", "from")
+    for group, kind in GROUPS.items():
+        values = getattr(resolved.settings, group)
+        for name, field in kind.__dataclass_fields__.items():
+            value = getattr(values, name)
+            shown = "********" if field.metadata["secret"] and value else str(value)
+            table.add_row(name, shown, resolved.origins[name])
+    Console().print(table)
+
+
+def _check(resolved: Resolved) -> None:
+    """Read a checkpoint without its weights and send tool calls through its template and parser."""
+    from dataclasses import replace
+
+    from server.chat.selftest import self_test
+    from server.run import open_checkpoint
+
+    settings = resolved.settings
+    checkpoint = open_checkpoint(replace(settings, model=replace(settings.model, self_test=False)))
+    console = Console()
+    console.print(f"dialect {checkpoint.dialect.name}, context {checkpoint.max_model_len:,} tokens")
+    faults = self_test(checkpoint)
+    for fault in faults:
+        console.print(f"FAULT {fault}", markup=False)
+    if faults:
+        raise CannotStart(f"the self-test of tool calls found {len(faults)} fault(s)")
+    console.print("self-test passed: every call came back as it was sent")
+
+
+app.command("serve")(takes_settings(_serve))
+app.command("config")(takes_settings(_config))
+app.command("check")(takes_settings(_check))
+
+
+@app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(context: typer.Context, model: Annotated[str, typer.Argument(help="Folder or hub id.")]) -> None:
+    """Print what a model needs of memory, without loading it: toolwire plan MODEL [--gpu-memory 24GiB]."""
+    from server.locate import locate
+
+    command = [sys.executable, "-m", "server.memory.plan", str(locate(model)), *context.args]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def main() -> None:
+    """Run the command; a fault at start-up is one line and exit code 2."""
+    try:
+        app()
+    except CannotStart as error:
+        print(f"toolwire: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The life of the API process: open the checkpoint, start the engine, serve, drain, end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import uvicorn
+
+from server.api.app import create_app
+from server.api.logs import configure_logging
+from server.backend.process import EngineCommand, ProcessBackend
+from server.chat.checkpoint import Checkpoint
+from server.chat.prompt import Prompter
+from server.chat.selftest import self_test
+from server.errors import CannotStart
+from server.locate import locate, served_name
+from server.messages import Progress, Ready
+from server.settings import Settings
+
+ACCEPT_BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What the start-up message tells."""
+
+    url: str
+    model: str
+    checkpoint: Checkpoint
+    ready: Ready
+
+
+def open_checkpoint(settings: Settings) -> Checkpoint:
+    """The checkpoint that the settings name, read and self-tested. Raises CannotStart."""
+    model = settings.model
+    checkpoint = Checkpoint.open(
+        locate(model.model),
+        chat_template=model.chat_template,
+        dialect=model.dialect,
+        generation_config=model.generation_config,
+        max_model_len=model.max_model_len,
+    )
+    if model.self_test and (faults := self_test(checkpoint)):
+        lines = "; ".join(str(fault) for fault in faults)
+        raise CannotStart(f"the self-test of tool calls failed (--no-self-test serves anyway): {lines}")
+    return checkpoint
+
+
+def build_backend(
+    settings: Settings, checkpoint: Checkpoint, on_progress: Callable[[Progress], None] = lambda _: None
+) -> ProcessBackend:
+    """The engine's door for this checkpoint; nothing is started yet."""
+    order = {
+        "checkpoint": str(checkpoint.folder),
+        "max_model_len": checkpoint.max_model_len,
+        "engine": settings.engine,
+    }
+    return ProcessBackend(EngineCommand(msgspec.json.encode(order).decode()), on_progress)
+
+
+def serve(settings: Settings, on_progress: Callable[[Progress], None], on_ready: Callable[[Serving], None]) -> None:
+    """Serve until a signal ends it. Raises CannotStart; returns after a drained shutdown."""
+    configure_logging(settings.api.log_format)
+    with _listen(settings.api.host, settings.api.port) as listener:
+        checkpoint = open_checkpoint(settings)
+        asyncio.run(_serve(settings, checkpoint, listener, on_progress, on_ready))
+
+
+async def _serve(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    listener: socket.socket,
+    on_progress: Callable[[Progress], None],
+    on_ready: Callable[[Serving], None],
+) -> None:
+    name = served_name(settings.model.model, settings.model.served_model_name)
+    backend = build_backend(settings, checkpoint, on_progress)
+    app = create_app(settings, checkpoint, Prompter(checkpoint, settings), backend, name)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            backlog=ACCEPT_BACKLOG,
+            timeout_graceful_shutdown=int(settings.api.drain_timeout_s) + 5,
+            server_header=False,
+        )
+    )
+    http = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await _until_listening(server, http)
+        _end_on_signals(server, backend, settings.api.drain_timeout_s)
+        starting = asyncio.create_task(backend.start())
+        await asyncio.wait({starting, http}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            host, port = listener.getsockname()[:2]
+            on_ready(Serving(f"http://{_reachable(host)}:{port}", name, checkpoint, await starting))
+        else:
+            starting.cancel()
+        await http
+    finally:
+        server.should_exit = True
+        await backend.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            await http
+
+
+async def _until_listening(server: uvicorn.Server, http: asyncio.Task[None]) -> None:
+    while not server.started and not http.done():  # uvicorn tells it by this flag alone
+        await asyncio.sleep(0.01)  # noqa: ASYNC110
+
+
+def _end_on_signals(server: uvicorn.Server, backend: ProcessBackend, drain_timeout_s: float) -> None:
+    """The first signal drains, a second one ends at once. Takes the signals over from uvicorn, which re-raises them."""
+    loop = asyncio.get_running_loop()
+    cutoff: list[asyncio.Task[None]] = []
+
+    async def cut_off() -> None:
+        await asyncio.sleep(drain_timeout_s)
+        logging.getLogger("toolwire").warning("still running after %.0f s: ending the replies", drain_timeout_s)
+        await backend.close()
+
+    def on_signal() -> None:
+        if server.should_exit:
+            server.force_exit = True
+        else:
+            server.should_exit = True
+            cutoff.append(loop.create_task(cut_off()))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound before anything is loaded, so that a taken port is known at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise CannotStart(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --port"
+        ) from error
+    return listener
+
+
+def _reachable(host: str) -> str:
+    """An address that a client on this machine can use."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{shown}]" if ":" in shown else shown
