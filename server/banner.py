@@ -7,9 +7,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from server.locate import BUILT_IN_NAME
 from server.messages import Progress as Loading
 from server.messages import Ready
-from server.locate import BUILT_IN_NAME
 
 EXAMPLE_TOOL = {
     "type": "function",

@@ -112,8 +112,9 @@ async def _serve(
 
 
 async def _until_listening(server: uvicorn.Server, http: asyncio.Task[None]) -> None:
-    while not server.started and not http.done():  # uvicorn tells it by this flag alone
-        await asyncio.sleep(0.01)  # noqa: ASYNC110
+    # uvicorn tells that it listens by this flag alone
+    while not server.started and not http.done():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 def _end_on_signals(server: uvicorn.Server, backend: ProcessBackend, drain_timeout_s: float) -> None:

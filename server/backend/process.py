@@ -58,11 +58,11 @@ class EngineCommand:
     """How the engine process is started; `order` is the JSON it is given."""
 
     order: str
-    python: str = sys.executable
+    program: tuple[str, ...] = (sys.executable, "-m", "server.engine")
 
     def arguments(self, address: str) -> list[str]:
         """The argv of an engine that connects to `address`."""
-        return [self.python, "-m", "server.engine", "--address", address, "--settings", self.order]
+        return [*self.program, "--address", address, "--settings", self.order]
 
 
 class ProcessBackend:
