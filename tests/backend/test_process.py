@@ -1,0 +1,107 @@
+"""The door over a real process and a real socket; a stand-in counts instead of a model."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from server.backend.process import EngineCommand, ProcessBackend
+from server.errors import CannotStart, EngineDied, QueueFull, Starting
+from server.messages import Generate, Progress, Sampling
+
+STAND_IN = (sys.executable, "-m", "tests.backend.stand_in_engine")
+Start = Callable[..., Coroutine[Any, Any, ProcessBackend]]
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[ProcessBackend]:
+    backend = ProcessBackend(EngineCommand("", STAND_IN))
+    await backend.start()
+    yield backend
+    await backend.close()
+
+
+async def ids_of(backend: ProcessBackend, name: str, first: int, count: int) -> list[int]:
+    request = Generate(name, [first], Sampling(max_tokens=count))
+    return [id async for delta in backend.generate(request) for id in delta.token_ids]
+
+
+async def test_replies_of_many_requests_do_not_mix(backend: ProcessBackend) -> None:
+    replies = await asyncio.gather(*(ids_of(backend, f"r{i}", 100 * (i + 1), 5) for i in range(20)))
+    assert replies == [[100 * (i + 1) + k for k in range(1, 6)] for i in range(20)]
+
+
+async def test_closing_the_generator_aborts_in_the_engine(backend: ProcessBackend) -> None:
+    """A reader that is gone must not leave its sequence running in the engine."""
+    deltas = backend.generate(Generate("left", [10], Sampling(max_tokens=10_000)))
+    async for delta in deltas:
+        if delta.token_ids:
+            break
+    await deltas.aclose()
+    for _ in range(100):
+        pulse = await backend.health()
+        if pulse.running == 0 and pulse.waiting == 1:  # the stand-in counts its aborts there
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the abort never reached the engine")
+
+
+async def test_a_refusal_is_raised_as_itself(backend: ProcessBackend) -> None:
+    with pytest.raises(QueueFull) as refused:
+        await ids_of(backend, "refused", 2, 1)
+    assert refused.value.retry_after_s == 3.0
+
+
+async def test_a_killed_engine_fails_the_running_requests_and_comes_back(backend: ProcessBackend) -> None:
+    """A request must not wait for ever on an engine that is gone, and the next one must be served."""
+    long = asyncio.create_task(ids_of(backend, "long", 50, 10_000))
+    await asyncio.sleep(0.1)
+    with pytest.raises(EngineDied):
+        await ids_of(backend, "deadly", 0, 1)
+    with pytest.raises(EngineDied):
+        await long
+    with pytest.raises((Starting, EngineDied)):
+        await backend.health()
+    for _ in range(300):
+        try:
+            assert await ids_of(backend, "next", 5, 2) == [6, 7]
+            break
+        except (Starting, EngineDied):
+            await asyncio.sleep(0.05)
+    assert backend.restarts == 1
+
+
+async def test_deltas_before_the_death_are_delivered(backend: ProcessBackend) -> None:
+    received: list[int] = []
+    with pytest.raises(EngineDied):
+        async for delta in backend.generate(Generate("cut", [1], Sampling(max_tokens=10))):
+            received += delta.token_ids
+    assert received == [2]
+
+
+@pytest.mark.parametrize(("order", "words"), [("unable", "no such thing"), ("crash", "exit code 3")])
+async def test_an_engine_that_cannot_start_says_why(order: str, words: str) -> None:
+    backend = ProcessBackend(EngineCommand(order, STAND_IN))
+    with pytest.raises(CannotStart, match=words):
+        await backend.start()
+    await backend.close()
+
+
+async def test_progress_is_passed_on_and_health_tells_it_while_loading() -> None:
+    seen: list[Progress] = []
+    backend = ProcessBackend(EngineCommand("", STAND_IN), seen.append)
+    starting = asyncio.create_task(backend.start())
+    await asyncio.sleep(0)
+    with pytest.raises(Starting):
+        await backend.health()
+    await starting
+    assert [(p.stage, p.fraction) for p in seen] == [("weights", 0.5)]
+    await backend.close()
+
+
+async def test_close_leaves_no_process(backend: ProcessBackend) -> None:
+    await backend.close()
+    process = backend._process
+    assert process is not None and process.returncode is not None
