@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from server.messages import Constraint, MemoryReport
+from server.messages import Constraint, EngineMail, MemoryReport, ToEngine
 from server.model.batch import Batch, Drawn
 
 
@@ -26,6 +26,14 @@ class Matcher(Protocol):
         """Nothing but a stop id can follow."""
         ...
 
+    @property
+    def fault(self) -> str | None:
+        """Why this matcher cannot go on (a limit of the grammar engine was hit), None while it is well.
+
+        Read after `masks` and `forced`: that sequence fails alone, and whatever mask it got is not used.
+        """
+        ...
+
 
 class Grammars(Protocol):
     """Compiles constraints and makes masks."""
@@ -37,7 +45,8 @@ class Grammars(Protocol):
     def masks(self, matchers: Sequence[tuple[Matcher, Sequence[int]] | None], extra: Sequence[int | None]) -> Any:
         """Bit masks for a batch: for row i, from the matcher's place on, one mask before each of the given draft
         ids and one after them; None is a free row. `extra[i]` is one more id that row i allows (a preamble's opening
-        token). The result is opaque here and understood by `Model.finish`; None if no row is constrained.
+        token). Rows here are those with logits, in their order in the batch. The result is opaque here and
+        understood by `Model.finish`; None if no row is constrained.
         """
         ...
 
