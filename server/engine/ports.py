@@ -72,7 +72,7 @@ class Allowance(Protocol):
 
     @property
     def blocks(self) -> int:
-        """KV blocks that may be in use or cached; may be fewer than exist, and fewer than are in use.
+        """KV blocks that may be in use or cached: those with the lowest ids. May be fewer than exist, or than are used.
 
         Cached blocks go first. Where sequences hold more than this, they keep them unless `preempt` is set.
         """
@@ -85,7 +85,7 @@ class Allowance(Protocol):
 
     @property
     def preempt(self) -> bool:
-        """Whether the newest sequences must give their blocks back until no more than `blocks` are held."""
+        """Whether the newest sequences must give their blocks back until none from `blocks` on is held."""
         ...
 
 
@@ -117,4 +117,20 @@ class Pool(Protocol):
 
     def restore(self, num_blocks: int) -> int:
         """Take memory again so that blocks up to this one can be used; returns how many blocks there are now."""
+        ...
+
+
+class Mailbox(Protocol):
+    """The engine's end of the socket."""
+
+    def receive(self, timeout_s: float) -> list[ToEngine]:
+        """Everything that has come, in order; waits at most this long for the first message or a `wake`."""
+        ...
+
+    def send(self, mail: EngineMail) -> None:
+        """One frame; never blocks."""
+        ...
+
+    def wake(self) -> None:
+        """End a waiting `receive` early; may be called from any thread."""
         ...
