@@ -1,0 +1,48 @@
+"""Commands in the documents are run: a fenced block behind `<!-- run -->` must end with exit code 0.
+
+The address `http://127.0.0.1:8000` in them is replaced by that of the test's own server.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.live import ROOT, Live
+
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "demo" / "README.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
+BLOCKS = [
+    pytest.param(language, text, id=f"{path.relative_to(ROOT)}-{number}")
+    for path in DOCUMENTS
+    if path.exists()
+    for number, (language, text) in enumerate(BLOCK.findall(path.read_text(encoding="utf-8")))
+]
+
+
+@pytest.mark.parametrize(("language", "text"), BLOCKS)
+def test_a_block_of_the_documents_runs(language: str, text: str, live: Live, tmp_path: Path) -> None:
+    """A command that a reader pastes and that fails is worse than none."""
+    script = text.replace("http://127.0.0.1:8000", live.url)
+    runners = {"python": [sys.executable, "-c", script], "bash": ["bash", "-ec", script]}
+    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    ended = subprocess.run(
+        runners[language], capture_output=True, text=True, timeout=120, cwd=ROOT, env={"PATH": path, "HOME": str(tmp_path)}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert '"error"' not in ended.stdout
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_readme_shows_both_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first_screen = text.splitlines()[:60]
+    for command in ("make serve", "make test", "docker compose", "curl ", "from openai import OpenAI"):
+        assert any(command in line for line in first_screen), command
