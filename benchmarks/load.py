@@ -1,0 +1,160 @@
+"""Drives any OpenAI-compatible server and measures what a client sees: python -m benchmarks.load URL MODEL [--streams 8].
+
+Closed loop: each of `streams` clients sends its next request when its last one has ended. Tokens are counted by the
+server's own `usage`; times are the client's. Used by `benchmarks.peers` for every server alike.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+
+WORDS = "the server reads one token after another and writes what it has learned about the request it was sent".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One streamed reply as its client saw it. Times in seconds from sending."""
+
+    first_token_s: float
+    total_s: float
+    gaps_s: tuple[float, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    finish: str
+    text: str = field(repr=False, default="")
+
+    @property
+    def decode_per_s(self) -> float:
+        """Tokens after the first by the time they took."""
+        return (self.completion_tokens - 1) / max(self.total_s - self.first_token_s, 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Medians over the exchanges of one workload."""
+
+    requests: int
+    streams: int
+    first_token_s: float
+    gap_p50_ms: float
+    gap_p99_ms: float
+    decode_per_s: float
+    throughput_per_s: float
+    cached_share: float
+
+
+def words(count: int, seed: int) -> str:
+    """Plain text of `count` short words, different for each seed."""
+    return " ".join(WORDS[(seed * 7 + i * (seed % 5 + 1)) % len(WORDS)] for i in range(count))
+
+
+async def exchange(client: httpx.AsyncClient, body: dict[str, Any]) -> Exchange:
+    """Send one chat request with `stream` and read it to the end; raises on any error."""
+    began_s = time.perf_counter()
+    arrivals: list[float] = []
+    usage: dict[str, Any] = {}
+    finish, pieces = "", []
+    asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    async with client.stream("POST", "/v1/chat/completions", json=asked) as reply:
+        if reply.status_code != 200:
+            raise RuntimeError(f"{reply.status_code}: {(await reply.aread()).decode()[:300]}")
+        async for chunk in _chunks(reply):
+            if "error" in chunk:
+                raise RuntimeError(json.dumps(chunk))
+            usage = chunk.get("usage") or usage
+            for choice in chunk.get("choices", []):
+                delta = choice.get("delta") or {}
+                text = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
+                text += "".join(
+                    (call.get("function") or {}).get("arguments") or "" for call in delta.get("tool_calls") or []
+                )
+                if text or delta.get("tool_calls"):
+                    arrivals.append(time.perf_counter() - began_s)
+                    pieces.append(text)
+                finish = choice.get("finish_reason") or finish
+    total_s = time.perf_counter() - began_s
+    details = usage.get("prompt_tokens_details") or {}
+    return Exchange(
+        arrivals[0] if arrivals else total_s,
+        arrivals[-1] if arrivals else total_s,
+        tuple(b - a for a, b in zip(arrivals, arrivals[1:], strict=False)),
+        usage.get("prompt_tokens", 0),
+        usage.get("completion_tokens", 0),
+        details.get("cached_tokens") or 0,
+        finish,
+        "".join(pieces),
+    )
+
+
+async def closed_loop(url: str, bodies: Sequence[dict[str, Any]], streams: int) -> tuple[list[Exchange], float]:
+    """All bodies by `streams` clients; the exchanges and the seconds from the first to the last byte."""
+    waiting = list(reversed(bodies))
+    done: list[Exchange] = []
+
+    async def work(client: httpx.AsyncClient) -> None:
+        while waiting:
+            done.append(await exchange(client, waiting.pop()))
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+        began_s = time.perf_counter()
+        await asyncio.gather(*(work(client) for _ in range(streams)))
+        return done, time.perf_counter() - began_s
+
+
+def summarise(done: Sequence[Exchange], wall_s: float, streams: int) -> Summary:
+    """Medians and totals of one workload."""
+    gaps = sorted(gap for item in done for gap in item.gaps_s) or [0.0]
+    prompt = sum(item.prompt_tokens for item in done) or 1
+    return Summary(
+        requests=len(done),
+        streams=streams,
+        first_token_s=statistics.median(item.first_token_s for item in done),
+        gap_p50_ms=1e3 * gaps[len(gaps) // 2],
+        gap_p99_ms=1e3 * gaps[min(len(gaps) - 1, int(len(gaps) * 0.99))],
+        decode_per_s=statistics.median(item.decode_per_s for item in done),
+        throughput_per_s=sum(item.completion_tokens for item in done) / wall_s,
+        cached_share=sum(item.cached_tokens for item in done) / prompt,
+    )
+
+
+async def _chunks(reply: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    async for line in reply.aiter_lines():
+        if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
+            yield json.loads(data)
+
+
+def main() -> None:
+    """Measure one server with one workload and print the summary as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url", help="for example http://127.0.0.1:8000")
+    parser.add_argument("model")
+    parser.add_argument("--streams", type=int, default=1)
+    parser.add_argument("--requests", type=int, default=3)
+    parser.add_argument("--prompt-words", type=int, default=100)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    options = parser.parse_args()
+    bodies = [
+        {
+            "model": options.model,
+            "messages": [{"role": "user", "content": words(options.prompt_words, seed)}],
+            "max_tokens": options.max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
+        for seed in range(options.requests)
+    ]
+    done, wall_s = asyncio.run(closed_loop(options.url, bodies, options.streams))
+    print(json.dumps(asdict(summarise(done, wall_s, options.streams)), indent=1))
+
+
+if __name__ == "__main__":
+    main()
