@@ -1,4 +1,4 @@
-"""Drives any OpenAI-compatible server and measures what a client sees: python -m benchmarks.load URL MODEL [--streams 8].
+"""Drives any OpenAI-compatible server and measures what a client sees: python -m benchmarks.load URL MODEL.
 
 Closed loop: each of `streams` clients sends its next request when its last one has ended. Tokens are counted by the
 server's own `usage`; times are the client's. Used by `benchmarks.peers` for every server alike.
@@ -6,6 +6,7 @@ server's own `usage`; times are the client's. Used by `benchmarks.peers` for eve
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import httpx
 
-WORDS = "the server reads one token after another and writes what it has learned about the request it was sent".split()
+WORDS = ("the", "server", "reads", "one", "token", "after", "another", "and", "writes", "what", "it", "has", "learned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ async def exchange(client: httpx.AsyncClient, body: dict[str, Any]) -> Exchange:
     return Exchange(
         arrivals[0] if arrivals else total_s,
         arrivals[-1] if arrivals else total_s,
-        tuple(b - a for a, b in zip(arrivals, arrivals[1:], strict=False)),
+        tuple(b - a for a, b in itertools.pairwise(arrivals)),
         usage.get("prompt_tokens", 0),
         usage.get("completion_tokens", 0),
         details.get("cached_tokens") or 0,
