@@ -162,6 +162,7 @@ class DeviceReading(msgspec.Struct, frozen=True):
     throttled: tuple[str, ...] = ()
     healthy: bool = True
     note: str = ""
+    processes: tuple[tuple[int, int], ...] = ()  # process id and its bytes, where the device lists them
 
 
 class MemoryReport(msgspec.Struct, frozen=True):
@@ -177,6 +178,8 @@ class MemoryReport(msgspec.Struct, frozen=True):
     reserved_bytes: int = 0
     ooms: int = 0
     events: tuple[tuple[float, str], ...] = ()
+    room_bytes: int = 0  # what the engine may hold at most
+    allowed_blocks: int = 0  # of the pool, at this level
 
 
 class Pulse(Message, frozen=True, tag="pulse"):
