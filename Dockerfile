@@ -1,0 +1,55 @@
+# toolwire in a container: docker build -t toolwire .
+#
+#   BASE_IMAGE       any Debian-like image with python3 (3.11 to 3.13), its venv module and CA certificates
+#   TORCH_INDEX_URL  pip index that torch is taken from. Empty: pip's default index, whose Linux wheel carries CUDA and
+#                    runs on CPUs as well. The PyTorch project's CPU index makes an image a quarter that size; one of
+#                    its CUDA indices chooses another CUDA. Either way constraints.txt fixes the version.
+#
+# Weights are never baked in: mount them at /models, or let hub ids be fetched into the volume /cache.
+ARG BASE_IMAGE=python:3.12-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+ARG TORCH_INDEX_URL=""
+SHELL ["/bin/sh", "-euc"]
+# pip lives in an environment of its own, so that the one that is shipped holds nothing to install with.
+RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/toolwire
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md ./
+# A pip.conf may be lent to the build (--secret id=pip,src=…); it is in no layer. The dependencies come before the code,
+# in a layer that a change of the code leaves as it is; torch comes first, from the index that was chosen.
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    mkdir server clients && touch server/__init__.py clients/__init__.py; \
+    pip="/pip/bin/pip --python /opt/toolwire/bin/python --no-cache-dir"; \
+    ${pip} install -c constraints.txt ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} torch; \
+    ${pip} install -c constraints.txt .; \
+    ${pip} uninstall --yes toolwire
+COPY server server
+COPY clients clients
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /pip/bin/pip --python /opt/toolwire/bin/python --no-cache-dir install --no-deps .
+
+FROM ${BASE_IMAGE} AS serve
+RUN groupadd --gid 10001 toolwire \
+    && useradd --uid 10001 --gid toolwire --no-create-home --home-dir /cache --shell /usr/sbin/nologin toolwire \
+    && install --directory --owner=toolwire --group=toolwire /models /cache
+COPY --from=build /opt/toolwire /opt/toolwire
+ENV PATH=/opt/toolwire/bin:${PATH} \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/cache/huggingface \
+    XDG_CACHE_HOME=/cache \
+    TOOLWIRE_HOST=0.0.0.0 \
+    TOOLWIRE_PORT=8000 \
+    TOOLWIRE_LOG_FORMAT=json
+VOLUME ["/models", "/cache"]
+WORKDIR /cache
+# By number, so that an orchestrator can see that it is not root.
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['TOOLWIRE_PORT']}/health\", timeout=4)"]
+# In exec form the server itself is process 1 and gets SIGTERM: it drains, then ends.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["toolwire"]
+CMD ["serve"]
