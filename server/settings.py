@@ -50,6 +50,10 @@ class EngineSettings:
     quantize: Literal["none", "int8"] = option("none", "Weight-only quantization while loading.")
     memory_fraction: float = option(0.9, "Share of the device's memory that weights, activations and KV may take.")
     kv_cache_tokens: int = option(0, "Size of the KV cache in tokens; 0 takes what memory-fraction leaves.")
+    memory_probe: Literal["auto", "nvml", "host"] = option(
+        "auto",
+        "Whose memory the guard watches: auto is the device's own; nvml the first visible GPU's, host main memory.",
+    )
     block_size: int = option(16, "Tokens a KV block.")
     max_batch_tokens: int = option(2048, "Tokens computed in one step, over all sequences.")
     max_running: int = option(256, "Sequences that run at once.")

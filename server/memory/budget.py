@@ -1,0 +1,228 @@
+"""Pure arithmetic: what weights, activations and KV take, how many blocks fit, and what would make a model fit.
+
+    room     = min(memory_fraction x total, free + own - headroom)        what this process may hold at most
+    fixed    = overhead + weights + activations                           what it holds before the first token
+    KV pool  = room - fixed - recurrent slots                             cut into blocks
+
+`own` is what this process holds already, so `free + own` does not change when it takes or gives back memory:
+only other processes move it.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from server.memory.headers import Tensor, weight_bytes
+from server.memory.shape import DTYPE_BYTES, Shape
+from server.messages import DeviceReading
+from server.settings import EngineSettings
+
+MIB, GIB = 1 << 20, 1 << 30
+HEADROOM_SHARE = 0.02  # of the device, left to the others; under this they would fail before we could see them
+LEAST_HEADROOM = 32 * MIB
+SHORTEST_CONTEXT = 2048  # tokens; where no context was asked for, a model with less than this is not worth starting
+MOST_HOST_TOKENS = 1 << 20  # a CPU fills no more; each block also costs the block book some bytes
+HOST_KV_SHARE = 0.5  # of what a host has left; the rest stays for the page cache and the user's other programs
+SAMPLING_BYTES = 26  # an entry of a logits row: float32 copy, sorted values and places, probabilities, their sums
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is to run. `max_model_len` and `kv_cache_tokens` are 0 where none was asked for."""
+
+    dtype: str
+    quantize: str = "none"
+    max_model_len: int = 0
+    kv_cache_tokens: int = 0
+    block_size: int = 16
+    max_batch_tokens: int = 2048
+    max_running: int = 256
+    draft_tokens: int = 0
+    prefix_cache: bool = True
+    memory_fraction: float = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A device's memory as the plan sees it, in bytes; `own` is held by this process already."""
+
+    total: int
+    free: int
+    own: int = 0
+    is_host: bool = False  # main memory, which the KV cache shares with everything else
+
+    def usable(self, fraction: float) -> int:
+        """Bytes that this process may hold at most."""
+        return max(0, min(int(fraction * self.total), self.free + self.own - headroom(self.total)))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where the memory goes. Sizes in bytes; `missing` above 0 means that it does not fit."""
+
+    demand: Demand
+    room: Room
+    weights: int
+    activations: int
+    overhead: int
+    token_bytes: int  # KV of one token
+    state_bytes: int  # recurrent state of one sequence
+    num_slots: int
+    num_blocks: int
+    max_model_len: int
+    least_tokens: int  # KV that must fit
+    left: int  # for KV and recurrent state
+    missing: int
+
+    @property
+    def block_bytes(self) -> int:
+        """KV of one block."""
+        return self.token_bytes * self.demand.block_size
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model can be started as demanded."""
+        return self.missing == 0
+
+
+def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape) -> Demand:
+    """The settings' part that decides memory; dtype "auto" is the checkpoint's own."""
+    return Demand(
+        dtype=shape.dtype if engine.dtype == "auto" else engine.dtype,
+        quantize=engine.quantize,
+        max_model_len=max_model_len,
+        kv_cache_tokens=engine.kv_cache_tokens,
+        block_size=engine.block_size,
+        max_batch_tokens=engine.max_batch_tokens,
+        max_running=engine.max_running,
+        draft_tokens=engine.draft_tokens,
+        prefix_cache=engine.prefix_cache,
+        memory_fraction=engine.memory_fraction,
+    )
+
+
+def room_of(reading: DeviceReading) -> Room:
+    """A reading as the plan's room."""
+    return Room(reading.total, reading.free, reading.own or 0, reading.source in ("host", "cgroup"))
+
+
+def headroom(total: int) -> int:
+    """Bytes left free for other processes on a device of this size."""
+    return max(LEAST_HEADROOM, int(HEADROOM_SHARE * total))
+
+
+def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, room: Room, overhead: int = 0) -> Plan:
+    """The plan before loading; `overhead` is what the runtime takes before the weights (a CUDA context)."""
+    weights = weight_bytes(tensors, dtype=demand.dtype, quantize=demand.quantize, tied=shape.tied)
+    return divide(shape, demand, room, weights, activation_bytes(shape, demand), max(overhead, room.own))
+
+
+def divide(shape: Shape, demand: Demand, room: Room, weights: int, activations: int, overhead: int) -> Plan:
+    """Cut what is left of the room into recurrent slots and KV blocks; sizes estimated or measured."""
+    element = DTYPE_BYTES[demand.dtype]
+    token_bytes, state_bytes = shape.kv_token_bytes(element), shape.state_bytes(element)
+    block_bytes = token_bytes * demand.block_size
+    usable = room.usable(demand.memory_fraction)
+    fixed = overhead + weights + activations
+    left = max(0, usable - fixed)
+    num_slots = _slots(state_bytes, left, demand)
+    blocks_that_fit = (left - num_slots * state_bytes) // block_bytes
+    least = max(demand.max_model_len, demand.kv_cache_tokens) or min(shape.max_positions, SHORTEST_CONTEXT)
+    missing = max(0, fixed + state_bytes + math.ceil(least / demand.block_size) * block_bytes - usable)
+    if missing == 0:
+        # One sequence of the wanted length comes before many short ones: recurrent slots give way to it.
+        spare = left - math.ceil(least / demand.block_size) * block_bytes
+        num_slots = min(num_slots, spare // state_bytes) if state_bytes else 0
+        blocks_that_fit = (left - num_slots * state_bytes) // block_bytes
+    num_blocks = min(blocks_that_fit, _useful_blocks(shape, demand, room, left, token_bytes))
+    return Plan(
+        demand=demand,
+        room=room,
+        weights=weights,
+        activations=activations,
+        overhead=overhead,
+        token_bytes=token_bytes,
+        state_bytes=state_bytes,
+        num_slots=num_slots,
+        num_blocks=max(0, num_blocks),
+        max_model_len=demand.max_model_len or min(shape.max_positions, max(0, num_blocks) * demand.block_size),
+        least_tokens=least,
+        left=left,
+        missing=missing,
+    )
+
+
+def activation_bytes(shape: Shape, demand: Demand) -> int:
+    """Estimate of the largest sum of temporary tensors in one step: the widest layer, or logits and sampling.
+
+    An estimate for refusing early and for devices that are not there; a started engine measures.
+    """
+    element, tokens = DTYPE_BYTES[demand.dtype], demand.max_batch_tokens
+    rows = min(tokens, demand.max_running * (1 + demand.draft_tokens))
+    stream = 2 * shape.hidden_size * element + 2 * shape.hidden_size * 4  # residual, normed, and the norm's float32
+    widest = max(_attention_width(shape), _mlp_width(shape)) * element
+    layer = tokens * (stream + max(widest, _linear_bytes(shape, element), _expert_bytes(shape, element)))
+    return max(layer, tokens * shape.hidden_size * element + sampling_bytes(shape.vocab_size, rows, element))
+
+
+def sampling_bytes(vocab_size: int, rows: int, element: int, num_logprobs: int | None = None) -> int:
+    """Peak of turning `rows` of logits into ids: the logits as computed and the sampler's float32 tensors."""
+    entry = element + SAMPLING_BYTES + (4 if num_logprobs is not None else 0)
+    return rows * vocab_size * entry
+
+
+def request_blocks(demand: Demand, prompt_tokens: int, max_tokens: int) -> int:
+    """Blocks that one sequence holds at the end of its longest reply; the last id written needs no KV."""
+    return math.ceil(max(1, prompt_tokens + max_tokens - 1) / demand.block_size)
+
+
+def request_bytes(found: Plan, vocab_size: int, prompt_tokens: int, max_tokens: int, num_logprobs: int | None) -> int:
+    """The most one sequence can take: its blocks, its recurrent state and its row of logits while it is drawn."""
+    blocks = request_blocks(found.demand, prompt_tokens, max_tokens)
+    row = sampling_bytes(vocab_size, 1 + found.demand.draft_tokens, DTYPE_BYTES[found.demand.dtype], num_logprobs)
+    return blocks * found.block_bytes + found.state_bytes + row
+
+
+def _slots(state_bytes: int, left: int, demand: Demand) -> int:
+    """Recurrent states: one a running sequence and as many snapshots for the prefix cache, in half of what is left."""
+    if not state_bytes:
+        return 0
+    wanted = demand.max_running * (2 if demand.prefix_cache else 1)
+    return max(1, min(wanted, left // 2 // state_bytes))
+
+
+def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, token_bytes: int) -> int:
+    """More blocks than this are not made: full-length sequences on every place; on a host also its own limits."""
+    if demand.kv_cache_tokens:
+        return math.ceil(demand.kv_cache_tokens / demand.block_size)
+    longest = demand.max_model_len or shape.max_positions
+    tokens = demand.max_running * longest
+    if room.is_host:
+        tokens = min(tokens, max(longest, MOST_HOST_TOKENS), int(HOST_KV_SHARE * left) // token_bytes)
+    return math.ceil(max(tokens, demand.max_model_len) / demand.block_size)
+
+
+def _attention_width(shape: Shape) -> int:
+    """Elements a token: queries, keys and values, the rotated ones beside them, and the output."""
+    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    return 3 * queries + 3 * keys
+
+
+def _mlp_width(shape: Shape) -> int:
+    """Elements a token: gate, up and their product."""
+    return 3 * shape.intermediate_size + shape.hidden_size
+
+
+def _expert_bytes(shape: Shape, element: int) -> int:
+    """Bytes a token: router scores in float32, and a copy of the token for each expert it visits."""
+    visits = shape.experts_per_token * (2 * shape.hidden_size + 3 * shape.expert_size)
+    return shape.num_experts * (4 + element) + visits * element
+
+
+def _linear_bytes(shape: Shape, element: int) -> int:
+    """Bytes a token: projections and convolution, then queries, keys, values and decays of every head in float32."""
+    if not shape.linear_layers:
+        return 0
+    values = shape.linear_value_heads * shape.linear_value_dim
+    keys = shape.linear_value_heads * shape.linear_key_dim  # repeated up to the value heads
+    return (2 * shape.conv_channels + values) * element + (4 * keys + 3 * values) * 4

@@ -1,0 +1,45 @@
+"""Reads the probe beside the steps: a slow driver call never delays a token."""
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from server.messages import DeviceReading
+
+INTERVAL_S = 0.1
+
+
+class Probe(Protocol):
+    """What devices say. `read` blocks as long as the driver does and raises nothing that a device can cause."""
+
+    def read(self) -> tuple[DeviceReading, ...]:
+        """The device that the model runs on, then the other visible ones."""
+        ...
+
+
+class Watcher:
+    """A thread that keeps the newest readings; the first are there when it is made."""
+
+    def __init__(self, probe: Probe, interval_s: float = INTERVAL_S) -> None:
+        self._probe = probe
+        self._interval_s = interval_s
+        self._over = threading.Event()
+        self._latest = probe.read()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+        self._thread.start()
+
+    def latest(self) -> tuple[DeviceReading, ...]:
+        """The newest readings; a new tuple after each look at the device."""
+        return self._latest
+
+    def close(self) -> None:
+        """Stop looking; waits for a call that is under way, a little."""
+        self._over.set()
+        self._thread.join(timeout=2.0)
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._interval_s):
+            self._latest = self._probe.read()
+
+
+Latest = Callable[[], tuple[DeviceReading, ...]]

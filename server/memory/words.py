@@ -1,0 +1,126 @@
+"""A plan in words: its table, and what would make a model fit."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from server.errors import CannotStart
+from server.memory.budget import GIB, MIB, Demand, Plan, plan
+from server.memory.headers import Tensor
+from server.memory.shape import Shape
+
+SHORTEST_OFFER = 256  # tokens; a shorter context is not offered
+SMALL_BATCH, FEW_RUNNING, LARGE_FRACTION = 512, 16, 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    label: str
+    amount: str
+    note: str = ""
+
+
+def rows(found: Plan) -> tuple[Row, ...]:
+    """The table of a plan, top down: the room, what takes of it, what is left and what that holds."""
+    demand, room = found.demand, found.room
+    usable = room.usable(demand.memory_fraction)
+    lines = [
+        Row("device", size(room.total), f"{size(room.free)} free"),
+        Row("room", size(usable), f"memory fraction {demand.memory_fraction:g}, less what others hold"),
+        Row(
+            "weights", size(found.weights), demand.dtype + ("" if demand.quantize == "none" else f", {demand.quantize}")
+        ),
+        Row(
+            "activations",
+            size(found.activations),
+            f"{demand.max_batch_tokens} tokens, {demand.max_running} rows of logits",
+        ),
+        Row("runtime", size(found.overhead), "held before the weights"),
+        Row(
+            "KV per 1k tokens",
+            size(1024 * found.token_bytes),
+            f"{size(found.block_bytes)} a block of {demand.block_size}",
+        ),
+    ]
+    if found.state_bytes:
+        lines.append(Row("state per sequence", size(found.state_bytes), f"{found.num_slots} of them"))
+    if found.fits:
+        lines.append(Row("free for KV", size(found.left), f"{found.num_blocks * demand.block_size} tokens kept"))
+        lines.append(Row("longest sequence", f"{found.max_model_len} tokens"))
+    else:
+        lines.append(Row("missing", size(found.missing), f"for {found.least_tokens} tokens of context"))
+    return tuple(lines)
+
+
+def as_text(lines: tuple[Row, ...]) -> str:
+    """The table for a log or an error: one row a line, columns aligned."""
+    label = max(len(line.label) for line in lines)
+    amount = max(len(line.amount) for line in lines)
+    return "\n".join(f"  {line.label:<{label}}  {line.amount:>{amount}}  {line.note}".rstrip() for line in lines)
+
+
+def refuse(shape: Shape, tensors: tuple[Tensor, ...], found: Plan) -> CannotStart:
+    """The error for a plan that does not fit: the table, and what would make it fit."""
+    offers = remedies(shape, tensors, found)
+    advice = "\n".join(f"  {offer}" for offer in offers)
+    ending = f"what would make it fit:\n{advice}" if offers else "no option makes it fit; take a larger device"
+    return CannotStart(f"the model does not fit, {size(found.missing)} are missing:\n{as_text(rows(found))}\n{ending}")
+
+
+def remedies(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan) -> tuple[str, ...]:
+    """Options under which the refused plan fits, with their numbers: one change each, or else all together."""
+    demand = refused.demand
+    smaller = dataclasses.replace(
+        demand,
+        max_batch_tokens=min(SMALL_BATCH, demand.max_batch_tokens),
+        max_running=min(FEW_RUNNING, demand.max_running),
+    )
+    small_flags = f"--max-batch-tokens {smaller.max_batch_tokens} --max-running {smaller.max_running}"
+    fraction = max(LARGE_FRACTION, demand.memory_fraction)
+    single = [
+        ("", demand),
+        ("--dtype bfloat16", dataclasses.replace(demand, dtype="bfloat16")),
+        ("--quantize int8", dataclasses.replace(demand, quantize="int8")),
+        (small_flags, smaller),
+        (f"--memory-fraction {fraction:g}", dataclasses.replace(demand, memory_fraction=fraction)),
+    ]
+    together = dataclasses.replace(smaller, dtype="bfloat16", quantize="int8")
+    if demand.dtype != "float32":
+        del single[1]
+        together = dataclasses.replace(together, dtype=demand.dtype)
+    changed = [(flags, change) for flags, change in single if not flags or change != demand]
+    offers = [offer for flags, change in changed if (offer := _offer(shape, tensors, refused, flags, change))]
+    if offers:
+        return tuple(offers)
+    flags = f"--dtype {together.dtype} --quantize int8 {small_flags}"
+    last = _offer(shape, tensors, refused, flags, together)
+    return (last,) if last else ()
+
+
+def size(num_bytes: int) -> str:
+    """A size for people: GiB, MiB or KiB, with the digits that matter."""
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:.2f} GiB"
+    return f"{num_bytes / MIB:.1f} MiB" if num_bytes >= MIB else f"{num_bytes / 1024:.1f} KiB"
+
+
+def _offer(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan, flags: str, change: Demand) -> str | None:
+    """The change in words if the model fits then, with a shorter context where that is needed; None if not."""
+    found = plan(shape, tensors, change, refused.room, refused.overhead)
+    if not found.fits:
+        context = max(0, found.left - found.state_bytes) // found.block_bytes * change.block_size
+        if context < SHORTEST_OFFER:
+            return None
+        option = "--kv-cache-tokens" if change.kv_cache_tokens > change.max_model_len else "--max-model-len"
+        flags = f"{flags} {option} {context}".strip()
+        shorter = dataclasses.replace(
+            change,
+            max_model_len=min(context, change.max_model_len or context),
+            kv_cache_tokens=min(context, change.kv_cache_tokens),
+        )
+        found = plan(shape, tensors, shorter, refused.room, refused.overhead)
+    return (
+        f"{flags}: weights {size(found.weights)}, activations {size(found.activations)}, "
+        f"KV for {found.num_blocks * change.block_size} tokens"
+    )
