@@ -29,7 +29,12 @@ def test_a_block_of_the_documents_runs(language: str, text: str, live: Live, tmp
     runners = {"python": [sys.executable, "-c", script], "bash": ["bash", "-ec", script]}
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     ended = subprocess.run(
-        runners[language], capture_output=True, text=True, timeout=120, cwd=ROOT, env={"PATH": path, "HOME": str(tmp_path)}
+        runners[language],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env={"PATH": path, "HOME": str(tmp_path)},
     )
     assert ended.returncode == 0, ended.stderr
     assert '"error"' not in ended.stdout

@@ -56,7 +56,7 @@ def test_the_printed_curl_can_be_pasted_and_calls_a_tool(live: Live) -> None:
     "choice", ["auto", "required", {"type": "function", "function": {"name": "get_weather"}}], ids=str
 )
 def test_the_sdk_gets_a_tool_call_whole_and_streamed_alike(live: Live, choice: object) -> None:
-    asked = dict(model="toolwire-demo", messages=QUESTION, tools=[WEATHER], tool_choice=choice, temperature=0)
+    asked = {"model": "toolwire-demo", "messages": QUESTION, "tools": [WEATHER], "tool_choice": choice, "temperature": 0}
     whole = live.client().chat.completions.create(**asked).choices[0]  # type: ignore[call-overload]
     assert whole.finish_reason == "tool_calls"
     call = whole.message.tool_calls[0].function
@@ -102,7 +102,9 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path) -> 
     config.update(hidden_size=65536, intermediate_size=262144, num_hidden_layers=200)
     (tmp_path / "config.json").write_text(json.dumps(config))
     size = 1 << 40
-    header = json.dumps({"model.embed_tokens.weight": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}})
+    header = json.dumps(
+        {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}
+    )
     with (tmp_path / "model.safetensors").open("wb") as file_out:
         file_out.write(len(header).to_bytes(8, "little") + header.encode())
         file_out.truncate(8 + len(header) + size)
@@ -141,7 +143,7 @@ def test_a_killed_engine_is_told_to_running_requests_and_restarted() -> None:
         begun = threading.Event()
 
         def read() -> None:
-            asked = dict(model="toolwire-demo", messages=[{"role": "user", "content": "Hello!"}], stream=True)
+            asked = {"model": "toolwire-demo", "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
             try:
                 extra = {"ignore_eos": True}
                 for _ in server.client().chat.completions.create(**asked, max_tokens=4000, extra_body=extra):  # type: ignore[call-overload]

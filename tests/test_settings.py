@@ -27,14 +27,17 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_the_command_line_wins_over_environment_over_file() -> None:
-    resolved = resolve({"port": "3", "host": None}, {"TOOLWIRE_PORT": "2", "TOOLWIRE_HOST": "b"}, {"port": 1, "host": "a"})
+    resolved = resolve(
+        {"port": "3", "host": None}, {"TOOLWIRE_PORT": "2", "TOOLWIRE_HOST": "b"}, {"port": 1, "host": "a"}
+    )
     assert (resolved.settings.api.port, resolved.origins["port"]) == (3, "command line")
     assert (resolved.settings.api.host, resolved.origins["host"]) == ("b", "environment")
     assert resolved.origins["max_model_len"] == "default"
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("port", "eighty"), ("port", "70000"), ("device", "tpu"), ("strict", "maybe"), ("threads", "-1")]
+    ("name", "value"),
+    [("port", "eighty"), ("port", "70000"), ("device", "tpu"), ("strict", "maybe"), ("threads", "-1")],
 )
 def test_a_wrong_value_names_the_option_and_where_it_came_from(name: str, value: str) -> None:
     with pytest.raises(CannotStart, match=name):
