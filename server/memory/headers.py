@@ -60,10 +60,11 @@ def weight_bytes(tensors: Iterable[Tensor], *, dtype: str, quantize: str, tied: 
 
 
 def is_packable(tensor: Tensor) -> bool:
-    """Whether int8 is for this tensor: a projection of a layer, or a stack of experts; no embedding, norm or gate."""
-    inside = ".layers." in f".{tensor.name}" and tensor.dtype in CAST
-    small = ("norm" in tensor.name, "conv1d" in tensor.name, tensor.name.endswith((".bias", "mlp.gate.weight")))
-    return inside and len(tensor.shape) >= 2 and not any(small)
+    """Whether int8 is for this tensor: a projection of a layer. Experts are stacked when loaded and stay as they are,
+    and so do embeddings, the output matrix, norms, convolutions and routers."""
+    inside = ".layers." in f".{tensor.name}" and ".experts." not in tensor.name and tensor.dtype in CAST
+    other = "norm" in tensor.name or "conv1d" in tensor.name or tensor.name.endswith("mlp.gate.weight")
+    return inside and len(tensor.shape) == 2 and not other
 
 
 def _loaded_bytes(tensor: Tensor, dtype: str, quantize: str) -> int:

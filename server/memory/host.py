@@ -7,6 +7,7 @@ read. Version 2 keeps `memory.max`, `memory.current` and `memory.stat`; version 
 `memory.usage_in_bytes` and `memory.stat`. See the kernel's cgroup-v2 and cgroup-v1/memory documents.
 """
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,3 +123,10 @@ def _reclaimable(path: Path) -> int:
         return 0
     figures = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
     return figures.get("total_inactive_file", figures.get("inactive_file", 0))
+
+
+def trim_heap() -> None:
+    """Give the heap's free pages back to the system, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,86 @@
+"""From settings to a plan with measured sizes: what the engine's composition root calls, in this order.
+
+probe = open_probe(...)                       what the device says
+estimate = refuse_early(..., reading)         CannotStart before a byte of weights is read
+plan = settle(estimate, reading, ...)         after loading and the profile run; logs estimate against measurement
+guard = Guard.for_engine(plan, doors)
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from server.errors import CannotStart
+from server.memory.budget import Plan, demand_of, divide, plan, room_of
+from server.memory.headers import Tensor, read_headers
+from server.memory.host import HostProbe
+from server.memory.probe import GpuProbe, Wanted
+from server.memory.shape import Shape, read_config, read_shape
+from server.memory.watcher import Probe
+from server.memory.words import as_text, refuse, rows, size
+from server.messages import DeviceReading
+from server.settings import EngineSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What loading and a profile run showed, in bytes."""
+
+    weights: int
+    activations: int  # peak of the largest step above what is held at rest
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The plan before loading, and what it was made from."""
+
+    shape: Shape
+    tensors: tuple[Tensor, ...]
+    plan: Plan
+
+
+def open_probe(device: str, choice: Literal["auto", "nvml", "host"], wanted: Wanted) -> Probe:
+    """The probe for a model on `device` ("cpu" or "cuda"); `choice` overrules it, for a budget tied to another device.
+
+    Raises CannotStart where NVML is asked for by name, gives nothing and torch has no figures either.
+    """
+    if choice == "host" or (choice == "auto" and device == "cpu"):
+        return HostProbe()
+    probe = GpuProbe(wanted)
+    if not probe.read():
+        raise CannotStart("--memory-probe nvml, but NVML shows no device; the warning above says why")
+    return probe
+
+
+def refuse_early(checkpoint: Path, max_model_len: int, engine: EngineSettings, reading: DeviceReading) -> Estimate:
+    """Headers and configuration alone say whether it fits; raises CannotStart with the table if it does not."""
+    shape, tensors = read_shape(read_config(checkpoint)), read_headers(checkpoint)
+    found = plan(shape, tensors, demand_of(engine, max_model_len, shape), room_of(reading))
+    if not found.fits:
+        raise refuse(shape, tensors, found)
+    return Estimate(shape, tensors, found)
+
+
+def settle(estimate: Estimate, reading: DeviceReading, measured: Measured) -> Plan:
+    """The plan with measured sizes, read while the weights are in and the KV pool is not made yet.
+
+    Raises CannotStart if the measurement leaves too little where the estimate did not.
+    """
+    expected = estimate.plan
+    _compare("weights", expected.weights, measured.weights)
+    _compare("activations", expected.activations, measured.activations)
+    room = room_of(reading)
+    overhead = max(0, room.own - measured.weights)
+    found = divide(estimate.shape, expected.demand, room, measured.weights, measured.activations, overhead)
+    if not found.fits:
+        raise refuse(estimate.shape, estimate.tensors, found)
+    log.info("memory:\n%s", as_text(rows(found)))
+    return found
+
+
+def _compare(what: str, expected: int, measured: int) -> None:
+    share = (measured - expected) / max(expected, 1)
+    log.info("%s: %s estimated, %s measured (%+.1f %%)", what, size(expected), size(measured), 100 * share)
