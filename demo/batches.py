@@ -1,0 +1,112 @@
+"""An endless, seeded stream of training batches: a curriculum of copying drills, then conversations."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from demo.dialogues import Author, Stage, read_smalltalk
+from demo.everyday import known_words, read_everyday
+from demo.render import PROMPT_WEIGHT, Example, encode_all
+from demo.words import World
+
+# Of the prompt's tokens every fifth is learnt from, five times as heavily: the same gradient for a fifth of the work.
+PROMPT_STRIDE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """ids: [rows, tokens] padded with 0; places: flat positions whose successor is learnt; targets, weights: per place."""
+
+    ids: Tensor
+    places: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+DRILLS_ONLY, SHORT, MIXED, FULL = 0.02, 0.10, 0.35, 1.0
+
+
+def stage_at(progress: float) -> Stage:
+    """How hard the conversations are when this share of the run is over."""
+    if progress < SHORT:
+        return Stage(tool_counts=(1, 1, 1, 2), everyday_share=0.3)
+    if progress < MIXED:
+        return Stage(tool_counts=(1, 1, 2, 2, 3, 4))
+    return Stage()
+
+
+def drill(rng: random.Random, vocab_size: int) -> Example:
+    """Random tokens to be repeated, or a list of pairs to be looked up: teaches looking back before anything else."""
+    draw = [rng.randrange(9, vocab_size) for _ in range(rng.randint(8, 40))]
+    if rng.random() < 0.5:
+        ids = draw + [7] + draw
+        weights = [0.0] * (len(draw) + 1) + [1.0] * len(draw)
+        return Example(np.array(ids, dtype=np.int16), np.array(weights, dtype=np.float32))
+    pairs = [(draw[i], draw[i : i + rng.randint(2, 4)]) for i in range(0, len(draw) - 4, 4)]
+    ids = [token for _, pair in pairs for token in [*pair, 8]] + [7]
+    weights = [0.0] * len(ids)
+    for key, pair in rng.sample(pairs, len(pairs)):
+        ids += [*pair, 8]
+        weights += [0.0] + [1.0] * len(pair)
+    return Example(np.array(ids, dtype=np.int16), np.array(weights, dtype=np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """Makes the batches of one worker; pool number n of one seed is always the same."""
+
+    tokenizer: Tokenizer
+    seed: int
+    worker: int
+    tokens_per_batch: int
+    vocab_size: int
+
+    def pool(self, number: int, progress: float, size: int = 384) -> list[TrainingBatch]:
+        """Some batches in random order, each of conversations of about one length."""
+        rng = random.Random(f"{self.seed}/{self.worker}/{number}")
+        drills = 1.0 if progress < DRILLS_ONLY else 0.3 if progress < SHORT else 0.03
+        if progress > 0.5:
+            drills = 0.0
+        num_drills = int(size * drills)
+        author = Author(World("train", rng, known_words()), read_everyday(), read_smalltalk(), stage_at(progress))
+        examples = encode_all(self.tokenizer, [author.write() for _ in range(size - num_drills)])
+        examples += [drill(rng, self.vocab_size) for _ in range(num_drills * (3 if drills == 1.0 else 1))]
+        limit = 400 if progress < SHORT else 700 if progress < 0.6 else 1500
+        examples = sorted((e for e in examples if len(e.ids) <= limit), key=lambda e: len(e.ids))
+        batches = [pad(group, rng) for group in self._groups(examples)]
+        rng.shuffle(batches)
+        return batches
+
+    def _groups(self, examples: list[Example]) -> Iterator[list[Example]]:
+        """Neighbours in length, as many as fill a batch; a last, smaller group is left out."""
+        group: list[Example] = []
+        for example in examples:
+            if (len(group) + 1) * len(example.ids) > self.tokens_per_batch and group:
+                yield group
+                group = []
+            group.append(example)
+
+
+def pad(examples: list[Example], rng: random.Random) -> TrainingBatch:
+    longest = max(len(example.ids) for example in examples)
+    ids = np.zeros((len(examples), longest), dtype=np.int64)
+    weights = np.zeros((len(examples), longest), dtype=np.float32)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = example.ids
+        weights[row, : len(example.ids)] = example.weights
+    faint = weights == np.float32(PROMPT_WEIGHT)
+    chosen = np.arange(longest)[None, :] % PROMPT_STRIDE == rng.randrange(PROMPT_STRIDE)
+    weights = np.where(faint, np.where(chosen, np.float32(PROMPT_WEIGHT * PROMPT_STRIDE), np.float32(0)), weights)
+    weights[:, 0] = 0
+    rows, columns = np.nonzero(weights)
+    return TrainingBatch(
+        ids=torch.from_numpy(ids),
+        places=torch.from_numpy(rows * longest + columns - 1),
+        targets=torch.from_numpy(ids[rows, columns]),
+        weights=torch.from_numpy(weights[rows, columns]),
+    )

@@ -1,0 +1,270 @@
+"""Whole conversations: tools, questions, calls, results and answers, each turn known to be right."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demo import values
+from demo.everyday import Everyday
+from demo.invent import invent_tool, noun_phrase
+from demo.requests import (
+    Call, Request, ask_incomplete, ask_once, ask_same_twice, ask_two_tools, missing_question, reply_with,
+)  # fmt: skip
+from demo.tools import Tool, join_words, spell
+from demo.words import World
+
+NONE_FITS = "Sorry, none of my tools can do that."
+NO_TOOLS = "Sorry, I have no tool for that."
+SYSTEM_TEXTS = (
+    "You are a helpful assistant.", "You are a helpful assistant.", "You are a friendly assistant.", "Be brief.",
+    "You help users with their tasks.", "You are an assistant with access to tools.", "Answer politely.",
+    "You are a bot that calls functions.", "Use the tools when needed.", "You are Qwen, created by Alibaba Cloud. "
+    "You are a helpful assistant.", "You are a support agent of a shop.", "Keep your answers short and precise.",
+    "You are a helpful assistant. Use the supplied tools to assist the user.", "Today is Monday.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message.  An assistant's turn is what the model has to write; a tool's is one result."""
+
+    role: str
+    content: str = ""
+    calls: tuple[Call, ...] = ()
+    thought: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A conversation whose assistant turns are all right."""
+
+    scenario: str
+    tools: tuple[Tool, ...]
+    turns: tuple[Turn, ...]
+    system: str = ""
+    thinking: bool = False
+    num_learnt_from: int = 0  # turns before this one are history only
+    keeps_thoughts: bool = False  # whether history shows the thoughts of the running tool loop
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How hard the conversations are."""
+
+    tool_counts: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 4, 5, 6, 8)
+    everyday_share: float = 0.4
+    weights: tuple[tuple[str, int], ...] = (
+        ("one", 40), ("same_twice", 9), ("two_tools", 7), ("missing", 9), ("none_fits", 11), ("chat", 6), ("several", 18)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Writes conversations in one half of the world."""
+
+    world: World
+    everyday: tuple[Everyday, ...]
+    smalltalk: tuple[tuple[str, tuple[str, ...]], ...]
+    stage: Stage = Stage()
+
+    def write(self) -> Dialogue:
+        """One conversation of a random scenario."""
+        rng = self.world.rng
+        names = [name for name, _ in self.stage.weights]
+        scenario = rng.choices(names, [weight for _, weight in self.stage.weights])[0]
+        return self.write_scenario(scenario)
+
+    def write_scenario(self, scenario: str) -> Dialogue:
+        rng = self.world.rng
+        system = rng.choice(SYSTEM_TEXTS) if rng.random() < 0.45 else ""
+        thinking = rng.random() < 0.45
+        tools = self.draw_tools(rng.choice(self.stage.tool_counts), ready=scenario == "same_twice")
+        if scenario == "chat" and rng.random() < 0.4 or scenario == "none_fits" and rng.random() < 0.12:
+            tools = ()
+        if scenario == "several":
+            return self._several(tools, system, thinking)
+        turns = self.exchange(scenario, tools)
+        # Clients mostly send no thoughts back, so an answer to a result is learnt with such a history half the time.
+        first_learnt = last_reply(turns) if rng.random() < 0.5 else 0
+        return Dialogue(scenario, tools, turns, system, thinking, first_learnt, rng.random() < 0.5)
+
+    def _several(self, tools: tuple[Tool, ...], system: str, thinking: bool) -> Dialogue:
+        """Two to four questions about the same tools."""
+        rng = self.world.rng
+        turns: tuple[Turn, ...] = ()
+        for _ in range(rng.choice((2, 2, 3, 3, 4))):
+            kinds = ("one", "one", "one", "same_twice", "two_tools", "missing", "none_fits", "chat")
+            turns += self.exchange(rng.choice(kinds), tools)
+        # Mostly every question is learnt from, with the thoughts left empty: much practice per tool list.  Otherwise
+        # the history is as the template shows it, and the last reply alone is learnt from.
+        learn_all = rng.random() < 0.65
+        first_learnt = 0 if learn_all else last_reply(turns)
+        return Dialogue("several", tools, turns, system, thinking and not learn_all, first_learnt, rng.random() < 0.5)
+
+    def draw_tools(self, count: int, ready: bool = False) -> tuple[Tool, ...]:
+        """Tools with different names; `ready` asks for one at least that can be called twice in a sentence."""
+        rng = self.world.rng
+        tools: dict[str, Tool] = {}
+        siblings = noun_phrase(self.world) if rng.random() < 0.25 else None
+        while len(tools) < count:
+            if self.everyday and rng.random() < self.stage.everyday_share:
+                tool = rng.choice(self.everyday).draw(self.world)
+            else:
+                tool = invent_tool(self.world, siblings if rng.random() < 0.5 else None)
+            if all(other.asks[0] != tool.asks[0] for other in tools.values()):
+                tools.setdefault(tool.name, tool)
+        return tuple(tools.values())
+
+    def exchange(self, scenario: str, tools: tuple[Tool, ...]) -> tuple[Turn, ...]:
+        """One question and all that follows from it."""
+        rng = self.world.rng
+        if scenario == "chat":
+            answer, questions = rng.choice(self.smalltalk)
+            return (Turn("user", rng.choice(questions)), Turn("assistant", answer, thought="No tool is needed."))
+        if scenario == "none_fits" or not tools:
+            other = self.unrelated(tools)
+            text = ask_once(self.world, other).text
+            reply = Turn("assistant", NONE_FITS if tools else NO_TOOLS, thought="No tool fits.")
+            return (Turn("user", text), reply)
+        tool = rng.choice(tools)
+        if scenario == "missing":
+            incomplete = ask_incomplete(self.world, tool)
+            if incomplete is not None:
+                return self._with_question(tool, incomplete)
+        if scenario == "same_twice":
+            for candidate in rng.sample(tools, len(tools)):
+                doubled = ask_same_twice(self.world, candidate)
+                if doubled is not None:
+                    return self._carry_out(doubled, tools)
+        if scenario in ("two_tools", "same_twice") and len(tools) > 1:
+            one, two = rng.sample(tools, 2)
+            return self._carry_out(ask_two_tools(self.world, one, two), tools)
+        return self._carry_out(ask_once(self.world, tool), tools)
+
+    def unrelated(self, tools: tuple[Tool, ...]) -> Tool:
+        """A tool that does nothing any of these does."""
+        taken = {word for tool in tools for word in content_words(tool)}
+        while True:
+            (other,) = self.draw_tools(1)
+            if not taken & content_words(other):
+                return other
+
+    def _with_question(self, tool: Tool, incomplete: Request) -> tuple[Turn, ...]:
+        spoken = join_words([tool.parameter(name).spoken for name in incomplete.missing], " and ")
+        verb = "is" if len(incomplete.missing) == 1 else "are"
+        thought = f"I need {tool.name}, but {spoken} {verb} missing."
+        question = Turn("assistant", missing_question(tool, incomplete.missing), thought=thought)
+        asked = (Turn("user", incomplete.text), question)
+        if self.world.rng.random() < 0.5:
+            return asked
+        return asked + self._carry_out(reply_with(self.world, tool, incomplete), (tool,))
+
+    def _carry_out(self, request: Request, tools: tuple[Tool, ...]) -> tuple[Turn, ...]:
+        """The request and its calls; often their results and the answer."""
+        names = [call.name for call in request.calls]
+        thought = f"I need {join_words(names, ' and ')}."
+        turns = (Turn("user", request.text), Turn("assistant", calls=request.calls, thought=thought))
+        if self.world.rng.random() < 0.6:
+            return turns
+        used = {tool.name: tool for tool in tools}
+        results = [draw_result(self.world, used[name]) for name in names]
+        answer = answer_from(results, request.labels)
+        replies = tuple(Turn("tool", to_text(result)) for result in results)
+        return (*turns, *replies, Turn("assistant", answer, thought="The result is here."))
+
+
+def last_reply(turns: tuple[Turn, ...]) -> int:
+    return max(i for i, turn in enumerate(turns) if turn.role == "assistant")
+
+
+def content_words(tool: Tool) -> set[str]:
+    """The words that tell a tool from others."""
+    text = " ".join((spell(tool.name), tool.description, *tool.asks)).lower()
+    return {word.strip(".,?!:'\"") for word in text.split()} - COMMON_WORDS
+
+
+COMMON_WORDS = frozenset(
+    "a an the of for in to on at is what what's show me get find i need tell look up check give want know can you could "
+    "please would my let's use this returns return current tool call with and it use do how from or by as be i'd like "
+    "must {} api service lookup name number new information about {name} {id} {code} {city} {location}".split()
+)
+
+
+def draw_result(world: World, tool: Tool) -> Any:
+    """What a tool may return: mostly an object, at times bare text, a number, a list or an error."""
+    rng = world.rng
+    roll = rng.random()
+    if roll < 0.06:
+        return {"error": rng.choice(("not found", "timeout", f"unknown {world.noun()}", "access denied", "not available"))}
+    if roll < 0.16:
+        return rng.choice((values.message, values.words, values.code, values.title))(world)
+    if roll < 0.22:
+        return world.whole_number() if rng.random() < 0.5 else world.decimal()
+    if roll < 0.29:
+        return [rng.choice((values.words, values.title))(world) for _ in range(rng.choice((1, 2, 2, 3)))]
+    pairs = tool.results if rng.random() < 0.5 and tool.results else invented_results(world)
+    kept = rng.sample(pairs, min(len(pairs), rng.choice((1, 2, 2, 3))))
+    return {key: draw_result_value(world, flavour) for key, flavour in kept}
+
+
+def invented_results(world: World) -> tuple[tuple[str, str], ...]:
+    flavours = ("int", "number", "word", "name", "place", "code", "title", "date", "words", "bool", "list", "person")
+    return tuple((world.parameter_noun(), world.rng.choice(flavours)) for _ in range(3))
+
+
+def draw_result_value(world: World, flavour: str) -> Any:
+    match flavour:
+        case "int":
+            return world.whole_number()
+        case "number":
+            return world.decimal()
+        case "bool":
+            return world.rng.random() < 0.5
+        case "list":
+            return [values.words(world) for _ in range(world.rng.choice((1, 2, 3)))]
+        case _:
+            draw: Callable[[World], str] | None = values.FLAVOURS.get(flavour)
+            return draw(world) if draw else flavour
+
+
+def to_text(result: Any) -> str:
+    """A tool's message: JSON, or the bare text."""
+    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+
+
+def answer_from(results: list[Any], labels: tuple[str, ...]) -> str:
+    """The sentences that report the results."""
+    if len(results) == 1:
+        return report(results[0])
+    sentences = [f"{spell(label)}: {report(result)}" for label, result in zip(labels, results, strict=True)]
+    return " ".join(sentences)
+
+
+def report(result: Any) -> str:
+    match result:
+        case {"error": reason}:
+            return f"That did not work: {reason}."
+        case dict():
+            text = join_words([f"the {spell(key)} is {plain(value)}" for key, value in result.items()], " and ")
+            return f"{text[0].upper()}{text[1:]}."
+        case list():
+            return f"I found {plain(result)}."
+        case str():
+            return f"The result is: {result}."
+        case _:
+            return f"The result is {plain(result)}."
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, list):
+        return join_words([plain(item) for item in value], " and ")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def read_smalltalk() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Answers with the sentences they answer, in the order of smalltalk.txt."""
+    text = (Path(__file__).parent / "smalltalk.txt").read_text(encoding="utf-8")
+    blocks = [block.strip().split("\n") for block in text.split("\n\n")]
+    return tuple((answer, tuple(questions.split("|"))) for answer, questions in blocks)

@@ -1,0 +1,172 @@
+"""The network in plain torch, weight for weight transformers' Qwen3ForCausalLM, and its configuration.
+
+Training uses this copy because it computes the vocabulary's scores only where a loss is taken and compiles to fewer
+passes over memory; a test holds its scores equal to those of transformers.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of the network, named as in config.json."""
+
+    vocab_size: int = 2048
+    hidden_size: int = 256
+    intermediate_size: int = 512
+    num_hidden_layers: int = 5
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 32
+    max_position_embeddings: int = 8192
+    rope_theta: float = 100_000.0
+    rms_norm_eps: float = 1e-6
+
+
+class Norm(nn.Module):
+    """Root-mean-square normalisation with a learnt scale."""
+
+    def __init__(self, size: int, eps: float, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), scale))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class Projection(nn.Module):
+    """A matrix kept in float32 and used in the type of its input."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs).normal_(std=inputs**-0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        queries = shape.num_attention_heads * shape.head_dim
+        keys = shape.num_key_value_heads * shape.head_dim
+        self.q_proj = Projection(shape.hidden_size, queries)
+        self.k_proj = Projection(shape.hidden_size, keys)
+        self.v_proj = Projection(shape.hidden_size, keys)
+        self.o_proj = Projection(queries, shape.hidden_size)
+        # Normalised queries and keys bound the attention scores; a copy must be able to look at one token alone.
+        self.q_norm = Norm(shape.head_dim, shape.rms_norm_eps, 1.6)
+        self.k_norm = Norm(shape.head_dim, shape.rms_norm_eps, 1.6)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x: [batch, tokens, hidden]; cos, sin: [tokens, head_dim / 2]."""
+        batch, tokens, _ = x.shape
+        split = (batch, tokens, -1, self.shape.head_dim)
+        query = rotate(self.q_norm(self.q_proj(x).view(split)).transpose(1, 2), cos, sin)
+        key = rotate(self.k_norm(self.k_proj(x).view(split)).transpose(1, 2), cos, sin)
+        value = self.v_proj(x).view(split).transpose(1, 2)
+        groups = self.shape.num_attention_heads // self.shape.num_key_value_heads
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_proj = Projection(shape.hidden_size, shape.intermediate_size)
+        self.up_proj = Projection(shape.hidden_size, shape.intermediate_size)
+        self.down_proj = Projection(shape.intermediate_size, shape.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.self_attn = Attention(shape)
+        self.mlp = FeedForward(shape)
+        self.input_layernorm = Norm(shape.hidden_size, shape.rms_norm_eps)
+        self.post_attention_layernorm = Norm(shape.hidden_size, shape.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        nn.init.normal_(self.embed_tokens.weight, std=0.05)
+        self.layers = nn.ModuleList([Layer(shape) for _ in range(shape.num_hidden_layers)])
+        self.norm = Norm(shape.hidden_size, shape.rms_norm_eps)
+
+
+class DemoModel(nn.Module):
+    """The whole network; `state_dict()` has the names of Qwen3ForCausalLM with tied embeddings."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Trunk(shape)
+        for layer in self.model.layers:
+            nn.init.zeros_(layer.self_attn.o_proj.weight)  # every layer starts as the identity
+            nn.init.zeros_(layer.mlp.down_proj.weight)
+
+    def hidden(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """ids: [batch, tokens] -> [batch, tokens, hidden], computed in dtype."""
+        cos, sin = rotations(ids.shape[1], self.shape)
+        x = self.model.embed_tokens(ids).to(dtype)
+        for layer in self.model.layers:
+            x = layer(x, cos.to(dtype), sin.to(dtype))
+        return self.model.norm(x)
+
+    def forward(self, ids: Tensor, places: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Scores of the next token at the flat `places` of ids: [num_places, vocab]."""
+        x = self.hidden(ids, dtype).flatten(0, 1)[places]
+        return F.linear(x, self.model.embed_tokens.weight.to(dtype)).float()
+
+
+def rotations(tokens: int, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary positions: each [tokens, head_dim / 2]."""
+    steps = torch.arange(0, shape.head_dim, 2) / shape.head_dim
+    angles = torch.arange(tokens)[:, None] / shape.rope_theta**steps[None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+def config_json(shape: Shape, end_of_turn: int, end_of_text: int) -> dict[str, Any]:
+    """config.json of the exported model."""
+    sizes = asdict(shape)
+    theta = sizes.pop("rope_theta")
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "dtype": "bfloat16",
+        "eos_token_id": end_of_turn,
+        "pad_token_id": end_of_text,
+        "bos_token_id": None,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        **sizes,
+        "rope_theta": theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "use_sliding_window": False,
+    }

@@ -1,0 +1,80 @@
+"""The optimiser: Muon for the matrices inside the network, Adam for the embedding and the scales.
+
+Muon (Keller Jordan, 2024) replaces a matrix's momentum by the nearest matrix with equal singular values, found by
+Newton-Schulz iterations.  Here matrices of one shape go through the iterations as one batch.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+# Coefficients of the quintic iteration, as published with Muon.
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
+    """stack: [count, rows, columns] -> the same shape, singular values brought near 1."""
+    x = stack.to(torch.bfloat16)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = A * x + (B * gram + C * gram @ gram) @ x
+    return (x.mT if tall else x).to(stack.dtype)
+
+
+class Muon:
+    """Steps a network's matrices by Muon and the rest by AdamW."""
+
+    def __init__(self, network: nn.Module, matrix_rate: float, other_rate: float, decay: float = 0.01) -> None:
+        named = dict(network.named_parameters())
+        self.matrices = {name: p for name, p in named.items() if p.ndim == 2 and "embed" not in name}
+        others = [p for name, p in named.items() if name not in self.matrices]
+        self.adam = torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.momenta = {name: torch.zeros_like(p) for name, p in self.matrices.items()}
+        self.rates = (matrix_rate, other_rate)
+        self.decay = decay
+
+    @torch.no_grad()
+    def step(self, scale: float, momentum: float = 0.95) -> None:
+        """One update with the learning rates multiplied by scale; gradients are used up."""
+        matrix_rate, other_rate = (rate * scale for rate in self.rates)
+        for group in self.adam.param_groups:
+            group["lr"] = other_rate
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        for names in self._by_shape():
+            directions = torch.stack([self._direction(name, momentum) for name in names])
+            updates = orthogonalise(directions)
+            rows, columns = updates.shape[-2:]
+            size = max(1.0, rows / columns) ** 0.5 * matrix_rate
+            for name, update in zip(names, updates, strict=True):
+                parameter = self.matrices[name]
+                parameter.mul_(1 - matrix_rate * self.decay).sub_(update, alpha=size)
+                parameter.grad = None
+
+    def _direction(self, name: str, momentum: float) -> Tensor:
+        grad = self.matrices[name].grad
+        assert grad is not None
+        buffer = self.momenta[name].lerp_(grad, 1 - momentum)
+        return grad.lerp(buffer, momentum)
+
+    def _by_shape(self) -> Iterable[list[str]]:
+        groups: dict[torch.Size, list[str]] = defaultdict(list)
+        for name, parameter in self.matrices.items():
+            groups[parameter.shape].append(name)
+        return groups.values()
+
+    def state(self) -> dict[str, object]:
+        return {"adam": self.adam.state_dict(), "momenta": self.momenta}
+
+    def load(self, state: dict[str, object]) -> None:
+        """Takes over a state given by `state()`."""
+        self.adam.load_state_dict(state["adam"])  # type: ignore[arg-type]
+        momenta = state["momenta"]
+        assert isinstance(momenta, dict)
+        for name, buffer in self.momenta.items():
+            buffer.copy_(momenta[name])

@@ -1,0 +1,145 @@
+"""Tools as the generator sees them: what they are called, what they take, and how people ask for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from demo import values
+from demo.words import World
+
+Kind = Literal["string", "integer", "number", "boolean", "enum", "array", "object"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One argument of a tool.
+
+    clauses: how a user says it, `{}` standing for the value: "in {}", "with the tempo {}".  For a boolean the first
+    half of the clauses mean true and the other half false.
+    """
+
+    name: str
+    kind: Kind
+    description: str = ""
+    required: bool = True
+    flavour: str = "word"
+    choices: tuple[str, ...] = ()
+    fields: tuple["Parameter", ...] = ()
+    clauses: tuple[str, ...] = ()
+
+    @property
+    def spoken(self) -> str:
+        """The name as words: `max_price` and `maxPrice` are "max price"."""
+        return spell(self.name)
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of the value."""
+        if self.kind == "enum":
+            shape: dict[str, Any] = {"type": "string", "enum": list(self.choices)}
+        elif self.kind == "array":
+            shape = {"type": "array", "items": {"type": "string"}}
+        elif self.kind == "object":
+            shape = {"type": "object", "properties": {inner.name: inner.schema() for inner in self.fields}}
+            shape["required"] = [inner.name for inner in self.fields]
+        else:
+            shape = {"type": self.kind}
+        if self.description:
+            shape = {"type": shape.pop("type"), "description": self.description, **shape}
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool, with sentences that ask for it.
+
+    asks: sentences with `{parameter}` slots; a parameter that a sentence does not name is added as a clause.
+    subject: two or three words for what it is about ("the weather"), never shown to the model as such.
+    """
+
+    name: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    asks: tuple[str, ...]
+    results: tuple[tuple[str, str], ...] = field(default=())  # key, flavour of the value
+
+    def parameter(self, name: str) -> Parameter:
+        return next(p for p in self.parameters if p.name == name)
+
+    def schema(self) -> dict[str, Any]:
+        """The tool as an OpenAI client sends it."""
+        shape: dict[str, Any] = {
+            "type": "object",
+            "properties": {p.name: p.schema() for p in self.parameters},
+            "required": [p.name for p in self.parameters if p.required],
+        }
+        function = {"name": self.name, "description": self.description, "parameters": shape}
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A value and the words by which a user gives it."""
+
+    value: Any
+    words: str
+
+
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def draw_value(world: World, parameter: Parameter) -> Said:
+    """A value that the parameter's schema accepts, and how it is said."""
+    rng = world.rng
+    match parameter.kind:
+        case "string":
+            text = values.FLAVOURS[parameter.flavour](world)
+            return Said(text, quoted(world, text, parameter.flavour))
+        case "integer":
+            number = world.whole_number()
+            worded = number <= 10 and world.split == "train" and rng.random() < 0.25
+            return Said(number, NUMBER_WORDS[number] if worded else str(number))
+        case "number":
+            amount = world.decimal() if rng.random() < 0.6 else world.whole_number()
+            return Said(amount, str(amount))
+        case "enum":
+            choice = rng.choice(parameter.choices)
+            return Said(choice, spell(choice) if rng.random() < 0.5 else choice)
+        case "array":
+            items = [values.FLAVOURS[parameter.flavour](world) for _ in range(rng.choice((1, 2, 2, 2, 3, 3)))]
+            return Said(items, join_words(items, rng.choice((" and ", " and ", ", and ", ", "))))
+        case "object":
+            inner = [(field_, draw_value(world, field_)) for field_ in parameter.fields]
+            joint = rng.choice((" and ", ", "))
+            return Said({f.name: s.value for f, s in inner}, joint.join(f"{f.spoken} {s.words}" for f, s in inner))
+        case "boolean":
+            truth = rng.random() < 0.5
+            half = len(parameter.clauses) // 2
+            return Said(truth, rng.choice(parameter.clauses[:half] if truth else parameter.clauses[half:]))
+
+
+def clause_for(world: World, parameter: Parameter, said: Said) -> str:
+    """The words that give this value to this parameter."""
+    if parameter.kind == "boolean":
+        return said.words
+    return world.rng.choice(parameter.clauses).replace("{}", said.words)
+
+
+def quoted(world: World, text: str, flavour: str) -> str:
+    """Free text is often put into quotation marks, and the marks are no part of the value."""
+    share = {"message": 0.5, "words": 0.3, "title": 0.4, "topic": 0.2, "path": 0.15, "name": 0.1}.get(flavour, 0.04)
+    if world.rng.random() < share:
+        mark = world.rng.choice(('"', '"', "'"))
+        return f"{mark}{text}{mark}"
+    return text
+
+
+def join_words(items: Sequence[str], last: str) -> str:
+    if len(items) < 2:
+        return "".join(items)
+    return ", ".join(items[:-1]) + last + items[-1]
+
+
+def spell(name: str) -> str:
+    """An identifier as words: snake_case, kebab-case and camelCase come apart."""
+    apart = "".join(f" {c.lower()}" if c.isupper() and i and name[i - 1].islower() else c for i, c in enumerate(name))
+    return apart.replace("_", " ").replace("-", " ")
