@@ -6,7 +6,7 @@ PORT ?= 8000
 ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-NODE_TESTS := tests/contract/node
+NODE_FOLDERS := tests/contract/node clients/node
 
 .PHONY: install serve test lint unit test-gpu clean system system-test image
 
@@ -50,8 +50,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | system
 $(VENV)/.installed-dev: $(VENV)/.installed | system-test
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@$(PIP) install -c constraints.txt --no-deps qwen-agent  # only its vocabulary file is read
-	@[ ! -f $(NODE_TESTS)/package-lock.json ] || (cd $(NODE_TESTS) && npm ci --silent --no-audit --no-fund)
+	@for folder in $(NODE_FOLDERS); do \
+	  [ ! -f $$folder/package-lock.json ] || (cd $$folder && npm ci --silent --no-audit --no-fund) || exit 1; done
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info $(NODE_TESTS)/node_modules
+	rm -rf $(VENV) build dist *.egg-info $(NODE_FOLDERS:%=%/node_modules)

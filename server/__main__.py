@@ -1,5 +1,6 @@
 """The `toolwire` command: reads the options, builds what a command needs, and stands aside."""
 
+import os
 import subprocess
 import sys
 from typing import Annotated
@@ -83,6 +84,26 @@ def plan(context: typer.Context, model: Annotated[str, typer.Argument(help="Fold
 
     command = [sys.executable, "-m", "server.memory.plan", str(locate(model)), *context.args]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command("chat", context_settings=PASSED_ON)
+def chat(context: typer.Context) -> None:
+    """Chat in the terminal with a running server; --tools FILE offers the functions of a Python file as tools."""
+    _run_module("clients.chat", context.args)
+
+
+@app.command("top", context_settings=PASSED_ON)
+def top(context: typer.Context) -> None:
+    """Watch a running server: throughput, queue, KV cache and memory."""
+    _run_module("server.top", context.args)
+
+
+def _run_module(name: str, arguments: list[str]) -> None:
+    """Hand over to a program of its own, with its own options; Ctrl-C is its business alone."""
+    os.execv(sys.executable, [sys.executable, "-m", name, *arguments])
 
 
 def main() -> None:

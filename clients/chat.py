@@ -1,0 +1,103 @@
+"""A terminal chat with tools: `toolwire chat --tools FILE` offers the functions of a Python file to the model."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from openai import APIConnectionError, APIError
+from rich.console import Console
+from rich.markup import escape
+
+from clients.connect import Server, options, server_of
+from clients.functions import Toolbox, functions_in_file
+from clients.loop import Called, Conversation, Watcher
+
+HELP = "/tools lists the tools, /reset forgets the conversation, /quit or Ctrl-D ends; Ctrl-C stops a reply"
+LONGEST_RESULT_SHOWN = 300
+
+
+def main() -> None:
+    """python -m clients.chat"""
+    parser = options(__doc__ or "")
+    parser.prog = "toolwire chat"
+    parser.add_argument("--tools", type=Path, help="Python file; its public functions are offered as tools")
+    parser.add_argument("--system", default="", help="system message")
+    chosen = parser.parse_args()
+    console = Console(highlight=False)
+    try:
+        tools = Toolbox.of(functions_in_file(chosen.tools) if chosen.tools else [])
+        server = server_of(chosen)
+    except (APIConnectionError, ValueError, TypeError) as error:
+        hint = f"no server answers at {chosen.url}; start one with: toolwire serve"
+        raise SystemExit(hint if isinstance(error, APIConnectionError) else f"--tools: {error}") from error
+    except APIError as error:
+        raise SystemExit(f"{chosen.url}: {error.message}") from error
+    chat(console, server, tools, chosen.system)
+
+
+def chat(console: Console, server: Server, tools: Toolbox, system: str) -> None:
+    """Lines from standard input until it ends; a terminal gets a prompt, a pipe does not."""
+    start = [{"role": "system", "content": system}] if system else []
+    conversation = Conversation(server.client(), server.model, tools, list(start))
+    console.print(f"[dim]{escape(server.model)}: {HELP}[/dim]")
+    for line in _lines(console):
+        match line.strip():
+            case "":
+                continue
+            case "/quit" | "/exit":
+                return
+            case "/help":
+                console.print(HELP)
+            case "/reset":
+                conversation.messages[:] = start
+            case "/tools":
+                _print_tools(console, tools)
+            case text:
+                _say(console, conversation, text)
+
+
+def _say(console: Console, conversation: Conversation, text: str) -> None:
+    """One turn; whatever ends it early, the conversation stays as it was before."""
+    num_before = len(conversation.messages)
+    watcher = Watcher(
+        on_text=lambda piece: console.print(piece, end="", markup=False, soft_wrap=True),
+        on_thought=lambda piece: console.print(piece, end="", markup=False, soft_wrap=True, style="dim italic"),
+        on_call=lambda call, result: _print_call(console, call, result),
+    )
+    try:
+        conversation.say(text, watcher)
+        console.print()
+    except KeyboardInterrupt:
+        console.print("[dim] (stopped)[/dim]")
+        del conversation.messages[num_before:]
+    except (APIError, RuntimeError) as error:
+        console.print(f"\n[red]{escape(str(error))}[/red]")
+        del conversation.messages[num_before:]
+
+
+def _print_call(console: Console, call: Called, result: str) -> None:
+    shown = result if len(result) <= LONGEST_RESULT_SHOWN else result[:LONGEST_RESULT_SHOWN] + " …"
+    console.print(f"[cyan]{escape(call.name)}[/cyan]({escape(call.arguments)})", soft_wrap=True)
+    console.print(f"[dim]  = {escape(shown)}[/dim]", soft_wrap=True)
+
+
+def _print_tools(console: Console, tools: Toolbox) -> None:
+    for name, tool in tools.tools.items():
+        console.print(f"[cyan]{escape(name)}[/cyan]  {escape(tool.definition['function']['description'])}")
+    if not tools.tools:
+        console.print("none; give some with --tools FILE")
+
+
+def _lines(console: Console) -> Iterator[str]:
+    while True:
+        try:
+            yield console.input("[bold]> [/bold]") if sys.stdin.isatty() else input()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            console.print()
+            return
+
+
+if __name__ == "__main__":
+    main()
