@@ -2,7 +2,8 @@
 
     room     = min(memory_fraction x total, free + own - headroom)        what this process may hold at most
     fixed    = overhead + weights + activations                           what it holds before the first token
-    KV pool  = room - fixed - recurrent slots                             cut into blocks
+    KV pool  = room - fixed - recurrent slots - scratch                   cut into blocks
+    scratch  = what attention gathers of the cached tokens, one layer at a time: grows with the pool
 
 `own` is what this process holds already, so `free + own` does not change when it takes or gives back memory:
 only other processes move it.
@@ -65,6 +66,7 @@ class Plan:
     weights: int
     activations: int
     overhead: int
+    scratch: int  # of attention over a full pool, or the longest sequence
     token_bytes: int  # KV of one token
     state_bytes: int  # recurrent state of one sequence
     num_slots: int
@@ -121,31 +123,31 @@ def divide(shape: Shape, demand: Demand, room: Room, weights: int, activations: 
     """Cut what is left of the room into recurrent slots and KV blocks; sizes estimated or measured."""
     element = DTYPE_BYTES[demand.dtype]
     token_bytes, state_bytes = shape.kv_token_bytes(element), shape.state_bytes(element)
-    block_bytes = token_bytes * demand.block_size
     usable = room.usable(demand.memory_fraction)
     fixed = overhead + weights + activations
     left = max(0, usable - fixed)
-    num_slots = _slots(state_bytes, left, demand)
-    blocks_that_fit = (left - num_slots * state_bytes) // block_bytes
     least = max(demand.max_model_len, demand.kv_cache_tokens) or min(shape.max_positions, SHORTEST_CONTEXT)
-    missing = max(0, fixed + state_bytes + math.ceil(least / demand.block_size) * block_bytes - usable)
-    if missing == 0:
-        # One sequence of the wanted length comes before many short ones: recurrent slots give way to it.
-        spare = left - math.ceil(least / demand.block_size) * block_bytes
-        num_slots = min(num_slots, spare // state_bytes) if state_bytes else 0
-        blocks_that_fit = (left - num_slots * state_bytes) // block_bytes
-    num_blocks = min(blocks_that_fit, _useful_blocks(shape, demand, room, left, token_bytes))
+    least_blocks = math.ceil(least / demand.block_size)
+    cost = _Cost(shape, demand, element)
+    missing = max(0, fixed + state_bytes + cost.pool(least_blocks) - usable)
+    num_slots = 0 if missing else _slots(state_bytes, left, left - cost.pool(least_blocks), demand)
+    num_blocks = 0
+    if not missing:
+        num_blocks = min(
+            cost.blocks_in(left - num_slots * state_bytes), _useful_blocks(shape, demand, room, left, token_bytes)
+        )
     return Plan(
         demand=demand,
         room=room,
         weights=weights,
         activations=activations,
         overhead=overhead,
+        scratch=cost.scratch(num_blocks),
         token_bytes=token_bytes,
         state_bytes=state_bytes,
         num_slots=num_slots,
-        num_blocks=max(0, num_blocks),
-        max_model_len=demand.max_model_len or min(shape.max_positions, max(0, num_blocks) * demand.block_size),
+        num_blocks=num_blocks,
+        max_model_len=demand.max_model_len or min(shape.max_positions, num_blocks * demand.block_size),
         least_tokens=least,
         left=left,
         missing=missing,
@@ -171,6 +173,11 @@ def sampling_bytes(vocab_size: int, rows: int, element: int, num_logprobs: int |
     return rows * vocab_size * entry
 
 
+def context_in(shape: Shape, demand: Demand, num_bytes: int) -> int:
+    """Tokens of KV that this much memory holds, in whole blocks."""
+    return _Cost(shape, demand, DTYPE_BYTES[demand.dtype]).blocks_in(num_bytes) * demand.block_size
+
+
 def request_blocks(demand: Demand, prompt_tokens: int, max_tokens: int) -> int:
     """Blocks that one sequence holds at the end of its longest reply; the last id written needs no KV."""
     return math.ceil(max(1, prompt_tokens + max_tokens - 1) / demand.block_size)
@@ -183,12 +190,46 @@ def request_bytes(found: Plan, vocab_size: int, prompt_tokens: int, max_tokens: 
     return blocks * found.block_bytes + found.state_bytes + row
 
 
-def _slots(state_bytes: int, left: int, demand: Demand) -> int:
-    """Recurrent states: one a running sequence and as many snapshots for the prefix cache, in half of what is left."""
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What a pool of blocks costs, its scratch included."""
+
+    shape: Shape
+    demand: Demand
+    element: int
+
+    def scratch(self, num_blocks: int) -> int:
+        """Attention over every block of the pool at once, or over one sequence as long as any may be."""
+        tokens = num_blocks * self.demand.block_size
+        longest = min(tokens, self.demand.max_model_len or self.shape.max_positions)
+        return max(
+            tokens * self.shape.gathered_token_bytes(self.element),
+            longest * self.shape.chunk_token_bytes(self.element),
+        )
+
+    def pool(self, num_blocks: int) -> int:
+        """The blocks and their scratch."""
+        tokens = num_blocks * self.demand.block_size
+        return tokens * self.shape.kv_token_bytes(self.element) + self.scratch(num_blocks)
+
+    def blocks_in(self, num_bytes: int) -> int:
+        """The most blocks that cost no more than this: `pool` grows with every block, so halving finds it."""
+        low, high = 0, max(0, num_bytes) // (self.shape.kv_token_bytes(self.element) * self.demand.block_size) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.pool(middle) <= num_bytes else (low, middle)
+        return low
+
+
+def _slots(state_bytes: int, left: int, spare: int, demand: Demand) -> int:
+    """Recurrent states: one a running sequence and as many snapshots for the prefix cache, in half of what is left.
+
+    One sequence of the wanted length comes before many short ones, so they also stay within `spare`.
+    """
     if not state_bytes:
         return 0
     wanted = demand.max_running * (2 if demand.prefix_cache else 1)
-    return max(1, min(wanted, left // 2 // state_bytes))
+    return max(1, min(wanted, left // 2 // state_bytes, spare // state_bytes))
 
 
 def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, token_bytes: int) -> int:

@@ -43,7 +43,7 @@ class Limits:
 
     weights: int
     activations: int
-    fixed: int  # everything but the KV pool at its largest: runtime, weights, recurrent slots, activations
+    fixed: int  # everything but the KV pool at its largest: runtime, weights, recurrent slots, activations, scratch
     num_blocks: int
     block_bytes: int
     room: int
@@ -96,7 +96,7 @@ class Guard:
             Limits(
                 weights=found.weights,
                 activations=found.activations,
-                fixed=found.overhead + found.weights + found.activations + slots,
+                fixed=found.overhead + found.weights + found.activations + found.scratch + slots,
                 num_blocks=found.num_blocks,
                 block_bytes=found.block_bytes,
                 room=found.room.usable(found.demand.memory_fraction),

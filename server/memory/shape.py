@@ -14,7 +14,7 @@ from server.errors import CannotStart
 
 HYBRID_TYPES = ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-RECURRENT_BYTES = 4  # the gated delta rule keeps its state in float32, whatever the weights are
+FLOAT32_BYTES = 4  # attention scores and the gated delta rule's state are float32, whatever the weights are
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,18 @@ class Shape:
         """Keys and values of one token, over the full-attention layers; `kv_bytes` an element."""
         return self.attention_layers * 2 * self.num_kv_heads * self.head_dim * kv_bytes
 
+    def gathered_token_bytes(self, element: int) -> int:
+        """Scratch of attention for each cached token read while decoding: gathered keys and values, and its scores."""
+        scores = self.num_heads * (2 * FLOAT32_BYTES + element)
+        return 2 * self.num_kv_heads * self.head_dim * element + scores
+
+    def chunk_token_bytes(self, element: int) -> int:
+        """Scratch of attention for each cached token before a prompt's chunk: gathered, and spread over all heads."""
+        return 2 * (self.num_kv_heads + self.num_heads) * self.head_dim * element
+
     def state_bytes(self, dtype_bytes: int) -> int:
         """Recurrent and convolution state of one sequence over the linear layers; 0 where there are none."""
-        recurrent = self.linear_value_heads * self.linear_key_dim * self.linear_value_dim * RECURRENT_BYTES
+        recurrent = self.linear_value_heads * self.linear_key_dim * self.linear_value_dim * FLOAT32_BYTES
         convolution = self.conv_channels * self.conv_kernel * dtype_bytes
         return self.linear_layers * (recurrent + convolution)
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from server.errors import CannotStart
-from server.memory.budget import GIB, MIB, Demand, Plan, plan
+from server.memory.budget import GIB, MIB, Demand, Plan, context_in, plan
 from server.memory.headers import Tensor
 from server.memory.shape import Shape
 
@@ -46,7 +46,8 @@ def rows(found: Plan) -> tuple[Row, ...]:
     if found.state_bytes:
         lines.append(Row("state per sequence", size(found.state_bytes), f"{found.num_slots} of them"))
     if found.fits:
-        lines.append(Row("free for KV", size(found.left), f"{found.num_blocks * demand.block_size} tokens kept"))
+        tokens = found.num_blocks * demand.block_size
+        lines.append(Row("free for KV", size(found.left), f"{tokens} tokens, {size(found.scratch)} of it to read them"))
         lines.append(Row("longest sequence", f"{found.max_model_len} tokens"))
     else:
         lines.append(Row("missing", size(found.missing), f"for {found.least_tokens} tokens of context"))
@@ -109,7 +110,7 @@ def _offer(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan, flags: str,
     """The change in words if the model fits then, with a shorter context where that is needed; None if not."""
     found = plan(shape, tensors, change, refused.room, refused.overhead)
     if not found.fits:
-        context = max(0, found.left - found.state_bytes) // found.block_bytes * change.block_size
+        context = context_in(shape, change, found.left - found.state_bytes)
         if context < SHORTEST_OFFER:
             return None
         option = "--kv-cache-tokens" if change.kv_cache_tokens > change.max_model_len else "--max-model-len"
