@@ -1,0 +1,109 @@
+"""A Batch becomes tensors, one forward pass and draws."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.model.batch import Batch, Drawn, Row
+from server.model.loader import LoadedModel
+from server.model.masks import Masks
+from server.model.paged import SHORT_TOKENS, KvPool, PoolShape, RowPlan, plan_step
+from server.model.sampler import DrawRow, draw_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A launched step: the logits of its rows with logits, one line a place, and how they are drawn."""
+
+    logits: Tensor  # [lines, vocab]
+    rows: tuple[DrawRow, ...]
+
+
+class Runner:
+    """The engine's `Model` and `Pool`: computes batches over one KV pool."""
+
+    def __init__(self, loaded: LoadedModel, num_blocks: int, block_size: int, num_slots: int = 0) -> None:
+        self._loaded = loaded
+        self.pool = KvPool(pool_shape(loaded, block_size), num_blocks)
+        self._layer_of = {index: i for i, index in enumerate(loaded.kv.layer_indices)}
+
+    def launch(self, batch: Batch) -> Ticket:
+        """Compute the batch; on CUDA the result may still be on its way. Raises MemoryError."""
+        order = sorted(range(len(batch.rows)), key=lambda i: _place(batch.rows[i]))
+        rows = [batch.rows[i] for i in order]
+        try:
+            with torch.inference_mode():
+                hidden = self._compute(rows)
+                logits = self._loaded.head(hidden[_logit_lines(batch.rows, order)])
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        return Ticket(logits, _draw_rows(batch.rows))
+
+    def finish(self, ticket: Ticket, masks: Masks | None) -> list[Drawn]:
+        """Draw: one Drawn for each row with logits, in row order. Raises MemoryError."""
+        if not ticket.rows:
+            return []
+        try:
+            with torch.inference_mode():
+                return draw_ids(ticket.logits, ticket.rows, masks)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy recurrent state between slots."""
+        raise NotImplementedError
+
+    def release(self, first_block: int) -> None:
+        """Give the memory of all blocks from this one on back to the device; their content is lost."""
+        self.pool.release(first_block)
+
+    def restore(self, num_blocks: int) -> int:
+        """Take memory again for blocks up to this one; returns how many blocks there are now."""
+        return self.pool.restore(num_blocks)
+
+    def _compute(self, rows: Sequence[Row]) -> Tensor:
+        """Hidden states of all tokens, [num_tokens, hidden]."""
+        plans = [RowPlan(len(row.token_ids), row.start, row.blocks) for row in rows]
+        ids = np.concatenate([np.asarray(row.token_ids, dtype=np.int64) for row in rows])
+        positions = np.concatenate([np.arange(plan.start, plan.start + plan.num_tokens) for plan in plans])
+        output = self._loaded.body(
+            input_ids=torch.from_numpy(ids).unsqueeze(0),
+            position_ids=torch.from_numpy(positions).unsqueeze(0),
+            use_cache=False,
+            paged=plan_step(plans, self.pool, self._layer_of),
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+
+def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:
+    """The size of one block of this model."""
+    kv = loaded.kv
+    return PoolShape(block_size, len(kv.layer_indices), kv.kv_heads, kv.head_dim, loaded.dtype)
+
+
+def _place(row: Row) -> int:
+    """Short rows first, equal lengths together: the order that attention wants."""
+    return min(len(row.token_ids), SHORT_TOKENS + 1)
+
+
+def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> Tensor:
+    """Which tokens of the arranged batch give logits, in the order of the rows as they came."""
+    ends = np.zeros(len(rows), dtype=np.int64)
+    ends[list(order)] = np.cumsum([len(rows[i].token_ids) for i in order])
+    lines = [np.arange(end - row.num_logits, end) for row, end in zip(rows, ends, strict=True)]
+    return torch.from_numpy(np.concatenate(lines))
+
+
+def _draw_rows(rows: Sequence[Row]) -> tuple[DrawRow, ...]:
+    result: list[DrawRow] = []
+    first_line = 0
+    for row in rows:
+        if row.draw is not None:
+            drafts = tuple(row.token_ids[len(row.token_ids) - row.num_logits + 1 :])
+            result.append(DrawRow(row.draw, drafts, first_line))
+            first_line += row.num_logits
+    return tuple(result)
