@@ -79,6 +79,8 @@ class ApiSettings:
     on_overflow: Literal["refuse", "drop-oldest"] = option("refuse", "What to do with a prompt beyond the window.")
     max_body_bytes: int = option(16 * 1024 * 1024, "Largest request body.")
     ping_interval_s: float = option(10.0, "Seconds between SSE comments while a stream is silent.")
+    rate_limit_rpm: int = option(0, "Requests a minute of one key, or of one address without keys; 0 is no limit.")
+    max_concurrent_per_key: int = option(0, "Requests of one key, or address, that run at once; 0 is no limit.")
     request_timeout_s: float = option(0.0, "Deadline of one request in seconds; 0 is none.")
     drain_timeout_s: float = option(30.0, "Seconds that running replies may take to finish after SIGTERM.")
     cors_origins: str = option("", "Origins that browsers may call from, separated by commas. Empty: none.")
@@ -178,6 +180,8 @@ def _check(settings: Settings) -> None:
         ("max_new_tokens", api.max_new_tokens, 1, 1 << 30),
         ("max_body_bytes", api.max_body_bytes, 1024, 1 << 32),
         ("ping_interval_s", api.ping_interval_s, 0.1, 3600),
+        ("rate_limit_rpm", api.rate_limit_rpm, 0, 1 << 30),
+        ("max_concurrent_per_key", api.max_concurrent_per_key, 0, 1 << 30),
         ("request_timeout_s", api.request_timeout_s, 0, 1 << 30),
         ("drain_timeout_s", api.drain_timeout_s, 0, 1 << 30),
     )
