@@ -164,7 +164,8 @@ def _load_model(
     finally:
         stop.set()
         watch.join()
-    return model.eval().requires_grad_(False)
+    model.eval()
+    return model.requires_grad_(False)
 
 
 def _watch_loading(checkpoint: Path, device: torch.device, on_progress: OnProgress, stop: threading.Event) -> None:

@@ -1,0 +1,94 @@
+"""Write a checkpoint of a real model's shape with random weights, to measure speed without a download.
+
+    python -m benchmarks.checkpoint 0.6B /tmp/qwen3-0.6b
+
+Needs the Qwen vocabulary: pip install --no-deps qwen-agent==0.0.34. The rows of the embedding whose tokens are not
+plain printable ASCII are scaled by 0.2, so that greedy output is text and never ends by itself.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from tests.checkpoints import END_OF_TEXT, IM_END, VOCAB_SIZE, qwen_tokenizer
+
+# Qwen3's published config.json files.
+SHAPES: dict[str, dict[str, Any]] = {
+    "0.6B": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+    "8B": {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    },
+    "tiny": {  # to measure everything but the model: HTTP and scheduling
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
+    """A complete Qwen3 checkpoint in bfloat16; left alone if the folder holds one already."""
+    if (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    source = qwen_tokenizer()
+    for path in source.iterdir():
+        shutil.copy(path, folder / path.name)
+    torch.manual_seed(seed)
+    torch.set_default_dtype(torch.bfloat16)
+    model = transformers.Qwen3ForCausalLM(_config(shape))
+    torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        quiet = _ids_that_are_not_plain(folder / "tokenizer.json")
+        model.get_output_embeddings().weight[quiet] *= 0.2
+    model.generation_config = transformers.GenerationConfig(eos_token_id=[IM_END, END_OF_TEXT], do_sample=False)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _config(shape: str) -> Any:
+    return transformers.Qwen3Config(
+        **SHAPES[shape],
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=40960,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        bos_token_id=END_OF_TEXT,
+        eos_token_id=IM_END,
+        dtype="bfloat16",
+    )
+
+
+def _ids_that_are_not_plain(tokenizer_file: Path) -> torch.Tensor:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    quiet = torch.ones(VOCAB_SIZE, dtype=torch.bool)
+    for text, token_id in tokenizer.get_vocab().items():
+        plain = text.replace("Ġ", " ")
+        quiet[token_id] = not (plain.isascii() and plain.isprintable()) or token_id >= END_OF_TEXT
+    return quiet
+
+
+if __name__ == "__main__":
+    print(make_checkpoint(sys.argv[1], Path(sys.argv[2])))
