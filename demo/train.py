@@ -37,9 +37,9 @@ class Run:
     minutes: float
     seed: int = 0
     workers: int = 2
-    tokens_per_batch: int = 6144
+    tokens_per_batch: int = 4096
     matrix_rate: float = 0.02
-    other_rate: float = 0.004
+    other_rate: float = 0.002
     max_steps: int = 1_000_000
     resume: bool = False
     port: int = 29511
