@@ -4,13 +4,13 @@ Nothing here looks at what a model wrote; `validity.py` does that.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jsonschema_rs
-from llguidance import LLMatcher
 
-from server.dialects.schema_forms import COMPACT, MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, constrained, normalised
+from server.dialects.holdable import compile_fault
+from server.dialects.schema_forms import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, constrained, normalised
 from server.errors import BadSchema
 
 MAX_DEPTH = 64  # nested schemas; deeper ones are attacks, and every walk below is recursive
@@ -87,19 +87,11 @@ def walk(schema: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
             for name, inner in value.items():
                 yield from walk(inner, (*path, key, name))
-        elif (key in SCHEMA_LIST and isinstance(value, Sequence) and not isinstance(value, str)) or (key == "items" and isinstance(value, list)):
+        elif isinstance(value, list) and (key in SCHEMA_LIST or key == "items"):  # `items`: a tuple in older drafts
             for i, inner in enumerate(value):
                 yield from walk(inner, (*path, key, i))
         elif key in ONE_SCHEMA and value is not None:
             yield from walk(value, (*path, key))
-
-
-def compile_fault(schema: Any, lenient: bool) -> str:
-    """Why the grammar engine cannot hold this schema, or "" if it can. A fraction of a millisecond for most."""
-    options = {**COMPACT, "lenient": lenient}
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)  # type: ignore[arg-type]
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    return " ".join(messages[0].split()) if is_error else ""
 
 
 def _where(schema: Any, fault: str) -> Path:

@@ -20,7 +20,7 @@ ANNOTATIONS = (
 )  # fmt: skip
 
 # How Qwen writes JSON, and no white space that a weak model could go on writing for ever.
-COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+COMPACT: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LARGEST_INTEGER = 10**18 - 1  # digits of a number must end some time; wider integers only where the schema says so
 LONGEST_COUNTED = 4096  # length bounds above this are checked afterwards: counting that far costs the lexer dear
 

@@ -1,0 +1,134 @@
+"""Hermes JSON: Qwen2.5, Qwen3, and Qwen1.5 with the tools template.
+
+    Let me look.
+    <tool_call>
+    {"name": "get_weather", "arguments": {"city": "Paris"}}
+    </tool_call>
+    <tool_call>
+    {"name": "get_time", "arguments": {}}
+    </tool_call>
+
+Taken as well, and flagged "repaired": `parameters` for `arguments`, arguments as a JSON string, a missing brace. Taken
+without a word: arguments before the name, no arguments, several objects in one tag, a missing closing tag. Without
+the tag, `<tools>{...}</tools>` and fenced JSON are calls if they are nothing but calls of offered tools whose arguments
+satisfy the schema (Qwen2.5-Coder writes them).
+
+A custom tool's free text is `{"name": "run", "arguments": {"input": "..."}}`. Where a Lark grammar constrains it, it
+stands unescaped behind empty arguments:
+
+    <tool_call>
+    {"name": "run", "arguments": {}}
+    <input>
+    1 + 2
+    </input>
+    </tool_call>
+"""
+
+import json
+from collections.abc import Generator, Sequence
+
+from server.dialects import hermes_loose
+from server.dialects.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
+from server.dialects.lark import arguments_piece, callable_tools, constraint, input_piece, marker, quoted, raw_piece
+from server.dialects.minimal import shortest_arguments
+from server.dialects.protocol import Dialect, Parser, Tool, Wanted
+from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_text
+from server.dialects.validity import Offered
+from server.messages import Constraint
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+OPENERS = Openers(OPEN, *hermes_loose.OPENERS)
+OPENERS_INSIDE = Openers(OPEN, CLOSE)  # an unfinished tag: its end is markup
+
+
+def parser(tools: Sequence[Tool]) -> Parser:
+    """Reads replies in this format."""
+    offered = Offered(tools)
+    return Reading(lambda tape, out: _read_reply(tape, out, offered))
+
+
+def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
+    inside = False
+    while True:
+        opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
+        if not opener:
+            return
+        if opener == CLOSE:
+            tape.take(len(CLOSE))
+            inside = False
+        elif opener == OPEN:
+            inside = yield from _read_tag(tape, out, offered)
+        else:
+            yield from hermes_loose.read(tape, out, offered, opener)
+
+
+def _read_tag(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None, bool]:
+    """Read the calls of one tag. True if text follows before the closing tag."""
+    tape.record()
+    tape.take(len(OPEN))
+    yield from tape.skip_space()
+    calls = 0
+    while True:
+        if (yield from tape.expect("{")):
+            opened = yield from JsonCall(tape, out, offered, CLOSE, (OPEN,)).read()
+            if not opened:
+                return False
+            calls += 1
+            tape.record()
+        space = yield from tape.skip_space()
+        if (yield from tape.expect(CLOSE)):
+            tape.take(len(CLOSE))
+            return False
+        if (yield from tape.expect("[", ",", "]")):
+            tape.take(1)
+            yield from tape.skip_space()
+        elif not (yield from tape.expect("{")):
+            break
+    if not calls:
+        out.text(tape.recorded())
+        return False
+    out.hold(space)
+    return True
+
+
+def constrain(wanted: Wanted) -> Constraint | None:
+    """The grammar of a reply in this format."""
+    closing = marker(wanted, CLOSE)
+    objects = [_object_rule(wanted, tool) for tool in callable_tools(wanted)]
+    return constraint(
+        wanted,
+        opener=OPEN,
+        rest=f'"\\n" call {closing}',
+        separator='"\\n"',
+        rules=["call: " + " | ".join(objects)],
+    )
+
+
+def _object_rule(wanted: Wanted, tool: Tool) -> str:
+    head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
+    if tool.custom and tool.format is not None and tool.format.syntax == "lark":
+        return f"{quoted(head + '{}}' + chr(10) + RAW_OPEN)} {raw_piece(tool)} {quoted(RAW_CLOSE + chr(10))}"
+    arguments = input_piece(tool) if tool.custom else arguments_piece(wanted, tool)
+    return f"{quoted(head)} {arguments} {quoted('}' + chr(10))}"
+
+
+def shortest(wanted: Wanted) -> str:
+    """The text of a short valid call of the first tool that may be called."""
+    tool = callable_tools(wanted)[0]
+    return f'{OPEN}\n{{"name": {json.dumps(tool.name)}, "arguments": {shortest_arguments(tool)}}}\n{CLOSE}'
+
+
+def recognise(template: str) -> bool:
+    """Whether a chat template writes this format."""
+    return OPEN in template and '"arguments"' in template.replace('\\"', '"') and "<function=" not in template
+
+
+HERMES = Dialect(
+    name="hermes",
+    markers=(OPEN, CLOSE),
+    halts=(),
+    parser=parser,
+    constrain=constrain,
+    shortest=shortest,
+    recognise=recognise,
+)

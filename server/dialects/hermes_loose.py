@@ -1,0 +1,84 @@
+"""Hermes calls without their tag, as Qwen2.5-Coder writes them: `<tools>{...}</tools>`, or fenced JSON.
+
+Users ask for JSON in fences too. So these are calls only if there is nothing but objects that name offered tools with
+arguments that satisfy the schema; anything else is text, and nothing is held back once that is certain.
+"""
+
+import json
+import re
+from typing import Any
+
+from server.dialects.protocol import Tool
+from server.dialects.tape import Openers, Outbox, Steps, Tape
+from server.dialects.validity import Offered
+from server.events import Flag
+
+ENDS = {"<tools>": "</tools>", "```json": "```"}
+OPENERS = tuple(ENDS)
+HEAD = re.compile(r'\s*\[?\s*\{\s*"name"\s*:\s*"([^"\\\n]{1,256})"')
+HEAD_LETTERS = re.compile(r'\[?(?:\{(?:"(?:n(?:a(?:m(?:e(?:"(?::(?:"[^"\\\n]{0,256})?)?)?)?)?)?)?)?)?')
+LONGEST = 64 * 1024  # characters held back at most
+
+
+def read(tape: Tape, out: Outbox, offered: Offered, opener: str) -> Steps:
+    """Read on from the opener; calls if all is well, text if not."""
+    tape.record()
+    tape.take(len(opener))
+    end = ENDS[opener]
+    while not (head := HEAD.match(tape.text, tape.at)):
+        if tape.ended or not HEAD_LETTERS.fullmatch(_without_space(tape.rest)):
+            out.text(tape.recorded())
+            return
+        yield
+    close = Openers(end)
+    while offered.find(head.group(1)) is not None:
+        found = close.search(tape.text, tape.at)
+        stop = found.start() if found else len(tape.text) - close.overlap(tape.rest)
+        if stop - tape.at > LONGEST:
+            break
+        if found and (calls := _calls(tape.text[tape.at : stop], offered)):
+            tape.take(found.end() - tape.at)
+            _deliver(calls, out, tape.recorded())
+            return
+        if found or tape.ended:
+            break
+        yield
+    out.text(tape.recorded())
+
+
+def _without_space(text: str) -> str:
+    head, quote, name = text.partition(":")
+    return "".join(head.split()) + quote + name.lstrip()
+
+
+def _calls(text: str, offered: Offered) -> list[tuple[Tool, str]]:
+    """Every object as a call, or none at all."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = _lines(text)
+    calls: list[tuple[Tool, str]] = []
+    for item in found if isinstance(found, list) else [found]:
+        tool = offered.find(str(item.get("name"))) if isinstance(item, dict) else None
+        if tool is None or tool.custom or not set(item) <= {"name", "arguments"}:
+            return []
+        arguments = json.dumps(item.get("arguments", {}), ensure_ascii=False)
+        if offered.judge(tool, arguments):
+            return []
+        calls.append((tool, arguments))
+    return calls
+
+
+def _lines(text: str) -> list[Any]:
+    try:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError:
+        return []
+
+
+def _deliver(calls: list[tuple[Tool, str]], out: Outbox, raw: str) -> None:
+    flags: tuple[Flag, ...] = ("repaired",)
+    for tool, arguments in calls:
+        out.open(tool.name, custom=False)
+        out.arguments(arguments)
+        out.close(flags, raw)

@@ -1,0 +1,118 @@
+"""A short value that satisfies a schema: how much room a forced call needs at least."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from server.dialects.protocol import Tool
+from server.dialects.schema_forms import normalised
+from server.dialects.validity import whole_schema
+
+DEEPEST = 12  # a recursive schema whose shortest value nests deeper is only estimated
+FORMATS = {
+    "date-time": "2000-01-01T00:00:00Z", "date": "2000-01-01", "time": "00:00:00Z", "duration": "P1D",
+    "email": "a@b.co", "hostname": "a.co", "ipv4": "1.1.1.1", "ipv6": "::1",
+    "uuid": "00000000-0000-0000-0000-000000000000", "uri": "a:b",
+}  # fmt: skip
+
+
+def shortest_arguments(tool: Tool) -> str:
+    """The text of short arguments for this tool; of a custom tool, an object with a short `input`.
+
+    Strings with a `pattern` are only estimated: their length, not their content, is right.
+    """
+    if tool.custom:
+        return json.dumps({"input": "x"})
+    return json.dumps(shortest_value(whole_schema(tool)), ensure_ascii=False)
+
+
+def shortest_value(schema: Any) -> Any:
+    """A short value of this schema."""
+    whole = normalised(schema)
+    return _value(whole, whole, 0)
+
+
+def _value(schema: Any, root: Any, depth: int) -> Any:
+    if not isinstance(schema, Mapping) or depth > DEEPEST:
+        return None
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return min(schema["enum"], key=lambda value: len(json.dumps(value)))
+    if "$ref" in schema:
+        return _value({**_target(schema["$ref"], root), **_without(schema, "$ref")}, root, depth + 1)
+    for key in ("anyOf", "oneOf"):
+        if schema.get(key):
+            beside = _without(schema, key)
+            values = [_value(_merged(beside, branch), root, depth + 1) for branch in schema[key]]
+            return min(values, key=lambda value: len(json.dumps(value)))
+    if schema.get("allOf"):
+        merged = _without(schema, "allOf")
+        for part in schema["allOf"]:
+            merged = _merged(merged, _target(part["$ref"], root) if "$ref" in part else part)
+        return _value(merged, root, depth + 1)
+    return _typed(schema, root, depth)
+
+
+def _typed(schema: Mapping[str, Any], root: Any, depth: int) -> Any:
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        values = [_value({**schema, "type": one}, root, depth + 1) for one in kind]
+        return min(values, key=lambda value: len(json.dumps(value)))
+    match kind or ("object" if "properties" in schema else "array" if "items" in schema else None):
+        case "object":
+            return _object(schema, root, depth)
+        case "array":
+            items = [_value(item, root, depth + 1) for item in schema.get("prefixItems", ())]
+            missing = schema.get("minItems", 0) - len(items)
+            return items[: max(schema.get("minItems", 0), 0)] + [
+                _value(schema.get("items", {}), root, depth + 1) for _ in range(min(missing, 1000))
+            ]
+        case "string":
+            short = FORMATS.get(schema.get("format", ""), "x" * min(max(schema.get("minLength", 1), 1), 100_000))
+            return short if schema.get("maxLength", 1) > 0 else ""
+        case "integer" | "number":
+            return _number(schema)
+        case "boolean":
+            return True
+        case _:
+            return None
+
+
+def _object(schema: Mapping[str, Any], root: Any, depth: int) -> dict[str, Any]:
+    properties = schema.get("properties", {})
+    extra = schema.get("additionalProperties", {})
+    return {name: _value(properties.get(name, extra), root, depth + 1) for name in schema.get("required", ())}
+
+
+def _number(schema: Mapping[str, Any]) -> int | float:
+    step = schema.get("multipleOf", 1)
+    low = max(schema.get("minimum", 0), schema["exclusiveMinimum"] + step if "exclusiveMinimum" in schema else 0)
+    high = schema.get("maximum", schema.get("exclusiveMaximum", low + 1) - step)
+    value = low if low <= high else high
+    rest = value % step
+    found: int | float = value + (step - rest if rest and value + step - rest <= high else -rest)
+    return found
+
+
+def _target(reference: str, root: Any) -> Any:
+    node = root
+    for step in reference.removeprefix("#").strip("/").split("/") if reference != "#" else ():
+        step = step.replace("~1", "/").replace("~0", "~")
+        node = node[int(step)] if isinstance(node, list) else node.get(step, {}) if isinstance(node, Mapping) else {}
+    return node if isinstance(node, Mapping) else {}
+
+
+def _without(schema: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in schema.items() if name != key}
+
+
+def _merged(left: Mapping[str, Any], right: Any) -> dict[str, Any]:
+    if not isinstance(right, Mapping):
+        return dict(left)
+    return {
+        **left,
+        **right,
+        "properties": {**left.get("properties", {}), **right.get("properties", {})},
+        "required": [*left.get("required", ()), *right.get("required", ())],
+    }

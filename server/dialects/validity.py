@@ -1,0 +1,54 @@
+"""Whether what a model wrote satisfies a tool's schema."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jsonschema_rs
+
+from server.dialects.protocol import Tool
+from server.dialects.schema_forms import normalised
+from server.events import Flag
+
+
+class Offered:
+    """The tools that a reply may call, by name."""
+
+    def __init__(self, tools: Sequence[Tool]) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+
+    def find(self, name: str) -> Tool | None:
+        """The tool of this name, None if none was offered."""
+        return self._tools.get(name)
+
+    def judge(self, tool: Tool, arguments: str) -> tuple[Flag, ...]:
+        """`("invalid",)` where the arguments are no JSON object or do not satisfy the schema."""
+        if tool.custom:
+            return ()
+        try:
+            value = json.loads(arguments)
+        except ValueError:
+            return ("invalid",)
+        return () if isinstance(value, dict) and fits(value, tool.parameters) else ("invalid",)
+
+
+def fits(value: Any, schema: Any) -> bool:
+    """Whether a value satisfies a schema that was checked before. `format` is not asserted, as the drafts have it."""
+    if schema is None or schema is True or schema == {}:
+        return True
+    validator = _validator(json.dumps(schema))
+    try:
+        return bool(validator.is_valid(value))
+    except ValueError:  # a number too large for the validator
+        return False
+
+
+@lru_cache(maxsize=1024)
+def _validator(schema: str) -> Any:
+    return jsonschema_rs.Draft202012Validator(normalised(json.loads(schema)))
+
+
+def whole_schema(tool: Tool) -> Mapping[str, Any]:
+    """The tool's parameters, or the schema of no arguments at all."""
+    return tool.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
