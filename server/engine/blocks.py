@@ -1,0 +1,193 @@
+"""Every block is exactly free, cached, or referenced as often as sequences hold it. Ids and hashes, no tensors.
+
+    free       nobody's; content means nothing
+    cached     nobody's, but its content may be reused until it is evicted, least recently used first
+    used       held by one or more sequences; its content may be shared once the block is full
+
+A full block is known by a hash over its ids and the hash of the block before it, so that equal hashes mean equal
+tokens at equal positions. Sharing is by reference: a shared block is never written again.
+"""
+
+import hashlib
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+
+GAP_BLOCKS = 8  # left free before a new run, so that the sequence in front of it can grow in place
+
+
+def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """The name of a full block: 16 bytes over its parent's name and its ids. Collisions cannot be made on purpose."""
+    return hashlib.blake2b(array("I", token_ids).tobytes(), digest_size=16, key=parent).digest()
+
+
+class Blocks:
+    """Which of the blocks `0 .. num_blocks` are taken. Low ids and runs of consecutive ids are handed out first.
+
+    `salt` begins every hash chain: blocks of two salts are never shared.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True, salt: bytes = b"") -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.caching = caching
+        self.salt = salt
+        self.limit = num_blocks
+        self.num_used = 0
+        self.num_stranded = 0  # used, although beyond the limit
+        self._num_free = num_blocks
+        self._is_free = bytearray(b"\1" * num_blocks)  # searched for runs with bytes.find, at the speed of C
+        self._references = [0] * num_blocks
+        self._hashes: list[bytes | None] = [None] * num_blocks
+        self._by_hash: dict[bytes, int] = {}
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `take` can give now: free ones, and cached ones that it evicts."""
+        return self._num_free + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks that nobody holds but whose content may be reused."""
+        return len(self._cached)
+
+    def take(self, count: int, after: int | None = None) -> list[int]:
+        """`count` blocks for one sequence, in table order; `after` is the last block it has.
+
+        The caller has looked at `num_available`.
+        """
+        assert count <= self.num_available
+        while self._num_free < count:
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+            self._release(block)
+        taken = [] if after is None else self._run_after(after, count)
+        while len(taken) < count:
+            start, length = self._find_run(count - len(taken))
+            taken.extend(self._claim(start, length))
+        self.num_used += count
+        return taken
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """One more sequence holds these blocks, which are used or cached."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._cached[block]
+                self.num_used += 1
+            self._references[block] += 1
+
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """A sequence holds these blocks, in table order, no longer."""
+        for block in reversed(blocks):  # so that a chain's tail is evicted before its head
+            self._references[block] -= 1
+            if self._references[block] > 0:
+                continue
+            self.num_used -= 1
+            if block >= self.limit:
+                self.num_stranded -= 1
+                self._forget(block)
+            elif self._hashes[block] is None:
+                self._release(block)
+            else:
+                self._cached[block] = None
+
+    def find_prefix(self, hashes: Iterable[bytes]) -> list[int]:
+        """The blocks that hold the longest known beginning of this chain; they are not taken yet."""
+        found = []
+        for name in hashes:
+            block = self._by_hash.get(name)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def num_idle(self, blocks: Iterable[int]) -> int:
+        """How many of these are cached and held by nobody: sharing them makes that many fewer available."""
+        return sum(self._references[block] == 0 for block in blocks)
+
+    def publish(self, block: int, name: bytes) -> None:
+        """This used block is full and will not change: others may find it by its hash from now on."""
+        if self.caching and self._hashes[block] is None and name not in self._by_hash:
+            self._hashes[block] = name
+            self._by_hash[name] = block
+
+    def unpublish(self, block: int) -> None:
+        """This used block is found no longer."""
+        self._forget(block)
+
+    def set_limit(self, limit: int) -> None:
+        """Blocks from this id on are handed out and cached no more (`num_stranded` of them are still used)."""
+        limit = max(0, min(limit, self.num_blocks))
+        for block in range(limit, self.limit):
+            if self._references[block]:
+                self.num_stranded += 1
+            elif self._is_free[block]:
+                self._is_free[block] = 0
+                self._num_free -= 1
+            else:
+                del self._cached[block]
+                self._forget(block)
+        for block in range(self.limit, limit):
+            if self._references[block]:
+                self.num_stranded -= 1
+            else:
+                self._release(block)
+        self.limit = limit
+
+    def drop_cached(self) -> None:
+        """Forget all content that nobody holds."""
+        while self._cached:
+            block, _ = self._cached.popitem()
+            self._forget(block)
+            self._release(block)
+
+    def check(self, tables: Iterable[Sequence[int]] = ()) -> None:
+        """Prove the books against the block tables of all sequences; raises AssertionError."""
+        held = Counter(block for table in tables for block in table)
+        num_free = num_stranded = 0
+        for block in range(self.num_blocks):
+            references, name = self._references[block], self._hashes[block]
+            assert references == held[block], f"block {block} has {references} references, {held[block]} holders"
+            assert name is None or self._by_hash[name] == block, f"block {block} cannot be found by its hash"
+            free, cached = bool(self._is_free[block]), block in self._cached
+            assert not cached or name is not None, f"block {block} is cached without a hash"
+            states = free + cached + (references > 0)
+            assert states == (1 if block < self.limit or references else 0), f"block {block} is in {states} states"
+            num_free += free
+            num_stranded += references > 0 and block >= self.limit
+        assert num_free == self._num_free and num_stranded == self.num_stranded
+        assert self.num_used == len(held) and len(self._by_hash) == sum(name is not None for name in self._hashes)
+
+    def _forget(self, block: int) -> None:
+        name = self._hashes[block]
+        if name is not None:
+            del self._by_hash[name]
+            self._hashes[block] = None
+
+    def _release(self, block: int) -> None:
+        self._is_free[block] = 1
+        self._num_free += 1
+
+    def _claim(self, start: int, length: int) -> range:
+        run = range(start, start + length)
+        for block in run:
+            self._is_free[block] = 0
+            self._references[block] = 1
+        self._num_free -= length
+        return run
+
+    def _run_after(self, block: int, count: int) -> list[int]:
+        """Up to `count` blocks directly behind this one."""
+        end = self._is_free.find(b"\0", block + 1, block + 1 + count)
+        length = (min(block + 1 + count, self.num_blocks) if end < 0 else end) - (block + 1)
+        return list(self._claim(block + 1, length)) if length > 0 else []
+
+    def _find_run(self, count: int) -> tuple[int, int]:
+        """Start and length of free blocks: the lowest run that holds them all, else the lowest half as long, ..."""
+        start = self._is_free.find(b"\1" * (GAP_BLOCKS + count))
+        if start >= 0:
+            return (start + GAP_BLOCKS if start > 0 else 0), count
+        while (start := self._is_free.find(b"\1" * count)) < 0:
+            count = (count + 1) // 2
+        return start, count

@@ -1,0 +1,158 @@
+"""What sequences hold: blocks, and slots of recurrent state. Opened at admission, closed at the end or on preemption.
+
+A prefix that is in the cache is shared, not copied. A prefix that another sequence is computing right now is
+promised: whoever needs it too waits for it instead of computing it twice.
+"""
+
+from dataclasses import dataclass
+
+from server.engine.blocks import Blocks
+from server.engine.sequence import Sequence
+from server.engine.slots import Slots, StateCopy
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What opening a sequence would share and take. `num_blocks` counts all blocks that fewer would be available."""
+
+    shared: tuple[int, ...]
+    num_new: int
+    num_blocks: int
+    snapshot: int | None = None  # slot to begin from
+
+
+class Cache:
+    """Blocks and slots of all sequences. `copies` are to be done before the next step is computed."""
+
+    def __init__(self, blocks: Blocks, slots: Slots | None = None) -> None:
+        self.blocks = blocks
+        self.slots = slots
+        self.copies: list[StateCopy] = []
+        self._promised: dict[bytes, Sequence] = {}
+
+    def must_wait(self, sequence: Sequence) -> bool:
+        """Whether another sequence is computing the next block that this one needs."""
+        if not self.blocks.caching:
+            return False
+        if sequence.awaits is not None and sequence.awaits in self._promised:
+            return True
+        hashes = self._reusable_hashes(sequence)
+        num_found = len(self.blocks.find_prefix(hashes))
+        sequence.awaits = hashes[num_found] if num_found < len(hashes) else None
+        giver = self._promised.get(sequence.awaits) if sequence.awaits is not None else None
+        if giver is not None and self.slots is not None:
+            self._ask_for_snapshot(giver, hashes)
+        return giver is not None
+
+    def plan(self, sequence: Sequence) -> Opening:
+        """What opening this sequence now would come to."""
+        size = self.blocks.block_size
+        shared: list[int] = []
+        snapshot: int | None = None
+        if self.blocks.caching:
+            hashes = self._reusable_hashes(sequence)
+            shared = self.blocks.find_prefix(hashes)
+            if self.slots is not None:
+                shared, snapshot = self._cut_to_snapshot(sequence, hashes, shared)
+        num_new = -(-len(sequence.ids) // size) - len(shared)
+        return Opening(tuple(shared), num_new, num_new + self.blocks.num_idle(shared), snapshot)
+
+    def open(self, sequence: Sequence, opening: Opening) -> int:
+        """Give the sequence its blocks for everything it has to catch up; returns how many tokens are in them."""
+        blocks, size = self.blocks, self.blocks.block_size
+        blocks.share(opening.shared)
+        last = opening.shared[-1] if opening.shared else None
+        sequence.blocks = [*opening.shared, *blocks.take(opening.num_new, after=last)]
+        sequence.num_published = len(opening.shared)
+        sequence.begin_prefill(len(opening.shared) * size)
+        if self.slots is not None:
+            sequence.slot = self.slots.take()
+            if opening.snapshot is not None:
+                self.copies.append(StateCopy(opening.snapshot, sequence.slot))
+        if blocks.caching:
+            for name in sequence.hashes[len(opening.shared) : sequence.goal // size]:
+                self._promised.setdefault(name, sequence)
+        return sequence.num_computed
+
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make room for `num_tokens` tokens in all; False if there are not enough blocks, then nothing changes."""
+        missing = -(-num_tokens // self.blocks.block_size) - len(sequence.blocks)
+        if missing <= 0:
+            return True
+        if missing > self.blocks.num_available:
+            return False
+        sequence.blocks.extend(self.blocks.take(missing, after=sequence.blocks[-1]))
+        return True
+
+    def publish(self, sequence: Sequence) -> None:
+        """Let others find the blocks that have become full, and keep the recurrent state where that was wished."""
+        if not self.blocks.caching:
+            return
+        num_full = sequence.num_computed // self.blocks.block_size
+        if num_full > sequence.num_published:
+            hashes = sequence.extend_hashes(num_full, self.blocks.block_size, self.blocks.salt)
+            for index in range(sequence.num_published, num_full):
+                self.blocks.publish(sequence.blocks[index], hashes[index])
+                self._withdraw(hashes[index], sequence)
+            sequence.num_published = num_full
+        if sequence.num_computed in sequence.snapshots_at:
+            self._keep_state(sequence)
+
+    def close(self, sequence: Sequence) -> None:
+        """Take everything back; what is published stays reusable for as long as nobody needs the room."""
+        self.blocks.give_back(sequence.blocks)
+        for name in sequence.hashes[sequence.num_published :]:
+            self._withdraw(name, sequence)
+        if self.slots is not None and sequence.slot is not None:
+            self.slots.give_back(sequence.slot)
+        sequence.blocks, sequence.slot = [], None
+        sequence.num_published = sequence.num_computed = sequence.goal = 0
+        sequence.snapshots_at.clear()
+
+    def disown(self, sequence: Sequence) -> None:
+        """Let nobody find the blocks of this sequence again: their content is not to be trusted."""
+        for block in sequence.blocks:
+            self.blocks.unpublish(block)
+
+    def take_copies(self) -> tuple[StateCopy, ...]:
+        """The copies to do before the next step, once."""
+        copies, self.copies = tuple(self.copies), []
+        return copies
+
+    def _reusable_hashes(self, sequence: Sequence) -> list[bytes]:
+        # The last token is always recomputed: a prompt found whole would leave no logits.
+        size = self.blocks.block_size
+        hashes = sequence.extend_hashes(len(sequence.ids) // size, size, self.blocks.salt)
+        return hashes[: (len(sequence.ids) - 1) // size]
+
+    def _withdraw(self, name: bytes, sequence: Sequence) -> None:
+        if self._promised.get(name) is sequence:
+            del self._promised[name]
+
+    def _cut_to_snapshot(
+        self, sequence: Sequence, hashes: list[bytes], shared: list[int]
+    ) -> tuple[list[int], int | None]:
+        """A recurrent state cannot be cut: reuse goes up to a snapshot, and asks for one where it would have helped."""
+        assert self.slots is not None
+        size = self.blocks.block_size
+        found = self.slots.find_snapshot(hashes[: len(shared)])
+        num_kept, snapshot = (0, None) if found is None else found
+        sequence.snapshots_at = {num * size for num in (len(shared), len(hashes)) if num > num_kept}
+        return shared[:num_kept], snapshot
+
+    def _ask_for_snapshot(self, giver: Sequence, hashes: list[bytes]) -> None:
+        num_common = 0
+        for ours, theirs in zip(hashes, giver.hashes, strict=False):
+            if ours != theirs:
+                break
+            num_common += 1
+        giver.snapshots_at.add(num_common * self.blocks.block_size)
+
+    def _keep_state(self, sequence: Sequence) -> None:
+        sequence.snapshots_at.discard(sequence.num_computed)
+        if self.slots is None or sequence.slot is None:
+            return
+        name = sequence.hashes[sequence.num_computed // self.blocks.block_size - 1]
+        target = self.slots.take_snapshot(name)
+        if target is not None:
+            self.copies.append(StateCopy(sequence.slot, target))

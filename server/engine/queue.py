@@ -1,0 +1,59 @@
+"""Who waits, in order of arrival; how long replies tend to be, and how fast the line moves."""
+
+from bisect import insort
+from collections import deque
+from collections.abc import Callable
+
+from server.engine.sequence import Sequence
+
+FINISHES_KEPT = 64
+LONGEST_WAIT_S = 60.0
+SHORTEST_WAIT_S = 1.0
+WEIGHT_OF_NEWEST = 0.1
+
+
+class Queue:
+    """Sequences that are not running: new ones, some still being compiled, and preempted ones."""
+
+    def __init__(self, max_waiting: int, clock: Callable[[], float]) -> None:
+        self.sequences: list[Sequence] = []
+        self.max_waiting = max_waiting
+        self._clock = clock
+        self._finished_s: deque[float] = deque(maxlen=FINISHES_KEPT)
+        self._typical_reply: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def join(self, sequence: Sequence) -> None:
+        """Wait, behind those that arrived earlier: a preempted sequence comes in front of newer ones."""
+        insort(self.sequences, sequence, key=lambda other: other.arrival)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Wait no longer."""
+        self.sequences.remove(sequence)
+
+    def note_finish(self, num_written: int) -> None:
+        """A reply of this many ids has ended by itself."""
+        self._finished_s.append(self._clock())
+        typical = self._typical_reply
+        self._typical_reply = num_written if typical is None else typical + WEIGHT_OF_NEWEST * (num_written - typical)
+
+    def retry_after_s(self) -> float:
+        """When a refused request may find a place: the length of the line over the rate at which replies end."""
+        if len(self._finished_s) < 2:
+            return SHORTEST_WAIT_S
+        span_s = max(self._clock() - self._finished_s[0], 1e-3)
+        rate = len(self._finished_s) / span_s
+        return min(max((len(self.sequences) + 1) / rate, SHORTEST_WAIT_S), LONGEST_WAIT_S)
+
+    def expected_more(self, sequence: Sequence) -> int:
+        """Ids that this sequence is likely to write yet: the worst case until replies have been seen to end.
+
+        One that was preempted once is reckoned with its worst case, so that it is not preempted again and again.
+        """
+        num_written = len(sequence.reply.written_ids)
+        worst = sequence.request.sampling.max_tokens - num_written
+        if self._typical_reply is None or sequence.num_preemptions:
+            return worst
+        return min(worst, max(int(1.5 * self._typical_reply) - num_written, 32))

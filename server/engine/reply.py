@@ -1,0 +1,177 @@
+"""What one sequence writes, from its first id to its finish: stop ids, the preamble, the constraint, the length.
+
+span        what may be written                              becomes
+undecided   the preamble's opening id, or the constraint     inside, or after
+inside      anything (no stop id, if a constraint follows)   closing at the limit, after behind `end_id`
+closing     `close_ids`, one by one                          after
+after       what the constraint allows; anything if none
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from server.engine.ports import Matcher
+from server.messages import Constraint, Finish, Generate, Preamble
+
+Span = Literal["undecided", "inside", "closing", "after"]
+
+
+class Reply:
+    """Ids written so far, and what may follow.
+
+    Without logprobs, ids that leave no choice are written at once (`write_forced`). With logprobs each of them is
+    drawn under a mask that allows nothing else, so that its logprob is reported like any other's.
+    """
+
+    def __init__(self, request: Generate, *, fast_forward: bool) -> None:
+        self.written_ids: list[int] = []
+        self.num_forced = 0
+        self.finish: Finish | None = None
+        self.fault: str | None = None
+        self.matcher: Matcher | None = None
+        self.closer: Matcher | None = None  # stands for close_ids where they are drawn
+        self.fast_forward = fast_forward and request.sampling.num_logprobs is None
+        self._appends_close_ids = request.sampling.num_logprobs is None
+        self._sampling = request.sampling
+        self._stop_ids = frozenset(request.stop_ids)
+        self._stop_tuple = request.stop_ids
+        self._preamble = request.preamble
+        self._num_inside = 0
+        self._span: Span = _first_span(request.preamble)
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more is written."""
+        return self.finish is not None or self.fault is not None
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Stop ids, where the next id may be none of them.
+
+        Ending inside the preamble would leave a constraint unmet, so stop ids are banned there as well.
+        """
+        if not self._stop_tuple:
+            return ()
+        too_short = len(self.written_ids) < self._sampling.min_tokens
+        unmet = self._span == "inside" and self.matcher is not None
+        return self._stop_tuple if too_short or unmet or self._sampling.ignore_eos else ()
+
+    @property
+    def active_matcher(self) -> Matcher | None:
+        """What the next id is masked by."""
+        if self._span == "closing":
+            return self.closer
+        return None if self._span == "inside" else self.matcher
+
+    @property
+    def extra_id(self) -> int | None:
+        """One id that is allowed besides what the matcher allows."""
+        return self._preamble.open_id if self._span == "undecided" and self._preamble is not None else None
+
+    def write(self, token_ids: Iterable[int]) -> int:
+        """Append drawn ids until the reply ends; returns how many were written."""
+        before = len(self.written_ids)
+        for token_id in token_ids:
+            if self.is_over:
+                break
+            self._write_one(token_id)
+        return len(self.written_ids) - before
+
+    def write_forced(self) -> int:
+        """Append the ids that leave no choice; returns how many were written."""
+        before = len(self.written_ids)
+        while not self.is_over and (due := self._due_ids()):
+            self.write(due)
+        count = len(self.written_ids) - before
+        self.num_forced += count
+        return count
+
+    def cut_drafts(self, drafts: Sequence[int]) -> Sequence[int]:
+        """The drafts that may be verified in one pass: each must be judged by the rules that hold now."""
+        num_written = len(self.written_ids)
+        room = self._sampling.max_tokens - num_written - 1
+        if num_written < self._sampling.min_tokens and self._stop_tuple:
+            room = min(room, self._sampling.min_tokens - num_written - 1)
+        if self._span in ("undecided", "closing"):
+            return ()
+        if self._span == "inside" and self._preamble is not None:
+            if self._preamble.limit is not None:
+                room = min(room, self._preamble.limit - self._num_inside - 1)
+            if self._preamble.end_id in drafts:
+                room = min(room, list(drafts).index(self._preamble.end_id))
+        drafts = drafts[: max(room, 0)]
+        matcher = self.active_matcher
+        return drafts if matcher is None or not drafts else drafts[: matcher.count_allowed(drafts)]
+
+    def _write_one(self, token_id: int) -> None:
+        stops = token_id in self._stop_ids and not self.banned_ids
+        self.written_ids.append(token_id)
+        if stops:
+            self.finish = "stop"
+            return
+        self._move(token_id)
+        if self.finish is None and len(self.written_ids) >= self._sampling.max_tokens:
+            self.finish = "length"
+
+    def _move(self, token_id: int) -> None:
+        match self._span:
+            case "undecided" if self._preamble is not None and token_id == self._preamble.open_id:
+                self._span = "inside"
+                self._begin_closing_at_limit()
+            case "inside" | "closing" if self._preamble is not None:
+                if token_id == self._preamble.end_id:
+                    self._span = "after"
+                    return
+                if self.closer is not None and self._span == "closing":
+                    self._advance(self.closer, token_id)
+                self._num_inside += 1
+                self._begin_closing_at_limit()
+            case _:
+                self._span = "after"
+                if self.matcher is not None:
+                    self._advance(self.matcher, token_id)
+                    if self.fault is None and self.matcher.is_over():
+                        self.finish = "stop"
+
+    def begin(self, matcher: Matcher | None, closer: Matcher | None) -> None:
+        """Everything that was to be compiled is: the reply can be written from here on."""
+        self.matcher, self.closer = matcher, closer
+        self._begin_closing_at_limit()
+
+    def _begin_closing_at_limit(self) -> None:
+        limit = None if self._preamble is None else self._preamble.limit
+        if self._span == "inside" and limit is not None and self._num_inside >= limit:
+            self._span = "closing"
+
+    def _advance(self, matcher: Matcher, token_id: int) -> None:
+        if not matcher.advance((token_id,)):
+            self.fault = matcher.fault or f"the constraint does not allow the drawn id {token_id}"
+
+    def _due_ids(self) -> Sequence[int]:
+        if self._span == "closing" and self._preamble is not None:
+            return close_ids(self._preamble) if self._appends_close_ids else ()
+        if self._span != "after" or self.matcher is None or not self.fast_forward:
+            return ()
+        due = self.matcher.forced()
+        if self.matcher.fault is not None:
+            self.fault = self.matcher.fault
+        return due
+
+
+def close_ids(preamble: Preamble) -> tuple[int, ...]:
+    """The ids that close the preamble at its limit; they end with its `end_id`."""
+    return preamble.close_ids or (preamble.end_id,)
+
+
+def closing_constraint(request: Generate) -> Constraint | None:
+    """The grammar of the close ids, where they have to be drawn rather than appended."""
+    preamble = request.preamble
+    if preamble is None or preamble.limit is None or request.sampling.num_logprobs is None:
+        return None
+    return Constraint("lark", "start: " + " ".join(f"<[{token_id}]>" for token_id in close_ids(preamble)))
+
+
+def _first_span(preamble: Preamble | None) -> Span:
+    if preamble is None:
+        return "after"
+    return "inside" if preamble.open_id is None else "undecided"

@@ -1,0 +1,318 @@
+"""Decides at every step which tokens of which sequences are computed: one token budget, no phases.
+
+Streaming sequences come first, so that running replies never stall; then prompts, in order of arrival, in chunks.
+When blocks run out the newest sequence gives its own back and is computed again later; since nobody makes an older
+one give way, the oldest always gets on, and so does everybody in the end.
+"""
+
+from bisect import insort
+from collections.abc import Callable
+
+from server.engine.blocks import Blocks
+from server.engine.budget import Budget
+from server.engine.cache import Cache
+from server.engine.drafter import Drafter
+from server.engine.limits import Limits, find_refusal
+from server.engine.ports import Matcher
+from server.engine.queue import Queue
+from server.engine.reply import Reply
+from server.engine.sequence import Sequence
+from server.engine.slots import Slots
+from server.engine.step import Share, Step, Tally, make_step
+from server.messages import Delta, Failed, FailureKind, Generate
+from server.model.batch import Drawn
+
+
+class Scheduler:
+    """Owns every sequence from `add` to its end. One thread calls it."""
+
+    def __init__(self, limits: Limits, blocks: Blocks, slots: Slots | None, clock: Callable[[], float]) -> None:
+        self.limits = limits
+        self.cache = Cache(blocks, slots)
+        self.blocks = blocks
+        self.tally = Tally()
+        self.running: list[Sequence] = []  # in order of arrival
+        self.queue = Queue(limits.max_queue, clock)
+        self._clock = clock
+        self._alive: dict[str, Sequence] = {}
+        self._mail: list[Delta | Failed] = []
+        self._num_arrived = 0
+        self._max_running = min(limits.max_running, limits.max_batch_tokens)  # so that each can get a token a step
+        if slots is not None:
+            self._max_running = min(self._max_running, slots.num_running)
+        self._budget = Budget(limits.max_batch_tokens)
+        self._blocked_since_s: float | None = None
+
+    # -- arrivals and departures -----------------------------------------------------------------------------------
+
+    def add(self, request: Generate) -> Sequence | None:
+        """A sequence that waits for `begin`, or None: then it was refused, and the mail says why."""
+        failed = find_refusal(request, self.limits)
+        if failed is None and request.id in self._alive:
+            failed = Failed(request.id, "request_failed", f"a request with the id {request.id} is running already")
+        places = self.limits.max_queue + max(0, self._max_running - len(self.running))
+        if failed is None and len(self.queue) >= places:
+            text = f"{len(self.queue)} requests are waiting already"
+            failed = Failed(request.id, "queue_full", text, self.queue.retry_after_s())
+        if failed is not None:
+            self._mail.append(failed)
+            return None
+        seed = self.limits.seed + self._num_arrived if request.sampling.seed is None else request.sampling.seed
+        reply = Reply(request, fast_forward=self.limits.fast_forward)
+        sequence = Sequence(request, self._num_arrived, self._clock(), seed, reply)
+        self._num_arrived += 1
+        self._alive[request.id] = sequence
+        self.queue.join(sequence)
+        return sequence
+
+    def begin(self, sequence: Sequence, matcher: Matcher | None = None, closer: Matcher | None = None) -> None:
+        """Its constraint is compiled: it may run."""
+        if sequence.state != "compiling":
+            return  # aborted meanwhile
+        sequence.state = "waiting"
+        sequence.reply.begin(matcher, closer)
+        self._take_forced(sequence)
+        if sequence.reply.fault is not None:
+            self.fail(sequence, "bad_constraint", sequence.reply.fault)
+        elif self.limits.draft_tokens and self.cache.slots is None:
+            # A recurrent state cannot be rolled back behind a rejected draft: no drafting for hybrid models.
+            sequence.drafter = Drafter(self.limits.draft_tokens)
+
+    def abort(self, id: str) -> None:
+        """Free everything this sequence holds; an unknown id has just ended."""
+        sequence = self._alive.get(id)
+        if sequence is not None:
+            self._end(sequence)
+
+    def fail(self, sequence: Sequence, kind: FailureKind, text: str, retry_after_s: float | None = None) -> None:
+        """End this sequence alone, and say why."""
+        if sequence.state != "ended":
+            self._mail.append(Failed(sequence.id, kind, text, retry_after_s))
+            self._end(sequence)
+
+    def fail_all(self, kind: FailureKind, text: str) -> None:
+        """End every sequence, and say why."""
+        for sequence in list(self._alive.values()):
+            self.fail(sequence, kind, text)
+
+    def collect(self) -> list[Delta | Failed]:
+        """What there is to tell since the last call."""
+        mail, self._mail = self._mail, []
+        return mail
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step may come out of `next_step`, now or when memory allows."""
+        return bool(self.running) or any(sequence.state == "waiting" for sequence in self.queue.sequences)
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def resize(self, num_blocks: int, *, preempt: bool) -> None:
+        """Only blocks with ids below this may be taken from now on; `preempt` also takes the others back."""
+        if num_blocks != self.blocks.limit:
+            self.blocks.set_limit(num_blocks)
+        while preempt and self.blocks.num_stranded:
+            holders = (one for one in reversed(self.running) if max(one.blocks) >= num_blocks)
+            self._preempt(next(holders))
+
+    def next_step(self, *, admit: bool) -> Step | None:
+        """What to compute now; None if nothing can be. `admit` False starts nobody new."""
+        num_preempted = self.tally.preemptions
+        shares: list[Share] = []
+        budget = self._share_streaming(shares, self._budget.num_tokens)
+        budget = self._share_prompts(shares, budget)
+        if budget > 0 and self.tally.preemptions == num_preempted and len(self.queue):
+            self._admit(shares, budget, admit)
+        shares = [share for share in shares if share.sequence.state == "running"]
+        if not shares:
+            self._lose_patience()
+            return None
+        self._blocked_since_s = None
+        return make_step(shares, self.cache.take_copies())
+
+    def commit(self, step: Step, drawn: list[Drawn]) -> None:
+        """The step is computed: move on, end what is over, and have the Deltas ready to be collected."""
+        self.tally.steps += 1
+        self._budget.recover()
+        answers = iter(drawn)
+        for share, row in zip(step.shares, step.batch.rows, strict=True):
+            sequence = share.sequence
+            self.tally.prompt_tokens += min(share.count, max(0, len(sequence.prompt_ids) - sequence.num_computed))
+            sequence.last_step = self.tally.steps
+            sequence.num_computed += share.count
+            if row.num_logits:
+                self._take_drawn(share, next(answers))
+            else:
+                self.cache.publish(sequence)
+
+    def undo(self, step: Step) -> None:
+        """The step ran out of memory: try half as many tokens, then fewer sequences; one that is alone fails."""
+        if self.cache.slots is not None:
+            # Some layers may have moved their recurrent state already: these sequences begin again.
+            for share in step.shares:
+                self._preempt(share.sequence)
+        if step.num_tokens > 1:
+            self._budget.shrink(step.num_tokens)
+        elif len(self.running) > 1:
+            self._preempt(self.running[-1])
+        else:
+            text = "the device ran out of memory although nothing else was running"
+            self.fail(step.shares[0].sequence, "no_memory", text, self.queue.retry_after_s())
+
+    def check(self) -> None:
+        """Prove the books of blocks and slots; raises AssertionError."""
+        self.blocks.check([sequence.blocks for sequence in self._alive.values()])
+        if self.cache.slots is not None:
+            self.cache.slots.check([one.slot for one in self._alive.values() if one.slot is not None])
+        assert len(self._alive) == len(self.running) + len(self.queue)
+
+    # -- planning --------------------------------------------------------------------------------------------------
+
+    def _share_streaming(self, shares: list[Share], budget: int) -> int:
+        streaming = [sequence for sequence in self.running if not sequence.in_prefill]
+        if len(streaming) > budget:
+            streaming.sort(key=lambda sequence: sequence.last_step)
+        for num_left, sequence in zip(range(len(streaming) - 1, -1, -1), streaming, strict=True):
+            if sequence.state != "running" or budget <= 0:
+                continue
+            room = max(1, budget - num_left)
+            count = min(sequence.num_pending, room)
+            drafts = self._draft(sequence, room - 1) if count == sequence.num_pending == 1 else ()
+            end = sequence.num_computed + count
+            if drafts and not self.cache.grow(sequence, end + len(drafts)):
+                drafts = ()
+            if self._grow(sequence, end):
+                shares.append(Share(sequence, count, drafts))
+                budget -= count + len(drafts)
+        return budget
+
+    def _share_prompts(self, shares: list[Share], budget: int) -> int:
+        for sequence in self.running:
+            if budget <= 0:
+                break
+            if sequence.in_prefill:
+                budget -= self._share_prompt(shares, sequence, budget)
+        return budget
+
+    def _share_prompt(self, shares: list[Share], sequence: Sequence, budget: int) -> int:
+        count = min(sequence.num_pending, budget)
+        for position in sequence.snapshots_at:
+            if position > sequence.num_computed:
+                count = min(count, position - sequence.num_computed)
+        shares.append(Share(sequence, count, ()))
+        return count
+
+    def _admit(self, shares: list[Share], budget: int, admit: bool) -> None:
+        reserve = sum(self._growth(sequence) for sequence in self.running)
+        for sequence in list(self.queue.sequences):
+            if budget <= 0 or len(self.running) >= self._max_running:
+                return
+            if sequence.state != "waiting" or (not admit and not sequence.admitted):
+                continue
+            if sequence.reply.is_over:  # everything was forced: there is nothing to compute
+                self._tell_admission(sequence, 0)
+                self._end(sequence)
+                continue
+            if self.cache.must_wait(sequence):
+                continue
+            opening = self.cache.plan(sequence)
+            if len(opening.shared) + opening.num_new > self.blocks.limit:
+                continue  # memory is short for this one: let others pass meanwhile
+            growth = self._growth(sequence) if self.running else 0
+            if opening.num_blocks + reserve + growth > self.blocks.num_available:
+                return
+            reserve += growth
+            num_cached = self.cache.open(sequence, opening)
+            self._start(sequence)
+            self._tell_admission(sequence, num_cached)
+            budget -= self._share_prompt(shares, sequence, budget)
+
+    def _growth(self, sequence: Sequence) -> int:
+        """Blocks that it is likely to take yet, beyond what it holds or its prompt needs."""
+        size = self.blocks.block_size
+        expected = len(sequence.ids) + self.queue.expected_more(sequence)
+        return max(0, -(-expected // size) - max(len(sequence.blocks), -(-len(sequence.ids) // size)))
+
+    def _draft(self, sequence: Sequence, room: int) -> tuple[int, ...]:
+        if sequence.drafter is None or room <= 0:
+            return ()
+        drafts = sequence.drafter.draft(sequence.ids)[:room]
+        return tuple(sequence.reply.cut_drafts(drafts)) if drafts else ()
+
+    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make room, if need be at the cost of the newest; False if that was the sequence itself."""
+        while not self.cache.grow(sequence, num_tokens):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    # -- moving sequences ------------------------------------------------------------------------------------------
+
+    def _start(self, sequence: Sequence) -> None:
+        self.queue.leave(sequence)
+        sequence.state = "running"
+        insort(self.running, sequence, key=lambda other: other.arrival)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        if sequence.state != "running":
+            return
+        self.tally.preemptions += 1
+        sequence.num_preemptions += 1
+        self.cache.close(sequence)
+        self.running.remove(sequence)
+        sequence.state = "waiting"
+        self.queue.join(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        self.cache.close(sequence)
+        (self.running if sequence.state == "running" else self.queue.sequences).remove(sequence)
+        sequence.state = "ended"
+        del self._alive[sequence.id]
+
+    def _tell_admission(self, sequence: Sequence, num_cached: int) -> None:
+        if not sequence.admitted:
+            sequence.admitted = True
+            self.tally.cached_tokens += num_cached
+            self._mail.append(sequence.delta(num_cached))
+
+    def _take_drawn(self, share: Share, drawn: Drawn) -> None:
+        sequence, reply = share.sequence, share.sequence.reply
+        num_written = sequence.take_drawn(drawn)
+        num_accepted = min(num_written, max(0, len(drawn.token_ids) - 1))
+        sequence.num_computed += num_accepted
+        self.tally.output_tokens += num_written
+        self._take_forced(sequence)
+        if share.drafts and sequence.drafter is not None:
+            self.tally.drafted_tokens += len(share.drafts)
+            self.tally.accepted_tokens += num_accepted
+            sequence.drafter.learn(len(share.drafts), num_accepted, len(sequence.ids))
+        if reply.fault is not None:
+            self.cache.disown(sequence)  # what broke this reply must not be found by others
+            self.fail(sequence, "request_failed", reply.fault)
+            return
+        self.cache.publish(sequence)
+        self._mail.append(sequence.delta())
+        if reply.finish is not None:
+            self.queue.note_finish(len(reply.written_ids))
+            self._end(sequence)
+
+    def _take_forced(self, sequence: Sequence) -> None:
+        num_forced = sequence.take_forced()
+        self.tally.output_tokens += num_forced
+        self.tally.forced_tokens += num_forced
+
+    def _lose_patience(self) -> None:
+        """Sequences that wait for memory while nothing runs are told so after a while."""
+        now_s = self._clock()
+        waiting = [sequence for sequence in self.queue.sequences if sequence.state == "waiting"]
+        if self.running or not waiting:
+            self._blocked_since_s = None
+        elif self._blocked_since_s is None:
+            self._blocked_since_s = now_s
+        elif now_s - self._blocked_since_s >= self.limits.patience_s:
+            text = f"the device's memory has been taken by others for {self.limits.patience_s:.0f} s"
+            for sequence in waiting:
+                if now_s - sequence.arrived_s >= self.limits.patience_s:
+                    self.fail(sequence, "no_memory", text, self.queue.retry_after_s())

@@ -1,0 +1,111 @@
+"""One request: its tokens, how many of them the cache holds, and where.
+
+ids      [ prompt ............ | written ............... ]
+computed [0 ............ num_computed) these are in the cache
+pending                 [num_computed ........... len(ids)) these are to catch up: a prompt, a drawn id, forced ids
+goal     the length at admission: below it the sequence is in prefill, from it on it streams
+"""
+
+from collections.abc import Sequence as Ids
+from typing import Literal
+
+from server.engine.blocks import chain_hash
+from server.engine.drafter import Drafter
+from server.engine.reply import Reply
+from server.messages import Delta, Generate, TokenLogprob
+from server.model.batch import Draw, Drawn, Row
+
+State = Literal["compiling", "waiting", "running", "ended"]
+
+
+class Sequence:
+    """Knows nothing of other sequences. The scheduler moves it; blocks and slot are the scheduler's to take."""
+
+    def __init__(self, request: Generate, arrival: int, arrived_s: float, seed: int, reply: Reply) -> None:
+        self.request = request
+        self.id = request.id
+        self.arrival = arrival
+        self.arrived_s = arrived_s
+        self.seed = seed
+        self.reply = reply
+        self.state: State = "compiling"
+        self.prompt_ids = request.token_ids
+        self.ids = list(request.token_ids)
+        self.hashes: list[bytes] = []  # of the full blocks of `ids`, as far as they were needed
+        self.num_computed = 0
+        self.goal = 0
+        self.blocks: list[int] = []
+        self.slot: int | None = None
+        self.num_published = 0  # blocks that others may find
+        self.snapshots_at: set[int] = set()  # numbers of tokens after which the recurrent state is worth keeping
+        self.drafter: Drafter | None = None
+        self.num_preemptions = 0
+        self.awaits: bytes | None = None  # the block that another sequence is computing right now
+        self.admitted = False
+        self.last_step = 0
+        self._num_told = 0
+        self._num_forced_told = 0
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens to catch up."""
+        return len(self.ids) - self.num_computed
+
+    @property
+    def in_prefill(self) -> bool:
+        """Not yet where it was, or will be, when its first id is drawn."""
+        return self.num_computed < self.goal
+
+    def extend_hashes(self, num_blocks: int, block_size: int, salt: bytes) -> list[bytes]:
+        """The hashes of at least the first `num_blocks` blocks, which are full; only new ones are computed."""
+        hashes, ids = self.hashes, self.ids
+        for index in range(len(hashes), num_blocks):
+            parent = hashes[-1] if hashes else salt
+            hashes.append(chain_hash(parent, ids[index * block_size : (index + 1) * block_size]))
+        return hashes
+
+    def row(self, count: int, drafts: Ids[int]) -> Row:
+        """The next `count` pending tokens, and drafts behind the last of them."""
+        start = self.num_computed
+        end = start + count
+        if end < len(self.ids):
+            return Row(self.ids[start:end], start, self.blocks, 0, None, self.slot)
+        reply = self.reply
+        draw = Draw(self.request.sampling, self.seed, self.prompt_ids, reply.written_ids, reply.banned_ids)
+        return Row([*self.ids[start:], *drafts], start, self.blocks, 1 + len(drafts), draw, self.slot)
+
+    def take_drawn(self, drawn: Drawn) -> int:
+        """Write what was drawn, up to the end of the reply; returns how many of the drawn ids that were."""
+        reply = self.reply
+        if drawn.fault is not None:
+            reply.fault = drawn.fault
+            return 0
+        num_written = reply.write(drawn.token_ids)
+        self.ids.extend(drawn.token_ids[:num_written])
+        if drawn.logprobs is not None:
+            self._logprobs.extend(drawn.logprobs[:num_written])
+        return num_written
+
+    def take_forced(self) -> int:
+        """Write what leaves no choice; returns how many ids that were."""
+        count = self.reply.write_forced()
+        if count:
+            self.ids.extend(self.reply.written_ids[-count:])
+        return count
+
+    def begin_prefill(self, num_cached: int) -> None:
+        """Its blocks hold this many tokens already; the others are to be computed."""
+        self.num_computed = num_cached
+        self.goal = len(self.ids)
+
+    def delta(self, num_cached: int | None = None) -> Delta:
+        """What was written since the last Delta; the first one also tells how much the prefix cache gave."""
+        reply = self.reply
+        begin, self._num_told = self._num_told, len(reply.written_ids)
+        forced = reply.num_forced - self._num_forced_told
+        self._num_forced_told = reply.num_forced
+        logprobs: list[TokenLogprob] | None = None
+        if self.request.sampling.num_logprobs is not None:
+            logprobs, self._logprobs = self._logprobs, []
+        return Delta(self.id, reply.written_ids[begin:], logprobs, reply.finish, num_cached, forced)

@@ -1,0 +1,67 @@
+"""One step as the scheduler decided it: the batch, and whose rows these are."""
+
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass
+
+from server.engine.ports import Matcher
+from server.engine.sequence import Sequence
+from server.engine.slots import StateCopy
+from server.model.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One sequence's row: `count` of its pending tokens, then drafts."""
+
+    sequence: Sequence
+    count: int
+    drafts: Ids[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`matchers` and `extra_ids` have one entry for each row with logits, as `Grammars.masks` wants them."""
+
+    batch: Batch
+    shares: tuple[Share, ...]
+    copies: tuple[StateCopy, ...]
+    matchers: tuple[tuple[Matcher, Ids[int]] | None, ...]
+    extra_ids: tuple[int | None, ...]
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether any row needs a mask."""
+        return any(matcher is not None for matcher in self.matchers)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in this step."""
+        return sum(len(row.token_ids) for row in self.batch.rows)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been done since the start; figures only grow."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    forced_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    preemptions: int = 0
+
+
+def make_step(shares: list[Share], copies: tuple[StateCopy, ...]) -> Step:
+    """Rows, matchers and extra ids of these shares, in this order."""
+    rows, matchers, extra_ids = [], [], []
+    for share in shares:
+        row = share.sequence.row(share.count, share.drafts)
+        rows.append(row)
+        if row.num_logits:
+            reply = share.sequence.reply
+            matcher = reply.active_matcher
+            matchers.append(None if matcher is None else (matcher, share.drafts))
+            extra_ids.append(None if matcher is None else reply.extra_id)
+    return Step(Batch(tuple(rows)), tuple(shares), copies, tuple(matchers), tuple(extra_ids))

@@ -1,0 +1,130 @@
+"""The books of blocks: what is free, cached and used, in which order ids are handed out, what evictions take."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.engine.blocks import GAP_BLOCKS, Blocks, chain_hash
+
+
+def test_blocks_come_as_one_run_from_the_lowest_ids() -> None:
+    blocks = Blocks(64, 4)
+    assert blocks.take(5) == [0, 1, 2, 3, 4]
+    second = blocks.take(4)
+    assert second == list(range(5 + GAP_BLOCKS, 9 + GAP_BLOCKS)), "room is left for the first to grow"
+    assert blocks.take(2, after=4) == [5, 6]
+    assert blocks.take(1, after=second[-1]) == [second[-1] + 1]
+
+
+def test_fragmented_blocks_come_in_runs_as_long_as_there_are() -> None:
+    blocks = Blocks(8, 4)
+    taken = blocks.take(8)
+    blocks.give_back([taken[1], taken[4], taken[5], taken[7]])
+    assert blocks.take(3) == [4, 5, 1]
+    blocks.check([[0, 2, 3, 6, 4, 5, 1]])
+
+
+def test_full_blocks_stay_cached_and_are_found_by_their_chain() -> None:
+    blocks = Blocks(8, 2)
+    first = chain_hash(b"", [1, 2])
+    second = chain_hash(first, [3, 4])
+    table = blocks.take(2)
+    blocks.publish(table[0], first)
+    blocks.publish(table[1], second)
+    blocks.give_back(table)
+    assert blocks.num_cached == 2
+    assert blocks.find_prefix([first, second, chain_hash(second, [5, 6])]) == table
+    assert blocks.find_prefix([second]) == [table[1]]
+    assert blocks.find_prefix([chain_hash(b"salt", [1, 2])]) == []
+    blocks.share(table)
+    blocks.check([table])
+    blocks.give_back(table)
+    blocks.check()
+
+
+def test_least_recently_used_goes_first_and_tails_before_heads() -> None:
+    blocks = Blocks(4, 1)
+    tables = [blocks.take(2), blocks.take(2)]
+    for table in tables:
+        parent = b""
+        for block in table:
+            parent = chain_hash(parent, [block])
+            blocks.publish(block, parent)
+    blocks.give_back(tables[1])
+    blocks.give_back(tables[0])
+    assert blocks.take(1) == [tables[1][1]]
+    assert blocks.take(1) == [tables[1][0]]
+    assert blocks.take(1) == [tables[0][1]]
+
+
+def test_two_that_computed_the_same_block_publish_it_once() -> None:
+    blocks = Blocks(4, 1)
+    name = chain_hash(b"", [7])
+    one, two = blocks.take(2)
+    blocks.publish(one, name)
+    blocks.publish(two, name)
+    assert blocks.find_prefix([name]) == [one]
+    blocks.give_back([one, two])
+    assert blocks.num_cached == 1
+    blocks.check()
+
+
+def test_shrinking_evicts_and_growing_brings_back() -> None:
+    blocks = Blocks(8, 1)
+    table = blocks.take(8)
+    parent = b""
+    for block in table:
+        parent = chain_hash(parent, [block])
+        blocks.publish(block, parent)
+    blocks.give_back(table[:6])
+    blocks.set_limit(4)
+    assert (blocks.num_cached, blocks.num_stranded, blocks.num_available) == (4, 2, 4)
+    blocks.check([table[6:]])
+    blocks.give_back(table[6:])
+    assert blocks.num_stranded == 0
+    blocks.check()
+    blocks.set_limit(8)
+    assert blocks.num_available == 8
+    blocks.check()
+
+
+def test_unpublished_block_is_found_no_longer() -> None:
+    blocks = Blocks(2, 1)
+    name = chain_hash(b"", [7])
+    table = blocks.take(1)
+    blocks.publish(table[0], name)
+    blocks.unpublish(table[0])
+    blocks.give_back(table)
+    assert blocks.find_prefix([name]) == []
+    blocks.check()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_books_hold_whatever_is_done(data: st.DataObject) -> None:
+    blocks = Blocks(12, 1)
+    tables: list[list[int]] = []
+    names = [chain_hash(b"", [index]) for index in range(6)]
+    for _ in range(data.draw(st.integers(1, 40))):
+        act = data.draw(st.sampled_from(["take", "grow", "give_back", "share", "publish", "limit", "drop"]))
+        if act == "take" and blocks.num_available:
+            tables.append(blocks.take(data.draw(st.integers(1, blocks.num_available))))
+        elif act == "grow" and tables and blocks.num_available:
+            tables[0].extend(blocks.take(1, after=tables[0][-1]))
+        elif act == "give_back" and tables:
+            blocks.give_back(tables.pop(data.draw(st.integers(0, len(tables) - 1))))
+        elif act == "share":
+            found = blocks.find_prefix([data.draw(st.sampled_from(names))])
+            blocks.share(found)
+            tables.extend([found] if found else [])
+        elif act == "publish" and tables:
+            blocks.publish(data.draw(st.sampled_from(tables[0])), data.draw(st.sampled_from(names)))
+        elif act == "limit":
+            blocks.set_limit(data.draw(st.integers(0, 12)))
+        elif act == "drop":
+            blocks.drop_cached()
+        blocks.check(tables)
+    for table in tables:
+        blocks.give_back(table)
+    blocks.set_limit(12)
+    blocks.check()
+    assert blocks.num_available == 12
