@@ -7,6 +7,8 @@ from typing import Any, Literal
 from server.dialects.protocol import AnswerFormat, Choice, Tool
 from server.messages import Generate, Sampling
 
+Thinking = Literal["off", "open", "may_open"]  # how a reply begins
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -53,6 +55,6 @@ class Prepared:
 
     generates: tuple[Generate, ...]  # one a choice
     prompt_tokens: int
-    thinking: Literal["off", "open", "may_open"]
+    thinking: Thinking
     shares: tuple[Share, ...] = ()
     dropped_messages: int = 0
