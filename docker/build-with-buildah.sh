@@ -6,7 +6,7 @@
 #
 # BASE_IMAGE        an image to build on; left out, a small Debian with python3 is made by debootstrap
 # TORCH_INDEX_URL   see Dockerfile
-# STORE             where images are kept (default build/images); vfs keeps a whole copy a layer: some 15 GB
+# STORE             where images are kept (default build/images); vfs keeps a whole copy a layer: some 10 GB
 #
 # What the machine's pip needs goes in by options, for example
 #   docker/build-with-buildah.sh toolwire:local --secret id=pip,src=/etc/pip.conf --volume /opt/wheels:/opt/wheels:ro
@@ -39,5 +39,5 @@ if [ -z "${BASE_IMAGE:-}" ]; then
 fi
 
 # --format docker: the OCI format has no place for HEALTHCHECK
-buildah build --isolation chroot --format docker --layers --tag "$image" \
+buildah build --isolation chroot --format docker --tag "$image" \
   --build-arg BASE_IMAGE="$BASE_IMAGE" --build-arg TORCH_INDEX_URL="${TORCH_INDEX_URL:-}" "$@" .
