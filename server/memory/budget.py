@@ -133,9 +133,8 @@ def divide(shape: Shape, demand: Demand, room: Room, weights: int, activations: 
     num_slots = 0 if missing else _slots(state_bytes, left, left - cost.pool(least_blocks), demand)
     num_blocks = 0
     if not missing:
-        num_blocks = min(
-            cost.blocks_in(left - num_slots * state_bytes), _useful_blocks(shape, demand, room, left, token_bytes)
-        )
+        fitting = cost.blocks_in(left - num_slots * state_bytes)
+        num_blocks = min(fitting, _useful_blocks(shape, demand, room, left, least))
     return Plan(
         demand=demand,
         room=room,
@@ -232,15 +231,16 @@ def _slots(state_bytes: int, left: int, spare: int, demand: Demand) -> int:
     return max(1, min(wanted, left // 2 // state_bytes, spare // state_bytes))
 
 
-def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, token_bytes: int) -> int:
+def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, least: int) -> int:
     """More blocks than this are not made: full-length sequences on every place; on a host also its own limits."""
     if demand.kv_cache_tokens:
         return math.ceil(demand.kv_cache_tokens / demand.block_size)
     longest = demand.max_model_len or shape.max_positions
     tokens = demand.max_running * longest
     if room.is_host:
-        tokens = min(tokens, max(longest, MOST_HOST_TOKENS), int(HOST_KV_SHARE * left) // token_bytes)
-    return math.ceil(max(tokens, demand.max_model_len) / demand.block_size)
+        share = int(HOST_KV_SHARE * left) // shape.kv_token_bytes(DTYPE_BYTES[demand.dtype])
+        tokens = min(tokens, max(longest, MOST_HOST_TOKENS), share)
+    return max(tokens // demand.block_size, math.ceil(least / demand.block_size))
 
 
 def _attention_width(shape: Shape) -> int:

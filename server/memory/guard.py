@@ -124,6 +124,7 @@ class Guard:
         self._penalty_since = self._doors.clock()
         self._doors.release_caches()
         self._judge(self._doors.latest()[0], self._penalty_since)
+        self._used = -1  # the last answer is out of date
         self._set_allowed(min(self._allowed, self._blocks_with(pool - self._penalty)))
         self._note(f"a step ran out of memory ({self._ooms} so far); {self._allowed} blocks allowed")
 

@@ -26,7 +26,9 @@ def paths(root: Path, membership: str) -> Paths:
 def test_version_2_reads_every_group_up_to_the_root(tmp_path: Path) -> None:
     """Kubernetes sets the limit on the pod's group, above the container's."""
     root = tmp_path / "cgroup"
-    write_group(root / "pod", max=f"{600 * MIB}\n", current=f"{500 * MIB}\n", stat=f"anon 1\ninactive_file {100 * MIB}\n")
+    write_group(
+        root / "pod", max=f"{600 * MIB}\n", current=f"{500 * MIB}\n", stat=f"anon 1\ninactive_file {100 * MIB}\n"
+    )
     write_group(root / "pod/box", max="max\n", current=f"{300 * MIB}\n")
     found = limited_groups(paths(tmp_path, "0::/pod/box\n"))
     assert found == [Group(600 * MIB, 400 * MIB)]

@@ -1,0 +1,233 @@
+"""The sums: real shapes against published sizes, and laws that hold for every size."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.errors import CannotStart
+from server.memory.budget import (
+    GIB,
+    MIB,
+    Demand,
+    Plan,
+    Room,
+    activation_bytes,
+    headroom,
+    plan,
+    request_blocks,
+    request_bytes,
+    sampling_bytes,
+)
+from server.memory.headers import Tensor, weight_bytes
+from server.memory.shape import Shape, read_shape
+from tests.memory.shapes import CONFIGS, real_model
+
+BF16 = Demand("bfloat16")
+PARAMETERS = {  # as the hub shows them
+    "Qwen3-0.6B": 596_049_920,
+    "Qwen3-8B": 8_190_735_360,
+    "Qwen3-32B": 32_762_123_264,
+    "Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen2.5-7B": 7_615_616_512,
+}
+TOKEN_KIB = {
+    "Qwen3-0.6B": 112,
+    "Qwen3-8B": 144,
+    "Qwen3-32B": 256,
+    "Qwen3-30B-A3B": 96,
+    "Qwen2.5-7B": 56,
+    "Qwen3.5-0.8B": 12,
+    "Qwen3.5-4B": 32,
+    "Qwen3.5-9B": 32,
+    "Qwen3.5-27B": 64,
+    "Qwen3.5-35B-A3B": 20,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_weights_are_two_bytes_a_parameter(name: str) -> None:
+    shape, tensors, _ = real_model(name)
+    assert weight_bytes(tensors, dtype="bfloat16", quantize="none", tied=shape.tied) == 2 * PARAMETERS[name]
+    assert weight_bytes(tensors, dtype="float32", quantize="none", tied=shape.tied) == 4 * PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_kv_counts_grouped_heads_and_full_attention_layers_only(name: str) -> None:
+    shape, _, config = real_model(name)
+    assert shape.kv_token_bytes(2) == TOKEN_KIB[name] * 1024
+    assert shape.attention_layers + shape.linear_layers == config["num_hidden_layers"]
+
+
+def test_hybrid_models_also_pay_for_every_sequence() -> None:
+    shape, tensors, _ = real_model("Qwen3.5-9B")
+    per_layer = 32 * 128 * 128 * 4 + (2 * 16 * 128 + 32 * 128) * 4 * 2
+    assert shape.state_bytes(2) == 24 * per_layer
+    found = plan(shape, tensors, BF16, Room(24 * GIB, 24 * GIB))
+    assert found.fits and 1 <= found.num_slots < 2 * BF16.max_running
+    assert found.num_slots * found.state_bytes <= found.left // 2
+    assert plan(*real_model("Qwen3-8B")[:2], BF16, Room(24 * GIB, 24 * GIB)).num_slots == 0
+
+
+def test_a_multimodal_configuration_is_read_where_its_text_model_is() -> None:
+    _, _, config = real_model("Qwen3.5-9B")
+    wrapped = {"model_type": "qwen3_5", "text_config": config, "tie_word_embeddings": False, "vision_config": {}}
+    assert read_shape(wrapped) == real_model("Qwen3.5-9B")[0]
+    del (bare := dict(config))["layer_types"]  # some files leave them to the class
+    assert read_shape(bare) == real_model("Qwen3.5-9B")[0]
+
+
+def test_a_configuration_without_sizes_is_refused_by_name() -> None:
+    with pytest.raises(CannotStart, match="hidden_size"):
+        read_shape({"num_attention_heads": 4})
+    with pytest.raises(CannotStart, match="vocab_size"):
+        read_shape({"hidden_size": 8, "num_attention_heads": 4, "vocab_size": "many", "num_hidden_layers": 1})
+
+
+def test_what_is_not_loaded_is_not_counted() -> None:
+    """A tied output matrix that is stored twice, draft heads, and the vision tower."""
+    body = Tensor("model.embed_tokens.weight", "BF16", (100, 10))
+    extra = tuple(
+        Tensor(name, "BF16", (100, 10)) for name in ("lm_head.weight", "mtp.fc.weight", "model.visual.a.weight")
+    )
+    assert weight_bytes((body, *extra), dtype="bfloat16", quantize="none", tied=True) == 2000
+    assert weight_bytes((body, *extra), dtype="bfloat16", quantize="none", tied=False) == 4000
+
+
+def test_int8_is_for_projections_only() -> None:
+    """Experts are stacked when loaded and not packed: counting them would promise too much."""
+    _, tensors, _ = real_model("Qwen3-8B")
+    linear = sum(t.count for t in tensors if ".layers." in t.name and len(t.shape) == 2)
+    rows = sum(t.shape[0] for t in tensors if ".layers." in t.name and len(t.shape) == 2)
+    expected = 2 * PARAMETERS["Qwen3-8B"] - linear + 4 * rows
+    assert weight_bytes(tensors, dtype="bfloat16", quantize="int8", tied=False) == expected
+    expert = Tensor("model.layers.0.mlp.experts.3.up_proj.weight", "BF16", (8, 4))
+    assert weight_bytes([expert], dtype="bfloat16", quantize="int8", tied=False) == 64
+    packed = Tensor("model.layers.0.mlp.up_proj.qweight", "I32", (8, 4))  # already quantized: as stored
+    assert weight_bytes([packed], dtype="bfloat16", quantize="none", tied=False) == 128
+
+
+def test_logits_of_many_rows_can_be_the_peak() -> None:
+    """256 rows of a 152k vocabulary take more than any layer: n and logprobs cost memory too."""
+    shape = real_model("Qwen3-0.6B")[0]
+    few = activation_bytes(shape, dataclasses.replace(BF16, max_running=1))
+    many = activation_bytes(shape, BF16)
+    assert many > 1.0 * GIB > few
+    assert many >= sampling_bytes(shape.vocab_size, 256, 2)
+    assert sampling_bytes(1000, 2, 2, num_logprobs=5) > sampling_bytes(1000, 2, 2)
+
+
+def test_a_request_costs_its_blocks_its_state_and_its_logits() -> None:
+    shape, tensors, _ = real_model("Qwen3-8B")
+    found = plan(shape, tensors, BF16, Room(24 * GIB, 24 * GIB))
+    assert [request_blocks(BF16, 10, reply) for reply in (1, 7, 8)] == [1, 1, 2]  # the last id needs no KV
+    small = request_bytes(found, shape.vocab_size, 10, 7, None)
+    assert small == found.block_bytes + sampling_bytes(shape.vocab_size, 1, 2)
+    assert request_bytes(found, shape.vocab_size, 10, 8, None) - small == found.block_bytes
+    assert request_bytes(found, shape.vocab_size, 10, 7, 0) > small
+
+
+def test_a_host_keeps_room_for_its_other_programs() -> None:
+    shape, tensors, _ = real_model("Qwen3-0.6B")
+    found = plan(shape, tensors, BF16, Room(64 * GIB, 60 * GIB, is_host=True), 600 * MIB)
+    assert found.num_blocks * found.block_bytes <= found.left // 2
+    asked = dataclasses.replace(BF16, kv_cache_tokens=200_000)
+    assert plan(shape, tensors, asked, Room(64 * GIB, 60 * GIB, is_host=True)).num_blocks == 12_500
+
+
+def test_an_explicit_context_is_kept_or_refused() -> None:
+    shape, tensors, _ = real_model("Qwen3-8B")
+    room = Room(24 * GIB, 24 * GIB)
+    free = plan(shape, tensors, BF16, room, 512 * MIB)
+    assert free.fits and 16_384 < free.max_model_len < shape.max_positions
+    kept = plan(shape, tensors, dataclasses.replace(BF16, max_model_len=16_384), room, 512 * MIB)
+    assert kept.fits and kept.max_model_len == 16_384
+    refused = plan(shape, tensors, dataclasses.replace(BF16, max_model_len=40_960), room, 512 * MIB)
+    assert not refused.fits and refused.missing > 0 and refused.num_blocks == 0
+
+
+SHAPES = st.builds(
+    Shape,
+    hidden_size=st.integers(64, 8192),
+    intermediate_size=st.integers(64, 32768),
+    vocab_size=st.integers(1000, 250_000),
+    max_positions=st.integers(2048, 262_144),
+    num_heads=st.integers(1, 64),
+    num_kv_heads=st.integers(1, 8),
+    head_dim=st.sampled_from([64, 128, 256]),
+    attention_layers=st.integers(1, 64),
+    linear_layers=st.sampled_from([0, 3, 48]),
+    linear_key_heads=st.just(16),
+    linear_value_heads=st.just(32),
+    linear_key_dim=st.just(128),
+    linear_value_dim=st.just(128),
+    conv_kernel=st.just(4),
+)
+DEMANDS = st.builds(
+    Demand,
+    dtype=st.sampled_from(["bfloat16", "float32"]),
+    max_model_len=st.sampled_from([0, 1024, 32_768]),
+    kv_cache_tokens=st.sampled_from([0, 0, 5000]),
+    block_size=st.sampled_from([8, 16, 64]),
+    max_batch_tokens=st.integers(16, 8192),
+    max_running=st.integers(1, 512),
+    memory_fraction=st.floats(0.05, 1.0),
+)
+
+
+def room_of_mib(total: int, free: int, own: int, is_host: bool) -> Room:
+    free = min(free, total)
+    return Room(total * MIB, free * MIB, min(own, total - free) * MIB, is_host)
+
+
+ROOMS = st.builds(room_of_mib, st.integers(256, 200_000), st.integers(0, 200_000), st.integers(0, 4000), st.booleans())
+WEIGHTS = (Tensor("model.layers.0.mlp.up_proj.weight", "BF16", (4096, 65_536)),)
+
+
+def held(found: Plan) -> int:
+    slots = found.num_slots * found.state_bytes
+    return (
+        found.overhead
+        + found.weights
+        + found.activations
+        + found.scratch
+        + slots
+        + found.num_blocks * found.block_bytes
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(SHAPES, DEMANDS, ROOMS)
+def test_a_plan_that_fits_never_exceeds_fraction_nor_free_memory(shape: Shape, demand: Demand, room: Room) -> None:
+    found = plan(shape, WEIGHTS, demand, room)
+    if not found.fits:
+        assert found.num_blocks == found.num_slots == 0 and found.missing > 0
+        return
+    assert held(found) <= demand.memory_fraction * room.total
+    assert held(found) <= room.free + room.own - headroom(room.total)
+    assert found.num_blocks * demand.block_size >= min(demand.max_model_len, demand.kv_cache_tokens or 1 << 60)
+    assert bool(found.num_slots) == bool(shape.linear_layers)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SHAPES, DEMANDS, ROOMS, st.integers(1, 8000))
+def test_more_memory_never_means_less(shape: Shape, demand: Demand, room: Room, more: int) -> None:
+    small = plan(shape, WEIGHTS, demand, room)
+    larger = dataclasses.replace(room, total=room.total + more * MIB, free=room.free + more * MIB)
+    large = plan(shape, WEIGHTS, demand, larger)
+    assert large.missing <= small.missing
+    assert large.fits or not small.fits
+    if small.fits and not shape.linear_layers:  # with recurrent state, slots may grow at the cost of blocks
+        assert large.num_blocks >= small.num_blocks and large.max_model_len >= small.max_model_len
+
+
+@settings(max_examples=200, deadline=None)
+@given(SHAPES, DEMANDS, st.integers(2, 4))
+def test_larger_batches_and_more_rows_never_cost_less(shape: Shape, demand: Demand, factor: int) -> None:
+    less = activation_bytes(shape, demand)
+    assert activation_bytes(shape, dataclasses.replace(demand, max_running=factor * demand.max_running)) >= less
+    assert (
+        activation_bytes(shape, dataclasses.replace(demand, max_batch_tokens=factor * demand.max_batch_tokens)) >= less
+    )
+    assert activation_bytes(shape, dataclasses.replace(demand, draft_tokens=factor)) >= less
