@@ -1,5 +1,6 @@
 """The `toolwire` command: reads the options, builds what a command needs, and stands aside."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -46,22 +47,22 @@ def _config(resolved: Resolved) -> None:
     table = Table("option", "value", "from")
     for group, kind in GROUPS.items():
         values = getattr(resolved.settings, group)
-        for name, field in kind.__dataclass_fields__.items():
-            value = getattr(values, name)
+        for field in dataclasses.fields(kind):
+            value = getattr(values, field.name)
             shown = "********" if field.metadata["secret"] and value else str(value)
-            table.add_row(name, shown, resolved.origins[name])
+            table.add_row(field.name, shown, resolved.origins[field.name])
     Console().print(table)
 
 
 def _check(resolved: Resolved) -> None:
     """Read a checkpoint without its weights and send tool calls through its template and parser."""
-    from dataclasses import replace
-
     from server.chat.selftest import self_test
     from server.run import open_checkpoint
 
     settings = resolved.settings
-    checkpoint = open_checkpoint(replace(settings, model=replace(settings.model, self_test=False)))
+    checkpoint = open_checkpoint(
+        dataclasses.replace(settings, model=dataclasses.replace(settings.model, self_test=False))
+    )
     console = Console()
     console.print(f"dialect {checkpoint.dialect.name}, context {checkpoint.max_model_len:,} tokens")
     faults = self_test(checkpoint)
