@@ -12,7 +12,7 @@ from rich.table import Table
 
 from server.errors import CannotStart
 from server.options import takes_settings
-from server.settings import GROUPS, Resolved
+from server.settings import BUILT_IN_MODEL, GROUPS, Resolved
 
 app = typer.Typer(
     name="toolwire",
@@ -54,36 +54,37 @@ def _config(resolved: Resolved) -> None:
     Console().print(table)
 
 
-def _check(resolved: Resolved) -> None:
-    """Read a checkpoint without its weights and send tool calls through its template and parser."""
-    from server.chat.selftest import self_test
-    from server.run import open_checkpoint
-
-    settings = resolved.settings
-    checkpoint = open_checkpoint(
-        dataclasses.replace(settings, model=dataclasses.replace(settings.model, self_test=False))
-    )
-    console = Console()
-    console.print(f"dialect {checkpoint.dialect.name}, context {checkpoint.max_model_len:,} tokens")
-    faults = self_test(checkpoint)
-    for fault in faults:
-        console.print(f"FAULT {fault}", markup=False)
-    if faults:
-        raise CannotStart(f"the self-test of tool calls found {len(faults)} fault(s)")
-    console.print("self-test passed: every call came back as it was sent")
-
-
 app.command("serve")(takes_settings(_serve))
 app.command("config")(takes_settings(_config))
-app.command("check")(takes_settings(_check))
+
+
+@app.command("check")
+def check(
+    model: Annotated[str, typer.Argument(help="Folder or hub id; weights are not needed.")],
+    chat_template: Annotated[str, typer.Option(help="Jinja file to use instead of the checkpoint's own.")] = "",
+    dialect: Annotated[str, typer.Option(help="Tool format to force.")] = "auto",
+) -> None:
+    """Send tool calls through a checkpoint's template, tokenizer and parser, and see whether they come back."""
+    from server.chat.checkpoint import Checkpoint
+    from server.chat.selftest import self_test
+    from server.locate import locate
+
+    folder = locate(model, weights=False)
+    checkpoint = Checkpoint.open(folder, chat_template=chat_template, dialect=dialect)
+    console = Console()
+    console.print(f"dialect {checkpoint.dialect.name}, context {checkpoint.max_model_len:,} tokens")
+    if faults := self_test(checkpoint):
+        raise CannotStart("the self-test of tool calls failed:\n" + "\n".join(f"  {fault}" for fault in faults))
+    console.print("self-test passed: every call came back as it was sent")
 
 
 @app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def plan(context: typer.Context, model: Annotated[str, typer.Argument(help="Folder or hub id.")]) -> None:
     """Print what a model needs of memory, without loading it: toolwire plan MODEL [--gpu-memory 24GiB]."""
-    from server.locate import locate
+    from server.locate import BUILT_IN_FOLDER
 
-    command = [sys.executable, "-m", "server.memory.plan", str(locate(model)), *context.args]
+    place = str(BUILT_IN_FOLDER) if model == BUILT_IN_MODEL else model
+    command = [sys.executable, "-m", "server.memory.plan", place, *context.args]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 

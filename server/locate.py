@@ -10,11 +10,14 @@ from server.settings import BUILT_IN_MODEL
 
 BUILT_IN_FOLDER = Path(__file__).parent / "demo_model"
 BUILT_IN_NAME = "toolwire-demo"
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+TEXT_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
-def locate(model: str) -> Path:
-    """The local folder of a checkpoint; downloads a hub id first. Raises CannotStart with what to change."""
+def locate(model: str, *, weights: bool = True) -> Path:
+    """The local folder of a checkpoint; downloads a hub id first, on wish without its weights.
+
+    Raises CannotStart with what to change.
+    """
     if model == BUILT_IN_MODEL:
         return BUILT_IN_FOLDER
     path = Path(model).expanduser()
@@ -25,7 +28,7 @@ def locate(model: str) -> Path:
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise CannotStart(f"--model {model} does not exist; give a folder, or a hub id such as Qwen/Qwen3-0.6B")
     try:
-        return Path(snapshot_download(model, allow_patterns=PATTERNS))
+        return Path(snapshot_download(model, allow_patterns=[*TEXT_FILES, "*.safetensors"] if weights else TEXT_FILES))
     except HFValidationError as error:
         raise CannotStart(f"--model {model} is neither a folder nor a hub id: {error}") from error
     except LocalEntryNotFoundError as error:
