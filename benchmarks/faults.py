@@ -1,0 +1,277 @@
+"""Load and faults against a real server: python -m benchmarks.faults
+
+Two acts. In the first, one server gets a crowd of clients of which many leave in the middle, then malformed requests,
+while other clients drip a byte a second; afterwards it must hold what it held before: blocks, file handles, memory.
+In the second, servers meet kill -9 of the engine in the middle of streams, and SIGTERM in the middle of streams.
+Exit code 1, and the faults in words, if anything was lost, hung, leaked or out of shape.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from benchmarks.crowd import CHAT, check_stream, crowd, slow_loris
+from benchmarks.malformed import fault_in, malformed, send_raw
+from benchmarks.peers import machine
+from tests.live import Live, live_server
+
+RESULTS = Path(__file__).parent / "results"
+IDLE_TIMEOUT_S = 30.0
+HEARTBEAT_S = 1.5
+RSS_TOLERANCE = 0.05
+FD_TOLERANCE = 2  # a connection kept alive, the file that a metric is read from
+RECOVERY_TIMEOUT_S = 90.0
+SENDERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much of everything."""
+
+    clients: int = 64
+    seconds: float = 60.0
+    malformed: int = 10_000
+    lorises: int = 64
+    killed_streams: int = 16
+    drained_streams: int = 32
+    warm_up_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a server holds while nobody asks anything."""
+
+    api_rss: int
+    engine_rss: int
+    api_fds: int
+    engine_fds: int
+    used_blocks: int
+    sequences: int
+
+
+@dataclass(slots=True)
+class Scene:
+    """One part of the play."""
+
+    name: str
+    figures: dict[str, Any]
+    faults: list[str]
+
+
+def engine_of(server: Live) -> psutil.Process:
+    """The engine process of a running server."""
+    children = psutil.Process(server.process.pid).children()
+    return next(child for child in children if "server.engine" in child.cmdline())
+
+
+def footprint(server: Live) -> Footprint:
+    """Waits until nothing runs and every block is back, then measures."""
+    deadline_s = time.monotonic() + IDLE_TIMEOUT_S
+    time.sleep(HEARTBEAT_S)  # what the server tells is as old as the engine's last heartbeat
+    while True:
+        text = httpx.get(f"{server.url}/metrics").text
+        used, running, waiting = (
+            _metric(text, name) for name in ("kv_blocks_used", "sequences_running", "sequences_waiting")
+        )
+        if not (used or running or waiting) or time.monotonic() > deadline_s:
+            break
+        time.sleep(0.5)
+    api, engine = psutil.Process(server.process.pid), engine_of(server)
+    return Footprint(
+        api.memory_info().rss, engine.memory_info().rss, api.num_fds(), engine.num_fds(), used, running + waiting
+    )
+
+
+def _metric(text: str, name: str) -> int:
+    found = re.search(rf"^toolwire_{name} (\S+)$", text, re.MULTILINE)
+    return int(float(found.group(1))) if found else 0
+
+
+def leaks(before: Footprint, after: Footprint) -> list[str]:
+    """What the server holds now that it did not hold before."""
+    found = []
+    for name in ("api_rss", "engine_rss"):
+        was, now = getattr(before, name), getattr(after, name)
+        if now > was * (1 + RSS_TOLERANCE):
+            found.append(f"{name} grew from {was >> 20} to {now >> 20} MiB")
+    for name in ("api_fds", "engine_fds"):
+        was, now = getattr(before, name), getattr(after, name)
+        if now > was + FD_TOLERANCE:
+            found.append(f"{name} grew from {was} to {now}")
+    if after.used_blocks:
+        found.append(f"{after.used_blocks} KV blocks are still held")
+    if after.sequences:
+        found.append(f"{after.sequences} sequences still run or wait")
+    return found
+
+
+async def send_malformed(url: str, count: int, seed: int) -> Scene:
+    """`count` malformed requests, some at a time, each reply checked."""
+    kinds: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
+    faults: list[str] = []
+    numbers = iter(range(count))
+
+    async def sender() -> None:
+        for number in numbers:
+            request = malformed(number, seed)
+            try:
+                reply = await send_raw(url, request)
+            except TimeoutError:
+                faults.append(f"{request.kind} {number}: no reply")
+                continue
+            kinds[request.kind] += 1
+            statuses[str(reply.status or "hung up")] += 1
+            if fault := fault_in(request, reply):
+                faults.append(f"{request.kind} {number}: {fault}")
+
+    began_s = time.monotonic()
+    await asyncio.gather(*(sender() for _ in range(SENDERS)))
+    elapsed_s = round(time.monotonic() - began_s, 1)
+    return Scene("malformed", {"seconds": elapsed_s, "kinds": dict(kinds), "statuses": dict(statuses)}, faults)
+
+
+async def first_act(server: Live, scale: Scale, seed: int) -> list[Scene]:
+    """Crowd and malformed requests with slow clients beside them; then the server must be as it was."""
+    await crowd(server.url, scale.clients, scale.warm_up_s, seed)  # caches, threads and allocators fill up once
+    await send_malformed(server.url, max(20, scale.malformed // 20), seed + 1)
+    before = await asyncio.to_thread(footprint, server)
+    stop = asyncio.Event()
+    lorises = asyncio.create_task(slow_loris(server.url, scale.lorises, stop))
+    report = await crowd(server.url, scale.clients, scale.seconds, seed + 2)
+    ends: dict[str, Any] = {"clients": scale.clients, "seconds": scale.seconds, "ends": dict(report.ends)}
+    scenes = [Scene("crowd", ends, report.faults), await send_malformed(server.url, scale.malformed, seed + 3)]
+    stop.set()
+    await lorises
+    after = await asyncio.to_thread(footprint, server)
+    held = {"before": asdict(before), "after": asdict(after)}
+    return [*scenes, Scene("held afterwards", held, leaks(before, after))]
+
+
+async def _open_streams(server: Live, count: int, max_tokens: int, meanwhile: Any) -> Counter[str]:
+    """`count` long streams; `meanwhile` is called once all have begun. How they ended."""
+    begun = 0
+    all_begun = asyncio.Event()
+    body = {
+        "model": "toolwire-demo",
+        "messages": [{"role": "user", "content": "Hello!"}],
+        "stream": True,
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+    }
+
+    async def read(http: httpx.AsyncClient) -> str:
+        nonlocal begun
+        data: list[str] = []
+        async with http.stream("POST", CHAT, json=body) as reply:
+            async for line in reply.aiter_lines():
+                if line.startswith("data: "):
+                    data.append(line.removeprefix("data: "))
+                    begun += len(data) == 3
+                    if begun == count:
+                        all_begun.set()
+        return check_stream(data)
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=RECOVERY_TIMEOUT_S, limits=httpx.Limits()) as http:
+        readers = [asyncio.create_task(read(http)) for _ in range(count)]
+        async with asyncio.timeout(RECOVERY_TIMEOUT_S):
+            await all_begun.wait()
+            meanwhile()
+            ends = await asyncio.gather(*readers, return_exceptions=True)
+    return Counter(end if isinstance(end, str) else f"{type(end).__name__}: {end}" for end in ends)
+
+
+def killed_engine(server: Live, streams: int) -> Scene:
+    """kill -9 of the engine: every stream gets an error event, `/ready` tells, the engine comes back."""
+    killed_s = 0.0
+    statuses: set[int] = set()
+
+    def kill() -> None:
+        nonlocal killed_s
+        killed_s = time.monotonic()
+        engine_of(server).send_signal(signal.SIGKILL)
+
+    ends = asyncio.run(_open_streams(server, streams, 1500, kill))
+    told_s = time.monotonic() - killed_s
+    while (status := httpx.get(f"{server.url}/ready").status_code) != 200:
+        statuses.add(status)
+        if time.monotonic() - killed_s > RECOVERY_TIMEOUT_S:
+            return Scene("kill -9", {"ends": dict(ends)}, ["the engine did not come back"])
+        time.sleep(0.05)
+    back_s = time.monotonic() - killed_s
+    reply = httpx.post(
+        f"{server.url}{CHAT}",
+        json={"model": "toolwire-demo", "messages": [{"role": "user", "content": "Hello!"}]},
+        timeout=60,
+    )
+    faults = [f"a stream ended with {end}" for end in ends if end != "error event"]
+    faults += [] if statuses == {503} else [f"/ready said {statuses} meanwhile"]
+    faults += [] if reply.status_code == 200 else [f"afterwards: {reply.status_code}"]
+    figures = {"streams": streams, "ends": dict(ends), "told_s": round(told_s, 2), "ready_again_s": round(back_s, 2)}
+    return Scene("kill -9", figures, faults)
+
+
+def drained(server: Live, streams: int) -> Scene:
+    """SIGTERM: every running stream is finished, new connections are not taken, exit code 0, no process is left."""
+    engine = engine_of(server)
+    ends = asyncio.run(_open_streams(server, streams, 150, lambda: server.process.send_signal(signal.SIGTERM)))
+    began_s = time.monotonic()
+    code = server.process.wait(30)
+    faults = [f"a stream ended with {end}" for end in ends if end != "complete"]
+    faults += [] if code == 0 else [f"exit code {code}"]
+    faults += ["the engine outlived the server"] if engine.is_running() else []
+    faults += ["a traceback was logged"] if "Traceback" in server.output() else []
+    seconds = round(time.monotonic() - began_s, 2)
+    return Scene("SIGTERM", {"streams": streams, "ends": dict(ends), "ended_after_s": seconds}, faults)
+
+
+def play(scale: Scale, seed: int) -> list[Scene]:
+    """All scenes."""
+    with live_server() as server:
+        scenes = asyncio.run(first_act(server, scale, seed))
+        scenes.append(killed_engine(server, scale.killed_streams))
+        scenes.append(drained(server, scale.drained_streams))
+    return scenes
+
+
+def main() -> None:
+    """Play, print, write the results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in asdict(Scale()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    parser.add_argument("--name", default="", help="write benchmarks/results/NAME.json")
+    options = vars(parser.parse_args())
+    name, seed = options.pop("name"), options.pop("seed")
+    scenes = play(Scale(**options), seed)
+    for scene in scenes:
+        print(f"{scene.name}: {json.dumps(scene.figures)}")
+        for fault, count in Counter(scene.faults).most_common(20):
+            print(f"  FAULT {count} x {fault}")
+    if name:
+        result = {
+            "command": "python -m benchmarks.faults " + " ".join(sys.argv[1:]),
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "seed": seed,
+            "scenes": [asdict(scene) | {"faults": len(scene.faults)} for scene in scenes],
+        }
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(any(scene.faults for scene in scenes))
+
+
+if __name__ == "__main__":
+    main()
