@@ -13,6 +13,7 @@ ServeError
 │   └── Starting            the engine loads the model, or starts again after a fault
 ├── Broken              our fault
 │   ├── RequestFailed       this request alone
+│   ├── DeadlinePassed      this request took longer than it was allowed
 │   └── EngineDied          every request that was running
 └── CannotStart         the server cannot begin its work: said in one line at start-up, exit code 2
 """
@@ -82,6 +83,10 @@ class Broken(ServeError):
 
 class RequestFailed(Broken):
     """This request alone failed."""
+
+
+class DeadlinePassed(Broken):
+    """This request took longer than it was allowed."""
 
 
 class EngineDied(Broken):

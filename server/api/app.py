@@ -1,0 +1,141 @@
+"""The routes, and which room answers each. Every reply that is no success is OpenAI's error object."""
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+
+from server.answer import Answerer, reading_of
+from server.api.access import Access, Edge, Keys, respond
+from server.api.asking import Asking
+from server.api.chat import Chat
+from server.api.describe import describe
+from server.api.faults import Fault, Refused, fault_of, not_allowed, not_found
+from server.api.info import Counting, Info, as_json
+from server.api.limits import Ledger, Limits
+from server.api.logs import RequestLog
+from server.api.metrics import Metrics
+from server.api.sse import ClientGone, keep_streams_through_shutdown
+from server.backend.protocol import Backend
+from server.chat.checkpoint import Checkpoint
+from server.chat.prompt import Prompter
+from server.chat.text import Vocabulary
+from server.errors import ServeError
+from server.settings import ApiSettings, Settings
+
+CLIENT_GONE = 499  # nobody reads it; logs do
+Route = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(settings: Settings, checkpoint: Checkpoint, prompter: Prompter, backend: Backend, name: str) -> FastAPI:
+    """The whole API over a backend that someone else starts and closes; until it is up, requests get a 503.
+
+    `name` is what clients write in `model`. Raises CannotStart where the key file cannot be read.
+    """
+    keep_streams_through_shutdown()
+    metrics = Metrics(checkpoint.dialect.name)
+    vocabulary = Vocabulary(checkpoint.tokenizer, kept=_kept(checkpoint))
+    answerer = Answerer(
+        prompter.prepare,
+        prompter.count,
+        lambda ask, prepared: reading_of(checkpoint, vocabulary, ask, prepared),
+        backend,
+    )
+    vocab_size = checkpoint.tokenizer.get_vocab_size()
+    asking = Asking(checkpoint.defaults, vocab_size, settings.api.strict)
+    chat = Chat(settings.api, name, asking, answerer, metrics)
+    app = FastAPI(title="toolwire", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    _add_routes(app, chat, Info(name, checkpoint, backend, metrics), Counting(chat, answerer, checkpoint))
+    _add_description(app)
+    _add_fault_handlers(app, metrics)
+    _add_middleware(app, settings.api)
+    return app
+
+
+def _kept(checkpoint: Checkpoint) -> frozenset[str]:
+    think = (checkpoint.think.open, checkpoint.think.close) if checkpoint.think else ()
+    tags = [token.text for token in checkpoint.control_tokens if token.id in think]
+    return frozenset((*checkpoint.dialect.markers, *tags))
+
+
+def _add_routes(app: FastAPI, chat: Chat, info: Info, counting: Counting) -> None:
+    routes: tuple[tuple[str, str, Route], ...] = (
+        ("POST", "/v1/chat/completions", chat.answer),
+        ("POST", "/v1/chat/completions/input_tokens", counting.input_tokens),
+        ("POST", "/tokenize", counting.tokenize),
+        ("POST", "/detokenize", counting.detokenize),
+        ("GET", "/v1/models", info.models),
+        ("GET", "/v1/models/{id:path}", info.model),
+        ("GET", "/v1/memory", info.memory),
+        ("GET", "/", info.health),
+        ("GET", "/health", info.health),
+        ("GET", "/ready", info.ready),
+        ("GET", "/metrics", info.metrics),
+    )
+    for method, path, route in routes:
+        app.add_route(path, route, methods=[method])
+
+
+def _add_description(app: FastAPI) -> None:
+    document = describe()
+
+    async def openapi(_: Request) -> Response:
+        return as_json(document)
+
+    async def docs(_: Request) -> HTMLResponse:
+        return get_swagger_ui_html(openapi_url="openapi.json", title="toolwire")
+
+    app.add_route("/openapi.json", openapi, methods=["GET"])
+    app.add_route("/docs", docs, methods=["GET"])
+
+
+def _add_fault_handlers(app: FastAPI, metrics: Metrics) -> None:
+    def tell(request: Request, fault: Fault) -> Response:
+        metrics.refused(request.url.path if fault.status not in (404, 405) else "other", fault.status)
+        return respond(fault)
+
+    async def serve_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServeError)
+        return tell(request, fault_of(error))
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return tell(request, error.fault)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        method, path = request.method, request.url.path
+        known = {404: not_found(method, path), 405: not_allowed(method, path)}
+        reply = tell(request, known.get(error.status_code, Fault(error.status_code, str(error.detail))))
+        reply.headers.update(error.headers or {})
+        return reply
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(ServeError, serve_error)
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(ClientGone, gone)
+    app.add_exception_handler(ClientDisconnect, gone)
+
+
+def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
+    """The last one added is the first to see a request."""
+    app.add_middleware(Limits, ledger=Ledger(settings.rate_limit_rpm, settings.max_concurrent_per_key))
+    keys = Keys(settings.api_key, settings.api_key_file)
+    app.add_middleware(Access, keys=keys, max_body_bytes=settings.max_body_bytes, open_metrics=settings.open_metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
+    app.add_middleware(RequestLog)
+    app.add_middleware(Edge)

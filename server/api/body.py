@@ -1,0 +1,70 @@
+"""Bytes of a request -> a JSON object, or a refusal: no input may get further, or cost more, than it should."""
+
+import math
+from typing import Any
+
+import jiter
+
+from server.api.faults import Fault, Refused, not_json
+
+MAX_DEPTH = 100  # of nested arrays and objects in a whole body; jiter itself stops at 200
+MAX_INTEGER = 1 << 63
+
+
+def read_object(raw: bytes) -> dict[str, Any]:
+    """The body as an object.
+
+    Raises Refused (400) for what is no JSON by RFC 8259 (NaN, invalid UTF-8, lone surrogates), for a key said twice,
+    for numbers no double or 64-bit integer holds, for nesting beyond MAX_DEPTH, and for anything but an object.
+    """
+    try:
+        value = jiter.from_json(raw, allow_inf_nan=False, catch_duplicate_keys=True)
+    except ValueError as error:
+        raise Refused(not_json(str(error))) from error
+    if not isinstance(value, dict):
+        raise Refused(not_json(f"the body must be an object, not {KINDS.get(type(value), 'null')}"))
+    _check_values(value)
+    return value
+
+
+def _check_values(body: dict[str, Any]) -> None:
+    """Walks the tree level by level, without recursion."""
+    level: list[Any] = [body]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise Refused(not_json(f"nested deeper than {MAX_DEPTH} levels"))
+        below: list[Any] = []
+        for holder in level:
+            for value in holder.values() if isinstance(holder, dict) else holder:
+                if isinstance(value, dict | list):
+                    below.append(value)
+                elif isinstance(value, float) and not math.isfinite(value):
+                    raise Refused(not_json("a number is too large for a double"))
+                elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+                    raise Refused(not_json("a number is too large for 64 bits"))
+        level = below
+
+
+KINDS = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "an integer",
+    float: "a decimal",
+    bool: "a boolean",
+    type(None): "null",
+}
+
+
+def kind_of(value: object) -> str:
+    """What OpenAI's messages call a JSON value."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return "an array of objects"
+    return KINDS.get(type(value), "an unknown value")
+
+
+def bad(message: str, param: str | None, code: str | None = None) -> Refused:
+    """A 400 in OpenAI's words."""
+    return Refused(Fault(400, message, param=param, code=code))

@@ -1,0 +1,151 @@
+"""Prometheus names and their updates. One registry an app, so that two apps in a process do not share counters."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN_METRICS
+from prometheus_client.openmetrics.exposition import generate_latest as generate_open_metrics
+from prometheus_client.registry import Collector
+
+from server.answer import Heard, Tally
+from server.events import CallClosed
+from server.messages import Pulse
+
+PREFIX = "toolwire"
+LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 5)
+LEVELS = ("calm", "tight", "critical")
+CONTENT_TYPE = OPEN_METRICS
+
+
+class PulseGauges(Collector):
+    """The engine's own counts, as its last heartbeat told them."""
+
+    def __init__(self) -> None:
+        self.pulse: Pulse | None = None
+        self.restarts = 0
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing but the restarts while no heartbeat was heard."""
+        yield _counter("engine_restarts", "Times the engine was started again", self.restarts)
+        yield _gauge("engine_up", "1 while the engine answers", 0 if self.pulse is None else 1)
+        if self.pulse is not None:
+            yield from _of_pulse(self.pulse)
+
+
+def _of_pulse(pulse: Pulse) -> Iterator[Metric]:
+    yield _gauge("sequences_running", "Sequences that write", pulse.running)
+    yield _gauge("sequences_waiting", "Sequences that wait", pulse.waiting)
+    yield _gauge("kv_blocks_total", "KV blocks", pulse.total_blocks)
+    yield _gauge("kv_blocks_used", "KV blocks held by sequences", pulse.used_blocks)
+    yield _gauge("kv_blocks_cached", "Free KV blocks whose content may be reused", pulse.cached_blocks)
+    yield _counter("engine_steps", "Steps computed", pulse.steps)
+    yield _counter("engine_prompt_tokens", "Prompt tokens computed", pulse.prompt_tokens)
+    yield _counter("engine_cached_tokens", "Prompt tokens found in the prefix cache", pulse.cached_tokens)
+    yield _counter("engine_output_tokens", "Tokens written", pulse.output_tokens)
+    yield _counter("engine_forced_tokens", "Tokens that a grammar left no choice about", pulse.forced_tokens)
+    yield _counter("engine_drafted_tokens", "Tokens drafted", pulse.drafted_tokens)
+    yield _counter("engine_accepted_tokens", "Drafted tokens that were right", pulse.accepted_tokens)
+    yield _counter("engine_preemptions", "Sequences put back to make room", pulse.preemptions)
+    if pulse.memory is not None:
+        yield _gauge("memory_level", "0 calm, 1 tight, 2 critical", LEVELS.index(pulse.memory.level))
+        yield _gauge("memory_kv_bytes", "Bytes of the KV cache", pulse.memory.kv_bytes)
+        yield _gauge("memory_allocated_bytes", "Bytes allocated on the device", pulse.memory.allocated_bytes)
+        yield _counter("memory_ooms", "Times the device had no memory left", pulse.memory.ooms)
+
+
+class Metrics:
+    """What the API counts."""
+
+    def __init__(self, dialect: str) -> None:
+        self.registry = CollectorRegistry()
+        self.engine = PulseGauges()
+        self.registry.register(self.engine)
+        self._dialect = dialect
+        name, registry = f"{PREFIX}_", self.registry
+        self._requests = Counter(f"{name}requests", "Requests by outcome", ["path", "outcome"], registry=registry)
+        self._first = Histogram(
+            f"{name}time_to_first_token_seconds", "From the request to the first event",
+            buckets=LATENCY_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self._between = Histogram(
+            f"{name}inter_token_seconds", "Between two steps of a reply", buckets=STEP_BUCKETS_S, registry=registry
+        )
+        self._whole = Histogram(
+            f"{name}request_seconds", "From the request to the end of its reply",
+            buckets=LATENCY_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self._tokens = Counter(f"{name}tokens", "Tokens of finished requests", ["kind"], registry=registry)
+        self._calls = Counter(f"{name}tool_calls", "Calls returned", ["dialect", "flag"], registry=registry)
+        self._open = Gauge(f"{name}requests_open", "Requests being answered", registry=registry)
+
+    def watch(self) -> "Watch":
+        """Follows one request from now on."""
+        self._open.inc()
+        return Watch(self)
+
+    def refused(self, path: str, status: int) -> None:
+        """A request was answered with a fault before it began."""
+        self._requests.labels(path, str(status)).inc()
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        text: bytes = generate_open_metrics(self.registry)  # type: ignore[no-untyped-call]
+        return text
+
+    def _count_calls(self, heard: Iterable[Heard]) -> None:
+        for one in heard:
+            if isinstance(one.said.event, CallClosed):
+                for flag in one.said.event.flags or ("sound",):
+                    self._calls.labels(self._dialect, flag).inc()
+
+    def _count_tokens(self, tally: Tally) -> None:
+        self._tokens.labels("prompt").inc(tally.prompt_tokens)
+        self._tokens.labels("cached").inc(tally.cached_tokens)
+        self._tokens.labels("completion").inc(tally.completion_tokens)
+        self._tokens.labels("reasoning").inc(tally.reasoning_tokens)
+
+
+class Watch:
+    """One request's times and counts."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._began_s = time.perf_counter()
+        self._last_s: float | None = None
+
+    def step(self, heard: Iterable[Heard]) -> None:
+        """Something of the reply has come."""
+        now_s = time.perf_counter()
+        if self._last_s is None:
+            self._metrics._first.observe(now_s - self._began_s)
+        else:
+            self._metrics._between.observe(now_s - self._last_s)
+        self._last_s = now_s
+        self._metrics._count_calls(heard)
+
+    def abandon(self) -> None:
+        """The request was refused before its reply began."""
+        self._metrics._open.dec()
+
+    def close(self, path: str, outcome: str, tally: Tally) -> None:
+        """The request is over; `outcome` is a status, `cancelled` or `failed`."""
+        self._metrics._open.dec()
+        self._metrics._whole.observe(time.perf_counter() - self._began_s)
+        self._metrics._requests.labels(path, outcome).inc()
+        self._metrics._count_tokens(tally)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    metric = GaugeMetricFamily(f"{PREFIX}_{name}", text)
+    metric.add_metric([], value)
+    return metric
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    metric = CounterMetricFamily(f"{PREFIX}_{name}", text)
+    metric.add_metric([], value)
+    return metric

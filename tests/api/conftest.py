@@ -1,0 +1,101 @@
+"""The API over a scripted engine: the real checkpoint files, the real prompter, the real routes, canned ids."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.api.app import create_app
+from server.backend.scripted import Script, ScriptedBackend, deltas
+from server.chat.checkpoint import Checkpoint
+from server.chat.prompt import Prompter
+from server.errors import ServeError
+from server.messages import Generate, Pulse
+from server.settings import ApiSettings, Settings
+from tests.checkpoints import tiny_checkpoint
+
+MODEL = "org/tiny"
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An app, a client of it, and the engine's double behind it."""
+
+    app: FastAPI
+    http: httpx.AsyncClient
+    backend: ScriptedBackend
+
+    async def chat(self, **fields: Any) -> httpx.Response:
+        """A chat request; what is not given is one user message."""
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], **fields}
+        return await self.http.post("/v1/chat/completions", json=body)
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    """Qwen's real vocabulary and template."""
+    return Checkpoint.open(tiny_checkpoint("qwen3"))
+
+
+@pytest.fixture
+def ids_of(checkpoint: Checkpoint) -> Callable[[str], list[int]]:
+    """Model text -> the ids that a model would write."""
+    return lambda text: list(checkpoint.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.fixture
+def reply(checkpoint: Checkpoint, ids_of: Callable[[str], list[int]]) -> Callable[..., Script]:
+    """The script of a reply in words, ended by the model's stop id."""
+
+    def write(text: str, finish: str = "stop", step: int = 1) -> Script:
+        ids = ids_of(text)
+        return deltas([*ids, checkpoint.stop_ids[0]] if finish == "stop" else ids, finish, step)
+
+    return write
+
+
+@pytest.fixture
+def serve(checkpoint: Checkpoint) -> Serve:
+    """Makes an app whose engine replays `script` (or what `script` makes of a request)."""
+
+    @asynccontextmanager
+    async def make(
+        script: Script | Callable[[Generate], Script] = (), pulse: Pulse | ServeError | None = None, **api: Any
+    ) -> AsyncIterator[Served]:
+        settings = Settings(api=replace(ApiSettings(), **api))
+        write = script if callable(script) else _always(script)
+        backend = ScriptedBackend(write) if pulse is None else ScriptedBackend(write, pulse)
+        app = create_app(settings, checkpoint, Prompter(checkpoint, settings), backend, MODEL)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            yield Served(app, http, backend)
+
+    return make
+
+
+def _always(script: Sequence[Any]) -> Callable[[Generate], Script]:
+    return lambda _: script
+
+
+def events_of(text: str) -> list[str]:
+    """The data of each event of a stream."""
+    assert text.endswith("data: [DONE]\n\n")
+    frames = [frame for frame in text.split("\n\n") if frame]
+    assert all(frame.startswith("data: ") for frame in frames)
+    return [frame.removeprefix("data: ") for frame in frames][:-1]
