@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         room, overhead = _room(engine, options.gpu_memory)
         found = plan(shape, tensors, demand_of(engine, max_model_len, shape), room, overhead)
     except CannotStart as error:
-        Console(stderr=True, highlight=False).print(str(error), markup=False)
+        Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
         return EXIT_REFUSED
     _show(console, options.model, found, () if found.fits else remedies(shape, tensors, found))
     return 0 if found.fits else EXIT_REFUSED
@@ -128,10 +128,11 @@ def _read_model(model: str) -> tuple[Shape, tuple[Tensor, ...]]:
 
 
 def _show(console: Console, model: str, found: Plan, offers: tuple[str, ...]) -> None:
-    table = Table(title=f"{model}: {'fits' if found.fits else 'does not fit'}", title_justify="left")
-    table.add_column("")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("")
+    console.print(f"{model}: {'fits' if found.fits else 'does not fit'}", markup=False, soft_wrap=True)
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
     for row in rows(found):
         table.add_row(row.label, row.amount, row.note)
     console.print(table)
@@ -139,7 +140,7 @@ def _show(console: Console, model: str, found: Plan, offers: tuple[str, ...]) ->
         return
     console.print(f"{size(found.missing)} are missing." + (" What would make it fit:" if offers else ""), markup=False)
     for offer in offers:
-        console.print(f"  {offer}", markup=False)
+        console.print(f"  {offer}", markup=False, soft_wrap=True)
     if not offers:
         console.print("No option makes it fit; take a larger device.", markup=False)
 

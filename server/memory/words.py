@@ -27,7 +27,7 @@ def rows(found: Plan) -> tuple[Row, ...]:
     usable = room.usable(demand.memory_fraction)
     lines = [
         Row("device", size(room.total), f"{size(room.free)} free"),
-        Row("room", size(usable), f"memory fraction {demand.memory_fraction:g}, less what others hold"),
+        Row("room", size(usable), f"{demand.memory_fraction:g} of it, less what others hold"),
         Row(
             "weights", size(found.weights), demand.dtype + ("" if demand.quantize == "none" else f", {demand.quantize}")
         ),
@@ -47,7 +47,7 @@ def rows(found: Plan) -> tuple[Row, ...]:
         lines.append(Row("state per sequence", size(found.state_bytes), f"{found.num_slots} of them"))
     if found.fits:
         tokens = found.num_blocks * demand.block_size
-        lines.append(Row("free for KV", size(found.left), f"{tokens} tokens, {size(found.scratch)} of it to read them"))
+        lines.append(Row("free for KV", size(found.left), f"{tokens} tokens and {size(found.scratch)} of scratch"))
         lines.append(Row("longest sequence", f"{found.max_model_len} tokens"))
     else:
         lines.append(Row("missing", size(found.missing), f"for {found.least_tokens} tokens of context"))
