@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from server.backend.protocol import Backend
 from server.chat.ask import Ask, Prepared, Share
 from server.chat.checkpoint import Checkpoint
+from server.chat.prompt import Prompter
 from server.chat.text import Vocabulary
 from server.chat.turn import Reading, Said, Turn
 from server.errors import ConstraintFailed, DeadlinePassed, RequestFailed
@@ -78,6 +79,19 @@ class Answerer:
     async def count(self, ask: Ask) -> tuple[Share, ...]:
         """The prompt's tokens by part, without answering."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._count, ask)
+
+
+def answerer_of(checkpoint: Checkpoint, prompter: Prompter, backend: Backend) -> Answerer:
+    """The Answerer of one checkpoint over one backend."""
+    think = (checkpoint.think.open, checkpoint.think.close) if checkpoint.think else ()
+    tags = [token.text for token in checkpoint.control_tokens if token.id in think]
+    vocabulary = Vocabulary(checkpoint.tokenizer, kept=frozenset((*checkpoint.dialect.markers, *tags)))
+    return Answerer(
+        prompter.prepare,
+        prompter.count,
+        lambda ask, prepared: reading_of(checkpoint, vocabulary, ask, prepared),
+        backend,
+    )
 
 
 def reading_of(checkpoint: Checkpoint, vocabulary: Vocabulary, ask: Ask, prepared: Prepared) -> Reading:

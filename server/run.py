@@ -8,17 +8,16 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
 import uvicorn
 
 from server.api.app import create_app
 from server.api.logs import configure_logging
-from server.backend.process import EngineCommand, ProcessBackend
+from server.assemble import build_backend, open_checkpoint
+from server.backend.process import ProcessBackend
 from server.chat.checkpoint import Checkpoint
 from server.chat.prompt import Prompter
-from server.chat.selftest import self_test
 from server.errors import CannotStart
-from server.locate import locate, served_name
+from server.locate import served_name
 from server.messages import Progress, Ready
 from server.settings import Settings
 
@@ -35,37 +34,12 @@ class Serving:
     ready: Ready
 
 
-def open_checkpoint(settings: Settings) -> Checkpoint:
-    """The checkpoint that the settings name, read and self-tested. Raises CannotStart."""
-    model = settings.model
-    checkpoint = Checkpoint.open(
-        locate(model.model),
-        chat_template=model.chat_template,
-        dialect=model.dialect,
-        generation_config=model.generation_config,
-        max_model_len=model.max_model_len,
-    )
-    if model.self_test and (faults := self_test(checkpoint)):
-        lines = "; ".join(str(fault) for fault in faults)
-        raise CannotStart(f"the self-test of tool calls failed (--no-self-test serves anyway): {lines}")
-    return checkpoint
-
-
-def build_backend(
-    settings: Settings, checkpoint: Checkpoint, on_progress: Callable[[Progress], None] = lambda _: None
-) -> ProcessBackend:
-    """The engine's door for this checkpoint; nothing is started yet."""
-    order = {
-        "checkpoint": str(checkpoint.folder),
-        "max_model_len": checkpoint.max_model_len,
-        "engine": settings.engine,
-    }
-    return ProcessBackend(EngineCommand(msgspec.json.encode(order).decode()), on_progress)
-
-
 def serve(settings: Settings, on_progress: Callable[[Progress], None], on_ready: Callable[[Serving], None]) -> None:
     """Serve until a signal ends it. Raises CannotStart; returns after a drained shutdown."""
-    configure_logging(settings.api.log_format)
+    api = settings.api
+    configure_logging(
+        api.log_format, log_prompts=api.log_prompts, secrets=[key.strip() for key in api.api_key.split(",")]
+    )
     with _listen(settings.api.host, settings.api.port) as listener:
         checkpoint = open_checkpoint(settings)
         asyncio.run(_serve(settings, checkpoint, listener, on_progress, on_ready))

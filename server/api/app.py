@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
-from server.answer import Answerer, reading_of
+from server.answer import answerer_of
 from server.api.access import Access, Edge, Keys, respond
 from server.api.asking import Asking
 from server.api.chat import Chat
@@ -23,7 +23,6 @@ from server.api.sse import ClientGone, keep_streams_through_shutdown
 from server.backend.protocol import Backend
 from server.chat.checkpoint import Checkpoint
 from server.chat.prompt import Prompter
-from server.chat.text import Vocabulary
 from server.errors import ServeError
 from server.settings import ApiSettings, Settings
 
@@ -38,13 +37,7 @@ def create_app(settings: Settings, checkpoint: Checkpoint, prompter: Prompter, b
     """
     keep_streams_through_shutdown()
     metrics = Metrics(checkpoint.dialect.name)
-    vocabulary = Vocabulary(checkpoint.tokenizer, kept=_kept(checkpoint))
-    answerer = Answerer(
-        prompter.prepare,
-        prompter.count,
-        lambda ask, prepared: reading_of(checkpoint, vocabulary, ask, prepared),
-        backend,
-    )
+    answerer = answerer_of(checkpoint, prompter, backend)
     vocab_size = checkpoint.tokenizer.get_vocab_size()
     asking = Asking(checkpoint.defaults, vocab_size, settings.api.strict)
     chat = Chat(settings.api, name, asking, answerer, metrics)
@@ -54,12 +47,6 @@ def create_app(settings: Settings, checkpoint: Checkpoint, prompter: Prompter, b
     _add_fault_handlers(app, metrics)
     _add_middleware(app, settings.api)
     return app
-
-
-def _kept(checkpoint: Checkpoint) -> frozenset[str]:
-    think = (checkpoint.think.open, checkpoint.think.close) if checkpoint.think else ()
-    tags = [token.text for token in checkpoint.control_tokens if token.id in think]
-    return frozenset((*checkpoint.dialect.markers, *tags))
 
 
 def _add_routes(app: FastAPI, chat: Chat, info: Info, counting: Counting) -> None:
