@@ -19,7 +19,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from server.errors import CannotStart
-from server.model.linear import pack_linears
+from server.model.linear import PackedLinear, pack_linears
 from server.model.paged import paged_attention
 from server.model.recurrent import RecurrentShape, recurrent_shape, split_rows
 from server.settings import EngineSettings
@@ -214,15 +214,14 @@ def _kv_shape(text: Any) -> KvShape:
 
 
 def _weight_bytes(model: Any) -> int:
-    """Bytes of all distinct storages, so that tied weights count once."""
-    storages = {}
+    """Bytes of all weights, tied ones counted once, and of packed copies."""
+    seen: dict[int, int] = {}
+    packed = 0
     for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                storages[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
-        for tensor in getattr(module, "packed_weights", lambda: ())():
-            storages[id(tensor)] = tensor.numel() * tensor.element_size()
-    return sum(storages.values())
+        packed += module.packed_bytes() if isinstance(module, PackedLinear) else 0
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return packed + sum(seen.values())
 
 
 def _first_line(error: BaseException) -> str:
