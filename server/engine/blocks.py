@@ -13,8 +13,6 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
-GAP_BLOCKS = 8  # left free before a new run, so that the sequence in front of it can grow in place
-
 
 def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """The name of a full block: 16 bytes over its parent's name and its ids. Collisions cannot be made on purpose."""
@@ -22,7 +20,8 @@ def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
 
 
 class Blocks:
-    """Which of the blocks `0 .. num_blocks` are taken. Low ids and runs of consecutive ids are handed out first.
+    """Which of the blocks `0 .. num_blocks` are taken. Low ids and runs of consecutive ids are handed out first:
+    attention on the CPU reads a dense range of blocks in place, and the pool can give its tail back.
 
     `salt` begins every hash chain: blocks of two salts are never shared.
     """
@@ -185,9 +184,6 @@ class Blocks:
 
     def _find_run(self, count: int) -> tuple[int, int]:
         """Start and length of free blocks: the lowest run that holds them all, else the lowest half as long, ..."""
-        start = self._is_free.find(b"\1" * (GAP_BLOCKS + count))
-        if start >= 0:
-            return (start + GAP_BLOCKS if start > 0 else 0), count
         while (start := self._is_free.find(b"\1" * count)) < 0:
             count = (count + 1) // 2
         return start, count

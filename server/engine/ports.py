@@ -19,19 +19,14 @@ class Matcher(Protocol):
         ...
 
     def advance(self, token_ids: Sequence[int]) -> bool:
-        """Move over ids that were written; False if one is not allowed (nothing is moved then)."""
+        """Move over ids that were written; False if one is not allowed (nothing is moved then).
+
+        Raises ConstraintFailed if the grammar has become too complex to go on, now or in an earlier call.
+        """
         ...
 
     def is_over(self) -> bool:
         """Nothing but a stop id can follow."""
-        ...
-
-    @property
-    def fault(self) -> str | None:
-        """Why this matcher cannot go on (a limit of the grammar engine was hit), None while it is well.
-
-        Read after `masks` and `forced`: that sequence fails alone, and whatever mask it got is not used.
-        """
         ...
 
 

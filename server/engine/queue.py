@@ -21,6 +21,7 @@ class Queue:
         self._clock = clock
         self._finished_s: deque[float] = deque(maxlen=FINISHES_KEPT)
         self._typical_reply: float | None = None
+        self._blocked_since_s: float | None = None
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -38,6 +39,22 @@ class Queue:
         self._finished_s.append(self._clock())
         typical = self._typical_reply
         self._typical_reply = num_written if typical is None else typical + WEIGHT_OF_NEWEST * (num_written - typical)
+
+    def find_overdue(self, patience_s: float) -> list[Sequence]:
+        """Nothing runs and nobody could start, again: who has waited for memory longer than this?"""
+        ready = [sequence for sequence in self.sequences if sequence.state == "waiting"]
+        now_s = self._clock()
+        if not ready:
+            self._blocked_since_s = None
+        elif self._blocked_since_s is None:
+            self._blocked_since_s = now_s
+        elif now_s - self._blocked_since_s >= patience_s:
+            return [sequence for sequence in ready if now_s - sequence.arrived_s >= patience_s]
+        return []
+
+    def note_progress(self) -> None:
+        """Something runs."""
+        self._blocked_since_s = None
 
     def retry_after_s(self) -> float:
         """When a refused request may find a place: the length of the line over the rate at which replies end."""

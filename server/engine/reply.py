@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from server.engine.ports import Matcher
+from server.errors import ConstraintFailed
 from server.messages import Constraint, Finish, Generate, Preamble
 
 Span = Literal["undecided", "inside", "closing", "after"]
@@ -101,7 +102,10 @@ class Reply:
                 room = min(room, list(drafts).index(self._preamble.end_id))
         drafts = drafts[: max(room, 0)]
         matcher = self.active_matcher
-        return drafts if matcher is None or not drafts else drafts[: matcher.count_allowed(drafts)]
+        if matcher is None or not drafts:
+            return drafts
+        # Where a draft completes the constraint only stop ids may follow; banned, they would leave nothing to draw.
+        return () if self.banned_ids else drafts[: matcher.count_allowed(drafts)]
 
     def _write_one(self, token_id: int) -> None:
         stops = token_id in self._stop_ids and not self.banned_ids
@@ -144,18 +148,18 @@ class Reply:
             self._span = "closing"
 
     def _advance(self, matcher: Matcher, token_id: int) -> None:
-        if not matcher.advance((token_id,)):
-            self.fault = matcher.fault or f"the constraint does not allow the drawn id {token_id}"
+        try:
+            if not matcher.advance((token_id,)):
+                self.fault = f"the constraint does not allow the drawn id {token_id}"
+        except ConstraintFailed as error:  # the edge of a request: it fails alone
+            self.fault = str(error)
 
     def _due_ids(self) -> Sequence[int]:
         if self._span == "closing" and self._preamble is not None:
             return close_ids(self._preamble) if self._appends_close_ids else ()
         if self._span != "after" or self.matcher is None or not self.fast_forward:
             return ()
-        due = self.matcher.forced()
-        if self.matcher.fault is not None:
-            self.fault = self.matcher.fault
-        return due
+        return self.matcher.forced()
 
 
 def close_ids(preamble: Preamble) -> tuple[int, ...]:

@@ -41,7 +41,6 @@ class Scheduler:
         if slots is not None:
             self._max_running = min(self._max_running, slots.num_running)
         self._budget = Budget(limits.max_batch_tokens)
-        self._blocked_since_s: float | None = None
 
     # -- arrivals and departures -----------------------------------------------------------------------------------
 
@@ -125,9 +124,9 @@ class Scheduler:
             self._admit(shares, budget, admit)
         shares = [share for share in shares if share.sequence.state == "running"]
         if not shares:
-            self._lose_patience()
+            self._fail_overdue()
             return None
-        self._blocked_since_s = None
+        self.queue.note_progress()
         return make_step(shares, self.cache.take_copies())
 
     def commit(self, step: Step, drawn: list[Drawn]) -> None:
@@ -177,7 +176,7 @@ class Scheduler:
                 continue
             room = max(1, budget - num_left)
             count = min(sequence.num_pending, room)
-            drafts = self._draft(sequence, room - 1) if count == sequence.num_pending == 1 else ()
+            drafts = sequence.draft(room - 1)
             end = sequence.num_computed + count
             if drafts and not self.cache.grow(sequence, end + len(drafts)):
                 drafts = ()
@@ -233,12 +232,6 @@ class Scheduler:
         expected = len(sequence.ids) + self.queue.expected_more(sequence)
         return max(0, -(-expected // size) - max(len(sequence.blocks), -(-len(sequence.ids) // size)))
 
-    def _draft(self, sequence: Sequence, room: int) -> tuple[int, ...]:
-        if sequence.drafter is None or room <= 0:
-            return ()
-        drafts = sequence.drafter.draft(sequence.ids)[:room]
-        return tuple(sequence.reply.cut_drafts(drafts)) if drafts else ()
-
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make room, if need be at the cost of the newest; False if that was the sequence itself."""
         while not self.cache.grow(sequence, num_tokens):
@@ -247,6 +240,11 @@ class Scheduler:
             if victim is sequence:
                 return False
         return True
+
+    def _fail_overdue(self) -> None:
+        for sequence in () if self.running else self.queue.find_overdue(self.limits.patience_s):
+            text = f"the device's memory has been short for {self.limits.patience_s:.0f} s"
+            self.fail(sequence, "no_memory", text, self.queue.retry_after_s())
 
     # -- moving sequences ------------------------------------------------------------------------------------------
 
@@ -284,10 +282,10 @@ class Scheduler:
         sequence.num_computed += num_accepted
         self.tally.output_tokens += num_written
         self._take_forced(sequence)
-        if share.drafts and sequence.drafter is not None:
+        if share.drafts:
             self.tally.drafted_tokens += len(share.drafts)
             self.tally.accepted_tokens += num_accepted
-            sequence.drafter.learn(len(share.drafts), num_accepted, len(sequence.ids))
+            sequence.learn(len(share.drafts), num_accepted)
         if reply.fault is not None:
             self.cache.disown(sequence)  # what broke this reply must not be found by others
             self.fail(sequence, "request_failed", reply.fault)
@@ -302,17 +300,3 @@ class Scheduler:
         num_forced = sequence.take_forced()
         self.tally.output_tokens += num_forced
         self.tally.forced_tokens += num_forced
-
-    def _lose_patience(self) -> None:
-        """Sequences that wait for memory while nothing runs are told so after a while."""
-        now_s = self._clock()
-        waiting = [sequence for sequence in self.queue.sequences if sequence.state == "waiting"]
-        if self.running or not waiting:
-            self._blocked_since_s = None
-        elif self._blocked_since_s is None:
-            self._blocked_since_s = now_s
-        elif now_s - self._blocked_since_s >= self.limits.patience_s:
-            text = f"the device's memory has been taken by others for {self.limits.patience_s:.0f} s"
-            for sequence in waiting:
-                if now_s - sequence.arrived_s >= self.limits.patience_s:
-                    self.fail(sequence, "no_memory", text, self.queue.retry_after_s())

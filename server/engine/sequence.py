@@ -75,6 +75,18 @@ class Sequence:
         draw = Draw(self.request.sampling, self.seed, self.prompt_ids, reply.written_ids, reply.banned_ids)
         return Row([*self.ids[start:], *drafts], start, self.blocks, 1 + len(drafts), draw, self.slot)
 
+    def draft(self, room: int) -> Ids[int]:
+        """Ids worth verifying behind the one that is pending; often none."""
+        if self.drafter is None or room <= 0 or self.num_pending > 1:
+            return ()
+        drafts = self.drafter.draft(self.ids)[:room]
+        return self.reply.cut_drafts(drafts) if drafts else ()
+
+    def learn(self, num_drafts: int, num_accepted: int) -> None:
+        """What became of the drafts of the last step."""
+        if self.drafter is not None:
+            self.drafter.learn(num_drafts, num_accepted, len(self.ids))
+
     def take_drawn(self, drawn: Drawn) -> int:
         """Write what was drawn, up to the end of the reply; returns how many of the drawn ids that were."""
         reply = self.reply

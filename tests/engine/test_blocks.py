@@ -3,16 +3,17 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.blocks import GAP_BLOCKS, Blocks, chain_hash
+from server.engine.blocks import Blocks, chain_hash
 
 
 def test_blocks_come_as_one_run_from_the_lowest_ids() -> None:
     blocks = Blocks(64, 4)
-    assert blocks.take(5) == [0, 1, 2, 3, 4]
-    second = blocks.take(4)
-    assert second == list(range(5 + GAP_BLOCKS, 9 + GAP_BLOCKS)), "room is left for the first to grow"
-    assert blocks.take(2, after=4) == [5, 6]
-    assert blocks.take(1, after=second[-1]) == [second[-1] + 1]
+    first, second, third = blocks.take(5), blocks.take(4), blocks.take(3)
+    assert [*first, *second, *third] == list(range(12))
+    blocks.give_back(second)
+    assert blocks.take(2, after=first[-1]) == [5, 6]
+    assert blocks.take(3) == [12, 13, 14], "a run is not torn apart while there is a whole one"
+    assert blocks.take(1, after=third[-1]) == [7]
 
 
 def test_fragmented_blocks_come_in_runs_as_long_as_there_are() -> None:

@@ -34,7 +34,6 @@ class ToyMatcher:
     def __init__(self, source: str) -> None:
         self.pattern = source.removeprefix("start: ").replace("<[", "").replace("]>", "").split()
         self.place = 0
-        self.fault: str | None = None
 
     def forced(self) -> list[int]:
         ids = []
