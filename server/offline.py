@@ -1,0 +1,180 @@
+"""A chat without a server: the same lanes, in the caller's own program.
+
+    from server.offline import Chat
+
+    with Chat("Qwen/Qwen3-0.6B", device="cuda") as chat:
+        message = chat.chat([{"role": "user", "content": "What is the weather in Oslo?"}], tools=[get_weather])
+
+A request is validated, prompted, constrained and parsed by the very rooms that serve HTTP, and the engine is the same
+process of its own; only the socket in front is missing.
+"""
+
+import asyncio
+import atexit
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeVar, overload
+
+import msgspec
+
+from clients.functions import Toolbox, as_tool
+from server.answer import Answer, answerer_of
+from server.api.asking import Asking, style_of
+from server.api.body import read_object
+from server.api.faults import Refused
+from server.api.replies import Chunker, Style, fold
+from server.api.schemas import read_request
+from server.api.wire import Chunk
+from server.assemble import build_backend, open_checkpoint
+from server.chat.prompt import Prompter
+from server.errors import BadRequest
+from server.locate import served_name
+from server.settings import BUILT_IN_MODEL, resolve
+
+T = TypeVar("T")
+Message = dict[str, Any]
+Tool = Callable[..., Any] | Mapping[str, Any]
+
+
+class Chat:
+    """A loaded model to chat with; blocking, and usable from several threads at once.
+
+    `options` are the server's own, by the names of `toolwire serve --help` (`max_model_len=8192`). Loads the model in
+    an engine process; raises CannotStart. `close` ends that process, so does leaving the `with` block or the program.
+    """
+
+    def __init__(self, model: str = BUILT_IN_MODEL, **options: Any) -> None:
+        settings = resolve({"model": model, **options}, {}, {}).settings
+        self._model = served_name(settings.model.model, settings.model.served_model_name)
+        checkpoint = open_checkpoint(settings)
+        self._asking = Asking(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size(), settings.api.strict)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="offline chat", daemon=True)
+        self._thread.start()
+        self._backend = self._wait_for(_call(lambda: build_backend(settings, checkpoint)))
+        self._answerer = answerer_of(checkpoint, Prompter(checkpoint, settings), self._backend)
+        atexit.register(self.close)
+        try:
+            self.ready = self._wait_for(self._backend.start())
+        except BaseException:
+            self.close()
+            raise
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ..., stream: Literal[False] = ..., **fields: Any
+    ) -> Message: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ..., *, stream: Literal[True], **fields: Any
+    ) -> Iterator[Message]: ...
+
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), stream: bool = False, **fields: Any
+    ) -> Message | Iterator[Message]:
+        """The model's next message, ready to be appended to `messages`; with `stream` its deltas as they are written.
+
+        `tools` are plain functions (annotations and docstring describe them) or OpenAI tool objects; calls are
+        returned, not made. `fields` are further keys of a chat completion request (`temperature`, `tool_choice`,
+        `response_format`, …), except `n`. Raises BadRequest and the other errors of `server.errors`.
+        """
+        if fields.get("n") not in (None, 1):
+            raise BadRequest("one reply at a time here; ask again for another", param="n")
+        body = {"model": self._model, "messages": list(messages), "stream": stream, **fields}
+        if tools:
+            body["tools"] = [as_tool(tool).definition if callable(tool) else tool for tool in tools]
+        return self._deltas(body) if stream else self._wait_for(self._whole(body))
+
+    def run(self, text: str, tools: Sequence[Callable[..., Any]], max_rounds: int = 10, **fields: Any) -> list[Message]:
+        """The whole tool loop for one question: calls are made, results handed back, until it answers in words.
+
+        Returns the conversation; raises BadRequest if there is no answer after `max_rounds`.
+        """
+        toolbox = Toolbox.of(tools)
+        messages: list[Message] = [{"role": "user", "content": text}]
+        for _ in range(max_rounds):
+            message = self.chat(messages, tools, **fields)
+            messages.append(message)
+            if not message.get("tool_calls"):
+                return messages
+            for call in message["tool_calls"]:
+                result = toolbox.call(call["function"]["name"], call["function"]["arguments"])
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
+        raise BadRequest(f"no answer after {max_rounds} rounds of tool calls; raise max_rounds or look at the tools")
+
+    def close(self) -> None:
+        """End the engine process; does nothing the second time."""
+        atexit.unregister(self.close)
+        if not self._loop.is_running():
+            return
+        self._wait_for(self._backend.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _admit(self, body: dict[str, Any]) -> "Speaking":
+        try:
+            body = read_object(msgspec.json.encode(body))  # as if it had come over the wire: a copy, and only JSON
+            asked = read_request(body, self._asking.strict)
+            ask = self._asking.ask(asked, body)
+        except Refused as refused:
+            raise BadRequest(str(refused), param=refused.fault.param, code=refused.fault.code) from refused
+        return Speaking(await self._answerer.admit(ask), style_of(asked))
+
+    async def _whole(self, body: dict[str, Any]) -> Message:
+        speaking = await self._admit(body)
+        chunks = [chunk async for more in speaking.chunks() for chunk in more]
+        message: Message = msgspec.to_builtins(fold(chunks, speaking.answer.tally, speaking.style).choices[0].message)
+        return message
+
+    def _deltas(self, body: dict[str, Any]) -> Iterator[Message]:
+        steps = self._wait_for(self._admit(body)).chunks()
+        try:
+            while (chunks := self._wait_for(_next(steps))) is not None:
+                for chunk in chunks:
+                    for choice in chunk.choices:
+                        if delta := msgspec.to_builtins(choice.delta):
+                            yield delta
+        finally:
+            self._wait_for(steps.aclose())  # a reader that stops early frees the sequence
+
+    def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+@dataclass(frozen=True, slots=True)
+class Speaking:
+    """An admitted request: the reply under way, and how it is to be written."""
+
+    answer: Answer
+    style: Style
+
+    async def chunks(self) -> AsyncGenerator[list[Chunk], None]:
+        """The reply as the wire would carry it, a list for what comes together."""
+        chunker = Chunker(self.style, dropped_messages=self.answer.prepared.dropped_messages)
+        try:
+            yield chunker.open(self.answer.n)
+            async with aclosing(self.answer.steps()) as steps:
+                async for heard in steps:
+                    yield [chunk for one in heard for chunk in chunker.feed(one)]
+            yield chunker.close(self.answer.tally)
+        finally:
+            await self.answer.aclose()
+
+
+async def _next(steps: AsyncGenerator[T, None]) -> T | None:
+    return await anext(steps, None)
+
+
+async def _call(make: Callable[[], T]) -> T:
+    """Run in the loop's own thread what must be made there."""
+    return make()
