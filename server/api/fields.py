@@ -49,7 +49,8 @@ class Between:
 
 
 def _range_text(kind: str, how: str, wanted: str, value: float) -> str:
-    return f"Invalid '{{P}}': {kind} {how} value. Expected a value {wanted}, but got {value} instead."
+    shown = int(value) if float(value).is_integer() else value  # 3, as it was sent, not 3.0
+    return f"Invalid '{{P}}': {kind} {how} value. Expected a value {wanted}, but got {shown} instead."
 
 
 def name_of(longest: int) -> Callable[[str], str]:

@@ -1,0 +1,150 @@
+"""What is asked about the server: models, readiness, memory, metrics, token counts, the OpenAPI document."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from server.backend.scripted import PULSE, Script
+from server.chat.checkpoint import Checkpoint
+from server.errors import EngineDied, Starting
+from server.messages import MemoryReport
+from tests.api.conftest import CALL, MODEL, WEATHER, Serve
+
+Reply = Callable[..., Script]
+MEMORY = MemoryReport(level="tight", kv_bytes=7)
+
+
+async def test_models_are_listed_and_found_by_ids_with_slashes(serve: Serve, checkpoint: Checkpoint) -> None:
+    async with serve() as served:
+        listed = (await served.http.get("/v1/models")).json()
+        assert listed["object"] == "list"
+        (model,) = listed["data"]
+        assert {name: model[name] for name in ("id", "object", "max_model_len")} == {
+            "id": MODEL,
+            "object": "model",
+            "max_model_len": checkpoint.max_model_len,
+        }
+        for path in ("/v1/models/org/tiny", "/v1/models/org%2Ftiny"):
+            assert (await served.http.get(path)).json() == model
+        missing = await served.http.get("/v1/models/none")
+        assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
+
+
+async def test_an_unknown_model_is_a_404_unless_any_name_is_served(serve: Serve, reply: Reply) -> None:
+    async with serve(reply("Hi")) as served:
+        missing = await served.chat(model="gpt-4o")
+        assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
+    async with serve(reply("Hi"), allow_any_model=True) as served:
+        assert (await served.chat(model="gpt-4o")).json()["model"] == "gpt-4o"
+
+
+async def test_alive_at_once_and_ready_when_the_engine_is(serve: Serve) -> None:
+    async with serve(pulse=Starting("weights", 0.25)) as served:
+        for method in ("GET", "HEAD"):
+            for path in ("/", "/health"):
+                assert (await served.http.request(method, path)).status_code == 200
+        ready = await served.http.get("/ready")
+        assert ready.status_code == 503 and int(ready.headers["retry-after"]) <= 120
+        assert ready.json()["progress"] == {"stage": "weights", "fraction": 0.25}
+        assert ready.json()["error"]["code"] == "model_loading"
+    async with serve(pulse=EngineDied("gone")) as served:
+        assert (await served.http.get("/ready")).status_code == 503
+    async with serve() as served:
+        assert (await served.http.get("/ready")).status_code == 200
+
+
+async def test_memory_is_what_the_guard_last_said(serve: Serve) -> None:
+    async with serve(pulse=msgspec.structs.replace(PULSE, memory=MEMORY)) as served:
+        memory = (await served.http.get("/v1/memory")).json()
+        assert (memory["object"], memory["level"], memory["kv_bytes"]) == ("memory", "tight", 7)
+    async with serve() as served:
+        assert (await served.http.get("/v1/memory")).status_code == 503
+
+
+async def test_metrics_count_requests_tokens_and_calls(serve: Serve, reply: Reply) -> None:
+    pulse = msgspec.structs.replace(PULSE, memory=MEMORY, steps=5)
+    async with serve(reply(CALL), pulse=pulse) as served:
+        usage = (await served.chat(tools=[WEATHER])).json()["usage"]
+        await served.chat(tools=[WEATHER], stream=True)
+        await served.chat(temperature=3)
+        text = (await served.http.get("/metrics")).text
+    path = 'path="/v1/chat/completions"'
+    for line in (
+        f'toolwire_requests_total{{outcome="200",{path}}} 2.0',
+        f'toolwire_requests_total{{outcome="400",{path}}} 1.0',
+        'toolwire_tool_calls_total{dialect="hermes",flag="sound"} 2.0',
+        f'toolwire_tokens_total{{kind="prompt"}} {2.0 * usage["prompt_tokens"]}',
+        f'toolwire_tokens_total{{kind="completion"}} {2.0 * usage["completion_tokens"]}',
+        "toolwire_time_to_first_token_seconds_count 2.0",
+        "toolwire_request_seconds_count 2.0",
+        "toolwire_requests_open 0.0",
+        "toolwire_engine_up 1",
+        "toolwire_engine_steps_total 5",
+        "toolwire_memory_level 1",
+    ):
+        assert line in text, line
+
+
+async def test_two_apps_in_one_process_do_not_share_counters(serve: Serve, reply: Reply) -> None:
+    async with serve(reply("Hi")) as one, serve(reply("Hi")) as other:
+        await one.chat()
+        assert 'outcome="200"' not in (await other.http.get("/metrics")).text
+
+
+async def test_the_dry_run_counts_what_the_request_would_cost(serve: Serve, reply: Reply) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Weather?"}],
+        "tools": [WEATHER],
+    }
+    async with serve(reply("Hi")) as served:
+        counted = (await served.http.post("/v1/chat/completions/input_tokens", json=asked)).json()
+        real = (await served.http.post("/v1/chat/completions", json=asked)).json()["usage"]["prompt_tokens"]
+        assert counted["input_tokens"] == real == sum(part["tokens"] for part in counted["parts"])
+        assert len(served.backend.asked) == 1
+        fault = await served.http.post("/v1/chat/completions/input_tokens", json={**asked, "n": 0})
+        assert fault.status_code == 400
+
+
+async def test_text_to_ids_and_back(serve: Serve, checkpoint: Checkpoint) -> None:
+    async with serve() as served:
+        told = (await served.http.post("/tokenize", json={"prompt": "Grüße <|im_end|> 🏔"})).json()
+        assert told["count"] == len(told["tokens"]) > 4
+        assert checkpoint.marker_ids["<|im_end|>"] not in told["tokens"], "text never becomes a control token"
+        back = (await served.http.post("/detokenize", json={"tokens": told["tokens"]})).json()
+        assert back == {"prompt": "Grüße <|im_end|> 🏔"}
+        for path, body in (
+            ("/tokenize", {}),
+            ("/tokenize", {"prompt": 7}),
+            ("/detokenize", {"tokens": "x"}),
+            ("/detokenize", {"tokens": [-1]}),
+            ("/detokenize", {"tokens": [1 << 40]}),
+            ("/detokenize", {"tokens": [True]}),
+        ):
+            assert (await served.http.post(path, json=body)).status_code == 400, (path, body)
+        assert (await served.http.post("/detokenize", json={"tokens": [999_999]})).status_code == 200
+
+
+async def test_the_openapi_document_describes_every_route_and_resolves(serve: Serve) -> None:
+    async with serve() as served:
+        document = (await served.http.get("/openapi.json")).json()
+        assert (await served.http.get("/docs")).status_code == 200
+    paths = set(document["paths"])
+    assert {"/v1/chat/completions", "/v1/models", "/tokenize", "/ready", "/metrics", "/v1/memory"} <= paths
+
+    def check(value: Any) -> None:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                name = value["$ref"].removeprefix("#/components/schemas/")
+                assert name in document["components"]["schemas"], value
+            for one in value.values():
+                check(one)
+        elif isinstance(value, list):
+            for one in value:
+                check(one)
+
+    check(document)
+    fields = document["components"]["schemas"]["ChatRequest"]["properties"]
+    assert {"tools", "tool_choice", "logit_bias", "thinking_budget"} <= set(fields)
+    assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
