@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from server.errors import CannotStart
 from server.locate import served_name
 from server.messages import Progress, Ready
 from server.settings import Settings
+
+logger = logging.getLogger("toolwire")
 
 ACCEPT_BACKLOG = 2048
 
@@ -40,6 +43,8 @@ def serve(settings: Settings, on_progress: Callable[[Progress], None], on_ready:
     configure_logging(
         api.log_format, log_prompts=api.log_prompts, secrets=[key.strip() for key in api.api_key.split(",")]
     )
+    _warn_if_open_to_all(settings)
+    _allow_many_connections()
     with _listen(settings.api.host, settings.api.port) as listener:
         checkpoint = open_checkpoint(settings)
         asyncio.run(_serve(settings, checkpoint, listener, on_progress, on_ready))
@@ -98,7 +103,7 @@ def _end_on_signals(server: uvicorn.Server, backend: ProcessBackend, drain_timeo
 
     async def cut_off() -> None:
         await asyncio.sleep(drain_timeout_s)
-        logging.getLogger("toolwire").warning("still running after %.0f s: ending the replies", drain_timeout_s)
+        logger.warning("still running after %.0f s: ending the replies", drain_timeout_s)
         await backend.close()
 
     def on_signal() -> None:
@@ -110,6 +115,19 @@ def _end_on_signals(server: uvicorn.Server, backend: ProcessBackend, drain_timeo
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
+
+
+def _warn_if_open_to_all(settings: Settings) -> None:
+    api = settings.api
+    loopback = api.host in ("localhost", "::1") or api.host.startswith("127.")
+    if not loopback and not api.api_key and not api.api_key_file:
+        logger.warning("listening on %s without a key: whoever reaches it may use it; set --api-key-file", api.host)
+
+
+def _allow_many_connections() -> None:
+    """As many open files as the system lets us have: the usual 1024 are soon taken by streams, at one socket each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(host: str, port: int) -> socket.socket:
