@@ -25,11 +25,12 @@ stands unescaped behind empty arguments:
 """
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from server.dialects import hermes_loose
 from server.dialects.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
-from server.dialects.lark import arguments_piece, callable_tools, constraint, input_piece, marker, quoted, raw_piece
+from server.dialects.lark import callable_tools, constraint, input_piece, is_raw, marker, raw_piece
+from server.dialects.members import held_arguments, object_rules, quoted
 from server.dialects.minimal import shortest_arguments
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_text
@@ -93,23 +94,23 @@ def _read_tag(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None
 
 def constrain(wanted: Wanted) -> Constraint | None:
     """The grammar of a reply in this format."""
-    closing = marker(wanted, CLOSE)
-    objects = [_object_rule(wanted, tool) for tool in callable_tools(wanted)]
-    return constraint(
-        wanted,
-        opener=OPEN,
-        rest=f'"\\n" call {closing}',
-        separator='"\\n"',
-        rules=["call: " + " | ".join(objects)],
-    )
+    rest = f'"\\n" call {marker(wanted, CLOSE)}'
+    return constraint(wanted, openers={OPEN: rest}, separator='"\\n"', rules=_rules(wanted))
 
 
-def _object_rule(wanted: Wanted, tool: Tool) -> str:
-    head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-    if tool.custom and tool.format is not None and tool.format.syntax == "lark":
-        return f"{quoted(head + '{}}' + chr(10) + RAW_OPEN)} {raw_piece(tool)} {quoted(RAW_CLOSE + chr(10))}"
-    arguments = input_piece(tool) if tool.custom else arguments_piece(wanted, tool)
-    return f"{quoted(head)} {arguments} {quoted('}' + chr(10))}"
+def _rules(wanted: Wanted) -> Iterator[str]:
+    tools = callable_tools(wanted)
+    yield "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
+    for i, tool in enumerate(tools):
+        head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
+        if tool.custom and is_raw(tool):
+            around = f"{head}{{}}}}\n{RAW_OPEN}", f"{RAW_CLOSE}\n"
+            yield f"call_{i}: {quoted(around[0])} {raw_piece(tool)} {quoted(around[1])}"
+        elif tool.custom:
+            yield f"call_{i}: {quoted(head)} {input_piece(tool)} {quoted('}' + chr(10))}"
+        else:
+            yield f"call_{i}: {quoted(head)} arguments_{i} {quoted('}' + chr(10))}"
+            yield from object_rules(f"arguments_{i}", held_arguments(wanted, tool), lenient=not tool.strict)
 
 
 def shortest(wanted: Wanted) -> str:

@@ -2,9 +2,10 @@
 
 from server.dialects.hermes import HERMES
 from server.dialects.protocol import Dialect
+from server.dialects.qwen3_coder import QWEN3_CODER
 from server.errors import CannotStart
 
-DIALECTS: tuple[Dialect, ...] = (HERMES,)
+DIALECTS: tuple[Dialect, ...] = (QWEN3_CODER, HERMES)
 # Templates are asked in this order; the first that recognises its own format wins.
 
 

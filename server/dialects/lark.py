@@ -12,14 +12,14 @@ whatever the grammar admits is read as a valid call. Text may hold anything else
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from server.dialects.custom import check_format
 from server.dialects.holdable import holdable
-from server.dialects.protocol import Tool, Wanted
+from server.dialects.members import NUMBER, json_piece, quoted
+from server.dialects.protocol import AnswerFormat, Tool, Wanted
 from server.dialects.schema_forms import COMPACT
-from server.dialects.validity import whole_schema
 from server.messages import Constraint
 
 MAX_CALLS = 64  # of one forced reply
@@ -33,11 +33,6 @@ def callable_tools(wanted: Wanted) -> list[Tool]:
     return [tool for tool in wanted.tools if allowed is None or tool.name in allowed]
 
 
-def quoted(text: str) -> str:
-    """A Lark string literal."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def marker(wanted: Wanted, text: str) -> str:
     """A marker as its token, or spelled out where the vocabulary has none."""
     token_id = wanted.marker_ids.get(text)
@@ -46,21 +41,7 @@ def marker(wanted: Wanted, text: str) -> str:
 
 def pattern_of(text: str) -> str:
     """A string inside a Lark regular expression."""
-    return re.escape(text).replace("/", r"\/").replace("\n", r"\n")
-
-
-def json_piece(schema: Any, strict: bool, param: str) -> str:
-    """A grammar piece for compact JSON of this schema."""
-    held = holdable(schema, strict, param)
-    if not isinstance(held, Mapping):
-        held = {} if held else {"not": {}}
-    return "%json " + json.dumps({**held, "x-guidance": {**COMPACT, "lenient": not strict}}, ensure_ascii=False)
-
-
-def arguments_piece(wanted: Wanted, tool: Tool) -> str:
-    """A grammar piece for a function's arguments as JSON."""
-    place = next(i for i, other in enumerate(wanted.tools) if other.name == tool.name)
-    return json_piece(whole_schema(tool), tool.strict, f"tools[{place}].function.parameters")
+    return "".join({"\n": r"\n", "/": r"\/"}.get(char) or re.escape(char) for char in text)
 
 
 def input_piece(tool: Tool) -> str:
@@ -72,6 +53,11 @@ def input_piece(tool: Tool) -> str:
     return "%json " + json.dumps({**schema, "x-guidance": COMPACT}, ensure_ascii=False)
 
 
+def is_raw(tool: Tool) -> bool:
+    """Whether a custom tool's text follows a Lark grammar, which cannot be held inside a JSON string."""
+    return tool.format is not None and tool.format.syntax == "lark"
+
+
 def raw_piece(tool: Tool) -> str:
     """A grammar piece for the text of a custom tool with a Lark grammar, as it stands."""
     assert tool.format is not None
@@ -79,36 +65,40 @@ def raw_piece(tool: Tool) -> str:
 
 
 def constraint(
-    wanted: Wanted, *, opener: str, rest: str, separator: str, rules: Sequence[str], forbidden: Sequence[str] = ()
+    wanted: Wanted,
+    *,
+    openers: Mapping[str, str],
+    separator: str | None,
+    rules: Iterable[str],
 ) -> Constraint | None:
-    """The grammar of a reply: `rest` is the rule for a call behind its `opener`. None if everything is allowed.
+    """The grammar of a reply; None if everything is allowed.
 
-    `forbidden` are further openers that a text without calls must not hold.
+    `openers` names for each string that opens a call the rule of what follows it; forced calls begin with the first.
+    `separator` stands between calls, None if one opening holds them all.
     """
     check_format(wanted)
     calls = bool(callable_tools(wanted))
     if not calls and wanted.answer is None and not wanted.tools:
         return None
-    lines = [_start(wanted, calls)]
+    lines = [_start(wanted, calls, separator is not None)]
     if calls:
-        lines += [
-            f"first: {marker(wanted, opener)} {rest}",
-            f"further: {separator} {marker(wanted, opener)} {rest}",
-            *rules,
-        ]
-    if calls and wanted.choice.mode == "auto" and wanted.answer is None:
-        lines += _free_text(wanted, opener, rest)
-    if not calls and wanted.answer is None:
-        shut_out = "|".join(pattern_of(word) for word in (opener, *forbidden))
+        opener, rest = next(iter(openers.items()))
+        lines.append(f"first: {marker(wanted, opener)} {rest}")
+        if separator is not None:
+            lines.append(f"further: {separator} {marker(wanted, opener)} {rest}")
+        lines += [*rules, NUMBER]
+        if wanted.choice.mode == "auto" and wanted.answer is None:
+            lines += _free_text(wanted, openers)
+    elif wanted.answer is None:
+        shut_out = "|".join(pattern_of(word) for word in openers)
         lines.append(f"text: NO_CALL\nNO_CALL: /(?s:.*)/ & ~/(?s:.*)({shut_out})(?s:.*)/")
     if wanted.answer is not None:
-        schema = wanted.answer.schema if wanted.answer.schema is not None else {"type": "object"}
-        lines.append("answer: " + json_piece(schema, wanted.answer.strict, "response_format"))
+        lines.append("answer: " + _answer_piece(wanted.answer))
     return Constraint(kind="lark", source="\n".join(lines) + "\n")
 
 
-def _start(wanted: Wanted, calls: bool) -> str:
-    several = "first" if not wanted.choice.parallel else f"first further{{0,{MAX_CALLS - 1}}}"
+def _start(wanted: Wanted, calls: bool, repeats: bool) -> str:
+    several = f"first further{{0,{MAX_CALLS - 1}}}" if wanted.choice.parallel and repeats else "first"
     if not calls:
         return "start: answer" if wanted.answer is not None else "start: text"
     if wanted.choice.mode == "required":
@@ -118,11 +108,17 @@ def _start(wanted: Wanted, calls: bool) -> str:
     return "start: open_call* TEXT?" if wanted.choice.parallel else "start: open_call | TEXT?"
 
 
-def _free_text(wanted: Wanted, opener: str, rest: str) -> list[str]:
-    by_token = [f"TEXT? {marker(wanted, opener)}"] if opener in wanted.marker_ids else []
-    return [
-        f"open_call: opened {rest}",
-        f"opened: {' | '.join([*by_token, 'spelled'])}",
-        f"spelled[lazy]: /(?s:.*){pattern_of(opener)}/",
-        "TEXT: /(?s:.+)/",
-    ]
+def _free_text(wanted: Wanted, openers: Mapping[str, str]) -> Iterator[str]:
+    opened = []
+    for i, (opener, rest) in enumerate(openers.items()):
+        if opener in wanted.marker_ids:
+            opened.append(f"TEXT? {marker(wanted, opener)} {rest}")
+        opened.append(f"spelled_{i} {rest}")
+        yield f"spelled_{i}[lazy]: /(?s:.*){pattern_of(opener)}/"
+    yield f"open_call: {' | '.join(opened)}"
+    yield "TEXT: /(?s:.+)/"
+
+
+def _answer_piece(answer: AnswerFormat) -> str:
+    schema = answer.schema if answer.schema is not None else {"type": "object"}
+    return json_piece(holdable(schema, answer.strict, "response_format"), lenient=not answer.strict)

@@ -26,6 +26,12 @@ def shortest_arguments(tool: Tool) -> str:
     return json.dumps(shortest_value(whole_schema(tool)), ensure_ascii=False)
 
 
+def shortest_members(tool: Tool) -> list[tuple[str, str]]:
+    """The same, name by name, strings without quotes."""
+    value = {"input": "x"} if tool.custom else shortest_value(whole_schema(tool))
+    return [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in value.items()]
+
+
 def shortest_value(schema: Any) -> Any:
     """A short value of this schema."""
     whole = normalised(schema)

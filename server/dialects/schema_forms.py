@@ -138,5 +138,15 @@ def _combined_references(schema: Any) -> set[str]:
     return found
 
 
+def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema that `$ref` points to, among the definitions that stand beside it; `{}` if it is not there."""
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    node: Any = shared
+    for step in str(schema["$ref"]).removeprefix("#/").split("/"):
+        node = node.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(node, Mapping) else None
+    beside = {key: value for key, value in schema.items() if key != "$ref"}
+    return {**shared, **node, **beside} if isinstance(node, Mapping) else {}
+
+
 def _escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")

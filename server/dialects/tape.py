@@ -11,6 +11,7 @@ from server.events import CallArguments, CallClosed, CallOpened, Flag, ParserEve
 
 Steps = Generator[None, None, None]
 SPACE = re.compile(r"\s*")
+LONGEST_NAME = 256
 
 
 class Tape:
@@ -180,6 +181,21 @@ def read_text(tape: Tape, out: Outbox, openers: "Openers") -> Generator[None, No
         if tape.ended:
             out.text(tape.take(len(tape.rest)))
             return ""
+        yield
+
+
+def read_name(tape: Tape, stop: str) -> Generator[None, None, str | None]:
+    """Take a name and the `stop` behind it; None, and nothing taken, if no name of a tolerable length stands here."""
+    while True:
+        end = tape.text.find(stop, tape.at, tape.at + LONGEST_NAME)
+        name = tape.text[tape.at : end if end >= 0 else tape.at + LONGEST_NAME]
+        if "\n" in name or "<" in name or len(name) == LONGEST_NAME:
+            return None
+        if end >= 0:
+            tape.take(end + len(stop) - tape.at)
+            return name.strip()
+        if tape.ended:
+            return None
         yield
 
 

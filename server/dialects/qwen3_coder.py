@@ -1,0 +1,149 @@
+"""Qwen3-Coder's tags: Qwen3-Coder, Qwen3-Next-Coder, Qwen3.5.
+
+    <tool_call>
+    <function=get_weather>
+    <parameter=city>
+    Paris
+    </parameter>
+    <parameter=days>
+    3
+    </parameter>
+    </function>
+    </tool_call>
+
+Strings stand as they are, between one line break and the next; other values are JSON. Taken as well: no `<tool_call>`
+around the function, values on the line of their tag, a missing `</function>` or last `</parameter>`. A value ends at
+`</parameter>` only where a parameter, `</function>` or `</tool_call>` follows, so it may hold that tag. Of a parameter
+that is written twice the first counts.
+
+A custom tool's free text is the parameter `input`.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+
+from server.dialects.lark import callable_tools, constraint, marker
+from server.dialects.members import quoted
+from server.dialects.minimal import shortest_members
+from server.dialects.protocol import Dialect, Parser, Tool, Wanted
+from server.dialects.tagged import INPUT, Ending, TaggedCall
+from server.dialects.tagged_lark import TagForm, input_text, shared_rules, tagged_rules
+from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
+from server.dialects.validity import Offered
+from server.messages import Constraint
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+FUNCTION, FUNCTION_CLOSE = "<function=", "</function>"
+PARAMETER, PARAMETER_CLOSE = "<parameter=", "</parameter>"
+OPENERS = Openers(OPEN, FUNCTION)
+OPENERS_INSIDE = Openers(OPEN, FUNCTION, CLOSE)
+VALUE_ENDS = (Ending(PARAMETER_CLOSE, (PARAMETER, FUNCTION_CLOSE, CLOSE)), Ending(FUNCTION_CLOSE, (CLOSE,)))
+FORM = TagForm(
+    head=lambda name: f"{PARAMETER}{name}>\n",
+    tail=f"\n{PARAMETER_CLOSE}\n",
+    ends=r"<\/parameter>\s*(<parameter=|<\/function>|<\/tool_call>)|<\/function>\s*<\/tool_call>",
+)
+
+
+def parser(tools: Sequence[Tool]) -> Parser:
+    """Reads replies in this format."""
+    offered = Offered(tools)
+    return Reading(lambda tape, out: _read_reply(tape, out, offered))
+
+
+def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
+    inside = False  # a <tool_call> that a call was read from is still open: its end is markup
+    while True:
+        opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
+        if not opener:
+            return
+        if opener == CLOSE:
+            tape.take(len(CLOSE))
+            inside = False
+            continue
+        tape.record()
+        if opener == OPEN:
+            tape.take(len(OPEN))
+            yield from tape.skip_space()
+        called = False
+        while (yield from tape.expect(FUNCTION)) and (yield from _read_call(tape, out, offered)):
+            called = True
+            tape.record()
+            yield from tape.skip_space()
+        if called and (yield from tape.expect(CLOSE)):
+            tape.take(len(CLOSE))
+            called = False
+        elif called:
+            out.hold(tape.recorded())
+        else:
+            out.text(tape.recorded())
+        inside = called or inside
+
+
+def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None, bool]:
+    """Read `<function=name>...</function>`. False if it is not one of ours, and nothing has come out."""
+    tape.take(len(FUNCTION))
+    name = yield from read_name(tape, ">")
+    tool = offered.find(name) if name else None
+    if tool is None:
+        return False
+    yield from tape.skip_space()
+    if not (yield from tape.expect(PARAMETER, FUNCTION_CLOSE, CLOSE)):
+        return False
+    call = TaggedCall(tape, out, offered, tool)
+    closed = ""
+    while closed != FUNCTION_CLOSE and (yield from tape.expect(PARAMETER)):
+        tape.take(len(PARAMETER))
+        argument = yield from read_name(tape, ">")
+        if argument is None:
+            break
+        closed = yield from call.read_argument(argument, VALUE_ENDS, trims=True)
+        yield from tape.skip_space()
+    if closed != FUNCTION_CLOSE and (yield from tape.expect(FUNCTION_CLOSE)):
+        tape.take(len(FUNCTION_CLOSE))
+    elif not call.cut:
+        call.flag("truncated" if tape.ended and tape.empty else "repaired")
+    call.finish()
+    return True
+
+
+def constrain(wanted: Wanted) -> Constraint | None:
+    """The grammar of a reply in this format."""
+    closing = marker(wanted, CLOSE)
+    openers = {OPEN: f'"\\n{FUNCTION}" call {closing}', FUNCTION: f"call {closing}"}
+    return constraint(wanted, openers=openers, separator='"\\n"', rules=_rules(wanted))
+
+
+def _rules(wanted: Wanted) -> Iterator[str]:
+    tools = callable_tools(wanted)
+    yield "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
+    yield from shared_rules(FORM)
+    for i, tool in enumerate(tools):
+        arguments = f"arguments_{i}"
+        yield f"call_{i}: {quoted(f'{tool.name}>' + chr(10))} {arguments} {quoted(FUNCTION_CLOSE + chr(10))}"
+        if tool.custom:
+            yield f"{arguments}: {quoted(FORM.head(INPUT))} {input_text(tool, FORM)}"
+        else:
+            yield from tagged_rules(arguments, wanted, tool, FORM)
+
+
+def shortest(wanted: Wanted) -> str:
+    """The text of a short valid call of the first tool that may be called."""
+    tool = callable_tools(wanted)[0]
+    members = "".join(f"{FORM.head(name)}{text}{FORM.tail}" for name, text in shortest_members(tool))
+    return f"{OPEN}\n{FUNCTION}{tool.name}>\n{members}{FUNCTION_CLOSE}\n{CLOSE}"
+
+
+def recognise(template: str) -> bool:
+    """Whether a chat template writes this format."""
+    return FUNCTION in template and PARAMETER in template
+
+
+QWEN3_CODER = Dialect(
+    name="qwen3_coder",
+    markers=(OPEN, CLOSE),
+    halts=(),
+    parser=parser,
+    constrain=constrain,
+    shortest=shortest,
+    recognise=recognise,
+)

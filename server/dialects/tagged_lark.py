@@ -1,0 +1,187 @@
+"""Grammar pieces for arguments that are tagged one by one: strings as raw text up to their tag, all else as JSON."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance import regex_to_lark
+
+from server.dialects.lark import pattern_of, raw_piece
+from server.dialects.members import held_arguments, json_piece, member_rules, members_of, quoted
+from server.dialects.protocol import Tool, Wanted
+from server.dialects.schema_forms import resolved
+from server.dialects.variants import variants
+from server.errors import BadSchema
+
+MOST_EXTRA = 32  # members of a map
+DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])"
+OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+LABEL = "[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+FORMATS = {
+    "date": DATE,
+    "time": TIME,
+    "date-time": f"{DATE}T{TIME}",
+    "duration": "P([0-9]{1,9}W|[0-9]{1,9}D(T[0-9]{1,9}[HMS])?|T[0-9]{1,9}[HMS])",
+    "email": f"[A-Za-z0-9._%+-]{{1,64}}@{LABEL}(\\.{LABEL}){{1,8}}",
+    "hostname": f"{LABEL}(\\.{LABEL}){{0,8}}",
+    "ipv4": f"{OCTET}(\\.{OCTET}){{3}}",
+    "ipv6": "([0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}|::1|::",
+    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    "uri": "[A-Za-z][-A-Za-z0-9+.]{0,31}:[-A-Za-z0-9._~:\\/?#\\[\\]@!$&'()*+,;=%]{1,2000}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TagForm:
+    """How a format writes one argument: `head(name)`, the value, `tail`.
+
+    `ends` is a regular expression of what would end a raw value: its tag with something after it that ends it.
+    """
+
+    head: Callable[[str], str]
+    tail: str
+    ends: str
+
+
+def shared_rules(form: TagForm) -> Iterator[str]:
+    """Rules that every tool's arguments use."""
+    yield f"RAW: /(?s:.*)/ & ~/(?s:.*)({form.ends})(?s:.*)/"
+    yield f"RAW_VALUE: RAW /{pattern_of(form.tail)}/"
+    yield "raw_value[lazy]: RAW_VALUE"
+
+
+def tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
+    """Rules by which `rule` is the arguments of one call."""
+    held = held_arguments(wanted, tool)
+    plain = variants(held)
+    yield f"{rule}: " + " | ".join(f"{rule}_v{i}" for i in range(len(plain)))
+    for i, schema in enumerate(plain):
+        yield from _object_rules(f"{rule}_v{i}", schema, tool, form)
+
+
+def _object_rules(rule: str, schema: Mapping[str, Any], tool: Tool, form: TagForm) -> Iterator[str]:
+    extra = schema.get("additionalProperties", True)
+    members = members_of({**schema, "additionalProperties": False}) or []
+    lines: list[str] = []
+    pieces = [
+        f"{quoted(form.head(member.name))} ({_value(f'{rule}_m{i}', member.schema, tool, form, lines)})"
+        for i, member in enumerate(members)
+    ]
+    more = ""
+    if extra is not False and not members:
+        # A map: its names are free, so a repeated one cannot be kept out; the parser takes the first.
+        value = _value(f"{rule}_x", _with_definitions(extra, schema), tool, form, lines)
+        head = " ".join((quoted(form.head("\0").partition("\0")[0]), "/[A-Za-z0-9_.-]{1,64}/"))
+        lines.append(f"{rule}_extra: {head} {quoted(form.head(chr(0)).partition(chr(0))[2])} ({value})")
+        low, high = schema.get("minProperties", 0), min(schema.get("maxProperties", MOST_EXTRA), MOST_EXTRA)
+        more = f" {rule}_extra{{{low},{max(low, high)}}}"
+    yield f"{rule}: {rule}_all{more}"
+    yield from member_rules(f"{rule}_all", members, pieces)
+    yield from lines
+
+
+def input_text(tool: Tool, form: TagForm) -> str:
+    """The piece for a custom tool's free text with its tail."""
+    if tool.format is None:
+        return "raw_value"
+    if tool.format.syntax == "regex":
+        return f"/{regex_to_lark(tool.format.definition, '')}/ {quoted(form.tail)}"
+    return f"{raw_piece(tool)} {quoted(form.tail)}"
+
+
+def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:
+    shared = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
+    return {**shared, **schema} if isinstance(schema, Mapping) else {}
+
+
+def _value(rule: str, schema: Any, tool: Tool, form: TagForm, lines: list[str]) -> str:
+    """The piece for one value with its tail; rules that it needs are added to `lines`."""
+    pieces: list[str] = []
+    for i, branch in enumerate(_branches(schema, 8)):
+        piece = _branch(f"{rule}_{i}", branch, tool, form, lines)
+        if piece == "raw_value":
+            return piece  # raw text takes in every other branch as well: it is read as JSON where that fits
+        pieces.append(piece)
+    return " | ".join(dict.fromkeys(pieces))
+
+
+def _branches(schema: Any, depth: int) -> Iterator[Any]:
+    """The alternatives of a schema: one type each, as far as they can be told apart."""
+    if not isinstance(schema, Mapping) or depth == 0:
+        yield schema
+        return
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    if "$ref" in schema:
+        yield from _branches(resolved(schema), depth - 1)
+        return
+    for key in ("anyOf", "oneOf"):
+        if key in schema and not set(schema) - {key, "$defs", "definitions"}:
+            for branch in schema[key]:
+                yield from _branches({**shared, **branch} if isinstance(branch, Mapping) else branch, depth - 1)
+            return
+    kinds = schema.get("type")
+    if isinstance(kinds, list) and "enum" not in schema and "const" not in schema:
+        for kind in kinds:
+            yield {**schema, "type": kind}
+        return
+    yield schema
+
+
+def _branch(rule: str, schema: Any, tool: Tool, form: TagForm, lines: list[str]) -> str:
+    if not isinstance(schema, Mapping) or not set(schema) - {"$defs", "definitions"}:
+        return "raw_value"
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(values, list):
+        texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+        return " | ".join(quoted(text + form.tail) for text in texts)
+    if schema.get("type") == "string":
+        return _string(rule, schema, tool, form, lines)
+    if "type" not in schema and not any(key in schema for key in ("properties", "items", "anyOf", "oneOf", "allOf")):
+        return "raw_value"
+    return f"{json_piece(schema, lenient=not tool.strict)} {quoted(form.tail)}"
+
+
+def _string(rule: str, schema: Mapping[str, Any], tool: Tool, form: TagForm, lines: list[str]) -> str:
+    rules = []
+    if "pattern" in schema:
+        pattern = search_pattern(str(schema["pattern"]))
+        if pattern is None and tool.strict:
+            fault = (
+                f"the pattern {json.dumps(schema['pattern'])} of function '{tool.name}' cannot be held in this format"
+            )
+            raise BadSchema(fault, param="tools", code="invalid_function_parameters")
+        rules += [pattern] if pattern is not None else []
+    if "minLength" in schema or "maxLength" in schema:
+        rules.append(f"(?s:.){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}")
+    if schema.get("format") in FORMATS:
+        rules.append(f"({FORMATS[schema['format']]})")
+    if not rules:
+        return "raw_value"
+    lines.append(f"{rule.upper()}: (RAW & {' & '.join(f'/{one}/' for one in rules)}) /{pattern_of(form.tail)}/")
+    lines.append(f"{rule}[lazy]: {rule.upper()}")
+    return rule
+
+
+def search_pattern(pattern: str) -> str | None:
+    """A JSON Schema pattern, which may match anywhere, as one that matches the whole; None where that is hard."""
+    bare = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "", pattern)  # without escapes and classes
+    begins, ends = pattern.startswith("^"), bare.endswith("$") and pattern.endswith("$")
+    inner = pattern[begins : len(pattern) - ends]
+    bare = bare[begins : len(bare) - ends]
+    if "^" in bare or "$" in bare or "(?" in bare.replace("(?:", "") or ((begins or ends) and _alternates(bare)):
+        return None
+    source = regex_to_lark(f"({inner})", "dw")
+    return f"{'' if begins else '(?s:.*)'}{source}{'' if ends else '(?s:.*)'}"
+
+
+def _alternates(bare: str) -> bool:
+    """Whether the outermost level has an alternative."""
+    depth = 0
+    for char in bare:
+        depth += (char == "(") - (char == ")")
+        if char == "|" and depth == 0:
+            return True
+    return False
