@@ -25,6 +25,7 @@ from server.settings import Settings
 logger = logging.getLogger("toolwire")
 
 ACCEPT_BACKLOG = 2048
+MANY_FILES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,11 @@ def _warn_if_open_to_all(settings: Settings) -> None:
 
 
 def _allow_many_connections() -> None:
-    """As many open files as the system lets us have: the usual 1024 are soon taken by streams, at one socket each."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """More open files, as far as the system lets us: the usual 1024 are soon taken by streams, at one socket each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(MANY_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:
