@@ -1,11 +1,13 @@
 """A chat request from its bytes to its reply: whole or as a stream, both from the same chunks."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,6 +15,7 @@ from server.answer import Answer, Answerer
 from server.api.asking import Asking, style_of
 from server.api.body import bad, read_object
 from server.api.faults import Fault, Refused, no_such_model
+from server.api.logs import prompt_logger
 from server.api.metrics import Metrics, Watch
 from server.api.replies import Chunker, Style, fold
 from server.api.schemas import ChatRequest, read_request
@@ -58,7 +61,7 @@ class Chat:
         except BaseException:
             watch.abandon()
             raise
-        steps = self._steps(answer, style, watch)
+        steps = logged(self._steps(answer, style, watch), answer, style)
         return EventStream(steps, self._settings.ping_interval_s, answer.aclose)
 
     async def _whole(self, ask: Ask, style: Style, deadline_s: float | None) -> bytes:
@@ -68,7 +71,8 @@ class Chat:
         except BaseException:
             watch.abandon()
             raise
-        chunks = [chunk async for step in self._steps(answer, style, watch) for chunk in step]
+        steps = logged(self._steps(answer, style, watch), answer, style)
+        chunks = [chunk async for step in steps for chunk in step]
         return encode(fold(chunks, answer.tally, style))
 
     async def _steps(self, answer: Answer, style: Style, watch: Watch) -> AsyncGenerator[list[Chunk], None]:
@@ -96,6 +100,7 @@ class Chat:
         body = read_object(raw)
         asked = read_request(body, self._settings.strict)
         self.check_model(asked.model)
+        prompt_logger.info("prompt", extra={"messages": body["messages"], "tools": body.get("tools")})
         return asked, self._asking.ask(asked, body)
 
     def check_model(self, name: Any) -> None:
@@ -114,6 +119,22 @@ class Chat:
             if not 0 < limits[-1] < float("inf"):
                 raise bad(f"Invalid header '{TIMEOUT_HEADER}': expected seconds, but got '{sent}'.", None)
         return time.monotonic() + min(limits) if limits else None
+
+
+async def logged(
+    steps: AsyncGenerator[list[Chunk], None], answer: Answer, style: Style
+) -> AsyncGenerator[list[Chunk], None]:
+    """The same steps; with `--log-prompts` the whole reply is kept, and written to the log when it has ended."""
+    keep = prompt_logger.isEnabledFor(logging.INFO)
+    written: list[Chunk] = []
+    async with aclosing(steps):
+        async for chunks in steps:
+            if keep:
+                written += chunks
+            yield chunks
+    if keep:
+        choices = msgspec.to_builtins(fold(written, answer.tally, style).choices)
+        prompt_logger.info("reply", extra={"choices": choices})
 
 
 async def read_body(request: Request) -> bytes:
