@@ -37,5 +37,6 @@ def build_backend(
         "checkpoint": str(checkpoint.folder),
         "max_model_len": checkpoint.max_model_len,
         "engine": settings.engine,
+        "stop_ids": checkpoint.stop_ids,  # they may end any constraint
     }
     return ProcessBackend(EngineCommand(msgspec.json.encode(order).decode()), on_progress)

@@ -37,11 +37,12 @@ class Grammars(Protocol):
         """Blocking, called in a worker thread, bounded in time and memory; raises ConstraintFailed."""
         ...
 
-    def masks(self, matchers: Sequence[tuple[Matcher, Sequence[int]] | None], extra: Sequence[int | None]) -> Any:
-        """Bit masks for a batch: for row i, from the matcher's place on, one mask before each of the given draft
-        ids and one after them; None is a free row. `extra[i]` is one more id that row i allows (a preamble's opening
-        token). Rows here are those with logits, in their order in the batch. The result is opaque here and
-        understood by `Model.finish`; None if no row is constrained.
+    def masks(self, matchers: Sequence[tuple[Any, Sequence[int]] | None], extra: Sequence[int | None]) -> Any:
+        """Bit masks for a batch. Rows here are those with logits, in their order in the batch; None is a free one.
+
+        A row is a matcher that `compile` gave, and drafts: it gets one mask, from the matcher's place on, before
+        each draft and one after the last. `extra[i]` is one more id that row i allows (a preamble's opening token).
+        The result is opaque here and understood by `Model.finish`; None if no row is constrained.
         """
         ...
 

@@ -1,0 +1,80 @@
+"""The engine process: `python -m server.engine --address ipc://... --settings JSON`. Composition root.
+
+It connects to the address, tells Progress while it loads, then Ready or Unable, and serves until Shutdown, SIGTERM
+or the death of the process that started it. Exit code 0 after a told end, 1 after a crash, 2 if it cannot start.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+import msgspec
+
+from server.engine.mailbox import PairMailbox
+from server.errors import CannotStart
+from server.messages import Progress, Unable
+
+ORPHAN_CHECK_S = 0.5
+
+
+def main() -> int:
+    """Run the engine to its end; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m server.engine")
+    parser.add_argument("--address", required=True, help="ZeroMQ address of the API process")
+    parser.add_argument("--settings", required=True, help="an EngineOrder as JSON")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="engine: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    mailbox = PairMailbox(arguments.address)
+    try:
+        return _serve(mailbox, arguments.settings)
+    finally:
+        mailbox.close()
+
+
+def _serve(mailbox: PairMailbox, order: str) -> int:
+    mailbox.send([Progress("starting", 0.0)])
+    try:
+        # Importing torch and transformers takes seconds: the API process has heard from us before.
+        from server.engine.assemble import EngineOrder, assemble
+
+        engine = assemble(msgspec.json.decode(order, type=EngineOrder), mailbox)
+    except CannotStart as error:
+        mailbox.send([Unable(str(error))])
+        return 2
+    except Exception as error:
+        mailbox.send([Unable(f"the engine broke while it started: {type(error).__name__}: {error}")])
+        raise
+    signal.signal(signal.SIGTERM, lambda *_: engine.loop.close())
+    mailbox.send([engine.ready])
+    engine.loop.run()
+    engine.close()
+    return 0
+
+
+def _die_with(parent: int) -> None:
+    """No engine outlives the process that started it, whatever this one's main thread is busy with."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_CHECK_S)
+    os._exit(1)
+
+
+def _run() -> int:
+    try:
+        return main()
+    except Exception:  # noqa: BLE001 the edge of the process: everyone has been told, this is for the log
+        traceback.print_exc()
+        return 1
+
+
+if __name__ == "__main__":
+    code = _run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # no waiting for threads: a grammar that hangs must not keep the process

@@ -1,0 +1,158 @@
+"""From an order to an engine that is ready: the half of the composition root that knows tensors."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from server.engine.blocks import Blocks
+from server.engine.compiler import Compiler
+from server.engine.limits import Limits
+from server.engine.loop import Loop, Machine
+from server.engine.ports import Mailbox
+from server.engine.scheduler import Scheduler
+from server.engine.slots import Slots
+from server.memory.budget import Plan
+from server.memory.guard import Doors, Figures, Guard
+from server.memory.host import trim_heap
+from server.memory.probe import TorchFigures, Wanted
+from server.memory.start import Measured, open_probe, refuse_early, settle
+from server.memory.watcher import Probe, Watcher
+from server.messages import Progress, Ready
+from server.model.grammar import LlguidanceGrammars
+from server.model.loader import LoadedModel, choose_device, load
+from server.model.runner import Runner
+from server.settings import EngineSettings, read_environment
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOrder:
+    """What the API process orders, as JSON. `max_model_len` 0 is the model's own; `stop_ids` may end any constraint."""
+
+    checkpoint: str
+    max_model_len: int
+    engine: EngineSettings
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A loop to run, what is told about it, and how its threads are ended."""
+
+    loop: Loop
+    ready: Ready
+    close: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A model in memory, and the memory around it."""
+
+    loaded: LoadedModel
+    plan: Plan
+    runner: Runner
+    grammars: LlguidanceGrammars
+
+
+def assemble(order: EngineOrder, mailbox: Mailbox) -> Engine:
+    """Load the model and build everything around it; Progress goes to the mailbox. Raises CannotStart."""
+    began_s = time.monotonic()
+    device = choose_device(order.engine.device)
+    probe = open_probe(device.type, order.engine.memory_probe, _wanted(device))
+    parts = _load_parts(order, probe, mailbox)
+    watcher = Watcher(probe)
+    guard = Guard.for_engine(parts.plan, _doors(device, watcher))
+    compiler = Compiler(parts.grammars, mailbox.wake, time.monotonic)
+    scheduler = _build_scheduler(order.engine, parts)
+    machine = Machine(parts.runner, parts.runner, parts.grammars, guard)
+    limits = scheduler.limits
+    ready = Ready(
+        device=_name(device),
+        dtype=str(parts.loaded.dtype).removeprefix("torch."),
+        vocab_size=parts.loaded.vocab_size,
+        max_model_len=min(limits.max_model_len, limits.cache_tokens),
+        num_blocks=parts.plan.num_blocks,
+        block_size=order.engine.block_size,
+        weight_bytes=parts.loaded.weight_bytes,
+        load_s=time.monotonic() - began_s,
+    )
+
+    def close() -> None:
+        watcher.close()
+        compiler.close()
+
+    return Engine(Loop(mailbox, scheduler, machine, compiler, time.monotonic), ready, close)
+
+
+def _load_parts(order: EngineOrder, probe: Probe, mailbox: Mailbox) -> Parts:
+    folder, settings = Path(order.checkpoint), order.engine
+    estimate = refuse_early(folder, order.max_model_len, settings, probe.read()[0])
+    loaded = load(folder, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
+    with ThreadPoolExecutor(1) as beside:
+        indexing = beside.submit(LlguidanceGrammars, folder / "tokenizer.json", loaded.vocab_size, order.stop_ids)
+        plan = settle(estimate, probe.read()[0], Measured(loaded.weight_bytes, estimate.plan.activations))
+        runner = Runner(loaded, plan.num_blocks, settings.block_size, plan.num_slots)
+        return Parts(loaded, plan, runner, indexing.result())
+
+
+def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:
+    plan = parts.plan
+    limits = Limits(
+        max_batch_tokens=settings.max_batch_tokens,
+        max_running=settings.max_running,
+        max_queue=settings.max_queue,
+        max_model_len=plan.max_model_len,
+        cache_tokens=plan.num_blocks * settings.block_size,
+        vocab_size=parts.loaded.vocab_size,
+        fast_forward=settings.fast_forward,
+        draft_tokens=settings.draft_tokens,
+        seed=settings.seed,
+    )
+    slots = None
+    if parts.loaded.recurrent is not None:
+        num_snapshots = plan.num_slots // 2 if settings.prefix_cache else 0
+        slots = Slots(plan.num_slots - num_snapshots, num_snapshots)
+    blocks = Blocks(plan.num_blocks, settings.block_size, caching=settings.prefix_cache)
+    return Scheduler(limits, blocks, slots, time.monotonic)
+
+
+def _doors(device: torch.device, watcher: Watcher) -> Doors:
+    def release_caches() -> None:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        trim_heap()
+
+    def figures() -> Figures:
+        return Figures(torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device))
+
+    return Doors(
+        latest=watcher.latest,
+        clock=time.monotonic,
+        epoch_s=time.time() - time.monotonic(),
+        release_caches=release_caches,
+        figures=figures if device.type == "cuda" else Figures,
+    )
+
+
+def _wanted(device: torch.device) -> Wanted:
+    if device.type != "cuda":
+        return Wanted()
+    properties = torch.cuda.get_device_properties(device)
+
+    def figures() -> TorchFigures:
+        free, total = torch.cuda.mem_get_info(device)
+        return TorchFigures(total, free, torch.cuda.memory_reserved(device))
+
+    return Wanted(
+        index=device.index,
+        uuid=str(getattr(properties, "uuid", "")),
+        visible=read_environment().get("CUDA_VISIBLE_DEVICES"),
+        figures=figures,
+    )
+
+
+def _name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

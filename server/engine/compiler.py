@@ -1,0 +1,92 @@
+"""Constraints compile in threads beside the steps; a sequence whose constraint is not ready is passed over."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from server.engine.ports import Grammars, Matcher
+from server.engine.reply import closing_constraint
+from server.engine.sequence import Sequence
+from server.errors import ConstraintFailed
+from server.messages import Constraint
+
+NUM_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a sequence needs to begin, or why it cannot."""
+
+    matcher: Matcher | None = None
+    closer: Matcher | None = None
+    refusal: str | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """One sequence's constraints under way; `began_s` is set when a thread takes it up."""
+
+    sequence: Sequence
+    future: "Future[Compiled]"
+    began_s: float | None = None
+
+
+class Compiler:
+    """Compiles at most `timeout_s` a constraint; a thread that hangs is left behind and replaced."""
+
+    def __init__(
+        self, grammars: Grammars, wake: Callable[[], None], clock: Callable[[], float], timeout_s: float = 20.0
+    ) -> None:
+        self._grammars = grammars
+        self._wake = wake
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "grammar")
+        self._num_hung = 0
+        self._jobs: list[Job] = []
+
+    def compile(self, sequence: Sequence) -> Compiled | None:
+        """At once if there is nothing to compile; otherwise None, and it comes out of `finished` later."""
+        constraint, closing = sequence.request.constraint, closing_constraint(sequence.request)
+        if constraint is None and closing is None:
+            return Compiled()
+        job = Job(sequence, Future())
+        self._jobs.append(job)
+        job.future = self._threads.submit(self._work, job, constraint, closing)
+        job.future.add_done_callback(lambda _: self._wake())
+        return None
+
+    def finished(self) -> list[tuple[Sequence, Compiled]]:
+        """What has been compiled or refused since the last call."""
+        if not self._jobs:
+            return []
+        done = [(job, self._outcome(job)) for job in self._jobs]
+        self._jobs = [job for job, outcome in done if outcome is None]
+        return [(job.sequence, outcome) for job, outcome in done if outcome is not None]
+
+    def close(self) -> None:
+        """Take up nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self, job: Job, constraint: Constraint | None, closing: Constraint | None) -> Compiled:
+        job.began_s = self._clock()
+        if job.sequence.state == "ended":
+            return Compiled(refusal="aborted")
+        try:
+            return Compiled(
+                None if constraint is None else self._grammars.compile(constraint),
+                None if closing is None else self._grammars.compile(closing),
+            )
+        except ConstraintFailed as error:  # the edge of a request: it is refused alone
+            return Compiled(refusal=str(error))
+
+    def _outcome(self, job: Job) -> Compiled | None:
+        if job.future.done():
+            return job.future.result()
+        if job.began_s is None or self._clock() - job.began_s < self._timeout_s:
+            return None
+        self._num_hung += 1
+        if self._num_hung % NUM_THREADS == 0:
+            self._threads.shutdown(wait=False)
+            self._threads = ThreadPoolExecutor(NUM_THREADS, "grammar")
+        return Compiled(refusal=f"the constraint took longer than {self._timeout_s:.0f} s to compile")

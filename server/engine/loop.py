@@ -1,0 +1,171 @@
+"""Mail, step, mail: the engine's one thread. Whoever asked is told something, whatever happens.
+
+A request is admitted, and told so by its first Delta, when its constraint is compiled and its blocks are given:
+every refusal comes before that, so that the API can still answer with a status.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from server.engine.compiler import Compiled, Compiler
+from server.engine.ports import Allowance, Grammars, Guard, Mailbox, Model, Pool
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence
+from server.engine.step import Step
+from server.messages import Abort, EngineMail, Generate, Pulse, Shutdown
+from server.model.batch import Drawn
+
+PULSE_S = 1.0
+SHORTEST_PULSE_S = 0.1  # between two pulses, however often the allowance changes
+BLOCKED_S = 0.02  # between two looks at the allowance while sequences wait for memory
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a step needs besides its plan."""
+
+    model: Model
+    pool: Pool
+    grammars: Grammars
+    guard: Guard
+
+
+class Loop:
+    """Serves until it is told to stop."""
+
+    def __init__(
+        self, mailbox: Mailbox, scheduler: Scheduler, machine: Machine, compiler: Compiler, clock: Callable[[], float]
+    ) -> None:
+        self._mailbox = mailbox
+        self._scheduler = scheduler
+        self._machine = machine
+        self._compiler = compiler
+        self._clock = clock
+        self._num_backed = scheduler.blocks.num_blocks  # blocks that the pool has memory for
+        self._allowance: Allowance | None = None
+        self._pulsed_s = -PULSE_S
+        self._closing = False
+
+    def run(self) -> None:
+        """Mail, step, mail, until `close` or Shutdown; a crash is told to everyone before it is raised again."""
+        try:
+            while not self._closing:
+                self._read_mail()
+                self._step()
+                self._send_mail()
+        except Exception as error:
+            self._scheduler.fail_all("engine_died", f"the engine broke: {type(error).__name__}: {error}")
+            self._send_mail()
+            raise
+        self._scheduler.fail_all("engine_died", "the engine was told to end")
+        self._send_mail()
+
+    def close(self) -> None:
+        """End after the current step; may be called from a signal handler."""
+        self._closing = True
+        self._mailbox.wake()
+
+    # -- mail ------------------------------------------------------------------------------------------------------
+
+    def _read_mail(self) -> None:
+        for message in self._mailbox.receive(self._patience_s()):
+            match message:
+                case Generate():
+                    self._accept(message)
+                case Abort(id=id):
+                    self._scheduler.abort(id)
+                case Shutdown():
+                    self._closing = True
+        for sequence, compiled in self._compiler.finished():
+            self._begin(sequence, compiled)
+
+    def _patience_s(self) -> float:
+        """How long to wait for mail: not at all while there is work."""
+        if self._scheduler.running:
+            return 0.0
+        return BLOCKED_S if self._scheduler.has_work else max(0.0, self._pulsed_s + PULSE_S - self._clock())
+
+    def _accept(self, request: Generate) -> None:
+        sequence = self._scheduler.add(request)
+        if sequence is not None and (compiled := self._compiler.compile(sequence)) is not None:
+            self._begin(sequence, compiled)
+
+    def _begin(self, sequence: Sequence, compiled: Compiled) -> None:
+        if compiled.refusal is not None:
+            self._scheduler.fail(sequence, "bad_constraint", compiled.refusal)
+        else:
+            self._scheduler.begin(sequence, compiled.matcher, compiled.closer)
+
+    def _send_mail(self) -> None:
+        mail: EngineMail = [*self._scheduler.collect()]
+        if self._clock() - self._pulsed_s >= PULSE_S:
+            self._pulsed_s = self._clock()
+            mail.append(self._pulse())
+        if mail:
+            self._mailbox.send(mail)
+
+    def _pulse(self) -> Pulse:
+        scheduler, blocks, tally = self._scheduler, self._scheduler.blocks, self._scheduler.tally
+        return Pulse(
+            time_s=self._clock(),
+            running=len(scheduler.running),
+            waiting=len(scheduler.queue),
+            total_blocks=blocks.num_blocks,
+            used_blocks=blocks.num_used,
+            cached_blocks=blocks.num_cached,
+            steps=tally.steps,
+            prompt_tokens=tally.prompt_tokens,
+            cached_tokens=tally.cached_tokens,
+            output_tokens=tally.output_tokens,
+            forced_tokens=tally.forced_tokens,
+            drafted_tokens=tally.drafted_tokens,
+            accepted_tokens=tally.accepted_tokens,
+            preemptions=tally.preemptions,
+            memory=self._machine.guard.report(),
+        )
+
+    # -- step ------------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        allowance = self._follow_guard()
+        step = self._scheduler.next_step(admit=allowance.admit)
+        if step is None:
+            return
+        self._send_mail()  # who is admitted learns it before the step is computed
+        drawn = self._compute(step)
+        if drawn is not None:
+            self._scheduler.commit(step, drawn)
+        else:
+            self._machine.guard.out_of_memory()
+            self._scheduler.undo(step)
+
+    def _compute(self, step: Step) -> list[Drawn] | None:
+        """What was drawn; None if memory ran out. Masks are made while the device works."""
+        model, grammars = self._machine.model, self._machine.grammars
+        try:
+            for copy in step.copies:
+                model.copy_state(copy.source, copy.target)
+            ticket = model.launch(step.batch)
+            masks = grammars.masks(step.matchers, step.extra_ids) if step.is_constrained else None
+            return model.finish(ticket, masks)
+        except MemoryError:
+            return None  # only out of this block is the failed step's memory free again
+
+    def _follow_guard(self) -> Allowance:
+        """Make blocks, and the memory behind them, what the guard allows."""
+        blocks, pool = self._scheduler.blocks, self._machine.pool
+        # Blocks beyond the limit keep their memory from being given back, however few there are.
+        num_used = blocks.limit + blocks.num_stranded if blocks.num_stranded else blocks.num_used
+        allowance = self._machine.guard.allowance(num_used)
+        if allowance is self._allowance and not blocks.num_stranded:
+            return allowance
+        if allowance.blocks > self._num_backed:
+            self._num_backed = pool.restore(allowance.blocks)
+        self._scheduler.resize(min(allowance.blocks, self._num_backed), preempt=allowance.preempt)
+        if blocks.limit < self._num_backed and not blocks.num_stranded:
+            pool.release(blocks.limit)
+            self._num_backed = blocks.limit
+        if self._allowance is not None and self._clock() - self._pulsed_s >= SHORTEST_PULSE_S:
+            self._pulsed_s = -PULSE_S  # tell the change at once
+        self._allowance = allowance
+        return allowance
