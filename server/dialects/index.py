@@ -1,11 +1,14 @@
 """Which dialects there are, and which one a chat template writes."""
 
+from server.dialects.glm4 import GLM4
 from server.dialects.hermes import HERMES
+from server.dialects.kimi_k2 import KIMI_K2
 from server.dialects.protocol import Dialect
 from server.dialects.qwen3_coder import QWEN3_CODER
+from server.dialects.react import REACT
 from server.errors import CannotStart
 
-DIALECTS: tuple[Dialect, ...] = (QWEN3_CODER, HERMES)
+DIALECTS: tuple[Dialect, ...] = (QWEN3_CODER, GLM4, KIMI_K2, HERMES, REACT)
 # Templates are asked in this order; the first that recognises its own format wins.
 
 

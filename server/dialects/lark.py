@@ -70,11 +70,13 @@ def constraint(
     openers: Mapping[str, str],
     separator: str | None,
     rules: Iterable[str],
+    line_start: bool = False,
 ) -> Constraint | None:
     """The grammar of a reply; None if everything is allowed.
 
     `openers` names for each string that opens a call the rule of what follows it; forced calls begin with the first.
-    `separator` stands between calls, None if one opening holds them all.
+    `separator` stands between calls, None if one opening holds them all. With `line_start`, openers open only at the
+    beginning of a line.
     """
     check_format(wanted)
     calls = bool(callable_tools(wanted))
@@ -88,10 +90,11 @@ def constraint(
             lines.append(f"further: {separator} {marker(wanted, opener)} {rest}")
         lines += [*rules, NUMBER]
         if wanted.choice.mode == "auto" and wanted.answer is None:
-            lines += _free_text(wanted, openers)
+            lines += _lines_of_text(openers) if line_start else _free_text(wanted, openers)
     elif wanted.answer is None:
         shut_out = "|".join(pattern_of(word) for word in openers)
-        lines.append(f"text: NO_CALL\nNO_CALL: /(?s:.*)/ & ~/(?s:.*)({shut_out})(?s:.*)/")
+        before = r"((?s:.*)\n)?" if line_start else "(?s:.*)"
+        lines.append(f"text: NO_CALL\nNO_CALL: /(?s:.*)/ & ~/{before}({shut_out})(?s:.*)/")
     if wanted.answer is not None:
         lines.append("answer: " + _answer_piece(wanted.answer))
     return Constraint(kind="lark", source="\n".join(lines) + "\n")
@@ -117,6 +120,18 @@ def _free_text(wanted: Wanted, openers: Mapping[str, str]) -> Iterator[str]:
         yield f"spelled_{i}[lazy]: /(?s:.*){pattern_of(opener)}/"
     yield f"open_call: {' | '.join(opened)}"
     yield "TEXT: /(?s:.+)/"
+
+
+def _lines_of_text(openers: Mapping[str, str]) -> Iterator[str]:
+    """Free text where openers stand at the beginning of a line, the reply's first included."""
+    words = "|".join(pattern_of(word) for word in openers)
+    yield f"open_call: {' | '.join(f'opened_{i} {rest}' for i, rest in enumerate(openers.values()))}"
+    for i, word in enumerate(openers):
+        yield f"opened_{i}: {quoted(word)} | spelled_{i}"
+        yield f"SPELLED_{i}: TEXT_BEFORE /\\n{pattern_of(word)}/"
+        yield f"spelled_{i}[lazy]: SPELLED_{i}"
+    yield f"TEXT_BEFORE: /(?s:.*)/ & ~/({words})(?s:.*)/"
+    yield f"TEXT: /(?s:.+)/ & ~/({words})(?s:.*)/"
 
 
 def _answer_piece(answer: AnswerFormat) -> str:

@@ -187,15 +187,26 @@ def read_text(tape: Tape, out: Outbox, openers: "Openers") -> Generator[None, No
 def read_name(tape: Tape, stop: str) -> Generator[None, None, str | None]:
     """Take a name and the `stop` behind it; None, and nothing taken, if no name of a tolerable length stands here."""
     while True:
-        end = tape.text.find(stop, tape.at, tape.at + LONGEST_NAME)
-        name = tape.text[tape.at : end if end >= 0 else tape.at + LONGEST_NAME]
-        if "\n" in name or "<" in name or len(name) == LONGEST_NAME:
+        end = tape.text.find(stop, tape.at, tape.at + LONGEST_NAME + len(stop))
+        name = tape.text[tape.at : end if end >= 0 else len(tape.text) - overlap(tape.rest, stop)]
+        if "\n" in name or "<" in name or len(name) > LONGEST_NAME:
             return None
         if end >= 0:
             tape.take(end + len(stop) - tape.at)
             return name.strip()
         if tape.ended:
             return None
+        yield
+
+
+def read_line(tape: Tape) -> Generator[None, None, str]:
+    """Take the rest of a line, without spaces around it; "", and nothing taken, if it is too long for a name."""
+    while True:
+        end = tape.text.find("\n", tape.at, tape.at + LONGEST_NAME)
+        if end >= 0:
+            return tape.take(end - tape.at).strip()
+        if tape.ended or len(tape.rest) >= LONGEST_NAME:
+            return ""
         yield
 
 

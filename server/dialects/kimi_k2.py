@@ -1,0 +1,123 @@
+"""Kimi-K2: one section, in it a call an id; the id names the function.
+
+    <|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{"city": "Paris"}
+    <|tool_call_end|><|tool_call_begin|>functions.get_time:1<|tool_call_argument_begin|>{}<|tool_call_end|>
+    <|tool_calls_section_end|>
+
+(all on one line). Taken as well: no section around the calls, a name without `functions.` or number, an argument
+object without its last braces.
+
+A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains it, the text stands as it is.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+
+from server.dialects.json_arguments import JsonArguments
+from server.dialects.lark import MAX_CALLS, callable_tools, constraint, input_piece, is_raw, marker, raw_piece
+from server.dialects.members import held_arguments, object_rules, quoted
+from server.dialects.minimal import shortest_arguments
+from server.dialects.protocol import Dialect, Parser, Tool, Wanted
+from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
+from server.dialects.validity import Offered
+from server.messages import Constraint
+
+SECTION, SECTION_CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+CALL, CALL_CLOSE = "<|tool_call_begin|>", "<|tool_call_end|>"
+ARGUMENTS = "<|tool_call_argument_begin|>"
+OPENERS = Openers(SECTION, CALL)
+OPENERS_INSIDE = Openers(SECTION, CALL, CALL_CLOSE, SECTION_CLOSE)
+
+
+def parser(tools: Sequence[Tool]) -> Parser:
+    """Reads replies in this format."""
+    offered = Offered(tools)
+    return Reading(lambda tape, out: _read_reply(tape, out, offered))
+
+
+def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
+    inside = False  # a section is open: its end is markup
+    while True:
+        opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
+        if not opener:
+            return
+        tape.record()
+        if opener == SECTION:
+            tape.take(len(SECTION))
+            yield from tape.skip_space()
+            if not (yield from tape.expect(CALL)):
+                out.text(tape.recorded())
+                continue
+        elif opener != CALL:
+            tape.take(len(opener))
+            inside = opener != SECTION_CLOSE
+            continue
+        inside = yield from _read_call(tape, out, offered)
+
+
+def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None, bool]:
+    """Read `<|tool_call_begin|>...<|tool_call_end|>`, or give its beginning back as text. True if it was a call."""
+    tape.take(len(CALL))
+    call_id = yield from read_name(tape, ARGUMENTS)
+    name = (call_id or "").removeprefix("functions.").partition(":")[0]
+    arguments = JsonArguments(tape, out, offered, CALL_CLOSE, (SECTION_CLOSE, CALL))
+    arguments.tool = offered.find(name)
+    if arguments.tool is not None:
+        yield from tape.skip_space()
+        if is_raw(arguments.tool):
+            closed = yield from arguments.read_raw(Openers(CALL_CLOSE))
+            if not closed:
+                arguments.flag("truncated")
+        else:
+            yield from arguments.read()
+            yield from tape.skip_space()
+    closed = (yield from tape.expect(CALL_CLOSE)) if arguments.tool is not None else ""
+    if arguments.tool is None or not (arguments.is_read or arguments.is_open or closed):
+        out.text(tape.recorded())
+        return False
+    tape.take(len(closed))
+    arguments.finish()
+    return True
+
+
+def constrain(wanted: Wanted) -> Constraint | None:
+    """The grammar of a reply in this format."""
+    begin, end = marker(wanted, CALL), marker(wanted, SECTION_CLOSE)
+    more = f" ({begin} call){{0,{MAX_CALLS - 1}}}" if wanted.choice.parallel else ""
+    openers = {SECTION: f"{begin} call{more} {end}", CALL: "call"}
+    return constraint(wanted, openers=openers, separator=None, rules=_rules(wanted))
+
+
+def _rules(wanted: Wanted) -> Iterator[str]:
+    tools = callable_tools(wanted)
+    begin, end = marker(wanted, ARGUMENTS), marker(wanted, CALL_CLOSE)
+    yield "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
+    for i, tool in enumerate(tools):
+        head = f"{quoted(f'functions.{tool.name}:')} /[0-9]{{1,3}}/ {begin}"
+        if tool.custom:
+            yield f"call_{i}: {head} {raw_piece(tool) if is_raw(tool) else input_piece(tool)} {end}"
+        else:
+            yield f"call_{i}: {head} arguments_{i} {end}"
+            yield from object_rules(f"arguments_{i}", held_arguments(wanted, tool), lenient=not tool.strict)
+
+
+def shortest(wanted: Wanted) -> str:
+    """The text of a short valid call of the first tool that may be called."""
+    tool = callable_tools(wanted)[0]
+    arguments = shortest_arguments(tool)
+    return f"{SECTION}{CALL}functions.{tool.name}:0{ARGUMENTS}{arguments}{CALL_CLOSE}{SECTION_CLOSE}"
+
+
+def recognise(template: str) -> bool:
+    """Whether a chat template writes this format."""
+    return CALL in template and ARGUMENTS in template
+
+
+KIMI_K2 = Dialect(
+    name="kimi_k2",
+    markers=(SECTION, SECTION_CLOSE, CALL, CALL_CLOSE, ARGUMENTS),
+    halts=(),
+    parser=parser,
+    constrain=constrain,
+    shortest=shortest,
+    recognise=recognise,
+)
