@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from opentelemetry import trace
+
 from server.backend.protocol import Backend
 from server.chat.ask import Ask, Prepared, Share
 from server.chat.checkpoint import Checkpoint
@@ -19,6 +21,8 @@ from server.chat.text import Vocabulary
 from server.chat.turn import Reading, Said, Turn
 from server.errors import ConstraintFailed, DeadlinePassed, RequestFailed
 from server.messages import Delta, Generate
+
+tracer = trace.get_tracer("toolwire")  # a no-op unless traces are sent
 
 PREPARE_THREADS = 2
 Stream = AsyncGenerator[Delta, None]
@@ -67,10 +71,12 @@ class Answerer:
         `deadline_s` is on the clock of `time.monotonic`.
         """
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._threads, self._prepare, ask)
+        with tracer.start_as_current_span("prepare"):
+            prepared = await loop.run_in_executor(self._threads, self._prepare, ask)
         answer = Answer(prepared, self._read(ask, prepared), self._backend.generate, deadline_s)
         try:
-            await answer.admitted()
+            with tracer.start_as_current_span("admit"):
+                await answer.admitted()
         except ConstraintFailed as error:
             error.param = error.param or ("tools" if ask.tools else "response_format")
             raise

@@ -13,6 +13,7 @@ import uvicorn
 
 from server.api.app import create_app
 from server.api.logs import configure_logging
+from server.api.traces import send_traces
 from server.assemble import build_backend, open_checkpoint
 from server.backend.process import ProcessBackend
 from server.chat.checkpoint import Checkpoint
@@ -46,7 +47,9 @@ def serve(settings: Settings, on_progress: Callable[[Progress], None], on_ready:
     )
     _warn_if_open_to_all(settings)
     _allow_many_connections()
-    with _listen(settings.api.host, settings.api.port) as listener:
+    with contextlib.ExitStack() as at_the_end, _listen(settings.api.host, settings.api.port) as listener:
+        if settings.api.traces:
+            at_the_end.callback(send_traces())
         checkpoint = open_checkpoint(settings)
         asyncio.run(_serve(settings, checkpoint, listener, on_progress, on_ready))
 

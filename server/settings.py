@@ -86,6 +86,7 @@ class ApiSettings:
     cors_origins: str = option("", "Origins that browsers may call from, separated by commas. Empty: none.")
     open_metrics: bool = option(False, "Serve /metrics, /v1/memory, /tokenize and /docs without a key.")
     log_format: Literal["human", "json"] = option("human", "Log lines for people or for machines.")
+    traces: bool = option(False, "Send OpenTelemetry traces where the OTEL_* variables say; needs toolwire[traces].")
     log_prompts: bool = option(False, "Write prompt and reply texts to the log.")
 
 

@@ -20,6 +20,7 @@ from server.api.limits import Ledger, Limits
 from server.api.logs import RequestLog
 from server.api.metrics import Metrics
 from server.api.sse import ClientGone, keep_streams_through_shutdown
+from server.api.traces import Traces
 from server.backend.protocol import Backend
 from server.chat.checkpoint import Checkpoint
 from server.chat.prompt import Prompter
@@ -125,4 +126,5 @@ def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
             expose_headers=["x-request-id"],
         )
     app.add_middleware(RequestLog)
+    app.add_middleware(Traces)
     app.add_middleware(Edge)

@@ -20,6 +20,7 @@ from server.api.metrics import Metrics, Watch
 from server.api.replies import Chunker, Style, fold
 from server.api.schemas import ChatRequest, read_request
 from server.api.sse import EventStream, unless_gone
+from server.api.traces import traced
 from server.api.wire import Chunk, encode
 from server.chat.ask import Ask
 from server.errors import ServeError
@@ -61,7 +62,7 @@ class Chat:
         except BaseException:
             watch.abandon()
             raise
-        steps = logged(self._steps(answer, style, watch), answer, style)
+        steps = traced(logged(self._steps(answer, style, watch), answer, style), answer)
         return EventStream(steps, self._settings.ping_interval_s, answer.aclose)
 
     async def _whole(self, ask: Ask, style: Style, deadline_s: float | None) -> bytes:
@@ -71,7 +72,7 @@ class Chat:
         except BaseException:
             watch.abandon()
             raise
-        steps = logged(self._steps(answer, style, watch), answer, style)
+        steps = traced(logged(self._steps(answer, style, watch), answer, style), answer)
         chunks = [chunk async for step in steps for chunk in step]
         return encode(fold(chunks, answer.tally, style))
 
