@@ -1,0 +1,3 @@
+class Repeats:
+    def feed(self, a, b):
+        return False
