@@ -49,13 +49,14 @@ class GrammarMatcher:
     def advance(self, token_ids: Sequence[int]) -> bool:
         """Move over ids that were written; False if one is not allowed (nothing is moved then).
 
-        Raises ConstraintFailed if the grammar has become too complex to go on.
+        Raises ConstraintFailed if the grammar has become too complex to go on, now or in an earlier call.
         """
+        ids = list(token_ids)
+        moved = self.matcher.validate_tokens(ids) == len(ids) and self.matcher.consume_tokens(ids)
         fault = self.matcher.get_error()
         if fault:
             raise ConstraintFailed(f"the grammar is too complex: {_one_line(fault)}")
-        ids = list(token_ids)
-        return self.matcher.validate_tokens(ids) == len(ids) and self.matcher.consume_tokens(ids)
+        return moved
 
     def is_over(self) -> bool:
         """Nothing but a stop id can follow."""
