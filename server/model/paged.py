@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SHORT_TOKENS = 16  # rows with more tokens than this are chunks
@@ -99,6 +100,7 @@ class ShortRows:
     strangers: bool  # whether the slice holds blocks of others
     blocks: slice | Tensor  # [pairs]
     row_of: Tensor | None  # [pairs]; None: one row owns all
+    pairs_of: Tensor | None  # [rows, most pairs of a row]: the pairs of each row, the first one repeated at the end
     bias: Tensor  # [pairs, 1, 1, num_tokens, block_size], 0 or -inf
 
 
@@ -120,6 +122,7 @@ class PagedStep:
     layer_of: dict[int, int]  # the model's layer index -> the pool's
     write_blocks: Tensor  # [num_tokens]
     write_offsets: Tensor  # [num_tokens]
+    fresh_blocks: Tensor | None  # begun but not filled in this step: what others left there must not be read
     short: tuple[ShortRows, ...]
     chunks: tuple[Chunk, ...]
 
@@ -131,6 +134,10 @@ class PagedStep:
         """
         layer = self.layer_of[layer_index]
         keys, values = self.pool.keys[layer], self.pool.values[layer]
+        if self.fresh_blocks is not None:
+            # A weight of 0 does not hide a NaN that a broken sequence left behind.
+            keys.index_fill_(0, self.fresh_blocks, 0)
+            values.index_fill_(0, self.fresh_blocks, 0)
         keys.permute(0, 3, 1, 2).index_put_((self.write_blocks, self.write_offsets), key.transpose(0, 1))
         values.transpose(1, 2).index_put_((self.write_blocks, self.write_offsets), value.transpose(0, 1))
         parts = [_attend_short(rows, query, keys, values, scaling) for rows in self.short]
@@ -161,7 +168,9 @@ def plan_step(rows: Sequence[RowPlan], pool: KvPool, layer_of: dict[int, int]) -
         short.append(_plan_short(first_token, rows[i:alike], block_size))
         first_token += num_tokens * (alike - i)
         i = alike
-    return PagedStep(pool, layer_of, write_blocks, write_offsets, tuple(short), tuple(chunks))
+    return PagedStep(
+        pool, layer_of, write_blocks, write_offsets, _fresh_blocks(rows, block_size), tuple(short), tuple(chunks)
+    )
 
 
 def paged_attention(
@@ -182,6 +191,15 @@ def _write_places(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Ten
         blocks.append(table[positions // block_size - first])
         offsets.append(positions % block_size)
     return torch.from_numpy(np.concatenate(blocks)), torch.from_numpy(np.concatenate(offsets))
+
+
+def _fresh_blocks(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
+    fresh = []
+    for row in rows:
+        end = row.start + row.num_tokens
+        if end % block_size and end - end % block_size >= row.start:
+            fresh.append(row.blocks[end // block_size])
+    return torch.tensor(fresh) if fresh else None
 
 
 def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int) -> ShortRows:
@@ -213,8 +231,18 @@ def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int) -> S
         strangers=strangers,
         blocks=slice(low, high) if in_place else torch.from_numpy(physical),
         row_of=None if len(rows) == 1 and not strangers else torch.from_numpy(row_of),
+        pairs_of=None if len(rows) == 1 and not strangers else torch.from_numpy(_invert(row_of)),
         bias=torch.from_numpy(bias[:, None, None]),
     )
+
+
+def _invert(row_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[pairs] -> [rows, most pairs of a row]."""
+    counts = np.bincount(row_of)
+    order = np.argsort(row_of, kind="stable")
+    first = np.cumsum(counts) - counts
+    steps = np.arange(counts.max())
+    return order[first[:, None] + np.where(steps < counts[:, None], steps, 0)]
 
 
 def _attend_short(rows: ShortRows, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
@@ -253,10 +281,10 @@ def _attend_short(rows: ShortRows, query: Tensor, keys: Tensor, values: Tensor, 
 
 def _fold_max(of_pairs: Tensor, rows: ShortRows) -> Tensor:
     """[pairs, n] -> each pair's row maximum, [pairs, n] or [1, n]."""
-    if rows.row_of is None:
+    if rows.row_of is None or rows.pairs_of is None:
         return of_pairs.amax(0, keepdim=True)
-    of_rows = of_pairs.new_full((rows.num_rows + 1, of_pairs.shape[1]), -torch.inf)
-    return of_rows.index_reduce_(0, rows.row_of, of_pairs, "amax").index_select(0, rows.row_of)
+    of_rows = of_pairs.index_select(0, rows.pairs_of.flatten()).view(*rows.pairs_of.shape, -1).amax(1)
+    return of_rows.index_select(0, rows.row_of)
 
 
 def _fold_sum(of_pairs: Tensor, rows: ShortRows) -> Tensor:

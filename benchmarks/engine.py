@@ -1,0 +1,105 @@
+"""The engine alone, in one process, beside transformers' generate() on the same weights in the same run.
+
+    python -m benchmarks.engine /tmp/qwen3-0.6b [--threads 2] [--block-size 16] [--no-peer]
+
+Figures are medians over the steps of one run; tokens per second over all streams.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from server.messages import Sampling
+from server.model.batch import Batch, Draw, Row
+from server.model.loader import load
+from server.model.runner import Runner
+from server.settings import EngineSettings
+
+GREEDY = Sampling(max_tokens=1 << 20, temperature=0.0)
+CHUNK_TOKENS = 2048
+
+
+class Stream:
+    """One sequence in its own run of blocks."""
+
+    def __init__(self, prompt: list[int], first_block: int, num_blocks: int) -> None:
+        self.prompt = prompt
+        self.ids = list(prompt)
+        self.blocks = list(range(first_block, first_block + num_blocks))
+        self.num_computed = 0
+
+    def row(self, limit: int = CHUNK_TOKENS) -> Row:
+        """Everything pending, up to `limit` tokens."""
+        ids = self.ids[self.num_computed : self.num_computed + limit]
+        last = self.num_computed + len(ids) == len(self.ids)
+        draw = Draw(GREEDY, 0, self.prompt, self.ids[len(self.prompt) :]) if last else None
+        return Row(ids, self.num_computed, self.blocks, int(last), draw)
+
+
+def step(runner: Runner, streams: list[Stream]) -> float:
+    """One step of these streams; seconds."""
+    began = time.perf_counter()
+    rows = [stream.row() for stream in streams]
+    drawn = iter(runner.finish(runner.launch(Batch(tuple(rows))), None))
+    for stream, row in zip(streams, rows, strict=True):
+        stream.num_computed += len(row.token_ids)
+        if row.num_logits:
+            stream.ids.extend(next(drawn).token_ids)
+    return time.perf_counter() - began
+
+
+def random_prompt(length: int, seed: int) -> list[int]:
+    """Ids of plain tokens."""
+    return torch.randint(1000, 20_000, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def measure(runner: Runner, block_size: int, prompt_tokens: int, streams: int, steps: int) -> tuple[float, float]:
+    """(seconds of the prefill, decode tokens per second over all streams)."""
+    per_stream = -(-(prompt_tokens + steps + 2) // block_size)
+    group = [Stream(random_prompt(prompt_tokens, i), i * (per_stream + 3), per_stream) for i in range(streams)]
+    first = sum(step(runner, [stream]) for stream in group)
+    times = [step(runner, group) for _ in range(steps)]
+    return first / streams, streams / statistics.median(times)
+
+
+def measure_generate(model: transformers.PreTrainedModel, prompt_tokens: int, streams: int, steps: int) -> float:
+    """Decode tokens per second of transformers' generate(): two lengths, so that the prefill drops out."""
+    ids = torch.tensor([random_prompt(prompt_tokens, i) for i in range(streams)])
+    seconds = []
+    for new_tokens in (1, 1 + steps):
+        began = time.perf_counter()
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=new_tokens, max_new_tokens=new_tokens
+        )
+        seconds.append(time.perf_counter() - began)
+    return streams * steps / (seconds[1] - seconds[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--no-peer", action="store_true")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    loaded = load(options.checkpoint, EngineSettings(), lambda fraction: None)
+    print(f"threads {torch.get_num_threads()}, block size {options.block_size}, loaded in {loaded.load_s:.1f} s")
+    block_size = options.block_size
+    runner = Runner(loaded, 32_768 // block_size, block_size)
+    peer = None if options.no_peer else transformers.AutoModelForCausalLM.from_pretrained(options.checkpoint)
+    for prompt_tokens, streams in ((128, 1), (2000, 1), (128, 8), (128, 16), (128, 32)):
+        first_s, rate = measure(runner, block_size, prompt_tokens, streams, options.steps)
+        beside = f", generate {measure_generate(peer, prompt_tokens, streams, options.steps):.1f} tok/s" if peer else ""
+        print(f"{streams:3d} x {prompt_tokens:4d}: first {first_s:.2f} s, decode {rate:.1f} tok/s{beside}", flush=True)
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

@@ -1,0 +1,100 @@
+"""Drives a Runner by hand-made batches: streams with blocks of their own, prompts in chunks, drafts on demand."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+
+from server.messages import Sampling, TokenLogprob
+from server.model.batch import Batch, Draw, Row
+from server.model.loader import LoadedModel, load
+from server.model.runner import Runner
+from server.settings import EngineSettings
+from tests.checkpoints import Kind, tiny_checkpoint
+
+BLOCK_SIZE = 16
+GREEDY = Sampling(max_tokens=64, temperature=0.0)
+
+
+@cache
+def loaded(kind: Kind) -> LoadedModel:
+    """Our model, once a session."""
+    return load(tiny_checkpoint(kind), EngineSettings(device="cpu"), lambda fraction: None)
+
+
+@cache
+def reference(kind: Kind) -> Any:
+    """The same checkpoint as transformers runs it."""
+    return transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind)).eval()
+
+
+def generate(kind: Kind, prompt: Sequence[int], count: int) -> list[int]:
+    """transformers' greedy ids."""
+    ids = torch.tensor([list(prompt)])
+    output = reference(kind).generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, eos_token_id=None
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    """Random plain ids."""
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    return torch.randint(0, 150_000, (length,), generator=generator).tolist()
+
+
+@dataclass
+class Stream:
+    """One sequence. `drafter` proposes ids to verify, from what is written so far."""
+
+    prompt: Sequence[int]
+    blocks: Sequence[int]
+    sampling: Sampling = GREEDY
+    seed: int = 0
+    slot: int | None = None
+    chunk: int = 1 << 20
+    drafter: Callable[[list[int]], list[int]] | None = None
+    num_computed: int = 0
+    written: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    fault: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.fault is not None or len(self.written) >= self.sampling.max_tokens
+
+    def row(self) -> Row:
+        ids = [*self.prompt, *self.written]
+        taken = ids[self.num_computed : self.num_computed + self.chunk]
+        if self.num_computed + len(taken) < len(ids):
+            return Row(taken, self.num_computed, self.blocks, 0, None, self.slot)
+        drafts = self.drafter(self.written) if self.drafter and self.written else []
+        draw = Draw(self.sampling, self.seed, self.prompt, list(self.written))
+        return Row([*taken, *drafts], self.num_computed, self.blocks, 1 + len(drafts), draw, self.slot)
+
+
+def step(runner: Runner, streams: Sequence[Stream], masks: Any = None) -> None:
+    """One step over all streams that are not over."""
+    alive = [stream for stream in streams if not stream.is_over]
+    rows = [stream.row() for stream in alive]
+    drawn = iter(runner.finish(runner.launch(Batch(tuple(rows))), masks))
+    for stream, row in zip(alive, rows, strict=True):
+        stream.num_computed += len(row.token_ids)
+        if not row.num_logits:
+            continue
+        result = next(drawn)
+        stream.num_computed += len(result.token_ids) - row.num_logits
+        stream.written.extend(result.token_ids)
+        stream.logprobs.extend(result.logprobs or ())
+        stream.fault = result.fault
+        del stream.written[stream.sampling.max_tokens :]
+    assert next(drawn, None) is None
+
+
+def run(runner: Runner, streams: Sequence[Stream]) -> None:
+    """Until all are over."""
+    while any(not stream.is_over for stream in streams):
+        step(runner, streams)
