@@ -1,7 +1,15 @@
-"""How many tokens a step may have: as many as the settings say, fewer for a while after memory ran out."""
+"""How many tokens a step may have: what the settings say; fewer where that would stall streams, or memory ran out.
+
+A step is as long as its prompt chunks make it. While replies are streaming, prompts get only as many tokens as can be
+computed in `STREAM_PAUSE_S`, measured; on a fast device that is no limit at all.
+"""
 
 FIRST_PENANCE_STEPS = 16
 LONGEST_PENANCE_STEPS = 4096
+STREAM_PAUSE_S = 0.2  # how long a prompt may hold up running replies in one step
+LEAST_CHUNK = 64  # tokens of prompts beside streams in any case: smaller chunks cost more than they spare
+MEASURABLE = 32  # prompt tokens a step must have to tell something about speed
+WEIGHT_OF_NEWEST = 0.3
 
 
 class Budget:
@@ -16,6 +24,13 @@ class Budget:
         self.num_tokens = max_tokens
         self._penance_steps = FIRST_PENANCE_STEPS
         self._steps_left = 0
+        self._token_s: float | None = None  # what a prompt token takes, as far as is known
+
+    def for_prompts(self, num_left: int, *, beside_streams: bool) -> int:
+        """How many of the tokens that are left prompts may have in this step."""
+        if not beside_streams or self._token_s is None:
+            return num_left
+        return min(num_left, max(LEAST_CHUNK, int(STREAM_PAUSE_S / self._token_s)))
 
     def shrink(self, num_tokens: int) -> None:
         """A step of this many tokens ran out of memory."""
@@ -23,8 +38,12 @@ class Budget:
         self._steps_left = self._penance_steps
         self._penance_steps = min(2 * self._penance_steps, LONGEST_PENANCE_STEPS)
 
-    def recover(self) -> None:
-        """A step went well."""
+    def recover(self, num_prompt_tokens: int, duration_s: float) -> None:
+        """A step went well: it took this long and had this many tokens of prompts."""
+        if num_prompt_tokens >= MEASURABLE:
+            token_s = max(duration_s, 1e-6) / num_prompt_tokens
+            known = token_s if self._token_s is None else self._token_s
+            self._token_s = known + WEIGHT_OF_NEWEST * (token_s - known)
         if self._steps_left > 0:
             self._steps_left -= 1
         elif self.num_tokens < self.max_tokens:

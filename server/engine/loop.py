@@ -42,7 +42,7 @@ class Loop:
         self._compiler = compiler
         self._clock = clock
         self._num_backed = scheduler.blocks.num_blocks  # blocks that the pool has memory for
-        self._allowance: Allowance | None = None
+        self._obeyed = (self._num_backed, True, False)
         self._pulsed_s = -PULSE_S
         self._closing = False
 
@@ -157,7 +157,8 @@ class Loop:
         # Blocks beyond the limit keep their memory from being given back, however few there are.
         num_used = blocks.limit + blocks.num_stranded if blocks.num_stranded else blocks.num_used
         allowance = self._machine.guard.allowance(num_used)
-        if allowance is self._allowance and not blocks.num_stranded:
+        wanted = (allowance.blocks, allowance.admit, allowance.preempt)
+        if wanted == self._obeyed and not blocks.num_stranded:
             return allowance
         if allowance.blocks > self._num_backed:
             self._num_backed = pool.restore(allowance.blocks)
@@ -165,7 +166,7 @@ class Loop:
         if blocks.limit < self._num_backed and not blocks.num_stranded:
             pool.release(blocks.limit)
             self._num_backed = blocks.limit
-        if self._allowance is not None and self._clock() - self._pulsed_s >= SHORTEST_PULSE_S:
+        if wanted != self._obeyed and self._clock() - self._pulsed_s >= SHORTEST_PULSE_S:
             self._pulsed_s = -PULSE_S  # tell the change at once
-        self._allowance = allowance
+        self._obeyed = wanted
         return allowance

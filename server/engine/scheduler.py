@@ -13,6 +13,7 @@ from server.engine.budget import Budget
 from server.engine.cache import Cache
 from server.engine.drafter import Drafter
 from server.engine.limits import Limits, find_refusal
+from server.engine.portions import Portions
 from server.engine.ports import Matcher
 from server.engine.queue import Queue
 from server.engine.reply import Reply
@@ -21,6 +22,8 @@ from server.engine.slots import Slots
 from server.engine.step import Share, Step, Tally, make_step
 from server.messages import Delta, Failed, FailureKind, Generate
 from server.model.batch import Drawn
+
+MAX_PASSED = 8  # long prompts that shorter ones may pass in one step
 
 
 class Scheduler:
@@ -41,6 +44,7 @@ class Scheduler:
         if slots is not None:
             self._max_running = min(self._max_running, slots.num_running)
         self._budget = Budget(limits.max_batch_tokens)
+        self._began_s = 0.0
 
     # -- arrivals and departures -----------------------------------------------------------------------------------
 
@@ -118,21 +122,27 @@ class Scheduler:
         """What to compute now; None if nothing can be. `admit` False starts nobody new."""
         num_preempted = self.tally.preemptions
         shares: list[Share] = []
-        budget = self._share_streaming(shares, self._budget.num_tokens)
-        budget = self._share_prompts(shares, budget)
-        if budget > 0 and self.tally.preemptions == num_preempted and len(self.queue):
-            self._admit(shares, budget, admit)
-        shares = [share for share in shares if share.sequence.state == "running"]
+        num_left = self._share_streaming(shares, self._budget.num_tokens)
+        portions = Portions(self._budget.for_prompts(num_left, beside_streams=bool(shares)))
+        for sequence in self.running:
+            if sequence.in_prefill:
+                portions.deal(sequence)
+        if self.tally.preemptions == num_preempted and len(self.queue):
+            self._admit(portions, admit)
+        portions.deal_rest()
+        shares = [share for share in (*shares, *portions.shares()) if share.sequence.state == "running"]
         if not shares:
             self._fail_overdue()
             return None
         self.queue.note_progress()
+        self._began_s = self._clock()
         return make_step(shares, self.cache.take_copies())
 
     def commit(self, step: Step, drawn: list[Drawn]) -> None:
         """The step is computed: move on, end what is over, and have the Deltas ready to be collected."""
         self.tally.steps += 1
-        self._budget.recover()
+        num_prompt_tokens = sum(share.count for share in step.shares if share.sequence.in_prefill)
+        self._budget.recover(num_prompt_tokens, self._clock() - self._began_s)
         answers = iter(drawn)
         for share, row in zip(step.shares, step.batch.rows, strict=True):
             sequence = share.sequence
@@ -185,26 +195,11 @@ class Scheduler:
                 budget -= count + len(drafts)
         return budget
 
-    def _share_prompts(self, shares: list[Share], budget: int) -> int:
-        for sequence in self.running:
-            if budget <= 0:
-                break
-            if sequence.in_prefill:
-                budget -= self._share_prompt(shares, sequence, budget)
-        return budget
-
-    def _share_prompt(self, shares: list[Share], sequence: Sequence, budget: int) -> int:
-        count = min(sequence.num_pending, budget)
-        for position in sequence.snapshots_at:
-            if position > sequence.num_computed:
-                count = min(count, position - sequence.num_computed)
-        shares.append(Share(sequence, count, ()))
-        return count
-
-    def _admit(self, shares: list[Share], budget: int, admit: bool) -> None:
+    def _admit(self, portions: Portions, admit: bool) -> None:
         reserve = sum(self._growth(sequence) for sequence in self.running)
+        num_passed = 0
         for sequence in list(self.queue.sequences):
-            if budget <= 0 or len(self.running) >= self._max_running:
+            if portions.num_left <= 0 or num_passed == MAX_PASSED or len(self.running) >= self._max_running:
                 return
             if sequence.state != "waiting" or (not admit and not sequence.admitted):
                 continue
@@ -217,6 +212,9 @@ class Scheduler:
             opening = self.cache.plan(sequence)
             if len(opening.shared) + opening.num_new > self.blocks.limit:
                 continue  # memory is short for this one: let others pass meanwhile
+            if not portions.has_room(len(sequence.ids) - len(opening.shared) * self.blocks.block_size):
+                num_passed += 1
+                continue
             growth = self._growth(sequence) if self.running else 0
             if opening.num_blocks + reserve + growth > self.blocks.num_available:
                 return
@@ -224,7 +222,7 @@ class Scheduler:
             num_cached = self.cache.open(sequence, opening)
             self._start(sequence)
             self._tell_admission(sequence, num_cached)
-            budget -= self._share_prompt(shares, sequence, budget)
+            portions.deal(sequence)
 
     def _growth(self, sequence: Sequence) -> int:
         """Blocks that it is likely to take yet, beyond what it holds or its prompt needs."""
