@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from server.chat.encode import ControlToken, Encoder
+from server.chat.encode import ControlToken, Encoder, without_added_tokens
 from server.chat.habits import find_habits
 from server.chat.mask import Mask
 from server.chat.shapes import Habits
@@ -116,7 +116,7 @@ class Checkpoint:
             defaults=_defaults(generation),
             max_model_len=_length(config, max_model_len),
             mask=Mask([token.text for token in control_tokens], template.literals),
-            encoder=Encoder(tokenizer_text, control_tokens),
+            encoder=Encoder(without_added_tokens(tokenizer, tokenizer_text, control_tokens), control_tokens),
             habits=find_habits(template),
             notes=tuple(notes),
         )

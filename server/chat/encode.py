@@ -49,15 +49,12 @@ class Piece:
 
 
 class Encoder:
-    """Thread-safe. Remembers the ids of recent pieces of text, up to `cache_bytes`.
+    """Thread-safe. `plain` is the tokenizer `without_added_tokens`; ids of recent pieces are remembered."""
 
-    Raises CannotStart when the tokenizer can make a control token out of ordinary text.
-    """
-
-    def __init__(self, tokenizer_json: str, control: Sequence[ControlToken], cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, plain: Tokenizer, control: Sequence[ControlToken], cache_bytes: int = CACHE_BYTES) -> None:
         self._ids = {token.text: token.id for token in control}
         self._tokens = _pattern(control)
-        self._plain = _without_added_tokens(tokenizer_json, control)
+        self._plain = plain
         self._cache: OrderedDict[str, list[int]] = OrderedDict()
         self._cached_bytes = 0
         self._cache_bytes = cache_bytes
@@ -122,18 +119,30 @@ def _one(token: ControlToken) -> str:
     return (r"\s*" if token.lstrip else "") + text + (r"\s*" if token.rstrip else "")
 
 
-def _without_added_tokens(tokenizer_json: str, control: Sequence[ControlToken]) -> Tokenizer:
-    layout: dict[str, Any] = json.loads(tokenizer_json)
-    layout["added_tokens"] = []
-    layout["post_processor"] = None
-    vocabulary = layout["model"].get("vocab")
-    if isinstance(vocabulary, dict):
-        # With `ignore_merges` a vocabulary entry is taken whole: a control token kept there could be typed.
-        for token in control:
-            vocabulary.pop(token.text, None)
-    plain = Tokenizer.from_str(json.dumps(layout))
+def without_added_tokens(tokenizer: Tokenizer, tokenizer_json: str, control: Sequence[ControlToken]) -> Tokenizer:
+    """The tokenizer for text alone. Raises CannotStart if it makes a control token out of text all the same."""
+    plain = _with_its_parts(tokenizer)
+    if any(plain.token_to_id(token.text) is not None for token in control):
+        plain = _without_entries(tokenizer_json, control)
     ids = {token.id for token in control}
     for token in control:
         if not token.text.isspace() and ids.intersection(plain.encode(token.text, add_special_tokens=False).ids):
             raise CannotStart(f"this tokenizer makes the control token {token.text} out of ordinary text")
     return plain
+
+
+def _with_its_parts(tokenizer: Tokenizer) -> Tokenizer:
+    plain = Tokenizer(tokenizer.model)
+    if tokenizer.normalizer is not None:
+        plain.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+        plain.pre_tokenizer = tokenizer.pre_tokenizer
+    return plain
+
+
+def _without_entries(tokenizer_json: str, control: Sequence[ControlToken]) -> Tokenizer:
+    """For vocabularies that list their control tokens: with `ignore_merges` such an entry could be typed."""
+    layout: dict[str, Any] = json.loads(tokenizer_json)
+    for token in control:
+        layout["model"]["vocab"].pop(token.text, None)
+    return _with_its_parts(Tokenizer.from_str(json.dumps({**layout, "added_tokens": [], "post_processor": None})))
