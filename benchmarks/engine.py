@@ -73,7 +73,11 @@ def measure_generate(model: transformers.PreTrainedModel, prompt_tokens: int, st
     for new_tokens in (1, 1 + steps):
         began = time.perf_counter()
         model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=new_tokens, max_new_tokens=new_tokens
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
         )
         seconds.append(time.perf_counter() - began)
     return streams * steps / (seconds[1] - seconds[0])

@@ -57,7 +57,7 @@ def test_rows_in_neighbouring_blocks_with_gaps_are_read_in_place() -> None:
 def test_a_prefix_computed_by_another_sequence_gives_the_same_reply() -> None:
     runner = Runner(loaded("qwen3"), 32, BLOCK_SIZE)
     shared = prompt_of(64, 1)
-    first = Stream([*shared, 5, 6, 7], range(0, 8), replace_tokens(12))
+    first = Stream([*shared, 5, 6, 7], range(8), replace_tokens(12))
     run(runner, [first])
     second = Stream([*shared, 9, 8], [0, 1, 2, 3, 20, 21], replace_tokens(12), num_computed=64)
     third = Stream(shared, [0, 1, 2, 22, 23], replace_tokens(12), num_computed=48)
@@ -113,7 +113,7 @@ def test_logprobs_equal_a_direct_forward_pass() -> None:
 
 def test_nan_in_one_sequence_ends_that_sequence_only() -> None:
     runner = Runner(loaded("qwen3"), 32, BLOCK_SIZE)
-    sick = Stream(prompt_of(30, 1), range(0, 4), replace_tokens(10))
+    sick = Stream(prompt_of(30, 1), range(4), replace_tokens(10))
     well = Stream(prompt_of(30, 2), range(4, 8), replace_tokens(10))
     step(runner, [sick, well])
     runner.pool.values[1][1].fill_(torch.nan)
@@ -124,7 +124,7 @@ def test_nan_in_one_sequence_ends_that_sequence_only() -> None:
 
 def test_a_step_without_logits_draws_nothing() -> None:
     runner = Runner(loaded("qwen3"), 8, BLOCK_SIZE)
-    stream = Stream(prompt_of(40), range(0, 4), chunk=10)
+    stream = Stream(prompt_of(40), range(4), chunk=10)
     row = stream.row()
     assert runner.finish(runner.launch(Batch((row,))), None) == []
 
@@ -138,7 +138,7 @@ def test_memory_of_released_blocks_goes_back_and_can_be_used_again() -> None:
     runner = Runner(loaded("qwen3"), 4096, BLOCK_SIZE)
     stream = Stream(prompt_of(30), range(2000, 2004), replace_tokens(5))
     run(runner, [stream])
-    kept = replace(Stream(prompt_of(30), range(0, 4), replace_tokens(5)))
+    kept = replace(Stream(prompt_of(30), range(4), replace_tokens(5)))
     run(runner, [kept])
     assert runner.pool.keys[0][2000].abs().sum() > 0
     runner.release(100)
