@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.memory.headers import Tensor, weight_bytes
-from server.memory.shape import DTYPE_BYTES, Shape
+from server.memory.shape import DTYPE_BYTES, FLOAT32_BYTES, Shape
 from server.messages import DeviceReading
 from server.settings import EngineSettings
 
@@ -24,7 +24,11 @@ LEAST_HEADROOM = 32 * MIB
 SHORTEST_CONTEXT = 2048  # tokens; where no context was asked for, a model with less than this is not worth starting
 MOST_HOST_TOKENS = 1 << 20  # a CPU fills no more; each block also costs the block book some bytes
 HOST_KV_SHARE = 0.5  # of what a host has left; the rest stays for the page cache and the user's other programs
-SAMPLING_BYTES = 26  # an entry of a logits row: float32 copy, sorted values and places, probabilities, their sums
+SAMPLING_BYTES = 16  # an entry of a logits row while it is drawn: scaled, weights, and their sums in float64
+CHANGED_BYTES = 4  # its float32 copy, where penalties or masks change it
+LOGPROB_BYTES = 4  # its log probability, where one is asked for
+SORTED_BYTES = 36  # where top_p needs the whole vocabulary sorted: places, values, weights and sums
+MOST_SORTED = 16  # rows that are sorted at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +164,16 @@ def activation_bytes(shape: Shape, demand: Demand) -> int:
     """
     element, tokens = DTYPE_BYTES[demand.dtype], demand.max_batch_tokens
     rows = min(tokens, demand.max_running * (1 + demand.draft_tokens))
-    stream = 2 * shape.hidden_size * element + 2 * shape.hidden_size * 4  # residual, normed, and the norm's float32
-    widest = max(_attention_width(shape), _mlp_width(shape)) * element
-    layer = tokens * (stream + max(widest, _linear_bytes(shape, element), _expert_bytes(shape, element)))
-    return max(layer, tokens * shape.hidden_size * element + sampling_bytes(shape.vocab_size, rows, element))
+    widest = max(_attention_bytes(shape, element), _mlp_bytes(shape, element), _linear_bytes(shape, element))
+    return max(tokens * widest, tokens * shape.hidden_size * element + sampling_bytes(shape.vocab_size, rows, element))
 
 
-def sampling_bytes(vocab_size: int, rows: int, element: int, num_logprobs: int | None = None) -> int:
-    """Peak of turning `rows` of logits into ids: the logits as computed and the sampler's float32 tensors."""
-    entry = element + SAMPLING_BYTES + (4 if num_logprobs is not None else 0)
-    return rows * vocab_size * entry
+def sampling_bytes(vocab_size: int, rows: int, element: int, num_logprobs: int | None = 0) -> int:
+    """Peak of turning `rows` of logits into ids, penalties and masks included; without logprobs it is less."""
+    kept = element + CHANGED_BYTES + (LOGPROB_BYTES if num_logprobs is not None else 0)
+    drawn = rows * (kept + SAMPLING_BYTES)
+    sorted_whole = rows * (kept + 4) + min(rows, MOST_SORTED) * SORTED_BYTES
+    return max(drawn, sorted_whole) * vocab_size
 
 
 def context_in(shape: Shape, demand: Demand, num_bytes: int) -> int:
@@ -243,27 +247,26 @@ def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, least: i
     return max(tokens // demand.block_size, math.ceil(least / demand.block_size))
 
 
-def _attention_width(shape: Shape) -> int:
-    """Elements a token: queries, keys and values, the rotated ones beside them, and the output."""
+def _attention_bytes(shape: Shape, element: int) -> int:
+    """A token's residual, normed input, queries, keys, values, and the parts that rotating them makes."""
     queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    return 3 * queries + 3 * keys
+    return (2 * shape.hidden_size + 4 * queries + 3 * keys + 2 * shape.head_dim) * element
 
 
-def _mlp_width(shape: Shape) -> int:
-    """Elements a token: gate, up and their product."""
-    return 3 * shape.intermediate_size + shape.hidden_size
-
-
-def _expert_bytes(shape: Shape, element: int) -> int:
-    """Bytes a token: router scores in float32, and a copy of the token for each expert it visits."""
-    visits = shape.experts_per_token * (2 * shape.hidden_size + 3 * shape.expert_size)
-    return shape.num_experts * (4 + element) + visits * element
+def _mlp_bytes(shape: Shape, element: int) -> int:
+    """A token's residual, input and output; gate, up and their product, or a copy for each expert it visits."""
+    stream = (3 * shape.hidden_size + 2 * shape.head_dim) * element
+    dense = stream + 3 * shape.intermediate_size * element
+    copies = max(4 * shape.hidden_size, 2 * shape.hidden_size + 3 * shape.expert_size)
+    experts = stream + shape.experts_per_token * copies * element + shape.num_experts * (FLOAT32_BYTES + element)
+    return max(dense, experts)
 
 
 def _linear_bytes(shape: Shape, element: int) -> int:
-    """Bytes a token: projections and convolution, then queries, keys, values and decays of every head in float32."""
+    """A token's residual, projections and convolution; queries, keys, values and decays of every head in float32."""
     if not shape.linear_layers:
         return 0
     values = shape.linear_value_heads * shape.linear_value_dim
     keys = shape.linear_value_heads * shape.linear_key_dim  # repeated up to the value heads
-    return (2 * shape.conv_channels + values) * element + (4 * keys + 3 * values) * 4
+    projected = 2 * shape.hidden_size + 2 * shape.conv_channels + values
+    return projected * element + (4 * keys + 3 * values) * FLOAT32_BYTES

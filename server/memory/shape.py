@@ -14,6 +14,7 @@ from server.errors import CannotStart
 
 HYBRID_TYPES = ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+SMALLEST_BLOCK = 16  # tokens; sums are kept for each block, smaller ones are not usual
 FLOAT32_BYTES = 4  # attention scores and the gated delta rule's state are float32, whatever the weights are
 
 
@@ -51,13 +52,15 @@ class Shape:
         return self.attention_layers * 2 * self.num_kv_heads * self.head_dim * kv_bytes
 
     def gathered_token_bytes(self, element: int) -> int:
-        """Scratch of attention for each cached token read while decoding: gathered keys and values, and its scores."""
-        scores = self.num_heads * (2 * FLOAT32_BYTES + element)
-        return 2 * self.num_kv_heads * self.head_dim * element + scores
+        """Scratch of attention for each cached token read while decoding: its keys and values, its scores, and its
+        share of a block's sums."""
+        scores = self.num_heads * (2 * FLOAT32_BYTES + 2 * element)
+        sums = self.num_heads * self.head_dim * (FLOAT32_BYTES + 2 * element) // SMALLEST_BLOCK
+        return 2 * self.num_kv_heads * self.head_dim * element + scores + sums
 
     def chunk_token_bytes(self, element: int) -> int:
-        """Scratch of attention for each cached token before a prompt's chunk: gathered, and spread over all heads."""
-        return 2 * (self.num_kv_heads + self.num_heads) * self.head_dim * element
+        """Scratch of attention for each cached token before a prompt's chunk: keys laid out anew, values twice."""
+        return 3 * self.num_kv_heads * self.head_dim * element
 
     def state_bytes(self, dtype_bytes: int) -> int:
         """Recurrent and convolution state of one sequence over the linear layers; 0 where there are none."""

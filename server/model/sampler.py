@@ -25,6 +25,7 @@ from server.model.masks import Masks
 from server.model.penalties import apply_masks, change_logits, changes_logits
 
 NUM_CANDIDATES = 256  # taken from a row before it is cut by top_p or top_k; rows that need more are sorted whole
+MOST_SORTED_WHOLE = 16  # lines
 NO_NUMBER = "the model's logits are not finite at this place; the checkpoint, its dtype or its kernels are broken"
 NOTHING_ALLOWED = "the constraint and the banned ids together leave no token that may come next"
 
@@ -123,8 +124,9 @@ def _draw_cut(scaled: Tensor, table: Tensor, numbers: Tensor) -> Tensor:
     num_candidates = min(NUM_CANDIDATES, vocab)
     chosen, covered = _draw_from(scaled, num_candidates, table, numbers)
     if num_candidates < vocab and not bool(covered.all()):
-        rest = torch.nonzero(~covered).flatten()
-        chosen[rest] = _draw_from(scaled[rest], vocab, table[rest], numbers[rest])[0]
+        # A few at a time: sorting a whole vocabulary takes ten times the memory of its logits.
+        for rest in torch.nonzero(~covered).flatten().split(MOST_SORTED_WHOLE):
+            chosen[rest] = _draw_from(scaled[rest], vocab, table[rest], numbers[rest])[0]
     return chosen
 
 

@@ -113,9 +113,9 @@ def test_logits_of_many_rows_can_be_the_peak() -> None:
     shape = real_model("Qwen3-0.6B")[0]
     few = activation_bytes(shape, dataclasses.replace(BF16, max_running=1))
     many = activation_bytes(shape, BF16)
-    assert many > 1.0 * GIB > few
+    assert many > 0.9 * GIB > 4 * few
     assert many >= sampling_bytes(shape.vocab_size, 256, 2)
-    assert sampling_bytes(1000, 2, 2, num_logprobs=5) > sampling_bytes(1000, 2, 2)
+    assert sampling_bytes(1000, 2, 2, num_logprobs=5) > sampling_bytes(1000, 2, 2, num_logprobs=None)
 
 
 def test_a_request_costs_its_blocks_its_state_and_its_logits() -> None:
@@ -123,7 +123,7 @@ def test_a_request_costs_its_blocks_its_state_and_its_logits() -> None:
     found = plan(shape, tensors, BF16, Room(24 * GIB, 24 * GIB))
     assert [request_blocks(BF16, 10, reply) for reply in (1, 7, 8)] == [1, 1, 2]  # the last id needs no KV
     small = request_bytes(found, shape.vocab_size, 10, 7, None)
-    assert small == found.block_bytes + sampling_bytes(shape.vocab_size, 1, 2)
+    assert small == found.block_bytes + sampling_bytes(shape.vocab_size, 1, 2, None)
     assert request_bytes(found, shape.vocab_size, 10, 8, None) - small == found.block_bytes
     assert request_bytes(found, shape.vocab_size, 10, 7, 0) > small
 

@@ -1,0 +1,129 @@
+"""The estimate of the activations against what the real runner makes, for the layers of real models.
+
+Layers follow each other and free what they made, so two layers of a model have the peak of all of them; where the
+feed-forward part is the widest, one has.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from server.memory.budget import Demand, activation_bytes, sampling_bytes
+from server.memory.headers import read_headers, weight_bytes
+from server.memory.shape import Shape, read_config, read_shape
+from server.messages import Sampling
+from server.model.batch import Batch, Draw, Row
+from server.model.loader import LoadedModel, load
+from server.model.runner import Runner
+from server.settings import EngineSettings
+from tests.memory.meter import Meter
+
+LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen3-0.6B": ("Qwen3Config", {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16}),
+    "Qwen3-8B": (
+        "Qwen3Config",
+        {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_hidden_layers": 1},
+    ),
+    "Qwen3-MoE": (
+        "Qwen3MoeConfig",
+        {"hidden_size": 1024, "num_attention_heads": 16, "num_experts": 16, "moe_intermediate_size": 384},
+    ),
+}
+BLOCK_SIZE, NUM_TOKENS = 16, 512
+
+Loaded = tuple[LoadedModel, Shape, Path]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
+    def make(kind: str, fields: dict[str, Any]) -> Loaded:
+        folder = tmp_path_factory.mktemp("layers")
+        common = {"num_hidden_layers": 2, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 4000}
+        config = getattr(transformers, kind)(**{**common, **fields}, dtype="bfloat16")
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        model.to_empty(device="cpu").to(torch.bfloat16).save_pretrained(folder)
+        loaded = load(folder, EngineSettings(device="cpu"), lambda _: None)
+        return loaded, read_shape(read_config(folder)), folder
+
+    return make
+
+
+def prompt(num_tokens: int, start: int = 0) -> Row:
+    blocks = list(range(-(-(start + num_tokens) // BLOCK_SIZE)))
+    return Row([7] * num_tokens, start, blocks, 1, Draw(Sampling(max_tokens=4, temperature=0.0), 1, [], []))
+
+
+def measure(loaded: LoadedModel, *rows: Row) -> tuple[int, int]:
+    """Peaks of computing and of drawing, in bytes."""
+    num_blocks = 1 + max(block for row in rows for block in row.blocks)
+    runner = Runner(loaded, num_blocks, BLOCK_SIZE)
+    runner.pool.keys[0].zero_()
+    with Meter() as meter:
+        ticket = runner.launch(Batch(rows))
+        computing = meter.peak
+        meter.begin_again()
+        with torch.inference_mode():
+            ticket.logits.zero_()  # all ids alike: top_p must look at the whole vocabulary
+        runner.finish(ticket, None)
+    return computing, meter.peak
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_widest_layer_is_estimated_within_three_percent(checkpoint: Callable[..., Loaded], name: str) -> None:
+    loaded, shape, folder = checkpoint(*LAYERS[name])
+    expected = activation_bytes(shape, Demand("bfloat16", max_batch_tokens=NUM_TOKENS, max_running=1))
+    measured, _ = measure(loaded, prompt(NUM_TOKENS))
+    assert expected == pytest.approx(measured, rel=0.03 if "MoE" not in name else 0.05)
+    headers = weight_bytes(read_headers(folder), dtype="bfloat16", quantize="none", tied=shape.tied)
+    assert headers == pytest.approx(loaded.weight_bytes, rel=0.03)
+
+
+def test_cached_tokens_before_a_chunk_cost_what_is_reserved_for_them(checkpoint: Callable[..., Loaded]) -> None:
+    loaded, shape, _ = checkpoint(*LAYERS["Qwen3-0.6B"])
+    few, many = (measure(loaded, prompt(64, start=start))[0] for start in (2048, 6144))
+    assert (many - few) / 4096 == pytest.approx(shape.chunk_token_bytes(2), rel=0.03)
+
+
+def test_cached_tokens_read_while_decoding_cost_no_more_than_is_reserved(checkpoint: Callable[..., Loaded]) -> None:
+    loaded, shape, _ = checkpoint(*LAYERS["Qwen3-0.6B"])
+
+    def decode(context: int) -> int:
+        """Blocks of four sequences, mixed and with gaps, so that they must be gathered."""
+        count = context // BLOCK_SIZE + 1
+        draw = Draw(Sampling(max_tokens=4, temperature=0.0), 1, [], [])
+        rows = [Row([5], context, [2 * (4 * j + i) for j in range(count)], 1, draw) for i in range(4)]
+        return measure(loaded, *rows)[0]
+
+    growth = (decode(2048) - decode(1024)) / (4 * 1024)
+    assert 0.5 * shape.gathered_token_bytes(2) < growth <= shape.gathered_token_bytes(2)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_tokens=4, temperature=0.0),
+        Sampling(max_tokens=4),
+        Sampling(max_tokens=4, num_logprobs=20),
+        Sampling(max_tokens=4, top_p=0.9, num_logprobs=20, frequency_penalty=0.5, repetition_penalty=1.1),
+        Sampling(max_tokens=4, top_k=20, min_p=0.1, logit_bias={5: 1.0}),
+    ],
+    ids=["greedy", "sampled", "logprobs", "everything", "top_k"],
+)
+@pytest.mark.parametrize("num_rows", [4, 64])
+def test_drawing_never_takes_more_than_is_reserved(
+    checkpoint: Callable[..., Loaded], sampling: Sampling, num_rows: int
+) -> None:
+    """A large vocabulary and many rows with logprobs: the peak that out-of-memory reports are about."""
+    fields = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 8, "head_dim": 8}
+    loaded, shape, _ = checkpoint("Qwen3Config", {**fields, "vocab_size": 50_000})
+    rows = [Row([7], 0, [i], 1, Draw(sampling, i, [1, 2], [3])) for i in range(num_rows)]
+    _, drawing = measure(loaded, *rows)
+    reserved = sampling_bytes(shape.vocab_size, num_rows, 2, sampling.num_logprobs)
+    assert drawing <= reserved + (1 << 20)
+    if sampling.num_logprobs is not None and sampling.frequency_penalty:
+        assert drawing > reserved / 2
