@@ -125,7 +125,7 @@ def _draw_cut(scaled: Tensor, table: Tensor, numbers: Tensor) -> Tensor:
     chosen, covered = _draw_from(scaled, num_candidates, table, numbers)
     if num_candidates < vocab and not bool(covered.all()):
         # A few at a time: sorting a whole vocabulary takes ten times the memory of its logits.
-        for rest in torch.nonzero(~covered).flatten().split(MOST_SORTED_WHOLE):
+        for rest in torch.split(torch.nonzero(~covered).flatten(), MOST_SORTED_WHOLE):
             chosen[rest] = _draw_from(scaled[rest], vocab, table[rest], numbers[rest])[0]
     return chosen
 
