@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.engine.ports import Grammars, Matcher
 from server.engine.reply import closing_constraint
@@ -27,7 +27,9 @@ class Job:
     """One sequence's constraints under way; `began_s` is set when a thread takes it up."""
 
     sequence: Sequence
-    future: "Future[Compiled]"
+    constraint: Constraint | None
+    closing: Constraint | None
+    future: "Future[Compiled]" = field(default_factory=Future)
     began_s: float | None = None
 
 
@@ -50,10 +52,9 @@ class Compiler:
         constraint, closing = sequence.request.constraint, closing_constraint(sequence.request)
         if constraint is None and closing is None:
             return Compiled()
-        job = Job(sequence, Future())
+        job = Job(sequence, constraint, closing)
         self._jobs.append(job)
-        job.future = self._threads.submit(self._work, job, constraint, closing)
-        job.future.add_done_callback(lambda _: self._wake())
+        self._submit(job)
         return None
 
     def finished(self) -> list[tuple[Sequence, Compiled]]:
@@ -62,31 +63,43 @@ class Compiler:
             return []
         done = [(job, self._outcome(job)) for job in self._jobs]
         self._jobs = [job for job, outcome in done if outcome is None]
+        self._replace_hung_threads()
         return [(job.sequence, outcome) for job, outcome in done if outcome is not None]
 
     def close(self) -> None:
         """Take up nothing more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _work(self, job: Job, constraint: Constraint | None, closing: Constraint | None) -> Compiled:
+    def _submit(self, job: Job) -> None:
+        job.future = self._threads.submit(self._work, job)
+        job.future.add_done_callback(lambda _: self._wake())
+
+    def _work(self, job: Job) -> Compiled:
         job.began_s = self._clock()
         if job.sequence.state == "ended":
             return Compiled(refusal="aborted")
         try:
             return Compiled(
-                None if constraint is None else self._grammars.compile(constraint),
-                None if closing is None else self._grammars.compile(closing),
+                None if job.constraint is None else self._grammars.compile(job.constraint),
+                None if job.closing is None else self._grammars.compile(job.closing),
             )
         except ConstraintFailed as error:  # the edge of a request: it is refused alone
             return Compiled(refusal=str(error))
 
     def _outcome(self, job: Job) -> Compiled | None:
-        if job.future.done():
+        if job.future.done() and not job.future.cancelled():
             return job.future.result()
         if job.began_s is None or self._clock() - job.began_s < self._timeout_s:
             return None
         self._num_hung += 1
-        if self._num_hung % NUM_THREADS == 0:
-            self._threads.shutdown(wait=False)
-            self._threads = ThreadPoolExecutor(NUM_THREADS, "grammar")
         return Compiled(refusal=f"the constraint took longer than {self._timeout_s:.0f} s to compile")
+
+    def _replace_hung_threads(self) -> None:
+        if self._num_hung < NUM_THREADS:
+            return
+        self._num_hung = 0
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "grammar")
+        for job in self._jobs:
+            if job.began_s is None:
+                self._submit(job)

@@ -371,3 +371,44 @@ def test_stop_id_is_told_and_ends_the_reply() -> None:
         ids = bench.ids(f"r{seed}")
         assert STOP not in ids[:-1]
         assert bench.end(f"r{seed}") == ("stop" if ids[-1] == STOP else "length")
+
+
+def test_short_prompt_is_not_held_up_by_a_long_one_before_it() -> None:
+    bench = Bench(num_blocks=600, block_size=4, max_batch_tokens=100, max_model_len=2400)
+    bench.add(ask("long", [3] * 2000, max_tokens=2))
+    bench.add(ask("longer", [4] * 2000, max_tokens=2))
+    bench.add(ask("short", [1] * 10, max_tokens=2, ignore_eos=True))
+    bench.step()
+    bench.step()
+    assert bench.end("short") == "length"
+    bench.run()
+    assert bench.end("long") is not None
+    assert bench.end("longer") is not None
+
+
+def test_slow_device_computes_small_chunks_beside_streams() -> None:
+    bench = Bench(num_blocks=600, block_size=4, max_batch_tokens=1000, max_model_len=2400)
+    bench.model.on_launch = lambda num_tokens: bench.clock.advance(0.002 * num_tokens)
+    bench.add(ask("stream", [1] * 40, max_tokens=100, ignore_eos=True))
+    bench.step()
+    bench.add(ask("long", [3] * 1800, max_tokens=2))
+    for _ in range(10):
+        bench.step()
+    assert 64 <= bench.model.largest_step <= 110, "0.2 s is a hundred tokens on this device"
+    assert len(bench.ids("stream")) == 11
+    bench.scheduler.abort("stream")
+    bench.step()
+    assert bench.model.largest_step > 500, "nobody is held up any more"
+
+
+def test_broken_logits_end_one_request_and_its_blocks_are_not_reused() -> None:
+    bench = Bench(num_blocks=32, block_size=4)
+    bench.add(ask("bad", [1, 2, 3, 4, 5, 6], max_tokens=4))
+    bench.add(ask("good", [2, 2, 3, 4, 5, 6], max_tokens=4, seed=1))
+    bench.model.broken_seed = 0
+    bench.run()
+    assert bench.end("bad") == "request_failed"
+    assert bench.ids("good") == write_alone(ask("good", [2, 2, 3, 4, 5, 6], max_tokens=4), 1)
+    bench.add(ask("again", [1, 2, 3, 4, 5, 6], max_tokens=1, seed=5))
+    bench.run()
+    assert bench.cached("again") == 0

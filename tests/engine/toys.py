@@ -3,7 +3,7 @@
 Any slip in block tables, slots, positions or counts changes what it writes, or is caught on the spot.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from server.engine.blocks import Blocks
@@ -103,6 +103,8 @@ class ToyModel:
     largest_step: int = 0
     num_steps: int = 0
     fail_above: int = 1 << 30  # a step of more tokens than this has no memory
+    broken_seed: int | None = None  # whose logits are NaN
+    on_launch: Callable[[int], None] = lambda _: None
 
     def launch(self, batch: Batch) -> Batch:
         assert batch.rows
@@ -112,6 +114,7 @@ class ToyModel:
         self.num_tokens += num_tokens
         self.largest_step = max(self.largest_step, num_tokens)
         self.num_steps += 1
+        self.on_launch(num_tokens)
         written: set[int] = set()
         for row in batch.rows:
             for position, token_id in enumerate(row.token_ids, row.start):
@@ -155,6 +158,8 @@ class ToyModel:
     def _draw(self, row: Row, masks: list[tuple[int, ...]] | None) -> Drawn:
         draw = row.draw
         assert draw is not None
+        if draw.seed == self.broken_seed:
+            return Drawn(fault="the logits are not finite")
         end = row.start + len(row.token_ids)
         context = self._read(row, end)
         num_drafts = row.num_logits - 1
@@ -219,6 +224,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_s += seconds
 
 
 class Bench:

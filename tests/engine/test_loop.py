@@ -1,0 +1,247 @@
+"""The loop over a toy model: everyone who asks is told something, whatever breaks."""
+
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+from server.engine.blocks import Blocks
+from server.engine.compiler import Compiler
+from server.engine.loop import Loop, Machine
+from server.engine.scheduler import Scheduler
+from server.messages import Abort, Constraint, Delta, EngineMail, Failed, Generate, Pulse, Shutdown, ToEngine
+from server.model.batch import Batch
+from tests.engine.toys import (
+    Clock,
+    ToyAllowance,
+    ToyGrammars,
+    ToyGuard,
+    ToyMatcher,
+    ToyModel,
+    ask,
+    make_limits,
+    write_alone,
+)
+
+
+@dataclass
+class ToyMailbox:
+    """Hands over one script entry at each receive; then waits for wakes, and ends the loop once all is told."""
+
+    clock: Clock
+    script: list[list[ToEngine]]
+    wanted: set[str]
+    sent: list[EngineMail] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    woken: threading.Event = field(default_factory=threading.Event)
+
+    def receive(self, timeout_s: float) -> list[ToEngine]:
+        self.waits.append(timeout_s)
+        if self.script:
+            return self.script.pop(0)
+        if self.wanted <= self.ended() or len(self.waits) > 2000:
+            return [Shutdown()]
+        if timeout_s > 0 and self.woken.wait(0.01):
+            self.woken.clear()
+        self.clock.advance(min(timeout_s, 0.5))
+        return []
+
+    def send(self, mail: EngineMail) -> None:
+        assert mail
+        self.sent.append(mail)
+
+    def wake(self) -> None:
+        self.woken.set()
+
+    def ended(self) -> set[str]:
+        return {
+            mail.id
+            for frame in self.sent
+            for mail in frame
+            if isinstance(mail, Failed) or (isinstance(mail, Delta) and mail.finish is not None)
+        }
+
+
+@dataclass
+class ToyPool:
+    """Remembers what was released and restored."""
+
+    acts: list[tuple[str, int]] = field(default_factory=list)
+
+    def release(self, first_block: int) -> None:
+        self.acts.append(("release", first_block))
+
+    def restore(self, num_blocks: int) -> int:
+        self.acts.append(("restore", num_blocks))
+        return num_blocks
+
+
+class Stage:
+    """A loop with everything it needs; `play` runs it to its end."""
+
+    def __init__(self, *script: list[ToEngine], grammars: ToyGrammars | None = None, timeout_s: float = 20.0) -> None:
+        wanted = {mail.id for frame in script for mail in frame if isinstance(mail, Generate)}
+        self.clock = Clock()
+        self.mailbox = ToyMailbox(self.clock, list(script), wanted)
+        self.blocks = Blocks(32, 4)
+        self.scheduler = Scheduler(make_limits(cache_tokens=128, max_running=4), self.blocks, None, self.clock)
+        self.model, self.pool = ToyModel(4), ToyPool()
+        self.guard = ToyGuard(ToyAllowance(32))
+        self.machine = Machine(self.model, self.pool, grammars or ToyGrammars(), self.guard)
+        compiler = Compiler(self.machine.grammars, self.mailbox.wake, self.clock, timeout_s)
+        self.loop = Loop(self.mailbox, self.scheduler, self.machine, compiler, self.clock)
+
+    def play(self) -> "Stage":
+        self.loop.run()
+        self.scheduler.check()
+        assert self.blocks.num_used == 0
+        return self
+
+    def told(self, id: str) -> list[Delta | Failed]:
+        return [
+            mail for frame in self.mailbox.sent for mail in frame if isinstance(mail, Delta | Failed) and mail.id == id
+        ]
+
+    def ids(self, id: str) -> list[int]:
+        return [token_id for mail in self.told(id) if isinstance(mail, Delta) for token_id in mail.token_ids]
+
+    def failure(self, id: str) -> Failed:
+        last = self.told(id)[-1]
+        assert isinstance(last, Failed)
+        return last
+
+    def pulses(self) -> list[Pulse]:
+        return [mail for frame in self.mailbox.sent for mail in frame if isinstance(mail, Pulse)]
+
+
+def test_admission_is_told_before_the_first_step_is_computed() -> None:
+    stage = Stage([ask("a", [1, 2, 3], max_tokens=3, seed=2)])
+    seen: list[int] = []
+    stage.model.on_launch = lambda _: seen.append(len(stage.told("a")))
+    stage.play()
+    assert seen[0] == 1
+    first = stage.told("a")[0]
+    assert isinstance(first, Delta)
+    assert (first.token_ids, first.cached) == ([], 0)
+    assert stage.ids("a") == write_alone(ask("a", [1, 2, 3], max_tokens=3), 2)
+
+
+def test_one_frame_holds_the_deltas_of_a_step() -> None:
+    stage = Stage([ask(f"r{index}", [1, index + 1], max_tokens=4, ignore_eos=True) for index in range(3)]).play()
+    frames = [[mail.id for mail in frame if isinstance(mail, Delta)] for frame in stage.mailbox.sent]
+    assert ["r0", "r1", "r2"] in frames
+
+
+def test_constraint_compiles_beside_the_steps_and_holds() -> None:
+    request = ask("a", [1, 2], max_tokens=20, constraint=Constraint("lark", "4 ? 5 ?"), seed=3)
+    stage = Stage([request]).play()
+    assert stage.ids("a") == write_alone(request, 3)
+
+
+def test_constraint_that_does_not_compile_is_refused_alone() -> None:
+    good = ask("good", [1, 2], max_tokens=4, seed=1)
+    stage = Stage([ask("bad", [1, 2], constraint=Constraint("lark", "bad")), good]).play()
+    assert stage.failure("bad").kind == "bad_constraint"
+    assert len(stage.told("bad")) == 1, "a refusal comes before any admission"
+    assert stage.ids("good") == write_alone(good, 1)
+
+
+class HangingGrammars(ToyGrammars):
+    """The source `hang` compiles until it is let go."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def compile(self, constraint: Constraint) -> ToyMatcher:
+        if constraint.source == "hang":
+            self.let_go.wait(30)
+        return super().compile(constraint)
+
+
+def test_constraints_that_hang_are_refused_and_others_still_compile() -> None:
+    grammars = HangingGrammars()
+    hanging: list[ToEngine] = [ask(f"hang{index}", [1], constraint=Constraint("lark", "hang")) for index in range(2)]
+    late = ask("late", [1], max_tokens=9, constraint=Constraint("lark", "4 ? 4"), seed=1)
+    stage = Stage(hanging, [ask("free", [1, 2], max_tokens=2)], [late], grammars=grammars, timeout_s=5.0)
+    stage.play()
+    grammars.let_go.set()
+    assert [stage.failure(f"hang{index}").kind for index in range(2)] == ["bad_constraint"] * 2
+    assert stage.ids("free")
+    assert stage.ids("late") == write_alone(late, 1)
+
+
+def test_abort_while_compiling_leaves_nothing_behind() -> None:
+    grammars = HangingGrammars()
+    stage = Stage([ask("a", [1], constraint=Constraint("lark", "hang"))], [Abort("a")], grammars=grammars)
+    stage.mailbox.wanted.clear()
+    stage.play()
+    grammars.let_go.set()
+    assert stage.told("a") == []
+
+
+def test_abort_of_an_unknown_id_is_ignored() -> None:
+    stage = Stage([Abort("nobody")], [ask("a", [1], max_tokens=2)]).play()
+    assert stage.ids("a")
+
+
+def test_out_of_memory_is_told_to_the_guard_and_retried() -> None:
+    request = ask("a", [1, 2, 3, 4, 5], max_tokens=5, seed=4)
+    stage = Stage([request])
+    stage.model.fail_above = 2
+    stage.play()
+    assert stage.guard.ooms > 0
+    assert stage.ids("a") == write_alone(request, 4)
+
+
+class Broken(ToyModel):
+    """Breaks at its third step."""
+
+    def launch(self, batch: Batch) -> Batch:
+        if self.num_steps == 2:
+            raise RuntimeError("the device is gone")
+        return super().launch(batch)
+
+
+def test_crash_has_last_words_for_everybody() -> None:
+    stage = Stage([ask("a", [1, 2], max_tokens=9, ignore_eos=True)], [ask("b", [1, 3], max_tokens=9, ignore_eos=True)])
+    stage.loop._machine = Machine(Broken(4), stage.pool, ToyGrammars(), stage.guard)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        stage.loop.run()
+    assert [stage.failure(id).kind for id in ("a", "b")] == ["engine_died"] * 2
+    assert "the device is gone" in stage.failure("a").text
+
+
+def test_shutdown_is_told_to_those_who_still_run() -> None:
+    stage = Stage([ask("a", [1, 2], max_tokens=50, ignore_eos=True)], [], [], [Shutdown()]).play()
+    assert stage.failure("a").kind == "engine_died"
+
+
+def test_heart_beats_while_idle_without_spinning() -> None:
+    stage = Stage(*([] for _ in range(20)))
+    receive = stage.mailbox.receive
+
+    def pass_time(timeout_s: float) -> list[ToEngine]:
+        stage.clock.advance(timeout_s)
+        return receive(timeout_s)
+
+    stage.mailbox.receive = pass_time  # type: ignore[method-assign]
+    stage.play()
+    assert 19 <= len(stage.pulses()) <= 22
+    assert all(wait > 0.5 for wait in stage.mailbox.waits[1:])
+
+
+def test_shrunk_allowance_is_obeyed_told_at_once_and_its_memory_given_back() -> None:
+    stage = Stage([ask("a", [1, 2, 3], max_tokens=12, ignore_eos=True)])
+    allowances = {2: ToyAllowance(8, admit=False), 5: ToyAllowance(32)}
+    pulses: list[int] = []
+
+    def change(_: int) -> None:
+        stage.clock.advance(0.2)
+        stage.guard.allowed = allowances.get(stage.model.num_steps, stage.guard.allowed)
+        pulses.append(len(stage.pulses()))
+
+    stage.model.on_launch = change
+    stage.play()
+    assert stage.pool.acts == [("release", 8), ("restore", 32)]
+    assert len(stage.ids("a")) == 12
+    assert len(stage.pulses()) >= 4, "two changes and two seconds"
