@@ -1,7 +1,7 @@
 """The engine process: `python -m server.engine --address ipc://... --settings JSON`. Composition root.
 
-It connects to the address, tells Progress while it loads, then Ready or Unable, and serves until Shutdown, SIGTERM
-or the death of the process that started it. Exit code 0 after a told end, 1 after a crash, 2 if it cannot start.
+It connects to the address, tells Progress while it loads, then Ready or Unable, and serves until Shutdown or the
+death of the process that started it; signals it ignores. Exit code 0 after a told end, 1 after a crash, 2 if it cannot start.
 """
 
 import argparse
@@ -29,7 +29,8 @@ def main() -> int:
     parser.add_argument("--settings", required=True, help="an EngineOrder as JSON")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="engine: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may go to the whole group; the API process drains and decides
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     mailbox = PairMailbox(arguments.address)
     try:
@@ -51,7 +52,6 @@ def _serve(mailbox: PairMailbox, order: str) -> int:
     except Exception as error:
         mailbox.send([Unable(f"the engine broke while it started: {type(error).__name__}: {error}")])
         raise
-    signal.signal(signal.SIGTERM, lambda *_: engine.loop.close())
     mailbox.send([engine.ready])
     engine.loop.run()
     engine.close()

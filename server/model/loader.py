@@ -27,6 +27,7 @@ from server.settings import EngineSettings
 OnProgress = Callable[[float], None]
 
 ATTENTION_NAME = "toolwire"
+SMALL_MODEL_BYTES = 64 << 20
 LAYER_TYPES = ("full_attention", "linear_attention")
 RECURRENT_MODELS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 PACKAGES = {  # quantization method in config.json -> package that transformers needs for it
@@ -72,8 +73,6 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
     """
     began = time.monotonic()
     device = choose_device(settings.device)
-    if device.type == "cpu" and settings.threads:
-        torch.set_num_threads(settings.threads)
     config = _read_config(checkpoint)
     _refuse_unsupported(config)
     model = _load_model(checkpoint, config, settings, device, on_progress)
@@ -86,6 +85,8 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
     body = model.get_decoder()
     if recurrent:
         split_rows(body)
+    weight_bytes = _weight_bytes(model)
+    _choose_threads(device, settings.threads, weight_bytes)
     on_progress(1.0)
     return LoadedModel(
         body=body,
@@ -96,7 +97,7 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
         max_positions=text.max_position_embeddings,
         kv=_kv_shape(text),
         recurrent=recurrent,
-        weight_bytes=_weight_bytes(model),
+        weight_bytes=weight_bytes,
         load_s=time.monotonic() - began,
     )
 
@@ -108,6 +109,12 @@ def choose_device(wanted: str) -> torch.device:
     if not torch.cuda.is_available():
         raise CannotStart("--device cuda: torch sees no CUDA device here; install a CUDA build or use --device cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _choose_threads(device: torch.device, wanted: int, weight_bytes: int) -> None:
+    """A step of a small model is over before a second thread is awake, and a busy machine makes it wait for that one."""
+    if device.type == "cpu" and (wanted or weight_bytes < SMALL_MODEL_BYTES):
+        torch.set_num_threads(wanted or 1)
 
 
 def _read_config(checkpoint: Path) -> Any:
