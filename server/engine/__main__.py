@@ -1,7 +1,8 @@
 """The engine process: `python -m server.engine --address ipc://... --settings JSON`. Composition root.
 
 It connects to the address, tells Progress while it loads, then Ready or Unable, and serves until Shutdown or the
-death of the process that started it; signals it ignores. Exit code 0 after a told end, 1 after a crash, 2 if it cannot start.
+death of the process that started it; signals it ignores. Exit code 0 after a told end, 1 after a crash, 2 if it
+cannot start.
 """
 
 import argparse

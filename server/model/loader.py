@@ -112,7 +112,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def _choose_threads(device: torch.device, wanted: int, weight_bytes: int) -> None:
-    """A step of a small model is over before a second thread is awake, and a busy machine makes it wait for that one."""
+    """A step of a small model is over before a second thread is awake, and on a busy machine it waits for that one."""
     if device.type == "cpu" and (wanted or weight_bytes < SMALL_MODEL_BYTES):
         torch.set_num_threads(wanted or 1)
 
