@@ -28,6 +28,7 @@ class JsonCall:
         self._end = end
         self._arguments = JsonArguments(tape, out, offered, end, stops)
         self._is_text = False
+        self._has_others = False  # members that say nothing to us
 
     def read(self) -> Generator[None, None, bool]:
         """True if it was a call; otherwise all that was taken has come out as text."""
@@ -42,7 +43,10 @@ class JsonCall:
                 break
         if self._is_text:
             return False
-        if arguments.tool is None or not (found in ("}", self._end) or arguments.is_open or arguments.is_read):
+        begun = arguments.is_open or arguments.is_read
+        # No arguments are `{}`; but beside another member they may well be that one, misspelt.
+        empty = found in ("}", self._end) and not self._has_others
+        if arguments.tool is None or not (begun or empty):
             self._out.text(self._tape.recorded())
             return False
         if found == "}":
@@ -68,8 +72,8 @@ class JsonCall:
             if key == "parameters":
                 arguments.flag("repaired")
             return (yield from arguments.read())
-        if arguments.is_read:
-            arguments.flag("repaired")  # what it says is in `raw` alone
+        self._has_others = True
+        arguments.flag("repaired")  # what it says is in `raw` alone
         return (yield from arguments.skip_value())
 
     def _short_string(self) -> Generator[None, None, str | None]:

@@ -10,6 +10,7 @@ object without its last braces.
 A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains it, the text stands as it is.
 """
 
+import re
 from collections.abc import Generator, Iterator, Sequence
 
 from server.dialects.json_arguments import JsonArguments
@@ -24,6 +25,7 @@ from server.messages import Constraint
 SECTION, SECTION_CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 CALL, CALL_CLOSE = "<|tool_call_begin|>", "<|tool_call_end|>"
 ARGUMENTS = "<|tool_call_argument_begin|>"
+CALL_ID = re.compile(r"(?:functions\.)?([^:]+)(?::\d+)?")
 OPENERS = Openers(SECTION, CALL)
 OPENERS_INSIDE = Openers(SECTION, CALL, CALL_CLOSE, SECTION_CLOSE)
 
@@ -58,9 +60,9 @@ def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, Non
     """Read `<|tool_call_begin|>...<|tool_call_end|>`, or give its beginning back as text. True if it was a call."""
     tape.take(len(CALL))
     call_id = yield from read_name(tape, ARGUMENTS)
-    name = (call_id or "").removeprefix("functions.").partition(":")[0]
+    name = CALL_ID.fullmatch(call_id or "")
     arguments = JsonArguments(tape, out, offered, CALL_CLOSE, (SECTION_CLOSE, CALL))
-    arguments.tool = offered.find(name)
+    arguments.tool = offered.find(name.group(1)) if name else None
     if arguments.tool is not None:
         yield from tape.skip_space()
         if is_raw(arguments.tool):

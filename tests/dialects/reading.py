@@ -1,0 +1,95 @@
+"""What the dialect tests share: read a text cut somehow, fold the events, tell what a reply says."""
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.dialects.protocol import Dialect, Tool
+from server.events import CallArguments, CallClosed, CallOpened, ParserEvent, Text
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as a client gets it."""
+
+    name: str
+    arguments: str
+    flags: tuple[str, ...] = ()
+    raw: str = ""
+
+    @property
+    def value(self) -> Any:
+        """The arguments' JSON value."""
+        return json.loads(self.arguments)
+
+
+def read(dialect: Dialect, tools: Sequence[Tool], pieces: Iterable[str]) -> list[ParserEvent]:
+    """The events of a reply that comes in these pieces, adjacent ones joined."""
+    parser = dialect.parser(tools)
+    events = [event for piece in pieces for event in parser.feed(piece)]
+    return folded(events + parser.close())
+
+
+def folded(events: Iterable[ParserEvent]) -> list[ParserEvent]:
+    """Adjacent texts as one, adjacent pieces of arguments as one."""
+    out: list[ParserEvent] = []
+    for new in events:
+        old = out[-1] if out else None
+        if isinstance(old, Text) and isinstance(new, Text):
+            out[-1] = Text(old.text + new.text)
+        elif isinstance(old, CallArguments) and isinstance(new, CallArguments):
+            assert old.index == new.index, "calls are interleaved"
+            out[-1] = CallArguments(old.index, old.text + new.text)
+        else:
+            out.append(new)
+    return out
+
+
+def said(events: Iterable[ParserEvent]) -> list[str | Call]:
+    """Texts and calls in order; fails where the events are no reply at all."""
+    out: list[str | Call] = []
+    name, arguments, index = "", "", -1
+    is_open = False
+    for event in events:
+        match event:
+            case Text(text):
+                assert text and not is_open, event
+                out.append(text)
+            case CallOpened(i, name, _):
+                assert not is_open and i == index + 1, event
+                index, arguments, is_open = i, "", True
+            case CallArguments(i, text):
+                assert is_open and i == index and text, event
+                arguments += text
+            case CallClosed(i, flags, raw):
+                assert is_open and i == index and bool(raw) == bool(flags), event
+                out.append(Call(name, arguments, flags, raw))
+                is_open = False
+    assert not is_open, "a call was never closed"
+    return out
+
+
+def tell(dialect: Dialect, tools: Sequence[Tool], text: str) -> list[str | Call]:
+    """Texts and calls of a whole text, after checking that it may come in any pieces."""
+    whole = read(dialect, tools, [text])
+    for size in (1, 2, 3, 7):
+        assert read(dialect, tools, cut_evenly(text, size)) == whole, f"pieces of {size}"
+    return said(whole)
+
+
+def cut_evenly(text: str, size: int) -> list[str]:
+    """Pieces of one size."""
+    return [text[i : i + size] for i in range(0, len(text), size)]
+
+
+def cut_somehow(text: str, chance: random.Random) -> list[str]:
+    """Pieces of random sizes, some empty."""
+    longest = chance.choice((1, 3, 8, 30))
+    pieces, at = [], 0
+    while at < len(text):
+        size = chance.randint(0 if longest > 1 else 1, longest)
+        pieces.append(text[at : at + size])
+        at += size
+    return pieces
