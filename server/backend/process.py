@@ -112,8 +112,8 @@ class ProcessBackend:
                 yield mail
         finally:
             del self._inboxes[request.id]
-            if not finished and self._is_up():
-                await self._send(Abort(request.id))
+            if not finished:
+                await self._tell(Abort(request.id))
 
     async def health(self) -> Pulse:
         """The latest heartbeat; raises Starting while the engine loads, EngineDied when it has gone silent."""
@@ -128,8 +128,7 @@ class ProcessBackend:
     async def close(self) -> None:
         """End the engine process; running generators raise EngineDied."""
         self._closing = True
-        if self._is_up():
-            await self._send(Shutdown())
+        await self._tell(Shutdown())
         if self._process is not None and self._process.returncode is None:
             await _end(self._process)
         if self._life is not None:
@@ -206,7 +205,15 @@ class ProcessBackend:
     async def _send(self, message: Message) -> None:
         if self._socket is None:
             raise EngineDied("the engine process ended before it could be asked")
-        await self._socket.send(_encode(message))
+        try:
+            await self._socket.send(_encode(message), flags=zmq.NOBLOCK)
+        except zmq.Again as error:  # its end is gone, and we have not been told yet
+            raise EngineDied("the engine process ended before it could be asked") from error
+
+    async def _tell(self, message: Message) -> None:
+        """Send what an engine that is gone need not hear."""
+        with contextlib.suppress(EngineDied):
+            await self._send(message)
 
     def _require_ready(self) -> None:
         if not self._is_up():
