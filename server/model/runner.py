@@ -11,6 +11,7 @@ from server.model.batch import Batch, Drawn, Row
 from server.model.loader import LoadedModel
 from server.model.masks import Masks
 from server.model.paged import SHORT_TOKENS, KvPool, PoolShape, RowPlan, plan_step
+from server.model.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.sampler import DrawRow, draw_ids
 
 
@@ -29,6 +30,8 @@ class Runner:
         self._loaded = loaded
         self.pool = KvPool(pool_shape(loaded, block_size), num_blocks)
         self._layer_of = {index: i for i, index in enumerate(loaded.kv.layer_indices)}
+        shape = loaded.recurrent
+        self.states = StatePool(shape, num_slots, loaded.dtype, loaded.device) if shape else None
 
     def launch(self, batch: Batch) -> Ticket:
         """Compute the batch; on CUDA the result may still be on its way. Raises MemoryError."""
@@ -53,8 +56,9 @@ class Runner:
             raise MemoryError(str(error)) from error
 
     def copy_state(self, source: int, target: int) -> None:
-        """Copy recurrent state between slots."""
-        raise NotImplementedError
+        """Copy recurrent state between slots (snapshots)."""
+        assert self.states is not None, "this model has no recurrent state"
+        self.states.copy(source, target)
 
     def release(self, first_block: int) -> None:
         """Give the memory of all blocks from this one on back to the device; their content is lost."""
@@ -74,9 +78,19 @@ class Runner:
             position_ids=torch.from_numpy(positions).unsqueeze(0),
             use_cache=False,
             paged=plan_step(plans, self.pool, self._layer_of),
+            recurrent=self._plan_states(rows),
         )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
+
+    def _plan_states(self, rows: Sequence[Row]) -> RecurrentStep | None:
+        if self.states is None:
+            return None
+        plans = []
+        for row in rows:
+            assert row.slot is not None, "a row of a recurrent model has a slot"
+            plans.append(StateRow(len(row.token_ids), row.start, row.slot))
+        return plan_states(plans, self.states)
 
 
 def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:
@@ -85,9 +99,9 @@ def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:
     return PoolShape(block_size, len(kv.layer_indices), kv.kv_heads, kv.head_dim, loaded.dtype)
 
 
-def _place(row: Row) -> int:
-    """Short rows first, equal lengths together: the order that attention wants."""
-    return min(len(row.token_ids), SHORT_TOKENS + 1)
+def _place(row: Row) -> tuple[int, bool]:
+    """Short rows first, equal lengths together, those without a past behind: the order that the layers want."""
+    return min(len(row.token_ids), SHORT_TOKENS + 1), row.start == 0
 
 
 def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> Tensor:
