@@ -11,7 +11,7 @@ added tokens before anything else, too.
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -78,6 +78,15 @@ class Encoder:
         if at < len(text):
             pieces.append(self._piece(text, at, len(text), mask))
         return pieces
+
+    def token_starts(self, text: str, mask: Mask, pieces: Iterable[Piece]) -> Iterator[int]:
+        """Where in the rendered text each token begins."""
+        for piece in pieces:
+            if piece.control:
+                yield piece.start
+            else:
+                encoding = self._plain.encode(mask.show(text[piece.start : piece.end]), add_special_tokens=False)
+                yield from (piece.start + start for start, _ in encoding.offsets)
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of outside text: no control token among them, whatever it says."""

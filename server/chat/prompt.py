@@ -7,6 +7,7 @@ The prompt depends on the messages, the tools and the template's variables alone
 conversation keeps its prefix whatever is asked of the next reply.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -17,7 +18,7 @@ from server.chat.checkpoint import Checkpoint
 from server.chat.preamble import find_thinking, preamble_for, thinking_variables
 from server.chat.render import Prompt, Renderer, Script
 from server.chat.shapes import Shaped, shape
-from server.chat.shares import whole
+from server.chat.shares import attribute
 from server.dialects.protocol import Wanted
 from server.messages import Generate
 from server.settings import Settings
@@ -61,16 +62,32 @@ class Prompter:
 
     def count(self, ask: Ask) -> tuple[Share, ...]:
         """The prompt's tokens by part; their sum is `prompt_tokens` of the same request."""
-        return whole(self._fit(ask).prompt)
+        fitted = self._fit(ask)
+        return self._shares(fitted.shaped, fitted.script, fitted.prompt)
 
     def _fit(self, ask: Ask) -> Fitted:
         shaped = tuple(shape(ask.messages, self._checkpoint.habits))
         variables = thinking_variables(self._checkpoint, ask, shaped)
-        script = self._renderer.script(shaped, ask.tool_definitions, variables, ask.continue_final_message)
-        prompt = self._renderer.render(script)
-        if window.fits(self._limit, prompt.num_tokens):
-            return Fitted(shaped, script, prompt)
-        raise window.too_long(self._limit, prompt.num_tokens, 0)
+
+        def render(kept: Sequence[Shaped]) -> Fitted:
+            script = self._renderer.script(kept, ask.tool_definitions, variables, ask.continue_final_message)
+            dropped = sum(len(one.sources) for one in shaped) - sum(len(one.sources) for one in kept)
+            return Fitted(tuple(kept), script, self._renderer.render(script), dropped)
+
+        whole = render(shaped)
+        if window.fits(self._limit, whole.prompt.num_tokens):
+            return whole
+        if (ask.on_overflow or self._on_overflow) == "drop-oldest":
+            largest = window.largest_prompt(self._limit, ask.max_tokens, self._max_new_tokens)
+            shorter = _drop_oldest(shaped, render, largest, self._limit)
+            if shorter is not None:
+                return shorter
+        shares = self._shares(whole.shaped, whole.script, whole.prompt)
+        functions = sum(share.tokens for share in shares if share.part.startswith("tools"))
+        raise window.too_long(self._limit, whole.prompt.num_tokens - functions, functions)
+
+    def _shares(self, shaped: Sequence[Shaped], script: Script, prompt: Prompt) -> tuple[Share, ...]:
+        return attribute(self._checkpoint, self._renderer, script, prompt, shaped)
 
     def _generates(self, ask: Ask, token_ids: list[int], thinking: Thinking, max_tokens: int) -> tuple[Generate, ...]:
         checkpoint = self._checkpoint
@@ -95,3 +112,22 @@ class Prompter:
             )
             for i in range(ask.n)
         )
+
+
+def _drop_oldest(
+    shaped: Sequence[Shaped], render: Callable[[Sequence[Shaped]], Fitted], largest: int, limit: int
+) -> Fitted | None:
+    """The conversation without its oldest groups: as few as make it `largest` tokens, or at least fit at all."""
+    groups = window.droppable(shaped)
+    low, high = 1, len(groups)
+    best: Fitted | None = None
+    while low <= high:  # the fewest groups whose going is enough
+        middle = (low + high) // 2
+        tried = render(window.without(shaped, groups[:middle]))
+        if tried.prompt.num_tokens <= largest:
+            best, high = tried, middle - 1
+        else:
+            low = middle + 1
+            if middle == len(groups) and window.fits(limit, tried.prompt.num_tokens):
+                best = tried
+    return best

@@ -5,7 +5,7 @@ encoder. Rendering 128 tools again costs what the template itself costs.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -101,6 +101,10 @@ class Renderer:
             }
         )
         return _cut_at_prefill(text) if script.prefill else text
+
+    def token_starts(self, prompt: Prompt) -> Iterator[int]:
+        """Where in the prompt's text each token begins."""
+        return self._encoder.token_starts(prompt.text, self._mask, prompt.pieces)
 
     def _hide_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         return {key: item if key == "role" else self._mask.hide_all(item) for key, item in message.items()}

@@ -6,6 +6,7 @@ The tokenizer knows the control tokens of all of them at once, so that each temp
 import functools
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ OTHER_TOKENS = (
     "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<arg_key>", "</arg_key>",
     "<arg_value>", "</arg_value>", "/nothink",
 )  # fmt: skip
-NUM_SPECIAL = 9  # of OTHER_TOKENS; the rest is added, but not special
+NUM_SPECIAL = 15  # of OTHER_TOKENS; the rest is added, but not special
 
 
 @functools.cache
@@ -70,9 +71,10 @@ def checkpoint(name: str) -> Checkpoint:
 
 
 @functools.cache
-def prompter(name: str) -> Prompter:
-    """Prepares prompts with the defaults of the settings."""
-    return Prompter(checkpoint(name), Settings(api=ApiSettings()))
+def prompter(name: str, limit: int = 0, **settings: Any) -> Prompter:
+    """Prepares prompts with the defaults of the settings; `limit` shortens the model's context."""
+    there = checkpoint(name)
+    return Prompter(replace(there, max_model_len=limit or there.max_model_len), Settings(api=ApiSettings(**settings)))
 
 
 def ids_of(name: str, messages: list[dict[str, Any]], **fields: Any) -> list[int]:
