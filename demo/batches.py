@@ -28,16 +28,23 @@ class TrainingBatch:
     weights: Tensor
 
 
-DRILLS_ONLY, SHORT, MIXED, FULL = 0.02, 0.10, 0.35, 1.0
+DRILLS_ONLY, SHORT, MIXED = 0.02, 0.15, 0.40
+
+
+# Several questions about the same tools give more to learn from for each token of prompt.
+MANY_QUESTIONS = (
+    ("one", 18), ("same_twice", 5), ("two_tools", 4), ("missing", 5), ("none_fits", 6), ("chat", 2), ("several", 60),
+)  # fmt: skip
 
 
 def stage_at(progress: float) -> Stage:
     """How hard the conversations are when this share of the run is over."""
     if progress < SHORT:
-        return Stage(tool_counts=(1, 1, 1, 2), everyday_share=0.3)
+        easy = (("one", 20), ("missing", 4), ("same_twice", 4), ("several", 72))
+        return Stage((1, 1, 1, 2), 0.3, easy, num_questions=(3, 4, 5, 6))
     if progress < MIXED:
-        return Stage(tool_counts=(1, 1, 2, 2, 3, 4))
-    return Stage()
+        return Stage((1, 1, 2, 2, 3, 4), 0.4, MANY_QUESTIONS, num_questions=(3, 4, 5, 6, 7))
+    return Stage() if progress > 0.7 else Stage(weights=MANY_QUESTIONS, num_questions=(3, 4, 5, 6, 7))
 
 
 def drill(rng: random.Random, vocab_size: int) -> Example:
@@ -66,17 +73,17 @@ class Supply:
     tokens_per_batch: int
     vocab_size: int
 
-    def pool(self, number: int, progress: float, size: int = 384) -> list[TrainingBatch]:
+    def pool(self, number: int, progress: float, size: int = 768) -> list[TrainingBatch]:
         """Some batches in random order, each of conversations of about one length."""
         rng = random.Random(f"{self.seed}/{self.worker}/{number}")
-        drills = 1.0 if progress < DRILLS_ONLY else 0.3 if progress < SHORT else 0.03
-        if progress > 0.5:
+        drills = 1.0 if progress < DRILLS_ONLY else 0.25 if progress < MIXED / 2 else 0.05
+        if progress > MIXED:
             drills = 0.0
         num_drills = int(size * drills)
         author = Author(World("train", rng, known_words()), read_everyday(), read_smalltalk(), stage_at(progress))
         examples = encode_all(self.tokenizer, [author.write() for _ in range(size - num_drills)])
         examples += [drill(rng, self.vocab_size) for _ in range(num_drills * (3 if drills == 1.0 else 1))]
-        limit = 400 if progress < SHORT else 700 if progress < 0.6 else 1500
+        limit = 500 if progress < SHORT else 800 if progress < 0.7 else 1500
         examples = sorted((e for e in examples if len(e.ids) <= limit), key=lambda e: len(e.ids))
         batches = [pad(group, rng) for group in self._groups(examples)]
         rng.shuffle(batches)

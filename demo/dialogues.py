@@ -58,6 +58,7 @@ class Stage:
     weights: tuple[tuple[str, int], ...] = (
         ("one", 40), ("same_twice", 9), ("two_tools", 7), ("missing", 9), ("none_fits", 11), ("chat", 6), ("several", 18)
     )  # fmt: skip
+    num_questions: tuple[int, ...] = (2, 3, 3, 4, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +92,15 @@ class Author:
         return Dialogue(scenario, tools, turns, system, thinking, first_learnt, rng.random() < 0.5)
 
     def _several(self, tools: tuple[Tool, ...], system: str, thinking: bool) -> Dialogue:
-        """Two to four questions about the same tools."""
+        """Some questions about the same tools."""
         rng = self.world.rng
         turns: tuple[Turn, ...] = ()
-        for _ in range(rng.choice((2, 2, 3, 3, 4))):
+        for _ in range(rng.choice(self.stage.num_questions)):
             kinds = ("one", "one", "one", "same_twice", "two_tools", "missing", "none_fits", "chat")
             turns += self.exchange(rng.choice(kinds), tools)
         # Mostly every question is learnt from, with the thoughts left empty: much practice per tool list.  Otherwise
         # the history is as the template shows it, and the last reply alone is learnt from.
-        learn_all = rng.random() < 0.65
+        learn_all = rng.random() < 0.8
         first_learnt = 0 if learn_all else last_reply(turns)
         return Dialogue("several", tools, turns, system, thinking and not learn_all, first_learnt, rng.random() < 0.5)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.invent import named
+from demo.invent import COUNTED, LISTS, ROLES, named
 from demo.tools import Kind, Parameter, Tool
 from demo.values import FLAVOURS
 from demo.words import World
@@ -111,6 +111,7 @@ def read_sketch(line: str) -> Sketch:
 
 
 def known_words() -> frozenset[str]:
-    """Every word of everyday.txt, lower case: none of them may be held out."""
-    text = (Path(__file__).parent / "everyday.txt").read_text(encoding="utf-8").lower()
+    """Every word of everyday.txt and of the familiar parameter names, lower case: none of them may be held out."""
+    familiar = [*COUNTED, *LISTS, *(name for _, names, _ in ROLES for name in names)]
+    text = (Path(__file__).parent / "everyday.txt").read_text(encoding="utf-8").lower() + "\n" + "\n".join(familiar)
     return frozenset("".join(c if c.isalpha() else " " for c in text).split())

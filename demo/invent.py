@@ -139,13 +139,14 @@ def invent_parameter(world: World, kind: Kind, roles: list[tuple[str, tuple[str,
     name = parameter_name(world)
     match kind:
         case "string":
-            if rng.random() < 0.4 and roles:
+            if rng.random() < 0.4 and roles and world.split == "train":
                 flavour, names, clauses = roles.pop()
                 name = rng.choice(names) if rng.random() < 0.7 else name
                 return describe(world, Parameter(name, kind, "", required, flavour, clauses=clauses + named(name)))
             return describe(world, Parameter(name, kind, "", required, rng.choice(FREE_FLAVOURS), clauses=named(name)))
         case "integer" if rng.random() < 0.45:
-            things = rng.choice(COUNTED) if rng.random() < 0.5 else f"{world.noun(0.6)}s"
+            familiar = rng.random() < 0.5 and world.split == "train"
+            things = rng.choice(COUNTED) if familiar else f"{world.noun(0.6)}s"
             name = rng.choice((things, things, f"num_{things}", f"{things}_count"))
             return describe(world, Parameter(name, kind, "", required, clauses=(f"for {{}} {things}", f"with {{}} {things}")))
         case "integer" | "number":
@@ -158,7 +159,7 @@ def invent_parameter(world: World, kind: Kind, roles: list[tuple[str, tuple[str,
             choices = tuple(dict.fromkeys(enum_choice(world) for _ in range(count)))
             return describe(world, Parameter(name, kind, "", required, choices=choices, clauses=named(name)))
         case "array":
-            name = rng.choice(LISTS) if rng.random() < 0.4 else f"{name}s"
+            name = rng.choice(LISTS) if rng.random() < 0.4 and world.split == "train" else f"{name}s"
             flavour = rng.choice(("word", "word", "name", "person", "place", "email", "code"))
             clauses = (f"with {spoken(name)} {{}}", f"{spoken(name)} {{}}", f"and the {spoken(name)} {{}}")
             return describe(world, Parameter(name, kind, "", required, flavour, clauses=clauses))

@@ -8,10 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 # Coefficients of the quintic iteration, as published with Muon.
 A, B, C = 3.4445, -4.7750, 2.0315
+DECAY = 0.01
 
 
 def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
@@ -27,16 +29,17 @@ def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """Steps a network's matrices by Muon and the rest by AdamW."""
+    """Steps a network's matrices by Muon and the rest by AdamW; workers share the iterations among themselves."""
 
-    def __init__(self, network: nn.Module, matrix_rate: float, other_rate: float, decay: float = 0.01) -> None:
+    def __init__(self, network: nn.Module, rates: tuple[float, float], worker: int = 0, workers: int = 1) -> None:
+        """rates: of the matrices and of all else."""
         named = dict(network.named_parameters())
         self.matrices = {name: p for name, p in named.items() if p.ndim == 2 and "embed" not in name}
         others = [p for name, p in named.items() if name not in self.matrices]
-        self.adam = torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.adam = torch.optim.AdamW(others, lr=rates[1], betas=(0.9, 0.95), weight_decay=0.0)
         self.momenta = {name: torch.zeros_like(p) for name, p in self.matrices.items()}
-        self.rates = (matrix_rate, other_rate)
-        self.decay = decay
+        self.rates = rates
+        self.worker, self.workers = worker, workers
 
     @torch.no_grad()
     def step(self, scale: float, momentum: float = 0.95) -> None:
@@ -46,15 +49,30 @@ class Muon:
             group["lr"] = other_rate
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        for names in self._by_shape():
-            directions = torch.stack([self._direction(name, momentum) for name in names])
-            updates = orthogonalise(directions)
-            rows, columns = updates.shape[-2:]
+        for name, update in self._updates(momentum).items():
+            parameter = self.matrices[name]
+            rows, columns = parameter.shape
             size = max(1.0, rows / columns) ** 0.5 * matrix_rate
-            for name, update in zip(names, updates, strict=True):
-                parameter = self.matrices[name]
-                parameter.mul_(1 - matrix_rate * self.decay).sub_(update, alpha=size)
-                parameter.grad = None
+            parameter.mul_(1 - matrix_rate * DECAY).sub_(update, alpha=size)
+            parameter.grad = None
+
+    def _updates(self, momentum: float) -> dict[str, Tensor]:
+        """The orthogonal updates by name, every worker's part computed by it and sent to all."""
+        directions = {name: self._direction(name, momentum) for name in self.matrices}
+        flat = torch.zeros(sum(p.numel() for p in self.matrices.values()))
+        sizes = [p.numel() for p in self.matrices.values()]
+        updates = {
+            name: part.view_as(self.matrices[name])
+            for name, part in zip(self.matrices, flat.split(sizes), strict=True)
+        }
+        for names in self._by_shape():
+            mine = names[self.worker :: self.workers]
+            if mine:
+                for name, update in zip(mine, orthogonalise(torch.stack([directions[n] for n in mine])), strict=True):
+                    updates[name].copy_(update)
+        if self.workers > 1:
+            dist.all_reduce(flat)
+        return updates
 
     def _direction(self, name: str, momentum: float) -> Tensor:
         grad = self.matrices[name].grad

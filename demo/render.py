@@ -16,7 +16,7 @@ from demo.tokenizer import TOOLS_HEAD, TOOLS_TAIL_1, TOOLS_TAIL_2, TOOLS_TAIL_3
 from demo.tools import Tool
 
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
-PROMPT_WEIGHT = 0.1
+PROMPT_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, slots=True)

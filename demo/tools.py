@@ -92,7 +92,7 @@ def draw_value(world: World, parameter: Parameter) -> Said:
     rng = world.rng
     match parameter.kind:
         case "string":
-            text = values.FLAVOURS[parameter.flavour](world)
+            text = draw_text(world, parameter.flavour)
             return Said(text, quoted(world, text, parameter.flavour))
         case "integer":
             number = world.whole_number()
@@ -105,7 +105,7 @@ def draw_value(world: World, parameter: Parameter) -> Said:
             choice = rng.choice(parameter.choices)
             return Said(choice, spell(choice) if rng.random() < 0.5 else choice)
         case "array":
-            items = [values.FLAVOURS[parameter.flavour](world) for _ in range(rng.choice((1, 2, 2, 2, 3, 3)))]
+            items = [draw_text(world, parameter.flavour) for _ in range(rng.choice((1, 2, 2, 2, 3, 3)))]
             return Said(items, join_words(items, rng.choice((" and ", " and ", ", and ", ", "))))
         case "object":
             inner = [(field_, draw_value(world, field_)) for field_ in parameter.fields]
@@ -115,6 +115,14 @@ def draw_value(world: World, parameter: Parameter) -> Said:
             truth = rng.random() < 0.5
             half = len(parameter.clauses) // 2
             return Said(truth, rng.choice(parameter.clauses[:half] if truth else parameter.clauses[half:]))
+
+
+def draw_text(world: World, flavour: str) -> str:
+    """A text of this flavour that belongs, as a whole, to this half of the world."""
+    while True:
+        text = values.FLAVOURS[flavour](world)
+        if world.allows(text):
+            return text
 
 
 def clause_for(world: World, parameter: Parameter, said: Said) -> str:

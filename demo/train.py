@@ -1,4 +1,4 @@
-"""Trains the network on two (or more) worker processes, each with one thread; can be stopped and resumed.
+"""Trains the network in a few worker processes of one thread each; can be stopped and resumed.
 
     python -m demo.train --run /tmp/run --minutes 100 --seed 0
 
@@ -37,12 +37,12 @@ class Run:
     minutes: float
     seed: int = 0
     workers: int = 2
-    tokens_per_batch: int = 4096
+    tokens_per_batch: int = 3072
     matrix_rate: float = 0.02
     other_rate: float = 0.002
     max_steps: int = 1_000_000
     resume: bool = False
-    port: int = 29511
+    compiled: bool = True
     shape: Shape = Shape()
 
 
@@ -75,14 +75,16 @@ def work(rank: int, run: Run) -> None:
     """One worker: the same weights as all others, its own conversations."""
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{run.port}", rank=rank, world_size=run.workers)
+    dist.init_process_group("gloo", f"file://{run.folder.resolve()}/meeting", rank=rank, world_size=run.workers)
     tokenizer = Tokenizer.from_file(str(run.folder / "tokenizer.json"))
     network = DemoModel(run.shape)
-    optimiser = Muon(network, run.matrix_rate, run.other_rate)
+    optimiser = Muon(network, (run.matrix_rate, run.other_rate), rank, run.workers)
     average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     state = Progress()
     if run.resume:
         state = resume(run, network, optimiser, average)
+    if run.compiled:
+        network.compile_pieces()
     supply = Supply(tokenizer, run.seed, rank, run.tokens_per_batch, run.shape.vocab_size)
     batches: list[TrainingBatch] = []
     allowed = run.minutes * 60
@@ -167,6 +169,7 @@ def resume(run: Run, network: DemoModel, optimiser: Muon, average: dict[str, Ten
 def train(run: Run) -> None:
     """Runs to the end; the folder must hold tokenizer.json and receives checkpoint.pt."""
     assert not math.isnan(run.minutes)
+    (run.folder / "meeting").unlink(missing_ok=True)  # where the workers of an earlier start met
     mp.spawn(work, args=(run,), nprocs=run.workers)  # type: ignore[no-untyped-call]
 
 
