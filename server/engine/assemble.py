@@ -24,6 +24,7 @@ from server.memory.watcher import Probe, Watcher
 from server.messages import Progress, Ready
 from server.model.grammar import LlguidanceGrammars
 from server.model.loader import LoadedModel, choose_device, load
+from server.model.profile import StepSize, measure_step
 from server.model.runner import Runner
 from server.settings import EngineSettings, read_environment
 
@@ -93,7 +94,10 @@ def _load_parts(order: EngineOrder, probe: Probe, mailbox: Mailbox) -> Parts:
     loaded = load(folder, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
     with ThreadPoolExecutor(1) as beside:
         indexing = beside.submit(LlguidanceGrammars, folder / "tokenizer.json", loaded.vocab_size, order.stop_ids)
-        plan = settle(estimate, probe.read()[0], Measured(loaded.weight_bytes, estimate.plan.activations))
+        rows = min(settings.max_batch_tokens, settings.max_running * (1 + settings.draft_tokens))
+        largest = StepSize(settings.max_batch_tokens, rows, settings.block_size)
+        measured = Measured(loaded.weight_bytes, measure_step(loaded, largest))
+        plan = settle(estimate, probe.read()[0], measured)
         runner = Runner(loaded, plan.num_blocks, settings.block_size, plan.num_slots)
         return Parts(loaded, plan, runner, indexing.result())
 

@@ -170,7 +170,8 @@ def activation_bytes(shape: Shape, demand: Demand) -> int:
 
 def sampling_bytes(vocab_size: int, rows: int, element: int, num_logprobs: int | None = 0) -> int:
     """Peak of turning `rows` of logits into ids, penalties and masks included; without logprobs it is less."""
-    kept = element + CHANGED_BYTES + (LOGPROB_BYTES if num_logprobs is not None else 0)
+    changed = 0 if element == FLOAT32_BYTES else CHANGED_BYTES  # float32 is changed in place
+    kept = element + changed + (LOGPROB_BYTES if num_logprobs is not None else 0)
     drawn = rows * (kept + SAMPLING_BYTES)
     sorted_whole = rows * (kept + 4) + min(rows, MOST_SORTED) * SORTED_BYTES
     return max(drawn, sorted_whole) * vocab_size

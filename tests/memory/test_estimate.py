@@ -18,9 +18,9 @@ from server.memory.shape import Shape, read_config, read_shape
 from server.messages import Sampling
 from server.model.batch import Batch, Draw, Row
 from server.model.loader import LoadedModel, load
+from server.model.profile import Meter, StepSize, measure_step
 from server.model.runner import Runner
 from server.settings import EngineSettings
-from tests.memory.meter import Meter
 
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-0.6B": ("Qwen3Config", {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16}),
@@ -46,7 +46,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded
         config = getattr(transformers, kind)(**{**common, **fields}, dtype="bfloat16")
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config)
-        model.to_empty(device="cpu").to(torch.bfloat16).save_pretrained(folder)
+        model.to_empty(device="cpu").to(torch.bfloat16).requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.save_pretrained(folder)
         loaded = load(folder, EngineSettings(device="cpu"), lambda _: None)
         return loaded, read_shape(read_config(folder)), folder
 
@@ -59,7 +62,7 @@ def prompt(num_tokens: int, start: int = 0) -> Row:
 
 
 def measure(loaded: LoadedModel, *rows: Row) -> tuple[int, int]:
-    """Peaks of computing and of drawing, in bytes."""
+    """Peaks of computing and of drawing, in bytes. All ids are alike: top_p must look at the whole vocabulary."""
     num_blocks = 1 + max(block for row in rows for block in row.blocks)
     runner = Runner(loaded, num_blocks, BLOCK_SIZE)
     runner.pool.keys[0].zero_()
@@ -67,8 +70,6 @@ def measure(loaded: LoadedModel, *rows: Row) -> tuple[int, int]:
         ticket = runner.launch(Batch(rows))
         computing = meter.peak
         meter.begin_again()
-        with torch.inference_mode():
-            ticket.logits.zero_()  # all ids alike: top_p must look at the whole vocabulary
         runner.finish(ticket, None)
     return computing, meter.peak
 
@@ -127,3 +128,17 @@ def test_drawing_never_takes_more_than_is_reserved(
     assert drawing <= reserved + (1 << 20)
     if sampling.num_logprobs is not None and sampling.frequency_penalty:
         assert drawing > reserved / 2
+
+
+def test_the_profile_run_agrees_with_the_estimate_and_with_a_step_of_full_size(
+    checkpoint: Callable[..., Loaded],
+) -> None:
+    """On a CPU small steps are counted and scaled up: that must give what the large step gives."""
+    fields = {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "vocab_size": 20_000}
+    loaded, shape, _ = checkpoint("Qwen3Config", fields)
+    for tokens, rows in ((NUM_TOKENS, 1), (NUM_TOKENS, 200)):
+        profiled = measure_step(loaded, StepSize(tokens, rows, BLOCK_SIZE))
+        expected = activation_bytes(shape, Demand("bfloat16", max_batch_tokens=tokens, max_running=rows))
+        assert profiled == pytest.approx(expected, rel=0.06)
+    whole, _ = measure(loaded, prompt(NUM_TOKENS))
+    assert measure_step(loaded, StepSize(NUM_TOKENS, 1, BLOCK_SIZE)) == pytest.approx(whole, rel=0.03)

@@ -1,0 +1,120 @@
+"""How much memory a step takes beyond what is held at rest, measured on the loaded model.
+
+On CUDA a step of full size is run and the allocator asked for its peak. A CPU's allocator tells no peak and a step of
+full size takes long there, so the tensors of small steps are counted and the count is scaled: every temporary tensor
+of a step has one row for each token, or one for each line of logits.
+"""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from server.messages import Sampling
+from server.model.batch import Batch, Draw, Row
+from server.model.loader import LoadedModel
+from server.model.runner import Runner
+
+FEW_TOKENS, FEW_ROWS = 64, 64  # of the steps that are counted on a CPU; fewer rows would overstate what sorting takes
+HARDEST = (  # draws that take the most: from the whole vocabulary, and from a sorted one
+    Sampling(max_tokens=2, num_logprobs=20, frequency_penalty=0.1),
+    Sampling(max_tokens=2, num_logprobs=20, frequency_penalty=0.1, top_p=0.99),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """The largest step that the scheduler makes: tokens computed, and lines of logits drawn from."""
+
+    tokens: int
+    rows: int
+    block_size: int
+
+
+def measure_step(loaded: LoadedModel, largest: StepSize) -> int:
+    """Bytes that the largest step takes at its peak. Raises MemoryError where it does not fit."""
+    if loaded.device.type == "cuda":
+        return _measure_on_cuda(loaded, largest)
+    tokens, rows = min(largest.tokens, FEW_TOKENS), min(largest.rows, FEW_ROWS)
+    prompt = _count(loaded, _prompt(tokens, largest.block_size), largest.block_size)
+    drawn = max(_count(loaded, _decode(rows, sampling), largest.block_size) for sampling in HARDEST)
+    return max(prompt * largest.tokens // tokens, drawn * largest.rows // rows)
+
+
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages that operations inside it make, until nobody holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: int = 0
+        self.peak: int = 0
+        self._known: dict[int, int] = {}
+
+    def begin_again(self) -> None:
+        """Forget the peak so far; what is live still counts."""
+        self.peak = self.live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in given and key not in self._known:
+                self._known[key] = storage.nbytes()
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._forget, key)
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._known.pop(key)
+
+
+def _count(loaded: LoadedModel, batch: Batch, block_size: int) -> int:
+    """Peak of computing this batch and drawing from it."""
+    runner = _runner(loaded, batch, block_size)
+    with Meter() as meter:
+        runner.finish(runner.launch(batch), None)
+    peak: int = meter.peak  # TorchDispatchMode has no types
+    return peak
+
+
+def _measure_on_cuda(loaded: LoadedModel, largest: StepSize) -> int:
+    peak = 0
+    drawn = (_decode(largest.rows, sampling) for sampling in HARDEST)
+    for batch in (_prompt(largest.tokens, largest.block_size), *drawn):
+        runner = _runner(loaded, batch, largest.block_size)
+        torch.cuda.synchronize(loaded.device)
+        torch.cuda.reset_peak_memory_stats(loaded.device)
+        before = torch.cuda.memory_allocated(loaded.device)
+        runner.finish(runner.launch(batch), None)
+        torch.cuda.synchronize(loaded.device)
+        peak = max(peak, torch.cuda.max_memory_allocated(loaded.device) - before)
+        del runner
+    torch.cuda.empty_cache()
+    return peak
+
+
+def _runner(loaded: LoadedModel, batch: Batch, block_size: int) -> Runner:
+    """A runner with just enough blocks and slots for this batch."""
+    num_blocks = 1 + max(block for row in batch.rows for block in row.blocks)
+    num_slots = len(batch.rows) if loaded.recurrent is not None else 0
+    return Runner(loaded, num_blocks, block_size, num_slots)
+
+
+def _prompt(num_tokens: int, block_size: int) -> Batch:
+    blocks = range(-(-num_tokens // block_size))
+    return Batch((Row([0] * num_tokens, 0, blocks, 1, Draw(HARDEST[0], 1, [0], [0]), 0),))
+
+
+def _decode(num_rows: int, sampling: Sampling) -> Batch:
+    draw = Draw(sampling, 1, [0], [0])
+    return Batch(tuple(Row([0], 0, [place], 1, draw, place) for place in range(num_rows)))
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn]
