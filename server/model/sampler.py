@@ -157,7 +157,8 @@ def _look_up(weights: Tensor, numbers: Tensor) -> Tensor:
     goal = (numbers * cumulated[:, -1]).unsqueeze(1)
     at = torch.searchsorted(cumulated, goal, right=True).squeeze(1)
     last = torch.searchsorted(cumulated, cumulated[:, -1:].contiguous()).squeeze(1)
-    return torch.minimum(at, last)
+    # In a row of NaN nothing is found; its fault is told elsewhere, but the place must exist.
+    return torch.minimum(at, last).clamp_(max=weights.shape[1] - 1)
 
 
 def _faults(finite: Sequence[bool], possible: Sequence[bool]) -> list[str | None]:

@@ -204,6 +204,15 @@ def test_one_number_that_is_none_is_a_fault_of_that_row_only(broken: float) -> N
     assert [results[i] for i in (0, 2, 3)] == [draw([wants[i]])[0] for i in (0, 2, 3)]
 
 
+@pytest.mark.parametrize("how", [sampling(), sampling(top_p=0.9), sampling(top_k=5), sampling(min_p=0.1)])
+def test_a_row_of_nothing_but_nan_is_a_fault_however_it_is_drawn(how: Sampling) -> None:
+    """Nothing is found in it, and looking up what was found must not end the engine."""
+    sick = torch.full((1, VOCAB), math.nan)
+    results = draw([Want(how, sick), Want(how, noise(3), seed=7)])
+    assert results[0].fault is not None
+    assert results[1] == draw([Want(how, noise(3), seed=7)])[0]
+
+
 def test_a_fault_behind_accepted_drafts_keeps_what_was_written_before_it() -> None:
     logits = noise(1, 2)
     first = int(logits[0].argmax())
