@@ -1,0 +1,45 @@
+// The openai SDK for Node against a server: a streamed tool loop of three rounds, told as JSON on stdout.
+import OpenAI from "openai";
+
+const [baseURL, model] = process.argv.slice(2);
+const client = new OpenAI({ baseURL, apiKey: "any", maxRetries: 0 });
+const tools = [
+  {
+    type: "function",
+    function: {
+      name: "get_weather",
+      description: "Get the current weather for a city",
+      parameters: {
+        type: "object",
+        properties: { city: { type: "string" }, unit: { type: "string", enum: ["celsius", "fahrenheit"] } },
+        required: ["city", "unit"],
+      },
+    },
+  },
+];
+const messages = [{ role: "user", content: "What is the weather in Paris and in Rome?" }];
+const rounds = [];
+for (const choice of ["required", { type: "function", function: { name: "get_weather" } }, "none"]) {
+  const stream = client.chat.completions.stream({
+    model,
+    messages,
+    tools,
+    tool_choice: choice,
+    temperature: 0,
+    max_tokens: 200,
+    stream_options: { include_usage: true },
+  });
+  const completion = await stream.finalChatCompletion();
+  const message = completion.choices[0].message;
+  rounds.push({
+    finish: completion.choices[0].finish_reason,
+    content: message.content,
+    calls: (message.tool_calls ?? []).map((call) => [call.id, call.function.name, call.function.arguments]),
+    total: completion.usage.total_tokens,
+  });
+  messages.push(message);
+  for (const call of message.tool_calls ?? []) {
+    messages.push({ role: "tool", tool_call_id: call.id, content: '{"temperature": 21, "sky": "sunny"}' });
+  }
+}
+console.log(JSON.stringify(rounds));

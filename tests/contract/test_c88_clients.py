@@ -1,0 +1,203 @@
+"""C88 and C89: other people's clients, each in a tool loop of three rounds with two calls at once."""
+
+import asyncio
+import json
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.contract.asking import MODEL
+from tests.live import Live
+
+CITIES = ("Paris", "Rome")
+QUESTION = "What is the weather in Paris and in Rome?"
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "Name of the city"}},
+    "required": ["city"],
+}
+RESULT = '{"temperature": 21, "sky": "sunny"}'
+
+
+@pytest.fixture(autouse=True)
+def other_peoples_warnings() -> Iterator[None]:
+    """Deprecations inside a client are its own affair."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def both_cities(arguments: list[Any]) -> None:
+    """Two calls arrived whole, in order."""
+    read = [json.loads(one) if isinstance(one, str) else one for one in arguments]
+    assert [one["city"] for one in read] == list(CITIES)
+
+
+def test_c88_langchain(live: Live) -> None:
+    from langchain_core.messages import HumanMessage, ToolMessage
+    from langchain_openai import ChatOpenAI
+
+    chat = ChatOpenAI(
+        base_url=f"{live.url}/v1", api_key="any", model=MODEL, temperature=0, max_retries=0, max_completion_tokens=300
+    )
+    tool = {"name": "get_weather", "description": "Get the current weather for a city", "parameters": SCHEMA}
+    bound = chat.bind_tools([tool])
+    messages: list[Any] = [HumanMessage(QUESTION)]
+    whole = bound.invoke(messages)
+    pieces = list(bound.stream(messages))
+    merged = pieces[0]
+    for piece in pieces[1:]:
+        merged = merged + piece
+    assert not merged.invalid_tool_calls and not whole.invalid_tool_calls
+    assert [(call["name"], call["args"]) for call in merged.tool_calls] == [
+        (call["name"], call["args"]) for call in whole.tool_calls
+    ]
+    both_cities([call["args"] for call in whole.tool_calls])
+    assert merged.response_metadata["finish_reason"] == "tool_calls"
+    for round in range(3):
+        reply = chat.bind_tools([tool], tool_choice="any" if round < 2 else "none").invoke(messages)
+        messages += [reply, *(ToolMessage(RESULT, tool_call_id=call["id"]) for call in reply.tool_calls)]
+    assert reply.content and not reply.tool_calls
+
+
+def test_c89_autogen(live: Live) -> None:
+    from autogen_core import CancellationToken, FunctionCall
+    from autogen_core.models import (
+        AssistantMessage,
+        FunctionExecutionResult,
+        FunctionExecutionResultMessage,
+        ModelInfo,
+        UserMessage,
+    )
+    from autogen_core.tools import FunctionTool
+    from autogen_ext.models.openai import OpenAIChatCompletionClient
+
+    def get_weather(city: str) -> str:
+        """Get the current weather for a city"""
+        return RESULT
+
+    async def loop() -> None:
+        info = ModelInfo(
+            vision=False, function_calling=True, json_output=True, family="unknown", structured_output=True
+        )
+        client = OpenAIChatCompletionClient(
+            model=MODEL, base_url=f"{live.url}/v1", api_key="any", model_info=info, temperature=0, max_tokens=300
+        )
+        tool = FunctionTool(get_weather, description="Get the current weather for a city")
+        messages: list[Any] = [UserMessage(content=QUESTION, source="user")]
+        for round in range(3):
+            asked: dict[str, Any] = {"tools": [tool], "tool_choice": "required" if round < 2 else "none"}
+            if round == 0:
+                asked["tool_choice"] = "auto"
+            parts = [part async for part in client.create_stream(messages, **asked)]
+            streamed = parts[-1]
+            whole = await client.create(messages, **asked, cancellation_token=CancellationToken())
+            if round == 2:
+                assert isinstance(whole.content, str) and whole.content == streamed.content
+                break
+            assert whole.finish_reason == streamed.finish_reason == "function_calls"
+            calls: list[FunctionCall] = streamed.content
+            assert [(call.name, call.arguments) for call in calls] == [
+                (call.name, call.arguments) for call in whole.content
+            ]
+            if round == 0:
+                both_cities([call.arguments for call in calls])
+            results = [
+                FunctionExecutionResult(content=RESULT, call_id=call.id, name=call.name, is_error=False)
+                for call in calls
+            ]
+            messages += [
+                AssistantMessage(content=calls, source="assistant"),
+                FunctionExecutionResultMessage(content=results),
+            ]
+        await client.close()
+
+    asyncio.run(loop())
+
+
+def test_c89_smolagents(live: Live) -> None:
+    from smolagents import ChatMessage, MessageRole, OpenAIModel, tool
+    from smolagents.models import agglomerate_stream_deltas
+
+    @tool
+    def get_weather(city: str) -> str:
+        """Get the current weather for a city
+
+        Args:
+            city: Name of the city
+        """
+        return RESULT
+
+    model = OpenAIModel(model_id=MODEL, api_base=f"{live.url}/v1", api_key="any", temperature=0, max_tokens=300)
+    messages = [ChatMessage(role=MessageRole.USER, content=[{"type": "text", "text": QUESTION}])]
+    whole = model.generate(messages, tools_to_call_from=[get_weather], tool_choice="auto")
+    streamed = agglomerate_stream_deltas(
+        list(model.generate_stream(messages, tools_to_call_from=[get_weather], tool_choice="auto"))
+    )
+    for reply in (whole, streamed):
+        assert reply.tool_calls is not None
+        both_cities([call.function.arguments for call in reply.tool_calls])
+    assert whole.token_usage is not None and whole.token_usage.output_tokens > 0
+    for _ in range(2):  # its own default is tool_choice "required"
+        reply = model.generate(messages, tools_to_call_from=[get_weather])
+        assert reply.tool_calls
+        said = f"The weather: {RESULT}"
+        messages += [
+            ChatMessage(role=MessageRole.ASSISTANT, content=[{"type": "text", "text": said}]),
+            ChatMessage(role=MessageRole.USER, content=[{"type": "text", "text": "And now?"}]),
+        ]
+    assert model.generate(messages).content
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_c89_llm(live: Live, streamed: bool) -> None:
+    import llm
+    from llm.default_plugins.openai_models import Chat
+
+    asked: list[str] = []
+
+    def get_weather(city: str) -> str:
+        """Get the current weather for a city"""
+        asked.append(city)
+        return RESULT
+
+    model = Chat(model_id="toolwire", model_name=MODEL, api_base=f"{live.url}/v1", supports_tools=True)
+    model.key = "any"
+    conversation = model.conversation()
+    for _ in range(3):
+        chain = conversation.chain(
+            QUESTION, tools=[llm.Tool.function(get_weather)], stream=streamed, chain_limit=6,
+            options={"temperature": 0, "max_tokens": 300},
+        )  # fmt: skip
+        assert chain.text()
+    assert asked[:2] == list(CITIES)
+
+
+def test_c89_pydantic_ai(live: Live) -> None:
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    asked: list[str] = []
+    model = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=f"{live.url}/v1", api_key="any"))
+    agent = Agent(model, model_settings={"temperature": 0, "max_tokens": 300})
+
+    @agent.tool_plain
+    def get_weather(city: str) -> str:
+        """Get the current weather for a city"""
+        asked.append(city)
+        return RESULT
+
+    async def loop() -> None:
+        history: Any = None
+        for _ in range(3):
+            answer = await agent.run(QUESTION, message_history=history)
+            assert answer.output
+            history = answer.all_messages()
+        async with agent.run_stream(QUESTION) as stream:
+            assert await stream.get_output()
+
+    asyncio.run(loop())
+    assert asked[:2] == list(CITIES)

@@ -1,0 +1,113 @@
+"""C91, C99, C100 and the OpenAPI document: what is beside the chat."""
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.contract.asking import HELLO, MODEL, fault, post
+from tests.live import ROOT, Live, live_server
+
+CASES = 60  # a path; `make fuzz` runs more
+
+
+def test_c91_models(live: Live) -> None:
+    listed = httpx.get(f"{live.url}/v1/models").json()
+    assert listed["object"] == "list"
+    for model in listed["data"]:
+        assert {"id", "object", "created", "owned_by", "max_model_len"} <= set(model)
+        assert model["object"] == "model" and isinstance(model["created"], int)
+    assert live.client().models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError) as missing:
+        live.client().models.retrieve("none/such")
+    assert missing.value.code == "model_not_found"
+
+
+def test_c91_an_id_with_a_slash() -> None:
+    with live_server("--served-model-name", "org/name") as server:
+        assert server.client().models.retrieve("org/name").id == "org/name"
+        assert httpx.get(f"{server.url}/v1/models/org%2Fname").json()["id"] == "org/name"
+        assert post(server, {"model": "org/name", "messages": [HELLO], "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/health"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_c99_alive(live: Live, path: str, method: str) -> None:
+    answer = httpx.request(method, live.url + path)
+    assert answer.status_code == 200 and answer.headers["x-request-id"]
+    assert bool(answer.content) == (method == "GET")
+
+
+def test_c100_before_the_model_is_loaded_nothing_hangs() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "server", "serve", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    url = f"http://127.0.0.1:{port}"
+    body = {"model": MODEL, "messages": [HELLO], "max_tokens": 1}
+    statuses: list[int] = []
+    try:
+        deadline_s = time.monotonic() + 90
+        while 200 not in statuses:
+            assert time.monotonic() < deadline_s
+            try:
+                answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+            except httpx.ConnectError:
+                time.sleep(0.02)
+                continue
+            statuses.append(answer.status_code)
+            if answer.status_code != 200:
+                error = fault(answer, 503)
+                assert error["code"] == "model_loading"
+                assert 0 < int(answer.headers["retry-after"]) <= 120
+                assert httpx.get(f"{url}/health").status_code == 200
+                assert httpx.get(f"{url}/ready").status_code in (200, 503)
+                time.sleep(0.1)
+        assert set(statuses) <= {200, 503}
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_openapi_document_holds_under_fuzzing(live: Live) -> None:
+    """Generated requests, right and wrong: never a 5xx, and every fault in the envelope."""
+    document = httpx.get(f"{live.url}/openapi.json").json()
+    schema = schemathesis.openapi.from_dict(document)
+    statuses: set[int] = set()
+
+    def check(case: Any) -> None:
+        if isinstance(case.body, dict):
+            case.body = {**case.body, "max_tokens": 2, "n": 1} if "model" in case.body else case.body
+        answer = case.call(base_url=live.url, timeout=60)
+        statuses.add(answer.status_code)
+        assert answer.status_code < 500 or case.path == "/ready", answer.text
+        assert answer.headers["x-request-id"]
+        if answer.status_code >= 400:
+            assert set(answer.json()) == {"error"}
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+    for operation in schema.get_all_operations():
+        strategy = operation.ok().as_strategy()
+        fuzz = given(case=strategy)(check)
+        settings(
+            max_examples=CASES if operation.ok().method == "post" else 5,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )(fuzz)()
+    assert 200 in statuses and 400 in statuses
