@@ -17,8 +17,8 @@ A custom tool's free text is the argument `input`.
 import re
 from collections.abc import Generator, Iterator, Sequence
 
+from server.dialects.json_rules import quoted
 from server.dialects.lark import callable_tools, constraint, marker
-from server.dialects.members import quoted
 from server.dialects.minimal import shortest_members
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
 from server.dialects.tagged import INPUT, Ending, TaggedCall

@@ -29,8 +29,8 @@ from collections.abc import Generator, Iterator, Sequence
 
 from server.dialects import hermes_loose
 from server.dialects.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
-from server.dialects.lark import callable_tools, constraint, input_piece, is_raw, marker, raw_piece
-from server.dialects.members import held_arguments, object_rules, quoted
+from server.dialects.json_rules import quoted
+from server.dialects.lark import arguments_rules, callable_tools, constraint, input_piece, is_raw, marker, raw_piece
 from server.dialects.minimal import shortest_arguments
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_text
@@ -110,7 +110,7 @@ def _rules(wanted: Wanted) -> Iterator[str]:
             yield f"call_{i}: {quoted(head)} {input_piece(tool)} {quoted('}' + chr(10))}"
         else:
             yield f"call_{i}: {quoted(head)} arguments_{i} {quoted('}' + chr(10))}"
-            yield from object_rules(f"arguments_{i}", held_arguments(wanted, tool), lenient=not tool.strict)
+            yield from arguments_rules(f"arguments_{i}", wanted, tool)
 
 
 def shortest(wanted: Wanted) -> str:

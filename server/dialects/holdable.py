@@ -7,7 +7,9 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from server.dialects.protocol import Tool, Wanted
 from server.dialects.schema_forms import COMPACT, MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, constrained, normalised
+from server.dialects.validity import whole_schema
 from server.errors import BadSchema
 
 LONGEST_PATTERN = 2000  # characters
@@ -27,6 +29,12 @@ def holdable(schema: Any, strict: bool, param: str) -> Any:
             code="invalid_json_schema" if param == "response_format" else "invalid_function_parameters",
         )
     return json.loads(held)
+
+
+def held_arguments(wanted: Wanted, tool: Tool) -> Any:
+    """What of a tool's schema the grammar holds; raises BadSchema under strict where that is not all of it."""
+    place = next(i for i, other in enumerate(wanted.tools) if other.name == tool.name)
+    return holdable(whole_schema(tool), tool.strict, f"tools[{place}].function.parameters")
 
 
 @lru_cache(maxsize=512)

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from server.dialects.custom import check_format
-from server.dialects.holdable import holdable
-from server.dialects.members import NUMBER, json_piece, quoted
+from server.dialects.holdable import held_arguments, holdable
+from server.dialects.json_rules import SHARED_RULES, JsonRules, quoted
 from server.dialects.protocol import AnswerFormat, Tool, Wanted
 from server.dialects.schema_forms import COMPACT
 from server.messages import Constraint
@@ -42,6 +42,13 @@ def marker(wanted: Wanted, text: str) -> str:
 def pattern_of(text: str) -> str:
     """A string inside a Lark regular expression."""
     return "".join({"\n": r"\n", "/": r"\/"}.get(char) or re.escape(char) for char in text)
+
+
+def arguments_rules(rule: str, wanted: Wanted, tool: Tool) -> Iterator[str]:
+    """Rules by which `rule` is a function's arguments as a JSON object."""
+    rules = JsonRules(rule, lenient=not tool.strict)
+    piece = rules.piece(held_arguments(wanted, tool))
+    yield from [f"{rule}: {piece}", *rules.lines]
 
 
 def input_piece(tool: Tool) -> str:
@@ -88,7 +95,7 @@ def constraint(
         lines.append(f"first: {marker(wanted, opener)} {rest}")
         if separator is not None:
             lines.append(f"further: {separator} {marker(wanted, opener)} {rest}")
-        lines += [*rules, NUMBER]
+        lines += rules
         if wanted.choice.mode == "auto" and wanted.answer is None:
             lines += _lines_of_text(openers) if line_start else _free_text(wanted, openers)
     elif wanted.answer is None:
@@ -96,8 +103,8 @@ def constraint(
         before = r"((?s:.*)\n)?" if line_start else "(?s:.*)"
         lines.append(f"text: NO_CALL\nNO_CALL: /(?s:.*)/ & ~/{before}({shut_out})(?s:.*)/")
     if wanted.answer is not None:
-        lines.append("answer: " + _answer_piece(wanted.answer))
-    return Constraint(kind="lark", source="\n".join(lines) + "\n")
+        lines += _answer_rules(wanted.answer)
+    return Constraint(kind="lark", source="\n".join([*lines, *SHARED_RULES]) + "\n")
 
 
 def _start(wanted: Wanted, calls: bool, repeats: bool) -> str:
@@ -134,6 +141,8 @@ def _lines_of_text(openers: Mapping[str, str]) -> Iterator[str]:
     yield f"TEXT: /(?s:.+)/ & ~/({words})(?s:.*)/"
 
 
-def _answer_piece(answer: AnswerFormat) -> str:
+def _answer_rules(answer: AnswerFormat) -> Iterator[str]:
     schema = answer.schema if answer.schema is not None else {"type": "object"}
-    return json_piece(holdable(schema, answer.strict, "response_format"), lenient=not answer.strict)
+    rules = JsonRules("answer", lenient=not answer.strict)
+    piece = rules.piece(holdable(schema, answer.strict, "response_format"))
+    yield from [f"answer: {piece}", *rules.lines]

@@ -1,6 +1,7 @@
 """A short value that satisfies a schema: how much room a forced call needs at least."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,7 +95,7 @@ def _object(schema: Mapping[str, Any], root: Any, depth: int) -> dict[str, Any]:
 def _number(schema: Mapping[str, Any]) -> int | float:
     step = schema.get("multipleOf", 1)
     low = max(schema.get("minimum", 0), schema["exclusiveMinimum"] + step if "exclusiveMinimum" in schema else 0)
-    high = schema.get("maximum", schema.get("exclusiveMaximum", low + 1) - step)
+    high = schema.get("maximum", schema.get("exclusiveMaximum", math.inf) - step)
     value = low if low <= high else high
     rest = value % step
     found: int | float = value + (step - rest if rest and value + step - rest <= high else -rest)

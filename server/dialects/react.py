@@ -15,8 +15,8 @@ A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains
 from collections.abc import Iterator, Sequence
 
 from server.dialects.json_arguments import JsonArguments
-from server.dialects.lark import MAX_CALLS, callable_tools, constraint, input_piece, is_raw, raw_piece
-from server.dialects.members import held_arguments, object_rules, quoted
+from server.dialects.json_rules import quoted
+from server.dialects.lark import MAX_CALLS, arguments_rules, callable_tools, constraint, input_piece, is_raw, raw_piece
 from server.dialects.minimal import shortest_arguments
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_line, read_text
@@ -111,7 +111,7 @@ def _rules(wanted: Wanted) -> Iterator[str]:
             yield f"call_{i}: {head} {raw_piece(tool) if is_raw(tool) else input_piece(tool)}"
         else:
             yield f"call_{i}: {head} arguments_{i}"
-            yield from object_rules(f"arguments_{i}", held_arguments(wanted, tool), lenient=not tool.strict)
+            yield from arguments_rules(f"arguments_{i}", wanted, tool)
 
 
 def shortest(wanted: Wanted) -> str:

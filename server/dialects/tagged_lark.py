@@ -8,8 +8,9 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
+from server.dialects.holdable import held_arguments
+from server.dialects.json_rules import DEFINITIONS, JsonRules, plain_members, quoted
 from server.dialects.lark import pattern_of, raw_piece
-from server.dialects.members import held_arguments, json_piece, member_rules, members_of, quoted
 from server.dialects.protocol import Tool, Wanted
 from server.dialects.schema_forms import resolved
 from server.dialects.variants import variants
@@ -55,32 +56,87 @@ def shared_rules(form: TagForm) -> Iterator[str]:
 
 def tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
     """Rules by which `rule` is the arguments of one call."""
-    held = held_arguments(wanted, tool)
-    plain = variants(held)
+    plain = variants(held_arguments(wanted, tool))
     yield f"{rule}: " + " | ".join(f"{rule}_v{i}" for i in range(len(plain)))
+    values = TaggedValues(rule, tool, form)
     for i, schema in enumerate(plain):
-        yield from _object_rules(f"{rule}_v{i}", schema, tool, form)
+        yield f"{rule}_v{i}: {values.object(f'{rule}_v{i}', schema)}"
+    yield from values.rules.lines
 
 
-def _object_rules(rule: str, schema: Mapping[str, Any], tool: Tool, form: TagForm) -> Iterator[str]:
-    extra = schema.get("additionalProperties", True)
-    members = members_of({**schema, "additionalProperties": False}) or []
-    lines: list[str] = []
-    pieces = [
-        f"{quoted(form.head(member.name))} ({_value(f'{rule}_m{i}', member.schema, tool, form, lines)})"
-        for i, member in enumerate(members)
-    ]
-    more = ""
-    if extra is not False and not members:
-        # A map: its names are free, so a repeated one cannot be kept out; the parser takes the first.
-        value = _value(f"{rule}_x", _with_definitions(extra, schema), tool, form, lines)
-        head = " ".join((quoted(form.head("\0").partition("\0")[0]), "/[A-Za-z0-9_.-]{1,64}/"))
-        lines.append(f"{rule}_extra: {head} {quoted(form.head(chr(0)).partition(chr(0))[2])} ({value})")
-        low, high = schema.get("minProperties", 0), min(schema.get("maxProperties", MOST_EXTRA), MOST_EXTRA)
-        more = f" {rule}_extra{{{low},{max(low, high)}}}"
-    yield f"{rule}: {rule}_all{more}"
-    yield from member_rules(f"{rule}_all", members, pieces)
-    yield from lines
+class TaggedValues:
+    """Rules for the tagged values of one tool's arguments."""
+
+    def __init__(self, prefix: str, tool: Tool, form: TagForm) -> None:
+        self._tool = tool
+        self._form = form
+        self.rules = JsonRules(prefix, lenient=not tool.strict)
+
+    def object(self, rule: str, schema: Mapping[str, Any]) -> str:
+        """An expression for all the arguments."""
+        extra = schema.get("additionalProperties", True)
+        closed = {key: schema[key] for key in ("properties", "required", *DEFINITIONS) if key in schema}
+        members = plain_members({**closed, "additionalProperties": False}) or {}
+        pieces = [
+            (f"{quoted(self._form.head(name))} ({self.value(_with_definitions(inner, schema))})", required)
+            for name, (inner, required) in members.items()
+        ]
+        self.rules.members(f"{rule}_all", pieces)
+        if extra is False or members:
+            return f"{rule}_all"
+        return self._map(_with_definitions(extra, schema), schema)
+
+    def value(self, schema: Any) -> str:
+        """An expression for one value with its tail."""
+        pieces: list[str] = []
+        for branch in _branches(schema, 8):
+            piece = self._one(branch)
+            if piece == "raw_value":
+                return piece  # raw text takes in every other branch as well: it is read as JSON where that fits
+            pieces.append(piece)
+        return " | ".join(dict.fromkeys(pieces))
+
+    def _map(self, inner: Any, schema: Mapping[str, Any]) -> str:
+        # Its names are free, so a repeated one cannot be kept out; the parser takes the first.
+        rule = self.rules.name()
+        before, after = (quoted(part) for part in self._form.head("\0").split("\0"))
+        self.rules.lines.append(f"{rule}: {before} /[A-Za-z0-9_.-]{{1,64}}/ {after} ({self.value(inner)})")
+        low, high = schema.get("minProperties", 0), schema.get("maxProperties", MOST_EXTRA)
+        return f"{rule}{{{low},{max(low, min(high, MOST_EXTRA))}}}"
+
+    def _one(self, schema: Any) -> str:
+        tail = self._form.tail
+        if not isinstance(schema, Mapping) or not set(schema) - set(DEFINITIONS):
+            return "raw_value"
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        if isinstance(values, list):
+            texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+            return " | ".join(quoted(text + tail) for text in texts)
+        if schema.get("type") == "string":
+            return self._string(schema)
+        if not any(key in schema for key in ("type", "properties", "items", "anyOf", "oneOf", "allOf")):
+            return "raw_value"
+        return f"{self.rules.piece(schema)} {quoted(tail)}"
+
+    def _string(self, schema: Mapping[str, Any]) -> str:
+        rules = []
+        if "pattern" in schema:
+            pattern = search_pattern(str(schema["pattern"]))
+            if pattern is None and self._tool.strict:
+                fault = f"this format cannot hold the pattern {json.dumps(schema['pattern'])}"
+                code = "invalid_function_parameters"
+                raise BadSchema(f"Invalid schema for function '{self._tool.name}': {fault}", param="tools", code=code)
+            rules += [pattern] if pattern is not None else []
+        if "minLength" in schema or "maxLength" in schema:
+            rules.append(f"(?s:.){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}")
+        if schema.get("format") in FORMATS:
+            rules.append(f"({FORMATS[schema['format']]})")
+        if not rules:
+            return "raw_value"
+        name = self.rules.name()
+        whole = f"(RAW & {' & '.join(f'/{rule}/' for rule in rules)}) /{pattern_of(self._form.tail)}/"
+        self.rules.lines += [f"{name.upper()}: {whole}", f"{name}[lazy]: {name.upper()}"]
+        return name
 
 
 def input_text(tool: Tool, form: TagForm) -> str:
@@ -93,19 +149,8 @@ def input_text(tool: Tool, form: TagForm) -> str:
 
 
 def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:
-    shared = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
+    shared = {key: whole[key] for key in DEFINITIONS if key in whole}
     return {**shared, **schema} if isinstance(schema, Mapping) else {}
-
-
-def _value(rule: str, schema: Any, tool: Tool, form: TagForm, lines: list[str]) -> str:
-    """The piece for one value with its tail; rules that it needs are added to `lines`."""
-    pieces: list[str] = []
-    for i, branch in enumerate(_branches(schema, 8)):
-        piece = _branch(f"{rule}_{i}", branch, tool, form, lines)
-        if piece == "raw_value":
-            return piece  # raw text takes in every other branch as well: it is read as JSON where that fits
-        pieces.append(piece)
-    return " | ".join(dict.fromkeys(pieces))
 
 
 def _branches(schema: Any, depth: int) -> Iterator[Any]:
@@ -113,12 +158,12 @@ def _branches(schema: Any, depth: int) -> Iterator[Any]:
     if not isinstance(schema, Mapping) or depth == 0:
         yield schema
         return
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    shared = {key: schema[key] for key in DEFINITIONS if key in schema}
     if "$ref" in schema:
         yield from _branches(resolved(schema), depth - 1)
         return
     for key in ("anyOf", "oneOf"):
-        if key in schema and not set(schema) - {key, "$defs", "definitions"}:
+        if key in schema and not set(schema) - {key, *DEFINITIONS}:
             for branch in schema[key]:
                 yield from _branches({**shared, **branch} if isinstance(branch, Mapping) else branch, depth - 1)
             return
@@ -128,41 +173,6 @@ def _branches(schema: Any, depth: int) -> Iterator[Any]:
             yield {**schema, "type": kind}
         return
     yield schema
-
-
-def _branch(rule: str, schema: Any, tool: Tool, form: TagForm, lines: list[str]) -> str:
-    if not isinstance(schema, Mapping) or not set(schema) - {"$defs", "definitions"}:
-        return "raw_value"
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(values, list):
-        texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
-        return " | ".join(quoted(text + form.tail) for text in texts)
-    if schema.get("type") == "string":
-        return _string(rule, schema, tool, form, lines)
-    if "type" not in schema and not any(key in schema for key in ("properties", "items", "anyOf", "oneOf", "allOf")):
-        return "raw_value"
-    return f"{json_piece(schema, lenient=not tool.strict)} {quoted(form.tail)}"
-
-
-def _string(rule: str, schema: Mapping[str, Any], tool: Tool, form: TagForm, lines: list[str]) -> str:
-    rules = []
-    if "pattern" in schema:
-        pattern = search_pattern(str(schema["pattern"]))
-        if pattern is None and tool.strict:
-            fault = (
-                f"the pattern {json.dumps(schema['pattern'])} of function '{tool.name}' cannot be held in this format"
-            )
-            raise BadSchema(fault, param="tools", code="invalid_function_parameters")
-        rules += [pattern] if pattern is not None else []
-    if "minLength" in schema or "maxLength" in schema:
-        rules.append(f"(?s:.){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}")
-    if schema.get("format") in FORMATS:
-        rules.append(f"({FORMATS[schema['format']]})")
-    if not rules:
-        return "raw_value"
-    lines.append(f"{rule.upper()}: (RAW & {' & '.join(f'/{one}/' for one in rules)}) /{pattern_of(form.tail)}/")
-    lines.append(f"{rule}[lazy]: {rule.upper()}")
-    return rule
 
 
 def search_pattern(pattern: str) -> str | None:

@@ -71,7 +71,9 @@ def random_value(chance: random.Random, depth: int = 0) -> Any:
     ]
     if depth < 2:
         kinds.append(lambda: [random_value(chance, depth + 1) for _ in range(chance.randint(0, 3))])
-        kinds.append(lambda: {random_text(chance, 2): random_value(chance, depth + 1) for _ in range(chance.randint(0, 3))})
+        kinds.append(
+            lambda: {random_text(chance, 2): random_value(chance, depth + 1) for _ in range(chance.randint(0, 3))}
+        )
     return chance.choice(kinds)()
 
 
@@ -140,7 +142,9 @@ def check_whole(dialect: Dialect, chance: random.Random) -> None:
 
 def plain_text(chance: random.Random) -> str:
     """Text that no format takes for its own."""
-    words = [word for word in WORDS if word not in ("<", "</", "<t", "<tool", "```", "```json\n", "Action", "Thought:", "\n")]
+    words = [
+        word for word in WORDS if word not in ("<", "</", "<t", "<tool", "```", "```json\n", "Action", "Thought:", "\n")
+    ]
     return " ".join(chance.choices(words, k=chance.randint(0, 5))) + chance.choice(("", "\n", " x"))
 
 

@@ -1,0 +1,259 @@
+"""The third law: whatever a grammar admits is read as calls that satisfy the schema. And what each mode admits."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from server.dialects.hermes import HERMES
+from server.dialects.index import DIALECTS
+from server.dialects.protocol import AnswerFormat, Choice, CustomFormat, Dialect, Tool, Wanted
+from server.dialects.react import REACT
+from server.errors import BadSchema
+from tests.dialects.fuzz import write_call
+from tests.dialects.reading import Call, cut_evenly, read, said
+from tests.dialects.tools import make_tools
+from tests.dialects.walking import MARKER_IDS, STOP_IDS, allowed_ids, grammars, ids_of, spelled_ids_of, walk, wanted
+
+TOOLS = make_tools()
+FORCED = Choice("required")
+every_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+LOOK = Tool("look", {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]})
+GO = Tool("go", {"type": "object", "properties": {"n": {"type": "integer"}}})
+
+
+def accepts(dialect: Dialect, want: Wanted, text: str) -> bool:
+    """Whether the reply may be exactly this."""
+    constraint = dialect.constrain(want)
+    assert constraint is not None
+    matcher = grammars().compile(constraint)
+    ids = ids_of(text) if want.marker_ids else spelled_ids_of(text)
+    if not matcher.advance(ids):
+        return False
+    return any(stop in allowed_ids(matcher) for stop in STOP_IDS)
+
+
+def check_calls(dialect: Dialect, tools: Sequence[Tool], text: str) -> list[Call]:
+    """The calls of a reply that is nothing but calls; each satisfies its schema by an independent validator."""
+    events = read(dialect, tools, [text])
+    assert read(dialect, tools, cut_evenly(text, 3)) == events
+    calls = said(events)
+    schemas = {tool.name: tool.parameters for tool in tools}
+    for call in calls:
+        assert isinstance(call, Call), (call, text)
+        assert call.flags == (), (call, text)
+        schema = schemas[call.name]
+        errors = list(Draft202012Validator(dict(schema)).iter_errors(call.value)) if schema else []
+        assert not errors and isinstance(call.value, dict), (errors, text)
+    return [call for call in calls if isinstance(call, Call)]
+
+
+@every_dialect
+@pytest.mark.parametrize("domain", range(10))
+def test_every_call_that_the_grammar_admits_satisfies_its_schema(dialect: Dialect, domain: int) -> None:
+    ended = 0
+    for number in range(domain, len(TOOLS), 10):
+        tool = TOOLS[number]
+        found = walk(dialect, wanted([tool], Choice("required", parallel=False)), (dialect.name, number))
+        if found.ended:
+            (call,) = check_calls(dialect, [tool], found.text)
+            assert call.name == tool.name
+        ended += found.ended
+    assert ended >= 18, "walks must come to an end, or they show nothing"
+
+
+@every_dialect
+def test_several_calls_of_many_tools(dialect: Dialect) -> None:
+    tools = TOOLS[40:72]
+    counts = []
+    for seed in range(12):
+        found = walk(dialect, wanted(tools, FORCED), (dialect.name, "many", seed), most=900)
+        if found.ended:
+            counts.append(len(check_calls(dialect, tools, found.text)))
+    assert min(counts) >= 1 and max(counts) > 1
+
+
+@every_dialect
+def test_case_19_and_21_required_gives_a_call_and_can_stop_after_it(dialect: Dialect) -> None:
+    call = write_call(dialect.name, "look", {"at": "x"}, 0).lstrip()
+    for choice in (FORCED, Choice("required", frozenset({"look"})), Choice("required", parallel=False)):
+        assert accepts(dialect, wanted([LOOK, GO], choice), call)
+        for text in ("", "I will look.", "{}"):
+            assert not accepts(dialect, wanted([LOOK, GO], choice), text)
+
+
+@every_dialect
+def test_case_22_required_admits_several_calls(dialect: Dialect) -> None:
+    call = write_call(dialect.name, "look", {"at": "x"}, 0).lstrip()
+    between = "" if dialect.name == "kimi_k2" else "\n"
+    two = call + between + call
+    if dialect.name == "kimi_k2":
+        two = two.replace("<|tool_calls_section_end|><|tool_calls_section_begin|>", "")
+    assert accepts(dialect, wanted([LOOK], FORCED), two)
+    assert len(check_calls(dialect, [LOOK], two)) == 2
+    assert not accepts(dialect, wanted([LOOK], Choice("required", parallel=False)), two)
+
+
+@every_dialect
+def test_case_23_none_admits_text_but_no_call(dialect: Dialect) -> None:
+    want = wanted([LOOK], Choice("none"))
+    call = write_call(dialect.name, "look", {"at": "x"}, 0).lstrip()
+    assert accepts(dialect, want, "a < b, {}, <tool>, Actions, ünïcödé\n\n| t |")
+    assert not accepts(dialect, want, call)
+    assert not accepts(dialect, want, f"Well:\n{call}")
+
+
+@every_dialect
+def test_case_24_a_named_or_disallowed_tool_is_the_only_one_or_none(dialect: Dialect) -> None:
+    look, go = (write_call(dialect.name, name, args, 0).lstrip() for name, args in (("look", {"at": "x"}), ("go", {})))
+    for mode in ("auto", "required"):
+        want = wanted([LOOK, GO], Choice(mode, frozenset({"go"})))  # type: ignore[arg-type]
+        assert accepts(dialect, want, go)
+        assert not accepts(dialect, want, look)
+
+
+@every_dialect
+@pytest.mark.parametrize("markers", [True, False])
+def test_auto_admits_any_text_and_what_opens_a_call_is_one(dialect: Dialect, markers: bool) -> None:
+    """The opener counts however it is spelled: as one token, or out of smaller ones where there is no such token."""
+    want = wanted([LOOK], Choice("auto"), markers)
+    call = write_call(dialect.name, "look", {"at": 'a "b" <c>'}, 0)
+    for text in (
+        "",
+        "Hello, a < b.",
+        "<tool> </tool_call",
+        "```json\n{}\n```",
+        '{"name": "look"}',
+        "Action",
+        "Act: x\n\n",
+    ):
+        assert accepts(dialect, want, text), text
+    assert accepts(dialect, want, f"Let me see.{call}")
+    assert not accepts(dialect, want, f"Let me see.{call}".replace("look", "hook"))
+    assert not accepts(dialect, want, f"Let me see.{call[: call.index('look')]}")
+
+
+@every_dialect
+def test_case_27_auto_without_parallel_calls_ends_after_the_first(dialect: Dialect) -> None:
+    want = wanted([GO], Choice("auto", parallel=False))
+    call = write_call(dialect.name, "go", {"n": 1}, 0)
+    assert accepts(dialect, want, f"Going.{call}")
+    assert not accepts(dialect, want, f"Going.{call} Gone.")
+    assert not accepts(dialect, want, f"Going.{call}\n{call.lstrip()}")
+
+
+@every_dialect
+def test_case_26_an_answer_format_with_tools_admits_valid_json_or_a_valid_call(dialect: Dialect) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    want = Wanted([GO], Choice("auto"), AnswerFormat(schema), MARKER_IDS)
+    assert accepts(dialect, want, '{"ok": true}')
+    assert accepts(dialect, want, write_call(dialect.name, "go", {"n": 1}, 0).lstrip())
+    assert not accepts(dialect, want, "Sure!")
+    assert not accepts(dialect, want, '{"ok": 1}')
+    assert not accepts(dialect, Wanted([GO], Choice("none"), AnswerFormat(schema), MARKER_IDS), "Sure!")
+    assert accepts(dialect, Wanted([], Choice("none"), AnswerFormat(None), {}), '{"any": [1, null]}')
+
+
+@every_dialect
+def test_nothing_is_constrained_where_nothing_is_wanted(dialect: Dialect) -> None:
+    assert dialect.constrain(Wanted([], Choice("none"), None, MARKER_IDS)) is None
+
+
+@every_dialect
+def test_the_shortest_call_is_a_call(dialect: Dialect) -> None:
+    for tool in [*TOOLS, Tool("free", custom=True)]:
+        text = dialect.shortest(wanted([tool], FORCED))
+        (call,) = said(read(dialect, [tool], [text]))
+        assert isinstance(call, Call) and call.name == tool.name
+        if "pattern" not in json.dumps(tool.parameters):
+            assert call.flags == () and accepts(dialect, wanted([tool], FORCED), text), text
+
+
+CUSTOM = (
+    Tool("sums", custom=True, format=CustomFormat("lark", 'start: NUM ("+" NUM)*\nNUM: /[0-9]+/')),
+    Tool("word", custom=True, format=CustomFormat("regex", '[a-c]{2,3}[."\\n]')),
+    Tool("free", custom=True),
+)
+
+
+@every_dialect
+@pytest.mark.parametrize("tool", CUSTOM, ids=lambda tool: tool.name)
+def test_custom_tools_are_given_text_that_their_grammar_admits(dialect: Dialect, tool: Tool) -> None:
+    patterns = {"sums": r"[0-9]+(\+[0-9]+)*", "word": CUSTOM[1].format.definition, "free": r"[\s\S]*"}  # type: ignore[union-attr]
+    for seed in range(8):
+        found = walk(dialect, wanted([tool], Choice("required", parallel=False)), (dialect.name, tool.name, seed))
+        if found.ended:
+            (call,) = said(read(dialect, [tool], [found.text]))
+            assert isinstance(call, Call) and call.flags == () and call.name == tool.name
+            assert re.fullmatch(patterns[tool.name], call.arguments), (call, found.text)
+
+
+def test_a_custom_grammar_that_does_not_compile_is_refused_by_the_tool_s_place() -> None:
+    for syntax, text in (("lark", "start: nothing"), ("regex", "a("), ("lark", "start: /a/\n}\nx: {")):
+        bad = Tool("bad", custom=True, format=CustomFormat(syntax, text))  # type: ignore[arg-type]
+        with pytest.raises(BadSchema) as caught:
+            HERMES.constrain(wanted([LOOK, bad], FORCED))
+        assert caught.value.param == "tools[1]"
+
+
+@every_dialect
+def test_compact_json_admits_no_run_of_white_space_and_no_endless_digits(dialect: Dialect) -> None:
+    tool = Tool("f", {"type": "object", "properties": {"x": {"type": "number"}, "o": {"type": "object"}}})
+    for arguments in ({"x": 0.5}, {"o": {"a": 1}}):
+        text = write_call(dialect.name, "f", arguments, 0).lstrip()
+        assert accepts(dialect, wanted([tool], FORCED), text)
+    text = write_call(dialect.name, "f", {"x": 0.5, "o": {}}, 0).lstrip()
+    assert not accepts(dialect, wanted([tool], FORCED), text.replace("{}", "{  }"))
+    assert not accepts(dialect, wanted([tool], FORCED), text.replace("0.5", "0." + "3" * 40))
+
+
+@every_dialect
+def test_members_may_come_in_any_order_but_only_once(dialect: Dialect) -> None:
+    """A model that begins with the second optional argument must not lose the first."""
+    tool = Tool("f", {"type": "object", "properties": {name: {"type": "integer"} for name in "abc"}, "required": ["b"]})
+    want = wanted([tool], FORCED)
+    for names, good in (("b", True), ("cab", True), ("abc", True), ("ac", False), ("", False)):
+        text = write_call(dialect.name, "f", dict.fromkeys(names, 1), 0).lstrip()
+        assert accepts(dialect, want, text) is good, names
+    twice = write_call(dialect.name, "f", {"b": 1, "c": 1}, 0).lstrip()
+    for pair in (('"c"', '"b"'), ("parameter=c", "parameter=b"), ("<arg_key>c", "<arg_key>b")):
+        assert twice.replace(*pair) == twice or not accepts(dialect, want, twice.replace(*pair))
+
+
+def test_a_react_action_opens_only_at_the_beginning_of_a_line() -> None:
+    want = wanted([LOOK], Choice("auto"))
+    assert accepts(REACT, want, "My Action: nothing")
+    assert not accepts(REACT, want, "Action: nothing")
+    assert not accepts(REACT, want, "Thought: so\nAction: nothing")
+
+
+def big_schema(properties: int) -> dict[str, Any]:
+    inner = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": ["integer", "null"]}}}
+    return {
+        "type": "object",
+        "properties": {f"property_{i}": {**inner, "description": "x" * 40} for i in range(properties)},
+    }
+
+
+@every_dialect
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [Tool("big", big_schema(500))],
+        [Tool(f"tool_{i}", big_schema(4)) for i in range(128)],
+        [Tool("long", {"type": "object", "properties": {"s": {"type": "string", "maxLength": 10**6}}})],
+        [Tool("evil", {"type": "object", "properties": {"s": {"type": "string", "pattern": "^(a+)+$"}}})],
+        [Tool("huge", {"type": "object", "properties": {"s": {"type": "string", "pattern": "(x{1,999}){1,999}"}}})],
+        [Tool("looks", {"type": "object", "properties": {"s": {"type": "string", "pattern": "(?=a)b"}}})],
+        [Tool("many", {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(48)}})],
+        [Tool("never", {"type": "object", "properties": {"s": False}, "required": ["s"]})],
+        [Tool("not", {"type": "object", "properties": {"s": {"not": {"type": "null"}}}, "if": {}, "then": {}})],
+    ],
+    ids=lambda tools: tools[0].name,
+)
+def test_case_31_big_and_hostile_schemas_compile_or_are_refused(dialect: Dialect, tools: list[Tool]) -> None:
+    found = walk(dialect, wanted(tools, FORCED), (dialect.name, "hostile"), most=40)
+    assert found.text

@@ -1,0 +1,36 @@
+"""The first two laws of a dialect, on ten thousand random replies each, half of them damaged."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer
+
+from server.chat.text import TextStream, Vocabulary
+from server.dialects.index import DIALECTS
+from server.dialects.protocol import Dialect
+from tests.checkpoints import qwen_tokenizer
+from tests.dialects import fuzz
+from tests.dialects.reading import read
+
+CASES = 10_000
+every_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+
+
+@every_dialect
+@pytest.mark.parametrize("part", range(4))
+def test_any_pieces_give_the_same_events_and_nothing_is_lost(dialect: Dialect, part: int) -> None:
+    fuzz.run(dialect, CASES // 4, seed=part)
+
+
+@every_dialect
+def test_one_token_at_a_time_gives_the_same_events_across_split_characters(dialect: Dialect) -> None:
+    """Case 3: the way of the server, ids to text to events, where half a character is a token of its own."""
+    tokenizer_file = qwen_tokenizer() / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    vocabulary = Vocabulary(tokenizer, kept=dialect.markers)
+    for case in range(300):
+        reply = fuzz.damaged_reply(dialect.name, random.Random(f"tokens {dialect.name} {case}"))
+        stream = TextStream(vocabulary)
+        pieces = [stream.feed(token_id) for token_id in tokenizer.encode(reply, add_special_tokens=False).ids]
+        text = "".join(pieces)
+        assert read(dialect, fuzz.TOOLS, pieces) == read(dialect, fuzz.TOOLS, [text]), reply

@@ -1,0 +1,103 @@
+"""A reader of grammars harder on them than any model: each id is drawn from all that are allowed, all alike."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from server.dialects.protocol import Choice, Dialect, Tool, Wanted
+from server.model.grammar import GrammarMatcher, LlguidanceGrammars
+from tests.checkpoints import END_OF_TEXT, IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE, qwen_tokenizer
+
+MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}
+STOP_IDS = (IM_END, END_OF_TEXT)
+# Texts that end what is open. Drawing alone would never find them: strings would go on for ever.
+ENDINGS = (
+    '"', '"}', '"}}\n', "]", "]}", "}", "}}\n", "}\n", "\n</parameter>\n", "</parameter>\n", "</function>\n", "</arg_value>\n",
+    "<|tool_call_end|>", "<|tool_calls_section_end|>", "\n", "\n</input>\n", "null", "1", '": ', "x",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What was written, and whether it came to an end by itself."""
+
+    text: str
+    ended: bool
+
+
+@cache
+def grammars() -> LlguidanceGrammars:
+    """The engine's grammars over the real Qwen vocabulary."""
+    return LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", VOCAB_SIZE, STOP_IDS, num_threads=1)
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """The same vocabulary, to read and write text."""
+    return Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
+
+
+@cache
+def ids_of(text: str) -> tuple[int, ...]:
+    """The ids of a text; markers are one token each."""
+    return tuple(tokenizer().encode(text, add_special_tokens=False).ids)
+
+
+def spelled_ids_of(text: str) -> tuple[int, ...]:
+    """The ids of a text whose markers are spelled out of smaller tokens."""
+    parts = text.replace("tool_call>", "tool\0_call>").split("\0")
+    return tuple(token_id for part in parts for token_id in ids_of(part))
+
+
+def text_of(token_ids: Sequence[int]) -> str:
+    """The text of ids, markers included."""
+    return str(tokenizer().decode(list(token_ids), skip_special_tokens=False))
+
+
+def wanted(tools: Sequence[Tool], choice: Choice, markers: bool = True) -> Wanted:
+    """What is wanted of a reply that may call these tools."""
+    return Wanted(tools, choice, None, MARKER_IDS if markers else {})
+
+
+def walk(dialect: Dialect, want: Wanted, seed: object, most: int = 600, haste: float = 0.5) -> Walk:
+    """Write one reply under the dialect's constraint. `haste` is how often an ending is tried first."""
+    constraint = dialect.constrain(want)
+    assert constraint is not None
+    matcher = grammars().compile(constraint)
+    chance = random.Random(str(seed))
+    written: list[int] = []
+    while len(written) < most:
+        step = _step(matcher, chance, haste)
+        if step is None:
+            return Walk(text_of(written), True)
+        assert matcher.advance(step), "an allowed id was refused"
+        written += step
+        if matcher.is_over():
+            return Walk(text_of(written), True)
+    return Walk(text_of(written), False)
+
+
+def _step(matcher: GrammarMatcher, chance: random.Random, haste: float) -> list[int] | None:
+    forced = matcher.forced()
+    if forced:
+        return forced[: chance.randint(1, len(forced))]
+    if chance.random() < haste:
+        ids = ids_of(chance.choice(ENDINGS))
+        if matcher.count_allowed(ids) == len(ids):
+            return list(ids)
+    allowed = allowed_ids(matcher)
+    if any(stop in allowed for stop in STOP_IDS) and (chance.random() < haste or len(allowed) <= len(STOP_IDS)):
+        return None
+    ids = [token_id for token_id in map(int, chance.choices(allowed, k=3)) if token_id not in STOP_IDS]
+    return ids[:1] or None
+
+
+def allowed_ids(matcher: GrammarMatcher) -> np.ndarray:
+    """Every id that may come next."""
+    masks = grammars().masks([(matcher, ())], [None])
+    assert masks is not None
+    return np.flatnonzero(np.unpackbits(masks.words[0].view(np.uint8), bitorder="little"))
