@@ -10,7 +10,7 @@ from demo import values
 from demo.everyday import Everyday
 from demo.invent import invent_tool, noun_phrase
 from demo.requests import (
-    Call, Request, ask_incomplete, ask_once, ask_same_twice, ask_two_tools, missing_question, reply_with,
+    Call, Request, ask_again, ask_incomplete, ask_once, ask_same_twice, ask_two_tools, missing_question, reply_with,
 )  # fmt: skip
 from demo.tools import Tool, join_words, spell
 from demo.words import World
@@ -79,7 +79,7 @@ class Author:
 
     def write_scenario(self, scenario: str) -> Dialogue:
         rng = self.world.rng
-        system = rng.choice(SYSTEM_TEXTS) if rng.random() < 0.45 else ""
+        system = draw_system(self.world) if rng.random() < 0.45 else ""
         thinking = rng.random() < 0.45
         tools = self.draw_tools(rng.choice(self.stage.tool_counts), ready=scenario == "same_twice")
         if scenario == "chat" and rng.random() < 0.4 or scenario == "none_fits" and rng.random() < 0.12:
@@ -98,11 +98,23 @@ class Author:
         for _ in range(rng.choice(self.stage.num_questions)):
             kinds = ("one", "one", "one", "same_twice", "two_tools", "missing", "none_fits", "chat")
             turns += self.exchange(rng.choice(kinds), tools)
+            if rng.random() < 0.2:
+                turns += self._again(turns, tools)
         # Mostly every question is learnt from, with the thoughts left empty: much practice per tool list.  Otherwise
         # the history is as the template shows it, and the last reply alone is learnt from.
         learn_all = rng.random() < 0.8
         first_learnt = 0 if learn_all else last_reply(turns)
         return Dialogue("several", tools, turns, system, thinking and not learn_all, first_learnt, rng.random() < 0.5)
+
+    def _again(self, turns: tuple[Turn, ...], tools: tuple[Tool, ...]) -> tuple[Turn, ...]:
+        """A question that makes sense only after the last call; nothing if that was no single call."""
+        start = max(index for index, turn in enumerate(turns) if turn.role == "user")
+        calls = turns[start + 1].calls
+        if len(calls) != 1:
+            return ()
+        tool = next(tool for tool in tools if tool.name == calls[0].name)
+        request = ask_again(self.world, tool, calls[0])
+        return self._carry_out(request, tools) if request else ()
 
     def draw_tools(self, count: int, ready: bool = False) -> tuple[Tool, ...]:
         """Tools with different names; `ready` asks for one at least that can be called twice in a sentence."""
@@ -174,6 +186,14 @@ class Author:
         answer = answer_from(results, request.labels)
         replies = tuple(Turn("tool", to_text(result)) for result in results)
         return (*turns, *replies, Turn("assistant", answer, thought="The result is here."))
+
+
+def draw_system(world: World) -> str:
+    rng = world.rng
+    if rng.random() < 0.75:
+        return rng.choice(SYSTEM_TEXTS)
+    role = f"You are {world.person()}, an assistant for the {noun_phrase(world)} of {world.place()}."
+    return f"{role} {rng.choice(SYSTEM_TEXTS)}" if rng.random() < 0.5 else role
 
 
 def last_reply(turns: tuple[Turn, ...]) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.invent import COUNTED, LISTS, ROLES, named
-from demo.tools import Kind, Parameter, Tool
+from demo.tools import Kind, Parameter, Tool, draw_style
 from demo.values import FLAVOURS
 from demo.words import World
 
@@ -48,7 +48,7 @@ class Everyday:
             parameters.append(draw_parameter(world, sketch, name, required))
         asks = tuple(rename(ask, renamed) for ask in rng.sample(self.asks, min(4, len(self.asks))))
         name = self.names[0] if rng.random() < 0.4 else rng.choice(self.names)
-        return Tool(name, rng.choice(self.descriptions), tuple(parameters), asks, self.results)
+        return Tool(name, rng.choice(self.descriptions), tuple(parameters), asks, self.results, draw_style(world))
 
 
 def draw_parameter(world: World, sketch: Sketch, name: str, required: bool) -> Parameter:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from demo.tools import Kind, Parameter, Tool
+from demo.tools import Kind, Parameter, Tool, draw_style
 from demo.words import World
 
 QUERY_VERBS = ("get", "find", "fetch", "look_up", "check", "show", "read", "query", "retrieve")
@@ -80,7 +80,9 @@ def invent_tool(world: World, about: str | None = None) -> Tool:
     if len(name) > 40:
         name = name[:40].rstrip("_-")
     results = tuple((world.parameter_noun(), rng.choice(FREE_FLAVOURS[:7])) for _ in range(rng.randint(1, 2)))
-    return Tool(name, description if rng.random() < 0.95 else noun, parameters, tuple(openings), results)
+    description = description if rng.random() < 0.95 else noun
+    style = tuple(kind for kind in draw_style(world) if kind != "bare" or noun.split()[-1] in name.lower())
+    return Tool(name, description, parameters, tuple(openings), results, style)
 
 
 def noun_phrase(world: World) -> str:

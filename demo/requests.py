@@ -111,6 +111,21 @@ def reply_with(world: World, tool: Tool, request: Request) -> Request:
     return Request(text, (Call(tool.name, arguments),))
 
 
+def ask_again(world: World, tool: Tool, call: Call) -> Request | None:
+    """"And in Rome?": the same call with another value; None if the tool has no value to exchange."""
+    rng = world.rng
+    target = repeatable(tool)
+    if target is None:
+        return None
+    said = draw_value(world, target)
+    before = re.search(r"(\w+) \{" + re.escape(target.name) + r"\}", rng.choice(tool.asks))
+    word = f"{before.group(1)} " if before and before.group(1) in PREPOSITIONS and rng.random() < 0.5 else ""
+    start = rng.choice(("And", "And", "What about", "How about", "Now", "Now the same"))
+    word = word or ("for " if start.endswith("same") else "")
+    text = f"{start} {word}{said.words}" + rng.choice(("?", "?", "", "."))
+    return Request(text, (Call(tool.name, {**call.arguments, target.name: said.value}),))
+
+
 def draw_arguments(world: World, tool: Tool) -> dict[str, Said]:
     chosen = [p for p in tool.parameters if p.required or world.rng.random() < 0.45]
     return {p.name: draw_value(world, p) for p in chosen}

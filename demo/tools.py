@@ -7,6 +7,11 @@ from typing import Any, Literal
 from demo import values
 from demo.words import World
 
+# Ways in which clients write the same schema.
+Style = Literal["omit_empty", "closed", "strict", "bare", "description_last"]
+STYLES: tuple[tuple[Style, float], ...] = (
+    ("omit_empty", 0.4), ("closed", 0.12), ("strict", 0.06), ("bare", 0.03), ("description_last", 0.15),
+)  # fmt: skip
 Kind = Literal["string", "integer", "number", "boolean", "enum", "array", "object"]
 
 
@@ -32,7 +37,7 @@ class Parameter:
         """The name as words: `max_price` and `maxPrice` are "max price"."""
         return spell(self.name)
 
-    def schema(self) -> dict[str, Any]:
+    def schema(self, description_last: bool = False) -> dict[str, Any]:
         """The JSON schema of the value."""
         if self.kind == "enum":
             shape: dict[str, Any] = {"type": "string", "enum": list(self.choices)}
@@ -43,7 +48,9 @@ class Parameter:
             shape["required"] = [inner.name for inner in self.fields]
         else:
             shape = {"type": self.kind}
-        if self.description:
+        if self.description and description_last:
+            shape["description"] = self.description
+        elif self.description:
             shape = {"type": shape.pop("type"), "description": self.description, **shape}
         return shape
 
@@ -61,18 +68,28 @@ class Tool:
     parameters: tuple[Parameter, ...]
     asks: tuple[str, ...]
     results: tuple[tuple[str, str], ...] = field(default=())  # key, flavour of the value
+    style: tuple[Style, ...] = ()
 
     def parameter(self, name: str) -> Parameter:
         return next(p for p in self.parameters if p.name == name)
 
     def schema(self) -> dict[str, Any]:
         """The tool as an OpenAI client sends it."""
+        last = "description_last" in self.style
         shape: dict[str, Any] = {
             "type": "object",
-            "properties": {p.name: p.schema() for p in self.parameters},
+            "properties": {p.name: p.schema(last) for p in self.parameters},
             "required": [p.name for p in self.parameters if p.required],
         }
-        function = {"name": self.name, "description": self.description, "parameters": shape}
+        if not shape["required"] and "omit_empty" in self.style:
+            del shape["required"]
+        if "closed" in self.style:
+            shape["additionalProperties"] = False
+        function: dict[str, Any] = {"name": self.name, "description": self.description, "parameters": shape}
+        if "bare" in self.style:
+            del function["description"]
+        if "strict" in self.style:
+            function["strict"] = True
         return {"type": "function", "function": function}
 
 
@@ -91,6 +108,8 @@ def draw_value(world: World, parameter: Parameter) -> Said:
     """A value that the parameter's schema accepts, and how it is said."""
     rng = world.rng
     match parameter.kind:
+        case "string" if parameter.flavour == "sums":
+            return draw_sum(world)
         case "string":
             text = draw_text(world, parameter.flavour)
             return Said(text, quoted(world, text, parameter.flavour))
@@ -123,6 +142,23 @@ def draw_text(world: World, flavour: str) -> str:
         text = values.FLAVOURS[flavour](world)
         if world.allows(text):
             return text
+
+
+OPERATORS = {" + ": " plus ", " - ": " minus ", " * ": " times ", " / ": " divided by "}
+
+
+def draw_sum(world: World) -> Said:
+    """A sum, at times said in words: "12 times 7" for 12 * 7."""
+    expression = draw_text(world, "sums")
+    spoken = expression
+    if world.rng.random() < 0.5:
+        for sign, word in OPERATORS.items():
+            spoken = spoken.replace(sign, word)
+    return Said(expression, spoken)
+
+
+def draw_style(world: World) -> tuple[Style, ...]:
+    return tuple(style for style, share in STYLES if world.rng.random() < share)
 
 
 def clause_for(world: World, parameter: Parameter, said: Said) -> str:

@@ -150,8 +150,10 @@ class World:
             return self.pick(CITIES)
         if roll < 0.6:
             return self.pick(TWO_WORD_CITIES)
-        if roll < 0.66:
+        if roll < 0.65:
             return self.pick(COUNTRIES)
+        if roll < 0.7:
+            return f"{self.pick(CITIES)}, {self.pick(COUNTRIES)}"
         return self.invented().capitalize()
 
     def person(self) -> str:
