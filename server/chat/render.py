@@ -44,12 +44,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What a template is given, hidden already: messages, tools, variables, and whether the last message goes on."""
+    """What a template is given, hidden already. With `prefill` the reply goes on where the last message ends."""
 
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...]
     variables: Mapping[str, Any]
     prefill: bool = False
+    ask_for_reply: bool = True  # the prompt ends with the head of an assistant's turn
 
 
 class Renderer:
@@ -97,7 +98,7 @@ class Renderer:
                 "messages": messages,
                 "tools": list(script.tools) or None,
                 "documents": None,
-                "add_generation_prompt": not script.prefill,
+                "add_generation_prompt": script.ask_for_reply and not script.prefill,
             }
         )
         return _cut_at_prefill(text) if script.prefill else text

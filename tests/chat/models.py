@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from server.chat.ask import Ask
 from server.chat.checkpoint import Checkpoint
 from server.chat.prompt import Prompter
+from server.dialects.index import find
 from server.messages import Sampling
 from server.settings import ApiSettings, Settings
 from tests.checkpoints import qwen_tokenizer
@@ -68,6 +69,12 @@ def folder() -> Path:
 def checkpoint(name: str) -> Checkpoint:
     """The checkpoint under this template. The dialect is no part of a prompt, so one does for all."""
     return Checkpoint.open(folder(), chat_template=str(TEMPLATES[name][0]), dialect="hermes")
+
+
+@functools.cache
+def native(name: str) -> Checkpoint:
+    """The same with the dialect that its template writes."""
+    return replace(checkpoint(name), dialect=find(TEMPLATES[name][1]))
 
 
 @functools.cache
