@@ -180,6 +180,7 @@ class MemoryReport(msgspec.Struct, frozen=True):
     events: tuple[tuple[float, str], ...] = ()
     room_bytes: int = 0  # what the engine may hold at most
     allowed_blocks: int = 0  # of the pool, at this level
+    fixed_bytes: int = 0  # what the engine needs besides its blocks, at its peak
 
 
 class Pulse(Message, frozen=True, tag="pulse"):

@@ -113,7 +113,9 @@ class Guard:
         elif used_blocks == self._used and self._level != "critical":
             return self._answer
         self._used = used_blocks
-        self._answer = self._answer_for(used_blocks, now)
+        answer = self._answer_for(used_blocks, now)
+        if answer != self._answer:  # the same object as long as nothing changes, so that the loop sees it at a glance
+            self._answer = answer
         return self._answer
 
     def out_of_memory(self) -> None:
@@ -144,6 +146,7 @@ class Guard:
             events=tuple(self._events),
             room_bytes=self._limits.room,
             allowed_blocks=self._allowed,
+            fixed_bytes=self._limits.fixed,
         )
 
     def _judge(self, reading: DeviceReading, now: float) -> None:
