@@ -109,12 +109,13 @@ def constraint(
 
 def _start(wanted: Wanted, calls: bool, repeats: bool) -> str:
     several = f"first further{{0,{MAX_CALLS - 1}}}" if wanted.choice.parallel and repeats else "first"
+    lead = '("\\n\\n")? ' if wanted.after_thinking else ""
     if not calls:
-        return "start: answer" if wanted.answer is not None else "start: text"
+        return f"start: {lead}answer" if wanted.answer is not None else "start: text"
     if wanted.choice.mode == "required":
-        return f"start: {several}"
+        return f"start: {lead}{several}"
     if wanted.answer is not None:
-        return f"start: answer | {several}"
+        return f"start: {lead}(answer | {several})"
     return "start: open_call* TEXT?" if wanted.choice.parallel else "start: open_call | TEXT?"
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from server.dialects.protocol import Tool
@@ -36,11 +37,13 @@ def shortest_members(tool: Tool) -> list[tuple[str, str]]:
 def shortest_value(schema: Any) -> Any:
     """A short value of this schema."""
     whole = normalised(schema)
-    return _value(whole, whole, 0)
+    return _least([whole], whole, 0) if isinstance(whole, Mapping) else {}
 
 
 def _value(schema: Any, root: Any, depth: int) -> Any:
-    if not isinstance(schema, Mapping) or depth > DEEPEST:
+    if depth > DEEPEST:
+        raise RecursionError("no value found that nests less deep")
+    if not isinstance(schema, Mapping):
         return None
     if "const" in schema:
         return schema["const"]
@@ -51,8 +54,7 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
     for key in ("anyOf", "oneOf"):
         if schema.get(key):
             beside = _without(schema, key)
-            values = [_value(_merged(beside, branch), root, depth + 1) for branch in schema[key]]
-            return min(values, key=lambda value: len(json.dumps(value)))
+            return _least([_merged(beside, branch) for branch in schema[key]], root, depth + 1)
     if schema.get("allOf"):
         merged = _without(schema, "allOf")
         for part in schema["allOf"]:
@@ -61,11 +63,21 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
     return _typed(schema, root, depth)
 
 
+def _least(schemas: list[Any], root: Any, depth: int) -> Any:
+    """The shortest of several values; of a recursive schema, one that ends."""
+    found = []
+    for schema in schemas:
+        with suppress(RecursionError):
+            found.append(_value(schema, root, depth))
+    if not found and depth:
+        raise RecursionError("no value found that nests less deep")
+    return min(found, key=lambda value: len(json.dumps(value)), default={})
+
+
 def _typed(schema: Mapping[str, Any], root: Any, depth: int) -> Any:
     kind = schema.get("type")
     if isinstance(kind, list):
-        values = [_value({**schema, "type": one}, root, depth + 1) for one in kind]
-        return min(values, key=lambda value: len(json.dumps(value)))
+        return _least([{**schema, "type": one} for one in kind], root, depth + 1)
     match kind or ("object" if "properties" in schema else "array" if "items" in schema else None):
         case "object":
             return _object(schema, root, depth)
@@ -117,9 +129,9 @@ def _without(schema: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _merged(left: Mapping[str, Any], right: Any) -> dict[str, Any]:
     if not isinstance(right, Mapping):
         return dict(left)
-    return {
-        **left,
-        **right,
-        "properties": {**left.get("properties", {}), **right.get("properties", {})},
-        "required": [*left.get("required", ()), *right.get("required", ())],
-    }
+    merged = {**left, **right}
+    if "properties" in left and "properties" in right:
+        merged["properties"] = {**left["properties"], **right["properties"]}
+    if "required" in left and "required" in right:
+        merged["required"] = [*left["required"], *right["required"]]
+    return merged

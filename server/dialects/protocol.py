@@ -53,12 +53,16 @@ class AnswerFormat:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Everything that constrains one reply. `marker_ids` maps a marker to its token id where it is one token."""
+    """Everything that constrains one reply. `marker_ids` maps a marker to its token id where it is one token.
+
+    `after_thinking`: a think block may come before, so that line breaks may come first, as models have learnt it.
+    """
 
     tools: Sequence[Tool]
     choice: Choice
     answer: AnswerFormat | None
     marker_ids: Mapping[str, int]
+    after_thinking: bool = False
 
 
 class Parser(Protocol):

@@ -37,21 +37,26 @@ TOOLS = (
     Tool("run", custom=True),
 )
 WORDS = (
-    "Paris", "the", " ", "\n", "\n\n", "\t", "天気", "🌧️", "é", '"', "'", "\\", "\\n", "\\u00e9", "{", "}", "[", "]", ":",
-    ",", "<", ">", "/", "0", "-1.5", "null", "true", "a < b", "</", "<t", "<tool", "```", "```json\n", "Action", "Thought:",
-    '"a": 1', "{}", "=", "|",
+    "Paris", "the", " ", "\n", "\n\n", "\t", "天気", "🌧️", "é", '"', "'", "\\", "\\n", "\\u00e9", "{", "}", "[", "]",
+    ":", ",", "<", ">", "/", "0", "-1.5", "null", "true", "a < b", "</", "<t", "<tool", "```", "```json\n", "Action",
+    "Thought:", '"a": 1', "{}", "=", "|",
 )  # fmt: skip
 MARKUP = {
-    "hermes": ("<tool_call>", "</tool_call>", "<tools>", "</tools>", '{"name": "now"', '"arguments": {', '"}', "<input>\n"),
+    "hermes": (
+        "<tool_call>", "</tool_call>", "<tools>", "</tools>", '{"name": "now"', '"arguments": {', '"}', "<input>\n",
+    ),
     "qwen3_coder": (
-        "<tool_call>", "</tool_call>", "<function=now>", "</function>", "<parameter=city>", "</parameter>", "\n</parameter>\n",
+        "<tool_call>", "</tool_call>", "<function=now>", "</function>", "<parameter=city>", "</parameter>",
+        "\n</parameter>\n",
     ),
     "glm4": ("<tool_call>now\n", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
     "kimi_k2": (
         "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_end|>",
         "<|tool_call_argument_begin|>", "functions.now:0",
     ),
-    "react": ("\nAction: now\n", "\nAction Input:", "Action:", "\nObservation:", "\nThought: ", "Final Answer:", "\n```"),
+    "react": (
+        "\nAction: now\n", "\nAction Input:", "Action:", "\nObservation:", "\nThought: ", "Final Answer:", "\n```",
+    ),
 }  # fmt: skip
 NONCE = re.compile(r"[QZ][0-9]{4}")
 

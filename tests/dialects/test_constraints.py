@@ -14,7 +14,7 @@ from server.dialects.protocol import AnswerFormat, Choice, CustomFormat, Dialect
 from server.dialects.react import REACT
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
-from tests.dialects.reading import Call, cut_evenly, read, said
+from tests.dialects.reading import Call, cut_evenly, read, said, tell
 from tests.dialects.tools import make_tools
 from tests.dialects.walking import MARKER_IDS, STOP_IDS, allowed_ids, grammars, ids_of, spelled_ids_of, walk, wanted
 
@@ -155,6 +155,16 @@ def test_case_26_an_answer_format_with_tools_admits_valid_json_or_a_valid_call(d
     assert not accepts(dialect, want, '{"ok": 1}')
     assert not accepts(dialect, Wanted([GO], Choice("none"), AnswerFormat(schema), MARKER_IDS), "Sure!")
     assert accepts(dialect, Wanted([], Choice("none"), AnswerFormat(None), {}), '{"any": [1, null]}')
+
+
+@every_dialect
+def test_case_18_behind_a_think_block_a_forced_call_may_begin_with_a_blank_line(dialect: Dialect) -> None:
+    call = write_call(dialect.name, "go", {"n": 1}, 0).lstrip()
+    plain = wanted([GO], FORCED)
+    after = Wanted([GO], FORCED, None, MARKER_IDS, after_thinking=True)
+    assert [accepts(dialect, want, f"\n\n{call}") for want in (plain, after)] == [False, True]
+    assert accepts(dialect, after, call)
+    assert tell(dialect, [GO], f"\n\n{call}") == [Call("go", '{"n": 1}')]
 
 
 @every_dialect

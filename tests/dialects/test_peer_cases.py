@@ -100,7 +100,7 @@ def test_case_07_a_call_that_is_cut_off_is_flagged_and_leaves_no_markup_in_text(
     whole = write_call(dialect.name, "get_weather", {"city": "Paris"}, 0)
     cut = whole[: whole.index("Paris") + 3]
     call = one_call(cut, dialect)
-    assert call == Call("get_weather", '{"city": "Par', ("truncated",), cut if dialect is not REACT else cut)
+    assert call == Call("get_weather", '{"city": "Par', ("truncated",), cut)
 
 
 @every_dialect
@@ -151,9 +151,8 @@ def test_case_10_control_characters_in_strings_are_escaped(raw: str) -> None:
     ],
 )
 def test_case_11_slips_with_one_meaning_are_put_right_and_said(written: str, meant: object) -> None:
-    call = one_call(
-        hermes_call(written) if written[-1] == "}" else hermes(f'{{"name": "get_weather", "arguments": {written}')
-    )
+    head = '{"name": "get_weather", "arguments": '
+    call = one_call(hermes(head + written + ("}" if written[-1] == "}" else "")))
     assert call.value == meant
     assert call.flags == ("repaired",) and written in call.raw
 
@@ -311,8 +310,8 @@ def test_arguments_come_out_while_they_are_written(dialect: Dialect) -> None:
 @every_dialect
 def test_text_is_held_back_only_while_it_may_be_markup(dialect: Dialect) -> None:
     parser = dialect.parser(TOOLS)
-    fed, out = 0, 0
-    for char in "Is a < b? Use <code>x</code>, a list:\n- one\n\n- two <|x|> and `tool`. Thoughts: none, Actions: two.":
-        fed += 1
+    out = 0
+    text = "Is a < b? Use <code>x</code>, a list:\n- one\n\n- two <|x|> and `tool`. Thoughts: none, Actions: two."
+    for fed, char in enumerate(text, 1):
         out += sum(len(event.text) for event in parser.feed(char))  # type: ignore[union-attr]
         assert fed - out <= 14

@@ -16,7 +16,8 @@ MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}
 STOP_IDS = (IM_END, END_OF_TEXT)
 # Texts that end what is open. Drawing alone would never find them: strings would go on for ever.
 ENDINGS = (
-    '"', '"}', '"}}\n', "]", "]}", "}", "}}\n", "}\n", "\n</parameter>\n", "</parameter>\n", "</function>\n", "</arg_value>\n",
+    '"', '"}', '"}}\n', "]", "]}", "}", "}}\n", "}\n", "\n</parameter>\n", "</parameter>\n", "</function>\n",
+    "</arg_value>\n",
     "<|tool_call_end|>", "<|tool_calls_section_end|>", "\n", "\n</input>\n", "null", "1", '": ', "x",
 )  # fmt: skip
 
