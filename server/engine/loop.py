@@ -47,7 +47,7 @@ class Loop:
         self._closing = False
 
     def run(self) -> None:
-        """Mail, step, mail, until `close` or Shutdown; a crash is told to everyone before it is raised again."""
+        """Mail, step, mail, until Shutdown; a crash is told to everyone before it is raised again."""
         try:
             while not self._closing:
                 self._read_mail()
@@ -59,11 +59,6 @@ class Loop:
             raise
         self._scheduler.fail_all("engine_died", "the engine was told to end")
         self._send_mail()
-
-    def close(self) -> None:
-        """End after the current step; may be called from a signal handler."""
-        self._closing = True
-        self._mailbox.wake()
 
     # -- mail ------------------------------------------------------------------------------------------------------
 
