@@ -8,6 +8,7 @@ Exit code 1, and the faults in words, if anything was lost, hung, leaked or out 
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ HEARTBEAT_S = 1.5
 RSS_TOLERANCE = 0.05
 FD_TOLERANCE = 2  # a connection kept alive, the file that a metric is read from
 RECOVERY_TIMEOUT_S = 90.0
+BEGIN_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 120.0
 SENDERS = 16
 
 
@@ -81,7 +85,7 @@ def footprint(server: Live) -> Footprint:
     deadline_s = time.monotonic() + IDLE_TIMEOUT_S
     time.sleep(HEARTBEAT_S)  # what the server tells is as old as the engine's last heartbeat
     while True:
-        text = httpx.get(f"{server.url}/metrics").text
+        text = httpx.get(f"{server.url}/metrics", timeout=END_TIMEOUT_S).text
         used, running, waiting = (
             _metric(text, name) for name in ("kv_blocks_used", "sequences_running", "sequences_waiting")
         )
@@ -179,18 +183,22 @@ async def _open_streams(server: Live, count: int, max_tokens: int, meanwhile: An
             async for line in reply.aiter_lines():
                 if line.startswith("data: "):
                     data.append(line.removeprefix("data: "))
-                    begun += len(data) == 3
+                    begun += len(data) == 2  # the role, and something said
                     if begun == count:
                         all_begun.set()
         return check_stream(data)
 
-    async with httpx.AsyncClient(base_url=server.url, timeout=RECOVERY_TIMEOUT_S, limits=httpx.Limits()) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=END_TIMEOUT_S, limits=httpx.Limits()) as http:
         readers = [asyncio.create_task(read(http)) for _ in range(count)]
-        async with asyncio.timeout(RECOVERY_TIMEOUT_S):
-            await all_begun.wait()
-            meanwhile()
-            ends = await asyncio.gather(*readers, return_exceptions=True)
-    return Counter(end if isinstance(end, str) else f"{type(end).__name__}: {end}" for end in ends)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(all_begun.wait(), BEGIN_TIMEOUT_S)
+        meanwhile()
+        _, hanging = await asyncio.wait(readers, timeout=END_TIMEOUT_S)
+        for reader in hanging:
+            reader.cancel()
+        ends = await asyncio.gather(*readers, return_exceptions=True)
+    told = Counter(end if isinstance(end, str) else f"{type(end).__name__}: {end}" for end in ends)
+    return told if begun >= count else told + Counter({f"only {begun} had begun": 1})
 
 
 def killed_engine(server: Live, streams: int) -> Scene:
@@ -205,17 +213,14 @@ def killed_engine(server: Live, streams: int) -> Scene:
 
     ends = asyncio.run(_open_streams(server, streams, 1500, kill))
     told_s = time.monotonic() - killed_s
-    while (status := httpx.get(f"{server.url}/ready").status_code) != 200:
+    while (status := httpx.get(f"{server.url}/ready", timeout=END_TIMEOUT_S).status_code) != 200:
         statuses.add(status)
         if time.monotonic() - killed_s > RECOVERY_TIMEOUT_S:
             return Scene("kill -9", {"ends": dict(ends)}, ["the engine did not come back"])
         time.sleep(0.05)
     back_s = time.monotonic() - killed_s
-    reply = httpx.post(
-        f"{server.url}{CHAT}",
-        json={"model": "toolwire-demo", "messages": [{"role": "user", "content": "Hello!"}]},
-        timeout=60,
-    )
+    body = {"model": "toolwire-demo", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 10}
+    reply = httpx.post(f"{server.url}{CHAT}", json=body, timeout=END_TIMEOUT_S)
     faults = [f"a stream ended with {end}" for end in ends if end != "error event"]
     faults += [] if statuses == {503} else [f"/ready said {statuses} meanwhile"]
     faults += [] if reply.status_code == 200 else [f"afterwards: {reply.status_code}"]
@@ -237,13 +242,12 @@ def drained(server: Live, streams: int) -> Scene:
     return Scene("SIGTERM", {"streams": streams, "ends": dict(ends), "ended_after_s": seconds}, faults)
 
 
-def play(scale: Scale, seed: int) -> list[Scene]:
-    """All scenes."""
+def play(scale: Scale, seed: int) -> Iterator[Scene]:
+    """All scenes on one server, so that a fault of one shows in the next."""
     with live_server() as server:
-        scenes = asyncio.run(first_act(server, scale, seed))
-        scenes.append(killed_engine(server, scale.killed_streams))
-        scenes.append(drained(server, scale.drained_streams))
-    return scenes
+        yield from asyncio.run(first_act(server, scale, seed))
+        yield killed_engine(server, scale.killed_streams)
+        yield drained(server, scale.drained_streams)
 
 
 def main() -> None:
@@ -255,9 +259,10 @@ def main() -> None:
     parser.add_argument("--name", default="", help="write benchmarks/results/NAME.json")
     options = vars(parser.parse_args())
     name, seed = options.pop("name"), options.pop("seed")
-    scenes = play(Scale(**options), seed)
-    for scene in scenes:
-        print(f"{scene.name}: {json.dumps(scene.figures)}")
+    scenes = []
+    for scene in play(Scale(**options), seed):
+        scenes.append(scene)
+        print(f"{scene.name}: {json.dumps(scene.figures)}", flush=True)
         for fault, count in Counter(scene.faults).most_common(20):
             print(f"  FAULT {count} x {fault}")
     if name:

@@ -1,13 +1,10 @@
 """The short play of benchmarks/faults.py: crowd, malformed requests, slow clients, kill -9, SIGTERM."""
 
-import asyncio
-
 import pytest
 
 from benchmarks.crowd import OutOfShape, check_stream
-from benchmarks.faults import Footprint, Scale, drained, first_act, killed_engine, leaks
+from benchmarks.faults import Footprint, Scale, leaks, play
 from benchmarks.malformed import KINDS, Malformed, Raw, fault_in, malformed
-from tests.live import live_server
 
 SHORT = Scale(clients=24, seconds=5, malformed=400, lorises=16, killed_streams=8, drained_streams=32, warm_up_s=3)
 SEED = 7
@@ -15,10 +12,7 @@ SEED = 7
 
 def test_a_server_survives_and_holds_nothing_afterwards() -> None:
     """One server through all of it, so that a fault of one scene shows in the next."""
-    with live_server() as server:
-        scenes = asyncio.run(first_act(server, SHORT, SEED))
-        scenes.append(killed_engine(server, SHORT.killed_streams))
-        scenes.append(drained(server, SHORT.drained_streams))
+    scenes = list(play(SHORT, SEED))
     assert {scene.name: scene.faults for scene in scenes} == {scene.name: [] for scene in scenes}
     crowd, bad = scenes[0].figures, scenes[1].figures
     assert crowd["ends"]["complete"] > 0
