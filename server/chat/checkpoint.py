@@ -3,7 +3,6 @@
 What transformers reads from the same files, read without it. Every fault is a CannotStart with one line.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,16 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from server.chat.encode import ControlToken, Encoder, without_added_tokens
+from server.chat.folder import (
+    add_late_tokens,
+    check_folder,
+    open_tokenizer,
+    read_json,
+    read_optional,
+    read_text,
+    special_strings,
+    stored_template,
+)
 from server.chat.habits import find_habits
 from server.chat.mask import Mask
 from server.chat.shapes import Habits
@@ -88,16 +97,17 @@ class Checkpoint:
 
         Raises CannotStart naming the file that is missing or broken, or the option that does not fit.
         """
-        _check_folder(folder)
-        config = _read_json(folder / "config.json")
-        tokenizer_config = _read_optional(folder / "tokenizer_config.json")
-        generation = _read_optional(folder / "generation_config.json") if generation_config == "auto" else {}
-        tokenizer_text = _read_text(folder / "tokenizer.json")
-        tokenizer = _open_tokenizer(folder / "tokenizer.json", tokenizer_text)
+        check_folder(folder)
+        config = read_json(folder / "config.json")
+        tokenizer_config = read_optional(folder / "tokenizer_config.json")
+        generation = read_optional(folder / "generation_config.json") if generation_config == "auto" else {}
+        tokenizer_text = read_text(folder / "tokenizer.json")
+        tokenizer = open_tokenizer(folder / "tokenizer.json", tokenizer_text)
+        add_late_tokens(tokenizer, tokenizer_config)
         control_tokens = _control_tokens(tokenizer)
         marker_ids = {token.text: token.id for token in control_tokens}
         source, origin, own = _template_source(folder, chat_template, tokenizer_config, marker_ids)
-        template = ChatTemplate(source, origin, _special_strings(tokenizer_config, folder))
+        template = ChatTemplate(source, origin, special_strings(tokenizer_config, folder))
         notes = [] if own else [f"{origin} knows no tools: serving with ChatML and ReAct prompts instead"]
         chosen = _choose_dialect(dialect, template)
         unknown = sorted(generation.keys() - SILENT_KEYS - set(SAMPLING_KEYS))
@@ -143,48 +153,6 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return max(positions, int((original if isinstance(original, int) else positions) * factor))
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise CannotStart(f"{folder} does not exist")
-    if not folder.is_dir():
-        raise CannotStart(f"{folder} is a file; give the folder that holds config.json and the weights")
-    if not (folder / "config.json").is_file():
-        raise CannotStart(f"{folder} holds no config.json, so it is no checkpoint")
-    if not (folder / "tokenizer.json").is_file():
-        raise CannotStart(
-            f"{folder} holds no tokenizer.json; save the tokenizer once with transformers' "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CannotStart(f"cannot read {path}: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except ValueError as error:
-        raise CannotStart(f"{path} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CannotStart(f"{path} holds no JSON object")
-    return value
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return _read_json(path) if path.is_file() else {}
-
-
-def _open_tokenizer(path: Path, text: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the only type that tokenizers raises
-        raise CannotStart(f"{path} is no tokenizer: {error}") from error
-
-
 def _control_tokens(tokenizer: Tokenizer) -> tuple[ControlToken, ...]:
     added = tokenizer.get_added_tokens_decoder()
     return tuple(
@@ -201,8 +169,8 @@ def _template_source(
     if chosen:
         if not Path(chosen).is_file():
             raise CannotStart(f"--chat-template {chosen} does not exist")
-        return _read_text(Path(chosen)), chosen, True
-    origin, source = _stored_template(folder, tokenizer_config)
+        return read_text(Path(chosen)), chosen, True
+    origin, source = stored_template(folder, tokenizer_config)
     if source is not None and ChatTemplate(source, origin, {}).knows_tools:
         return source, origin, True
     if "<|im_start|>" not in marker_ids or "<|im_end|>" not in marker_ids:
@@ -212,24 +180,7 @@ def _template_source(
             f"{folder} has no chat template and its tokenizer no ChatML tokens; give one with --chat-template"
         )
     where = origin if source is not None else f"{folder} has no chat template, and the default"
-    return _read_text(FALLBACK_TEMPLATE), where, False
-
-
-def _stored_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str, str | None]:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return str(path), _read_text(path)
-    stored = tokenizer_config.get("chat_template")
-    origin = str(folder / "tokenizer_config.json")
-    if isinstance(stored, list):  # named ones; transformers takes tool_use where there are tools
-        named = {entry["name"]: entry["template"] for entry in stored if isinstance(entry, dict)}
-        stored = named.get("tool_use", named.get("default"))
-    if isinstance(stored, str):
-        return origin, stored
-    path = folder / "chat_template.json"  # written by multimodal processors
-    if path.is_file() and isinstance(held := _read_json(path).get("chat_template"), str):
-        return str(path), held
-    return origin, None
+    return read_text(FALLBACK_TEMPLATE), where, False
 
 
 def _choose_dialect(name: str, template: ChatTemplate) -> Dialect:
@@ -241,15 +192,6 @@ def _choose_dialect(name: str, template: ChatTemplate) -> Dialect:
             f"the chat template {template.origin} writes no tool format known here; name the nearest one with --dialect"
         )
     return dialect
-
-
-def _special_strings(tokenizer_config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """The variables that transformers gives every template: bos_token, eos_token and so on."""
-    known = {**_read_optional(folder / "special_tokens_map.json"), **tokenizer_config}
-    names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    found = {name: known.get(name) for name in names}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _stop_ids(

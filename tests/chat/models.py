@@ -16,12 +16,14 @@ from server.chat.ask import Ask
 from server.chat.checkpoint import Checkpoint
 from server.chat.prompt import Prompter
 from server.dialects.index import find
+from server.locate import BUILT_IN_FOLDER
 from server.messages import Sampling
 from server.settings import ApiSettings, Settings
 from tests.checkpoints import qwen_tokenizer
 
 FOLDER = Path(__file__).parent / "templates"
 ROOT = Path(__file__).parents[2]
+BUILT_IN = "built_in"
 # name -> (file, dialect)
 TEMPLATES = {
     "qwen25": (FOLDER / "qwen25.jinja", "hermes"),
@@ -33,7 +35,7 @@ TEMPLATES = {
     "react": (ROOT / "server/chat/templates/react.jinja", "react"),
     "kimi_k2": (FOLDER / "kimi_k2.jinja", "kimi_k2"),
     "glm45": (FOLDER / "glm45.jinja", "glm4"),
-    "demo": (ROOT / "demo/chat_template.jinja", "hermes"),
+    BUILT_IN: (BUILT_IN_FOLDER / "chat_template.jinja", "hermes"),  # with its own tokenizer
 }
 OTHER_TOKENS = (
     "<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|tool_calls_section_begin|>",
@@ -65,10 +67,15 @@ def folder() -> Path:
     return made
 
 
+def folder_of(name: str) -> Path:
+    """Where the tokenizer for this template lies."""
+    return BUILT_IN_FOLDER if name == BUILT_IN else folder()
+
+
 @functools.cache
 def checkpoint(name: str) -> Checkpoint:
     """The checkpoint under this template. The dialect is no part of a prompt, so one does for all."""
-    return Checkpoint.open(folder(), chat_template=str(TEMPLATES[name][0]), dialect="hermes")
+    return Checkpoint.open(folder_of(name), chat_template=str(TEMPLATES[name][0]), dialect="hermes")
 
 
 @functools.cache

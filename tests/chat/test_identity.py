@@ -1,13 +1,14 @@
 """On clean text our ids are those of transformers' apply_chat_template, for every template under test."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 
 from tests.chat.conversations import Inventor, as_sent
-from tests.chat.models import TEMPLATES, folder, ids_of, text_of
+from tests.chat.models import TEMPLATES, folder_of, ids_of, text_of
 
 CONVERSATIONS = 300
 WITHOUT_CALLS = {"qwen15"}
@@ -15,14 +16,14 @@ WITHOUT_THOUGHTS = {"qwen15"}
 
 
 @functools.cache
-def reference() -> Any:
-    return transformers.AutoTokenizer.from_pretrained(folder())
+def reference(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def ids_of_transformers(name: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], **options: Any) -> Any:
     options = {"add_generation_prompt": True, **options}
     source = TEMPLATES[name][0].read_text(encoding="utf-8")
-    return reference().apply_chat_template(
+    return reference(folder_of(name)).apply_chat_template(
         messages, tools=tools or None, chat_template=source, tokenize=True, return_dict=False, **options
     )
 

@@ -9,7 +9,7 @@ from server.chat.shapes import Habits, shape
 from server.chat.window import droppable, largest_prompt, reply_room, without
 from server.errors import PromptTooLong
 from tests.chat.conversations import Inventor, as_sent
-from tests.chat.models import TEMPLATES, ask, prompter, text_of
+from tests.chat.models import BUILT_IN, TEMPLATES, ask, prompter, text_of
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -162,7 +162,7 @@ def test_the_dry_run_sums_to_the_prompt(name: str) -> None:
         assert len({share.part for share in shares}) == len(shares)
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "qwen15"])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in ("qwen15", BUILT_IN)])
 def test_the_dry_run_names_who_costs_what(name: str) -> None:
     """A tool of a hundred words must be seen to cost them, and not its neighbour."""
     tools = [
