@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 
-.PHONY: install serve test lint unit test-gpu clean system system-test image
+.PHONY: install serve test lint unit test-gpu clean system system-test image image-test faults
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(PORT) $(ARGS)
@@ -28,6 +28,18 @@ unit: $(VENV)/.installed-dev
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
+
+image:
+	docker build -t toolwire .
+
+# Builds the image without a Docker engine and starts it; as root, with Debian's buildah and debootstrap.
+image-test:
+	docker/build-with-buildah.sh toolwire:local $(ARGS)
+	docker/smoke-test.sh toolwire:local
+
+# Ten minutes of crowds and faults; the short version is part of `make test`.
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.faults --name faults
 
 # What pip cannot bring: taken from Debian's packages where apt-get and the right to use it are at hand.
 system:
