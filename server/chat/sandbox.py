@@ -29,8 +29,8 @@ from server.chat.shapes import RawArguments
 
 MAX_STEPS = 2_000_000  # loop passes and macro calls
 MAX_SECONDS = 5.0
-MAX_CHARACTERS = 64 << 20  # of the prompt
-MAX_MADE = 1 << 30  # characters of all texts made on the way
+MAX_CHARACTERS = 64 << 20  # of the prompt, and of any one text made on the way
+MAX_MADE = 256 << 20  # characters of all of these
 MAX_ITEMS = 1 << 20  # of a list made by + or *
 MAX_BITS = 4096  # of a number
 MAX_PADDING = 1 << 16
@@ -64,7 +64,7 @@ class Allowance:
     def spend(self, characters: int) -> None:
         """So many more characters are about to be made; raises UsedUp."""
         self._characters -= characters
-        if self._characters < 0:
+        if self._characters < 0 or characters > MAX_CHARACTERS:
             raise UsedUp("it makes too much text")
         if time.monotonic() > self._deadline_s:
             raise UsedUp(f"it takes longer than {self._seconds:g} s")
