@@ -27,7 +27,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 COPY server server
 COPY clients clients
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /pip/bin/pip --python /opt/toolwire/bin/python --no-cache-dir install --no-deps .
+    /pip/bin/pip --python /opt/toolwire/bin/python --no-cache-dir install --no-deps .; \
+    chmod -R a+rX /opt/toolwire
 
 FROM ${BASE_IMAGE} AS serve
 RUN groupadd --gid 10001 toolwire \
