@@ -11,6 +11,8 @@ from tests.live import Live
 
 MODEL = "toolwire-demo"
 KEY = "key-of-the-contract"
+SLASHED = "org/name"
+LOCKED = {"authorization": f"Bearer {KEY}"}
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "What is the weather in Paris in celsius?"}
 HELLO = {"role": "user", "content": "Hello!"}
@@ -101,7 +103,8 @@ def chunks_of(answer: httpx.Response) -> list[dict[str, Any]]:
     assert all(frame.startswith("data: {") and "\n" not in frame for frame in frames)
     chunks = [json.loads(frame.removeprefix("data: ")) for frame in frames]
     for chunk in chunks:
-        if "error" not in chunk:
+        # The SDK's type of chunks knows no custom calls; reading them raw works.
+        if "error" not in chunk and '"custom": {' not in json.dumps(chunk):
             ChatCompletionChunk.model_validate(chunk, strict=True)
     return chunks
 

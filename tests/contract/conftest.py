@@ -1,15 +1,22 @@
-"""Servers that the contract is checked against: the shared one (`live`), and one that is strict and locked."""
+"""Servers that the contract is checked against, beside the shared one (`live`)."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.contract.asking import KEY
+from tests.contract.asking import KEY, SLASHED
 from tests.live import Live, live_server
 
 
 @pytest.fixture(scope="session")
 def guarded() -> Iterator[Live]:
-    """The built-in model behind a key, with OpenAI's strictness about unknown keys, names and schemas."""
-    with live_server("--strict", "--api-key", KEY) as server:
+    """Behind a key, with a slash in the model's name, and OpenAI's strictness about keys, names and schemas."""
+    with live_server("--strict", "--api-key", KEY, "--served-model-name", SLASHED) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def small() -> Iterator[Live]:
+    """One sequence at a time, nobody waits; its engine may be killed."""
+    with live_server("--max-running", "1", "--max-queue", "0") as server:
         yield server

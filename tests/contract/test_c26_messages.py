@@ -29,7 +29,10 @@ def prompt_tokens(server: Live, messages: list[dict[str, Any]], **more: Any) -> 
 
 
 def content(server: Live, messages: list[dict[str, Any]]) -> str | None:
-    text: str | None = ok(server, messages=messages, temperature=0, max_tokens=24)["choices"][0]["message"]["content"]
+    """Asked twice: the second time the prompt is cached, whoever asked it first, and sums are rounded alike."""
+    for _ in range(2):
+        reply = ok(server, messages=messages, temperature=0, max_tokens=24)
+    text: str | None = reply["choices"][0]["message"]["content"]
     return text
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.contract.asking import HELLO, KEY, MODEL, NO_ARGUMENTS, USER, WEATHER, fault, ok, post, refused
+from tests.contract.asking import HELLO, LOCKED, MODEL, NO_ARGUMENTS, SLASHED, USER, WEATHER, fault, ok, post, refused
 from tests.live import Live
 
 MISSING = "missing_required_parameter"
@@ -50,7 +50,7 @@ def test_c44_129_tools(live: Live) -> None:
 def test_c45_names(live: Live, guarded: Live) -> None:
     assert "^[a-zA-Z0-9_-]+$" in refused(live, NAME, "invalid_value", tools=[tool("a b")])
     assert fault(post(live, tools=[tool("")]))["param"] == NAME
-    error = fault(post(guarded, tools=[tool("x" * 65)], headers={"x-api-key": KEY}))
+    error = fault(post(guarded, tools=[tool("x" * 65)], model=SLASHED, headers=LOCKED))
     assert (error["param"], error["code"]) == (NAME, "string_above_max_length")
     ok(live, tools=[tool("a-b_C9"), tool("x" * 65)], max_tokens=1)
     refused(live, NAME, "string_above_max_length", tools=[tool("x" * 129)])
@@ -81,7 +81,7 @@ def test_c49_parameters_that_are_no_object(live: Live) -> None:
 
 def test_c50_strict_demands_the_strict_subset(guarded: Live) -> None:
     one = tool(strict=True, parameters={"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]})
-    error = fault(post(guarded, tools=[one], headers={"x-api-key": KEY}))
+    error = fault(post(guarded, tools=[one], model=SLASHED, headers=LOCKED))
     assert (error["param"], error["code"]) == (PARAMETERS, "invalid_function_parameters")
     assert "'additionalProperties' is required to be supplied and to be false" in error["message"]
 

@@ -31,7 +31,7 @@ from tests.contract.asking import (
     stream,
     text_of,
 )
-from tests.live import Live, live_server
+from tests.live import Live
 
 CALLING: dict[str, Any] = {"messages": [TWO_CITIES], "tools": [WEATHER], "tool_choice": "required", "max_tokens": 400}
 KINDS: dict[str, dict[str, Any]] = {
@@ -99,6 +99,7 @@ def test_c74_one_thing_a_chunk_calls_in_order(live: Live, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_c75_the_stream_is_the_whole_reply_in_pieces(live: Live, kind: str) -> None:
     asked = {"temperature": 0, **KINDS[kind]}
+    ok(live, **asked)  # from now on the prompt is cached for both
     chunks = stream(live, **asked)
     whole = ok(live, **asked)["choices"][0]
     last = chunks[-1]["choices"][0]
@@ -142,25 +143,25 @@ def test_c78_arguments_come_as_they_are_written(live: Live) -> None:
     assert len(set(arrivals)) >= 5, "all at once is no stream"
 
 
-def test_c79_a_fault_in_mid_stream() -> None:
+@pytest.mark.timeout(300)
+def test_c79_a_fault_in_mid_stream(small: Live) -> None:
     """The engine is killed under a stream: the stream says so and ends properly, and the next request is served."""
-    with live_server() as server:
-        body = {"model": MODEL, "messages": [HELLO], "stream": True, "max_tokens": 6000, "ignore_eos": True}
-        lines: list[str] = []
-        with httpx.stream("POST", server.url + CHAT, json=body, timeout=60) as answer:
-            for line in answer.iter_lines():
-                lines.append(line)
-                if len(lines) == 9:
-                    children = psutil.Process(server.process.pid).children()
-                    os.kill(next(one.pid for one in children if "server.engine" in one.cmdline()), signal.SIGKILL)
-        events = [line for line in lines if line.startswith("data: ")]
-        assert events[-1] == "data: [DONE]"
-        error = json.loads(events[-2].removeprefix("data: "))["error"]
-        assert set(error) == {"message", "type", "param", "code"} and error["type"] == "server_error"
-        deadline_s = time.monotonic() + 60
-        while (again := post(server, messages=[HELLO], max_tokens=1)).status_code != 200:
-            assert again.status_code in (500, 503) and time.monotonic() < deadline_s
-            time.sleep(0.2)
+    body = {"model": MODEL, "messages": [HELLO], "stream": True, "max_tokens": 6000, "ignore_eos": True}
+    lines: list[str] = []
+    with httpx.stream("POST", small.url + CHAT, json=body, timeout=60) as answer:
+        for line in answer.iter_lines():
+            lines.append(line)
+            if len(lines) == 9:
+                children = psutil.Process(small.process.pid).children()
+                os.kill(next(one.pid for one in children if "server.engine" in one.cmdline()), signal.SIGKILL)
+    events = [line for line in lines if line.startswith("data: ")]
+    assert events[-1] == "data: [DONE]"
+    error = json.loads(events[-2].removeprefix("data: "))["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "server_error"
+    deadline_s = time.monotonic() + 200
+    while (again := post(small, messages=[HELLO], max_tokens=1)).status_code != 200:
+        assert again.status_code in (500, 503) and time.monotonic() < deadline_s
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -208,9 +209,9 @@ def test_c82_characters_are_never_cut(live: Live) -> None:
 
 def test_c83_a_stop_string_never_leaks(live: Live) -> None:
     whole = ok(live, messages=[HELLO], temperature=0, max_tokens=40)["choices"][0]["message"]["content"]
-    assert len(whole) > 8
-    for start in range(2, min(len(whole) - 4, 12)):
-        stop = whole[start : start + 4]
+    assert len(whole) >= 6
+    for start in range(1, min(len(whole) - 3, 12)):
+        stop = whole[start : start + 3]
         expected = whole[: whole.index(stop)]
         asked: dict[str, Any] = {"messages": [HELLO], "temperature": 0, "max_tokens": 40, "stop": [stop, "never said"]}
         chunks = stream(live, **asked)

@@ -1,0 +1,110 @@
+"""Frames, stalled clients, and what importing sse-starlette does to a server that is told to end."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+import uvicorn
+from sse_starlette.sse import AppStatus
+
+import server.api.sse as sse
+from server.api.wire import ErrorBody, ErrorObject
+from server.errors import EngineDied
+
+CHUNK = ErrorBody(ErrorObject("line\nbreak", "x", None, None))
+
+
+async def steps(*pieces: list[Any] | Exception) -> AsyncGenerator[list[Any], None]:
+    for piece in pieces:
+        if isinstance(piece, Exception):
+            raise piece
+        yield piece
+
+
+async def test_the_chunks_of_a_step_are_one_write() -> None:
+    out = [piece async for piece in sse.frames(steps([CHUNK, CHUNK], [CHUNK]))]
+    assert [piece.count(b"data: ") for piece in out] == [2, 1, 1]
+    assert out[-1] == sse.DONE
+    assert all(frame.startswith(b"data: ") for frame in b"".join(out).split(b"\n\n")[:-1])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(EngineDied("gone"), b'"engine_died"'), (ZeroDivisionError(), b'"internal_error"')]
+)
+async def test_a_fault_is_an_event_before_the_end(error: Exception, code: bytes) -> None:
+    out = [piece async for piece in sse.frames(steps([CHUNK], error))]
+    assert code in out[1] and out[1].startswith(b'data: {"error":')
+    assert out[2:] == [sse.DONE]
+
+
+async def run(stream: sse.EventStream, send: Any) -> None:
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError("nothing arrives")
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    await asyncio.wait_for(stream(scope, receive, send), 5)
+
+
+async def test_a_client_that_takes_nothing_is_dropped_and_its_work_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise whoever opens streams and never reads holds memory for ever."""
+    monkeypatch.setattr(sse, "STALL_TIMEOUT_S", 0.05)
+    released = asyncio.Event()
+
+    async def release() -> None:
+        released.set()
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    await run(sse.EventStream(steps([CHUNK], [CHUNK]), 10.0, release), send)
+    assert released.is_set()
+
+
+async def test_work_is_released_even_if_the_first_byte_cannot_be_sent() -> None:
+    """A generator that was never begun runs no `finally`."""
+    released = asyncio.Event()
+
+    async def release() -> None:
+        released.set()
+
+    async def send(_: dict[str, Any]) -> None:
+        raise OSError("connection lost")
+
+    with pytest.raises(OSError, match="lost"):
+        await run(sse.EventStream(steps([CHUNK]), 10.0, release), send)
+    assert released.is_set()
+
+
+async def test_streams_outlive_the_first_signal() -> None:
+    """Importing sse-starlette makes uvicorn's exit handler end every stream; our switch takes that back."""
+    sse.keep_streams_through_shutdown()
+    server = uvicorn.Server(uvicorn.Config(lambda *_: None))
+    server.handle_exit(15, None)
+    assert server.should_exit
+    assert not AppStatus.should_exit
+
+
+async def test_work_is_cancelled_when_the_client_leaves_and_only_then() -> None:
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.02)
+        return {"type": "http.disconnect"}
+
+    cancelled = asyncio.Event()
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async def quick() -> int:
+        return 7
+
+    with pytest.raises(sse.ClientGone):
+        await sse.unless_gone(receive, slow())
+    assert cancelled.is_set()
+    assert await sse.unless_gone(receive, quick()) == 7

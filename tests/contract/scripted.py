@@ -1,0 +1,51 @@
+"""The whole API over HTTP with an engine's double that always writes two calls, then a sentence about the results.
+
+What the clients make of two calls at once must not hang on how well a small model counts cities.
+"""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from server.api.app import create_app
+from server.backend.scripted import Script, ScriptedBackend, deltas
+from server.chat.checkpoint import Checkpoint
+from server.chat.prompt import Prompter
+from server.locate import BUILT_IN_FOLDER
+from server.messages import Generate
+from server.settings import Settings
+from tests.contract.asking import MODEL
+
+CALLS = "\n".join(
+    f'<tool_call>\n{{"name": "get_weather", "arguments": {{"city": "{city}"}}}}\n</tool_call>'
+    for city in ("Paris", "Rome")
+)
+ANSWER = "It is 21 degrees and sunny in both."
+
+
+@contextmanager
+def scripted_server() -> Iterator[str]:
+    """The address of the API, served by uvicorn in a thread."""
+    checkpoint = Checkpoint.open(BUILT_IN_FOLDER)
+
+    def write(request: Generate) -> Script:
+        prompt = checkpoint.tokenizer.decode(request.token_ids, skip_special_tokens=False)
+        last = prompt.rsplit("<|im_start|>user", 1)[-1]
+        text = ANSWER if "<tool_response>" in last else CALLS
+        return deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
+
+    settings = Settings()
+    app = create_app(settings, checkpoint, Prompter(checkpoint, settings), ScriptedBackend(write), MODEL)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
