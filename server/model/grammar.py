@@ -18,11 +18,14 @@ from server.model.masks import Masks
 MAX_CACHED = 256  # compiled grammars
 MAX_SOURCE = 4 * 1024 * 1024  # characters: 128 tools with schemas of a tolerable size stay well below
 
-# What a hostile grammar may cost: about 20 ms and 500,000 symbols to compile, 15 ms a mask, 100 MB of lexer states.
+# What a hostile grammar may cost: some 20 ms to compile, 15 ms a mask, 100 MB of lexer states. The step's limits are
+# a tenth of the defaults, with which an ambiguous grammar took half a second a mask before it was refused. They leave
+# room for 128 tools, or one with a thousand optional arguments.
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=200_000,
-    step_max_items=50_000,
+    step_lexer_fuel=100_000,
+    step_max_items=6_000,
+    max_items_in_row=4_000,
     max_lexer_states=50_000,
     max_grammar_size=500_000,
     verbose_errors=False,  # an error text travels to the client
