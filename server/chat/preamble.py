@@ -17,7 +17,8 @@ from server.chat.render import Prompt
 from server.chat.shapes import Shaped
 from server.messages import Preamble
 
-SWITCH = re.compile(r"(?<!\S)/(no_)?think(?!\S)")
+SWITCHES = ("enable_thinking", "thinking")  # variables of Qwen's and of other families' templates
+WRITTEN_SWITCH = re.compile(r"(?<!\S)/(no_)?think(?!\S)")
 THINK_TAG = "<think>"
 CALL_MARGIN = 16  # tokens of line breaks, closing markup and the end of the turn around a forced call
 CALL_ROOM = 2  # a forced call is given so many times the room of the shortest one
@@ -26,19 +27,18 @@ CALL_ROOM = 2  # a forced call is given so many times the room of the shortest o
 def thinking_variables(checkpoint: Checkpoint, ask: Ask, shaped: Sequence[Shaped]) -> dict[str, Any]:
     """The template's variables: the request's, and the switch of thinking where somebody set it."""
     variables = dict(ask.template_kwargs)
-    for name in ("enable_thinking", "thinking"):
-        if name in checkpoint.template.variables and name not in variables:
-            wanted = ask.thinking if ask.thinking is not None else written_switch(shaped)
-            return variables if wanted is None else {**variables, name: wanted}
-        if name in variables:
-            return variables
-    return variables
+    name = next((name for name in SWITCHES if name in checkpoint.template.variables), None)
+    if name is None or name in variables:
+        return variables
+    said = (variables.get(SWITCHES[0]), ask.thinking, written_switch(shaped))
+    wanted = next((one for one in said if one is not None), None)
+    return variables if wanted is None else {**variables, name: wanted}
 
 
 def written_switch(shaped: Sequence[Shaped]) -> bool | None:
     """What the last `/think` or `/no_think` of the user says."""
     for one in reversed(shaped):
-        if one.role == "user" and (found := SWITCH.findall(one.message["content"])):
+        if one.role == "user" and (found := WRITTEN_SWITCH.findall(one.message["content"])):
             return not found[-1]
     return None
 

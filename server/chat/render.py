@@ -75,8 +75,9 @@ class Renderer:
         if taken:
             names = ", ".join(taken)
             raise BadRequest(f"chat_template_kwargs may not set {names}", param="chat_template_kwargs")
-        if prefill and (not shaped or shaped[-1].role != "assistant"):
-            raise BadRequest("continue_final_message needs a last message of the assistant", param="messages")
+        if prefill and (not shaped or shaped[-1].role != "assistant" or "tool_calls" in shaped[-1].message):
+            text = "continue_final_message needs a last message of the assistant, without calls"
+            raise BadRequest(text, param="messages")
         messages = tuple(self._hide_message(one.message) for one in shaped)
         return Script(messages, self._hide_tools(tools), self._mask.hide_all(variables), prefill)
 

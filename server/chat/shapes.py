@@ -7,8 +7,10 @@ What a template can do by itself it does by itself: `Habits` says what that is, 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
+DEEPEST = 64  # levels of arguments; deeper ones are kept as text
 LEGACY_ID = "call_legacy_{}"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
@@ -25,11 +27,13 @@ class Habits:
 
     `late_system`: prints a system message in its place. `raw_arguments`: prints arguments that are a text as they
     are. `splits_thoughts`: takes `<think>...</think>` at the head of an assistant's content for its reasoning.
+    `opens_thoughts`: ends the prompt with `<think>`, so that replies hold the closing tag alone.
     """
 
     late_system: bool = False
     raw_arguments: bool = False
     splits_thoughts: bool = False
+    opens_thoughts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,12 @@ def read_arguments(written: Any) -> dict[str, Any] | RawArguments:
     if not text.strip():
         return {}
     try:
-        value = json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        value = _read_json(text)
         if isinstance(value, str):
-            value = json.loads(value, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+            value = _read_json(value)
     except (ValueError, RecursionError):
         return RawArguments(text)
-    return value if isinstance(value, dict) else RawArguments(text)
+    return value if isinstance(value, dict) and not _is_deeper(value, DEEPEST) else RawArguments(text)
 
 
 def _shape_one(message: Mapping[str, Any], position: int, habits: Habits) -> Shaped:
@@ -93,10 +97,11 @@ def _shape_one(message: Mapping[str, Any], position: int, habits: Habits) -> Sha
         return Shaped({"role": "system", "content": text}, (position,))
     if role == "assistant":
         return Shaped(_shape_assistant(message, text, habits), (position,))
+    named = {"name": message["name"]} if isinstance(message.get("name"), str) else {}
     if role in ("tool", "function"):
         shaped = {"role": "tool", "content": text, "tool_call_id": message.get("tool_call_id") or message.get("id")}
-        return Shaped(_without_none({**shaped, "name": message.get("name")}), (position,))
-    return Shaped({"role": "user", "content": text}, (position,))
+        return Shaped(_without_none(shaped) | named, (position,))
+    return Shaped({"role": "user", "content": text} | named, (position,))
 
 
 def _shape_assistant(message: Mapping[str, Any], text: str, habits: Habits) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def _shape_assistant(message: Mapping[str, Any], text: str, habits: Habits) -> d
         thought = None
     text = text or str(message.get("refusal") or "")
     if thought is None and habits.splits_thoughts:
-        thought, text = _split_thought(text)
+        thought, text = _split_thought(text, habits.opens_thoughts)
     calls = [_shape_call(call, habits) for call in message.get("tool_calls") or ()]
     if not calls and message.get("function_call"):
         calls = [_shape_call({"function": message["function_call"]}, habits)]
@@ -114,9 +119,10 @@ def _shape_assistant(message: Mapping[str, Any], text: str, habits: Habits) -> d
     )
 
 
-def _split_thought(text: str) -> tuple[str | None, str]:
+def _split_thought(text: str, opened: bool) -> tuple[str | None, str]:
+    """Thought and answer of a reply that was sent back whole. A tag mentioned further on is text like any other."""
     head = text.lstrip()
-    if not head.startswith(THINK_OPEN) or THINK_CLOSE not in head:
+    if THINK_CLOSE not in head or not (head.startswith(THINK_OPEN) or (opened and THINK_OPEN not in head)):
         return None, text
     thought, answer = head.removeprefix(THINK_OPEN).split(THINK_CLOSE, 1)
     return thought.strip("\n"), answer.lstrip("\n")
@@ -199,11 +205,31 @@ def _without_none(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if item is not None}
 
 
+def _read_json(text: str) -> Any:
+    """Strictly: what would not come out of `json.dumps` as it went in is refused."""
+    return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant, parse_float=_finite)
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    return levels == 0 or any(
+        _is_deeper(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
+
+
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("a key stands twice")
     return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is too large")
+    return number
 
 
 def _no_constant(name: str) -> None:
