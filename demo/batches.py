@@ -43,7 +43,7 @@ def stage_at(progress: float) -> Stage:
         easy = (("one", 20), ("missing", 4), ("same_twice", 4), ("several", 72))
         return Stage((1, 1, 1, 2), 0.3, easy, num_questions=(3, 4, 5, 6))
     if progress < MIXED:
-        return Stage((1, 1, 2, 2, 3, 4), 0.4, MANY_QUESTIONS, num_questions=(3, 4, 5, 6, 7))
+        return Stage((1, 2, 2, 3, 4, 4), 0.33, MANY_QUESTIONS, num_questions=(3, 4, 5, 6, 7))
     return Stage() if progress > 0.7 else Stage(weights=MANY_QUESTIONS, num_questions=(3, 4, 5, 6, 7))
 
 

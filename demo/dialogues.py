@@ -54,7 +54,7 @@ class Stage:
     """How hard the conversations are."""
 
     tool_counts: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 4, 5, 6, 8)
-    everyday_share: float = 0.4
+    everyday_share: float = 0.33
     weights: tuple[tuple[str, int], ...] = (
         ("one", 40), ("same_twice", 9), ("two_tools", 7), ("missing", 9), ("none_fits", 11), ("chat", 6), ("several", 18)
     )  # fmt: skip
@@ -126,7 +126,7 @@ class Author:
                 tool = rng.choice(self.everyday).draw(self.world)
             else:
                 tool = invent_tool(self.world, siblings if rng.random() < 0.5 else None)
-            if all(other.asks[0] != tool.asks[0] for other in tools.values()):
+            if not any(other.meanings & tool.meanings for other in tools.values()):
                 tools.setdefault(tool.name, tool)
         return tuple(tools.values())
 
@@ -161,7 +161,8 @@ class Author:
         taken = {word for tool in tools for word in content_words(tool)}
         while True:
             (other,) = self.draw_tools(1)
-            if not taken & content_words(other):
+            rival = any(tool.meanings & other.meanings for tool in tools)
+            if not rival and not taken & content_words(other):
                 return other
 
     def _with_question(self, tool: Tool, incomplete: Request) -> tuple[Turn, ...]:

@@ -10,6 +10,14 @@ from demo.values import FLAVOURS
 from demo.words import World
 
 
+# Tools that answer the same sentences: never offered together, or no choice between them would be right.
+RIVALS = (
+    ("get_time", "get_local_time"), ("add", "calculator"), ("multiply", "calculator"),
+    ("convert_currency", "convert_units"), ("web_search", "get_news", "define_word"),
+    ("read_file", "list_files", "fetch_url"), ("create_reminder", "add_task", "create_note"),
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Sketch:
     """A parameter with all its alternative names and descriptions."""
@@ -48,7 +56,12 @@ class Everyday:
             parameters.append(draw_parameter(world, sketch, name, required))
         asks = tuple(rename(ask, renamed) for ask in rng.sample(self.asks, min(4, len(self.asks))))
         name = self.names[0] if rng.random() < 0.4 else rng.choice(self.names)
-        return Tool(name, rng.choice(self.descriptions), tuple(parameters), asks, self.results, draw_style(world))
+        return Tool(name, rng.choice(self.descriptions), tuple(parameters), asks, self.results, draw_style(world), self._meanings())
+
+
+    def _meanings(self) -> frozenset[str]:
+        own = self.names[0]
+        return frozenset([own, *(f"like {' '.join(group)}" for group in RIVALS if own in group)])
 
 
 def draw_parameter(world: World, sketch: Sketch, name: str, required: bool) -> Parameter:

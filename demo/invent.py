@@ -82,7 +82,8 @@ def invent_tool(world: World, about: str | None = None) -> Tool:
     results = tuple((world.parameter_noun(), rng.choice(FREE_FLAVOURS[:7])) for _ in range(rng.randint(1, 2)))
     description = description if rng.random() < 0.95 else noun
     style = tuple(kind for kind in draw_style(world) if kind != "bare" or noun.split()[-1] in name.lower())
-    return Tool(name, description, parameters, tuple(openings), results, style)
+    meaning = f"{'query' if asks is QUERY_ASKS else verb} {noun}"
+    return Tool(name, description, parameters, tuple(openings), results, style, frozenset((meaning,)))
 
 
 def noun_phrase(world: World) -> str:

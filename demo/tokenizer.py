@@ -84,10 +84,10 @@ def build_tokenizer(texts: Sequence[str], lexicon: Sequence[str], closed: frozen
 
 
 def frequent_words(texts: Iterable[str], closed: frozenset[str], limit: int) -> list[str]:
-    """The most frequent " word"s of the texts that are not to be copied, most frequent first."""
+    """The most frequent " word"s of the texts, most frequent first: lower case and not `closed`, so never a name."""
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(re.findall(r" [A-Za-z]?[a-z]+(?![A-Za-z])", text))
+        counts.update(re.findall(r" [a-z]+(?![A-Za-z])", text))
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [word for word, _ in ranked if word.strip().lower() not in closed][:limit]
 

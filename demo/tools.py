@@ -69,6 +69,7 @@ class Tool:
     asks: tuple[str, ...]
     results: tuple[tuple[str, str], ...] = field(default=())  # key, flavour of the value
     style: tuple[Style, ...] = ()
+    meanings: frozenset[str] = frozenset()  # tools that share one could answer the same request
 
     def parameter(self, name: str) -> Parameter:
         return next(p for p in self.parameters if p.name == name)

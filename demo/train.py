@@ -25,7 +25,7 @@ from demo.model import DemoModel, Shape
 from demo.muon import Muon
 
 WARM_UP_STEPS = 60
-DECAY_FROM = 0.55  # share of the run after which the learning rate falls linearly to zero
+DECAY_FROM = 0.7  # share of the run after which the learning rate falls linearly to zero
 AVERAGE = 0.995
 
 

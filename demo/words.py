@@ -132,7 +132,7 @@ class World:
             if self.allows(word):
                 return word
 
-    def noun(self, invented_share: float = 0.5) -> str:
+    def noun(self, invented_share: float = 0.6) -> str:
         return self.invented() if self.rng.random() < invented_share else self.pick(NOUNS)
 
     def adjective(self) -> str:
