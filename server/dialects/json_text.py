@@ -19,7 +19,6 @@ NUMBER = re.compile(r"[-+0-9.eE]+")
 WORD = re.compile(r"[A-Za-z]+")
 ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4})')
 # What may stand after a closing quote: nothing else ends a string. Group 1 is set when more text may decide.
-AFTER_KEY = re.compile(r"[ \t\r\n]*(?:(\Z)|:)")
 AFTER_MEMBER = re.compile(r"""[ \t\r\n]*(?:(\Z)|\}|,[ \t\r\n]*(?:(\Z)|["'}]))""")
 AFTER_ITEM = re.compile(r"""[ \t\r\n]*(?:(\Z)|\]|,[ \t\r\n]*(?:(\Z)|["'\[{\]0-9tfnTFN-]))""")
 POSSIBLE_ESCAPE = re.compile(
@@ -204,9 +203,9 @@ class JsonText:
 
     def _closes_string(self, text: str, at: int, last: bool) -> bool | None:
         bracket = self._stack[-1] if self._stack else self._within
-        if not bracket:
+        if not bracket or self._is_key:
             return True
-        pattern = AFTER_KEY if self._is_key else AFTER_MEMBER if bracket == "{" else AFTER_ITEM
+        pattern = AFTER_MEMBER if bracket == "{" else AFTER_ITEM
         after = pattern.match(text, at + 1)
         if after:
             undecided = any(group is not None for group in after.groups())
