@@ -155,6 +155,8 @@ def plain_members(schema: Any) -> dict[str, tuple[Any, bool]] | None:
 def _repeated(rule: str, low: int, high: int | None) -> str:
     if high is not None and high <= 0:
         return '""'
+    if high == 1:  # llguidance knows no {0,0}
+        return rule if low else f"({rule})?"
     count = "*" if low <= 1 and high is None else f"{{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
     more = f'(", " {rule}){count}'
     return f"{rule} {more}" if low else f"({rule} {more})?"
