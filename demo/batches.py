@@ -20,7 +20,7 @@ PROMPT_STRIDE = 5
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """ids: [rows, tokens] padded with 0; places: flat positions whose successor is learnt; targets, weights: per place."""
+    """ids: [rows, tokens], padded with 0; places: flat positions whose successor is learnt; the rest: per place."""
 
     ids: Tensor
     places: Tensor
@@ -51,13 +51,13 @@ def drill(rng: random.Random, vocab_size: int) -> Example:
     """Random tokens to be repeated, or a list of pairs to be looked up: teaches looking back before anything else."""
     draw = [rng.randrange(9, vocab_size) for _ in range(rng.randint(8, 40))]
     if rng.random() < 0.5:
-        ids = draw + [7] + draw
+        ids = [*draw, 7, *draw]
         weights = [0.0] * (len(draw) + 1) + [1.0] * len(draw)
         return Example(np.array(ids, dtype=np.int16), np.array(weights, dtype=np.float32))
     pairs = [(draw[i], draw[i : i + rng.randint(2, 4)]) for i in range(0, len(draw) - 4, 4)]
     ids = [token for _, pair in pairs for token in [*pair, 8]] + [7]
     weights = [0.0] * len(ids)
-    for key, pair in rng.sample(pairs, len(pairs)):
+    for _, pair in rng.sample(pairs, len(pairs)):
         ids += [*pair, 8]
         weights += [0.0] + [1.0] * len(pair)
     return Example(np.array(ids, dtype=np.int16), np.array(weights, dtype=np.float32))

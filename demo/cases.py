@@ -6,17 +6,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from demo.dialogues import Author, Dialogue, Stage, Turn, plain, read_smalltalk
-from demo.everyday import known_words
+from demo.dialogues import Author, Dialogue, Stage, Turn, read_smalltalk
+from demo.everyday import known_words, read_everyday
 from demo.requests import Call
+from demo.results import plain
 from demo.words import World
 
-Kind = Literal["one of four", "one of eight", "two parallel", "none fits", "missing", "result", "small talk"]
+Kind = Literal[
+    "one of four", "one of eight", "two parallel", "none fits", "missing", "result", "small talk", "everyday"
+]
 COUNTS: tuple[tuple[Kind, int], ...] = (
     ("one of four", 200), ("one of eight", 60), ("two parallel", 120), ("none fits", 80), ("missing", 60),
-    ("result", 80), ("small talk", 30),
+    ("result", 80), ("small talk", 30), ("everyday", 80),
 )  # fmt: skip
-TOOL_COUNTS: dict[Kind, int] = {"one of eight": 8, "none fits": 4, "one of four": 4, "two parallel": 4, "small talk": 4}
+TOOL_COUNTS: dict[Kind, int] = {
+    "one of eight": 8,
+    "none fits": 4,
+    "one of four": 4,
+    "two parallel": 4,
+    "small talk": 4,
+    "everyday": 4,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +82,16 @@ def whole_numbers(value: Any) -> Any:
 
 
 def write_cases(seed: int, scale: float = 1.0) -> list[Case]:
-    """The cases of a seed, 630 of them at full scale; half of each kind asks for thinking."""
+    """The cases of a seed, 710 of them at full scale; half of each kind asks for thinking.
+
+    Everything is held out, except that "everyday" takes the hand-written tools, known from training, with new values.
+    """
     world = World("heldout", random.Random(f"evaluation-{seed}"), known_words())
-    author = Author(world, (), read_smalltalk(), Stage(tool_counts=(4,), everyday_share=0.0))
+    stranger = Author(world, (), read_smalltalk(), Stage(everyday_share=0.0))
+    familiar = Author(world, read_everyday(), read_smalltalk(), Stage(everyday_share=1.0))
     cases = []
     for kind, count in COUNTS:
-        source = write_kind(author, kind)
+        source = write_kind(familiar if kind == "everyday" else stranger, kind)
         cases += [next(source) for _ in range(max(2, round(count * scale)))]
     return cases
 
@@ -98,7 +112,7 @@ def write_case(author: Author, kind: Kind, thinking: bool) -> Case | None:
     tools = author.draw_tools(TOOL_COUNTS.get(kind, rng.choice((1, 2, 3, 4))))
     scenario = {
         "one of four": "one", "one of eight": "one", "none fits": "none_fits", "missing": "missing", "result": "one",
-        "small talk": "chat", "two parallel": rng.choice(("same_twice", "two_tools")),
+        "small talk": "chat", "everyday": "one", "two parallel": rng.choice(("same_twice", "two_tools")),
     }[kind]  # fmt: skip
     turns = author.exchange(scenario, tools)
     first = turns[1]

@@ -1,19 +1,24 @@
 """Whole conversations: tools, questions, calls, results and answers, each turn known to be right."""
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from demo import values
 from demo.everyday import Everyday
 from demo.invent import invent_tool, noun_phrase
 from demo.requests import (
-    Call, Request, ask_again, ask_incomplete, ask_once, ask_same_twice, ask_two_tools, missing_question, reply_with,
+    Call,
+    Request,
+    ask_again,
+    ask_incomplete,
+    ask_once,
+    ask_same_twice,
+    ask_two_tools,
+    missing_question,
+    reply_with,
 )  # fmt: skip
+from demo.results import answer_from, draw_result, to_text
 from demo.tools import Tool, join_words, spell
-from demo.words import World
+from demo.words import World, split_words
 
 NONE_FITS = "Sorry, none of my tools can do that."
 NO_TOOLS = "Sorry, I have no tool for that."
@@ -56,7 +61,8 @@ class Stage:
     tool_counts: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 4, 5, 6, 8)
     everyday_share: float = 0.33
     weights: tuple[tuple[str, int], ...] = (
-        ("one", 40), ("same_twice", 9), ("two_tools", 7), ("missing", 9), ("none_fits", 11), ("chat", 6), ("several", 18)
+        ("one", 40), ("same_twice", 9), ("two_tools", 7), ("missing", 9), ("none_fits", 11), ("chat", 6),
+        ("several", 18),
     )  # fmt: skip
     num_questions: tuple[int, ...] = (2, 3, 3, 4, 5)
 
@@ -82,7 +88,7 @@ class Author:
         system = draw_system(self.world) if rng.random() < 0.45 else ""
         thinking = rng.random() < 0.45
         tools = self.draw_tools(rng.choice(self.stage.tool_counts), ready=scenario == "same_twice")
-        if scenario == "chat" and rng.random() < 0.4 or scenario == "none_fits" and rng.random() < 0.12:
+        if rng.random() < {"chat": 0.4, "none_fits": 0.12}.get(scenario, 0.0):
             tools = ()
         if scenario == "several":
             return self._several(tools, system, thinking)
@@ -208,81 +214,12 @@ def content_words(tool: Tool) -> set[str]:
 
 
 COMMON_WORDS = frozenset(
-    "a an the of for in to on at is what what's show me get find i need tell look up check give want know can you could "
-    "please would my let's use this returns return current tool call with and it use do how from or by as be i'd like "
-    "must {} api service lookup name number new information about {name} {id} {code} {city} {location}".split()
+    split_words("""
+    a an the of for in to on at is what what's show me get find i need tell look up check give want know can you could
+    please would my let's use this returns return current tool call with and it do how from or by as be i'd like must
+    {} api service lookup name number new information about {name} {id} {code} {city} {location}
+    """)
 )
-
-
-def draw_result(world: World, tool: Tool) -> Any:
-    """What a tool may return: mostly an object, at times bare text, a number, a list or an error."""
-    rng = world.rng
-    roll = rng.random()
-    if roll < 0.06:
-        return {"error": rng.choice(("not found", "timeout", f"unknown {world.noun()}", "access denied", "not available"))}
-    if roll < 0.16:
-        return rng.choice((values.message, values.words, values.code, values.title))(world)
-    if roll < 0.22:
-        return world.whole_number() if rng.random() < 0.5 else world.decimal()
-    if roll < 0.29:
-        return [rng.choice((values.words, values.title))(world) for _ in range(rng.choice((1, 2, 2, 3)))]
-    pairs = tool.results if rng.random() < 0.5 and tool.results else invented_results(world)
-    kept = rng.sample(pairs, min(len(pairs), rng.choice((1, 2, 2, 3))))
-    return {key: draw_result_value(world, flavour) for key, flavour in kept}
-
-
-def invented_results(world: World) -> tuple[tuple[str, str], ...]:
-    flavours = ("int", "number", "word", "name", "place", "code", "title", "date", "words", "bool", "list", "person")
-    return tuple((world.parameter_noun(), world.rng.choice(flavours)) for _ in range(3))
-
-
-def draw_result_value(world: World, flavour: str) -> Any:
-    match flavour:
-        case "int":
-            return world.whole_number()
-        case "number":
-            return world.decimal()
-        case "bool":
-            return world.rng.random() < 0.5
-        case "list":
-            return [values.words(world) for _ in range(world.rng.choice((1, 2, 3)))]
-        case _:
-            draw: Callable[[World], str] | None = values.FLAVOURS.get(flavour)
-            return draw(world) if draw else flavour
-
-
-def to_text(result: Any) -> str:
-    """A tool's message: JSON, or the bare text."""
-    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-
-
-def answer_from(results: list[Any], labels: tuple[str, ...]) -> str:
-    """The sentences that report the results."""
-    if len(results) == 1:
-        return report(results[0])
-    sentences = [f"{spell(label)}: {report(result)}" for label, result in zip(labels, results, strict=True)]
-    return " ".join(sentences)
-
-
-def report(result: Any) -> str:
-    match result:
-        case {"error": reason}:
-            return f"That did not work: {reason}."
-        case dict():
-            text = join_words([f"the {spell(key)} is {plain(value)}" for key, value in result.items()], " and ")
-            return f"{text[0].upper()}{text[1:]}."
-        case list():
-            return f"I found {plain(result)}."
-        case str():
-            return f"The result is: {result}."
-        case _:
-            return f"The result is {plain(result)}."
-
-
-def plain(value: Any) -> str:
-    if isinstance(value, list):
-        return join_words([plain(item) for item in value], " and ")
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def read_smalltalk() -> tuple[tuple[str, tuple[str, ...]], ...]:

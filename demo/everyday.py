@@ -9,7 +9,6 @@ from demo.tools import Kind, Parameter, Tool, draw_style
 from demo.values import FLAVOURS
 from demo.words import World
 
-
 # Tools that answer the same sentences: never offered together, or no choice between them would be right.
 RIVALS = (
     ("get_time", "get_local_time"), ("add", "calculator"), ("multiply", "calculator"),
@@ -56,8 +55,15 @@ class Everyday:
             parameters.append(draw_parameter(world, sketch, name, required))
         asks = tuple(rename(ask, renamed) for ask in rng.sample(self.asks, min(4, len(self.asks))))
         name = self.names[0] if rng.random() < 0.4 else rng.choice(self.names)
-        return Tool(name, rng.choice(self.descriptions), tuple(parameters), asks, self.results, draw_style(world), self._meanings())
-
+        return Tool(
+            name,
+            rng.choice(self.descriptions),
+            tuple(parameters),
+            asks,
+            self.results,
+            draw_style(world),
+            self._meanings(),
+        )
 
     def _meanings(self) -> frozenset[str]:
         own = self.names[0]
@@ -126,5 +132,6 @@ def read_sketch(line: str) -> Sketch:
 def known_words() -> frozenset[str]:
     """Every word of everyday.txt and of the familiar parameter names, lower case: none of them may be held out."""
     familiar = [*COUNTED, *LISTS, *(name for _, names, _ in ROLES for name in names)]
-    text = (Path(__file__).parent / "everyday.txt").read_text(encoding="utf-8").lower() + "\n" + "\n".join(familiar)
-    return frozenset("".join(c if c.isalpha() else " " for c in text).split())
+    text = (Path(__file__).parent / "everyday.txt").read_text(encoding="utf-8")
+    everything = " ".join([text, *familiar]).lower()
+    return frozenset("".join(c if c.isalpha() else " " for c in everything).split())

@@ -106,7 +106,8 @@ def tool_name(world: World, verb: str, noun: str) -> str:
     if roll < 0.12:
         return world.invented() + (f"_{world.invented()}" if rng.random() < 0.4 else "")
     if roll < 0.2:
-        words = words[1:] + [rng.choice(("tool", "api", "service", "lookup", verb.split("_")[0]))]
+        ending = rng.choice(("tool", "api", "service", "lookup", verb.split("_")[0]))
+        words = [*words[1:], ending]
     elif roll < 0.26:
         words = [world.invented(), *words]
     style = rng.random()
@@ -145,13 +146,14 @@ def invent_parameter(world: World, kind: Kind, roles: list[tuple[str, tuple[str,
             if rng.random() < 0.4 and roles and world.split == "train":
                 flavour, names, clauses = roles.pop()
                 name = rng.choice(names) if rng.random() < 0.7 else name
-                return describe(world, Parameter(name, kind, "", required, flavour, clauses=clauses + named(name)))
+                return describe(world, Parameter(name, kind, "", required, flavour, clauses=(*clauses, *named(name))))
             return describe(world, Parameter(name, kind, "", required, rng.choice(FREE_FLAVOURS), clauses=named(name)))
         case "integer" if rng.random() < 0.45:
             familiar = rng.random() < 0.5 and world.split == "train"
             things = rng.choice(COUNTED) if familiar else f"{world.noun(0.6)}s"
             name = rng.choice((things, things, f"num_{things}", f"{things}_count"))
-            return describe(world, Parameter(name, kind, "", required, clauses=(f"for {{}} {things}", f"with {{}} {things}")))
+            counted = (f"for {{}} {things}", f"with {{}} {things}")
+            return describe(world, Parameter(name, kind, "", required, clauses=counted))
         case "integer" | "number":
             return describe(world, Parameter(name, kind, "", required, clauses=named(name)))
         case "boolean":
@@ -167,7 +169,8 @@ def invent_parameter(world: World, kind: Kind, roles: list[tuple[str, tuple[str,
             clauses = (f"with {spoken(name)} {{}}", f"{spoken(name)} {{}}", f"and the {spoken(name)} {{}}")
             return describe(world, Parameter(name, kind, "", required, flavour, clauses=clauses))
         case "object":
-            inner = [invent_parameter(world, rng.choice(("string", "string", "integer", "number")), []) for _ in range(2)]
+            kinds: tuple[Kind, ...] = ("string", "string", "integer", "number")
+            inner = [invent_parameter(world, rng.choice(kinds), []) for _ in range(2)]
             fields = tuple({p.name: Parameter(p.name, p.kind, "", True, simple(p.flavour)) for p in inner}.values())
             clauses = (f"with {spoken(name)} {{}}", f"with the {spoken(name)} {{}}", f"and {spoken(name)}: {{}}")
             return describe(world, Parameter(name, kind, "", required, fields=fields, clauses=clauses))

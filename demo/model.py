@@ -158,7 +158,7 @@ class DemoModel(nn.Module):
 def rotations(tokens: int, shape: Shape) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary positions: each [tokens, head_dim / 2]."""
     steps = torch.arange(0, shape.head_dim, 2) / shape.head_dim
-    angles = torch.arange(tokens)[:, None] / shape.rope_theta**steps[None]
+    angles = torch.arange(tokens)[:, None] / shape.rope_theta ** steps[None]
     return angles.cos(), angles.sin()
 
 

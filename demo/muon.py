@@ -62,8 +62,7 @@ class Muon:
         flat = torch.zeros(sum(p.numel() for p in self.matrices.values()))
         sizes = [p.numel() for p in self.matrices.values()]
         updates = {
-            name: part.view_as(self.matrices[name])
-            for name, part in zip(self.matrices, flat.split(sizes), strict=True)
+            name: part.view_as(self.matrices[name]) for name, part in zip(self.matrices, flat.split(sizes), strict=True)
         }
         for names in self._by_shape():
             mine = names[self.worker :: self.workers]

@@ -112,7 +112,7 @@ def reply_with(world: World, tool: Tool, request: Request) -> Request:
 
 
 def ask_again(world: World, tool: Tool, call: Call) -> Request | None:
-    """"And in Rome?": the same call with another value; None if the tool has no value to exchange."""
+    """ "And in Rome?": the same call with another value; None if the tool has no value to exchange."""
     rng = world.rng
     target = repeatable(tool)
     if target is None:
@@ -138,7 +138,7 @@ def in_order(tool: Tool, said: dict[str, Said]) -> dict[str, Any]:
 def write_sentence(world: World, tool: Tool, ask: str, said: dict[str, Said]) -> str:
     """The sentence with its slots filled and what else was drawn added as clauses."""
     rng = world.rng
-    slots = [slot for slot in SLOT.findall(ask)]
+    slots: list[str] = SLOT.findall(ask)
     for slot in slots:
         ask = ask.replace(f"{{{slot}}}", said[slot].words if slot in said else "")
     clauses = [clause_for(world, tool.parameter(name), value) for name, value in said.items() if name not in slots]

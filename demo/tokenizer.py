@@ -28,10 +28,8 @@ TOOLS_HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
 )
-TOOLS_TAIL_1 = (
-    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-)
-TOOLS_TAIL_2 = ' XML tags:\n'
+TOOLS_TAIL_1 = "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+TOOLS_TAIL_2 = " XML tags:\n"
 TOOLS_TAIL_3 = '\n{"name": <function-name>, "arguments": <args-json-object>}\n'
 
 BOILERPLATE = (

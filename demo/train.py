@@ -8,9 +8,8 @@ weights kept are a moving average.  A checkpoint is written every few minutes; `
 
 import argparse
 import math
-import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ class Run:
     max_steps: int = 1_000_000
     resume: bool = False
     compiled: bool = True
-    shape: Shape = Shape()
+    shape: Shape = field(default_factory=Shape)
 
 
 @dataclass(slots=True)
@@ -108,15 +107,20 @@ def work(rank: int, run: Run) -> None:
         state.seconds = agree(state.seconds + now - last_seen, run.workers)
         last_seen = now
         if rank == 0 and state.step % 20 == 0:
-            rate = state.tokens / state.seconds
-            print(f"step {state.step} min {state.seconds / 60:.1f} loss {smoothed:.4f} tokens {state.tokens} ({rate:.0f}/s)",
-                  flush=True)  # fmt: skip
+            print_progress(state, smoothed)
         if rank == 0 and now - last_saved > 120:
             save(run, network, optimiser, average, state)
             last_saved = now
     if rank == 0:
         save(run, network, optimiser, average, state)
     dist.destroy_process_group()
+
+
+def print_progress(state: Progress, loss: float) -> None:
+    rate = state.tokens / state.seconds
+    minutes = state.seconds / 60
+    line = f"step {state.step} min {minutes:.1f} loss {loss:.4f} tokens {state.tokens} ({rate:.0f}/s)"
+    print(line, flush=True)
 
 
 def share_gradients(network: DemoModel, workers: int) -> None:
@@ -154,7 +158,7 @@ def save(run: Run, network: DemoModel, optimiser: Muon, average: dict[str, Tenso
         "progress": (state.step, state.pool, state.seconds, state.tokens),
     }  # fmt: skip
     torch.save(content, run.folder / "checkpoint.new")
-    os.replace(run.folder / "checkpoint.new", run.folder / "checkpoint.pt")
+    (run.folder / "checkpoint.new").replace(run.folder / "checkpoint.pt")
 
 
 def resume(run: Run, network: DemoModel, optimiser: Muon, average: dict[str, Tensor]) -> Progress:

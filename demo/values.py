@@ -8,7 +8,9 @@ MONTHS = (
     "January", "February", "March", "April", "May", "June",
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
-WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "today", "tomorrow", "tonight")
+WEEKDAYS = (
+    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "today", "tomorrow", "tonight",
+)  # fmt: skip
 DOMAINS = ("example.com", "mail.com", "test.org", "gmail.com", "post.net", "company.io")
 LANGUAGES = (
     "French", "German", "Spanish", "Italian", "Chinese", "Japanese", "English", "Portuguese", "Russian", "Korean",
@@ -38,7 +40,15 @@ CHORES = (
 )  # fmt: skip
 ROOMS = ("kitchen", "bedroom", "living room", "bathroom", "office", "garage", "hallway", "basement", "garden")
 UNITS = ("km", "miles", "meters", "feet", "kg", "pounds", "grams", "inches", "liters", "cups", "celsius", "fahrenheit")
-EVENTS = ("Team meeting", "Lunch", "Dentist", "Project review", "Birthday party", "Standup", "Dinner", "Workshop", "Yoga")
+SUBJECTS = (
+    "Hello", "Meeting", "Invoice", "Report", "Holiday plans", "Project update", "Lunch", "Question", "Welcome",
+)  # fmt: skip
+CONDITIONS = (
+    "sunny", "cloudy", "rain", "snow", "windy", "clear sky", "light rain", "foggy", "stormy", "partly cloudy",
+)  # fmt: skip
+EVENTS = (
+    "Team meeting", "Lunch", "Dentist", "Project review", "Birthday party", "Standup", "Dinner", "Workshop", "Yoga",
+)  # fmt: skip
 
 
 def date(world: World) -> str:
@@ -111,6 +121,10 @@ def title(world: World) -> str:
     return " ".join(word.capitalize() for word in words(world).split())
 
 
+def subject(world: World) -> str:
+    return world.rng.choice(SUBJECTS) if world.split == "train" and world.rng.random() < 0.4 else title(world)
+
+
 def topic(world: World) -> str:
     return world.rng.choice(TOPICS) if world.split == "train" and world.rng.random() < 0.5 else words(world)
 
@@ -131,10 +145,6 @@ def listed(choices: tuple[str, ...]) -> Callable[[World], str]:
         return world.invented()
 
     return draw
-
-
-SUBJECTS = ("Hello", "Meeting", "Invoice", "Report", "Holiday plans", "Project update", "Lunch", "Question", "Welcome")
-CONDITIONS = ("sunny", "cloudy", "rain", "snow", "windy", "clear sky", "light rain", "foggy", "stormy", "partly cloudy")
 
 
 FLAVOURS: dict[str, Callable[[World], str]] = {
@@ -163,6 +173,6 @@ FLAVOURS: dict[str, Callable[[World], str]] = {
     "unit": listed(UNITS),
     "event": listed(EVENTS),
     "country": listed(tuple(COUNTRIES)),
-    "topicline": lambda world: world.rng.choice(SUBJECTS) if world.split == "train" and world.rng.random() < 0.4 else title(world),
+    "topicline": subject,
     "weather": listed(CONDITIONS),
 }

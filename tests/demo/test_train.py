@@ -68,5 +68,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, workers: int) -> Non
     few = Run(tmp_path, 10, workers=workers, tokens_per_batch=256, shape=TINY, compiled=False, max_steps=2)
     train(few)
     assert torch.load(tmp_path / "checkpoint.pt")["progress"][0] == 2
-    train(Run(tmp_path, 10, workers=workers, tokens_per_batch=256, shape=TINY, compiled=False, max_steps=3, resume=True))
+    train(
+        Run(tmp_path, 10, workers=workers, tokens_per_batch=256, shape=TINY, compiled=False, max_steps=3, resume=True)
+    )
     assert torch.load(tmp_path / "checkpoint.pt")["progress"][0] == 3
