@@ -105,11 +105,13 @@ def reading_of(checkpoint: Checkpoint, vocabulary: Vocabulary, ask: Ask, prepare
     dialect, choice = checkpoint.dialect, ask.choice
     tools = [tool for tool in ask.tools if choice.allowed is None or tool.name in choice.allowed]
     calls = bool(tools) and choice.mode != "none"
+    # Where a call must come, it comes behind the block, under the grammar; markup inside is thought about, not meant.
+    promised = choice.mode == "required" and prepared.generates[0].constraint is not None
     return Reading(
         vocabulary,
         stop_ids=frozenset(prepared.generates[0].stop_ids),
         thinking=prepared.thinking,
-        call_markers=dialect.markers[:1] if calls else (),
+        call_markers=dialect.markers[:1] if calls and not promised else (),
         halts=dialect.halts if calls else (),
         stop=ask.stop,
         parser=(lambda: dialect.parser(tools)) if calls else None,
