@@ -30,6 +30,7 @@ from benchmarks.peers import machine
 from tests.live import Live, live_server
 
 RESULTS = Path(__file__).parent / "results"
+KV_TOKENS = 16_384  # small, so that the warm-up has touched all of its memory, and the crowd must wait and be preempted
 IDLE_TIMEOUT_S = 30.0
 HEARTBEAT_S = 1.5
 RSS_TOLERANCE = 0.05
@@ -244,7 +245,7 @@ def drained(server: Live, streams: int) -> Scene:
 
 def play(scale: Scale, seed: int) -> Iterator[Scene]:
     """All scenes on one server, so that a fault of one shows in the next."""
-    with live_server() as server:
+    with live_server("--kv-cache-tokens", str(KV_TOKENS)) as server:
         yield from asyncio.run(first_act(server, scale, seed))
         yield killed_engine(server, scale.killed_streams)
         yield drained(server, scale.drained_streams)

@@ -40,14 +40,14 @@ class Raw:
 
 
 def sound_body() -> dict[str, Any]:
-    """What the faults are worked into: cheap to answer where a fault happens to leave it sound."""
+    """What the faults are worked into: cheap to answer where a fault happens to leave it sound, even without its end."""
     tool = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
     return {
         "model": "toolwire-demo",
-        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
-        "tools": [{"type": "function", "function": tool}],
         "max_tokens": 2,
         "temperature": 0,
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [{"type": "function", "function": tool}],
     }
 
 

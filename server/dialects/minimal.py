@@ -58,7 +58,8 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
     if schema.get("allOf"):
         merged = _without(schema, "allOf")
         for part in schema["allOf"]:
-            merged = _merged(merged, _target(part["$ref"], root) if "$ref" in part else part)
+            named = isinstance(part, Mapping) and "$ref" in part
+            merged = _merged(merged, _target(part["$ref"], root) if named else part)
         return _value(merged, root, depth + 1)
     return _typed(schema, root, depth)
 
