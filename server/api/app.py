@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +18,7 @@ from server.api.info import Counting, Info, as_json
 from server.api.limits import Ledger, Limits
 from server.api.logs import RequestLog
 from server.api.metrics import Metrics
+from server.api.page import page
 from server.api.sse import ClientGone, keep_streams_through_shutdown
 from server.api.traces import Traces
 from server.backend.protocol import Backend
@@ -70,12 +70,13 @@ def _add_routes(app: FastAPI, chat: Chat, info: Info, counting: Counting) -> Non
 
 def _add_description(app: FastAPI) -> None:
     document = describe()
+    shown = page(document)
 
     async def openapi(_: Request) -> Response:
         return as_json(document)
 
     async def docs(_: Request) -> HTMLResponse:
-        return get_swagger_ui_html(openapi_url="openapi.json", title="toolwire")
+        return HTMLResponse(shown)
 
     app.add_route("/openapi.json", openapi, methods=["GET"])
     app.add_route("/docs", docs, methods=["GET"])

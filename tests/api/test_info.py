@@ -129,7 +129,7 @@ async def test_text_to_ids_and_back(serve: Serve, checkpoint: Checkpoint) -> Non
 async def test_the_openapi_document_describes_every_route_and_resolves(serve: Serve) -> None:
     async with serve() as served:
         document = (await served.http.get("/openapi.json")).json()
-        assert (await served.http.get("/docs")).status_code == 200
+        shown = (await served.http.get("/docs")).text
     paths = set(document["paths"])
     assert {"/v1/chat/completions", "/v1/models", "/tokenize", "/ready", "/metrics", "/v1/memory"} <= paths
 
@@ -147,4 +147,6 @@ async def test_the_openapi_document_describes_every_route_and_resolves(serve: Se
     check(document)
     fields = document["components"]["schemas"]["ChatRequest"]["properties"]
     assert {"tools", "tool_choice", "logit_bias", "thinking_budget"} <= set(fields)
+    assert "thinking_budget" in shown and "tool result" in shown
+    assert not any(fetched in shown for fetched in ("<script", "src=", "@import")), "it works offline"
     assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
