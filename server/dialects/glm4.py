@@ -18,7 +18,7 @@ import re
 from collections.abc import Generator, Iterator, Sequence
 
 from server.dialects.json_rules import quoted
-from server.dialects.lark import callable_tools, constraint, marker
+from server.dialects.lark import callable_tools, constraint, marker, remembering
 from server.dialects.minimal import shortest_members
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
 from server.dialects.tagged import INPUT, Ending, TaggedCall
@@ -135,7 +135,7 @@ GLM4 = Dialect(
     markers=(OPEN, CLOSE, KEY, KEY_CLOSE, VALUE, VALUE_CLOSE),
     halts=(),
     parser=parser,
-    constrain=constrain,
+    constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,
 )

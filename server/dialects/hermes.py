@@ -30,7 +30,16 @@ from collections.abc import Generator, Iterator, Sequence
 from server.dialects import hermes_loose
 from server.dialects.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
 from server.dialects.json_rules import quoted
-from server.dialects.lark import arguments_rules, callable_tools, constraint, input_piece, is_raw, marker, raw_piece
+from server.dialects.lark import (
+    arguments_rules,
+    callable_tools,
+    constraint,
+    input_piece,
+    is_raw,
+    marker,
+    raw_piece,
+    remembering,
+)
 from server.dialects.minimal import shortest_arguments
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_text
@@ -129,7 +138,7 @@ HERMES = Dialect(
     markers=(OPEN, CLOSE),
     halts=(),
     parser=parser,
-    constrain=constrain,
+    constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,
 )

@@ -12,8 +12,8 @@ What is valid JSON comes out as it went in, byte for byte. Put right is only wha
 import re
 from typing import Literal
 
-PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
-PLAIN_IN_SINGLE = re.compile(r"""[^"'\\\x00-\x1f]+""")
+PLAIN = re.compile(r'(?:[^"\\\x00-\x1f]+|\\["\\/bfnrt])+')
+PLAIN_IN_SINGLE = re.compile(r"""(?:[^"'\\\x00-\x1f]+|\\["\\/bfnrt])+""")
 SPACE = re.compile(r"[ \t\r\n]*")
 NUMBER = re.compile(r"[-+0-9.eE]+")
 WORD = re.compile(r"[A-Za-z]+")

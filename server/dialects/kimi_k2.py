@@ -24,6 +24,7 @@ from server.dialects.lark import (
     is_raw,
     marker,
     raw_piece,
+    remembering,
 )
 from server.dialects.minimal import shortest_arguments
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
@@ -128,7 +129,7 @@ KIMI_K2 = Dialect(
     markers=(SECTION, SECTION_CLOSE, CALL, CALL_CLOSE, ARGUMENTS),
     halts=(),
     parser=parser,
-    constrain=constrain,
+    constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,
 )

@@ -12,8 +12,11 @@ whatever the grammar admits is read as a valid call. Text may hold anything else
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from server.dialects.custom import check_format
 from server.dialects.holdable import held_arguments, holdable
@@ -23,6 +26,19 @@ from server.dialects.schema_forms import COMPACT
 from server.messages import Constraint
 
 MAX_CALLS = 64  # of one forced reply
+
+
+def remembering(build: Callable[[Wanted], Constraint | None]) -> Callable[[Wanted], Constraint | None]:
+    """`build` with a memory of what was wanted lately: the same tools again cost a look at their text."""
+
+    @lru_cache(maxsize=64)
+    def built(text: bytes) -> Constraint | None:
+        return build(msgspec.json.decode(text, type=Wanted))
+
+    def constrain(wanted: Wanted) -> Constraint | None:
+        return built(msgspec.json.encode(wanted))
+
+    return constrain
 
 
 def callable_tools(wanted: Wanted) -> list[Tool]:

@@ -22,7 +22,7 @@ A custom tool's free text is the parameter `input`.
 from collections.abc import Generator, Iterator, Sequence
 
 from server.dialects.json_rules import quoted
-from server.dialects.lark import callable_tools, constraint, marker
+from server.dialects.lark import callable_tools, constraint, marker, remembering
 from server.dialects.minimal import shortest_members
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
 from server.dialects.tagged import INPUT, Ending, TaggedCall
@@ -143,7 +143,7 @@ QWEN3_CODER = Dialect(
     markers=(OPEN, CLOSE),
     halts=(),
     parser=parser,
-    constrain=constrain,
+    constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,
 )

@@ -16,7 +16,16 @@ from collections.abc import Iterator, Sequence
 
 from server.dialects.json_arguments import JsonArguments
 from server.dialects.json_rules import quoted
-from server.dialects.lark import MAX_CALLS, arguments_rules, callable_tools, constraint, input_piece, is_raw, raw_piece
+from server.dialects.lark import (
+    MAX_CALLS,
+    arguments_rules,
+    callable_tools,
+    constraint,
+    input_piece,
+    is_raw,
+    raw_piece,
+    remembering,
+)
 from server.dialects.minimal import shortest_arguments
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_line, read_text
@@ -130,7 +139,7 @@ REACT = Dialect(
     markers=(),
     halts=(f"\n{OBSERVATION}",),
     parser=parser,
-    constrain=constrain,
+    constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,
 )

@@ -17,6 +17,7 @@ class Offered:
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = {tool.name: tool for tool in tools}
+        self._validators: dict[str, Any] = {}
 
     def find(self, name: str) -> Tool | None:
         """The tool of this name, None if none was offered."""
@@ -30,14 +31,24 @@ class Offered:
             value = json.loads(arguments)
         except ValueError:
             return ("invalid",)
-        return () if isinstance(value, dict) and fits(value, tool.parameters) else ("invalid",)
+        return () if isinstance(value, dict) and self._fits(tool, value) else ("invalid",)
+
+    def _fits(self, tool: Tool, value: Any) -> bool:
+        if not tool.parameters:
+            return True
+        if tool.name not in self._validators:
+            self._validators[tool.name] = _validator(json.dumps(tool.parameters))
+        return _is_valid(self._validators[tool.name], value)
 
 
 def fits(value: Any, schema: Any) -> bool:
     """Whether a value satisfies a schema that was checked before. `format` is not asserted, as the drafts have it."""
     if schema is None or schema is True or schema == {}:
         return True
-    validator = _validator(json.dumps(schema))
+    return _is_valid(_validator(json.dumps(schema)), value)
+
+
+def _is_valid(validator: Any, value: Any) -> bool:
     try:
         return bool(validator.is_valid(value))
     except ValueError:  # a number too large for the validator
