@@ -97,7 +97,7 @@ def own_server(port: int) -> Iterator[str]:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
             try:
-                if httpx.get(f"{url}/health").is_success:
+                if httpx.get(f"{url}/ready").is_success:
                     break
             except httpx.TransportError:
                 time.sleep(0.5)
