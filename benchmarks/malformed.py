@@ -40,7 +40,7 @@ class Raw:
 
 
 def sound_body() -> dict[str, Any]:
-    """What the faults are worked into: cheap to answer where a fault happens to leave it sound, even without its end."""
+    """What the faults are worked into: cheap to answer where it stays sound, even without its end."""
     tool = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
     return {
         "model": "toolwire-demo",
