@@ -38,6 +38,9 @@ class ModelSettings:
         "auto", "auto takes sampling defaults from the checkpoint's generation_config.json, none ignores that file."
     )
     max_model_len: int = option(0, "Context length in tokens, prompt and reply together; 0 takes the model's own.")
+    trust_control_tokens: bool = option(
+        False, "Let control tokens in clients' texts through: for clients that write the prompt's markup themselves."
+    )
     self_test: bool = option(True, "Round trip of tool calls through template and parser before serving.")
 
 

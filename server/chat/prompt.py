@@ -15,11 +15,13 @@ import msgspec
 from server.chat import window
 from server.chat.ask import Ask, Prepared, Share, Thinking
 from server.chat.checkpoint import Checkpoint
+from server.chat.mask import Mask
 from server.chat.preamble import find_thinking, preamble_for, thinking_variables
 from server.chat.render import Prompt, Renderer, Script
 from server.chat.shapes import Shaped, shape
 from server.chat.shares import attribute
 from server.dialects.protocol import Wanted
+from server.errors import PromptTooLong
 from server.messages import Generate
 from server.settings import Settings
 
@@ -42,7 +44,8 @@ class Prompter:
         self._limit = checkpoint.max_model_len
         self._max_new_tokens = settings.api.max_new_tokens
         self._on_overflow = settings.api.on_overflow
-        self._renderer = Renderer(checkpoint.template, checkpoint.mask, checkpoint.encoder)
+        mask = Mask([]) if settings.model.trust_control_tokens else checkpoint.mask
+        self._renderer = Renderer(checkpoint.template, mask, checkpoint.encoder)
 
     def prepare(self, ask: Ask) -> Prepared:
         """The prompt and one Generate a choice.
@@ -50,6 +53,8 @@ class Prompter:
         Raises BadRequest (the template refuses), PromptTooLong, BadSchema (what is wanted cannot be constrained).
         """
         fitted = self._fit(ask)
+        if not window.fits(self._limit, fitted.prompt.num_tokens):
+            raise self._too_long(fitted)
         token_ids = fitted.prompt.token_ids
         max_tokens = window.reply_room(self._limit, len(token_ids), ask.max_tokens, self._max_new_tokens)
         thinking = find_thinking(self._checkpoint, fitted.prompt, ask.continue_final_message)
@@ -61,11 +66,14 @@ class Prompter:
         )
 
     def count(self, ask: Ask) -> tuple[Share, ...]:
-        """The prompt's tokens by part; their sum is `prompt_tokens` of the same request."""
-        fitted = self._fit(ask)
-        return self._shares(fitted.shaped, fitted.script, fitted.prompt)
+        """The prompt's tokens by part; their sum is `prompt_tokens` of the same request, or what is too many.
+
+        Raises BadRequest where the template refuses.
+        """
+        return self._shares(self._fit(ask))
 
     def _fit(self, ask: Ask) -> Fitted:
+        """The whole prompt, or a shorter one where that is wanted and possible."""
         shaped = tuple(shape(ask.messages, self._checkpoint.habits))
         variables = thinking_variables(self._checkpoint, ask, shaped)
 
@@ -75,19 +83,18 @@ class Prompter:
             return Fitted(tuple(kept), script, self._renderer.render(script), dropped)
 
         whole = render(shaped)
-        if window.fits(self._limit, whole.prompt.num_tokens):
+        refuses = (ask.on_overflow or self._on_overflow) == "refuse"
+        if refuses or window.fits(self._limit, whole.prompt.num_tokens):
             return whole
-        if (ask.on_overflow or self._on_overflow) == "drop-oldest":
-            largest = window.largest_prompt(self._limit, ask.max_tokens, self._max_new_tokens)
-            shorter = _drop_oldest(shaped, render, largest, self._limit)
-            if shorter is not None:
-                return shorter
-        shares = self._shares(whole.shaped, whole.script, whole.prompt)
-        functions = sum(share.tokens for share in shares if share.part.startswith("tools"))
-        raise window.too_long(self._limit, whole.prompt.num_tokens - functions, functions)
+        largest = window.largest_prompt(self._limit, ask.max_tokens, self._max_new_tokens)
+        return _drop_oldest(shaped, render, largest, self._limit) or whole
 
-    def _shares(self, shaped: Sequence[Shaped], script: Script, prompt: Prompt) -> tuple[Share, ...]:
-        return attribute(self._checkpoint, self._renderer, script, prompt, shaped)
+    def _shares(self, fitted: Fitted) -> tuple[Share, ...]:
+        return attribute(self._checkpoint, self._renderer, fitted.script, fitted.prompt, fitted.shaped)
+
+    def _too_long(self, fitted: Fitted) -> PromptTooLong:
+        functions = sum(share.tokens for share in self._shares(fitted) if share.part.startswith("tools"))
+        return window.too_long(self._limit, fitted.prompt.num_tokens - functions, functions)
 
     def _generates(self, ask: Ask, token_ids: list[int], thinking: Thinking, max_tokens: int) -> tuple[Generate, ...]:
         checkpoint = self._checkpoint

@@ -172,3 +172,9 @@ def test_the_dry_run_names_who_costs_what(name: str) -> None:
     shares = {share.part: share.tokens for share in prompter(name).count(ask(messages, tools=tools))}
     for part, words in {"tools[0]:t0": 5, "tools[1]:t1": 90, "system": 40, "messages[1]": 70}.items():
         assert words <= shares[part] <= words + 40, shares
+
+
+def test_the_dry_run_counts_what_would_be_refused() -> None:
+    """Who is told that a prompt is too long wants to know by how much, and of what."""
+    request = ask(MESSAGES, tools=TOOLS)
+    assert prompter("qwen3", limit=16).count(request) == prompter("qwen3").count(request)
