@@ -171,7 +171,7 @@ def _load_model(
     finally:
         stop.set()
         watch.join()
-    model.eval()
+    model.train(False)
     return model.requires_grad_(False)
 
 

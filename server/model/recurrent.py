@@ -120,7 +120,7 @@ class RowwiseMixer(nn.Module):
         parts = []
         for span in step.spans:
             end = span.first_token + span.num_rows * span.num_tokens
-            own = hidden_states[0, span.first_token : end].unflatten(0, (span.num_rows, span.num_tokens))
+            own = hidden_states[0, span.first_token : end].view(span.num_rows, span.num_tokens, -1)
             parts.append(self.mixer(own, cache_params=span.states).flatten(0, 1))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 

@@ -10,9 +10,11 @@ from torch import Tensor
 from server.model.batch import Batch, Drawn, Row
 from server.model.loader import LoadedModel
 from server.model.masks import Masks
-from server.model.paged import SHORT_TOKENS, KvPool, PoolShape, RowPlan, plan_step
+from server.model.paged import KvPool, PagedStep, PoolShape
+from server.model.plan import SHORT_TOKENS, RowPlan, plan_step
 from server.model.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.sampler import DrawRow, draw_ids
+from server.model.shortage import as_memory_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +39,23 @@ class Runner:
         """Compute the batch; on CUDA the result may still be on its way. Raises MemoryError."""
         order = sorted(range(len(batch.rows)), key=lambda i: _place(batch.rows[i]))
         rows = [batch.rows[i] for i in order]
-        try:
-            with torch.inference_mode():
-                hidden = self._compute(rows)
-                logits = self._loaded.head(hidden[_logit_lines(batch.rows, order)])
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
+        with as_memory_error(), torch.inference_mode():
+            hidden = self._compute(rows)
+            logits = self._loaded.head(hidden[_logit_lines(batch.rows, order)])
         return Ticket(logits, _draw_rows(batch.rows))
 
     def finish(self, ticket: Ticket, masks: Masks | None) -> list[Drawn]:
         """Draw: one Drawn for each row with logits, in row order. Raises MemoryError."""
         if not ticket.rows:
             return []
-        try:
-            with torch.inference_mode():
-                return draw_ids(ticket.logits, ticket.rows, masks)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
+        with as_memory_error(), torch.inference_mode():
+            return draw_ids(ticket.logits, ticket.rows, masks)
 
     def copy_state(self, source: int, target: int) -> None:
-        """Copy recurrent state between slots (snapshots)."""
+        """Copy recurrent state between slots (snapshots). Raises MemoryError."""
         assert self.states is not None, "this model has no recurrent state"
-        self.states.copy(source, target)
+        with as_memory_error():
+            self.states.copy(source, target)
 
     def release(self, first_block: int) -> None:
         """Give the memory of all blocks from this one on back to the device; their content is lost."""
@@ -77,7 +74,7 @@ class Runner:
             input_ids=torch.from_numpy(ids).unsqueeze(0),
             position_ids=torch.from_numpy(positions).unsqueeze(0),
             use_cache=False,
-            paged=plan_step(plans, self.pool, self._layer_of),
+            paged=PagedStep(self.pool, self._layer_of, plan_step(plans, self.pool.shape.block_size)),
             recurrent=self._plan_states(rows),
         )
         hidden: Tensor = output.last_hidden_state[0]

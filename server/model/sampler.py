@@ -21,10 +21,12 @@ from torch import Tensor
 
 from server.messages import TokenLogprob
 from server.model.batch import Draw, Drawn
+from server.model.lookup import first_peak, greatest, inverse_cdf
 from server.model.masks import Masks
 from server.model.penalties import apply_masks, change_logits, changes_logits
 
-NUM_CANDIDATES = 256  # taken from a row before it is cut by top_p or top_k; rows that need more are sorted whole
+# How many of the likeliest ids are looked at before top_p or top_k cut; a row that needs more goes on to the next.
+NUM_CANDIDATES = (256, 8192)
 MOST_SORTED_WHOLE = 16  # lines
 NO_NUMBER = "the model's logits are not finite at this place; the checkpoint, its dtype or its kernels are broken"
 NOTHING_ALLOWED = "the constraint and the banned ids together leave no token that may come next"
@@ -46,19 +48,17 @@ class DrawRow:
 
 def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> list[Drawn]:
     """logits [lines, vocab] -> one Drawn a row. `logits` may be overwritten."""
-    finite = torch.isfinite(logits.sum(-1, dtype=torch.float32))
+    logits = logits.float()
+    finite = torch.isfinite(logits.sum(-1))
     logprobs = _RawLogprobs(logits, rows)
-    shaped = logits
-    if masks is not None or any(changes_logits(row.draw) for row in rows):
-        shaped = logits.float() if logits.dtype != torch.float32 else logits
-        for row in rows:
-            if changes_logits(row.draw):
-                change_logits(shaped[row.lines], row.draw, row.drafts)
-        if masks is not None:
-            apply_masks(shaped, masks, [row.first_line for row in rows])
-    peaks, ids = shaped.max(-1)
-    possible = peaks > -torch.inf
-    _draw_sampled(shaped, peaks, ids, rows)
+    for row in rows:
+        if changes_logits(row.draw):
+            change_logits(logits[row.lines], row.draw, row.drafts)
+    if masks is not None:
+        apply_masks(logits, masks, [row.first_line for row in rows])
+    peaks, ids = first_peak(logits)
+    possible = peaks != -torch.inf
+    _draw_sampled(logits, peaks, ids, rows)
     faults = _faults(finite.tolist(), possible.tolist())
     return _accept(ids.tolist(), faults, rows, logprobs)
 
@@ -78,87 +78,87 @@ def _mix(word: int) -> int:
     return word ^ (word >> 31)
 
 
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """Lines to draw from, by what decides their draw."""
+
+    logits: Tensor  # [lines, vocab]
+    peaks: Tensor  # [lines, 1], the greatest logit
+    settings: Tensor  # [lines, 4]: temperature, top_p, top_k, min_p
+    numbers: Tensor  # [lines] in [0, 1), float64
+
+    def pick(self, which: Tensor) -> "_Lines":
+        return _Lines(self.logits[which], self.peaks[which], self.settings[which], self.numbers[which])
+
+
 def _draw_sampled(logits: Tensor, peaks: Tensor, ids: Tensor, rows: Sequence[DrawRow]) -> None:
-    """Replace the greedy ids of lines that have a temperature."""
-    lines, settings, numbers = [], [], []
+    """Replace the greedy ids of lines that have a temperature. Overwrites the logits."""
+    places: dict[bool, list[int]] = {True: [], False: []}  # lines cut by top_p or top_k, and the others
+    settings, numbers = np.zeros((logits.shape[0], 4), dtype=np.float32), np.zeros(logits.shape[0])
     for row in rows:
         sampling = row.draw.sampling
         if sampling.temperature > 0:
             for j in range(1 + len(row.drafts)):
-                lines.append(row.first_line + j)
-                settings.append((sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p))
-                numbers.append(uniform(row.draw.seed, len(row.draw.written_ids) + j))
-    if not lines:
-        return
+                line = row.first_line + j
+                settings[line] = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
+                numbers[line] = uniform(row.draw.seed, len(row.draw.written_ids) + j)
+                places[sampling.top_p < 1 or sampling.top_k > 0].append(line)
     device = logits.device
-    table = torch.from_numpy(np.array(settings, dtype=np.float32)).to(device)
-    drawn_at = torch.from_numpy(np.array(numbers, dtype=np.float64)).to(device)
-    at = torch.tensor(lines, device=device)
-    everything = len(lines) == logits.shape[0]
-    own, own_peaks = (logits, peaks) if everything else (logits[at], peaks[at])
-    scaled = (own.float() - own_peaks.float().unsqueeze(-1)) / table[:, :1]  # likeliest id at 0
-    cut = np.array([top_p < 1 or top_k > 0 for _, top_p, top_k, _ in settings])
-    if not cut.any():
-        ids[at] = _draw_by_id(scaled, table[:, 3], drawn_at)
-    elif cut.all():
-        ids[at] = _draw_cut(scaled, table, drawn_at)
-    else:
-        for kind, draw in ((cut, True), (~cut, False)):
-            some = torch.from_numpy(np.flatnonzero(kind)).to(device)
-            part, numbers_of = scaled[some], drawn_at[some]
-            chosen = _draw_cut(part, table[some], numbers_of) if draw else _draw_by_id(part, table[some, 3], numbers_of)
-            ids[at[some]] = chosen
+    lines = _Lines(
+        logits, peaks.unsqueeze(1), torch.from_numpy(settings).to(device), torch.from_numpy(numbers).to(device)
+    )
+    for is_cut, draw in ((True, _draw_cut), (False, _draw_by_id)):
+        if len(places[is_cut]) == logits.shape[0]:
+            ids.copy_(draw(lines))
+        elif places[is_cut]:
+            at = torch.tensor(places[is_cut], device=device)
+            ids[at] = draw(lines.pick(at))
 
 
-def _draw_by_id(scaled: Tensor, min_p: Tensor, numbers: Tensor) -> Tensor:
-    """Inverse CDF over the whole vocabulary. scaled [lines, vocab], likeliest at 0; numbers [lines] in [0, 1)."""
-    weights = scaled.exp()
+def _draw_by_id(lines: _Lines) -> Tensor:
+    """Inverse CDF over the whole vocabulary, in the order of the ids. [lines]."""
+    temperature, min_p = lines.settings[:, 0:1], lines.settings[:, 3:4]
+    weights = lines.logits.sub_(lines.peaks).div_(temperature).exp_()
     if bool((min_p > 0).any()):
-        weights.masked_fill_(weights < min_p.unsqueeze(-1), 0.0)
-    return _look_up(weights, numbers)
+        weights.masked_fill_(weights < min_p, 0.0)
+    return inverse_cdf(weights, lines.numbers)
 
 
-def _draw_cut(scaled: Tensor, table: Tensor, numbers: Tensor) -> Tensor:
-    """Inverse CDF over the ids that top_k, top_p and min_p leave, likeliest first."""
-    vocab = scaled.shape[1]
-    num_candidates = min(NUM_CANDIDATES, vocab)
-    chosen, covered = _draw_from(scaled, num_candidates, table, numbers)
-    if num_candidates < vocab and not bool(covered.all()):
-        # A few at a time: sorting a whole vocabulary takes ten times the memory of its logits.
-        for rest in torch.split(torch.nonzero(~covered).flatten(), MOST_SORTED_WHOLE):
-            chosen[rest] = _draw_from(scaled[rest], vocab, table[rest], numbers[rest])[0]
+def _draw_cut(lines: _Lines) -> Tensor:
+    """Inverse CDF over the ids that top_k, top_p and min_p leave, likeliest first. [lines]."""
+    vocab = lines.logits.shape[1]
+    chosen = torch.zeros_like(lines.numbers, dtype=torch.int64)
+    places = torch.arange(len(chosen), device=chosen.device)
+    for num_candidates in (*NUM_CANDIDATES, vocab):
+        chosen[places], covered = _draw_from(lines, min(num_candidates, vocab))
+        if num_candidates >= vocab or bool(covered.all()):
+            break
+        rest = torch.nonzero(~covered).flatten()
+        places, lines = places[rest], lines.pick(rest)
     return chosen
 
 
-def _draw_from(scaled: Tensor, num_candidates: int, table: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def _draw_from(lines: _Lines, num_candidates: int) -> tuple[Tensor, Tensor]:
     """Ids drawn from the likeliest candidates, and for which lines these were all that the cuts left.
 
     As in transformers: top_k first, top_p of what remains (an id stays if those before it have less than top_p),
     min_p relative to the likeliest.
     """
-    top_p, top_k, min_p = table[:, 1:2], table[:, 2:3], table[:, 3:4]
-    order = torch.arange(num_candidates, device=scaled.device)
-    found, ids = scaled.topk(num_candidates, dim=-1)
-    weights = found.exp()
-    in_top_k = (top_k == 0) | (order < top_k)
-    weights.masked_fill_(~in_top_k, 0.0)
-    whole = torch.where(top_k > 0, weights.sum(-1, keepdim=True), scaled.exp().sum(-1, keepdim=True))
+    temperature, top_p, top_k, min_p = (lines.settings[:, i : i + 1] for i in range(4))
+    order = torch.arange(num_candidates, device=top_k.device)
+    found, ids = greatest(lines.logits, num_candidates)
+    weights = ((found - lines.peaks) / temperature).exp_()
+    weights.masked_fill_((top_k > 0) & (order >= top_k), 0.0)
+    whole = weights.sum(-1, keepdim=True)
+    if not bool((top_k > 0).all()):
+        everything = ((lines.logits - lines.peaks) / temperature).exp_().sum(-1, keepdim=True)
+        whole = torch.where(top_k > 0, whole, everything)
     before = weights.cumsum(-1) - weights
     in_top_p = (before < top_p * whole) | (order == 0)
     covered = ((top_k > 0) & (top_k <= num_candidates)) | ~in_top_p[:, -1:]
     weights.masked_fill_(~in_top_p | (weights < min_p), 0.0)
-    at = _look_up(weights, numbers)
+    at = inverse_cdf(weights, lines.numbers)
     return ids.gather(1, at.unsqueeze(1)).squeeze(1), covered.squeeze(1)
-
-
-def _look_up(weights: Tensor, numbers: Tensor) -> Tensor:
-    """The first place where the cumulated share passes the number; never one of weight 0."""
-    cumulated = weights.cumsum(-1, dtype=torch.float64)
-    goal = (numbers * cumulated[:, -1]).unsqueeze(1)
-    at = torch.searchsorted(cumulated, goal, right=True).squeeze(1)
-    last = torch.searchsorted(cumulated, cumulated[:, -1:].contiguous()).squeeze(1)
-    # In a row of NaN nothing is found; its fault is told elsewhere, but the place must exist.
-    return torch.minimum(at, last).clamp_(max=weights.shape[1] - 1)
 
 
 def _faults(finite: Sequence[bool], possible: Sequence[bool]) -> list[str | None]:
@@ -200,12 +200,13 @@ class _RawLogprobs:
                 self._place[line] = len(self._place)
         if not wanting:
             return
-        # A copy: penalties and masks change the logits in place.
-        self._values = torch.log_softmax(logits[list(self._place)].float(), -1)
+        # A copy: penalties, masks and draws change the logits in place.
+        self._raw = logits[list(self._place)]
+        self._totals = torch.logsumexp(self._raw, -1, keepdim=True)
         most = max(row.draw.sampling.num_logprobs or 0 for row in wanting)
         if most:
-            values, ids = self._values.topk(most, dim=-1)
-            self._top_values, self._top_ids = values.tolist(), ids.tolist()
+            values, ids = greatest(self._raw, most)
+            self._top_values, self._top_ids = (values - self._totals).tolist(), ids.tolist()
 
     def of(self, row: DrawRow, written: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
         """One entry a written id, or None where the request wants none."""
@@ -216,5 +217,6 @@ class _RawLogprobs:
         for j, token_id in enumerate(written):
             place = self._place[row.first_line + j]
             top = zip(self._top_ids[place][:count], self._top_values[place][:count], strict=True) if count else ()
-            entries.append(TokenLogprob(token_id, float(self._values[place, token_id]), tuple(top)))
+            logprob = float(self._raw[place, token_id] - self._totals[place, 0])
+            entries.append(TokenLogprob(token_id, logprob, tuple(top)))
         return tuple(entries)

@@ -1,0 +1,158 @@
+"""How one step's rows are laid over the blocks: where keys are written, and what each row reads. Integers only.
+
+A step's rows are of two kinds. Short ones (decode, and a few verified tokens) are read as (row, block) pairs, all in
+one product; blocks that lie together are read in place, others are gathered. Long ones (prompt chunks) come alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SHORT_TOKENS = 16  # rows with more tokens than this are chunks
+DENSE_ENOUGH = 0.7  # share of a range of blocks that must be ours to be read in place: a gather costs 0.6 of a read
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """Where one row's tokens are: `num_tokens` new ones after `start` cached ones, in these blocks."""
+
+    num_tokens: int
+    start: int
+    blocks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """Which row each pair belongs to, and back."""
+
+    row_of: Tensor  # [pairs]
+    pairs_of: Tensor  # [rows, most pairs of a row]: the pairs of each row, the first one repeated at the end
+
+
+@dataclass(frozen=True, slots=True)
+class ShortRows:
+    """Neighbouring rows with the same small number of tokens, and every block that one of them reads.
+
+    A pair is one row reading one block. Pairs are in the order of the blocks; `blocks` is a slice where they lie
+    together. Blocks of others inside such a slice belong to one more row, `num_rows`, whose result is dropped.
+    """
+
+    first_token: int
+    num_rows: int
+    num_tokens: int  # of each row
+    strangers: bool  # whether the slice holds blocks of others
+    blocks: slice | Tensor  # [pairs]
+    folding: Folding | None  # None: one row owns all
+    bias: Tensor  # [pairs, 1, 1, num_tokens, block_size], 0 or -inf
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One row with many tokens."""
+
+    first_token: int
+    num_tokens: int
+    start: int
+    blocks: Tensor  # [blocks that hold the cached tokens before it]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step's rows, in the order of their tokens: the short ones, then the chunks."""
+
+    write_blocks: Tensor  # [num_tokens]
+    write_offsets: Tensor  # [num_tokens]
+    fresh_blocks: Tensor | None  # begun but not filled in this step: what others left there must not be read
+    short: tuple[ShortRows, ...]
+    chunks: tuple[Chunk, ...]
+
+
+def plan_step(rows: Sequence[RowPlan], block_size: int) -> StepPlan:
+    """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
+    write_blocks, write_offsets = _write_places(rows, block_size)
+    short: list[ShortRows] = []
+    chunks: list[Chunk] = []
+    first_token = i = 0
+    while i < len(rows):
+        num_tokens = rows[i].num_tokens
+        if num_tokens > SHORT_TOKENS:
+            cached = rows[i].blocks[: -(-rows[i].start // block_size)]
+            chunks.append(Chunk(first_token, num_tokens, rows[i].start, torch.tensor(cached, dtype=torch.int64)))
+            i += 1
+            first_token += num_tokens
+            continue
+        alike = i + 1
+        while alike < len(rows) and rows[alike].num_tokens == num_tokens:
+            alike += 1
+        short.append(_plan_short(first_token, rows[i:alike], block_size))
+        first_token += num_tokens * (alike - i)
+        i = alike
+    return StepPlan(write_blocks, write_offsets, _fresh_blocks(rows, block_size), tuple(short), tuple(chunks))
+
+
+def _write_places(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Tensor]:
+    blocks, offsets = [], []
+    for row in rows:
+        positions = np.arange(row.start, row.start + row.num_tokens)
+        first = row.start // block_size
+        table = np.asarray(row.blocks[first : (row.start + row.num_tokens - 1) // block_size + 1], dtype=np.int64)
+        blocks.append(table[positions // block_size - first])
+        offsets.append(positions % block_size)
+    return torch.from_numpy(np.concatenate(blocks)), torch.from_numpy(np.concatenate(offsets))
+
+
+def _fresh_blocks(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
+    fresh = []
+    for row in rows:
+        end = row.start + row.num_tokens
+        if end % block_size and end - end % block_size >= row.start:
+            fresh.append(row.blocks[end // block_size])
+    return torch.tensor(fresh) if fresh else None
+
+
+def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int) -> ShortRows:
+    num_tokens = rows[0].num_tokens
+    counts = np.array([-(-(row.start + num_tokens) // block_size) for row in rows])
+    physical = np.concatenate([np.asarray(row.blocks[:count]) for row, count in zip(rows, counts, strict=True)])
+    row_of = np.repeat(np.arange(len(rows)), counts)
+    index_in_row = np.arange(len(physical)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.argsort(physical, kind="stable")
+    physical, row_of, index_in_row = physical[order], row_of[order], index_in_row[order]
+    low, high = int(physical[0]), int(physical[-1]) + 1
+    in_place = len(physical) >= DENSE_ENOUGH * (high - low) and bool((np.diff(physical) > 0).all())
+    strangers = in_place and len(physical) < high - low
+    if strangers:
+        spread = np.full(high - low, len(rows))
+        spread[physical - low] = row_of
+        inner = np.zeros(high - low, dtype=np.int64)
+        inner[physical - low] = index_in_row
+        row_of, index_in_row = spread, inner
+    # Token t of a row sees positions 0 .. start + t.
+    starts = np.array([row.start for row in rows] + [0])[row_of]
+    last_seen = starts[:, None, None] + np.arange(num_tokens)[None, :, None]
+    position = index_in_row[:, None, None] * block_size + np.arange(block_size)[None, None, :]
+    bias = np.where(position <= last_seen, np.float32(0), np.float32(-np.inf))
+    alone = len(rows) == 1 and not strangers
+    return ShortRows(
+        first_token=first_token,
+        num_rows=len(rows),
+        num_tokens=num_tokens,
+        strangers=strangers,
+        blocks=slice(low, high) if in_place else torch.from_numpy(physical),
+        folding=None if alone else Folding(torch.from_numpy(row_of), torch.from_numpy(_invert(row_of))),
+        bias=torch.from_numpy(bias[:, None, None]),
+    )
+
+
+def _invert(row_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[pairs] -> [rows, most pairs of a row]."""
+    counts = np.bincount(row_of)
+    order = np.argsort(row_of, kind="stable")
+    first = np.cumsum(counts) - counts
+    steps = np.arange(counts.max())
+    inverted: NDArray[np.int64] = order[first[:, None] + np.where(steps < counts[:, None], steps, 0)]
+    return inverted
