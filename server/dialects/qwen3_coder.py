@@ -26,7 +26,7 @@ from server.dialects.lark import callable_tools, constraint, marker, remembering
 from server.dialects.minimal import shortest_members
 from server.dialects.protocol import Dialect, Parser, Tool, Wanted
 from server.dialects.tagged import INPUT, Ending, TaggedCall
-from server.dialects.tagged_lark import TagForm, input_text, shared_rules, tagged_rules
+from server.dialects.tagged_lark import TagForm, input_text, literal, shared_rules, tagged_rules
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
 from server.dialects.validity import Offered
 from server.messages import Constraint
@@ -41,6 +41,7 @@ FORM = TagForm(
     head=lambda name: f"{PARAMETER}{name}>\n",
     tail=f"\n{PARAMETER_CLOSE}\n",
     ends=r"<\/parameter>\s*(<parameter=|<\/function>|<\/tool_call>)|<\/function>\s*<\/tool_call>",
+    closing=PARAMETER_CLOSE,
 )
 
 
@@ -116,12 +117,12 @@ def constrain(wanted: Wanted) -> Constraint | None:
 def _rules(wanted: Wanted) -> Iterator[str]:
     tools = callable_tools(wanted)
     yield "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
-    yield from shared_rules(FORM)
+    yield from shared_rules(wanted, FORM)
     for i, tool in enumerate(tools):
         arguments = f"arguments_{i}"
         yield f"call_{i}: {quoted(f'{tool.name}>' + chr(10))} {arguments} {quoted(FUNCTION_CLOSE + chr(10))}"
         if tool.custom:
-            yield f"{arguments}: {quoted(FORM.head(INPUT))} {input_text(tool, FORM)}"
+            yield f"{arguments}: {literal(wanted, FORM, FORM.head(INPUT))} {input_text(wanted, tool, FORM)}"
         else:
             yield from tagged_rules(arguments, wanted, tool, FORM)
 

@@ -9,8 +9,8 @@ from typing import Any
 from llguidance import regex_to_lark
 
 from server.dialects.holdable import held_arguments
-from server.dialects.json_rules import DEFINITIONS, JsonRules, plain_members, quoted
-from server.dialects.lark import pattern_of, raw_piece
+from server.dialects.json_rules import DEFINITIONS, JsonRules, plain_members
+from server.dialects.lark import marker, pattern_of, raw_piece
 from server.dialects.protocol import Tool, Wanted
 from server.dialects.schema_forms import resolved
 from server.dialects.variants import variants
@@ -40,25 +40,43 @@ class TagForm:
     """How a format writes one argument: `head(name)`, the value, `tail`.
 
     `ends` is a regular expression of what would end a raw value: its tag with something after it that ends it.
+    `tags` are those of its tags that a vocabulary may have as tokens; `closing` is the one that ends a value.
     """
 
     head: Callable[[str], str]
     tail: str
     ends: str
+    closing: str
+    tags: tuple[str, ...] = ()
 
 
-def shared_rules(form: TagForm) -> Iterator[str]:
+def literal(wanted: Wanted, form: TagForm, text: str) -> str:
+    """An expression for this very text, its tags as tokens where the vocabulary has them."""
+    known = [tag for tag in form.tags if tag in wanted.marker_ids]
+    parts = re.split("(" + "|".join(map(re.escape, known)) + ")", text) if known else [text]
+    return " ".join(marker(wanted, part) for part in parts if part)
+
+
+def shared_rules(wanted: Wanted, form: TagForm) -> Iterator[str]:
     """Rules that every tool's arguments use."""
     yield f"RAW: /(?s:.*)/ & ~/(?s:.*)({form.ends})(?s:.*)/"
-    yield f"RAW_VALUE: RAW /{pattern_of(form.tail)}/"
-    yield "raw_value[lazy]: RAW_VALUE"
+    yield from raw_rules(wanted, form, "raw_value", "RAW")
+
+
+def raw_rules(wanted: Wanted, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
+    """Rules by which `rule` is raw text of this terminal with the tail behind it."""
+    if form.closing in wanted.marker_ids:  # a token ends the text: nothing in the text can be taken for it
+        yield f"{rule}: {terminal} {literal(wanted, form, form.tail)}"
+        return
+    yield f"{rule.upper()}_WHOLE: {terminal} /{pattern_of(form.tail)}/"
+    yield f"{rule}[lazy]: {rule.upper()}_WHOLE"
 
 
 def tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
     """Rules by which `rule` is the arguments of one call."""
     plain = variants(held_arguments(wanted, tool))
     yield f"{rule}: " + " | ".join(f"{rule}_v{i}" for i in range(len(plain)))
-    values = TaggedValues(rule, tool, form)
+    values = TaggedValues(rule, wanted, tool, form)
     for i, schema in enumerate(plain):
         yield f"{rule}_v{i}: {values.object(f'{rule}_v{i}', schema)}"
     yield from values.rules.lines
@@ -67,7 +85,8 @@ def tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterat
 class TaggedValues:
     """Rules for the tagged values of one tool's arguments."""
 
-    def __init__(self, prefix: str, tool: Tool, form: TagForm) -> None:
+    def __init__(self, prefix: str, wanted: Wanted, tool: Tool, form: TagForm) -> None:
+        self._wanted = wanted
         self._tool = tool
         self._form = form
         self.rules = JsonRules(prefix, lenient=not tool.strict)
@@ -78,7 +97,7 @@ class TaggedValues:
         closed = {key: schema[key] for key in ("properties", "required", *DEFINITIONS) if key in schema}
         members = plain_members({**closed, "additionalProperties": False}) or {}
         pieces = [
-            (f"{quoted(self._form.head(name))} ({self.value(_with_definitions(inner, schema))})", required)
+            (f"{self._literal(self._form.head(name))} ({self.value(_with_definitions(inner, schema))})", required)
             for name, (inner, required) in members.items()
         ]
         self.rules.members(f"{rule}_all", pieces)
@@ -99,7 +118,7 @@ class TaggedValues:
     def _map(self, inner: Any, schema: Mapping[str, Any]) -> str:
         # Its names are free, so a repeated one cannot be kept out; the parser takes the first.
         rule = self.rules.name()
-        before, after = (quoted(part) for part in self._form.head("\0").split("\0"))
+        before, after = (self._literal(part) for part in self._form.head("\0").split("\0"))
         self.rules.lines.append(f"{rule}: {before} /[A-Za-z0-9_.-]{{1,64}}/ {after} ({self.value(inner)})")
         low, high = schema.get("minProperties", 0), schema.get("maxProperties", MOST_EXTRA)
         return f"{rule}{{{low},{max(low, min(high, MOST_EXTRA))}}}"
@@ -111,12 +130,12 @@ class TaggedValues:
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(values, list):
             texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
-            return " | ".join(quoted(text + tail) for text in texts)
+            return " | ".join(self._literal(text + tail) for text in texts)
         if schema.get("type") == "string":
             return self._string(schema)
         if not any(key in schema for key in ("type", "properties", "items", "anyOf", "oneOf", "allOf")):
             return "raw_value"
-        return f"{self.rules.piece(schema)} {quoted(tail)}"
+        return f"{self.rules.piece(schema)} {self._literal(tail)}"
 
     def _string(self, schema: Mapping[str, Any]) -> str:
         rules = []
@@ -134,18 +153,21 @@ class TaggedValues:
         if not rules:
             return "raw_value"
         name = self.rules.name()
-        whole = f"(RAW & {' & '.join(f'/{rule}/' for rule in rules)}) /{pattern_of(self._form.tail)}/"
-        self.rules.lines += [f"{name.upper()}: {whole}", f"{name}[lazy]: {name.upper()}"]
+        self.rules.lines.append(f"{name.upper()}: RAW & {' & '.join(f'/{rule}/' for rule in rules)}")
+        self.rules.lines += raw_rules(self._wanted, self._form, name, name.upper())
         return name
 
+    def _literal(self, text: str) -> str:
+        return literal(self._wanted, self._form, text)
 
-def input_text(tool: Tool, form: TagForm) -> str:
+
+def input_text(wanted: Wanted, tool: Tool, form: TagForm) -> str:
     """The piece for a custom tool's free text with its tail."""
     if tool.format is None:
         return "raw_value"
     if tool.format.syntax == "regex":
-        return f"/{regex_to_lark(tool.format.definition, '')}/ {quoted(form.tail)}"
-    return f"{raw_piece(tool)} {quoted(form.tail)}"
+        return f"/{regex_to_lark(tool.format.definition, '')}/ {literal(wanted, form, form.tail)}"
+    return f"{raw_piece(tool)} {literal(wanted, form, form.tail)}"
 
 
 def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from server.dialects.glm4 import GLM4
 from server.dialects.hermes import HERMES
 from server.dialects.index import DIALECTS
 from server.dialects.protocol import AnswerFormat, Choice, CustomFormat, Dialect, Tool, Wanted
@@ -231,6 +232,18 @@ def test_members_may_come_in_any_order_but_only_once(dialect: Dialect) -> None:
     twice = write_call(dialect.name, "f", {"b": 1, "c": 1}, 0).lstrip()
     for pair in (('"c"', '"b"'), ("parameter=c", "parameter=b"), ("<arg_key>c", "<arg_key>b")):
         assert twice.replace(*pair) == twice or not accepts(dialect, want, twice.replace(*pair))
+
+
+def test_tags_that_are_tokens_of_the_vocabulary_are_written_as_tokens() -> None:
+    """GLM's own vocabulary has its tags; three of Qwen's tokens stand in for them here."""
+    spare = {"</arg_value>": 151_659, "<arg_key>": 151_660, "</arg_key>": 151_661, "<arg_value>": 151_662}
+    constraint = GLM4.constrain(Wanted([LOOK], FORCED, None, {**MARKER_IDS, **spare}))
+    assert constraint is not None
+    matcher = grammars().compile(constraint)
+    head = [MARKER_IDS["<tool_call>"], *ids_of("look\n"), spare["<arg_key>"], *ids_of("at"), spare["</arg_key>"]]
+    head += [*ids_of("\n"), spare["<arg_value>"], *ids_of("a </arg_value> b")]
+    assert matcher.advance(head)
+    assert matcher.advance([spare["</arg_value>"], *ids_of("\n"), MARKER_IDS["</tool_call>"]])
 
 
 def test_a_react_action_opens_only_at_the_beginning_of_a_line() -> None:
