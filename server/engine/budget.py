@@ -22,6 +22,7 @@ class Budget:
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
         self.num_tokens = max_tokens
+        self.num_failures_of_one = 0  # steps of a single token that failed in a row
         self._penance_steps = FIRST_PENANCE_STEPS
         self._steps_left = 0
         self._token_s: float | None = None  # what a prompt token takes, as far as is known
@@ -34,12 +35,14 @@ class Budget:
 
     def shrink(self, num_tokens: int) -> None:
         """A step of this many tokens ran out of memory."""
+        self.num_failures_of_one += num_tokens == 1
         self.num_tokens = max(1, num_tokens // 2)
         self._steps_left = self._penance_steps
         self._penance_steps = min(2 * self._penance_steps, LONGEST_PENANCE_STEPS)
 
     def recover(self, num_prompt_tokens: int, duration_s: float) -> None:
         """A step went well: it took this long and had this many tokens of prompts."""
+        self.num_failures_of_one = 0
         if num_prompt_tokens >= MEASURABLE:
             token_s = max(duration_s, 1e-6) / num_prompt_tokens
             known = token_s if self._token_s is None else self._token_s

@@ -23,6 +23,7 @@ from server.engine.step import Share, Step, Tally, make_step
 from server.messages import Delta, Failed, FailureKind, Generate
 from server.model.batch import Drawn
 
+LONE_ATTEMPTS = 4  # steps of one token, with nothing else running, that may run out of memory in a row
 MAX_PASSED = 8  # long prompts that shorter ones may pass in one step
 
 
@@ -160,11 +161,10 @@ class Scheduler:
             # Some layers may have moved their recurrent state already: these sequences begin again.
             for share in step.shares:
                 self._preempt(share.sequence)
-        if step.num_tokens > 1:
-            self._budget.shrink(step.num_tokens)
-        elif len(self.running) > 1:
+        self._budget.shrink(step.num_tokens)
+        if step.num_tokens == 1 and len(self.running) > 1:
             self._preempt(self.running[-1])
-        else:
+        elif self._budget.num_failures_of_one >= LONE_ATTEMPTS and self.running in ([], [step.shares[0].sequence]):
             text = "the device ran out of memory although nothing else was running"
             self.fail(step.shares[0].sequence, "no_memory", text, self.queue.retry_after_s())
 

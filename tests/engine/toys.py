@@ -266,11 +266,12 @@ class Bench:
                 self.model.copy_state(copy.source, copy.target)
             try:
                 ticket = self.model.launch(step.batch)
+                masks = self.grammars.masks(step.matchers, step.extra_ids) if step.is_constrained else None
+                drawn = self.model.finish(ticket, masks)
             except MemoryError:
                 self.scheduler.undo(step)
             else:
-                masks = self.grammars.masks(step.matchers, step.extra_ids) if step.is_constrained else None
-                self.scheduler.commit(step, self.model.finish(ticket, masks))
+                self.scheduler.commit(step, drawn)
         self._collect()
         self.scheduler.check()
         return step is not None
