@@ -8,13 +8,14 @@ to their own tokens causally and to the cached ones before them, and the two par
 """
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from server.model.plan import Chunk, Folding, ShortRows, StepPlan
+from server.model.plan import Chunk, Folding, RowPlan, ShortRows, StepPlan, plan_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,18 @@ class PoolShape:
         return 2 * self.layers * self.part_elements * self.dtype.itemsize
 
 
+class Attends(Protocol):
+    """One step's attention, whatever the layout of the cache."""
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Write the new keys and values, then attend to all that each token may see.
+
+        query [heads, num_tokens, head_dim], key and value [kv_heads, num_tokens, head_dim];
+        returns [num_tokens, heads, head_dim].
+        """
+        ...
+
+
 class KvPool:
     """Keys and values of `num_blocks` blocks in one stretch of memory, committed page by page as it is written."""
 
@@ -53,6 +66,10 @@ class KvPool:
         parts = storage.view(shape.layers, 2, num_blocks, shape.kv_heads, -1)
         self.keys = [part[0].view(num_blocks, shape.kv_heads, shape.head_dim, shape.block_size) for part in parts]
         self.values = [part[1].view(num_blocks, shape.kv_heads, shape.block_size, shape.head_dim) for part in parts]
+
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> "PagedStep":
+        """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
+        return PagedStep(self, layer_of, plan_step(rows, self.shape.block_size))
 
     def release(self, first_block: int) -> None:
         """Give the pages behind all blocks from this one on back to the system; they read as zeros afterwards."""
@@ -79,11 +96,7 @@ class PagedStep:
     plan: StepPlan
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Write the new keys and values, then attend to all that each token may see.
-
-        query [heads, num_tokens, head_dim], key and value [kv_heads, num_tokens, head_dim];
-        returns [num_tokens, heads, head_dim].
-        """
+        """As `Attends.attend`."""
         layer = self.layer_of[layer_index]
         plan = self.plan
         keys, values = self.pool.keys[layer], self.pool.values[layer]
@@ -104,7 +117,7 @@ def paged_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: [1, heads, num_tokens, head_dim] in, [1, num_tokens, heads, head_dim] out."""
-    step: PagedStep = kwargs["paged"]
+    step: Attends = kwargs["paged"]
     scaling = kwargs.get("scaling") or module.head_dim**-0.5
     return step.attend(module.layer_idx, query[0], key[0], value[0], scaling).unsqueeze(0), None
 

@@ -73,7 +73,7 @@ class StepPlan:
 
 def plan_step(rows: Sequence[RowPlan], block_size: int) -> StepPlan:
     """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
-    write_blocks, write_offsets = _write_places(rows, block_size)
+    write_blocks, write_offsets = write_places(rows, block_size)
     short: list[ShortRows] = []
     chunks: list[Chunk] = []
     first_token = i = 0
@@ -91,10 +91,11 @@ def plan_step(rows: Sequence[RowPlan], block_size: int) -> StepPlan:
         short.append(_plan_short(first_token, rows[i:alike], block_size))
         first_token += num_tokens * (alike - i)
         i = alike
-    return StepPlan(write_blocks, write_offsets, _fresh_blocks(rows, block_size), tuple(short), tuple(chunks))
+    return StepPlan(write_blocks, write_offsets, fresh_blocks(rows, block_size), tuple(short), tuple(chunks))
 
 
-def _write_places(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Tensor]:
+def write_places(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Tensor]:
+    """The block of each new token, and its place in it. [num_tokens], [num_tokens]."""
     blocks, offsets = [], []
     for row in rows:
         positions = np.arange(row.start, row.start + row.num_tokens)
@@ -105,7 +106,8 @@ def _write_places(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Ten
     return torch.from_numpy(np.concatenate(blocks)), torch.from_numpy(np.concatenate(offsets))
 
 
-def _fresh_blocks(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
+def fresh_blocks(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
+    """Blocks whose first token is written in this step and whose last is not."""
     fresh = []
     for row in rows:
         end = row.start + row.num_tokens

@@ -10,8 +10,9 @@ from torch import Tensor
 from server.model.batch import Batch, Drawn, Row
 from server.model.loader import LoadedModel
 from server.model.masks import Masks
-from server.model.paged import KvPool, PagedStep, PoolShape
-from server.model.plan import SHORT_TOKENS, RowPlan, plan_step
+from server.model.paged import KvPool, PoolShape
+from server.model.paged_cuda import CudaKvPool
+from server.model.plan import SHORT_TOKENS, RowPlan
 from server.model.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.sampler import DrawRow, draw_ids
 from server.model.shortage import as_memory_error
@@ -30,7 +31,7 @@ class Runner:
 
     def __init__(self, loaded: LoadedModel, num_blocks: int, block_size: int, num_slots: int = 0) -> None:
         self._loaded = loaded
-        self.pool = KvPool(pool_shape(loaded, block_size), num_blocks)
+        self.pool = open_pool(loaded, num_blocks, block_size)
         self._layer_of = {index: i for i, index in enumerate(loaded.kv.layer_indices)}
         shape = loaded.recurrent
         self.states = StatePool(shape, num_slots, loaded.dtype, loaded.device) if shape else None
@@ -41,7 +42,7 @@ class Runner:
         rows = [batch.rows[i] for i in order]
         with as_memory_error(), torch.inference_mode():
             hidden = self._compute(rows)
-            logits = self._loaded.head(hidden[_logit_lines(batch.rows, order)])
+            logits = self._loaded.head(hidden[_logit_lines(batch.rows, order).to(hidden.device)])
         return Ticket(logits, _draw_rows(batch.rows))
 
     def finish(self, ticket: Ticket, masks: Masks | None) -> list[Drawn]:
@@ -70,11 +71,12 @@ class Runner:
         plans = [RowPlan(len(row.token_ids), row.start, row.blocks) for row in rows]
         ids = np.concatenate([np.asarray(row.token_ids, dtype=np.int64) for row in rows])
         positions = np.concatenate([np.arange(plan.start, plan.start + plan.num_tokens) for plan in plans])
+        device = self._loaded.device
         output = self._loaded.body(
-            input_ids=torch.from_numpy(ids).unsqueeze(0),
-            position_ids=torch.from_numpy(positions).unsqueeze(0),
+            input_ids=torch.from_numpy(ids).unsqueeze(0).to(device, non_blocking=True),
+            position_ids=torch.from_numpy(positions).unsqueeze(0).to(device, non_blocking=True),
             use_cache=False,
-            paged=PagedStep(self.pool, self._layer_of, plan_step(plans, self.pool.shape.block_size)),
+            paged=self.pool.arrange(plans, self._layer_of),
             recurrent=self._plan_states(rows),
         )
         hidden: Tensor = output.last_hidden_state[0]
@@ -88,6 +90,12 @@ class Runner:
             assert row.slot is not None, "a row of a recurrent model has a slot"
             plans.append(StateRow(len(row.token_ids), row.start, row.slot))
         return plan_states(plans, self.states)
+
+
+def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool | CudaKvPool:
+    """The KV pool in the layout of the model's device."""
+    shape = pool_shape(loaded, block_size)
+    return KvPool(shape, num_blocks) if loaded.device.type == "cpu" else CudaKvPool(shape, num_blocks, loaded.device)
 
 
 def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:
