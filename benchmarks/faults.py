@@ -33,7 +33,6 @@ RESULTS = Path(__file__).parent / "results"
 KV_TOKENS = 16_384  # small, so that the warm-up has touched all of its memory, and the crowd must wait and be preempted
 IDLE_TIMEOUT_S = 30.0
 HEARTBEAT_S = 1.5
-RSS_TOLERANCE = 0.05
 FD_TOLERANCE = 2  # a connection kept alive, the file that a metric is read from
 RECOVERY_TIMEOUT_S = 90.0
 BEGIN_TIMEOUT_S = 60.0
@@ -51,7 +50,8 @@ class Scale:
     lorises: int = 64
     killed_streams: int = 16
     drained_streams: int = 32
-    warm_up_s: float = 15.0
+    warm_up_s: float = 60.0
+    rss_tolerance: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +104,12 @@ def _metric(text: str, name: str) -> int:
     return int(float(found.group(1))) if found else 0
 
 
-def leaks(before: Footprint, after: Footprint) -> list[str]:
+def leaks(before: Footprint, after: Footprint, rss_tolerance: float) -> list[str]:
     """What the server holds now that it did not hold before."""
     found = []
     for name in ("api_rss", "engine_rss"):
         was, now = getattr(before, name), getattr(after, name)
-        if now > was * (1 + RSS_TOLERANCE):
+        if now > was * (1 + rss_tolerance):
             found.append(f"{name} grew from {was >> 20} to {now >> 20} MiB")
     for name in ("api_fds", "engine_fds"):
         was, now = getattr(before, name), getattr(after, name)
@@ -151,7 +151,7 @@ async def send_malformed(url: str, count: int, seed: int) -> Scene:
 async def first_act(server: Live, scale: Scale, seed: int) -> list[Scene]:
     """Crowd and malformed requests with slow clients beside them; then the server must be as it was."""
     await crowd(server.url, scale.clients, scale.warm_up_s, seed)  # caches, threads and allocators fill up once
-    await send_malformed(server.url, max(20, scale.malformed // 20), seed + 1)
+    await send_malformed(server.url, scale.malformed // 4, seed + 1)
     before = await asyncio.to_thread(footprint, server)
     stop = asyncio.Event()
     lorises = asyncio.create_task(slow_loris(server.url, scale.lorises, stop))
@@ -162,7 +162,7 @@ async def first_act(server: Live, scale: Scale, seed: int) -> list[Scene]:
     await lorises
     after = await asyncio.to_thread(footprint, server)
     held = {"before": asdict(before), "after": asdict(after)}
-    return [*scenes, Scene("held afterwards", held, leaks(before, after))]
+    return [*scenes, Scene("held afterwards", held, leaks(before, after, scale.rss_tolerance))]
 
 
 async def _open_streams(server: Live, count: int, max_tokens: int, meanwhile: Any) -> Counter[str]:

@@ -6,7 +6,17 @@ from benchmarks.crowd import OutOfShape, check_stream
 from benchmarks.faults import Footprint, Scale, leaks, play
 from benchmarks.malformed import KINDS, Malformed, Raw, fault_in, malformed
 
-SHORT = Scale(clients=24, seconds=5, malformed=400, lorises=16, killed_streams=8, drained_streams=32, warm_up_s=3)
+# In so short a time caches and allocators are not yet full: memory is held to 5 % by the long version alone.
+SHORT = Scale(
+    clients=24,
+    seconds=5,
+    malformed=400,
+    lorises=16,
+    killed_streams=8,
+    drained_streams=32,
+    warm_up_s=3,
+    rss_tolerance=1.0,
+)
 SEED = 7
 
 
@@ -53,5 +63,5 @@ def test_a_stream_that_ends_early_is_noticed(data: list[str]) -> None:
 
 def test_leaks_are_named() -> None:
     clean = Footprint(100 << 20, 200 << 20, 20, 30, 0, 0)
-    assert leaks(clean, Footprint(104 << 20, 209 << 20, 21, 30, 0, 0)) == []
-    assert len(leaks(clean, Footprint(106 << 20, 211 << 20, 23, 33, 1, 1))) == 6
+    assert leaks(clean, Footprint(104 << 20, 209 << 20, 21, 30, 0, 0), 0.05) == []
+    assert len(leaks(clean, Footprint(106 << 20, 211 << 20, 23, 33, 1, 1), 0.05)) == 6
