@@ -165,6 +165,7 @@ class Scheduler:
         if step.num_tokens == 1 and len(self.running) > 1:
             self._preempt(self.running[-1])
         elif self._budget.num_failures_of_one >= LONE_ATTEMPTS and self.running in ([], [step.shares[0].sequence]):
+            self._budget.num_failures_of_one = 0  # the next one has attempts of its own
             text = "the device ran out of memory although nothing else was running"
             self.fail(step.shares[0].sequence, "no_memory", text, self.queue.retry_after_s())
 
@@ -243,8 +244,6 @@ class Scheduler:
         for sequence in () if self.running else self.queue.find_overdue(self.limits.patience_s):
             text = f"the device's memory has been short for {self.limits.patience_s:.0f} s"
             self.fail(sequence, "no_memory", text, self.queue.retry_after_s())
-
-    # -- moving sequences ------------------------------------------------------------------------------------------
 
     def _start(self, sequence: Sequence) -> None:
         self.queue.leave(sequence)
