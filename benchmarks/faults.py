@@ -64,6 +64,7 @@ class Footprint:
     engine_fds: int
     used_blocks: int
     sequences: int
+    open_requests: int
 
 
 @dataclass(slots=True)
@@ -87,16 +88,14 @@ def footprint(server: Live) -> Footprint:
     time.sleep(HEARTBEAT_S)  # what the server tells is as old as the engine's last heartbeat
     while True:
         text = httpx.get(f"{server.url}/metrics", timeout=END_TIMEOUT_S).text
-        used, running, waiting = (
-            _metric(text, name) for name in ("kv_blocks_used", "sequences_running", "sequences_waiting")
-        )
-        if not (used or running or waiting) or time.monotonic() > deadline_s:
+        names = ("kv_blocks_used", "sequences_running", "sequences_waiting", "requests_open")
+        used, running, waiting, open_requests = (_metric(text, name) for name in names)
+        if not (used or running or waiting or open_requests) or time.monotonic() > deadline_s:
             break
         time.sleep(0.5)
     api, engine = psutil.Process(server.process.pid), engine_of(server)
-    return Footprint(
-        api.memory_info().rss, engine.memory_info().rss, api.num_fds(), engine.num_fds(), used, running + waiting
-    )
+    rss = (api.memory_info().rss, engine.memory_info().rss)
+    return Footprint(*rss, api.num_fds(), engine.num_fds(), used, running + waiting, open_requests)
 
 
 def _metric(text: str, name: str) -> int:
@@ -119,6 +118,8 @@ def leaks(before: Footprint, after: Footprint, rss_tolerance: float) -> list[str
         found.append(f"{after.used_blocks} KV blocks are still held")
     if after.sequences:
         found.append(f"{after.sequences} sequences still run or wait")
+    if after.open_requests:
+        found.append(f"{after.open_requests} requests are counted as open")
     return found
 
 

@@ -62,6 +62,6 @@ def test_a_stream_that_ends_early_is_noticed(data: list[str]) -> None:
 
 
 def test_leaks_are_named() -> None:
-    clean = Footprint(100 << 20, 200 << 20, 20, 30, 0, 0)
-    assert leaks(clean, Footprint(104 << 20, 209 << 20, 21, 30, 0, 0), 0.05) == []
-    assert len(leaks(clean, Footprint(106 << 20, 211 << 20, 23, 33, 1, 1), 0.05)) == 6
+    clean = Footprint(100 << 20, 200 << 20, 20, 30, 0, 0, 0)
+    assert leaks(clean, Footprint(104 << 20, 209 << 20, 21, 30, 0, 0, 0), 0.05) == []
+    assert len(leaks(clean, Footprint(106 << 20, 211 << 20, 23, 33, 1, 1, 1), 0.05)) == 7

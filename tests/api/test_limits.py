@@ -1,12 +1,18 @@
 """Requests a minute and at once, by client; time is given by the test."""
 
 import asyncio
+from collections.abc import Callable
 
+import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api.faults import Refused
 from server.api.limits import MAX_IDLE_CLIENTS, Ledger, Limits, as_duration, client_of
+from server.backend.scripted import Script
+from tests.api.conftest import MODEL, Serve
+
+Reply = Callable[..., Script]
 
 
 class Clock:
@@ -140,3 +146,34 @@ async def test_looking_is_free() -> None:
     for scope in (scope_of("GET", "/v1/models"), scope_of("GET", "/health"), scope_of("POST", "/tokenize")) * 3:
         await room(scope, no_mail, send)
     assert len(passed) == 9
+
+
+async def test_the_api_counts_by_key_and_the_sdk_is_told_when_to_come_back(serve: Serve, reply: Reply) -> None:
+    """The whole way: key, ledger, headers of a good reply, a 429 in OpenAI's shape."""
+    async with serve(reply("Hi"), rate_limit_rpm=2, api_key="one,two") as served:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+
+        async def ask(key: str) -> httpx.Response:
+            return await served.http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+
+        first, _, third, other = [await ask(key) for key in ("one", "one", "one", "two")]
+    assert first.status_code == other.status_code == 200
+    assert (first.headers["x-ratelimit-limit-requests"], first.headers["x-ratelimit-remaining-requests"]) == ("2", "1")
+    assert third.status_code == 429
+    assert third.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 0 < int(third.headers["retry-after"]) <= 30
+    assert third.headers["x-request-id"]
+
+
+async def test_a_wrong_key_is_refused_before_it_is_counted(serve: Serve, reply: Reply) -> None:
+    """An attacker's guesses must not fill the ledger."""
+    async with serve(reply("Hi"), rate_limit_rpm=1, api_key="one") as served:
+        for number in range(5):
+            wrong = await served.http.post("/v1/chat/completions", json={}, headers={"x-api-key": str(number)})
+            assert wrong.status_code == 401
+        right = await served.http.post(
+            "/v1/chat/completions",
+            json={"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]},
+            headers={"x-api-key": "one"},
+        )
+    assert right.status_code == 200

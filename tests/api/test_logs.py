@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
@@ -15,6 +15,8 @@ from server.api.logs import (
     prompt_logger,
     request_id_in_logs,
 )
+from server.backend.scripted import Script
+from tests.api.conftest import Serve
 
 
 @pytest.fixture
@@ -120,3 +122,22 @@ async def test_a_request_is_one_line_however_it_ends(lines: io.StringIO, whole: 
 def test_fields_that_json_has_no_word_for_are_written_as_text() -> None:
     record = logging.makeLogRecord({"msg": "x", "name": "toolwire", "levelname": "INFO", "path": ValueError("odd")})
     assert json.loads(LineFormatter("json").format(record))["path"] == "odd"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("lines", "written"), [(JSON, False), ({**JSON, "log_prompts": True}, True)], indirect=["lines"]
+)
+async def test_prompt_and_reply_are_logged_with_the_request_id(
+    lines: io.StringIO, written: bool, stream: bool, serve: Serve, reply: Callable[..., Script]
+) -> None:
+    async with serve(reply("a secret answer")) as served:
+        answer = await served.chat(messages=[{"role": "user", "content": "a secret question"}], stream=stream)
+    records = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert {record["request_id"] for record in records} == {answer.headers["x-request-id"]}
+    told = [record for record in records if record["logger"] == "toolwire.prompts"]
+    assert ("secret" in lines.getvalue()) is written
+    assert [record["message"] for record in told] == (["prompt", "reply"] if written else [])
+    if written:
+        assert told[0]["messages"][0]["content"] == "a secret question"
+        assert told[1]["choices"][0]["message"]["content"] == "a secret answer"
