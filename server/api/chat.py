@@ -26,6 +26,7 @@ from server.chat.ask import Ask
 from server.errors import ServeError
 from server.settings import ApiSettings
 
+PATH = "/v1/chat/completions"
 BODY_TIMEOUT_S = 60.0
 LARGE_BODY = 64 * 1024  # bytes; larger ones are validated off the event loop
 TIMEOUT_HEADER = "x-request-timeout"  # seconds; may only shorten the server's own deadline
@@ -63,7 +64,12 @@ class Chat:
             watch.abandon()
             raise
         steps = traced(logged(self._steps(answer, style, watch), answer, style), answer)
-        return EventStream(steps, self._settings.ping_interval_s, answer.aclose)
+
+        async def release() -> None:
+            await answer.aclose()
+            watch.close(PATH, "cancelled", answer.tally)  # has been closed, unless no step was ever asked for
+
+        return EventStream(steps, self._settings.ping_interval_s, release)
 
     async def _whole(self, ask: Ask, style: Style, deadline_s: float | None) -> bytes:
         watch = self._metrics.watch()
@@ -95,7 +101,7 @@ class Chat:
             raise
         finally:
             await answer.aclose()
-            watch.close("/v1/chat/completions", outcome, answer.tally)
+            watch.close(PATH, outcome, answer.tally)
 
     def _read(self, raw: bytes) -> tuple[ChatRequest, Ask]:
         body = read_object(raw)

@@ -116,6 +116,7 @@ class Watch:
         self._metrics = metrics
         self._began_s = time.perf_counter()
         self._last_s: float | None = None
+        self._closed = False
 
     def step(self, heard: Iterable[Heard]) -> None:
         """Something of the reply has come."""
@@ -132,7 +133,10 @@ class Watch:
         self._metrics._open.dec()
 
     def close(self, path: str, outcome: str, tally: Tally) -> None:
-        """The request is over; `outcome` is a status, `cancelled` or `failed`."""
+        """The request is over; `outcome` is a status, `cancelled` or `failed`. Does nothing the second time."""
+        if self._closed:
+            return
+        self._closed = True
         self._metrics._open.dec()
         self._metrics._whole.observe(time.perf_counter() - self._began_s)
         self._metrics._requests.labels(path, outcome).inc()

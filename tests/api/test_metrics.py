@@ -1,0 +1,57 @@
+"""Counts that must come back to nothing, and outcomes that must be told apart."""
+
+from collections.abc import Callable
+
+import pytest
+from starlette.types import Message
+
+from server.backend.scripted import Script
+from tests.api.conftest import MODEL, Serve
+
+Reply = Callable[..., Script]
+
+
+def value(text: str, name: str) -> float:
+    return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+async def test_a_stream_is_counted_once_and_is_open_no_more(serve: Serve, reply: Reply) -> None:
+    async with serve(reply("Hello there")) as served:
+        for stream in (True, False):
+            assert (await served.chat(stream=stream)).status_code == 200
+        assert (await served.chat(temperature=9)).status_code == 400
+        text = (await served.http.get("/metrics")).text
+    assert value(text, "toolwire_requests_open") == 0
+    assert value(text, 'toolwire_requests_total{outcome="200"') == 2
+    assert value(text, 'toolwire_requests_total{outcome="400"') == 1
+    assert value(text, "toolwire_time_to_first_token_seconds_count") == 2
+
+
+@pytest.mark.parametrize("sends", [0, 1, 2])
+async def test_a_client_that_leaves_at_once_does_not_stay_open(serve: Serve, reply: Reply, sends: int) -> None:
+    """Whoever left before the first step was asked for used to be counted as open until the server ended."""
+    body = b'{"model": "%s", "stream": true, "messages": [{"role": "user", "content": "Hi"}]}' % MODEL.encode()
+    async with serve(reply("Hello there")) as served:
+        mail: list[Message] = [{"type": "http.request", "body": body}]
+        sent = 0
+
+        async def receive() -> Message:
+            return mail.pop() if mail else {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            nonlocal sent
+            if sent >= sends:
+                raise OSError("the client is gone")
+            sent += 1
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"",
+            "headers": [], "client": ("10.0.0.1", 1), "server": ("x", 80), "scheme": "http", "http_version": "1.1",
+            "root_path": "", "asgi": {"version": "3.0"},
+        }  # fmt: skip
+        try:
+            await served.app(scope, receive, send)
+        except OSError:
+            assert sent <= sends
+        text = (await served.http.get("/metrics")).text
+    assert value(text, "toolwire_requests_open") == 0
