@@ -1,5 +1,6 @@
 """Counts that must come back to nothing, and outcomes that must be told apart."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -33,14 +34,19 @@ async def test_a_client_that_leaves_at_once_does_not_stay_open(serve: Serve, rep
     body = b'{"model": "%s", "stream": true, "messages": [{"role": "user", "content": "Hi"}]}' % MODEL.encode()
     async with serve(reply("Hello there")) as served:
         mail: list[Message] = [{"type": "http.request", "body": body}]
+        gone = asyncio.Event()
         sent = 0
 
         async def receive() -> Message:
-            return mail.pop() if mail else {"type": "http.disconnect"}
+            if mail:
+                return mail.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
             nonlocal sent
             if sent >= sends:
+                gone.set()
                 raise OSError("the client is gone")
             sent += 1
 
