@@ -91,9 +91,10 @@ def assemble(order: EngineOrder, mailbox: Mailbox) -> Engine:
 def _load_parts(order: EngineOrder, probe: Probe, mailbox: Mailbox) -> Parts:
     folder, settings = Path(order.checkpoint), order.engine
     estimate = refuse_early(folder, order.max_model_len, settings, probe.read()[0])
-    loaded = load(folder, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
     with ThreadPoolExecutor(1) as beside:
-        indexing = beside.submit(LlguidanceGrammars, folder / "tokenizer.json", loaded.vocab_size, order.stop_ids)
+        vocab_size, tokenizer = estimate.shape.vocab_size, folder / "tokenizer.json"
+        indexing = beside.submit(LlguidanceGrammars, tokenizer, vocab_size, order.stop_ids)
+        loaded = load(folder, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
         rows = min(settings.max_batch_tokens, settings.max_running * (1 + settings.draft_tokens))
         largest = StepSize(settings.max_batch_tokens, rows, settings.block_size)
         measured = Measured(loaded.weight_bytes, measure_step(loaded, largest))

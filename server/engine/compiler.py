@@ -88,7 +88,8 @@ class Compiler:
 
     def _outcome(self, job: Job) -> Compiled | None:
         if job.future.done() and not job.future.cancelled():
-            return job.future.result()
+            broken = job.future.exception()
+            return job.future.result() if broken is None else Compiled(refusal=f"it broke the compiler: {broken}")
         if job.began_s is None or self._clock() - job.began_s < self._timeout_s:
             return None
         self._num_hung += 1

@@ -138,9 +138,10 @@ def test_constraint_compiles_beside_the_steps_and_holds() -> None:
     assert stage.ids("a") == write_alone(request, 3)
 
 
-def test_constraint_that_does_not_compile_is_refused_alone() -> None:
+@pytest.mark.parametrize("source", ["bad", "panic"])
+def test_constraint_that_does_not_compile_is_refused_alone(source: str) -> None:
     good = ask("good", [1, 2], max_tokens=4, seed=1)
-    stage = Stage([ask("bad", [1, 2], constraint=Constraint("lark", "bad")), good]).play()
+    stage = Stage([ask("bad", [1, 2], constraint=Constraint("lark", source)), good]).play()
     assert stage.failure("bad").kind == "bad_constraint"
     assert len(stage.told("bad")) == 1, "a refusal comes before any admission"
     assert stage.ids("good") == write_alone(good, 1)

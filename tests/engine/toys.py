@@ -69,11 +69,13 @@ Masks = list[list[tuple[int, ...]] | None]
 
 
 class ToyGrammars:
-    """Compiles `ToyMatcher`s; the source `bad` does not compile."""
+    """Compiles `ToyMatcher`s; the source `bad` does not compile, `panic` breaks the compiler."""
 
     def compile(self, constraint: Constraint) -> ToyMatcher:
         if constraint.source == "bad":
             raise ConstraintFailed("the toy grammar is bad")
+        if constraint.source == "panic":
+            raise RuntimeError("a fault nobody thought of")
         return ToyMatcher(constraint.source)
 
     def masks(
