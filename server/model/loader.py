@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -166,7 +167,7 @@ def _load_model(
         raise CannotStart(_missing_package(config, error)) from error
     except torch.OutOfMemoryError as error:
         raise CannotStart(f"the weights do not fit into the memory of {device}: {_first_line(error)}") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CannotStart(f"transformers cannot load {checkpoint}: {_first_line(error)}") from error
     finally:
         stop.set()
