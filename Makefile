@@ -43,6 +43,8 @@ faults: $(VENV)/.installed-dev
 
 # What pip cannot bring: taken from Debian's packages where apt-get and the right to use it are at hand.
 system:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "$(PYTHON) is not Python 3.11 to 3.13; name one: make PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || $(MAKE) -s packages NAMES='python3 python3-venv'
 
 system-test: system
