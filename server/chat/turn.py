@@ -66,6 +66,7 @@ class Turn:
         self._repeats = Repeats()
         self._call: list[str] = []  # name and arguments of the call that is open
         self._pending: deque[tuple[Scored, str]] = deque()  # tokens whose event is not settled, and what they wrote
+        self._cut = False  # the reply was ended by its limit, whatever closing it brings to an end
         self.over = False
         self.calls = 0
         self.completion_tokens = 0
@@ -91,12 +92,13 @@ class Turn:
         """What was held back, and the end."""
         if self.over:
             return []
+        self._cut = finish == "length"
         said: list[Said] = []
         for span in self._think.close():
             said += self._after_think(span)
         if not self.over:
             said += self._parse(self._halts.close())
-        return _joined(said if self.over else said + self._end(finish))
+        return _joined(said if self.over else said + self._end())
 
     def _take(self, token_id: int, score: TokenLogprob | None) -> list[Said]:
         text = self._text.feed(token_id)
@@ -118,7 +120,7 @@ class Turn:
             return [Said(span)]
         said = self._parse(self._halts.feed(span.text))
         if self._halts.matched is not None and not self.over:
-            said += self._end("stop")
+            said += self._end()
         return said
 
     def _parse(self, text: str) -> list[Said]:
@@ -151,29 +153,29 @@ class Turn:
             event = replace(event, flags=(*event.flags, "repeated"))
         said = [Said(event, self._tokens_so_far())]
         if looping or not self._reading.parallel:
-            said += self._finished("stop")
+            said += self._finished()
         return said
 
     def _write(self, text: str) -> list[Said]:
         said = self._release(self._stops.feed(text))
         if self._stops.matched is not None:
-            said += self._finished("stop")
+            said += self._finished()
         return said
 
     def _release(self, text: str) -> list[Said]:
         return [Said(Text(text), self._tokens_of(text))] if text else []
 
-    def _end(self, finish: Literal["stop", "length"]) -> list[Said]:
+    def _end(self) -> list[Said]:
         said: list[Said] = []
         for event in self._parser.close() if self._parser else ():
             said += self._pass_on(event)
             if self.over:
                 return said
-        return [*said, *self._release(self._stops.close()), *self._finished(finish)]
+        return [*said, *self._release(self._stops.close()), *self._finished()]
 
-    def _finished(self, finish: Literal["stop", "length"]) -> list[Said]:
+    def _finished(self) -> list[Said]:
         self.over = True
-        reason: FinishReason = "length" if finish == "length" else "tool_calls" if self.calls else "stop"
+        reason: FinishReason = "length" if self._cut else "tool_calls" if self.calls else "stop"
         return [Said(Ended(reason))]
 
     def _scored(self, score: TokenLogprob) -> Scored:

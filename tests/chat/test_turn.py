@@ -103,8 +103,10 @@ def test_without_parallel_calls_the_reply_ends_after_the_first() -> None:
     assert out[-1] == Ended("tool_calls")
 
 
-def test_length_wins_over_calls() -> None:
-    out = at_every_split(reading(), CALL[:-25], "length")
+@pytest.mark.parametrize("parallel", [True, False])
+def test_length_wins_over_calls(parallel: bool) -> None:
+    """A call that was cut off is closed at the end: that must not pass for the end of a single call."""
+    out = at_every_split(reading(parallel=parallel), CALL[:-25], "length")
     assert out[-1] == Ended("length")
     assert any(isinstance(event, CallClosed) and "truncated" in event.flags for event in out)
 

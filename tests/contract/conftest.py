@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.asking import KEY, SLASHED
+from tests.contract.scripted import scripted_server
 from tests.live import Live, live_server
 
 
@@ -20,3 +21,10 @@ def small() -> Iterator[Live]:
     """One sequence at a time, nobody waits; its engine may be killed."""
     with live_server("--max-running", "1", "--max-queue", "0") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def script() -> Iterator[str]:
+    """The API before a scripted engine that always writes two calls; its address."""
+    with scripted_server() as url:
+        yield url

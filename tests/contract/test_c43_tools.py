@@ -104,7 +104,7 @@ def test_c51_recursive_strict_schema(live: Live) -> None:
             }
         },
     }
-    arguments = arguments_of(live, tool("draw", strict=True, parameters=schema), max_tokens=512, seed=3)
+    arguments = arguments_of(live, tool("draw", strict=True, parameters=schema), max_tokens=512, seed=3, temperature=1)
     jsonschema.validate(json.loads(arguments), schema)
 
 

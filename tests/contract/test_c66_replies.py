@@ -52,9 +52,10 @@ def test_c68_a_limit_is_told(live: Live) -> None:
     reply = ok(live, messages=[HELLO], max_tokens=5, ignore_eos=True)
     assert reply["choices"][0]["finish_reason"] == "length"
     assert reply["usage"]["completion_tokens"] == 5
-    inside = ok(live, tools=[WEATHER], tool_choice=NAMED, max_completion_tokens=12)
-    assert inside["choices"][0]["finish_reason"] == "length"
-    assert inside["usage"]["completion_tokens"] == 12
+    for parallel in (True, False):
+        inside = ok(live, tools=[WEATHER], tool_choice=NAMED, max_completion_tokens=12, parallel_tool_calls=parallel)
+        assert inside["choices"][0]["finish_reason"] == "length"
+        assert inside["usage"]["completion_tokens"] == 12
 
 
 def test_c69_two_choices(live: Live) -> None:

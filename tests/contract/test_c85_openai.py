@@ -92,22 +92,25 @@ def test_faults_are_the_sdks_own_errors(live: Live) -> None:
     assert missing.value.code == "model_not_found"
 
 
-def test_c87_node_streams_a_tool_loop(live: Live) -> None:
+@pytest.mark.parametrize("parallel", ["parallel", "single"])
+def test_c87_node_streams_a_tool_loop(live: Live, script: str, parallel: str) -> None:
     node, npm = shutil.which("node"), shutil.which("npm")
     assert node and npm, "node and npm are needed: apt-get install nodejs npm"
     if not (NODE / "node_modules" / "openai").is_dir():
         subprocess.run([npm, "ci", "--silent", "--no-audit", "--no-fund"], cwd=NODE, check=True, timeout=120)
-    ended = subprocess.run(
-        [node, str(NODE / "loop.mjs"), f"{live.url}/v1", MODEL], capture_output=True, text=True, timeout=120
-    )
+    url = script if parallel == "parallel" else live.url
+    command = [node, str(NODE / "loop.mjs"), f"{url}/v1", MODEL, parallel]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
-    first, second, third = json.loads(ended.stdout)
-    for one in (first, second):
+    called, answered, called_again, answered_again = json.loads(ended.stdout)
+    for one in (called, called_again):
         assert one["finish"] == "tool_calls" and one["total"] > 0
+        assert len(one["calls"]) == (2 if parallel == "parallel" else 1)
         for call_id, name, arguments in one["calls"]:
             assert call_id.startswith("call_") and name == "get_weather"
-            assert set(json.loads(arguments)) == {"city", "unit"}
-    assert third["calls"] == [] and third["content"]
+            assert set(json.loads(arguments)) == {"city"}
+    for one in (answered, answered_again):
+        assert one["calls"] == [] and one["content"]
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from tests.contract.asking import MODEL
-from tests.contract.scripted import scripted_server
 
 # Deprecations and unclosed sockets inside a client are its own affair.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -41,12 +40,6 @@ class Place:
         assert read and all(set(one) == {"city"} for one in read)
         if self.scripted:
             assert [one["city"] for one in read] == ["Paris", "Rome"]
-
-
-@pytest.fixture(scope="session")
-def script() -> Iterator[str]:
-    with scripted_server() as url:
-        yield url
 
 
 @pytest.fixture(params=["scripted", "built-in"])

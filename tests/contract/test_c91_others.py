@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.contract.asking import HELLO, KEY, LOCKED, MODEL, SLASHED, fault
 from tests.live import ROOT, Live
 
-CASES = 60  # a path; `make fuzz` runs more
+CASES = 60  # a path
 
 
 def test_c91_models(live: Live) -> None:

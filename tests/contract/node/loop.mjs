@@ -1,7 +1,7 @@
-// The openai SDK for Node against a server: a streamed tool loop of three rounds, told as JSON on stdout.
+// The openai SDK for Node against a server: a streamed tool loop, call and answer twice, told as JSON on stdout.
 import OpenAI from "openai";
 
-const [baseURL, model] = process.argv.slice(2);
+const [baseURL, model, parallel] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey: "any", maxRetries: 0 });
 const tools = [
   {
@@ -11,22 +11,23 @@ const tools = [
       description: "Get the current weather for a city",
       parameters: {
         type: "object",
-        properties: { city: { type: "string" }, unit: { type: "string", enum: ["celsius", "fahrenheit"] } },
-        required: ["city", "unit"],
+        properties: { city: { type: "string" } },
+        required: ["city"],
       },
     },
   },
 ];
 const messages = [{ role: "user", content: "What is the weather in Paris and in Rome?" }];
 const rounds = [];
-for (const choice of ["required", { type: "function", function: { name: "get_weather" } }, "none"]) {
+for (const choice of ["required", "none", { type: "function", function: { name: "get_weather" } }, "none"]) {
   const stream = client.chat.completions.stream({
     model,
     messages,
     tools,
     tool_choice: choice,
     temperature: 0,
-    max_tokens: 200,
+    max_tokens: 300,
+    parallel_tool_calls: parallel === "parallel",
     stream_options: { include_usage: true },
   });
   const completion = await stream.finalChatCompletion();
@@ -38,6 +39,7 @@ for (const choice of ["required", { type: "function", function: { name: "get_wea
     total: completion.usage.total_tokens,
   });
   messages.push(message);
+  if (choice === "none") messages.push({ role: "user", content: "And what is the weather in Oslo?" });
   for (const call of message.tool_calls ?? []) {
     messages.push({ role: "tool", tool_call_id: call.id, content: '{"temperature": 21, "sky": "sunny"}' });
   }
