@@ -102,7 +102,7 @@ class Author:
         rng = self.world.rng
         turns: tuple[Turn, ...] = ()
         for _ in range(rng.choice(self.stage.num_questions)):
-            kinds = ("one", "one", "one", "same_twice", "two_tools", "missing", "none_fits", "chat")
+            kinds = (*("one",) * 4, "same_twice", "two_tools", "missing", "none_fits", "none_fits", "chat")
             turns += self.exchange(rng.choice(kinds), tools)
             if rng.random() < 0.2:
                 turns += self._again(turns, tools)
@@ -172,9 +172,9 @@ class Author:
                 return other
 
     def _with_question(self, tool: Tool, incomplete: Request) -> tuple[Turn, ...]:
-        spoken = join_words([tool.parameter(name).spoken for name in incomplete.missing], " and ")
+        missing = join_words([f'"{name}"' for name in incomplete.missing], " and ")
         verb = "is" if len(incomplete.missing) == 1 else "are"
-        thought = f"I need {tool.name}, but {spoken} {verb} missing."
+        thought = f'I need "{tool.name}", but {missing} {verb} missing.'
         question = Turn("assistant", missing_question(tool, incomplete.missing), thought=thought)
         asked = (Turn("user", incomplete.text), question)
         if self.world.rng.random() < 0.5:
@@ -184,7 +184,8 @@ class Author:
     def _carry_out(self, request: Request, tools: tuple[Tool, ...]) -> tuple[Turn, ...]:
         """The request and its calls; often their results and the answer."""
         names = [call.name for call in request.calls]
-        thought = f"I need {join_words(names, ' and ')}."
+        # In quotation marks a name has the same tokens as in the list of tools, with no space grown onto it.
+        thought = "I need " + join_words([f'"{name}"' for name in names], " and ") + "."
         turns = (Turn("user", request.text), Turn("assistant", calls=request.calls, thought=thought))
         if self.world.rng.random() < 0.6:
             return turns

@@ -125,7 +125,8 @@ def draw_value(world: World, parameter: Parameter) -> Said:
             choice = rng.choice(parameter.choices)
             return Said(choice, spell(choice) if rng.random() < 0.5 else choice)
         case "array":
-            items = [draw_text(world, parameter.flavour) for _ in range(rng.choice((1, 2, 2, 2, 3, 3)))]
+            count = rng.choice((1, 2, 2, 2, 3, 3))
+            items = [draw_text(world, parameter.flavour).partition(",")[0] for _ in range(count)]
             return Said(items, join_words(items, rng.choice((" and ", " and ", ", and ", ", "))))
         case "object":
             inner = [(field_, draw_value(world, field_)) for field_ in parameter.fields]
