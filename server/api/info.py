@@ -76,7 +76,14 @@ class Info:
         pulse = await self._backend.health()
         if pulse.memory is None:
             raise Starting("waiting for the first memory report", 1.0)
-        return as_json({"object": "memory", **msgspec.to_builtins(pulse.memory)})
+        blocks = {
+            "total": pulse.total_blocks,
+            "allowed": pulse.memory.allowed_blocks,
+            "used": pulse.used_blocks,
+            "cached": pulse.cached_blocks,
+            "free": max(0, pulse.memory.allowed_blocks - pulse.used_blocks - pulse.cached_blocks),
+        }
+        return as_json({"object": "memory", **msgspec.to_builtins(pulse.memory), "blocks": blocks})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics for Prometheus."""

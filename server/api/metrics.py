@@ -1,7 +1,7 @@
 """Prometheus names and their updates. One registry an app, so that two apps in a process do not share counters."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from server.answer import Heard, Tally
 from server.events import CallClosed
-from server.messages import Pulse
+from server.messages import DeviceReading, Pulse
 
 PREFIX = "toolwire"
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -55,6 +55,25 @@ def _of_pulse(pulse: Pulse) -> Iterator[Metric]:
         yield _gauge("memory_kv_bytes", "Bytes of the KV cache", pulse.memory.kv_bytes)
         yield _gauge("memory_allocated_bytes", "Bytes allocated on the device", pulse.memory.allocated_bytes)
         yield _counter("memory_ooms", "Times the device had no memory left", pulse.memory.ooms)
+        yield _gauge("memory_allowed_blocks", "KV blocks that memory allows now", pulse.memory.allowed_blocks)
+        yield from _of_devices(pulse.memory.devices)
+
+
+def _of_devices(devices: tuple[DeviceReading, ...]) -> Iterator[Metric]:
+    figures: dict[str, tuple[str, Callable[[DeviceReading], float | None]]] = {
+        "device_total_bytes": ("Memory of the device", lambda device: device.total),
+        "device_free_bytes": ("Memory that nobody holds", lambda device: device.free),
+        "device_own_bytes": ("Memory that the engine holds", lambda device: device.own),
+        "device_utilisation": ("Share of time that the device computes", lambda device: device.utilisation),
+        "device_temperature_celsius": ("Temperature of the device", lambda device: device.temperature_c),
+        "device_healthy": ("1 while the device reports no fault", lambda device: int(device.healthy)),
+    }
+    for name, (text, figure) in figures.items():
+        metric = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["place", "name", "uuid"])
+        for place, device in enumerate(devices):
+            if (value := figure(device)) is not None:
+                metric.add_metric([str(place), device.name, device.uuid], value)
+        yield metric
 
 
 class Metrics:
