@@ -2,13 +2,16 @@
 
     python -m benchmarks.engine /tmp/qwen3-0.6b [--threads 2] [--block-size 16] [--no-peer]
 
-Figures are medians over the steps of one run; tokens per second over all streams.
+Figures are medians over the steps of one run; tokens per second over all streams. On a machine that is shared, give
+--cpu-time: seconds are then those that this process computed, not those that passed.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,6 +22,7 @@ from server.model.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
 
+Clock = Callable[[], float]
 GREEDY = Sampling(max_tokens=1 << 20, temperature=0.0)
 CHUNK_TOKENS = 2048
 
@@ -40,16 +44,16 @@ class Stream:
         return Row(ids, self.num_computed, self.blocks, int(last), draw)
 
 
-def step(runner: Runner, streams: list[Stream]) -> float:
+def step(runner: Runner, streams: list[Stream], clock: Clock = time.perf_counter) -> float:
     """One step of these streams; seconds."""
-    began = time.perf_counter()
+    began = clock()
     rows = [stream.row() for stream in streams]
     drawn = iter(runner.finish(runner.launch(Batch(tuple(rows))), None))
     for stream, row in zip(streams, rows, strict=True):
         stream.num_computed += len(row.token_ids)
         if row.num_logits:
             stream.ids.extend(next(drawn).token_ids)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def random_prompt(length: int, seed: int) -> list[int]:
@@ -57,21 +61,22 @@ def random_prompt(length: int, seed: int) -> list[int]:
     return torch.randint(1000, 20_000, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def measure(runner: Runner, block_size: int, prompt_tokens: int, streams: int, steps: int) -> tuple[float, float]:
+def measure(runner: Runner, prompt_tokens: int, streams: int, steps: int, clock: Clock) -> tuple[float, float]:
     """(seconds of the prefill, decode tokens per second over all streams)."""
+    block_size = runner.pool.shape.block_size
     per_stream = -(-(prompt_tokens + steps + 2) // block_size)
     group = [Stream(random_prompt(prompt_tokens, i), i * (per_stream + 3), per_stream) for i in range(streams)]
-    first = sum(step(runner, [stream]) for stream in group)
-    times = [step(runner, group) for _ in range(steps)]
+    first = sum(step(runner, [stream], clock) for stream in group)
+    times = [step(runner, group, clock) for _ in range(steps)]
     return first / streams, streams / statistics.median(times)
 
 
-def measure_generate(model: transformers.PreTrainedModel, prompt_tokens: int, streams: int, steps: int) -> float:
+def measure_generate(model: Any, prompt_tokens: int, streams: int, steps: int, clock: Clock) -> float:
     """Decode tokens per second of transformers' generate(): two lengths, so that the prefill drops out."""
     ids = torch.tensor([random_prompt(prompt_tokens, i) for i in range(streams)])
     seconds = []
     for new_tokens in (1, 1 + steps):
-        began = time.perf_counter()
+        began = clock()
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -79,7 +84,7 @@ def measure_generate(model: transformers.PreTrainedModel, prompt_tokens: int, st
             min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
         )
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     return streams * steps / (seconds[1] - seconds[0])
 
 
@@ -89,19 +94,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     loaded = load(options.checkpoint, EngineSettings(), lambda fraction: None)
     print(f"threads {torch.get_num_threads()}, block size {options.block_size}, loaded in {loaded.load_s:.1f} s")
-    block_size = options.block_size
-    runner = Runner(loaded, 32_768 // block_size, block_size)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    runner = Runner(loaded, 32_768 // options.block_size, options.block_size)
     peer = None if options.no_peer else transformers.AutoModelForCausalLM.from_pretrained(options.checkpoint)
     for prompt_tokens, streams in ((128, 1), (2000, 1), (128, 8), (128, 16), (128, 32)):
-        first_s, rate = measure(runner, block_size, prompt_tokens, streams, options.steps)
-        beside = f", generate {measure_generate(peer, prompt_tokens, streams, options.steps):.1f} tok/s" if peer else ""
-        print(f"{streams:3d} x {prompt_tokens:4d}: first {first_s:.2f} s, decode {rate:.1f} tok/s{beside}", flush=True)
+        first_s, rate = measure(runner, prompt_tokens, streams, options.steps, clock)
+        print(f"{streams:3d} x {prompt_tokens:4d}: first {first_s:.2f} s, decode {rate:.1f} tok/s", end="", flush=True)
+        beside = measure_generate(peer, prompt_tokens, streams, options.steps, clock) if peer else None
+        print("" if beside is None else f", generate {beside:.1f} tok/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_float32_layers_are_left_alone() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_architecture_in_bf16_stays_close_to_float32(kind: Kind) -> None:
-    """Siblings really are called in the assumed order, by every architecture. Routers may tip, so most must be close."""
+    """Every architecture calls siblings in the assumed order. Routers may tip, so most must be close, not all."""
     model = load(tiny_checkpoint(kind), EngineSettings(device="cpu", dtype="bfloat16"), lambda fraction: None)
     runner = Runner(model, 16, BLOCK_SIZE, num_slots=1)
     how = Sampling(max_tokens=12, temperature=0.0, num_logprobs=0)

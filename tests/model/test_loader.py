@@ -87,7 +87,7 @@ def test_what_is_loaded_is_told() -> None:
 
 @pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe"])
 def test_the_text_part_of_a_conditional_generation_checkpoint_is_served(kind: Kind, tmp_path: Path) -> None:
-    """As Qwen3.5 is published: the text model below `model.language_model`, a vision tower and an MTP head beside it."""
+    """As Qwen3.5 is published: text below `model.language_model`, a vision tower and an MTP head beside it."""
     source = tiny_checkpoint(kind)
     folder = tmp_path / "m"
     shutil.copytree(source, folder)
