@@ -1,7 +1,7 @@
 """Constraints compile in threads beside the steps; a sequence whose constraint is not ready is passed over."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from server.engine.ports import Grammars, Matcher
@@ -11,6 +11,7 @@ from server.errors import ConstraintFailed
 from server.messages import Constraint
 
 NUM_THREADS = 2
+GRACE_S = 0.002  # what has been compiled before is copied well within this: it need not miss the next step
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +49,17 @@ class Compiler:
         self._jobs: list[Job] = []
 
     def compile(self, sequence: Sequence) -> Compiled | None:
-        """At once if there is nothing to compile; otherwise None, and it comes out of `finished` later."""
+        """At once if there is nothing to compile, or it was known; else None, and it comes out of `finished` later."""
         constraint, closing = sequence.request.constraint, closing_constraint(sequence.request)
         if constraint is None and closing is None:
             return Compiled()
         job = Job(sequence, constraint, closing)
-        self._jobs.append(job)
         self._submit(job)
-        return None
+        wait((job.future,), GRACE_S)
+        outcome = self._outcome(job)
+        if outcome is None:
+            self._jobs.append(job)
+        return outcome
 
     def finished(self) -> list[tuple[Sequence, Compiled]]:
         """What has been compiled or refused since the last call."""

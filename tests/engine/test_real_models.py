@@ -88,7 +88,7 @@ def play(bench: Bench, requests: list[Generate], aborted: set[str]) -> None:
 @pytest.mark.parametrize("kind", [*PLAIN, *HYBRID])
 def test_greedy_equals_generate_with_arrivals_prefix_hits_preemptions_and_aborts(kind: Kind) -> None:
     bench = bench_with(kind)
-    requests = requests_for(32 if kind == "qwen3" else 12)
+    requests = requests_for(32 if kind in PLAIN else 16)
     aborted = {f"r{index - 2}" for index in range(len(requests)) if index % 10 == 4}
     play(bench, requests, aborted)
     assert bench.scheduler.tally.cached_tokens > 0
@@ -124,12 +124,13 @@ def test_drafts_copied_from_the_prompt_change_no_reply() -> None:
         assert bench.ids(request.id) == generate("qwen3", request.token_ids, request.sampling.max_tokens)
 
 
-def test_constrained_rows_keep_to_their_grammar_and_free_rows_do_not_notice() -> None:
-    bench = bench_with("qwen3")
-    model = loaded("qwen3")
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_5"])
+def test_constrained_rows_keep_to_their_grammar_and_free_rows_do_not_notice(kind: Kind) -> None:
+    bench = bench_with(kind)
+    model = loaded(kind)
     bench.grammars = LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", model.vocab_size, (0,))  # type: ignore[assignment]
     choices = random.Random(1)
-    requests = requests_for(12)
+    requests = requests_for(8)
     bound = {
         request.id: Generate(
             f"bound-{request.id}",
@@ -141,6 +142,6 @@ def test_constrained_rows_keep_to_their_grammar_and_free_rows_do_not_notice() ->
     }
     play(bench, [one for request in requests for one in (request, bound[request.id])], set())
     for request in requests:
-        assert bench.ids(request.id) == generate("qwen3", request.token_ids, request.sampling.max_tokens)
+        assert bench.ids(request.id) == generate(kind, request.token_ids, request.sampling.max_tokens)
         assert bench.end(f"bound-{request.id}") == "stop"
     assert bench.scheduler.tally.forced_tokens > 0
