@@ -4,6 +4,7 @@
 
 Real Qwen vocabulary (151,936 ids). A mask is measured along one reply that the grammar admits, token by token; `forced`
 is the share of its tokens that need no drawing. The first mask at a place is dearer: the lexer's states are made then.
+Times are the process's own: what else runs on the machine does not count.
 """
 
 import json
@@ -45,16 +46,16 @@ class Cost:
 def cost(dialect: Dialect, tools: list[Tool], choice: Choice) -> Cost:
     """Measure once; every tool set is new to the caches because of its names."""
     wanted = Wanted(tools, choice, None, MARKER_IDS)
-    begun = time.perf_counter()
+    begun = time.process_time()
     constraint = dialect.constrain(wanted)
-    built = time.perf_counter()
+    built = time.process_time()
     assert constraint is not None
     matcher = grammars().compile(constraint)
-    compiled = time.perf_counter()
+    compiled = time.process_time()
     again = dialect.constrain(wanted)
     assert again is not None
     grammars().compile(again)
-    done = time.perf_counter()
+    done = time.process_time()
     masks, forced = masks_along(dialect, matcher, choice, tools[-1].name)
     return Cost(
         (built - begun) * 1e3,
@@ -73,9 +74,9 @@ def masks_along(dialect: Dialect, matcher: object, choice: Choice, name: str) ->
     times, forced, at = [], 0, 0
     while at < len(ids):
         due = matcher.forced()  # type: ignore[attr-defined]
-        begun = time.perf_counter()
+        begun = time.process_time()
         grammars().masks([(matcher, ())], [None])  # type: ignore[list-item]
-        times.append((time.perf_counter() - begun) * 1e6)
+        times.append((time.process_time() - begun) * 1e6)
         step = due or ids[at : at + 1]
         assert matcher.advance(step)  # type: ignore[attr-defined]
         at, forced = at + len(step), forced + len(due)

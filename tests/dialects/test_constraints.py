@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -64,6 +64,31 @@ def test_every_call_that_the_grammar_admits_satisfies_its_schema(dialect: Dialec
             assert call.name == tool.name
         ended += found.ended
     assert ended >= 18, "walks must come to an end, or they show nothing"
+
+
+OPENERS = {
+    "hermes": "<tool_call>",
+    "qwen3_coder": "<tool_call>",
+    "glm4": "<tool_call>",
+    "kimi_k2": "<|tool_calls_section_begin|>",
+    "react": "\nAction:",
+}
+
+
+@every_dialect
+@pytest.mark.parametrize("cut", [ids_of, spelled_ids_of], ids=["token", "spelled"])
+def test_in_auto_a_call_that_was_opened_is_valid_to_its_end(dialect: Dialect, cut: Callable[[str], Any]) -> None:
+    ended = 0
+    for number in range(0, 60, 5):
+        tool, begun = TOOLS[number], cut("Let me see: a < b." + OPENERS[dialect.name])
+        want = wanted([tool], Choice("auto", parallel=False))
+        found = walk(dialect, want, (dialect.name, "auto", number), begun=begun)
+        if found.ended:
+            text, call = said(read(dialect, [tool], [found.text]))
+            assert text == "Let me see: a < b." and isinstance(call, Call)
+            assert call.name == tool.name and call.flags == (), found.text
+        ended += found.ended
+    assert ended >= 9
 
 
 @every_dialect

@@ -64,13 +64,19 @@ def wanted(tools: Sequence[Tool], choice: Choice, markers: bool = True) -> Wante
     return Wanted(tools, choice, None, MARKER_IDS if markers else {})
 
 
-def walk(dialect: Dialect, want: Wanted, seed: object, most: int = 600, haste: float = 0.5) -> Walk:
-    """Write one reply under the dialect's constraint. `haste` is how often an ending is tried first."""
+def walk(
+    dialect: Dialect, want: Wanted, seed: object, most: int = 600, haste: float = 0.5, begun: Sequence[int] = ()
+) -> Walk:
+    """Write one reply under the dialect's constraint. `haste` is how often an ending is tried first.
+
+    `begun` are ids that the reply begins with.
+    """
     constraint = dialect.constrain(want)
     assert constraint is not None
     matcher = grammars().compile(constraint)
     chance = random.Random(str(seed))
-    written: list[int] = []
+    written = list(begun)
+    assert matcher.advance(written)
     while len(written) < most:
         step = _step(matcher, chance, haste)
         if step is None:
