@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.chat.shapes import THINK_OPEN, Habits, RawArguments
+from server.chat.shapes import Habits, RawArguments
 from server.chat.template import ChatTemplate
 from server.errors import BadRequest
 
@@ -20,7 +20,6 @@ def find_habits(template: ChatTemplate) -> Habits:
         late_system=_prints_late_system(template),
         raw_arguments=_prints_raw_arguments(template),
         splits_thoughts=_splits_thoughts(template),
-        opens_thoughts=(_try(template, [USER]) or "").rstrip().endswith(THINK_OPEN),
     )
 
 

@@ -27,13 +27,11 @@ class Habits:
 
     `late_system`: prints a system message in its place. `raw_arguments`: prints arguments that are a text as they
     are. `splits_thoughts`: takes `<think>...</think>` at the head of an assistant's content for its reasoning.
-    `opens_thoughts`: ends the prompt with `<think>`, so that replies hold the closing tag alone.
     """
 
     late_system: bool = False
     raw_arguments: bool = False
     splits_thoughts: bool = False
-    opens_thoughts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ def _shape_assistant(message: Mapping[str, Any], text: str, habits: Habits) -> d
         thought = None
     text = text or str(message.get("refusal") or "")
     if thought is None and habits.splits_thoughts:
-        thought, text = _split_thought(text, habits.opens_thoughts)
+        thought, text = _split_thought(text)
     calls = [_shape_call(call, habits) for call in message.get("tool_calls") or ()]
     if not calls and message.get("function_call"):
         calls = [_shape_call({"function": message["function_call"]}, habits)]
@@ -119,10 +117,10 @@ def _shape_assistant(message: Mapping[str, Any], text: str, habits: Habits) -> d
     )
 
 
-def _split_thought(text: str, opened: bool) -> tuple[str | None, str]:
+def _split_thought(text: str) -> tuple[str | None, str]:
     """Thought and answer of a reply that was sent back whole. A tag mentioned further on is text like any other."""
     head = text.lstrip()
-    if THINK_CLOSE not in head or not (head.startswith(THINK_OPEN) or (opened and THINK_OPEN not in head)):
+    if THINK_CLOSE not in head or not head.startswith(THINK_OPEN):
         return None, text
     thought, answer = head.removeprefix(THINK_OPEN).split(THINK_CLOSE, 1)
     return thought.strip("\n"), answer.lstrip("\n")

@@ -148,8 +148,6 @@ def test_case_46_a_thought_is_taken_from_wherever_it_stands(name: str) -> None:
         {"content": "I look.", "reasoning": "Hmm."},
         {"content": "<think>\nHmm.\n</think>\n\nI look."},
     ]
-    if checkpoint(name).habits.opens_thoughts:
-        forms.append({"content": "Hmm.\n</think>\n\nI look."})
     texts = [prompt(name, called("{}", **form)) for form in forms]
     assert texts == [texts[0]] * len(texts)
     assert "Hmm." in texts[0]
@@ -158,7 +156,7 @@ def test_case_46_a_thought_is_taken_from_wherever_it_stands(name: str) -> None:
 def test_a_tag_that_is_only_mentioned_stays() -> None:
     """Cutting at any closing tag would throw away the half of an answer that explains it."""
     text = "The tag </think> closes what <think> opens."
-    (shaped,) = shape([{"role": "assistant", "content": text}], Habits(splits_thoughts=True, opens_thoughts=True))
+    (shaped,) = shape([{"role": "assistant", "content": text}], Habits(splits_thoughts=True))
     assert shaped.message["content"] == text
 
 
