@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import httpx
+import pytest
 
 from tests.live import Live, live_server
 
@@ -46,6 +47,7 @@ async def ask_all(server: Live) -> list[tuple[int, str]]:
     return outcomes
 
 
+@pytest.mark.timeout(900)  # half a minute on two idle cores, several on busy ones
 async def test_two_thousand_requests_through_a_cache_of_four_are_all_answered() -> None:
     with live_server(*OPTIONS, "--allow-any-model") as server:
         outcomes = await ask_all(server)
