@@ -103,65 +103,49 @@ REPLY_EXAMPLE: Mapping[str, Any] = {
 def describe() -> dict[str, Any]:
     """The document, complete: every path, every status that it may answer with."""
     _, definitions = models_json_schema([(ChatRequest, "validation")], ref_template=REF)
-    chat = {"$ref": REF.format(model="ChatRequest")}
-    counted = {"type": "object", "properties": {"input_tokens": {"type": "integer"}, "parts": {"type": "array"}}}
-    paths = {
-        "/v1/chat/completions": {
-            "post": _operation(
-                "Answer a conversation, calling tools.",
-                chat,
-                EXAMPLES,
-                {
-                    "description": "The reply, or with `stream` its chunks as server-sent events.",
-                    "content": {
-                        "application/json": {"schema": {"type": "object"}, "example": REPLY_EXAMPLE},
-                        "text/event-stream": {"schema": {"type": "string"}},
-                    },
-                },
-            )
-        },
-        "/v1/chat/completions/input_tokens": {
-            "post": _operation(
-                "Count a request's prompt tokens, by part, without answering it.", chat, EXAMPLES, _json(counted)
-            )
-        },
-        "/tokenize": {
-            "post": _operation(
-                "Plain text in token ids.",
-                _object(prompt={"type": "string"}),
-                {"text": {"value": {"prompt": "Hello!"}}},
-                _json(_object(tokens=_IDS, count={"type": "integer"})),
-            )
-        },
-        "/detokenize": {
-            "post": _operation(
-                "Token ids in text.",
-                _object(tokens=_IDS),
-                {"ids": {"value": {"tokens": [1, 2, 3]}}},
-                _json(_object(prompt={"type": "string"})),
-            )
-        },
-        "/v1/models": {"get": _reading("The models served here: one.")},
-        "/v1/models/{id}": {
-            "get": {
-                **_reading("One model."),
-                "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
-            }
-        },
-        "/v1/memory": {"get": _reading("What the memory guard knows and did.")},
-        "/health": {"get": _reading("The process lives.")},
-        "/ready": {"get": _reading("The model is loaded and the engine answers; 503 before, with the progress.")},
-        "/metrics": {"get": _reading("Prometheus metrics.", "text/plain")},
-    }
     return {
         "openapi": "3.1.0",
         "info": {"title": "toolwire", "version": VERSION, "description": "OpenAI-compatible chat with tools."},
-        "paths": paths,
+        "paths": {**_asking_paths({"$ref": REF.format(model="ChatRequest")}), **_looking_paths()},
         "components": {
             "schemas": {**definitions["$defs"], "Error": _ERROR},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
+    }
+
+
+def _asking_paths(chat: object) -> dict[str, Any]:
+    counted = {"type": "object", "properties": {"input_tokens": {"type": "integer"}, "parts": {"type": "array"}}}
+    replied = {
+        "description": "The reply, or with `stream` its chunks as server-sent events.",
+        "content": {
+            "application/json": {"schema": {"type": "object"}, "example": REPLY_EXAMPLE},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+    text, ids = _object(prompt={"type": "string"}), _object(tokens=_IDS)
+    told = _json(_object(tokens=_IDS, count={"type": "integer"}))
+    counting = "Count a request's prompt tokens, by part, without answering it."
+    hello = {"text": {"value": {"prompt": "Hello!"}}}
+    some = {"ids": {"value": {"tokens": [1, 2, 3]}}}
+    return {
+        "/v1/chat/completions": {"post": _operation("Answer a conversation, calling tools.", chat, EXAMPLES, replied)},
+        "/v1/chat/completions/input_tokens": {"post": _operation(counting, chat, EXAMPLES, _json(counted))},
+        "/tokenize": {"post": _operation("Plain text in token ids.", text, hello, told)},
+        "/detokenize": {"post": _operation("Token ids in text.", ids, some, _json(text))},
+    }
+
+
+def _looking_paths() -> dict[str, Any]:
+    named = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return {
+        "/v1/models": {"get": _reading("The models served here: one.")},
+        "/v1/models/{id}": {"get": {**_reading("One model."), "parameters": named}},
+        "/v1/memory": {"get": _reading("What the memory guard knows and did.")},
+        "/health": {"get": _reading("The process lives.")},
+        "/ready": {"get": _reading("The model is loaded and the engine answers; 503 before, with the progress.")},
+        "/metrics": {"get": _reading("Prometheus metrics.", "text/plain")},
     }
 
 
