@@ -98,9 +98,11 @@ def _load_parts(order: EngineOrder, probe: Probe, mailbox: Mailbox) -> Parts:
         rows = min(settings.max_batch_tokens, settings.max_running * (1 + settings.draft_tokens))
         largest = StepSize(settings.max_batch_tokens, rows, settings.block_size)
         measured = Measured(loaded.weight_bytes, measure_step(loaded, largest))
+        grammars = indexing.result()  # before the reading, which must show everything that stays
+        trim_heap()
         plan = settle(estimate, probe.read()[0], measured)
         runner = Runner(loaded, plan.num_blocks, settings.block_size, plan.num_slots)
-        return Parts(loaded, plan, runner, indexing.result())
+        return Parts(loaded, plan, runner, grammars)
 
 
 def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:

@@ -1,7 +1,7 @@
 """Pure arithmetic: what weights, activations and KV take, how many blocks fit, and what would make a model fit.
 
     room     = min(memory_fraction x total, free + own - headroom)        what this process may hold at most
-    fixed    = overhead + weights + activations                           what it holds before the first token
+    fixed    = overhead + growth + weights + activations                  what it holds before the first token
     KV pool  = room - fixed - recurrent slots - scratch                   cut into blocks
     scratch  = what attention gathers of the cached tokens, one layer at a time: grows with the pool
 
@@ -23,6 +23,7 @@ HEADROOM_SHARE = 0.02  # of the device, left to the others; under this they woul
 LEAST_HEADROOM = 32 * MIB
 SHORTEST_CONTEXT = 2048  # tokens; where no context was asked for, a model with less than this is not worth starting
 MOST_HOST_TOKENS = 1 << 20  # a CPU fills no more; each block also costs the block book some bytes
+HOST_GROWTH = 96 * MIB  # a process grows in main memory: threads, grammars, gaps in the heap
 HOST_KV_SHARE = 0.5  # of what a host has left; the rest stays for the page cache and the user's other programs
 SAMPLING_BYTES = 16  # an entry of a logits row while it is drawn: scaled, weights, and their sums in float64
 CHANGED_BYTES = 4  # its float32 copy, where penalties or masks change it
@@ -55,6 +56,11 @@ class Room:
     free: int
     own: int = 0
     is_host: bool = False  # main memory, which the KV cache shares with everything else
+
+    @property
+    def growth(self) -> int:
+        """Bytes that this process takes in the course of time, beyond what can be planned."""
+        return HOST_GROWTH if self.is_host else 0
 
     def usable(self, fraction: float) -> int:
         """Bytes that this process may hold at most."""
@@ -128,7 +134,7 @@ def divide(shape: Shape, demand: Demand, room: Room, weights: int, activations: 
     element = DTYPE_BYTES[demand.dtype]
     token_bytes, state_bytes = shape.kv_token_bytes(element), shape.state_bytes(element)
     usable = room.usable(demand.memory_fraction)
-    fixed = overhead + weights + activations
+    fixed = overhead + room.growth + weights + activations
     left = max(0, usable - fixed)
     least = max(demand.max_model_len, demand.kv_cache_tokens) or min(shape.max_positions, SHORTEST_CONTEXT)
     least_blocks = math.ceil(least / demand.block_size)

@@ -1,7 +1,7 @@
 """Readings in, Allowance out. Bends before memory ends: fewer blocks, no newcomers, caches released, preemption.
 
-    have  = free + own of the device            moved by other processes alone
-    need  = fixed + blocks x block_bytes        fixed: runtime, weights, recurrent slots, activation peak
+    need  = fixed + blocks x block_bytes        fixed: runtime, weights, recurrent slots, activation peak, scratch
+    have  = free + min(own, need)               moved by other processes, and by what this one holds beyond its need
 
     calm      have - need stays above low water with every block
     tight     fewer blocks are allowed: the prefix cache shrinks, then nobody is admitted
@@ -92,11 +92,12 @@ class Guard:
     def for_engine(cls, found: Plan, doors: Doors) -> "Guard":
         """A guard for the engine that this plan describes: measured sizes where there are some."""
         slots = found.num_slots * found.state_bytes
+        runtime = found.overhead + found.room.growth
         return cls(
             Limits(
                 weights=found.weights,
                 activations=found.activations,
-                fixed=found.overhead + found.weights + found.activations + found.scratch + slots,
+                fixed=runtime + found.weights + found.activations + found.scratch + slots,
                 num_blocks=found.num_blocks,
                 block_bytes=found.block_bytes,
                 room=found.room.usable(found.demand.memory_fraction),
@@ -157,10 +158,14 @@ class Guard:
             half = self._penalty // 2
             self._penalty, self._penalty_since = (half if half > self._slab * self._limits.block_bytes else 0), now
         spare_room = headroom(reading.total)
-        have = reading.free + reading.own - self._limits.fixed - self._penalty
+        need = self._limits.fixed + self._allowed * self._limits.block_bytes
+        # What an allocator keeps beyond the need is no room for blocks.
+        have = reading.free + min(reading.own, need) - self._limits.fixed - self._penalty
         slack = have - self._allowed * self._limits.block_bytes
         if slack < spare_room // 4:
             self._roomy_since = None
+            if reading.own > need:
+                self._doors.release_caches()
             self._set_allowed(min(self._allowed, self._blocks_with(have - spare_room // 2)))
             return
         most = self._blocks_with(self._limits.num_blocks * self._limits.block_bytes - self._penalty)
