@@ -63,7 +63,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | system
 
 $(VENV)/.installed-dev: $(VENV)/.installed | system-test
 	@$(PIP) install -c constraints.txt -e '.[dev]'
-	@$(PIP) install -c constraints.txt --no-deps qwen-agent  # only its vocabulary file is read
+	@# of qwen-agent only the vocabulary is read; autogen pins an older protobuf than the traces need, and runs with this
+	@$(PIP) install -c constraints.txt --no-deps qwen-agent autogen-core autogen-ext
 	@for folder in $(NODE_FOLDERS); do \
 	  [ ! -f $$folder/package-lock.json ] || (cd $$folder && npm ci --silent --no-audit --no-fund) || exit 1; done
 	@touch $@
