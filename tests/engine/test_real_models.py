@@ -16,6 +16,7 @@ from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of
 
 PLAIN: tuple[Kind, ...] = ("qwen2", "qwen3", "qwen3_moe", "llama")
 HYBRID: tuple[Kind, ...] = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
+pytestmark = pytest.mark.timeout(600)  # the first one makes a tokenizer and checkpoints, on busy cores slowly
 NUM_BLOCKS = 40  # of 16 tokens: some five of the sequences below
 
 
