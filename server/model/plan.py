@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SHORT_TOKENS = 16  # rows with more tokens than this are chunks
+MOST_READ = 32_768  # tokens read by the rows of one product: many rows that share a long prefix take memory each
 DENSE_ENOUGH = 0.7  # share of a range of blocks that must be ours to be read in place: a gather costs 0.6 of a read
 
 
@@ -85,13 +86,21 @@ def plan_step(rows: Sequence[RowPlan], block_size: int) -> StepPlan:
             i += 1
             first_token += num_tokens
             continue
-        alike = i + 1
+        alike, num_read = i + 1, _num_read(rows[i])
         while alike < len(rows) and rows[alike].num_tokens == num_tokens:
+            num_read += _num_read(rows[alike])
+            if num_read > MOST_READ:
+                break
             alike += 1
         short.append(_plan_short(first_token, rows[i:alike], block_size))
         first_token += num_tokens * (alike - i)
         i = alike
     return StepPlan(write_blocks, write_offsets, fresh_blocks(rows, block_size), tuple(short), tuple(chunks))
+
+
+def _num_read(row: RowPlan) -> int:
+    """Tokens that the row's tokens read, over all of them: what is gathered and scored grows with it."""
+    return (row.start + row.num_tokens) * row.num_tokens
 
 
 def write_places(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Tensor]:
