@@ -273,7 +273,7 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d"),
             "machine": machine(),
             "seed": seed,
-            "scenes": [asdict(scene) | {"faults": len(scene.faults)} for scene in scenes],
+            "scenes": [asdict(scene) | {"faults": dict(Counter(scene.faults).most_common(20))} for scene in scenes],
         }
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
