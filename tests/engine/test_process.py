@@ -96,7 +96,7 @@ def engine(folder: Path, settings: str) -> Iterator[Driver]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    with engine(tmp_path_factory.mktemp("engine"), order(kv_cache_tokens=1024)) as driver:
+    with engine(tmp_path_factory.mktemp("engine"), order(kv_cache_tokens=1024, dtype="float32")) as driver:
         assert isinstance(driver.until(Ready, Unable), Ready)
         yield driver
 
