@@ -23,6 +23,7 @@ HEADROOM_SHARE = 0.02  # of the device, left to the others; under this they woul
 LEAST_HEADROOM = 32 * MIB
 SHORTEST_CONTEXT = 2048  # tokens; where no context was asked for, a model with less than this is not worth starting
 MOST_HOST_TOKENS = 1 << 20  # a CPU fills no more; each block also costs the block book some bytes
+MOST_READ = 32_768  # tokens that attention reads in one product; see model.plan
 HOST_GROWTH = 96 * MIB  # a process grows in main memory: threads, grammars, gaps in the heap
 HOST_KV_SHARE = 0.5  # of what a host has left; the rest stays for the page cache and the user's other programs
 SAMPLING_BYTES = 16  # an entry of a logits row while it is drawn: scaled, weights, and their sums in float64
@@ -209,11 +210,12 @@ class _Cost:
     element: int
 
     def scratch(self, num_blocks: int) -> int:
-        """Attention over every block of the pool at once, or over one sequence as long as any may be."""
+        """Decoding rows read so many tokens at once, shared ones each for itself; a chunk of a prompt reads one row."""
         tokens = num_blocks * self.demand.block_size
         longest = min(tokens, self.demand.max_model_len or self.shape.max_positions)
+        read = min(tokens * self.demand.max_running, max(longest, MOST_READ))
         return max(
-            tokens * self.shape.gathered_token_bytes(self.element),
+            read * self.shape.gathered_token_bytes(self.element),
             longest * self.shape.chunk_token_bytes(self.element),
         )
 

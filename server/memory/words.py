@@ -36,7 +36,7 @@ def rows(found: Plan) -> tuple[Row, ...]:
             size(found.activations),
             f"{demand.max_batch_tokens} tokens, {demand.max_running} rows of logits",
         ),
-        Row("runtime", size(found.overhead + room.growth), "held before the weights, and room for it to grow"),
+        Row("runtime", size(found.overhead + room.growth), "held before the weights, and growth"),
         Row(
             "KV per 1k tokens",
             size(1024 * found.token_bytes),
