@@ -56,7 +56,8 @@ def test_the_printed_curl_can_be_pasted_and_calls_a_tool(live: Live) -> None:
     "choice", ["auto", "required", {"type": "function", "function": {"name": "get_weather"}}], ids=str
 )
 def test_the_sdk_gets_a_tool_call_whole_and_streamed_alike(live: Live, choice: object) -> None:
-    asked = {"model": "toolwire-demo", "messages": QUESTION, "tools": [WEATHER], "tool_choice": choice, "temperature": 0}
+    asked = {"model": "toolwire-demo", "messages": QUESTION, "tools": [WEATHER], "tool_choice": choice}
+    asked["temperature"] = 0
     whole = live.client().chat.completions.create(**asked).choices[0]  # type: ignore[call-overload]
     assert whole.finish_reason == "tool_calls"
     call = whole.message.tool_calls[0].function
