@@ -64,7 +64,7 @@ def test_a_greeting_is_greeted(tools: list[dict[str, Any]]) -> None:
 
 def test_it_says_what_it_is() -> None:
     outcome = ask([{"role": "user", "content": "Who are you?"}], [], thinking=False)
-    assert "demonstration model" in outcome.text
+    assert "toolwire" in outcome.text
 
 
 def test_a_result_is_put_into_a_sentence() -> None:
