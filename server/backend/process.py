@@ -42,6 +42,7 @@ from server.messages import (
     Shutdown,
     Unable,
 )
+from server.settings import engine_environment
 
 logger = logging.getLogger("toolwire.engine")
 
@@ -157,7 +158,9 @@ class ProcessBackend:
         socket = self._zmq.socket(zmq.PAIR)
         socket.set_hwm(0)  # a full queue would block the event loop; the engine's queue is the bounded one
         socket.bind(f"ipc://{path}")
-        process = await asyncio.create_subprocess_exec(*self._command.arguments(f"ipc://{path}"))
+        process = await asyncio.create_subprocess_exec(
+            *self._command.arguments(f"ipc://{path}"), env=engine_environment()
+        )
         self._process = process
         reader = asyncio.create_task(self._read(socket), name="engine mail")
         try:
