@@ -231,8 +231,8 @@ def _run(options: argparse.Namespace, group: Group) -> dict[str, Any]:
         "killed_by_the_kernel": group.kills(),
         "levels_seen": dict(outcome.levels.most_common()),
         "preemptions": preempted[0].split()[-1] if preempted else None,
-        "ooms": memory["ooms"],
-        "last_events": [text for _, text in memory["events"]][-12:],
+        "ooms": memory.get("ooms"),
+        "last_events": [text for _, text in memory.get("events", [])][-12:],
     }
 
 

@@ -124,19 +124,6 @@ def test_prompts_replies_and_mixtures_survive_it(kind: Kind, place: float) -> No
         assert bench.end(request.id) == "length"
 
 
-@pytest.mark.parametrize("place", [0.2, 0.95])
-def test_verified_drafts_survive_it(place: float) -> None:
-    """A reply that repeats itself is drafted from itself, beside others that are not."""
-    bench, exhausted = bench_with("qwen3", place, draft_tokens=4)
-    requests = greedy(2)
-    repeating = Sampling(max_tokens=30, temperature=0.0, logit_bias={11: 100.0})
-    play(bench, [Generate("again", prompt_of(20, 9), repeating), *requests])
-    assert any("drafts" in kind for kind in exhausted.failed)
-    assert bench.ids("again") == [11] * 30
-    for request in requests:
-        assert bench.ids(request.id) == generate("qwen3", request.token_ids, request.sampling.max_tokens)
-
-
 @pytest.mark.parametrize("place", [0.5, 1.0])
 def test_constrained_and_sampled_replies_survive_it(place: float) -> None:
     """Grammars and random numbers stand where they stood before the step."""
