@@ -1,6 +1,5 @@
 """torch.OutOfMemoryError at every kind of step and at many places inside it: nobody's reply changes."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +8,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.engine.slots import Slots
-from server.messages import Constraint, Generate, Sampling
+from server.messages import Generate, Sampling
 from server.model.batch import Batch, Drawn
-from server.model.grammar import LlguidanceGrammars
 from server.model.masks import Masks
 from server.model.runner import Runner, Ticket
 from server.model.shortage import as_memory_error
-from tests.checkpoints import Kind, qwen_tokenizer
+from tests.checkpoints import Kind
 from tests.engine.toys import Bench
 from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of
 
@@ -122,31 +120,6 @@ def test_prompts_replies_and_mixtures_survive_it(kind: Kind, place: float) -> No
     for request in requests:
         assert bench.ids(request.id) == generate(kind, request.token_ids, request.sampling.max_tokens)
         assert bench.end(request.id) == "length"
-
-
-@pytest.mark.parametrize("place", [0.5, 1.0])
-def test_constrained_and_sampled_replies_survive_it(place: float) -> None:
-    """Grammars and random numbers stand where they stood before the step."""
-
-    def written(at: float) -> list[list[int]]:
-        bench, _ = bench_with("qwen3", at)
-        model = loaded("qwen3")
-        bench.grammars = LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", model.vocab_size, (0,))  # type: ignore[assignment]
-        schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome", "Oslo"]}}, "required": ["city"]}
-        requests = [
-            Generate(
-                f"r{index}",
-                prompt_of(15 + index, index),
-                Sampling(max_tokens=24, temperature=1.0, top_p=0.9, seed=index, num_logprobs=2, frequency_penalty=0.3),
-                stop_ids=(0,),
-                constraint=Constraint("json_schema", json.dumps(schema)) if index % 2 else None,
-            )
-            for index in range(6)
-        ]
-        play(bench, requests)
-        return [bench.ids(request.id) for request in requests]
-
-    assert written(place) == written(2.0)  # beyond the end: it never happens
 
 
 def test_both_of_torchs_ways_of_having_no_memory_are_understood() -> None:
