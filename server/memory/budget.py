@@ -257,15 +257,15 @@ def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, least: i
 
 
 def _attention_bytes(shape: Shape, element: int) -> int:
-    """A token's residual, normed input, queries, keys, values, and the parts that rotating them makes."""
+    """A token's residual, normed input, queries, keys and values in one, and the parts that rotating them makes."""
     queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    return (2 * shape.hidden_size + 4 * queries + 3 * keys + 2 * shape.head_dim) * element
+    return (2 * shape.hidden_size + 4 * queries + 6 * keys + 2 * shape.head_dim) * element
 
 
 def _mlp_bytes(shape: Shape, element: int) -> int:
-    """A token's residual, input and output; gate, up and their product, or a copy for each expert it visits."""
+    """A token's residual, input and output; gate and up in one, and their product, or a copy for each expert."""
     stream = (3 * shape.hidden_size + 2 * shape.head_dim) * element
-    dense = stream + 3 * shape.intermediate_size * element
+    dense = stream + 4 * shape.intermediate_size * element
     copies = max(4 * shape.hidden_size, 2 * shape.hidden_size + 3 * shape.expert_size)
     experts = stream + shape.experts_per_token * copies * element + shape.num_experts * (FLOAT32_BYTES + element)
     return max(dense, experts)

@@ -131,12 +131,17 @@ def _draw_cut(lines: _Lines) -> Tensor:
     vocab = lines.logits.shape[1]
     chosen = torch.zeros_like(lines.numbers, dtype=torch.int64)
     places = torch.arange(len(chosen), device=chosen.device)
-    for num_candidates in (*NUM_CANDIDATES, vocab):
-        chosen[places], covered = _draw_from(lines, min(num_candidates, vocab))
-        if num_candidates >= vocab or bool(covered.all()):
+    for num_candidates in NUM_CANDIDATES:
+        if num_candidates >= vocab:
             break
+        chosen[places], covered = _draw_from(lines, num_candidates)
+        if bool(covered.all()):
+            return chosen
         rest = torch.nonzero(~covered).flatten()
         places, lines = places[rest], lines.pick(rest)
+    # A few at a time: sorting a whole vocabulary takes ten times the memory of its logits.
+    for some in torch.split(torch.arange(len(places), device=places.device), MOST_SORTED_WHOLE):
+        chosen[places[some]] = _draw_from(lines.pick(some), vocab)[0]
     return chosen
 
 

