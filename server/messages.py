@@ -56,14 +56,16 @@ class Preamble(msgspec.Struct, frozen=True, array_like=True):
 
     `open_id` None: the prompt has opened it, the first id is inside. Otherwise it is open only if the first id
     drawn is `open_id`, and the constraint holds from the first id if it is not.
-    It ends with `end_id`. After `limit` ids inside it, `close_ids` are appended instead of drawn; they end
-    with `end_id`.
+    It ends with `end_id`, or at one of `break_ids`, which is then the first id that the constraint holds for (a call
+    that begins before the think block was closed). After `limit` ids inside it, `close_ids` are appended instead of
+    drawn; they end with `end_id`.
     """
 
     end_id: int
     open_id: int | None = None
     limit: int | None = None
     close_ids: tuple[int, ...] = ()
+    break_ids: tuple[int, ...] = ()
 
 
 class Generate(Message, frozen=True, tag="generate"):

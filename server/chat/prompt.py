@@ -96,6 +96,11 @@ class Prompter:
         functions = sum(share.tokens for share in self._shares(fitted) if share.part.startswith("tools"))
         return window.too_long(self._limit, fitted.prompt.num_tokens - functions, functions)
 
+    def _call_openers(self) -> tuple[int, ...]:
+        """The id that opens a call: one written inside a think block ends it, and the call is held to its schema."""
+        opener = self._checkpoint.dialect.markers[:1]
+        return tuple(self._checkpoint.marker_ids[mark] for mark in opener if mark in self._checkpoint.marker_ids)
+
     def _generates(self, ask: Ask, token_ids: list[int], thinking: Thinking, max_tokens: int) -> tuple[Generate, ...]:
         checkpoint = self._checkpoint
         wanted = Wanted(ask.tools, ask.choice, ask.answer, checkpoint.marker_ids, after_thinking=thinking != "off")
@@ -104,6 +109,8 @@ class Prompter:
             call_tokens = len(checkpoint.tokenizer.encode(checkpoint.dialect.shortest(wanted)).ids)
         constraint = checkpoint.dialect.constrain(wanted)
         preamble = preamble_for(checkpoint, thinking, ask.thinking_budget, call_tokens, max_tokens)
+        if preamble is not None and ask.tools and ask.choice.mode == "auto":
+            preamble = msgspec.structs.replace(preamble, break_ids=self._call_openers())
         seed = ask.sampling.seed
         return tuple(
             Generate(

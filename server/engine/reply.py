@@ -98,8 +98,8 @@ class Reply:
         if self._span == "inside" and self._preamble is not None:
             if self._preamble.limit is not None:
                 room = min(room, self._preamble.limit - self._num_inside - 1)
-            if self._preamble.end_id in drafts:
-                room = min(room, list(drafts).index(self._preamble.end_id))
+            ends = (self._preamble.end_id, *self._preamble.break_ids)
+            room = min([room, *(list(drafts).index(token_id) for token_id in ends if token_id in drafts)])
         drafts = drafts[: max(room, 0)]
         matcher = self.active_matcher
         if matcher is None or not drafts:
@@ -122,6 +122,9 @@ class Reply:
             case "undecided" if self._preamble is not None and token_id == self._preamble.open_id:
                 self._span = "inside"
                 self._begin_closing_at_limit()
+            case "inside" if self._preamble is not None and token_id in self._preamble.break_ids:
+                self._span = "after"
+                self._follow(token_id)
             case "inside" | "closing" if self._preamble is not None:
                 if token_id == self._preamble.end_id:
                     self._span = "after"
@@ -132,10 +135,13 @@ class Reply:
                 self._begin_closing_at_limit()
             case _:
                 self._span = "after"
-                if self.matcher is not None:
-                    self._advance(self.matcher, token_id)
-                    if self.fault is None and self.matcher.is_over():
-                        self.finish = "stop"
+                self._follow(token_id)
+
+    def _follow(self, token_id: int) -> None:
+        if self.matcher is not None:
+            self._advance(self.matcher, token_id)
+            if self.fault is None and self.matcher.is_over():
+                self.finish = "stop"
 
     def begin(self, matcher: Matcher | None, closer: Matcher | None) -> None:
         """Everything that was to be compiled is: the reply can be written from here on."""

@@ -39,6 +39,17 @@ def test_constraint_holds_from_the_first_id_where_no_preamble_is_opened() -> Non
     assert reply.write_forced() == 1
 
 
+def test_constraint_holds_from_an_id_that_breaks_the_preamble_off() -> None:
+    """A call begun inside a think block was returned without its arguments being held to the schema."""
+    reply = start(ask("a", [1], preamble=Preamble(END, break_ids=(4,))), "4 3 ?")
+    reply.write([1, 2])
+    assert reply.active_matcher is None
+    assert reply.cut_drafts([1, 4, 2]) == [1]
+    reply.write([4])
+    assert reply.write_forced() == 1
+    assert reply.written_ids == [1, 2, 4, 3]
+
+
 def test_opened_preamble_does_not_move_the_matcher() -> None:
     reply = start(ask("a", [1], preamble=Preamble(END, open_id=OPEN)), "4 4 ?")
     reply.write([OPEN, 1, 1])
