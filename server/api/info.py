@@ -1,5 +1,6 @@
 """Everything that is asked about the server rather than of the model: models, health, memory, metrics, token counts."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -123,7 +124,8 @@ class Counting:
         if not isinstance(text, str):
             raise _wrong("prompt", "a string", text)
         mask = self._checkpoint.mask
-        token_ids = self._checkpoint.encoder.encode(mask.hide(text), mask)
+        hidden = mask.hide(text)
+        token_ids = await asyncio.to_thread(self._checkpoint.encoder.encode, hidden, mask)  # long texts take a while
         limit = self._checkpoint.max_model_len
         return as_json({"tokens": token_ids, "count": len(token_ids), "max_model_len": limit})
 
