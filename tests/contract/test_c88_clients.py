@@ -222,4 +222,4 @@ def test_c89_pydantic_ai(place: Place) -> None:
 
     asyncio.run(loop())
     if place.scripted:
-        assert asked[:2] == ["Paris", "Rome"]
+        assert sorted(asked[:2]) == ["Paris", "Rome"]  # it runs both at once
