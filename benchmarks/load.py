@@ -1,13 +1,15 @@
 """Drives any OpenAI-compatible server and measures what a client sees: python -m benchmarks.load URL MODEL.
 
-Closed loop: each of `streams` clients sends its next request when its last one has ended. Tokens are counted by the
-server's own `usage`; times are the client's. Used by `benchmarks.peers` for every server alike.
+Closed loop: each of `streams` clients sends its next request when its last one has ended. Open loop: requests come at
+random moments of a given rate, whether the server keeps up or not. Tokens are counted by the server's own `usage`, or
+by arrivals where it sends none; times are the client's. Used by `benchmarks.peers` for every server alike.
 """
 
 import argparse
 import asyncio
 import itertools
 import json
+import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -45,6 +47,7 @@ class Summary:
     requests: int
     streams: int
     first_token_s: float
+    first_token_p99_s: float
     gap_p50_ms: float
     gap_p99_ms: float
     decode_per_s: float
@@ -88,7 +91,7 @@ async def exchange(client: httpx.AsyncClient, body: dict[str, Any]) -> Exchange:
         arrivals[-1] if arrivals else total_s,
         tuple(b - a for a, b in itertools.pairwise(arrivals)),
         usage.get("prompt_tokens", 0),
-        usage.get("completion_tokens", 0),
+        usage.get("completion_tokens") or len(arrivals),
         details.get("cached_tokens") or 0,
         finish,
         "".join(pieces),
@@ -111,14 +114,33 @@ async def closed_loop(url: str, bodies: Sequence[dict[str, Any]], streams: int) 
         return done, time.perf_counter() - began_s
 
 
+async def open_loop(url: str, bodies: Sequence[dict[str, Any]], per_s: float) -> tuple[list[Exchange], float]:
+    """The bodies at random moments, `per_s` in a second on average (a Poisson process, the same for every server)."""
+    rng = random.Random(0)
+    moments = list(itertools.accumulate(rng.expovariate(per_s) for _ in bodies))
+
+    async def work(client: httpx.AsyncClient, moment_s: float, body: dict[str, Any]) -> Exchange:
+        await asyncio.sleep(moment_s)
+        return await exchange(client, body)
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+        began_s = time.perf_counter()
+        pairs = zip(moments, bodies, strict=True)
+        done = await asyncio.gather(*(work(client, moment_s, body) for moment_s, body in pairs))
+        return list(done), time.perf_counter() - began_s
+
+
 def summarise(done: Sequence[Exchange], wall_s: float, streams: int) -> Summary:
     """Medians and totals of one workload."""
     gaps = sorted(gap for item in done for gap in item.gaps_s) or [0.0]
+    firsts = sorted(item.first_token_s for item in done)
     prompt = sum(item.prompt_tokens for item in done) or 1
     return Summary(
         requests=len(done),
         streams=streams,
-        first_token_s=statistics.median(item.first_token_s for item in done),
+        first_token_s=statistics.median(firsts),
+        first_token_p99_s=firsts[min(len(firsts) - 1, int(len(firsts) * 0.99))],
         gap_p50_ms=1e3 * gaps[len(gaps) // 2],
         gap_p99_ms=1e3 * gaps[min(len(gaps) - 1, int(len(gaps) * 0.99))],
         decode_per_s=statistics.median(item.decode_per_s for item in done),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from jsonschema import Draft202012Validator
 
 from benchmarks.load import Exchange, closed_loop, exchange, words
 
@@ -21,11 +22,11 @@ NOUNS = (
 
 @dataclass(frozen=True, slots=True)
 class AgentRun:
-    """One agent's loop of tool calls. A round is one request whose reply is one finished, valid call."""
+    """One agent's loop of tool calls. Times are those of the rounds whose reply was one finished, valid call."""
 
     round_s: tuple[float, ...]
     first_argument_s: tuple[float, ...]
-    valid: int
+    rounds: int
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -42,27 +43,29 @@ def chat(model: str, prompt_words: int, max_tokens: int, seed: int, head: str = 
     }
 
 
+PROPERTIES: dict[str, Any] = {
+    "action": {"type": "string", "enum": ["create", "read", "update", "delete"]},
+    "priority": {"type": "integer", "minimum": 1, "maximum": 9},
+    "status": {"type": "string", "enum": ["open", "pending", "closed"]},
+    "notify": {"type": "boolean"},
+    "channel": {"type": "string", "enum": ["email", "phone", "chat", "letter"]},
+}
+PARAMETERS = {
+    "type": "object",
+    "properties": PROPERTIES,
+    "required": list(PROPERTIES),
+    "additionalProperties": False,
+}
+
+
 def make_tools(count: int = NUM_TOOLS) -> list[dict[str, Any]]:
     """Tools of enums, booleans and bounded numbers, so that no server's grammar can idle on white space."""
     tools = []
     for noun in NOUNS[:count]:
-        properties = {
-            "action": {"type": "string", "enum": ["create", "read", "update", "delete"]},
-            "priority": {"type": "integer", "minimum": 1, "maximum": 9},
-            "status": {"type": "string", "enum": ["open", "pending", "closed"]},
-            "notify": {"type": "boolean"},
-            "channel": {"type": "string", "enum": ["email", "phone", "chat", "letter"]},
-        }
-        parameters = {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-            "additionalProperties": False,
-        }
         function = {
             "name": f"handle_{noun}",
             "description": f"Creates, reads, updates or deletes one {noun} and tells those who must know of it.",
-            "parameters": parameters,
+            "parameters": PARAMETERS,
         }
         tools.append({"type": "function", "function": function})
     return tools
@@ -89,10 +92,10 @@ async def forced_call(url: str, model: str, seed: int) -> Exchange:
 
 
 def is_valid(arguments: str) -> bool:
-    """Whether a call's arguments are complete JSON with all five fields."""
+    """Whether a call's arguments are complete JSON that keeps the schema."""
     try:
-        return len(json.loads(arguments)) == 5
-    except (json.JSONDecodeError, TypeError):
+        return Draft202012Validator(PARAMETERS).is_valid(json.loads(arguments))
+    except json.JSONDecodeError:
         return False
 
 
@@ -111,38 +114,27 @@ def _call_body(model: str, messages: list[dict[str, Any]], *, forced: bool) -> d
 
 
 async def _agent(client: httpx.AsyncClient, model: str, number: int, forced: bool) -> AgentRun:
-    messages: list[dict[str, Any]] = [
-        {
-            "role": "system",
-            "content": f"You are agent {number} of a shop. Handle what the user asks for with the tools.",
-        },
-        {"role": "user", "content": "Handle the order: update it with priority 3, notify by email, set it to pending."},
-    ]
+    system = f"You are agent {number} of a shop. Handle what the user asks for with the tools."
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
     seconds, firsts, done = [], [], []
-    valid = 0
     for index in range(ROUNDS):
+        ask = f"Handle the order: update it, priority {1 + index % 9}, status pending, notify true, channel email."
+        messages.append({"role": "user", "content": ask})
         began_s = time.perf_counter()
         reply = await exchange(client, _call_body(model, messages, forced=forced))
-        seconds.append(time.perf_counter() - began_s)
-        firsts.append(reply.first_token_s)
         done.append(reply)
-        valid += is_valid(reply.text)
-        call = {"name": f"handle_{NOUNS[0]}", "arguments": reply.text if is_valid(reply.text) else "{}"}
-        identity = f"call_{number}_{index}"
-        messages.append(
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [{"id": identity, "type": "function", "function": call}],
-            }
-        )
-        messages.append(
-            {"role": "tool", "tool_call_id": identity, "content": f"done, step {index} of the order is next"}
-        )
+        valid = is_valid(reply.text)
+        if valid:
+            seconds.append(time.perf_counter() - began_s)
+            firsts.append(reply.first_token_s)
+        call = {"name": f"handle_{NOUNS[0]}", "arguments": reply.text if valid else "{}"}
+        calls = [{"id": f"call_{number}_{index}", "type": "function", "function": call}]
+        messages.append({"role": "assistant", "content": "", "tool_calls": calls})
+        messages.append({"role": "tool", "tool_call_id": calls[0]["id"], "content": f"done, step {index}"})
     return AgentRun(
         tuple(seconds),
         tuple(firsts),
-        valid,
+        len(done),
         sum(one.prompt_tokens for one in done),
         sum(one.cached_tokens for one in done),
         sum(one.completion_tokens for one in done),

@@ -1,0 +1,139 @@
+"""What is measured on one running server: for each checkpoint its workloads, every figure under a name with its unit.
+
+Names ending in `_s`, `_ms` and `_mib` are better when lower, all others when higher. A workload that a server cannot do
+leaves its figures out, and the reason is printed.
+"""
+
+import statistics
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import httpx
+
+from benchmarks.load import open_loop, summarise, words
+from benchmarks.servers import Running
+from benchmarks.workloads import chat, forced_call, is_valid, run_agents, run_chats
+
+Figures = dict[str, float]
+Workload = Callable[[Running, int], Awaitable[Figures]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The workloads of one checkpoint. `repeat`: runs of each, of which the median counts."""
+
+    repeated: tuple[Workload, ...]
+    once: tuple[Workload, ...]
+    streams: tuple[int, ...]
+    requests_per_stream: int = 2
+
+
+async def decode(server: Running, number: int) -> Figures:
+    """One stream of 128 tokens after prompts of about 128 and about 2000 tokens."""
+    figures: Figures = {}
+    for size in (128, 2000):
+        done, wall_s = await run_chats(server.url, [chat(server.model, size - 15, 128, 10 * size + number)], 1)
+        summary = summarise(done, wall_s, 1)
+        figures[f"decode_at_{size}_tok_per_s"] = summary.decode_per_s
+        figures[f"decode_at_{size}_gap_p50_ms"] = summary.gap_p50_ms
+        figures[f"decode_at_{size}_gap_p99_ms"] = summary.gap_p99_ms
+    return figures
+
+
+async def first_token(server: Running, number: int) -> Figures:
+    """A prompt of about 2000 tokens never seen, then another with the same first 1900."""
+    head = words(1880, 77 + number) + f" [{number}] "
+    cold, _ = await run_chats(server.url, [chat(server.model, 90, 8, 300 + number, head)], 1)
+    warm, _ = await run_chats(server.url, [chat(server.model, 90, 8, 400 + number, head)], 1)
+    return {
+        "first_token_2000_cold_s": cold[0].first_token_s,
+        "first_token_2000_known_1900_s": warm[0].first_token_s,
+    }
+
+
+async def forced(server: Running, number: int) -> Figures:
+    """A named call with five arguments among twenty tools, from sending to its end; the tools are known."""
+    done = await forced_call(server.url, server.model, number)
+    if not is_valid(done.text):
+        raise RuntimeError(f"no valid call: {done.text[:80]!r} ({done.finish})")
+    return {"forced_call_s": done.total_s}
+
+
+async def at_a_rate(server: Running, number: int) -> Figures:
+    """Forty requests at random moments, one a second, each of 100 tokens in and 32 out."""
+    bodies = [chat(server.model, 85, 32, 900 + index) for index in range(40)]
+    summary = summarise(*await open_loop(server.url, bodies, per_s=1.0), streams=0)
+    return {
+        "one_a_second_first_token_p50_s": summary.first_token_s,
+        "one_a_second_first_token_p99_s": summary.first_token_p99_s,
+        "one_a_second_gap_p99_ms": summary.gap_p99_ms,
+    }
+
+
+async def forced_agents(server: Running, number: int) -> Figures:
+    """Four agents at once, ten forced calls each."""
+    return await _agents(server, forced=True)
+
+
+async def free_agents(server: Running, number: int) -> Figures:
+    """Four agents at once, ten rounds each in which the model decides whether to call."""
+    return await _agents(server, forced=False)
+
+
+async def _agents(server: Running, *, forced: bool) -> Figures:
+    name = "agents_forced" if forced else "agents_auto"
+    runs, wall_s = await run_agents(server.url, server.model, agents=4, forced=forced)
+    rounds = [seconds for run in runs for seconds in run.round_s]
+    if not rounds:
+        raise RuntimeError("no valid call in any round")
+    return {
+        f"{name}_round_s": statistics.median(rounds),
+        f"{name}_first_argument_s": statistics.median(s for run in runs for s in run.first_argument_s),
+        f"{name}_valid_share": len(rounds) / sum(run.rounds for run in runs),
+        f"{name}_cached_share": sum(run.cached_tokens for run in runs) / sum(run.prompt_tokens for run in runs),
+        f"{name}_tok_per_s": sum(run.completion_tokens for run in runs) / wall_s,
+    }
+
+
+PLANS: dict[str, Plan] = {
+    "0.6B": Plan((decode, first_token, forced), (at_a_rate, forced_agents), (8, 16, 64)),
+    "tiny": Plan((), (), (32,), 4),
+    "built-in": Plan((decode, forced), (forced_agents, free_agents), (32,), 4),
+}
+
+
+async def measure(server: Running, plan: Plan, repeat: int) -> Figures:
+    """Every workload of the plan on one running server; medians of `repeat` runs."""
+    figures: Figures = {"start_s": server.start_s}
+    await run_chats(server.url, [chat(server.model, 50, 16, 999)], 1)  # warm
+    for workload in plan.repeated:
+        figures |= await _median(server, workload, repeat)
+    for count in plan.streams:
+        figures |= await _median(server, _streams(count, plan.requests_per_stream), 1)
+    for workload in plan.once:
+        figures |= await _median(server, workload, 1)
+    figures["memory_mib"] = server.memory_mib()
+    return figures
+
+
+def _streams(count: int, requests_each: int) -> Workload:
+    async def run(server: Running, number: int) -> Figures:
+        bodies = [chat(server.model, 100, 128, 5000 + count * 100 + i) for i in range(count * requests_each)]
+        summary = summarise(*await run_chats(server.url, bodies, count), count)
+        return {
+            f"streams_{count}_tok_per_s": summary.throughput_per_s,
+            f"streams_{count}_gap_p50_ms": summary.gap_p50_ms,
+            f"streams_{count}_gap_p99_ms": summary.gap_p99_ms,
+        }
+
+    return run
+
+
+async def _median(server: Running, workload: Workload, repeat: int) -> Figures:
+    try:
+        runs = [await workload(server, number) for number in range(repeat)]
+    except (RuntimeError, httpx.HTTPError) as error:
+        print(f"  {server.name}: {getattr(workload, '__name__', workload)}: {error!r}", file=sys.stderr)
+        return {}
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
