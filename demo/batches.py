@@ -33,7 +33,7 @@ DRILLS_ONLY, SHORT, MIXED, LAST = 0.02, 0.15, 0.40, 0.88
 
 # Several questions about the same tools give more to learn from for each token of prompt.
 MANY_QUESTIONS = (
-    ("one", 18), ("same_twice", 5), ("two_tools", 4), ("missing", 5), ("none_fits", 6), ("chat", 2), ("several", 60),
+    ("one", 16), ("same_twice", 6), ("two_tools", 6), ("missing", 6), ("none_fits", 4), ("chat", 2), ("several", 60),
 )  # fmt: skip
 
 

@@ -21,6 +21,9 @@ from demo.tools import Tool, join_words, spell
 from demo.words import World, split_words
 
 NONE_FITS = "Sorry, none of my tools can do that."
+QUESTIONS = (
+    *("one",) * 5, *("same_twice",) * 2, *("two_tools",) * 2, *("missing",) * 3, *("none_fits",) * 2, "chat",
+)  # fmt: skip
 NO_TOOLS = "Sorry, I have no tool for that."
 SYSTEM_TEXTS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "You are a friendly assistant.", "Be brief.",
@@ -65,6 +68,7 @@ class Stage:
         ("several", 18),
     )  # fmt: skip
     num_questions: tuple[int, ...] = (2, 3, 3, 4, 5)
+    silent_share: float = 0.7  # of the calls end their question, without results and an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +106,7 @@ class Author:
         rng = self.world.rng
         turns: tuple[Turn, ...] = ()
         for _ in range(rng.choice(self.stage.num_questions)):
-            kinds = (*("one",) * 4, "same_twice", "two_tools", "missing", "none_fits", "none_fits", "chat")
-            turns += self.exchange(rng.choice(kinds), tools)
+            turns += self.exchange(rng.choice(QUESTIONS), tools)
             if rng.random() < 0.2:
                 turns += self._again(turns, tools)
         # Mostly every question is learnt from, with the thoughts left empty: much practice per tool list.  Otherwise
@@ -187,7 +190,7 @@ class Author:
         # In quotation marks a name has the same tokens as in the list of tools, with no space grown onto it.
         thought = "I need " + join_words([f'"{name}"' for name in names], " and ") + "."
         turns = (Turn("user", request.text), Turn("assistant", calls=request.calls, thought=thought))
-        if self.world.rng.random() < 0.6:
+        if self.world.rng.random() < self.stage.silent_share:
             return turns
         used = {tool.name: tool for tool in tools}
         results = [draw_result(self.world, used[name]) for name in names]

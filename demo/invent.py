@@ -89,9 +89,9 @@ def invent_tool(world: World, about: str | None = None) -> Tool:
 def noun_phrase(world: World) -> str:
     noun = world.noun()
     roll = world.rng.random()
-    if roll < 0.25:
+    if roll < 0.2:
         return f"{world.adjective()} {noun}"
-    return f"{world.noun(0.3)} {noun}" if roll < 0.35 else noun
+    return f"{world.noun(0.2)} {noun}" if roll < 0.3 else noun
 
 
 def fill(pattern: str, verb: str, noun: str) -> str:
@@ -103,12 +103,12 @@ def tool_name(world: World, verb: str, noun: str) -> str:
     rng = world.rng
     words = [*verb.split("_"), *noun.split()]
     roll = rng.random()
-    if roll < 0.12:
+    if roll < 0.06:
         return world.invented() + (f"_{world.invented()}" if rng.random() < 0.4 else "")
-    if roll < 0.2:
+    if roll < 0.14:
         ending = rng.choice(("tool", "api", "service", "lookup", verb.split("_")[0]))
         words = [*words[1:], ending]
-    elif roll < 0.26:
+    elif roll < 0.17:
         words = [world.invented(), *words]
     style = rng.random()
     if style < 0.68:
@@ -120,7 +120,7 @@ def tool_name(world: World, verb: str, noun: str) -> str:
 
 def invent_parameters(world: World) -> tuple[Parameter, ...]:
     rng = world.rng
-    count = rng.choices((0, 1, 2, 3, 4, 5), (4, 34, 30, 18, 9, 5))[0]
+    count = rng.choices((0, 1, 2, 3, 4, 5), (5, 38, 30, 16, 7, 4))[0]
     roles = rng.sample(ROLES, len(ROLES))
     parameters: list[Parameter] = []
     taken: set[str] = set()
@@ -188,11 +188,11 @@ def parameter_name(world: World) -> str:
     rng = world.rng
     name = world.parameter_noun()
     roll = rng.random()
-    if roll < 0.2:
+    if roll < 0.12:
         return f"{world.adjective()}_{name}"
-    if roll < 0.3:
+    if roll < 0.22:
         return f"{name}_{rng.choice(('id', 'name', 'code', 'level', 'type', 'size'))}"
-    return f"{name}{world.parameter_noun().capitalize()}" if roll < 0.35 else name
+    return f"{name}{world.parameter_noun().capitalize()}" if roll < 0.25 else name
 
 
 def spoken(name: str) -> str:

@@ -8,6 +8,7 @@ weights kept are a moving average.  A checkpoint is written every few minutes; `
 
 import argparse
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,7 @@ def work(rank: int, run: Run) -> None:
     """One worker: the same weights as all others, its own conversations."""
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
+    parent = os.getppid()
     dist.init_process_group("gloo", f"file://{run.folder.resolve()}/meeting", rank=rank, world_size=run.workers)
     tokenizer = Tokenizer.from_file(str(run.folder / "tokenizer.json"))
     network = DemoModel(run.shape)
@@ -89,7 +91,7 @@ def work(rank: int, run: Run) -> None:
     allowed = run.minutes * 60
     last_saved = last_seen = time.monotonic()
     smoothed = 0.0
-    while state.seconds < allowed and state.step < run.max_steps:
+    while state.seconds < allowed and state.step < run.max_steps and os.getppid() == parent:
         progress = max(state.seconds / allowed, state.step / run.max_steps)
         if not batches:
             batches = supply.pool(state.pool, progress)

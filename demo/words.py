@@ -164,11 +164,11 @@ class World:
     def invented(self) -> str:
         """A word nobody has seen, lower case."""
         while True:
-            word = self._syllables() if self.rng.random() < 0.85 else self._letters()
+            word = self._syllables() if self.rng.random() < 0.93 else self._letters()
             if self.allows(word):
                 return word
 
-    def noun(self, invented_share: float = 0.6) -> str:
+    def noun(self, invented_share: float = 0.35) -> str:
         return self.invented() if self.rng.random() < invented_share else self.pick(NOUNS)
 
     def adjective(self) -> str:
@@ -176,7 +176,7 @@ class World:
 
     def parameter_noun(self) -> str:
         roll = self.rng.random()
-        if roll < 0.35:
+        if roll < 0.2:
             return self.invented()
         return self.pick(PARAMETER_NOUNS) if roll < 0.85 else self.pick(NOUNS)
 
@@ -219,4 +219,4 @@ class World:
                        for i in range(count))  # fmt: skip
 
     def _letters(self) -> str:
-        return "".join(self.rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(self.rng.randint(2, 6)))
+        return "".join(self.rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(self.rng.randint(3, 5)))
