@@ -1,19 +1,23 @@
 """torch.OutOfMemoryError at every kind of step and at many places inside it: nobody's reply changes."""
 
+import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.engine.slots import Slots
-from server.messages import Generate, Sampling
+from server.messages import Constraint, Generate, Sampling, TokenLogprob
 from server.model.batch import Batch, Drawn
+from server.model.grammar import LlguidanceGrammars
 from server.model.masks import Masks
 from server.model.runner import Runner, Ticket
 from server.model.shortage import as_memory_error
-from tests.checkpoints import Kind
+from tests.checkpoints import Kind, qwen_tokenizer
 from tests.engine.toys import Bench
 from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of
 
@@ -38,11 +42,15 @@ class Counting(TorchDispatchMode):
 
 
 class Exhausted:
-    """A runner whose memory is over once at each kind of step: at the given share of that step's operations."""
+    """A runner whose memory is over once at each kind of step: at the given share of that step's operations.
 
-    def __init__(self, runner: Runner, place: float) -> None:
+    With `only`, at kinds whose name has this in it.
+    """
+
+    def __init__(self, runner: Runner, place: float, only: str = "") -> None:
         self.runner = runner
         self.place = place
+        self.only = only
         self.failed: set[str] = set()
         self.sizes: dict[str, int] = {}
         self._mode = Counting()
@@ -51,7 +59,7 @@ class Exhausted:
     def launch(self, batch: Batch) -> Ticket:
         self._kind = kind_of(batch)
         size = self.sizes.get(self._kind, self.sizes.get("reply", 0) if "drafts" in self._kind else 0)
-        due = size > 0 and self._kind not in self.failed
+        due = size > 0 and self._kind not in self.failed and self.only in self._kind
         self._mode = Counting(int(self.place * (size - 1)) if due else None)
         return self._run(self.runner.launch, batch)
 
@@ -86,7 +94,8 @@ def bench_with(kind: Kind, place: float, draft_tokens: int = 0) -> tuple[Bench, 
     bench = Bench(
         NUM_BLOCKS, BLOCK_SIZE, slots, max_batch_tokens=48, vocab_size=model.vocab_size, draft_tokens=draft_tokens
     )
-    exhausted = Exhausted(Runner(model, NUM_BLOCKS, BLOCK_SIZE, 10 if slots else 0), place)
+    runner = Runner(model, NUM_BLOCKS, BLOCK_SIZE, 10 if slots else 0)
+    exhausted = Exhausted(runner, place, "drafts" if draft_tokens else "")  # after many failures nothing is drafted
     bench.model = exhausted  # type: ignore[assignment]
     return bench, exhausted
 
@@ -120,6 +129,94 @@ def test_prompts_replies_and_mixtures_survive_it(kind: Kind, place: float) -> No
     for request in requests:
         assert bench.ids(request.id) == generate(kind, request.token_ids, request.sampling.max_tokens)
         assert bench.end(request.id) == "length"
+
+
+Written = dict[str, tuple[list[int], str | None, list[TokenLogprob]]]
+NEVER = 2.0  # a place beyond the end of every step
+CITY = Constraint("regex", r'\{"city": "(Paris|Rome|Oslo)", "sure": (true|false)\}')
+# Every way of drawing: by temperature alone, cut by each of the three, with penalties that look back, with log
+# probabilities. All leave few ids to choose from: a step that is tried again has other batch mates, with which matrix
+# products round in another way, and among thousands of equally likely ids that alone moves a draw.
+SAMPLINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.2},
+    {"temperature": 0.2, "top_p": 0.9, "frequency_penalty": 0.3, "num_logprobs": 2},
+    {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1},
+    {"temperature": 0.3, "min_p": 0.05, "presence_penalty": 0.5, "num_logprobs": 0},
+)
+
+
+def sampled(count: int) -> tuple[Generate, ...]:
+    """Each with a seed; the first of every four, and the last, are held by a grammar."""
+    return tuple(
+        Generate(
+            f"r{index}",
+            prompt_of(15 + 20 * (index % 3), index),
+            Sampling(max_tokens=20, seed=index, **SAMPLINGS[index % len(SAMPLINGS)]),
+            stop_ids=(0,),
+            constraint=CITY if index % 4 in (0, 3) else None,
+        )
+        for index in range(count)
+    )
+
+
+def repeating(temperature: float) -> tuple[Generate, ...]:
+    """Replies that are drafted from themselves, always rightly if greedy, beside others that are not."""
+    biases = {11: 30.0, 12: 29.0} if temperature else {11: 100.0}
+    sampling = Sampling(max_tokens=60, temperature=temperature, seed=3, logit_bias=biases)
+    return (Generate("again", prompt_of(20, 9), sampling), *sampled(2))
+
+
+def written(requests: Sequence[Generate], place: float, draft_tokens: int = 0) -> tuple[Written, Bench, set[str]]:
+    """Ids, end and log probabilities of every request; and at which kinds of step memory was over."""
+    bench, exhausted = bench_with("qwen3", place, draft_tokens)
+    grammars = LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", loaded("qwen3").vocab_size, (0,))
+    bench.grammars = grammars  # type: ignore[assignment]
+    play(bench, requests)
+    told = {
+        request.id: (
+            bench.ids(request.id),
+            bench.end(request.id),
+            [entry for delta in bench.deltas(request.id) for entry in delta.logprobs or ()],
+        )
+        for request in requests
+    }
+    return told, bench, exhausted.failed
+
+
+@cache
+def undisturbed(kind: str) -> Written:
+    """The same requests with memory enough, nothing drafted."""
+    return written(sampled(8) if kind == "sampled" else repeating(float(kind)), NEVER)[0]
+
+
+def same(found: Written, expected: Written) -> None:
+    """Equal ids and ends; log probabilities equal but for rounding."""
+    for id, (ids, end, logprobs) in expected.items():
+        assert (id, *found[id][:2]) == (id, ids, end)
+        assert [entry.token_id for entry in found[id][2]] == [entry.token_id for entry in logprobs]
+        assert [entry.logprob for entry in found[id][2]] == pytest.approx([entry.logprob for entry in logprobs])
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.97, 1.0])
+def test_sampled_and_constrained_replies_survive_it(place: float) -> None:
+    """Random numbers, penalties, grammars, forced ids and log probabilities stand where they stood before the step."""
+    found, bench, failed = written(sampled(8), place)
+    assert failed >= {"prompt", "reply", "prompt reply"} and bench.scheduler.tally.forced_tokens > 0
+    same(found, undisturbed("sampled"))
+    tokenizer = Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
+    for id in ("r0", "r3", "r4", "r7"):  # r3 and r7 have log probabilities, so that nothing is forced on them unseen
+        assert json.loads(tokenizer.decode(found[id][0]))["city"] in ("Paris", "Rome", "Oslo")
+        assert len(found[id][2]) == (len(found[id][0]) if id in ("r3", "r7") else 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.95])
+def test_rows_that_verify_drafts_survive_it(place: float, temperature: float) -> None:
+    """Drafts are neither accepted twice nor lost, right ones and wrong ones; and drafting itself changes no reply."""
+    found, bench, failed = written(repeating(temperature), place, draft_tokens=4)
+    assert any("drafts" in kind for kind in failed), failed
+    assert 0 < bench.scheduler.tally.accepted_tokens <= bench.scheduler.tally.drafted_tokens
+    same(found, undisturbed(str(temperature)))
 
 
 def test_both_of_torchs_ways_of_having_no_memory_are_understood() -> None:
