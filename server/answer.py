@@ -21,6 +21,7 @@ from server.chat.text import Vocabulary
 from server.chat.turn import Reading, Said, Turn
 from server.errors import ConstraintFailed, DeadlinePassed, RequestFailed
 from server.messages import Delta, Generate
+from server.stages import Stages
 
 tracer = trace.get_tracer("toolwire")  # a no-op unless traces are sent
 
@@ -75,8 +76,9 @@ class Answerer:
             prepared = await loop.run_in_executor(self._threads, self._prepare, ask)
         answer = Answer(prepared, self._read(ask, prepared), self._backend.generate, deadline_s)
         try:
-            with tracer.start_as_current_span("admit"):
+            with tracer.start_as_current_span("admit") as span:
                 await answer.admitted()
+                answer.stages.tell_queue(span)
         except ConstraintFailed as error:
             error.param = error.param or ("tools" if ask.tools else "response_format")
             raise
@@ -134,6 +136,7 @@ class Answer:
         self._turns = [Turn(reading) for _ in prepared.generates]
         self._streams: dict[int, Stream] = {i: generate(one) for i, one in enumerate(prepared.generates)}
         self._firsts: list[tuple[int, Delta]] = []
+        self.stages = Stages(len(prepared.generates))
         self._cached_tokens = 0
 
     @property
@@ -163,12 +166,14 @@ class Answer:
             raise
         # Choices share the prompt: what the first found cached is what the request found cached.
         self._cached_tokens = self._firsts[0][1].cached or 0
+        self._hear_stages(self._firsts)
 
     async def steps(self) -> AsyncGenerator[list[Heard], None]:
         """What the choices say, a list for what arrives together; ends when all have ended."""
         try:
             yield await self._read(self._firsts)
             async for arrived in self._arrivals():
+                self._hear_stages(arrived)
                 heard = await self._read(arrived)
                 if heard:
                     yield heard
@@ -210,6 +215,11 @@ class Answer:
             if turn.over:
                 await self._end(choice)
         return heard
+
+    def _hear_stages(self, arrived: Sequence[tuple[int, Delta]]) -> None:
+        for choice, delta in arrived:
+            if delta.moments:
+                self.stages.hear(choice, delta.moments)
 
     async def _end(self, choice: int) -> None:
         stream = self._streams.pop(choice, None)

@@ -18,6 +18,16 @@ FailureKind = Literal[
     "engine_died",  # the engine process ended while the request ran: 500
 ]
 
+Stage = Literal[
+    "arrived",  # the engine has read the request
+    "compiled",  # its constraint is ready; absent if it has none
+    "admitted",  # blocks are given: prefill begins
+    "prefilled",  # the prompt is computed and the first id drawn; absent if the constraint forced the whole reply
+    "preempted",  # put back to make room
+    "resumed",  # begun again after that
+    "ended",  # the last id is written; absent if it failed or was aborted
+]
+
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True, omit_defaults=False):
     """A tagged record on the wire."""
@@ -98,12 +108,20 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Moment(msgspec.Struct, frozen=True, array_like=True):
+    """When a sequence came to a stage of its walk, on the machine's monotonic clock, which both processes share."""
+
+    stage: Stage
+    time_s: float
+
+
 class Delta(Message, frozen=True, tag="delta"):
     """Ids written since the last Delta. The first may be empty: it says that the request was admitted.
 
     `token_ids` holds every id, the stop id that ended the sequence included (then `finish` is "stop").
     `logprobs` has one entry an id when they were asked for. `cached` is set in the first Delta only: how many
     prompt ids came from the prefix cache. `forced` counts the ids here that the constraint left no choice about.
+    `moments` are those since the last Delta, in order.
     """
 
     id: str
@@ -112,6 +130,7 @@ class Delta(Message, frozen=True, tag="delta"):
     finish: Finish | None = None
     cached: int | None = None
     forced: int = 0
+    moments: tuple[Moment, ...] = ()
 
 
 class Failed(Message, frozen=True, tag="failed"):

@@ -42,7 +42,15 @@ def create_app(settings: Settings, checkpoint: Checkpoint, prompter: Prompter, b
     vocab_size = checkpoint.tokenizer.get_vocab_size()
     asking = Asking(checkpoint.defaults, vocab_size, settings.api.strict)
     chat = Chat(settings.api, name, asking, answerer, metrics)
-    app = FastAPI(title="toolwire", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="toolwire",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # FastAPI's own spans would double ours, and tell the query string; older versions ignore this.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
     _add_routes(app, chat, Info(name, checkpoint, backend, metrics), Counting(chat, answerer, checkpoint))
     _add_description(app)
     _add_fault_handlers(app, metrics)

@@ -2,8 +2,12 @@
 
 POST /v1/chat/completions          from the first byte to the last; child of the client's `traceparent`
 ├── prepare                        prompt and constraint
-├── admit                          the wait in the queue, and the first step
-└── generate                       to the end of the reply; an event where the first token came
+├── admit                          until the engine has admitted every choice
+│   └── queue                      the engine's own times, by choice: server/stages.py
+│       └── compile
+└── generate                       from the first admission to the end of the reply
+    ├── prefill
+    └── decode
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -17,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.answer import Answer
 from server.api.logs import QUIET_PATHS
 from server.api.wire import Chunk
-from server.errors import CannotStart
+from server.errors import CannotStart, ServeError
 
 tracer = trace.get_tracer("toolwire")
 
@@ -65,7 +69,8 @@ class Traces:
 
 async def traced(steps: AsyncGenerator[list[Chunk], None], answer: Answer) -> AsyncGenerator[list[Chunk], None]:
     """The same steps, within a span that ends when they do, however they do."""
-    span = tracer.start_span("generate")  # never made current: a generator may be closed from elsewhere
+    # Never made current: a generator may be closed from elsewhere.
+    span = tracer.start_span("generate", start_time=answer.stages.began_ns)
     told = False
     try:
         async with aclosing(steps):
@@ -74,11 +79,16 @@ async def traced(steps: AsyncGenerator[list[Chunk], None], answer: Answer) -> As
                     told = True
                     span.add_event("first token")
                 yield chunks
+    except ServeError as error:
+        span.record_exception(error)
+        span.set_status(Status(StatusCode.ERROR, str(error)))
+        raise
     finally:
         tally = answer.tally
         span.set_attribute("gen_ai.usage.input_tokens", tally.prompt_tokens)
         span.set_attribute("gen_ai.usage.output_tokens", tally.completion_tokens)
         span.set_attribute("toolwire.cached_tokens", tally.cached_tokens)
+        answer.stages.tell_writing(span)
         span.end()
 
 

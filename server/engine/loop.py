@@ -89,6 +89,8 @@ class Loop:
         if compiled.refusal is not None:
             self._scheduler.fail(sequence, "bad_constraint", compiled.refusal)
         else:
+            if sequence.request.constraint is not None:
+                sequence.note("compiled")
             self._scheduler.begin(sequence, compiled.matcher, compiled.closer)
 
     def _send_mail(self) -> None:

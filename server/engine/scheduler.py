@@ -63,7 +63,7 @@ class Scheduler:
             return None
         seed = self.limits.seed + self._num_arrived if request.sampling.seed is None else request.sampling.seed
         reply = Reply(request, fast_forward=self.limits.fast_forward)
-        sequence = Sequence(request, self._num_arrived, self._clock(), seed, reply)
+        sequence = Sequence(request, self._num_arrived, self._clock, seed, reply)
         self._num_arrived += 1
         self._alive[request.id] = sequence
         self.queue.join(sequence)
@@ -254,10 +254,9 @@ class Scheduler:
         if sequence.state != "running":
             return
         self.tally.preemptions += 1
-        sequence.num_preemptions += 1
         self.cache.close(sequence)
         self.running.remove(sequence)
-        sequence.state = "waiting"
+        sequence.put_back()
         self.queue.join(sequence)
 
     def _end(self, sequence: Sequence) -> None:

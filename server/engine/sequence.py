@@ -6,13 +6,14 @@ pending                 [num_computed ........... len(ids)) these are to catch u
 goal     the length at admission: below it the sequence is in prefill, from it on it streams
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from typing import Literal
 
 from server.engine.blocks import chain_hash
 from server.engine.drafter import Drafter
 from server.engine.reply import Reply
-from server.messages import Delta, Generate, TokenLogprob
+from server.messages import Delta, Generate, Moment, Stage, TokenLogprob
 from server.model.batch import Draw, Drawn, Row
 
 State = Literal["compiling", "waiting", "running", "ended"]
@@ -21,11 +22,11 @@ State = Literal["compiling", "waiting", "running", "ended"]
 class Sequence:
     """Knows nothing of other sequences. The scheduler moves it; blocks and slot are the scheduler's to take."""
 
-    def __init__(self, request: Generate, arrival: int, arrived_s: float, seed: int, reply: Reply) -> None:
+    def __init__(self, request: Generate, arrival: int, clock: Callable[[], float], seed: int, reply: Reply) -> None:
         self.request = request
         self.id = request.id
         self.arrival = arrival
-        self.arrived_s = arrived_s
+        self.arrived_s = clock()
         self.seed = seed
         self.reply = reply
         self.state: State = "compiling"
@@ -42,10 +43,13 @@ class Sequence:
         self.num_preemptions = 0
         self.awaits: bytes | None = None  # the block that another sequence is computing right now
         self.admitted = False
+        self._prefilled = False
         self.last_step = 0
         self._num_told = 0
         self._num_forced_told = 0
         self._logprobs: list[TokenLogprob] = []
+        self._clock = clock
+        self._moments = [Moment("arrived", self.arrived_s)]
 
     @property
     def num_pending(self) -> int:
@@ -93,6 +97,9 @@ class Sequence:
         if drawn.fault is not None:
             reply.fault = drawn.fault
             return 0
+        if not self._prefilled:
+            self._prefilled = True
+            self.note("prefilled")
         num_written = reply.write(drawn.token_ids)
         self.ids.extend(drawn.token_ids[:num_written])
         if drawn.logprobs is not None:
@@ -106,8 +113,19 @@ class Sequence:
             self.ids.extend(self.reply.written_ids[-count:])
         return count
 
+    def note(self, stage: Stage) -> None:
+        """It has come to this stage now; the next Delta tells."""
+        self._moments.append(Moment(stage, self._clock()))
+
+    def put_back(self) -> None:
+        """It has lost its blocks to others, and waits to be computed again."""
+        self.state = "waiting"
+        self.num_preemptions += 1
+        self.note("preempted")
+
     def begin_prefill(self, num_cached: int) -> None:
         """Its blocks hold this many tokens already; the others are to be computed."""
+        self.note("resumed" if self.admitted else "admitted")
         self.num_computed = num_cached
         self.goal = len(self.ids)
 
@@ -120,4 +138,7 @@ class Sequence:
         logprobs: list[TokenLogprob] | None = None
         if self.request.sampling.num_logprobs is not None:
             logprobs, self._logprobs = self._logprobs, []
-        return Delta(self.id, reply.written_ids[begin:], logprobs, reply.finish, num_cached, forced)
+        if reply.finish is not None:
+            self.note("ended")
+        moments, self._moments = self._moments, []
+        return Delta(self.id, reply.written_ids[begin:], logprobs, reply.finish, num_cached, forced, tuple(moments))

@@ -412,3 +412,37 @@ def test_broken_logits_end_one_request_and_its_blocks_are_not_reused() -> None:
     bench.add(ask("again", [1, 2, 3, 4, 5, 6], max_tokens=1, seed=5))
     bench.run()
     assert bench.cached("again") == 0
+
+
+def stages(bench: Bench, id: str) -> list[tuple[str, float]]:
+    return [(one.stage, one.time_s) for delta in bench.deltas(id) for one in delta.moments]
+
+
+def test_stages_are_told_with_their_times() -> None:
+    """A prompt of two steps: it arrives at 1 s, is admitted at 2, and each step ends a second later."""
+    bench = Bench(num_blocks=16, block_size=4, max_batch_tokens=4)
+    bench.clock.advance(1)
+    bench.add(ask("a", [1, 2, 3, 4, 5, 6], max_tokens=2, ignore_eos=True))
+    bench.model.on_launch = lambda _: bench.clock.advance(1)
+    bench.clock.advance(1)
+    bench.run()
+    assert stages(bench, "a") == [("arrived", 1), ("admitted", 2), ("prefilled", 4), ("ended", 5)]
+
+
+def test_a_preempted_sequence_tells_when_it_was_put_back_and_resumed() -> None:
+    bench = Bench(num_blocks=6, block_size=4, max_batch_tokens=16)
+    for id in ("a", "b"):
+        bench.add(ask(id, [1, 2, 3, int(id, 16) % 7], max_tokens=14, ignore_eos=True))
+    bench.run()
+    names = [stage for stage, _ in stages(bench, "b")]
+    assert bench.scheduler.tally.preemptions >= 1
+    assert names[:2] == ["arrived", "admitted"] and names[-1] == "ended"
+    assert names.count("preempted") == names.count("resumed") == bench.scheduler.tally.preemptions
+    assert names.count("prefilled") == 1
+
+
+def test_a_reply_that_is_forced_whole_has_no_prefill() -> None:
+    bench = Bench(num_blocks=16, block_size=4)
+    bench.add(ask("a", [1, 2, 3], constraint=Constraint("lark", "start: <[3]> <[4]>"), max_tokens=2))
+    bench.run()
+    assert [stage for stage, _ in stages(bench, "a")] == ["arrived", "ended"]
