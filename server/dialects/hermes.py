@@ -25,23 +25,15 @@ stands unescaped behind empty arguments:
 """
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
+from functools import partial
 
 from server.dialects import hermes_loose
 from server.dialects.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
 from server.dialects.json_rules import quoted
-from server.dialects.lark import (
-    arguments_rules,
-    callable_tools,
-    constraint,
-    input_piece,
-    is_raw,
-    marker,
-    raw_piece,
-    remembering,
-)
+from server.dialects.lark import callable_tools, constraint, is_raw, json_calls, marker, remembering
 from server.dialects.minimal import shortest_arguments
-from server.dialects.protocol import Dialect, Parser, Tool, Wanted
+from server.dialects.protocol import Dialect, Tool, Wanted
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_text
 from server.dialects.validity import Offered
 from server.messages import Constraint
@@ -49,12 +41,6 @@ from server.messages import Constraint
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 OPENERS = Openers(OPEN, *hermes_loose.OPENERS)
 OPENERS_INSIDE = Openers(OPEN, CLOSE)  # an unfinished tag: its end is markup
-
-
-def parser(tools: Sequence[Tool]) -> Parser:
-    """Reads replies in this format."""
-    offered = Offered(tools)
-    return Reading(lambda tape, out: _read_reply(tape, out, offered))
 
 
 def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
@@ -104,22 +90,14 @@ def _read_tag(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None
 def constrain(wanted: Wanted) -> Constraint | None:
     """The grammar of a reply in this format."""
     rest = f'"\\n" call {marker(wanted, CLOSE)}'
-    return constraint(wanted, openers={OPEN: rest}, separator='"\\n"', rules=_rules(wanted))
+    return constraint(wanted, openers={OPEN: rest}, separator='"\\n"', rules=json_calls(wanted, _around))
 
 
-def _rules(wanted: Wanted) -> Iterator[str]:
-    tools = callable_tools(wanted)
-    yield "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
-    for i, tool in enumerate(tools):
-        head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-        if tool.custom and is_raw(tool):
-            around = f"{head}{{}}}}\n{RAW_OPEN}", f"{RAW_CLOSE}\n"
-            yield f"call_{i}: {quoted(around[0])} {raw_piece(tool)} {quoted(around[1])}"
-        elif tool.custom:
-            yield f"call_{i}: {quoted(head)} {input_piece(tool)} {quoted('}' + chr(10))}"
-        else:
-            yield f"call_{i}: {quoted(head)} arguments_{i} {quoted('}' + chr(10))}"
-            yield from arguments_rules(f"arguments_{i}", wanted, tool)
+def _around(tool: Tool) -> tuple[str, str]:
+    head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
+    if is_raw(tool):
+        return quoted(f"{head}{{}}}}\n{RAW_OPEN}"), quoted(f"{RAW_CLOSE}\n")
+    return quoted(head), quoted("}\n")
 
 
 def shortest(wanted: Wanted) -> str:
@@ -137,7 +115,7 @@ HERMES = Dialect(
     name="hermes",
     markers=(OPEN, CLOSE),
     halts=(),
-    parser=parser,
+    parser=partial(Reading, _read_reply),
     constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,

@@ -11,23 +11,14 @@ A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains
 """
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
+from functools import partial
 
 from server.dialects.json_arguments import JsonArguments
 from server.dialects.json_rules import quoted
-from server.dialects.lark import (
-    MAX_CALLS,
-    arguments_rules,
-    callable_tools,
-    constraint,
-    input_piece,
-    is_raw,
-    marker,
-    raw_piece,
-    remembering,
-)
+from server.dialects.lark import MAX_CALLS, callable_tools, constraint, is_raw, json_calls, marker, remembering
 from server.dialects.minimal import shortest_arguments
-from server.dialects.protocol import Dialect, Parser, Tool, Wanted
+from server.dialects.protocol import Dialect, Tool, Wanted
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
 from server.dialects.validity import Offered
 from server.messages import Constraint
@@ -38,12 +29,6 @@ ARGUMENTS = "<|tool_call_argument_begin|>"
 CALL_ID = re.compile(r"(?:functions\.)?([^:]+)(?::\d+)?")
 OPENERS = Openers(SECTION, CALL)
 OPENERS_INSIDE = Openers(SECTION, CALL, CALL_CLOSE, SECTION_CLOSE)
-
-
-def parser(tools: Sequence[Tool]) -> Parser:
-    """Reads replies in this format."""
-    offered = Offered(tools)
-    return Reading(lambda tape, out: _read_reply(tape, out, offered))
 
 
 def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
@@ -94,22 +79,14 @@ def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, Non
 def constrain(wanted: Wanted) -> Constraint | None:
     """The grammar of a reply in this format."""
     begin, end = marker(wanted, CALL), marker(wanted, SECTION_CLOSE)
+    arguments, call_end = marker(wanted, ARGUMENTS), marker(wanted, CALL_CLOSE)
     more = f" ({begin} call){{0,{MAX_CALLS - 1}}}" if wanted.choice.parallel else ""
     openers = {SECTION: f"{begin} call{more} {end}", CALL: "call"}
-    return constraint(wanted, openers=openers, separator=None, rules=_rules(wanted))
 
+    def around(tool: Tool) -> tuple[str, str]:
+        return f"{quoted(f'functions.{tool.name}:')} /[0-9]{{1,3}}/ {arguments}", call_end
 
-def _rules(wanted: Wanted) -> Iterator[str]:
-    tools = callable_tools(wanted)
-    begin, end = marker(wanted, ARGUMENTS), marker(wanted, CALL_CLOSE)
-    yield "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
-    for i, tool in enumerate(tools):
-        head = f"{quoted(f'functions.{tool.name}:')} /[0-9]{{1,3}}/ {begin}"
-        if tool.custom:
-            yield f"call_{i}: {head} {raw_piece(tool) if is_raw(tool) else input_piece(tool)} {end}"
-        else:
-            yield f"call_{i}: {head} arguments_{i} {end}"
-            yield from arguments_rules(f"arguments_{i}", wanted, tool)
+    return constraint(wanted, openers=openers, separator=None, rules=json_calls(wanted, around))
 
 
 def shortest(wanted: Wanted) -> str:
@@ -128,7 +105,7 @@ KIMI_K2 = Dialect(
     name="kimi_k2",
     markers=(SECTION, SECTION_CLOSE, CALL, CALL_CLOSE, ARGUMENTS),
     halts=(),
-    parser=parser,
+    parser=partial(Reading, _read_reply),
     constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,

@@ -12,7 +12,7 @@ whatever the grammar admits is read as a valid call. Text may hold anything else
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -60,15 +60,35 @@ def pattern_of(text: str) -> str:
     return "".join({"\n": r"\n", "/": r"\/"}.get(char) or re.escape(char) for char in text)
 
 
-def arguments_rules(rule: str, wanted: Wanted, tool: Tool) -> Iterator[str]:
+def json_calls(wanted: Wanted, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
+    """Rules by which `call` is one call whose arguments are JSON, with the pieces `around` them for each tool."""
+    tools = callable_tools(wanted)
+    yield one_of_calls(tools)
+    for i, tool in enumerate(tools):
+        before, after = around(tool)
+        if tool.custom:
+            yield f"call_{i}: {before} {_raw_or_json_input(tool)} {after}"
+        else:
+            yield f"call_{i}: {before} arguments_{i} {after}"
+            yield from _arguments_rules(f"arguments_{i}", wanted, tool)
+
+
+def one_of_calls(tools: Sequence[Tool]) -> str:
+    """The rule `call`: a call of one of these tools, whose rules follow by number."""
+    return "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
+
+
+def _arguments_rules(rule: str, wanted: Wanted, tool: Tool) -> Iterator[str]:
     """Rules by which `rule` is a function's arguments as a JSON object."""
     rules = JsonRules(rule, lenient=not tool.strict)
     piece = rules.piece(held_arguments(wanted, tool))
     yield from [f"{rule}: {piece}", *rules.lines]
 
 
-def input_piece(tool: Tool) -> str:
-    """A grammar piece for a custom tool's free text as a JSON object; not for one with a Lark grammar."""
+def _raw_or_json_input(tool: Tool) -> str:
+    """A piece for a custom tool's free text: as it stands where a Lark grammar holds it, else as a JSON object."""
+    if is_raw(tool):
+        return raw_piece(tool)
     text: dict[str, Any] = {"type": "string"}
     if tool.format is not None:
         text["pattern"] = f"^(?:{tool.format.definition})$"

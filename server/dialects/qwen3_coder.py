@@ -19,14 +19,15 @@ that is written twice the first counts.
 A custom tool's free text is the parameter `input`.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
+from functools import partial
 
 from server.dialects.json_rules import quoted
 from server.dialects.lark import callable_tools, constraint, marker, remembering
 from server.dialects.minimal import shortest_members
-from server.dialects.protocol import Dialect, Parser, Tool, Wanted
-from server.dialects.tagged import INPUT, Ending, TaggedCall
-from server.dialects.tagged_lark import TagForm, input_text, literal, shared_rules, tagged_rules
+from server.dialects.protocol import Dialect, Wanted
+from server.dialects.tagged import Ending, TaggedCall
+from server.dialects.tagged_lark import TagForm, tagged_calls
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
 from server.dialects.validity import Offered
 from server.messages import Constraint
@@ -43,12 +44,6 @@ FORM = TagForm(
     ends=r"<\/parameter>\s*(<parameter=|<\/function>|<\/tool_call>)|<\/function>\s*<\/tool_call>",
     closing=PARAMETER_CLOSE,
 )
-
-
-def parser(tools: Sequence[Tool]) -> Parser:
-    """Reads replies in this format."""
-    offered = Offered(tools)
-    return Reading(lambda tape, out: _read_reply(tape, out, offered))
 
 
 def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
@@ -111,26 +106,14 @@ def constrain(wanted: Wanted) -> Constraint | None:
     """The grammar of a reply in this format."""
     closing = marker(wanted, CLOSE)
     openers = {OPEN: f'"\\n{FUNCTION}" call {closing}', FUNCTION: f"call {closing}"}
-    return constraint(wanted, openers=openers, separator='"\\n"', rules=_rules(wanted))
-
-
-def _rules(wanted: Wanted) -> Iterator[str]:
-    tools = callable_tools(wanted)
-    yield "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
-    yield from shared_rules(wanted, FORM)
-    for i, tool in enumerate(tools):
-        arguments = f"arguments_{i}"
-        yield f"call_{i}: {quoted(f'{tool.name}>' + chr(10))} {arguments} {quoted(FUNCTION_CLOSE + chr(10))}"
-        if tool.custom:
-            yield f"{arguments}: {literal(wanted, FORM, FORM.head(INPUT))} {input_text(wanted, tool, FORM)}"
-        else:
-            yield from tagged_rules(arguments, wanted, tool, FORM)
+    rules = tagged_calls(wanted, FORM, lambda tool: (quoted(f"{tool.name}>\n"), quoted(f"{FUNCTION_CLOSE}\n")))
+    return constraint(wanted, openers=openers, separator='"\\n"', rules=rules)
 
 
 def shortest(wanted: Wanted) -> str:
     """The text of a short valid call of the first tool that may be called."""
     tool = callable_tools(wanted)[0]
-    members = "".join(f"{FORM.head(name)}{text}{FORM.tail}" for name, text in shortest_members(tool))
+    members = FORM.written(shortest_members(tool))
     return f"{OPEN}\n{FUNCTION}{tool.name}>\n{members}{FUNCTION_CLOSE}\n{CLOSE}"
 
 
@@ -143,7 +126,7 @@ QWEN3_CODER = Dialect(
     name="qwen3_coder",
     markers=(OPEN, CLOSE),
     halts=(),
-    parser=parser,
+    parser=partial(Reading, _read_reply),
     constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,

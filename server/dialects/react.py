@@ -12,22 +12,13 @@ arguments in a fence, and without their last braces.
 A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains it, the text stands as it is.
 """
 
-from collections.abc import Iterator, Sequence
+from functools import partial
 
 from server.dialects.json_arguments import JsonArguments
 from server.dialects.json_rules import quoted
-from server.dialects.lark import (
-    MAX_CALLS,
-    arguments_rules,
-    callable_tools,
-    constraint,
-    input_piece,
-    is_raw,
-    raw_piece,
-    remembering,
-)
+from server.dialects.lark import MAX_CALLS, callable_tools, constraint, is_raw, json_calls, remembering
 from server.dialects.minimal import shortest_arguments
-from server.dialects.protocol import Dialect, Parser, Tool, Wanted
+from server.dialects.protocol import Dialect, Tool, Wanted
 from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_line, read_text
 from server.dialects.validity import Offered
 from server.messages import Constraint
@@ -38,12 +29,6 @@ FENCES = ("```json\n", "```\n")
 LINE_WORDS = (ACTION, OBSERVATION, *LABELS)
 OPENERS = Openers(*(f"\n{word}" for word in LINE_WORDS))
 INPUT_ENDS = Openers(f"\n{OBSERVATION}", f"\n{ACTION}", "\nThought:")
-
-
-def parser(tools: Sequence[Tool]) -> Parser:
-    """Reads replies in this format."""
-    offered = Offered(tools)
-    return Reading(lambda tape, out: _read_reply(tape, out, offered))
 
 
 def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
@@ -108,19 +93,8 @@ def constrain(wanted: Wanted) -> Constraint | None:
     """The grammar of a reply in this format."""
     more = f' ("\\n{ACTION} " call){{0,{MAX_CALLS - 1}}}' if wanted.choice.parallel else ""
     rest = f'" " call{more} ("\\n{OBSERVATION}")?'
-    return constraint(wanted, openers={ACTION: rest}, separator=None, rules=_rules(wanted), line_start=True)
-
-
-def _rules(wanted: Wanted) -> Iterator[str]:
-    tools = callable_tools(wanted)
-    yield "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
-    for i, tool in enumerate(tools):
-        head = quoted(f"{tool.name}\n{INPUT} ")
-        if tool.custom:
-            yield f"call_{i}: {head} {raw_piece(tool) if is_raw(tool) else input_piece(tool)}"
-        else:
-            yield f"call_{i}: {head} arguments_{i}"
-            yield from arguments_rules(f"arguments_{i}", wanted, tool)
+    rules = json_calls(wanted, lambda tool: (quoted(f"{tool.name}\n{INPUT} "), ""))
+    return constraint(wanted, openers={ACTION: rest}, separator=None, rules=rules, line_start=True)
 
 
 def shortest(wanted: Wanted) -> str:
@@ -138,7 +112,7 @@ REACT = Dialect(
     name="react",
     markers=(),
     halts=(f"\n{OBSERVATION}",),
-    parser=parser,
+    parser=partial(Reading, _read_reply),
     constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,

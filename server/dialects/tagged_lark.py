@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ from llguidance import regex_to_lark
 
 from server.dialects.holdable import held_arguments
 from server.dialects.json_rules import DEFINITIONS, JsonRules, plain_members
-from server.dialects.lark import marker, pattern_of, raw_piece
+from server.dialects.lark import callable_tools, marker, one_of_calls, pattern_of, raw_piece
 from server.dialects.protocol import Tool, Wanted
 from server.dialects.schema_forms import resolved
+from server.dialects.tagged import INPUT
 from server.dialects.variants import variants
 from server.errors import BadSchema
 
@@ -49,40 +50,53 @@ class TagForm:
     closing: str
     tags: tuple[str, ...] = ()
 
+    def written(self, members: Iterable[tuple[str, str]]) -> str:
+        """Arguments in this form, each with its tags."""
+        return "".join(f"{self.head(name)}{text}{self.tail}" for name, text in members)
 
-def literal(wanted: Wanted, form: TagForm, text: str) -> str:
+
+def _literal(wanted: Wanted, form: TagForm, text: str) -> str:
     """An expression for this very text, its tags as tokens where the vocabulary has them."""
     known = [tag for tag in form.tags if tag in wanted.marker_ids]
     parts = re.split("(" + "|".join(map(re.escape, known)) + ")", text) if known else [text]
     return " ".join(marker(wanted, part) for part in parts if part)
 
 
-def shared_rules(wanted: Wanted, form: TagForm) -> Iterator[str]:
-    """Rules that every tool's arguments use."""
+def tagged_calls(wanted: Wanted, form: TagForm, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
+    """Rules by which `call` is one call in this form, with the pieces `around` its arguments for each tool."""
+    tools = callable_tools(wanted)
+    yield one_of_calls(tools)
     yield f"RAW: /(?s:.*)/ & ~/(?s:.*)({form.ends})(?s:.*)/"
-    yield from raw_rules(wanted, form, "raw_value", "RAW")
+    yield from _raw_rules(wanted, form, "raw_value", "RAW")
+    for i, tool in enumerate(tools):
+        before, after = around(tool)
+        yield f"call_{i}: {before} arguments_{i} {after}"
+        if tool.custom:
+            yield f"arguments_{i}: {_literal(wanted, form, form.head(INPUT))} {_input_text(wanted, tool, form)}"
+        else:
+            yield from _tagged_rules(f"arguments_{i}", wanted, tool, form)
 
 
-def raw_rules(wanted: Wanted, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
+def _raw_rules(wanted: Wanted, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
     """Rules by which `rule` is raw text of this terminal with the tail behind it."""
     if form.closing in wanted.marker_ids:  # a token ends the text: nothing in the text can be taken for it
-        yield f"{rule}: {terminal} {literal(wanted, form, form.tail)}"
+        yield f"{rule}: {terminal} {_literal(wanted, form, form.tail)}"
         return
     yield f"{rule.upper()}_WHOLE: {terminal} /{pattern_of(form.tail)}/"
     yield f"{rule}[lazy]: {rule.upper()}_WHOLE"
 
 
-def tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
+def _tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
     """Rules by which `rule` is the arguments of one call."""
     plain = variants(held_arguments(wanted, tool))
     yield f"{rule}: " + " | ".join(f"{rule}_v{i}" for i in range(len(plain)))
-    values = TaggedValues(rule, wanted, tool, form)
+    values = _TaggedValues(rule, wanted, tool, form)
     for i, schema in enumerate(plain):
         yield f"{rule}_v{i}: {values.object(f'{rule}_v{i}', schema)}"
     yield from values.rules.lines
 
 
-class TaggedValues:
+class _TaggedValues:
     """Rules for the tagged values of one tool's arguments."""
 
     def __init__(self, prefix: str, wanted: Wanted, tool: Tool, form: TagForm) -> None:
@@ -154,20 +168,20 @@ class TaggedValues:
             return "raw_value"
         name = self.rules.name()
         self.rules.lines.append(f"{name.upper()}: RAW & {' & '.join(f'/{rule}/' for rule in rules)}")
-        self.rules.lines += raw_rules(self._wanted, self._form, name, name.upper())
+        self.rules.lines += _raw_rules(self._wanted, self._form, name, name.upper())
         return name
 
     def _literal(self, text: str) -> str:
-        return literal(self._wanted, self._form, text)
+        return _literal(self._wanted, self._form, text)
 
 
-def input_text(wanted: Wanted, tool: Tool, form: TagForm) -> str:
+def _input_text(wanted: Wanted, tool: Tool, form: TagForm) -> str:
     """The piece for a custom tool's free text with its tail."""
     if tool.format is None:
         return "raw_value"
     if tool.format.syntax == "regex":
-        return f"/{regex_to_lark(tool.format.definition, '')}/ {literal(wanted, form, form.tail)}"
-    return f"{raw_piece(tool)} {literal(wanted, form, form.tail)}"
+        return f"/{regex_to_lark(tool.format.definition, '')}/ {_literal(wanted, form, form.tail)}"
+    return f"{raw_piece(tool)} {_literal(wanted, form, form.tail)}"
 
 
 def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:

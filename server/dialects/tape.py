@@ -5,8 +5,10 @@ format it describes. `Reading` turns that generator into the `feed` and `close` 
 """
 
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 
+from server.dialects.protocol import Tool
+from server.dialects.validity import Offered
 from server.events import CallArguments, CallClosed, CallOpened, Flag, ParserEvent, Text
 
 Steps = Generator[None, None, None]
@@ -134,12 +136,12 @@ class Outbox:
 
 
 class Reading:
-    """A parser: runs `steps` as far as the text goes."""
+    """A parser: runs a dialect's `read` as far as the text goes. The tools are those that a reply may call."""
 
-    def __init__(self, read: Callable[[Tape, Outbox], Steps]) -> None:
+    def __init__(self, read: Callable[[Tape, Outbox, Offered], Steps], tools: Sequence[Tool]) -> None:
         self._tape = Tape()
         self._out = Outbox()
-        self._steps = read(self._tape, self._out)
+        self._steps = read(self._tape, self._out, Offered(tools))
 
     def feed(self, text: str) -> list[ParserEvent]:
         """Events that the text so far settles."""
