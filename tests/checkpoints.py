@@ -68,15 +68,15 @@ def cache_folder() -> Path:
 
 def qwen_tokenizer(folder: Path | None = None) -> Path:
     """A folder with tokenizer.json, tokenizer_config.json and chat_template.jinja; made once, in 5 s."""
-    return _once(folder or cache_folder() / "tokenizer", _write_tokenizer)
+    return make_once(folder or cache_folder() / "tokenizer", _write_tokenizer)
 
 
 def tiny_checkpoint(kind: Kind, folder: Path | None = None) -> Path:
     """A complete checkpoint of this architecture with random float32 weights; made once, in a few seconds."""
-    return _once(folder or cache_folder() / kind, lambda target: _write_checkpoint(kind, target))
+    return make_once(folder or cache_folder() / kind, lambda target: _write_checkpoint(kind, target))
 
 
-def _once(folder: Path, write: Any) -> Path:
+def make_once(folder: Path, write: Any) -> Path:
     """Written beside and renamed, so that a folder that exists is complete, whoever else writes it now."""
     if (folder / "tokenizer.json").exists():
         return folder
