@@ -51,7 +51,8 @@ def create_app(settings: Settings, checkpoint: Checkpoint, prompter: Prompter, b
         # FastAPI's own spans would double ours, and tell the query string; older versions ignore this.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    _add_routes(app, chat, Info(name, checkpoint, backend, metrics), Counting(chat, answerer, checkpoint))
+    info = Info(name, prompter.window, backend, metrics)
+    _add_routes(app, chat, info, Counting(chat, answerer, checkpoint, prompter.window))
     _add_description(app)
     _add_fault_handlers(app, metrics)
     _add_middleware(app, settings.api)

@@ -16,6 +16,7 @@ from server.api.faults import Refused, fault_of, no_such_model
 from server.api.metrics import CONTENT_TYPE, Metrics
 from server.backend.protocol import Backend
 from server.chat.checkpoint import Checkpoint
+from server.chat.window import Window
 from server.errors import ServeError, Starting
 
 MOST_TOKENS = 1 << 20
@@ -29,8 +30,8 @@ def as_json(value: Any, status: int = 200) -> Response:
 class Info:
     """What the server tells about itself."""
 
-    def __init__(self, name: str, checkpoint: Checkpoint, backend: Backend, metrics: Metrics) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, name: str, window: Window, backend: Backend, metrics: Metrics) -> None:
+        self._window = window
         self._backend = backend
         self._metrics = metrics
         self._model = {
@@ -38,19 +39,21 @@ class Info:
             "object": "model",
             "created": int(time.time()),
             "owned_by": "toolwire",
-            "max_model_len": checkpoint.max_model_len,
         }
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return as_json({"object": "list", "data": [self._model]})
+        return as_json({"object": "list", "data": [self._described()]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}; the id may hold slashes."""
         name = request.path_params["id"]
         if name != self._model["id"]:
             raise Refused(no_such_model(name))
-        return as_json(self._model)
+        return as_json(self._described())
+
+    def _described(self) -> dict[str, Any]:
+        return {**self._model, "max_model_len": self._window.limit}
 
     async def health(self, request: Request) -> Response:
         """GET and HEAD / and /health: the process lives. Touches neither the engine nor the model."""
@@ -99,10 +102,11 @@ class Info:
 class Counting:
     """Texts and requests in tokens, without generating any."""
 
-    def __init__(self, chat: Chat, answerer: Answerer, checkpoint: Checkpoint) -> None:
+    def __init__(self, chat: Chat, answerer: Answerer, checkpoint: Checkpoint, window: Window) -> None:
         self._chat = chat
         self._answerer = answerer
         self._checkpoint = checkpoint
+        self._window = window
 
     async def input_tokens(self, request: Request) -> Response:
         """POST /v1/chat/completions/input_tokens: the prompt's length, and each part's share, by the same code."""
@@ -112,7 +116,7 @@ class Counting:
             {
                 "object": "chat.completion.input_tokens",
                 "input_tokens": sum(share.tokens for share in shares),
-                "max_model_len": self._checkpoint.max_model_len,
+                "max_model_len": self._window.limit,
                 "parts": [{"part": share.part, "tokens": share.tokens} for share in shares],
             }
         )
@@ -126,8 +130,7 @@ class Counting:
         mask = self._checkpoint.mask
         hidden = mask.hide(text)
         token_ids = await asyncio.to_thread(self._checkpoint.encoder.encode, hidden, mask)  # long texts take a while
-        limit = self._checkpoint.max_model_len
-        return as_json({"tokens": token_ids, "count": len(token_ids), "max_model_len": limit})
+        return as_json({"tokens": token_ids, "count": len(token_ids), "max_model_len": self._window.limit})
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize: `tokens` as text, control tokens shown."""

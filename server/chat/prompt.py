@@ -41,7 +41,7 @@ class Prompter:
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         self._checkpoint = checkpoint
-        self._limit = checkpoint.max_model_len
+        self.window = window.Window(checkpoint.max_model_len)
         self._max_new_tokens = settings.api.max_new_tokens
         self._on_overflow = settings.api.on_overflow
         mask = Mask([]) if settings.model.trust_control_tokens else checkpoint.mask
@@ -53,10 +53,10 @@ class Prompter:
         Raises BadRequest (the template refuses), PromptTooLong, BadSchema (what is wanted cannot be constrained).
         """
         fitted = self._fit(ask)
-        if not window.fits(self._limit, fitted.prompt.num_tokens):
+        if not window.fits(self.window.limit, fitted.prompt.num_tokens):
             raise self._too_long(fitted)
         token_ids = fitted.prompt.token_ids
-        max_tokens = window.reply_room(self._limit, len(token_ids), ask.max_tokens, self._max_new_tokens)
+        max_tokens = window.reply_room(self.window.limit, len(token_ids), ask.max_tokens, self._max_new_tokens)
         thinking = find_thinking(self._checkpoint, fitted.prompt, ask.continue_final_message)
         return Prepared(
             generates=self._generates(ask, token_ids, thinking, max_tokens),
@@ -84,17 +84,17 @@ class Prompter:
 
         whole = render(shaped)
         refuses = (ask.on_overflow or self._on_overflow) == "refuse"
-        if refuses or window.fits(self._limit, whole.prompt.num_tokens):
+        if refuses or window.fits(self.window.limit, whole.prompt.num_tokens):
             return whole
-        largest = window.largest_prompt(self._limit, ask.max_tokens, self._max_new_tokens)
-        return _drop_oldest(shaped, render, largest, self._limit) or whole
+        largest = window.largest_prompt(self.window.limit, ask.max_tokens, self._max_new_tokens)
+        return _drop_oldest(shaped, render, largest, self.window.limit) or whole
 
     def _shares(self, fitted: Fitted) -> tuple[Share, ...]:
         return attribute(self._checkpoint, self._renderer, fitted.script, fitted.prompt, fitted.shaped)
 
     def _too_long(self, fitted: Fitted) -> PromptTooLong:
         functions = sum(share.tokens for share in self._shares(fitted) if share.part.startswith("tools"))
-        return window.too_long(self._limit, fitted.prompt.num_tokens - functions, functions)
+        return window.too_long(self.window.limit, fitted.prompt.num_tokens - functions, functions)
 
     def _call_openers(self) -> tuple[int, ...]:
         """The id that opens a call: one written inside a think block ends it, and the call is held to its schema."""

@@ -16,6 +16,21 @@ SMALLEST_REPLY = 1
 LARGEST_SHARE = 4  # dropping leaves at most one part in so many to the reply
 
 
+class Window:
+    """Tokens of prompt and reply together: what the model takes, or less where the engine's cache holds less.
+
+    Read from several threads, moved by one.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self.limit = longest
+
+    def narrow(self, held: int) -> None:
+        """The engine has said how many tokens one sequence may have; one that starts again may say another number."""
+        self.limit = min(self._longest, held)
+
+
 def reply_room(limit: int, prompt_tokens: int, wanted: int | None, default: int) -> int:
     """Tokens that the reply may have: what was wanted (or the default), cut to what is left; at least one."""
     return max(SMALLEST_REPLY, min(default if wanted is None else wanted, limit - prompt_tokens))

@@ -94,7 +94,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
             _whole(fields, "intermediate_size", 0), _whole(fields, "shared_expert_intermediate_size", 0)
         ),
         vocab_size=_whole(fields, "vocab_size"),
-        max_positions=_whole(fields, "max_position_embeddings", 32768),
+        max_positions=_positions(fields),
         num_heads=heads,
         num_kv_heads=_whole(fields, "num_key_value_heads", heads),
         head_dim=_whole(fields, "head_dim", hidden // max(heads, 1)),
@@ -111,6 +111,18 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         tied=bool(config.get("tie_word_embeddings", fields.get("tie_word_embeddings", False))),
         dtype=_dtype(config, fields),
     )
+
+
+def _positions(fields: Mapping[str, Any]) -> int:
+    """Tokens that the model attends to; YaRN and its like stretch the original length by a factor."""
+    positions = _whole(fields, "max_position_embeddings", 32768)
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling")
+    if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) not in ("yarn", "linear", "dynamic"):
+        return positions
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
+    if not isinstance(factor, int | float):
+        return positions
+    return max(positions, int((original if isinstance(original, int) else positions) * factor))
 
 
 def _linear_layers(fields: Mapping[str, Any]) -> int:
