@@ -188,7 +188,7 @@ def config_json(shape: Shape, end_of_turn: int, end_of_text: int) -> dict[str, A
         "model_type": "qwen3",
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "dtype": "bfloat16",
+        "dtype": "float32",
         "eos_token_id": end_of_turn,
         "pad_token_id": end_of_text,
         "bos_token_id": None,

@@ -2,10 +2,10 @@
 
 torch's own bf16 product on the CPU lays the weight out anew at every call. Measured over the shapes of Qwen3-0.6B and
 of models a tenth as wide: packed once, a product takes 0.5 to 0.7 of the time with 1 to 128 tokens and the same with
-1000. float32 gains nothing at most of these shapes, so it is left alone.
+1000. float32 gains nothing at most of these shapes, so its layout is left alone.
 
-Layers that read one input (queries, keys and values; gate and up) become one product: the first that is called
-computes all, the others hand out their share.
+Layers that read one input (queries, keys and values; gate and up) become one product, in float32 too: the first that
+is called computes all, the others hand out their share.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 # In the order in which transformers' layers call them, on one and the same input.
 SIBLINGS = (
@@ -24,11 +25,15 @@ SIBLINGS = (
     ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
     ("in_proj_qkvz", "in_proj_ba"),
 )
+DTYPES = (torch.bfloat16, torch.float32)
 MADV_DONTNEED = 4
+
+# Named once: looking it up costs a microsecond a call.
+_product = torch.ops.mkldnn._linear_pointwise.default
 
 
 class PackedLinear(nn.Module):
-    """Computes what these nn.Linear compute, side by side: bf16 on the CPU."""
+    """Computes what these nn.Linear compute, side by side, on the CPU."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -37,17 +42,20 @@ class PackedLinear(nn.Module):
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.out_features, self.in_features = weight.shape
         self.bias = torch.cat(biases) if biases else None
+        self._is_laid_out = lays_out(weight.dtype)
         # Laid out for one token; the same layout serves any number of them as fast as its own would.
-        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1) if self._is_laid_out else weight
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self._packed, self.bias, "none", [], "")
+        if not self._is_laid_out:
+            return functional.linear(hidden, self._weight, self.bias)
+        result: Tensor = _product(hidden, self._weight, self.bias, "none", [], "")
         return result
 
     def packed_bytes(self) -> int:
         """Memory of the weight as it is kept."""
-        return self.in_features * self.out_features * 2
+        return self.in_features * self.out_features * (2 if self._is_laid_out else self._weight.element_size())
 
 
 class FirstSibling(nn.Module):
@@ -90,30 +98,34 @@ class LaterSibling(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Replace the bf16 linear layers of a model on the CPU by packed ones, and give the memory of the others back.
+    """Replace the linear layers of a model on the CPU by packed ones, and give the memory of the others back.
 
+    In float32 only siblings are replaced: one layer alone has nothing to gain.
     A weight shared with the embedding is packed for the output head and kept for the look-up; where it is mapped from
     the checkpoint's file, only the rows that are looked up stay in memory.
     """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return
     for module in list(model.modules()):
         for names in SIBLINGS:
             linears = [child for name in names if _can_pack(child := getattr(module, name, None))]
             if len(linears) == len(names) and _alike(linears):
                 _replace_siblings(module, names, linears)
         for name, child in list(module.named_children()):
-            if _can_pack(child):
+            if _can_pack(child) and lays_out(child.weight.dtype):
                 setattr(module, name, PackedLinear([child]))
                 _forget_mapped(child.weight)
 
 
+def lays_out(dtype: torch.dtype) -> bool:
+    """Whether weights of this dtype are laid out anew."""
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _can_pack(child: Any) -> TypeGuard[nn.Linear]:
-    return type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype == torch.bfloat16
+    return type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype in DTYPES
 
 
 def _alike(linears: Sequence[nn.Linear]) -> bool:
-    return len({(linear.in_features, linear.bias is None) for linear in linears}) == 1
+    return len({(linear.in_features, linear.bias is None, linear.weight.dtype) for linear in linears}) == 1
 
 
 def _replace_siblings(module: nn.Module, names: Sequence[str], linears: Sequence[nn.Linear]) -> None:

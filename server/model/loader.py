@@ -20,6 +20,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from server.errors import CannotStart
+from server.model.decoder import Body, open_body
 from server.model.linear import PackedLinear, pack_linears
 from server.model.paged import paged_attention
 from server.model.recurrent import RecurrentShape, recurrent_shape, split_rows
@@ -55,7 +56,7 @@ class KvShape:
 class LoadedModel:
     """A model ready to be run, and what its neighbours must know about it."""
 
-    body: nn.Module  # ids -> hidden states
+    body: Body  # ids -> hidden states
     head: nn.Module  # hidden states -> logits
     device: torch.device
     dtype: torch.dtype
@@ -90,7 +91,7 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
     _choose_threads(device, settings.threads, weight_bytes)
     on_progress(1.0)
     return LoadedModel(
-        body=body,
+        body=open_body(body),
         head=model.get_output_embeddings(),
         device=device,
         dtype=model.dtype,

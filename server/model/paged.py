@@ -45,7 +45,7 @@ class Attends(Protocol):
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Write the new keys and values, then attend to all that each token may see.
 
-        query [heads, num_tokens, head_dim], key and value [kv_heads, num_tokens, head_dim];
+        query [num_tokens, heads, head_dim], key and value [num_tokens, kv_heads, head_dim];
         returns [num_tokens, heads, head_dim].
         """
         ...
@@ -66,6 +66,9 @@ class KvPool:
         parts = storage.view(shape.layers, 2, num_blocks, shape.kv_heads, -1)
         self.keys = [part[0].view(num_blocks, shape.kv_heads, shape.head_dim, shape.block_size) for part in parts]
         self.values = [part[1].view(num_blocks, shape.kv_heads, shape.block_size, shape.head_dim) for part in parts]
+        # The same memory, [num_blocks, block_size, kv_heads, head_dim]: where one token's keys and values are written.
+        self.key_places = [keys.permute(0, 3, 1, 2) for keys in self.keys]
+        self.value_places = [values.transpose(1, 2) for values in self.values]
 
     def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> "PagedStep":
         """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
@@ -104,12 +107,13 @@ class PagedStep:
             # A weight of 0 does not hide a NaN that a broken sequence left behind.
             keys.index_fill_(0, plan.fresh_blocks, 0)
             values.index_fill_(0, plan.fresh_blocks, 0)
-        keys.permute(0, 3, 1, 2).index_put_((plan.write_blocks, plan.write_offsets), key.transpose(0, 1))
-        values.transpose(1, 2).index_put_((plan.write_blocks, plan.write_offsets), value.transpose(0, 1))
+        places = (plan.write_blocks, plan.write_offsets)
+        self.pool.key_places[layer].index_put_(places, key)
+        self.pool.value_places[layer].index_put_(places, value)
         parts = [_attend_short(rows, query, keys, values, scaling) for rows in plan.short]
         for chunk in plan.chunks:
             own = slice(chunk.first_token, chunk.first_token + chunk.num_tokens)
-            parts.append(_attend_chunk(chunk, query[:, own], (key[:, own], value[:, own]), (keys, values), scaling))
+            parts.append(_attend_chunk(chunk, query[own], (key[own], value[own]), (keys, values), scaling))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -119,42 +123,46 @@ def paged_attention(
     """transformers' attention interface: [1, heads, num_tokens, head_dim] in, [1, num_tokens, heads, head_dim] out."""
     step: Attends = kwargs["paged"]
     scaling = kwargs.get("scaling") or module.head_dim**-0.5
-    return step.attend(module.layer_idx, query[0], key[0], value[0], scaling).unsqueeze(0), None
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    return step.attend(module.layer_idx, query, key, value, scaling).unsqueeze(0), None
 
 
 def _attend_short(rows: ShortRows, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """[heads, num_tokens, head_dim] -> [rows * tokens of each, heads, head_dim]."""
-    _, kv_heads, head_dim, _ = keys.shape
-    keys = keys[rows.blocks] if isinstance(rows.blocks, slice) else keys.index_select(0, rows.blocks)
-    values = values[rows.blocks] if isinstance(rows.blocks, slice) else values.index_select(0, rows.blocks)
-    end = rows.first_token + rows.num_rows * rows.num_tokens
+    """[num_tokens, heads, head_dim] -> [rows * tokens of each, heads, head_dim]."""
+    if isinstance(rows.blocks, slice):
+        keys, values = keys[rows.blocks], values[rows.blocks]
+    else:
+        keys, values = keys.index_select(0, rows.blocks), values.index_select(0, rows.blocks)
+    kv_heads, head_dim = keys.shape[1:3]
+    num_tokens = rows.num_rows * rows.num_tokens
+    if num_tokens != query.shape[0]:
+        query = query[rows.first_token : rows.first_token + num_tokens]
     # [rows, KV heads, heads of a group, tokens, head_dim]: the queries that share a KV head are rows of one product.
-    own = query[:, rows.first_token : end].view(kv_heads, -1, rows.num_rows, rows.num_tokens, head_dim)
-    own = own.permute(2, 0, 1, 3, 4)
+    own = query.reshape(rows.num_rows, rows.num_tokens, kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)
     if rows.folding is None:
         result = _attend_one_row(rows, own, keys, values, scaling)
     else:
         result = _attend_many_rows(rows, rows.folding, own, keys, values, scaling)
-    return result.transpose(1, 2).reshape(end - rows.first_token, -1, head_dim)
+    return result.transpose(1, 2).reshape(num_tokens, -1, head_dim)
 
 
 def _attend_one_row(rows: ShortRows, own: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
     """One softmax over all blocks. Returns [1, heads, tokens, head_dim]."""
     pairs, kv_heads, head_dim, block_size = keys.shape
     _, _, groups, tokens, _ = own.shape
-    spread = own.reshape(1, -1).expand(pairs, -1).reshape(pairs * kv_heads, groups * tokens, head_dim)
-    scores = torch.bmm(spread, keys.view(pairs * kv_heads, head_dim, block_size))
-    scores = scores.view(pairs, kv_heads, groups, tokens, block_size)
+    scores = torch.matmul(own.reshape(kv_heads, groups * tokens, head_dim), keys)
     # Scaled, masked, made float32 and turned so that a row's blocks lie side by side, all in one pass.
-    row = torch.empty((kv_heads, groups, tokens, pairs, block_size), dtype=torch.float32)
-    torch.add(rows.bias, scores, alpha=scaling, out=row.permute(3, 0, 1, 2, 4))
-    weights = torch.softmax(row.flatten(3), -1).view(row.shape).permute(3, 0, 1, 2, 4)
-    shares = torch.empty(scores.shape, dtype=values.dtype).copy_(weights)
-    products = torch.bmm(
-        shares.view(pairs * kv_heads, groups * tokens, block_size),
-        values.view(pairs * kv_heads, block_size, head_dim),
+    row = torch.empty((kv_heads, groups, tokens, pairs, block_size))
+    torch.add(
+        rows.bias,
+        scores.view(pairs, kv_heads, groups, tokens, block_size),
+        alpha=scaling,
+        out=row.permute(3, 0, 1, 2, 4),
     )
-    result = products.view(pairs, -1).sum(0, dtype=torch.float32).to(values.dtype)
+    weights = torch.softmax(row.view(kv_heads, groups * tokens, -1), -1).view(kv_heads, -1, pairs, block_size)
+    shares = torch.empty((pairs, kv_heads, groups * tokens, block_size), dtype=values.dtype)
+    products = torch.matmul(shares.copy_(weights.permute(2, 0, 1, 3)), values)
+    result = products.sum(0, dtype=torch.float32).to(values.dtype)
     return result.view(1, kv_heads * groups, tokens, head_dim)
 
 
@@ -200,8 +208,9 @@ def _fold_sum(of_pairs: Tensor, folding: Folding) -> Tensor:
 def _attend_chunk(
     chunk: Chunk, query: Tensor, own: tuple[Tensor, Tensor], cached: tuple[Tensor, Tensor], scaling: float
 ) -> Tensor:
-    """[heads, num_tokens, head_dim] -> [num_tokens, heads, head_dim]."""
-    result, result_lse = _flash(query, *own, scaling, causal=True)
+    """[num_tokens, heads, head_dim] -> the same."""
+    query = query.transpose(0, 1)
+    result, result_lse = _flash(query, own[0].transpose(0, 1), own[1].transpose(0, 1), scaling, causal=True)
     if chunk.start:
         _, kv_heads, head_dim, _ = cached[0].shape
         # Of one block alone, the reshape is a view whose last dimension is not contiguous: the kernel would misread it.

@@ -114,8 +114,8 @@ class CudaStep:
         if self.fresh is not None:
             keys.index_fill_(0, self.fresh, 0)
             values.index_fill_(0, self.fresh, 0)
-        keys.index_put_((self.write_blocks, self.write_offsets), key.transpose(0, 1))
-        values.index_put_((self.write_blocks, self.write_offsets), value.transpose(0, 1))
+        keys.index_put_((self.write_blocks, self.write_offsets), key)
+        values.index_put_((self.write_blocks, self.write_offsets), value)
         parts = [_attend_alike(rows, query, keys, values, scaling) for rows in self.groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -140,10 +140,10 @@ def _arrange_alike(first_token: int, rows: Sequence[RowPlan], block_size: int, d
 
 
 def _attend_alike(rows: Alike, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """[heads, num_tokens, head_dim] -> [rows * tokens of each, heads, head_dim]."""
-    heads, _, head_dim = query.shape
+    """[num_tokens, heads, head_dim] -> [rows * tokens of each, heads, head_dim]."""
+    _, heads, head_dim = query.shape
     end = rows.first_token + rows.num_rows * rows.num_tokens
-    own = query[:, rows.first_token : end].view(heads, rows.num_rows, rows.num_tokens, head_dim).transpose(0, 1)
+    own = query[rows.first_token : end].view(rows.num_rows, rows.num_tokens, heads, head_dim).transpose(1, 2)
     # [rows, KV heads, positions, head_dim]
     seen_keys = keys[rows.table].flatten(1, 2).transpose(1, 2)
     seen_values = values[rows.table].flatten(1, 2).transpose(1, 2)

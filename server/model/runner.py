@@ -72,15 +72,12 @@ class Runner:
         ids = np.concatenate([np.asarray(row.token_ids, dtype=np.int64) for row in rows])
         positions = np.concatenate([np.arange(plan.start, plan.start + plan.num_tokens) for plan in plans])
         device = self._loaded.device
-        output = self._loaded.body(
-            input_ids=torch.from_numpy(ids).unsqueeze(0).to(device, non_blocking=True),
-            position_ids=torch.from_numpy(positions).unsqueeze(0).to(device, non_blocking=True),
-            use_cache=False,
-            paged=self.pool.arrange(plans, self._layer_of),
-            recurrent=self._plan_states(rows),
+        return self._loaded.body(
+            torch.from_numpy(ids).to(device, non_blocking=True),
+            torch.from_numpy(positions).to(device, non_blocking=True),
+            self.pool.arrange(plans, self._layer_of),
+            self._plan_states(rows),
         )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
 
     def _plan_states(self, rows: Sequence[Row]) -> RecurrentStep | None:
         if self.states is None:

@@ -60,10 +60,14 @@ def test_a_sibling_called_with_another_input_is_an_error_and_no_wrong_number() -
             model.up_proj(torch.randn(1, 2, 64, dtype=torch.bfloat16))
 
 
-def test_float32_layers_are_left_alone() -> None:
-    model = Mlp().float()
-    pack_linears(model)
-    assert all(isinstance(child, nn.Linear) for child in model.children())
+def test_float32_siblings_share_one_product_and_others_are_left_alone() -> None:
+    model, hidden = Mlp().float(), torch.randn(1, 7, 64)
+    with torch.inference_mode():
+        before = model(hidden)
+        pack_linears(model)
+        torch.testing.assert_close(model(hidden), before)
+    assert isinstance(model.gate_proj, FirstSibling) and isinstance(model.down_proj, nn.Linear)
+    assert model.gate_proj.packed.packed_bytes() == 2 * 64 * 96 * 4
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,189 @@
+"""A decoder's forward in few operations, on the weights and modules that transformers loaded.
+
+transformers' layers take some 60 operations each, and as many Python calls around them. On a small model, or for one
+token of a larger one, that is most of the step. The models listed here differ in nothing but biases, norms of queries
+and keys, and how the MLP is made, so that one form computes them all; every other model runs as transformers wrote it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from server.model.linear import FirstSibling
+from server.model.paged import Attends
+from server.model.recurrent import RecurrentStep
+
+SHORT_FORMS = ("llama", "qwen2", "qwen3", "qwen3_moe")  # model types
+Product = Callable[[Tensor], Tensor]  # [num_tokens, inputs] -> [num_tokens, outputs]
+
+
+class Body(Protocol):
+    """Everything between the token ids and the output head."""
+
+    def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
+        """Ids and positions [num_tokens] of many rows, one after the other -> hidden states [num_tokens, hidden]."""
+        ...
+
+
+def open_body(decoder: Any) -> Body:
+    """The decoder of a model of transformers, its linear layers packed or not, as a Body."""
+    text = decoder.config
+    if text.model_type not in SHORT_FORMS or not _is_plain(decoder):
+        return WholeBody(decoder)
+    return ShortBody(decoder)
+
+
+class WholeBody:
+    """The decoder as transformers wrote it."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._decoder = decoder
+
+    def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
+        """As `Body`."""
+        output = self._decoder(
+            input_ids=ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            paged=paged,
+            recurrent=recurrent,
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+
+class ShortBody:
+    """The same numbers in fewer operations: equal in float32 to its rounding, in bf16 with fewer roundings between."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._embedding = decoder.embed_tokens
+        self._rotary = decoder.rotary_emb
+        self._layers = [Layer(layer) for layer in decoder.layers]
+        self._norm = Norm(decoder.norm)
+        half = decoder.layers[0].self_attn.head_dim // 2
+        self._signs = torch.ones(2 * half, dtype=self._norm.weight.dtype, device=self._norm.weight.device)
+        self._signs[:half] = -1
+
+    def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
+        """As `Body`."""
+        hidden: Tensor = self._embedding(ids)
+        cos, sin = self._rotary(hidden, positions.unsqueeze(0))
+        # [num_tokens, 1, head_dim]: the same for every head. Rotating a head is cos * head + sin * (its halves swapped,
+        # the one that comes to the front negated); the sign goes to the sine, once for all layers.
+        turn = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)
+        for index, layer in enumerate(self._layers):
+            hidden = layer.forward(index, hidden, turn, paged)
+        return self._norm(hidden)
+
+
+class Norm:
+    """RMS norm over the last dimension."""
+
+    def __init__(self, norm: Any) -> None:
+        self.weight: Tensor = norm.weight.detach()
+        self._size = list(self.weight.shape)
+        self._epsilon: float = norm.variance_epsilon
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[..., size] -> the same."""
+        return functional.rms_norm(hidden, self._size, self.weight, self._epsilon)
+
+
+class HeadNorms:
+    """The norms of each query head and each key head, in one."""
+
+    def __init__(self, attention: Any, heads: int, kv_heads: int) -> None:
+        query, key = attention.q_norm, attention.k_norm
+        assert query.variance_epsilon == key.variance_epsilon, "one norm stands for both"
+        self._epsilon: float = query.variance_epsilon
+        weights = query.weight.detach().expand(heads, -1), key.weight.detach().expand(kv_heads, -1)
+        self._weight = torch.cat(weights)
+
+    def __call__(self, turned: Tensor) -> Tensor:
+        """[num_tokens, heads + kv_heads, head_dim] -> the same."""
+        return functional.rms_norm(turned, turned.shape[-1:], None, self._epsilon).mul_(self._weight)
+
+
+class Layer:
+    """One decoder layer over a flat line of tokens."""
+
+    def __init__(self, layer: Any) -> None:
+        attention = layer.self_attn
+        self._head_dim: int = attention.head_dim
+        self._heads: int = attention.config.num_attention_heads
+        self._kv_heads: int = attention.config.num_key_value_heads
+        self._scaling: float = attention.scaling
+        self._attention_norm, self._mlp_norm = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
+        self._project = _together((attention.q_proj, attention.k_proj, attention.v_proj))
+        has_norms = hasattr(attention, "q_norm")
+        self._head_norms = HeadNorms(attention, self._heads, self._kv_heads) if has_norms else None
+        self._output: Product = attention.o_proj
+        self._mlp: Product = Mlp(layer.mlp) if hasattr(layer.mlp, "gate_proj") else Batched(layer.mlp)
+
+    def forward(self, index: int, hidden: Tensor, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
+        """[num_tokens, hidden] -> the same. `index` is the layer's among the model's."""
+        num_tokens = hidden.shape[0]
+        together = self._project(self._attention_norm(hidden)).view(num_tokens, -1, self._head_dim)
+        num_turned = self._heads + self._kv_heads
+        turned, value = together[:, :num_turned], together[:, num_turned:]
+        if self._head_norms is not None:
+            turned = self._head_norms(turned)
+        turned = torch.addcmul(turned * turn[0], turned.roll(self._head_dim // 2, -1), turn[1])
+        query, key = turned[:, : self._heads], turned[:, self._heads :]
+        attended = paged.attend(index, query, key, value, self._scaling)
+        hidden = hidden + self._output(attended.reshape(num_tokens, -1))
+        return hidden + self._mlp(self._mlp_norm(hidden))
+
+
+class Mlp:
+    """Gate and up in one product, then down."""
+
+    def __init__(self, mlp: Any) -> None:
+        self._open = _together((mlp.gate_proj, mlp.up_proj))
+        self._down: Product = mlp.down_proj
+        self._activate: Product = functional.silu if _is_silu(mlp.act_fn) else mlp.act_fn
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[num_tokens, hidden] -> the same."""
+        gate, up = self._open(hidden).chunk(2, -1)
+        return self._down(self._activate(gate) * up)
+
+
+class Batched:
+    """A module that takes [rows, num_tokens, hidden], such as a router with its experts."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[num_tokens, hidden] -> the same."""
+        result: Tensor = self._module(hidden.unsqueeze(0))[0]
+        return result
+
+
+class Separate:
+    """Products of one input that could not be made one, such as quantized ones."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = list(modules)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[num_tokens, inputs] -> [num_tokens, all outputs]."""
+        return torch.cat([module(hidden) for module in self._modules], -1)
+
+
+def _together(modules: Sequence[Any]) -> Product:
+    first = modules[0]
+    return first.packed if isinstance(first, FirstSibling) else Separate(modules)
+
+
+def _is_silu(activation: Any) -> bool:
+    return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
+
+
+def _is_plain(decoder: Any) -> bool:
+    """Whether every dimension of a head is rotated."""
+    return bool(2 * decoder.rotary_emb.inv_freq.numel() == decoder.layers[0].self_attn.head_dim)
