@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from server.errors import CannotStart
 from server.options import takes_settings
@@ -26,24 +25,36 @@ app = typer.Typer(
 
 def _serve(resolved: Resolved) -> None:
     """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
-    from server.banner import LoadingBar, print_ready
-    from server.run import Serving, serve
+    from server.backend.child import Child
+    from server.start import listen
 
-    console = Console()
-    bar = LoadingBar(console)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves, both signals end a start alike
+    api = resolved.settings.api
+    with listen(api.host, api.port) as listener, Child() as engine:
+        # Importing takes a second here, and longer in the engine: both at once.
+        from rich.console import Console
 
-    def on_ready(serving: Serving) -> None:
-        bar.close()
-        print_ready(console, serving.url, serving.model, serving.ready)
+        from server.banner import LoadingBar, print_ready
+        from server.run import Begun, Serving, serve
 
-    try:
-        serve(resolved.settings, bar.show, on_ready)
-    finally:
-        bar.close()
+        console = Console()
+        bar = LoadingBar(console)
+
+        def on_ready(serving: Serving) -> None:
+            bar.close()
+            print_ready(console, serving.url, serving.model, serving.ready)
+
+        try:
+            serve(resolved.settings, Begun(listener, engine), bar.show, on_ready)
+        finally:
+            bar.close()
 
 
 def _config(resolved: Resolved) -> None:
     """Print every option, its value and where it came from."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("option", "value", "from")
     for group, kind in GROUPS.items():
         values = getattr(resolved.settings, group)
@@ -65,6 +76,8 @@ def check(
     dialect: Annotated[str, typer.Option(help="Tool format to force.")] = "auto",
 ) -> None:
     """Send tool calls through a checkpoint's template, tokenizer and parser, and see whether they come back."""
+    from rich.console import Console
+
     from server.chat.checkpoint import Checkpoint
     from server.chat.selftest import self_test
     from server.locate import locate

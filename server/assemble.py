@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import msgspec
 
+from server.backend.child import Child
 from server.backend.process import EngineCommand, ProcessBackend
 from server.chat.checkpoint import Checkpoint
 from server.chat.selftest import self_test
 from server.errors import CannotStart
 from server.locate import locate
-from server.messages import Progress
+from server.messages import Progress, Ready
 from server.settings import Settings
 
 
@@ -30,13 +31,20 @@ def open_checkpoint(settings: Settings) -> Checkpoint:
 
 
 def build_backend(
-    settings: Settings, checkpoint: Checkpoint, on_progress: Callable[[Progress], None] = lambda _: None
+    settings: Settings,
+    checkpoint: Checkpoint,
+    engine: Child,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_ready: Callable[[Ready], None] = lambda _: None,
 ) -> ProcessBackend:
-    """The engine's door for this checkpoint; nothing is started yet."""
+    """The engine's door for this checkpoint; `engine` waits for its order, which is given by `start`.
+
+    `on_ready` hears of every engine that has come up, also of one that was started again.
+    """
     order = {
         "checkpoint": str(checkpoint.folder),
-        "max_model_len": checkpoint.max_model_len,
+        "max_model_len": settings.model.max_model_len,  # 0: as much of the model's own as memory holds
         "engine": settings.engine,
         "stop_ids": checkpoint.stop_ids,  # they may end any constraint
     }
-    return ProcessBackend(EngineCommand(msgspec.json.encode(order).decode()), on_progress)
+    return ProcessBackend(EngineCommand(msgspec.json.encode(order).decode()), on_progress, engine, on_ready)

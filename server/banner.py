@@ -46,7 +46,8 @@ class LoadingBar:
 
     def close(self) -> None:
         """Leave the finished bars on the screen."""
-        self._bars.stop()
+        if self._console.is_terminal and self._tasks:  # one that never began would leave an empty line
+            self._bars.stop()
 
 
 def print_ready(console: Console, url: str, model: str, ready: Ready) -> None:

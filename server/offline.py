@@ -11,9 +11,9 @@ process of its own; only the socket in front is missing.
 
 import asyncio
 import atexit
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -28,6 +28,7 @@ from server.api.replies import Chunker, Style, fold
 from server.api.schemas import read_request
 from server.api.wire import Chunk
 from server.assemble import build_backend, open_checkpoint
+from server.backend.child import Child
 from server.chat.prompt import Prompter
 from server.errors import BadRequest
 from server.locate import served_name
@@ -48,16 +49,21 @@ class Chat:
     def __init__(self, model: str = BUILT_IN_MODEL, **options: Any) -> None:
         settings = resolve({"model": model, **options}, {}, {}).settings
         self._model = served_name(settings.model.model, settings.model.served_model_name)
-        checkpoint = open_checkpoint(settings)
+        with contextlib.ExitStack() as undo:
+            engine = undo.enter_context(Child())  # imports while the checkpoint is read
+            checkpoint = open_checkpoint(settings)
+            undo.pop_all()
         self._asking = Asking(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size(), settings.api.strict)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="offline chat", daemon=True)
         self._thread.start()
-        self._backend = self._wait_for(_call(lambda: build_backend(settings, checkpoint)))
-        self._answerer = answerer_of(checkpoint, Prompter(checkpoint, settings), self._backend)
+        prompter = Prompter(checkpoint, settings)
+        self._backend = self._wait_for(_call(lambda: build_backend(settings, checkpoint, engine)))
+        self._answerer = answerer_of(checkpoint, prompter, self._backend)
         atexit.register(self.close)
         try:
             self.ready = self._wait_for(self._backend.start())
+            prompter.window.narrow(self.ready.max_model_len)
         except BaseException:
             self.close()
             raise
@@ -163,7 +169,7 @@ class Speaking:
         chunker = Chunker(self.style, dropped_messages=self.answer.prepared.dropped_messages)
         try:
             yield chunker.open(self.answer.n)
-            async with aclosing(self.answer.steps()) as steps:
+            async with contextlib.aclosing(self.answer.steps()) as steps:
                 async for heard in steps:
                     yield [chunk for one in heard for chunk in chunker.feed(one)]
             yield chunker.close(self.answer.tally)

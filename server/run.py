@@ -1,4 +1,4 @@
-"""The life of the API process: open the checkpoint, start the engine, serve, drain, end."""
+"""The life of the API process: open the checkpoint, order the engine, serve, drain, end."""
 
 import asyncio
 import contextlib
@@ -15,10 +15,10 @@ from server.api.app import create_app
 from server.api.logs import configure_logging
 from server.api.traces import send_traces
 from server.assemble import build_backend, open_checkpoint
+from server.backend.child import Child
 from server.backend.process import ProcessBackend
 from server.chat.checkpoint import Checkpoint
 from server.chat.prompt import Prompter
-from server.errors import CannotStart
 from server.locate import served_name
 from server.messages import Progress, Ready
 from server.settings import Settings
@@ -39,7 +39,17 @@ class Serving:
     ready: Ready
 
 
-def serve(settings: Settings, on_progress: Callable[[Progress], None], on_ready: Callable[[Serving], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What was there before the rest was imported: a bound port, and an engine process that waits for its order."""
+
+    listener: socket.socket
+    engine: Child
+
+
+def serve(
+    settings: Settings, begun: Begun, on_progress: Callable[[Progress], None], on_ready: Callable[[Serving], None]
+) -> None:
     """Serve until a signal ends it. Raises CannotStart; returns after a drained shutdown."""
     api = settings.api
     configure_logging(
@@ -47,23 +57,28 @@ def serve(settings: Settings, on_progress: Callable[[Progress], None], on_ready:
     )
     _warn_if_open_to_all(settings)
     _allow_many_connections()
-    with contextlib.ExitStack() as at_the_end, _listen(settings.api.host, settings.api.port) as listener:
+    with contextlib.ExitStack() as at_the_end:
         if settings.api.traces:
             at_the_end.callback(send_traces())
         checkpoint = open_checkpoint(settings)
-        asyncio.run(_serve(settings, checkpoint, listener, on_progress, on_ready))
+        asyncio.run(_serve(settings, checkpoint, begun, on_progress, on_ready))
 
 
 async def _serve(
     settings: Settings,
     checkpoint: Checkpoint,
-    listener: socket.socket,
+    begun: Begun,
     on_progress: Callable[[Progress], None],
     on_ready: Callable[[Serving], None],
 ) -> None:
     name = served_name(settings.model.model, settings.model.served_model_name)
-    backend = build_backend(settings, checkpoint, on_progress)
-    app = create_app(settings, checkpoint, Prompter(checkpoint, settings), backend, name)
+    prompter = Prompter(checkpoint, settings)
+
+    def on_engine(ready: Ready) -> None:
+        prompter.window.narrow(ready.max_model_len)
+
+    backend = build_backend(settings, checkpoint, begun.engine, on_progress, on_engine)
+    app = create_app(settings, checkpoint, prompter, backend, name)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -75,14 +90,14 @@ async def _serve(
             server_header=False,
         )
     )
-    http = asyncio.create_task(server.serve(sockets=[listener]))
+    http = asyncio.create_task(server.serve(sockets=[begun.listener]))
     try:
         await _until_listening(server, http)
         _end_on_signals(server, backend, settings.api.drain_timeout_s)
         starting = asyncio.create_task(backend.start())
         await asyncio.wait({starting, http}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
-            host, port = listener.getsockname()[:2]
+            host, port = begun.listener.getsockname()[:2]
             on_ready(Serving(f"http://{_reachable(host)}:{port}", name, checkpoint, await starting))
         else:
             starting.cancel()
@@ -134,21 +149,6 @@ def _allow_many_connections() -> None:
     wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(MANY_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound before anything is loaded, so that a taken port is known at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise CannotStart(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --port"
-        ) from error
-    return listener
 
 
 def _reachable(host: str) -> str:

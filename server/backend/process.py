@@ -6,17 +6,16 @@ No import crosses the door: the engine is `python -m server.engine`, and what is
 import asyncio
 import contextlib
 import logging
-import sys
-import tempfile
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import zmq
 import zmq.asyncio
 
+from server.backend.child import ENGINE, Child
 from server.errors import (
     CannotStart,
     ConstraintFailed,
@@ -42,7 +41,6 @@ from server.messages import (
     Shutdown,
     Unable,
 )
-from server.settings import engine_environment
 
 logger = logging.getLogger("toolwire.engine")
 
@@ -59,23 +57,29 @@ class EngineCommand:
     """How the engine process is started; `order` is the JSON it is given."""
 
     order: str
-    program: tuple[str, ...] = (sys.executable, "-m", "server.engine")
-
-    def arguments(self, address: str) -> list[str]:
-        """The argv of an engine that connects to `address`."""
-        return [*self.program, "--address", address, "--settings", self.order]
+    program: tuple[str, ...] = ENGINE
 
 
 class ProcessBackend:
-    """Backend over an engine process. Notices its death at once, tells every running request, starts it again."""
+    """Backend over an engine process. Notices its death at once, tells every running request, starts it again.
 
-    def __init__(self, command: EngineCommand, on_progress: Callable[[Progress], None] = lambda _: None) -> None:
+    `first` is an engine that was started already and waits for its order.
+    """
+
+    def __init__(
+        self,
+        command: EngineCommand,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        first: Child | None = None,
+        on_ready: Callable[[Ready], None] = lambda _: None,
+    ) -> None:
         self._command = command
         self._on_progress = on_progress
-        self._folder = tempfile.TemporaryDirectory(prefix="toolwire-")
+        self._first = first
+        self._on_ready = on_ready
         self._zmq = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: Child | None = None
         self._inboxes: dict[str, asyncio.Queue[Delta | ServeError]] = {}
         self._ready: asyncio.Future[Ready] | None = None
         self._progress = Progress("starting", 0.0)
@@ -83,7 +87,7 @@ class ProcessBackend:
         self._heard_s = 0.0
         self._num_starts = 0
         self._life: asyncio.Task[None] | None = None
-        self._closing = False
+        self._closing = asyncio.Event()
 
     async def start(self) -> Ready:
         """Load the model; raises CannotStart with the engine's own words."""
@@ -128,50 +132,51 @@ class ProcessBackend:
 
     async def close(self) -> None:
         """End the engine process; running generators raise EngineDied."""
-        self._closing = True
-        await self._tell(Shutdown())
-        if self._process is not None and self._process.returncode is None:
-            await _end(self._process)
+        self._closing.set()
         if self._life is not None:
+            if self._is_up():  # one that still loads has nothing to finish
+                await self._tell(Shutdown())
+                await asyncio.wait({self._life}, timeout=CLOSE_TIMEOUT_S)
+            if self._child is not None:
+                self._child.kill()
             await self._life
         self._zmq.destroy(linger=0)
-        self._folder.cleanup()
 
     # -- the engine's life -------------------------------------------------------------------------------------
 
     async def _keep_alive(self) -> None:
-        while not self._closing:
+        while not self._closing.is_set():
             began_s = time.monotonic()
             await self._live_once()
-            if self._closing or not self._was_ever_ready():
+            if self._closing.is_set() or not self._was_ever_ready():
                 return
             lived_s = time.monotonic() - began_s
             pause_s = min(LONGEST_BACKOFF_S, 0.1 if lived_s > LONGEST_BACKOFF_S else 0.5 * 2**self._num_starts)
             logger.error("the engine process ended; starting it again in %.1f s", pause_s)
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause_s)
 
     async def _live_once(self) -> None:
         """One engine process from birth to death."""
         self._num_starts += 1
         self._progress, self._pulse = Progress("starting", 0.0), None
-        path = Path(self._folder.name) / f"door-{self._num_starts}"
-        socket = self._zmq.socket(zmq.PAIR)
-        socket.set_hwm(0)  # a full queue would block the event loop; the engine's queue is the bounded one
-        socket.bind(f"ipc://{path}")
-        process = await asyncio.create_subprocess_exec(
-            *self._command.arguments(f"ipc://{path}"), env=engine_environment()
-        )
-        self._process = process
-        reader = asyncio.create_task(self._read(socket), name="engine mail")
-        try:
-            code = await process.wait()
-            await asyncio.sleep(0.05)  # its last words may still be on their way
-        finally:
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
-            self._socket = None
-            socket.close(linger=0)
+        first, self._first = self._first, None
+        with first or Child(self._command.program) as child:
+            self._child = child
+            socket = self._zmq.socket(zmq.PAIR)
+            socket.set_hwm(0)  # a full queue would block the event loop; the engine's queue is the bounded one
+            socket.bind(child.address)
+            child.order(self._command.order)
+            reader = asyncio.create_task(self._read(socket), name="engine mail")
+            try:
+                code = await _exit_code(child)
+                await asyncio.sleep(0.05)  # its last words may still be on their way
+            finally:
+                reader.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await reader
+                self._socket = None
+                socket.close(linger=0)
         self._fail_all(EngineDied(f"the engine process ended (exit code {code}) while this request ran"))
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(CannotStart(f"the engine ended while it started (exit code {code})"))
@@ -197,6 +202,7 @@ class ProcessBackend:
                 self._on_progress(mail)
             case Ready():
                 self._socket = socket
+                self._on_ready(mail)
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(mail)
             case Unable(text=text):
@@ -233,16 +239,22 @@ class ProcessBackend:
             inbox.put_nowait(error)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Wait for a process that was told to end; then make it."""
-    for act in (process.terminate, process.kill):
-        try:
-            await asyncio.wait_for(process.wait(), CLOSE_TIMEOUT_S)
-            return
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                act()
-    await process.wait()
+async def _exit_code(child: Child) -> int:
+    """The child's exit code, as soon as there is one."""
+    over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def tell(code: int) -> None:
+        if not over.done():
+            over.set_result(code)
+
+    def wait() -> None:
+        code = child.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            over.get_loop().call_soon_threadsafe(tell, code)
+
+    # No thread of the loop's pool: those are waited for when a program ends, and this one would wait for the engine.
+    threading.Thread(target=wait, name="engine's end", daemon=True).start()
+    return await over
 
 
 def _as_error(failed: Failed) -> ServeError:

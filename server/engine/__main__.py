@@ -1,11 +1,13 @@
-"""The engine process: `python -m server.engine --address ipc://... --settings JSON`. Composition root.
+"""The engine process: `python -m server.engine --address ipc://...`, its order on standard input. Composition root.
 
-It connects to the address, tells Progress while it loads, then Ready or Unable, and serves until Shutdown or the
-death of the process that started it; signals it ignores. Exit code 0 after a told end, 1 after a crash, 2 if it
-cannot start.
+It connects to the address, imports what takes seconds, reads its order (an EngineOrder as JSON, up to the end of the
+input), tells Progress while it loads, then Ready or Unable, and serves until Shutdown or the death of the process that
+started it; signals it ignores. Exit code 0 after a told end or without an order, 1 after a crash, 2 if it cannot
+start.
 """
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -27,7 +29,6 @@ def main() -> int:
     """Run the engine to its end; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m server.engine")
     parser.add_argument("--address", required=True, help="ZeroMQ address of the API process")
-    parser.add_argument("--settings", required=True, help="an EngineOrder as JSON")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="engine: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):  # both may go to the whole group; the API process drains and decides
@@ -35,17 +36,24 @@ def main() -> int:
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     mailbox = PairMailbox(arguments.address)
     try:
-        return _serve(mailbox, arguments.settings)
+        return _serve(mailbox)
     finally:
         mailbox.close()
 
 
-def _serve(mailbox: PairMailbox, order: str) -> int:
+def _serve(mailbox: PairMailbox) -> int:
     mailbox.send([Progress("starting", 0.0)])
+    gc.disable()  # what is imported stays: looking for garbage among its million objects takes a second and finds none
     try:
-        # Importing torch and transformers takes seconds: the API process has heard from us before.
-        from server.engine.assemble import EngineOrder, assemble
-
+        try:
+            # Importing torch and transformers takes seconds: the API process has heard from us before.
+            from server.engine.assemble import EngineOrder, assemble
+        finally:
+            order = sys.stdin.buffer.read()  # whoever has ordered listens: from here on nothing we say is lost
+        if not order:
+            return 0
+        gc.freeze()
+        gc.enable()
         engine = assemble(msgspec.json.decode(order, type=EngineOrder), mailbox)
     except CannotStart as error:
         mailbox.send([Unable(str(error))])

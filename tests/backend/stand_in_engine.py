@@ -5,6 +5,7 @@ Prompt [0]: dies at once. Prompt [1]: answers one Delta, then dies. Prompt [2]: 
 
 import argparse
 import os
+import sys
 import time
 
 import msgspec
@@ -27,8 +28,8 @@ from server.messages import (
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--address")
-    parser.add_argument("--settings")
     options = parser.parse_args()
+    order = sys.stdin.read()
     socket = zmq.Context.instance().socket(zmq.PAIR)
     socket.connect(options.address)
     encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(ToEngine).decode
@@ -36,11 +37,11 @@ def main() -> None:
     def say(*mail: Delta | Failed | Progress | Ready | Unable | Pulse) -> None:
         socket.send(encode(list(mail)))
 
-    if options.settings == "unable":
+    if order == "unable":
         say(Unable("no such thing as a free model"))
         time.sleep(0.1)
         raise SystemExit(1)
-    if options.settings == "crash":
+    if order == "crash":
         raise SystemExit(3)
     say(Progress("weights", 0.5))
     say(Ready("cpu", "float32", 100, 64, 10, 16, 0, 0.0))

@@ -1,12 +1,14 @@
 """The door over a real process and a real socket; a stand-in counts instead of a model."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 
+from server.backend.child import Child
 from server.backend.process import EngineCommand, ProcessBackend
 from server.errors import CannotStart, EngineDied, QueueFull, Starting
 from server.messages import Generate, Progress, Sampling
@@ -102,6 +104,45 @@ async def test_progress_is_passed_on_and_health_tells_it_while_loading() -> None
 
 
 async def test_close_leaves_no_process(backend: ProcessBackend) -> None:
+    child = backend._child
     await backend.close()
-    process = backend._process
-    assert process is not None and process.returncode is not None
+    assert child is not None and child.wait() == 0
+
+
+async def test_an_engine_that_waits_already_takes_the_order() -> None:
+    """The server starts its engine before it has read the checkpoint; a second one would import everything again."""
+    with Child(STAND_IN) as first:
+        backend = ProcessBackend(EngineCommand("unable", STAND_IN), first=first)
+        with pytest.raises(CannotStart, match="no such thing"):
+            await backend.start()
+        assert backend._child is first
+        await backend.close()
+
+
+async def test_an_engine_that_died_before_its_order_is_told() -> None:
+    with Child((sys.executable, "-c", "raise SystemExit(4)", "its arguments")) as first:
+        first.wait()
+        backend = ProcessBackend(EngineCommand("", STAND_IN), first=first)
+        with pytest.raises(CannotStart, match="exit code 4"):
+            await backend.start()
+        await backend.close()
+
+
+async def test_close_does_not_wait_for_an_engine_that_still_loads() -> None:
+    """It was given ten seconds to finish what it had not begun, and ten more."""
+    backend = ProcessBackend(EngineCommand("", (sys.executable, "-c", "import time; time.sleep(60)", "its arguments")))
+    starting = asyncio.create_task(backend.start())
+    await asyncio.sleep(0.2)
+    await asyncio.wait_for(backend.close(), 5)
+    with pytest.raises(CannotStart):
+        await starting
+
+
+def test_a_child_hears_no_signals_meant_for_the_group() -> None:
+    """Ctrl-C in its first moments, before it could say that it ignores them, would cut what its parent drains."""
+    script = "import sys; sys.stdin.read(); sys.exit(5)"
+    with Child((sys.executable, "-c", script, "its arguments")) as child:
+        child._process.send_signal(signal.SIGINT)
+        child._process.send_signal(signal.SIGTERM)
+        child.order("go on")
+        assert child.wait() == 5

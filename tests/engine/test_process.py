@@ -84,8 +84,11 @@ def engine(folder: Path, settings: str) -> Iterator[Driver]:
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.bind(address)
-    command = [sys.executable, "-m", "server.engine", "--address", address, "--settings", settings]
-    process = subprocess.Popen(command, cwd=ROOT)
+    command = [sys.executable, "-m", "server.engine", "--address", address]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(settings.encode())
+    process.stdin.close()
     try:
         yield Driver(process, socket)
     finally:
@@ -160,8 +163,10 @@ def test_engine_does_not_outlive_who_started_it(tmp_path: Path) -> None:
     """An orphan would hold the device's memory, and the next start would not fit."""
     script = (
         "import subprocess, sys, time\n"
-        f"engine = subprocess.Popen([sys.executable, '-m', 'server.engine', '--address', 'ipc://{tmp_path}/door',"
-        f" '--settings', '{order()}'])\n"
+        f"command = [sys.executable, '-m', 'server.engine', '--address', 'ipc://{tmp_path}/door']\n"
+        "engine = subprocess.Popen(command, stdin=subprocess.PIPE)\n"
+        f"engine.stdin.write({order().encode()!r})\n"
+        "engine.stdin.close()\n"
         "print(engine.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
