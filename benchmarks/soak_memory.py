@@ -1,9 +1,12 @@
 """Memory close above the model, other processes that take and give it back, and a mixture of requests over HTTP.
 
-    python -m benchmarks.soak_memory [--model FOLDER] [--requests 500] [--clients 16] [--spare-mib 400] [--write FILE]
+    python -m benchmarks.soak_memory [--model FOLDER] [--requests 500] [--clients 16] [--spare-mib 400] [--grab]
+                                     [--write FILE]
 
 The server and the process that competes with it share one cgroup (version 1 or 2) whose limit is the server's own
 memory after loading plus --spare-mib, so what one takes the other lacks, and who exceeds it is killed by the kernel.
+With --grab the other process takes its part as fast as it can write, and as much as nobody can bend for: then the
+kernel may kill it or the engine, which must come up again, and running requests may end with `engine_died`.
 Where no cgroup can be made it says so and ends with 2. Exit code 1 if the engine died, a request was lost, or a
 refusal was anything but a 400, 429 or 503 in shape.
 """
@@ -33,17 +36,22 @@ MIB = 1 << 20
 START_TIMEOUT_S = 300.0
 REPLY_TIMEOUT_S = 300.0
 REFUSALS = (400, 429, 503)
+UNDER_GRAB = (*REFUSALS, 500)  # engine_died, to requests that ran when the kernel killed it
 COMPETITOR = """
-import random, sys, time
-rng = random.Random(7)
+import os, random, sys, time
+rng, pause_s = random.Random(7), float(sys.argv[2])
 while True:
-    held = []
-    for _ in range(int(sys.argv[1]) // rng.choice((2, 3, 4))):
-        held.append(bytearray(b"x") * (1 << 20))
-        time.sleep(0.03)
-    time.sleep(rng.choice((1.0, 3.0)))
-    held.clear()
     time.sleep(rng.choice((1.0, 4.0)))
+    if child := os.fork():  # the kernel may kill it
+        os.waitpid(child, 0)
+        rng.random()
+        continue
+    held = []
+    for _ in range(int(sys.argv[1]) // rng.choice((2, 3, 4) if pause_s else (1, 2))):
+        held.append(bytearray(b"x") * (1 << 20))
+        time.sleep(pause_s)
+    time.sleep(rng.choice((1.0, 3.0)))
+    os._exit(0)
 """
 
 
@@ -78,13 +86,13 @@ def question(rng: random.Random, model: str, context: int) -> dict[str, Any]:
     return body
 
 
-def exchange(http: httpx.Client, body: dict[str, Any]) -> str:
+def exchange(http: httpx.Client, body: dict[str, Any], refusals: tuple[int, ...] = REFUSALS) -> str:
     """How one request ended; raises ValueError where that is not in shape."""
     with http.stream("POST", "/v1/chat/completions", json=body) as response:
         raw = response.read()
     if response.status_code != 200:
         error = json.loads(raw)["error"]
-        if response.status_code not in REFUSALS or not error["message"] or "code" not in error:
+        if response.status_code not in refusals or not error["message"] or "code" not in error:
             raise ValueError(f"{response.status_code}: {raw[:200]!r}")
         if response.status_code == 429 and "retry-after" not in response.headers:
             raise ValueError("429 without Retry-After")
@@ -106,25 +114,26 @@ def exchange(http: httpx.Client, body: dict[str, Any]) -> str:
     return "200"
 
 
-def play(url: str, requests: int, clients: int, seed: int) -> Outcome:
+def play(url: str, options: argparse.Namespace) -> Outcome:
     """All requests from so many clients, each with its own connection; the level is noted all the while."""
+    requests, clients, refusals = options.requests, options.clients, UNDER_GRAB if options.grab else REFUSALS
     outcome, over = Outcome(), threading.Event()
     listed = httpx.get(f"{url}/v1/models").json()["data"][0]
     context = int(listed.get("max_model_len", 2048))
 
     def client(number: int) -> None:
-        rng = random.Random(f"{seed}/{number}")
+        rng = random.Random(f"{options.seed}/{number}")
         with httpx.Client(base_url=url, timeout=REPLY_TIMEOUT_S) as http:
             for _ in range(requests // clients + (number < requests % clients)):
                 try:
-                    outcome.ends[exchange(http, question(rng, listed["id"], context))] += 1
+                    outcome.ends[exchange(http, question(rng, listed["id"], context), refusals)] += 1
                 except (ValueError, KeyError, httpx.HTTPError) as error:
                     outcome.faults.append(f"{type(error).__name__}: {error}")
 
     def look() -> None:
         while not over.wait(0.2):
             try:
-                outcome.levels[httpx.get(f"{url}/v1/memory", timeout=60).json()["level"]] += 1
+                outcome.levels[httpx.get(f"{url}/v1/memory", timeout=60).json().get("level", "away")] += 1
             except (httpx.HTTPError, KeyError) as error:
                 outcome.faults.append(f"GET /v1/memory: {type(error).__name__}: {error}")
                 return
@@ -160,13 +169,18 @@ def serving(model: str, group: Group) -> Iterator[tuple[str, psutil.Process]]:
         if not ready.wait(START_TIMEOUT_S):
             raise RuntimeError("the server did not start:\n" + "".join(lines))
         url = next(line for line in lines if "listening on" in line).split("listening on ")[1].strip()
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while httpx.get(f"{url}/ready").status_code != 200 and time.monotonic() < deadline_s:
-            time.sleep(0.2)
+        until_ready(url)
         yield url, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(60)
+
+
+def until_ready(url: str) -> None:
+    """Wait until the engine answers, for as long as a start may take."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while httpx.get(f"{url}/ready", timeout=60).status_code != 200 and time.monotonic() < deadline_s:
+        time.sleep(0.2)
 
 
 def engine_of(server: psutil.Process) -> psutil.Process:
@@ -181,6 +195,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--spare-mib", type=int, default=400, help="limit above what the server holds after loading")
+    parser.add_argument("--grab", action="store_true", help="the competitor takes its memory in one go")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path, help="file for the figures, as JSON")
     options = parser.parse_args()
@@ -202,19 +217,24 @@ def _run(options: argparse.Namespace, group: Group) -> dict[str, Any]:
     began_s = time.monotonic()
     with serving(options.model, group) as (url, server):
         engine = engine_of(server)
-        competitor = subprocess.Popen([sys.executable, "-c", COMPETITOR, str(options.spare_mib)])
+        competitor = subprocess.Popen(
+            [sys.executable, "-c", COMPETITOR, str(options.spare_mib), "0" if options.grab else "0.03"]
+        )
         group.add(competitor.pid)
         try:
-            outcome = play(url, options.requests, options.clients, options.seed)
+            outcome = play(url, options)
         finally:
             competitor.kill()
             competitor.wait()
+        until_ready(url)
         alive = engine.is_running() and engine == engine_of(server)
         memory = httpx.get(f"{url}/v1/memory").json()
         preempted = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if "preemptions_total " in line]
     answered = sum(outcome.ends.values())
     return {
-        "passed": alive and answered == options.requests and not outcome.faults and not group.kills(),
+        "passed": answered == options.requests
+        and not outcome.faults
+        and (options.grab or (alive and not group.kills())),
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
         ).stdout.strip(),

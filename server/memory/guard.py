@@ -6,7 +6,7 @@
     calm      have - need stays above low water with every block
     tight     fewer blocks are allowed: the prefix cache shrinks, then nobody is admitted
     critical  sequences hold more than is allowed: caches are released; if the next look shows no change,
-              the newest sequences are preempted
+              the newest sequences are preempted; where next to nothing is free, they are preempted at once
 
 Down at once, up slowly: a limit grows only after memory has been back for `recover_s`, so it does not flutter.
 """
@@ -24,6 +24,7 @@ Level = Literal["calm", "tight", "critical"]
 NUM_EVENTS = 64
 RECOVER_S = 2.0  # memory must have been back this long before it is used again
 GRACE_S = 0.2  # between releasing caches and preempting: the next look at the device has happened
+URGENT_SHARE = 0.5  # of the headroom: with less free than this nobody waits for the next look
 PENALTY_S = 30.0  # after this long without running out, half of the caution is dropped
 SLABS = 64  # limits move in steps of this part of the pool
 
@@ -208,7 +209,12 @@ class Guard:
             self._doors.release_caches()
             self._note(f"{used_blocks} blocks in use, {self._allowed} allowed: nobody new, caches released")
         looked_again = self._judged is not self._released and now - self._critical_since >= GRACE_S
-        return Allowance(self._allowed, admit=False, preempt=looked_again)
+        return Allowance(self._allowed, admit=False, preempt=looked_again or self._is_urgent())
+
+    def _is_urgent(self) -> bool:
+        """Whether the device is all but full: on a CPU the kernel kills somebody next."""
+        reading = self._judged[0]
+        return reading.total > 0 and reading.free < URGENT_SHARE * headroom(reading.total)
 
     def _set_level(self, level: Level) -> None:
         if level != "critical":

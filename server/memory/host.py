@@ -3,7 +3,10 @@
     total = the smallest of host and limits        free = the smallest of what each still has
 
 A container's limit is often set on a group above the one that the process is in, so all groups up to the root are
-read. Version 2 keeps `memory.max`, `memory.current` and `memory.stat`; version 1 `memory.limit_in_bytes`,
+read. Page cache is free, since the kernel drops it before anybody runs out; but what this process has mapped of it,
+weights and libraries, counts as its own, and so is not free a second time.
+
+Version 2 keeps `memory.max`, `memory.current` and `memory.stat`; version 1 `memory.limit_in_bytes`,
 `memory.usage_in_bytes` and `memory.stat`. See the kernel's cgroup-v2 and cgroup-v1/memory documents.
 """
 
@@ -29,10 +32,15 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One limited cgroup, in bytes; `used` without the page cache that goes first when memory is short."""
+    """One limited cgroup, in bytes; `used` without the page cache, which goes first when memory is short."""
 
     limit: int
     used: int
+    cached: int = 0  # page cache
+
+    def free(self, mapped: int) -> int:
+        """What is left, of which a process that has `mapped` bytes of files in memory may count nothing twice."""
+        return max(0, self.limit - self.used - min(mapped, self.cached))
 
 
 class HostProbe:
@@ -44,10 +52,11 @@ class HostProbe:
 
     def read(self) -> tuple[DeviceReading, ...]:
         """One reading; `own` is this process's resident memory."""
-        host = psutil.virtual_memory()
+        host, own = psutil.virtual_memory(), self._process.memory_info()
+        mapped = getattr(own, "shared", 0)  # of files; Linux alone tells
         groups = limited_groups(self._paths)
         total = min([host.total, *(group.limit for group in groups)])
-        free = min([host.available, *(max(0, group.limit - group.used) for group in groups)])
+        free = min([max(0, host.available - mapped), *(group.free(mapped) for group in groups)])
         reading = DeviceReading(
             name="main memory" if total == host.total else "main memory, limited by a cgroup",
             uuid="",
@@ -55,7 +64,7 @@ class HostProbe:
             total=total,
             used=total - free,
             free=free,
-            own=self._process.memory_info().rss,
+            own=own.rss,
         )
         return (reading,)
 
@@ -104,7 +113,8 @@ def _read_group(folder: Path) -> Group | None:
         used = _number(folder / "memory.usage_in_bytes")
     if not limits or used is None:
         return None
-    return Group(min(limits), max(0, used - _reclaimable(folder / "memory.stat")))
+    cached = min(used, _page_cache(folder / "memory.stat"))
+    return Group(min(limits), used - cached, cached)
 
 
 def _number(path: Path) -> int | None:
@@ -115,14 +125,15 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _reclaimable(path: Path) -> int:
-    """Page cache that the kernel drops first; version 1 counts the groups below under `total_`."""
+def _page_cache(path: Path) -> int:
+    """Page cache, which the kernel drops first; version 1 counts the groups below under `total_`."""
     try:
         pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return 0
     figures = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
-    return figures.get("total_inactive_file", figures.get("inactive_file", 0))
+    names = ("inactive_file", "active_file")
+    return sum(figures.get(f"total_{name}", figures.get(name, 0)) for name in names)
 
 
 def trim_heap() -> None:

@@ -1,4 +1,7 @@
-"""Reads the probe beside the steps: a slow driver call never delays a token."""
+"""Reads the probe beside the steps: a slow driver call never delays a token.
+
+It looks more often while memory is short or moves: between two looks a process can write some 100 MiB.
+"""
 
 import threading
 from collections.abc import Callable
@@ -7,6 +10,8 @@ from typing import Protocol
 from server.messages import DeviceReading
 
 INTERVAL_S = 0.1
+WATCHFUL = 5  # times as often, where memory is short or moves
+SHORT_SHARE, MOVED_SHARE = 0.1, 0.01  # of the device: free less than this, or this much less free than before
 
 
 class Probe(Protocol):
@@ -23,6 +28,7 @@ class Watcher:
     def __init__(self, probe: Probe, interval_s: float = INTERVAL_S) -> None:
         self._probe = probe
         self._interval_s = interval_s
+        self._pause_s = interval_s
         self._over = threading.Event()
         self._latest = probe.read()
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
@@ -38,8 +44,15 @@ class Watcher:
         self._thread.join(timeout=2.0)
 
     def _watch(self) -> None:
-        while not self._over.wait(self._interval_s):
-            self._latest = self._probe.read()
+        while not self._over.wait(self._pause_s):
+            before, self._latest = self._latest, self._probe.read()
+            hurried = bool(before and self._latest) and is_pressing(before[0], self._latest[0])
+            self._pause_s = self._interval_s / WATCHFUL if hurried else self._interval_s
+
+
+def is_pressing(before: DeviceReading, now: DeviceReading) -> bool:
+    """Whether memory is short, or is being taken."""
+    return now.free < SHORT_SHARE * now.total or before.free - now.free > MOVED_SHARE * now.total
 
 
 Latest = Callable[[], tuple[DeviceReading, ...]]

@@ -85,6 +85,15 @@ def test_others_take_memory_and_the_ladder_is_taken_in_order(world: World) -> No
     assert not after.preempt and world.level == "tight"
 
 
+def test_a_device_that_is_all_but_full_leaves_no_time_to_look_again(world: World) -> None:
+    """A process that takes everything in one go would have the kernel kill somebody within the grace period."""
+    world.others = TOTAL - 2 * GIB - headroom(TOTAL) // 4
+    world.pass_time(0.02)
+    allowance = world.guard.allowance(400)
+    assert (allowance.blocks, allowance.admit, allowance.preempt) == (0, False, True)
+    assert world.level == "critical" and world.released >= 1
+
+
 def test_it_recovers_by_itself_but_not_at_once(world: World) -> None:
     world.others = SLACK_AT_REST + 2 * GIB
     world.pass_time(0.1)

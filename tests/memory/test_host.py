@@ -31,7 +31,7 @@ def test_version_2_reads_every_group_up_to_the_root(tmp_path: Path) -> None:
     )
     write_group(root / "pod/box", max="max\n", current=f"{300 * MIB}\n")
     found = limited_groups(paths(tmp_path, "0::/pod/box\n"))
-    assert found == [Group(600 * MIB, 400 * MIB)]
+    assert found == [Group(600 * MIB, 400 * MIB, 100 * MIB)]
 
 
 def test_version_2_nested_limits_and_high(tmp_path: Path) -> None:
@@ -55,7 +55,20 @@ def test_version_1_says_no_limit_with_a_huge_number(tmp_path: Path) -> None:
         stat=f"inactive_file 7\ntotal_inactive_file {50 * MIB}\n",
     )
     found = limited_groups(paths(tmp_path, "5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/\n"))
-    assert found == [Group(512 * MIB, 250 * MIB)]
+    assert found == [Group(512 * MIB, 250 * MIB, 50 * MIB)]
+
+
+def test_files_that_this_process_has_mapped_are_not_free_as_well(tmp_path: Path) -> None:
+    """Weights in the page cache would be counted as held and as free, and the KV cache be made larger by them."""
+    stat = f"anon 1\ninactive_file {100 * MIB}\nactive_file {200 * MIB}\n"
+    write_group(tmp_path / "cgroup", max=f"{600 * MIB}", current=f"{500 * MIB}", stat=stat)
+    (group,) = limited_groups(paths(tmp_path, "0::/\n"))
+    assert (group.used, group.cached) == (200 * MIB, 300 * MIB)
+    assert group.free(mapped=0) == 400 * MIB
+    assert group.free(mapped=250 * MIB) == 150 * MIB
+    assert group.free(mapped=700 * MIB) == 100 * MIB  # mapped, but charged to another group
+    mapped = psutil.Process().memory_info().shared
+    assert HostProbe(paths(tmp_path, "0::/\n")).read()[0].free == group.free(mapped)
 
 
 def test_a_path_from_outside_the_container_means_the_mount(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import threading
 
-from server.memory.watcher import Watcher
+import pytest
+
+from server.memory.watcher import Watcher, is_pressing
 from server.messages import DeviceReading
 
 
@@ -37,3 +39,15 @@ def test_a_driver_that_hangs_does_not_delay_whoever_asks() -> None:
     looks = probe.looks
     threading.Event().wait(0.05)
     assert probe.looks == looks
+
+
+@pytest.mark.parametrize(
+    ("free_before", "free_now", "pressing"),
+    [(500, 500, False), (500, 495, False), (500, 480, True), (480, 500, False), (99, 99, True), (90, 99, True)],
+)
+def test_it_looks_more_often_while_memory_is_short_or_being_taken(
+    free_before: int, free_now: int, pressing: bool
+) -> None:
+    """A tenth of a second is enough to take 100 MiB of a container's last 150."""
+    before, now = (DeviceReading("main memory", "", "cgroup", 1000, 0, free) for free in (free_before, free_now))
+    assert is_pressing(before, now) is pressing
