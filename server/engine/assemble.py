@@ -15,7 +15,7 @@ from server.engine.loop import Loop, Machine
 from server.engine.ports import Mailbox
 from server.engine.scheduler import Scheduler
 from server.engine.slots import Slots
-from server.memory.budget import Plan
+from server.memory.budget import Plan, most_rows
 from server.memory.guard import Doors, Figures, Guard
 from server.memory.host import trim_heap
 from server.memory.probe import TorchFigures, Wanted
@@ -95,7 +95,7 @@ def _load_parts(order: EngineOrder, probe: Probe, mailbox: Mailbox) -> Parts:
         vocab_size, tokenizer = estimate.shape.vocab_size, folder / "tokenizer.json"
         indexing = beside.submit(LlguidanceGrammars, tokenizer, vocab_size, order.stop_ids)
         loaded = load(folder, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
-        rows = min(settings.max_batch_tokens, settings.max_running * (1 + settings.draft_tokens))
+        rows = most_rows(settings.max_batch_tokens, settings.max_running, settings.draft_tokens)
         largest = StepSize(settings.max_batch_tokens, rows, settings.block_size)
         measured = Measured(loaded.weight_bytes, measure_step(loaded, largest))
         grammars = indexing.result()  # before the reading, which must show everything that stays

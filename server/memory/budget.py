@@ -170,9 +170,15 @@ def activation_bytes(shape: Shape, demand: Demand) -> int:
     An estimate for refusing early and for devices that are not there; a started engine measures.
     """
     element, tokens = DTYPE_BYTES[demand.dtype], demand.max_batch_tokens
-    rows = min(tokens, demand.max_running * (1 + demand.draft_tokens))
+    rows = most_rows(tokens, demand.max_running, demand.draft_tokens)
     widest = max(_attention_bytes(shape, element), _mlp_bytes(shape, element), _linear_bytes(shape, element))
     return max(tokens * widest, tokens * shape.hidden_size * element + sampling_bytes(shape.vocab_size, rows, element))
+
+
+def most_rows(max_batch_tokens: int, max_running: int, draft_tokens: int) -> int:
+    """Lines of logits that one step can have, whatever is asked for: each running sequence gets one for the id that it
+    draws and one for each draft; `n` choices are so many sequences. A prompt of any length has one, behind its end."""
+    return min(max_batch_tokens, max_running * (1 + draft_tokens))
 
 
 def sampling_bytes(vocab_size: int, rows: int, element: int, num_logprobs: int | None = 0) -> int:
@@ -187,18 +193,6 @@ def sampling_bytes(vocab_size: int, rows: int, element: int, num_logprobs: int |
 def context_in(shape: Shape, demand: Demand, num_bytes: int) -> int:
     """Tokens of KV that this much memory holds, in whole blocks."""
     return _Cost(shape, demand, DTYPE_BYTES[demand.dtype]).blocks_in(num_bytes) * demand.block_size
-
-
-def request_blocks(demand: Demand, prompt_tokens: int, max_tokens: int) -> int:
-    """Blocks that one sequence holds at the end of its longest reply; the last id written needs no KV."""
-    return math.ceil(max(1, prompt_tokens + max_tokens - 1) / demand.block_size)
-
-
-def request_bytes(found: Plan, vocab_size: int, prompt_tokens: int, max_tokens: int, num_logprobs: int | None) -> int:
-    """The most one sequence can take: its blocks, its recurrent state and its row of logits while it is drawn."""
-    blocks = request_blocks(found.demand, prompt_tokens, max_tokens)
-    row = sampling_bytes(vocab_size, 1 + found.demand.draft_tokens, DTYPE_BYTES[found.demand.dtype], num_logprobs)
-    return blocks * found.block_bytes + found.state_bytes + row
 
 
 @dataclass(frozen=True, slots=True)

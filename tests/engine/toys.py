@@ -11,7 +11,9 @@ from server.engine.limits import Limits
 from server.engine.reply import closing_constraint
 from server.engine.scheduler import Scheduler
 from server.engine.slots import Slots
+from server.engine.step import Step
 from server.errors import ConstraintFailed
+from server.memory.budget import most_rows
 from server.messages import Constraint, Delta, Failed, Generate, MemoryReport, Sampling, TokenLogprob
 from server.model.batch import Batch, Draw, Drawn, Row
 
@@ -264,6 +266,7 @@ class Bench:
         step = self.scheduler.next_step(admit=admit)
         self.scheduler.check()
         if step is not None:
+            self._hold_to_what_is_budgeted(step)
             for copy in step.copies:
                 self.model.copy_state(copy.source, copy.target)
             try:
@@ -277,6 +280,13 @@ class Bench:
         self._collect()
         self.scheduler.check()
         return step is not None
+
+    def _hold_to_what_is_budgeted(self, step: Step) -> None:
+        """Memory for activations, logits and drawing is set aside at start for a step of this size: none is larger."""
+        limits = self.scheduler.limits
+        lines = sum(row.num_logits for row in step.batch.rows)
+        assert step.num_tokens <= limits.max_batch_tokens
+        assert lines <= most_rows(limits.max_batch_tokens, limits.max_running, limits.draft_tokens)
 
     def run(self, max_steps: int = 10_000) -> None:
         """Step until nothing is left to do."""

@@ -15,9 +15,8 @@ from server.memory.budget import (
     Room,
     activation_bytes,
     headroom,
+    most_rows,
     plan,
-    request_blocks,
-    request_bytes,
     sampling_bytes,
 )
 from server.memory.headers import Tensor, weight_bytes
@@ -118,14 +117,10 @@ def test_logits_of_many_rows_can_be_the_peak() -> None:
     assert sampling_bytes(1000, 2, 2, num_logprobs=5) > sampling_bytes(1000, 2, 2, num_logprobs=None)
 
 
-def test_a_request_costs_its_blocks_its_state_and_its_logits() -> None:
-    shape, tensors, _ = real_model("Qwen3-8B")
-    found = plan(shape, tensors, BF16, Room(24 * GIB, 24 * GIB))
-    assert [request_blocks(BF16, 10, reply) for reply in (1, 7, 8)] == [1, 1, 2]  # the last id needs no KV
-    small = request_bytes(found, shape.vocab_size, 10, 7, None)
-    assert small == found.block_bytes + sampling_bytes(shape.vocab_size, 1, 2, None)
-    assert request_bytes(found, shape.vocab_size, 10, 8, None) - small == found.block_bytes
-    assert request_bytes(found, shape.vocab_size, 10, 7, 0) > small
+def test_a_step_has_one_line_of_logits_for_each_id_that_can_be_drawn() -> None:
+    assert most_rows(2048, 256, 0) == 256
+    assert most_rows(2048, 256, 3) == 1024
+    assert most_rows(100, 256, 0) == 100  # a sequence needs a token of the step to draw
 
 
 def test_a_host_keeps_room_for_its_other_programs() -> None:
