@@ -6,12 +6,12 @@ of a step has one row for each token, or one for each line of logits.
 """
 
 import weakref
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from server.messages import Sampling
 from server.model.batch import Batch, Draw, Row
@@ -40,7 +40,7 @@ def measure_step(loaded: LoadedModel, largest: StepSize) -> int:
         return _measure_on_cuda(loaded, largest)
     tokens, rows = min(largest.tokens, FEW_TOKENS), min(largest.rows, FEW_ROWS)
     prompt = _count(loaded, _prompt(tokens, largest.block_size), largest.block_size)
-    drawn = max(_count(loaded, _decode(rows, sampling), largest.block_size) for sampling in HARDEST)
+    drawn = _count(loaded, _decode(rows), largest.block_size)
     return max(prompt * largest.tokens // tokens, drawn * largest.rows // rows)
 
 
@@ -59,15 +59,14 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            key = storage._cdata
-            if key not in given and key not in self._known:
-                self._known[key] = storage.nbytes()
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self._forget, key)
-        self.peak = max(self.peak, self.live)
+        if new := {key: one for key, one in _storages(result) if key not in self._known}:
+            given = {key for key, _ in _storages((args, kwargs))}
+            for key, storage in new.items():
+                if key not in given:
+                    self._known[key] = storage.nbytes()
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self._forget, key)
+            self.peak = max(self.peak, self.live)
         return result
 
     def _forget(self, key: int) -> None:
@@ -78,25 +77,32 @@ def _count(loaded: LoadedModel, batch: Batch, block_size: int) -> int:
     """Peak of computing this batch and drawing from it."""
     runner = _runner(loaded, batch, block_size)
     with Meter() as meter:
-        runner.finish(runner.launch(batch), None)
+        _run(runner, batch)
     peak: int = meter.peak  # TorchDispatchMode has no types
     return peak
 
 
 def _measure_on_cuda(loaded: LoadedModel, largest: StepSize) -> int:
     peak = 0
-    drawn = (_decode(largest.rows, sampling) for sampling in HARDEST)
-    for batch in (_prompt(largest.tokens, largest.block_size), *drawn):
+    for batch in (_prompt(largest.tokens, largest.block_size), _decode(largest.rows)):
         runner = _runner(loaded, batch, largest.block_size)
         torch.cuda.synchronize(loaded.device)
         torch.cuda.reset_peak_memory_stats(loaded.device)
         before = torch.cuda.memory_allocated(loaded.device)
-        runner.finish(runner.launch(batch), None)
+        _run(runner, batch)
         torch.cuda.synchronize(loaded.device)
         peak = max(peak, torch.cuda.max_memory_allocated(loaded.device) - before)
         del runner
     torch.cuda.empty_cache()
     return peak
+
+
+def _run(runner: Runner, batch: Batch) -> None:
+    """Compute the batch once, and draw from it in every one of the hardest ways."""
+    ticket = runner.launch(batch)
+    for sampling in HARDEST:
+        rows = tuple(replace(row, draw=_draw(sampling)) for row in ticket.rows)
+        runner.finish(replace(ticket, rows=rows), None)
 
 
 def _runner(loaded: LoadedModel, batch: Batch, block_size: int) -> Runner:
@@ -108,13 +114,25 @@ def _runner(loaded: LoadedModel, batch: Batch, block_size: int) -> Runner:
 
 def _prompt(num_tokens: int, block_size: int) -> Batch:
     blocks = range(-(-num_tokens // block_size))
-    return Batch((Row([0] * num_tokens, 0, blocks, 1, Draw(HARDEST[0], 1, [0], [0]), 0),))
+    return Batch((Row([0] * num_tokens, 0, blocks, 1, _draw(HARDEST[0]), 0),))
 
 
-def _decode(num_rows: int, sampling: Sampling) -> Batch:
-    draw = Draw(sampling, 1, [0], [0])
-    return Batch(tuple(Row([0], 0, [place], 1, draw, place) for place in range(num_rows)))
+def _decode(num_rows: int) -> Batch:
+    return Batch(tuple(Row([0], 0, [place], 1, _draw(HARDEST[0]), place) for place in range(num_rows)))
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn]
+def _draw(sampling: Sampling) -> Draw:
+    return Draw(sampling, 1, [0], [0])
+
+
+def _storages(tree: Any) -> Iterator[tuple[int, torch.UntypedStorage]]:
+    """Storages of the tensors among an operation's arguments or results, by what tells one from another."""
+    if isinstance(tree, torch.Tensor):
+        if not tree.is_mkldnn:
+            storage = tree.untyped_storage()
+            yield storage._cdata, storage
+    elif isinstance(tree, tuple | list):
+        for one in tree:
+            yield from _storages(one)
+    elif isinstance(tree, dict):
+        yield from _storages(tuple(tree.values()))
