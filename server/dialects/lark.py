@@ -27,13 +27,17 @@ from server.messages import Constraint
 
 MAX_CALLS = 64  # of one forced reply
 
+# Made once, here: msgspec builds what it knows of a dataclass at its first use, and a second thread that comes upon the
+# half-built table crashes the process (msgspec 0.22).
+_read_wanted = msgspec.json.Decoder(Wanted).decode
+
 
 def remembering(build: Callable[[Wanted], Constraint | None]) -> Callable[[Wanted], Constraint | None]:
     """`build` with a memory of what was wanted lately: the same tools again cost a look at their text."""
 
     @lru_cache(maxsize=64)
     def built(text: bytes) -> Constraint | None:
-        return build(msgspec.json.decode(text, type=Wanted))
+        return build(_read_wanted(text))
 
     def constrain(wanted: Wanted) -> Constraint | None:
         return built(msgspec.json.encode(wanted))
