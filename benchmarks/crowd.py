@@ -46,12 +46,13 @@ def question(rng: random.Random) -> dict[str, Any]:
     return body
 
 
-async def crowd(url: str, clients: int, seconds: float, seed: int) -> Report:
+async def crowd(url: str, clients: int, seconds: float, seed: int, key: str = "any") -> Report:
     """Closed loop: each client asks again as soon as its last exchange has ended, until the time is over."""
     report = Report()
     until_s = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, limits=limits) as http:
+    headers = {"authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S, limits=limits) as http:
 
         async def client(number: int) -> None:
             rng = random.Random(f"{seed}/{number}")

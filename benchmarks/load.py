@@ -36,7 +36,7 @@ class Exchange:
 
     @property
     def decode_per_s(self) -> float:
-        """Tokens after the first by the time they took."""
+        """Tokens after the first by the time they took; the last may show in no text, so the end counts."""
         return (self.completion_tokens - 1) / max(self.total_s - self.first_token_s, 1e-9)
 
 
@@ -65,7 +65,7 @@ async def exchange(client: httpx.AsyncClient, body: dict[str, Any]) -> Exchange:
     began_s = time.perf_counter()
     arrivals: list[float] = []
     usage: dict[str, Any] = {}
-    finish, pieces = "", []
+    finish, pieces, total_s = "", [], 0.0
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with client.stream("POST", "/v1/chat/completions", json=asked) as reply:
         if reply.status_code != 200:
@@ -83,12 +83,12 @@ async def exchange(client: httpx.AsyncClient, body: dict[str, Any]) -> Exchange:
                 if text or delta.get("tool_calls"):
                     arrivals.append(time.perf_counter() - began_s)
                     pieces.append(text)
-                finish = choice.get("finish_reason") or finish
-    total_s = time.perf_counter() - began_s
+                if choice.get("finish_reason"):
+                    finish, total_s = choice["finish_reason"], time.perf_counter() - began_s
     details = usage.get("prompt_tokens_details") or {}
     return Exchange(
         arrivals[0] if arrivals else total_s,
-        arrivals[-1] if arrivals else total_s,
+        total_s,
         tuple(b - a for a, b in itertools.pairwise(arrivals)),
         usage.get("prompt_tokens", 0),
         usage.get("completion_tokens") or len(arrivals),
