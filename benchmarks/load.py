@@ -85,6 +85,7 @@ async def exchange(client: httpx.AsyncClient, body: dict[str, Any]) -> Exchange:
                     pieces.append(text)
                 if choice.get("finish_reason"):
                     finish, total_s = choice["finish_reason"], time.perf_counter() - began_s
+    total_s = total_s or time.perf_counter() - began_s
     details = usage.get("prompt_tokens_details") or {}
     return Exchange(
         arrivals[0] if arrivals else total_s,
