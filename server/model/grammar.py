@@ -3,11 +3,15 @@
 llguidance does the work: a grammar is compiled to a lexer and an Earley parser that walk a trie of the vocabulary.
 """
 
+import re
+import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
+import msgspec
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
@@ -76,7 +80,8 @@ class LlguidanceGrammars:
     def __init__(
         self, tokenizer_file: Path, vocab_size: int, stop_ids: Sequence[int], num_threads: int | None = None
     ) -> None:
-        self._tokenizer = LLTokenizer(str(tokenizer_file), n_vocab=vocab_size, eos_token=list(stop_ids))
+        unspoken = _with_unspoken_tokens(tokenizer_file.read_bytes())
+        self._tokenizer = LLTokenizer(unspoken, n_vocab=vocab_size, eos_token=list(stop_ids))
         self._words = (vocab_size + 31) // 32
         self._executor = LLExecutor(num_threads)
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
@@ -140,6 +145,24 @@ class LlguidanceGrammars:
         for mask, token_id in opening:
             words.view(np.uint32)[mask, token_id // 32] |= np.uint32(1 << (token_id % 32))
         return Masks(tuple(owners), words)
+
+
+def _with_unspoken_tokens(tokenizer: bytes) -> str:
+    """A tokenizer.json whose added tokens have names that no text spells; ids stay as they are.
+
+    llguidance cuts text that a grammar forces with the tokenizer itself. An enum with "<think>" in it would be cut into
+    the control token, the one id that is then allowed, and refused because it is no text.
+    """
+    parts = msgspec.json.decode(tokenizer, type=dict[str, msgspec.Raw])
+    added = msgspec.json.decode(parts["added_tokens"], type=list[dict[str, Any]])
+    model, secret = bytes(parts["model"]), secrets.token_hex(8)
+    for token in added:
+        spelled, name = msgspec.json.encode(token["content"]), f"\U0010ffff{secret}.{token['id']}"
+        if spelled in model:  # some vocabularies list their added tokens again
+            model = re.sub(re.escape(spelled) + rb"(?=\s*:)", msgspec.json.encode(name), model)
+        token |= {"content": name, "special": True}
+    named = {"added_tokens": added, "model": msgspec.Raw(model), "post_processor": None}
+    return msgspec.json.encode(parts | named).decode()
 
 
 def _grammar(constraint: Constraint) -> str:

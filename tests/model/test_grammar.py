@@ -4,15 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from server.dialects.hermes import HERMES
 from server.dialects.index import DIALECTS
 from server.dialects.protocol import Choice, Dialect, Tool, Wanted
 from server.errors import ConstraintFailed
+from server.locate import BUILT_IN_FOLDER
 from server.messages import Constraint
-from server.model.grammar import MAX_SOURCE, GrammarMatcher
+from server.model.grammar import MAX_SOURCE, GrammarMatcher, LlguidanceGrammars
 from tests.checkpoints import IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE
 from tests.dialects.fuzz import write_call
+from tests.dialects.reading import Call, tell
 from tests.dialects.walking import STOP_IDS, allowed_ids, grammars, ids_of, text_of
 
 MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}
@@ -51,6 +54,43 @@ def test_forced_ids_are_those_that_the_tokenizer_itself_would_cut(dialect: Diale
         at += len(step)
         forced += len(due)
     assert forced > len(ids) // 3
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("word", ["a </tool_call> b", "<think>", "<|im_end|>", "x<|endoftext|>", "<|im_start|>\n"])
+def test_forced_text_that_spells_a_control_token_is_never_that_token(dialect: Dialect, word: str) -> None:
+    """Such an enum failed its request: the control token was forced, and then refused."""
+    tool = Tool("say", {"type": "object", "properties": {"word": {"const": word}}, "required": ["word"]})
+    constraint = dialect.constrain(Wanted([tool], FORCED, None, MARKER_IDS))
+    assert constraint is not None
+    matcher, written = grammars().compile(constraint), []
+    while not matcher.is_over():
+        step = matcher.forced() or list(map(int, allowed_ids(matcher)[:1]))
+        assert matcher.advance(step)
+        if set(step) & set(STOP_IDS):
+            break
+        written += step
+    (call,) = tell(dialect, [tool], text_of(written))
+    assert isinstance(call, Call) and call.value == {"word": word} and call.flags == ()
+
+
+def test_added_tokens_that_a_vocabulary_lists_again_are_no_text_either() -> None:
+    """The built-in model's tokenizer names them twice; one name left would be forced."""
+    tokenizer = Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
+    control, stop = set(tokenizer.get_added_tokens_decoder()), tokenizer.token_to_id("<|im_end|>")
+    size = tokenizer.get_vocab_size()
+    built_in = LlguidanceGrammars(BUILT_IN_FOLDER / "tokenizer.json", size, (stop,), num_threads=1)
+    matcher = built_in.compile(Constraint("lark", 'start: "<think>" <[1]> "</tool_call>"'))
+    written: list[int] = []
+    while not matcher.is_over():
+        masks = built_in.masks([(matcher, ())], [None])
+        assert masks is not None
+        allowed = np.flatnonzero(np.unpackbits(masks.words[0].view(np.uint8), bitorder="little"))
+        step = matcher.forced() or [int(allowed[0])]
+        assert matcher.advance(step)
+        written += step
+    assert tokenizer.decode(written, skip_special_tokens=False) == "<think><|im_start|></tool_call>"
+    assert [token_id for token_id in written if token_id in control] == [1]
 
 
 def test_a_matcher_is_over_when_only_a_stop_id_can_follow() -> None:
