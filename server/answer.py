@@ -109,11 +109,13 @@ def reading_of(checkpoint: Checkpoint, vocabulary: Vocabulary, ask: Ask, prepare
     calls = bool(tools) and choice.mode != "none"
     # Where a call must come, it comes behind the block, under the grammar; markup inside is thought about, not meant.
     promised = choice.mode == "required" and prepared.generates[0].constraint is not None
+    openers = dialect.markers[:1] if calls and not promised else ()
     return Reading(
         vocabulary,
         stop_ids=frozenset(prepared.generates[0].stop_ids),
         thinking=prepared.thinking,
-        call_markers=dialect.markers[:1] if calls and not promised else (),
+        call_ids=frozenset(checkpoint.marker_ids[text] for text in openers if text in checkpoint.marker_ids),
+        call_markers=tuple(text for text in openers if text not in checkpoint.marker_ids),
         halts=dialect.halts if calls else (),
         stop=ask.stop,
         parser=(lambda: dialect.parser(tools)) if calls else None,

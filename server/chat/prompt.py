@@ -97,7 +97,10 @@ class Prompter:
         return window.too_long(self.window.limit, fitted.prompt.num_tokens - functions, functions)
 
     def _call_openers(self) -> tuple[int, ...]:
-        """The id that opens a call: one written inside a think block ends it, and the call is held to its schema."""
+        """The id that opens a call: written inside a think block it ends the block, and the call is held to its schema.
+
+        `Reading.call_ids` are the same, so that what is read as a call is what the engine held to one.
+        """
         opener = self._checkpoint.dialect.markers[:1]
         return tuple(self._checkpoint.marker_ids[mark] for mark in opener if mark in self._checkpoint.marker_ids)
 

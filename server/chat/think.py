@@ -3,7 +3,8 @@
     open:      thoughts </think>\\n\\nanswer
     may_open:  <think>\\nthoughts\\n</think>\\n\\nanswer      or just      answer
 
-A marker that opens a call inside an unclosed block ends the block: the model has begun to act.
+A token that opens a call inside an unclosed block ends the block: the model has begun to act, and the engine holds it
+to the call's grammar from there on. Where the vocabulary has no such token, the marker's text ends the block.
 """
 
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from server.events import Text, Thought
 class ThinkSpan:
     """Text in, `Thought` and `Text` out. Line breaks around the thoughts and before the answer are dropped.
 
-    `tags` are the opening and the closing tag; `interrupts` the markers that end an unclosed block.
+    `tags` are the opening and the closing tag; `interrupts` the markers whose text ends an unclosed block.
     """
 
     def __init__(
@@ -40,8 +41,13 @@ class ThinkSpan:
         """Whether what comes now is no part of the answer: inside, or line breaks before it."""
         return self._state in ("inside", "gap")
 
-    def feed(self, text: str) -> list[Thought | Text]:
-        """What the text so far settles."""
+    def feed(self, text: str, breaks_off: bool = False) -> list[Thought | Text]:
+        """What the text so far settles. With `breaks_off` it is a token that ends an unclosed block and stays text."""
+        if breaks_off and self._state == "inside":
+            out = self.close()
+            self._state, self._held = "gap", text
+            self._skip_gap(out)
+            return out
         if self._state == "after":
             return [Text(text)] if text else []
         self._held += text

@@ -25,7 +25,8 @@ class Reading:
     stop_ids: frozenset[int]
     thinking: Literal["off", "open", "may_open"] = "off"
     think_tags: tuple[str, str] = ("<think>", "</think>")
-    call_markers: tuple[str, ...] = ()  # each opens a call
+    call_ids: frozenset[int] = frozenset()  # each opens a call, inside a think block as well
+    call_markers: tuple[str, ...] = ()  # their texts do, where the vocabulary has no such token
     halts: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     parser: Callable[[], Parser] | None = None
@@ -106,7 +107,7 @@ class Turn:
             self._pending.append((self._scored(score), text))
         was_inside = self._think.inside
         said: list[Said] = []
-        for span in self._think.feed(text):
+        for span in self._think.feed(text, token_id in self._reading.call_ids):
             if self.over:
                 break
             said += self._after_think(span)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -136,6 +137,19 @@ def test_a_call_inside_an_unclosed_think_block_ends_the_thinking() -> None:
     out = at_every_split(reading("open"), f"I need the weather.\n{CALL}")
     assert out[0] == Thought("I need the weather.")
     assert [type(event) for event in out[1:]] == [CallOpened, CallArguments, CallClosed, Ended]
+
+
+def test_inside_a_think_block_a_call_is_opened_by_its_token_alone() -> None:
+    """The engine holds to the schema what follows the token; spelled out, a call would come back held to nothing."""
+    how = replace(reading("open"), call_ids=frozenset(ids_of("<tool_call>")), call_markers=())
+    spelled = list(b"I would write <tool_call>")
+    for text, thought in (("so\n", "I would write <tool_call>so"), ("</thi", "I would write <tool_call></thi")):
+        ids = [*spelled, *ids_of(f"{text}{CALL}"), IM_END]
+        for cuts in ([], range(1, len(ids))):
+            out = events(how, deltas(ids, cuts, "stop"))
+            assert out[0] == Thought(thought)
+            assert [type(event) for event in out[1:]] == [CallOpened, CallArguments, CallClosed, Ended]
+    at_every_split(how, f"first</think>\n\n{CALL}")
 
 
 def test_without_tools_markup_in_thoughts_is_thought() -> None:
