@@ -19,6 +19,8 @@ ANNOTATIONS = (
     "contentEncoding", "contentMediaType", "contentSchema", "nullable", "discriminator", "externalDocs", "xml",
 )  # fmt: skip
 
+BESIDE_A_PART = {*ANNOTATIONS, "$defs", "definitions"}
+
 # How Qwen writes JSON, and no white space that a weak model could go on writing for ever.
 COMPACT: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LARGEST_INTEGER = 10**18 - 1  # digits of a number must end some time; wider integers only where the schema says so
@@ -45,7 +47,11 @@ def normalised(schema: Any) -> Any:
 
 
 def _modernised(node: dict[str, Any]) -> dict[str, Any]:
-    """Words of older drafts in today's: tuples as `items`, booleans as exclusive bounds."""
+    """Words of older drafts in today's: tuples as `items`, booleans as exclusive bounds, `allOf` of one as that one."""
+    parts = node.get("allOf")
+    beside = {key: value for key, value in node.items() if key != "allOf"}
+    if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping) and beside.keys() <= BESIDE_A_PART:
+        node = {**parts[0], **beside}  # how older drafts put a description beside a `$ref`
     if isinstance(node.get("items"), list):
         node["prefixItems"] = node.pop("items")
         if "additionalItems" in node:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema_rs
 
+from server.dialects.custom import satisfies
 from server.dialects.protocol import Tool
 from server.dialects.schema_forms import normalised
 from server.events import Flag
@@ -24,9 +25,9 @@ class Offered:
         return self._tools.get(name)
 
     def judge(self, tool: Tool, arguments: str) -> tuple[Flag, ...]:
-        """`("invalid",)` where the arguments are no JSON object or do not satisfy the schema."""
+        """`("invalid",)` where the arguments are no JSON object or do not satisfy the schema or custom grammar."""
         if tool.custom:
-            return ()
+            return () if tool.format is None or satisfies(tool.format, arguments) else ("invalid",)
         try:
             value = json.loads(arguments)
         except ValueError:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from server.dialects.custom import satisfies
 from server.dialects.glm4 import GLM4
 from server.dialects.hermes import HERMES
 from server.dialects.index import DIALECTS
@@ -227,6 +228,43 @@ def test_custom_tools_are_given_text_that_their_grammar_admits(dialect: Dialect,
             assert re.fullmatch(patterns[tool.name], call.arguments), (call, found.text)
 
 
+CLOSED_EARLY = {  # what closes a custom tool's raw text in each format
+    "hermes": "\n</input>\n",
+    "qwen3_coder": "\n</parameter>\n</function>\n",
+    "glm4": "</arg_value>\n</tool_call>",
+    "kimi_k2": "<|tool_call_end|>",
+    "react": "\nObservation:",
+}
+
+
+@every_dialect
+def test_a_lark_text_that_holds_its_own_closing_markup_ends_there_and_is_said_to_be_invalid(dialect: Dialect) -> None:
+    """The text stands as it is, so nothing tells such markup from the real one; what follows it is not lost."""
+    grammar = f"start: {json.dumps('a' + CLOSED_EARLY[dialect.name] + 'b')}"
+    tool = Tool("odd", custom=True, format=CustomFormat("lark", grammar))
+    found = walk(dialect, wanted([tool], Choice("required", parallel=False)), dialect.name)
+    call, *rest = said(read(dialect, [tool], [found.text]))
+    assert isinstance(call, Call) and (call.arguments, call.flags) == ("a", ("invalid",))
+    assert "b" in str(rest) or dialect is REACT  # a ReAct reply ends before "Observation:" in any case
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "good"),
+    [
+        (CustomFormat("lark", 'start: "a"+'), "aaa", True),
+        (CustomFormat("lark", 'start: "a"+'), "", False),
+        (CustomFormat("lark", 'start: "a"+'), "aab", False),
+        (CustomFormat("regex", "[a-z]+\\."), "abc.", True),
+        (CustomFormat("regex", "[a-z]+\\."), 'a"b.', False),
+        (CustomFormat("lark", "start: /(?s:.*)/"), "äö 🏔\n" * 1000, True),
+    ],
+)
+def test_a_custom_text_is_held_against_its_grammar_when_it_is_complete(
+    form: CustomFormat, text: str, good: bool
+) -> None:
+    assert satisfies(form, text) is good
+
+
 def test_a_custom_grammar_that_does_not_compile_is_refused_by_the_tool_s_place() -> None:
     for syntax, text in (("lark", "start: nothing"), ("regex", "a("), ("lark", "start: /a/\n}\nx: {")):
         bad = Tool("bad", custom=True, format=CustomFormat(syntax, text))  # type: ignore[arg-type]
@@ -257,6 +295,37 @@ def test_members_may_come_in_any_order_but_only_once(dialect: Dialect) -> None:
     twice = write_call(dialect.name, "f", {"b": 1, "c": 1}, 0).lstrip()
     for pair in (('"c"', '"b"'), ("parameter=c", "parameter=b"), ("<arg_key>c", "<arg_key>b")):
         assert twice.replace(*pair) == twice or not accepts(dialect, want, twice.replace(*pair))
+
+
+PAIR = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a"]}
+IN_ANY_ORDER = {
+    "plain": PAIR,
+    "nullable": {**PAIR, "type": ["object", "null"]},
+    "union": {"anyOf": [PAIR, {"type": "null"}]},
+    "listed": {"type": "array", "items": PAIR},
+    "described": {"allOf": [PAIR], "description": "As older drafts describe what they refer to."},
+}
+IN_SCHEMA_ORDER = {
+    "all required": {**PAIR, "required": ["a", "b"]},
+    "open": {**PAIR, "additionalProperties": True},
+    "patterns": {**PAIR, "patternProperties": {"^x": {"type": "integer"}}},
+    "counted": {**PAIR, "maxProperties": 2},
+    "combined": {"allOf": [PAIR, {"properties": {"c": {"type": "integer"}}}]},
+    "tuple": {"type": "array", "prefixItems": [PAIR], "items": False},
+    "distinct": {"type": "array", "items": PAIR, "uniqueItems": True},
+}
+
+
+@every_dialect
+@pytest.mark.parametrize("kind", [*IN_ANY_ORDER, *IN_SCHEMA_ORDER])
+def test_objects_inside_arguments_keep_the_schema_s_order_where_the_page_says_so(dialect: Dialect, kind: str) -> None:
+    """docs/dialects.md lists where a model that has learnt another order is led into the schema's."""
+    schema = {**IN_ANY_ORDER, **IN_SCHEMA_ORDER}[kind]
+    tool = Tool("f", {"type": "object", "properties": {"o": schema}, "required": ["o"]})
+    for value, good in (({"a": 1, "b": 2}, True), ({"b": 2, "a": 1}, kind in IN_ANY_ORDER)):
+        held = [value] if schema.get("type") == "array" else value
+        text = write_call(dialect.name, "f", {"o": held}, 0).lstrip()
+        assert accepts(dialect, wanted([tool], FORCED), text) is good
 
 
 def test_tags_that_are_tokens_of_the_vocabulary_are_written_as_tokens() -> None:
