@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from server.memory.headers import Tensor, weight_bytes
+from server.memory.headers import Tensor, computes_float8, weight_bytes
 from server.memory.shape import DTYPE_BYTES, FLOAT32_BYTES, Shape
 from server.messages import DeviceReading
 from server.settings import EngineSettings
@@ -126,7 +126,10 @@ def headroom(total: int) -> int:
 
 def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, room: Room, overhead: int = 0) -> Plan:
     """The plan before loading; `overhead` is what the runtime takes before the weights (a CUDA context)."""
-    weights = weight_bytes(tensors, dtype=demand.dtype, quantize=demand.quantize, tied=shape.tied)
+    keeps_float8 = computes_float8(on_host=room.is_host)
+    weights = weight_bytes(
+        tensors, dtype=demand.dtype, quantize=demand.quantize, tied=shape.tied, keeps_float8=keeps_float8
+    )
     return divide(shape, demand, room, weights, activation_bytes(shape, demand), max(overhead, room.own))
 
 

@@ -4,10 +4,11 @@ A safetensors file begins with the length of its header (8 bytes, little-endian)
 tensor names to dtype, shape and place; see the format's description in the safetensors repository.
 """
 
+import importlib.util
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.errors import CannotStart
@@ -21,6 +22,8 @@ STORED_BYTES: Mapping[str, float] = {
 }  # fmt: skip
 CAST = ("F64", "F32", "BF16", "F16")  # loading casts these to the wanted type; integers and float8 stay as they are
 UNUSED = ("mtp.", "visual.", "model.visual.")  # draft heads and vision towers, which are not loaded
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+SCALE_SUFFIX = "_scale_inv"  # of a float8 weight: one number a block of 128 x 128
 SCALE_BYTES = 4  # of an int8 weight: one float32 a row
 
 
@@ -46,17 +49,31 @@ def read_headers(folder: Path) -> tuple[Tensor, ...]:
     return tuple(tensor for path in paths for tensor in _read_header(path))
 
 
-def weight_bytes(tensors: Iterable[Tensor], *, dtype: str, quantize: str, tied: bool) -> int:
+def weight_bytes(tensors: Iterable[Tensor], *, dtype: str, quantize: str, tied: bool, keeps_float8: bool = True) -> int:
     """Bytes of the weights after loading as `dtype` ("float32", "bfloat16", "float16").
 
     With `quantize` "int8" every matrix inside the layers takes one byte an element and a scale a row. A tied output
-    matrix is counted once, also where the file holds it twice.
+    matrix is counted once, also where the file holds it twice. Unless `keeps_float8`, float8 weights are multiplied
+    out to `dtype` and their scales go.
     """
+    if not keeps_float8:
+        tensors = _multiplied_out(tensors)
     return sum(
         _loaded_bytes(tensor, dtype, quantize)
         for tensor in tensors
         if not tensor.name.startswith(UNUSED) and not (tied and tensor.name.endswith("lm_head.weight"))
     )
+
+
+def computes_float8(*, on_host: bool) -> bool:
+    """Whether float8 weights stay as they are: on a card, with the package that brings the kernels."""
+    return not on_host and importlib.util.find_spec("kernels") is not None
+
+
+def _multiplied_out(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    for tensor in tensors:
+        if not tensor.name.endswith(SCALE_SUFFIX):
+            yield replace(tensor, dtype="BF16") if tensor.dtype in FLOAT8 else tensor
 
 
 def is_packable(tensor: Tensor) -> bool:

@@ -5,6 +5,7 @@ mask is registered for that name, so that transformers builds none. (A name begi
 rewritten by transformers.)
 """
 
+import importlib.util
 import json
 import threading
 import time
@@ -77,6 +78,7 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
     device = choose_device(settings.device)
     config = _read_config(checkpoint)
     _refuse_unsupported(config)
+    _choose_float8(config, device)
     model = _load_model(checkpoint, config, settings, device, on_progress)
     text = model.config.get_text_config()
     if settings.quantize == "int8":
@@ -144,6 +146,17 @@ def _refuse_unsupported(config: Any) -> None:
         raise CannotStart(f"linear_attention layers are known in {', '.join(RECURRENT_MODELS)}, not {text.model_type}")
     if getattr(text, "is_encoder_decoder", False):
         raise CannotStart(f"{text.model_type} is an encoder-decoder model; this server runs decoders only")
+
+
+def _choose_float8(config: Any, device: torch.device) -> None:
+    """Have float8 weights made bfloat16 while they are read, where nothing computes with them as they are.
+
+    transformers decides so itself on a CPU and on cards older than compute capability 8.9; on newer ones it would
+    look for the package `kernels` at the first request only. `memory.headers` counts by the same rule.
+    """
+    quantization = getattr(config, "quantization_config", None)
+    if isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
+        quantization["dequantize"] = device.type != "cuda" or importlib.util.find_spec("kernels") is None
 
 
 def _load_model(
