@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 
-.PHONY: install serve test lint unit test-gpu clean system system-test image image-test faults
+.PHONY: install serve test lint unit test-gpu clean system system-test image image-test faults monitoring-test
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(PORT) $(ARGS)
@@ -41,6 +41,10 @@ image-test:
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.faults --name faults
 
+# The shipped Prometheus files and dashboard against a real Prometheus (apt-get install prometheus).
+monitoring-test: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.monitoring
+
 # What pip cannot bring: taken from Debian's packages where apt-get and the right to use it are at hand.
 system:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -63,8 +67,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | system
 
 $(VENV)/.installed-dev: $(VENV)/.installed | system-test
 	@$(PIP) install -c constraints.txt -e '.[dev]'
-	@# of qwen-agent only the vocabulary is read; autogen pins an older protobuf than the traces need, and runs with this
-	@$(PIP) install -c constraints.txt --no-deps qwen-agent autogen-core autogen-ext
+	@# of qwen-agent only the vocabulary is read; autogen pins an older protobuf than the traces need, instructor an older
+	@# jiter than the server has, and both run with these
+	@$(PIP) install -c constraints.txt --no-deps qwen-agent autogen-core autogen-ext instructor
 	@for folder in $(NODE_FOLDERS); do \
 	  [ ! -f $$folder/package-lock.json ] || (cd $$folder && npm ci --silent --no-audit --no-fund) || exit 1; done
 	@touch $@

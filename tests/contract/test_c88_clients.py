@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from tests.contract.asking import MODEL
+from tests.live import Live
 
 # Deprecations and unclosed sockets inside a client are its own affair.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -135,6 +138,54 @@ def test_c89_autogen(place: Place) -> None:
         await client.close()
 
     asyncio.run(loop())
+
+
+def test_c89_litellm(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses a stream without a finish reason, and drops a call that lacks its id or its name."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # nothing is fetched from anywhere
+    import litellm
+
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}
+    asked: dict[str, Any] = {
+        "model": f"openai/{MODEL}", "api_base": f"{place.url}/v1", "api_key": "any", "tools": [tool],
+        "temperature": 0, "max_tokens": 300, "num_retries": 0,
+    }  # fmt: skip
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    for _ in range(3):
+        whole = litellm.completion(messages=messages, tool_choice="required", **asked)
+        pieces = list(litellm.completion(messages=messages, tool_choice="required", stream=True, **asked))
+        streamed = litellm.stream_chunk_builder(pieces, messages=messages)
+        for reply in (whole, streamed):
+            assert reply.choices[0].finish_reason == "tool_calls"
+            place.check([call.function.arguments for call in reply.choices[0].message.tool_calls])
+        assert whole.usage.completion_tokens > 0
+        called = streamed.choices[0].message
+        results = [{"role": "tool", "tool_call_id": call.id, "content": RESULT} for call in called.tool_calls]
+        messages += [called.model_dump(exclude_none=True), *results]
+        said = litellm.completion(messages=messages, tool_choice="none", **asked).choices[0].message
+        assert said.content and not said.tool_calls
+        messages += [said.model_dump(exclude_none=True), {"role": "user", "content": QUESTION}]
+
+
+def test_c89_instructor(live: Live) -> None:
+    """It forces one tool, named after a class, and reads the arguments while they are written."""
+    import instructor
+
+    class Weather(BaseModel):
+        """Get the current weather for a city"""
+
+        city: str = Field(description="Name of the city")
+
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0) as bare:
+        client = instructor.from_openai(bare, mode=instructor.Mode.TOOLS)
+        asked: dict[str, Any] = {"model": MODEL, "max_retries": 0, "temperature": 0, "max_tokens": 300}
+        messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+        for _ in range(3):
+            whole = client.create(response_model=Weather, messages=messages, **asked)
+            *parts, last = client.create_partial(response_model=Weather, messages=messages, **asked)
+            assert whole.city and last.city
+            assert all(last.city.startswith(part.city or "") for part in parts)
+            messages += [{"role": "assistant", "content": whole.city}, messages[0]]
 
 
 def test_c89_smolagents(place: Place) -> None:
