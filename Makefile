@@ -63,6 +63,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | system
 	@echo "making the environment in $(VENV) (the first time this takes a minute or two)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt -e .
+	@$(BIN)/python -m compileall -q server clients
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed | system-test

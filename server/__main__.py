@@ -1,6 +1,7 @@
 """The `toolwire` command: reads the options, builds what a command needs, and stands aside."""
 
 import dataclasses
+import gc
 import os
 import signal
 import subprocess
@@ -31,12 +32,16 @@ def _serve(resolved: Resolved) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves, both signals end a start alike
     api = resolved.settings.api
     with listen(api.host, api.port) as listener, Child() as engine:
-        # Importing takes a second here, and longer in the engine: both at once.
+        # Importing takes a second here, and longer in the engine: both at once. What is imported stays: looking for
+        # garbage among it takes time, now and while replies are written.
+        gc.disable()
         from rich.console import Console
 
         from server.banner import LoadingBar, print_ready
         from server.run import Begun, Serving, serve
 
+        gc.freeze()
+        gc.enable()
         console = Console()
         bar = LoadingBar(console)
 
