@@ -102,7 +102,7 @@ def find_python(name: str, peers: Path) -> str | None:
 def started(name: str, python: str, checkpoint: Path, log: Path) -> Iterator[Running]:
     """The server, from its start to its end, alone on the machine. Raises RuntimeError if it does not come up."""
     kind = KINDS[name]
-    port = _free_port()
+    port = free_port()
     began_s = time.perf_counter()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **kind.environment}
     with log.open("wb") as out:
@@ -142,7 +142,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             child.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
