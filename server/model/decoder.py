@@ -17,7 +17,9 @@ from server.model.paged import Attends
 from server.model.recurrent import RecurrentStep
 
 SHORT_FORMS = ("llama", "qwen2", "qwen3", "qwen3_moe")  # model types
-Product = Callable[[Tensor], Tensor]  # [num_tokens, inputs] -> [num_tokens, outputs]
+# [num_tokens, inputs] -> [num_tokens, outputs]. Of modules it is their `forward`: calling them themselves, through
+# hooks that nobody set, costs as much as a small operation.
+Product = Callable[[Tensor], Tensor]
 
 
 class Body(Protocol):
@@ -120,7 +122,7 @@ class Layer:
         self._project = _together((attention.q_proj, attention.k_proj, attention.v_proj))
         has_norms = hasattr(attention, "q_norm")
         self._head_norms = HeadNorms(attention, self._heads, self._kv_heads) if has_norms else None
-        self._output: Product = attention.o_proj
+        self._output: Product = attention.o_proj.forward
         self._mlp: Product = Mlp(layer.mlp) if hasattr(layer.mlp, "gate_proj") else Batched(layer.mlp)
 
     def forward(self, index: int, hidden: Tensor, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
@@ -143,7 +145,7 @@ class Mlp:
 
     def __init__(self, mlp: Any) -> None:
         self._open = _together((mlp.gate_proj, mlp.up_proj))
-        self._down: Product = mlp.down_proj
+        self._down: Product = mlp.down_proj.forward
         self._activate: Product = functional.silu if _is_silu(mlp.act_fn) else mlp.act_fn
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ class Separate:
 
 def _together(modules: Sequence[Any]) -> Product:
     first = modules[0]
-    return first.packed if isinstance(first, FirstSibling) else Separate(modules)
+    return first.packed.forward if isinstance(first, FirstSibling) else Separate(modules)
 
 
 def _is_silu(activation: Any) -> bool:
