@@ -1,4 +1,4 @@
-"""The shipped Prometheus files and dashboard against a real Prometheus and a real server: python -m benchmarks.monitoring
+"""The shipped Prometheus files and dashboard against a real Prometheus: python -m benchmarks.monitoring
 
 Needs `prometheus` and `promtool` (apt-get install prometheus). promtool reads the configuration and plays the alerts
 of docker/prometheus/alerts_test.yml; then Prometheus scrapes a server behind a key, as docker-compose.yml has it do,

@@ -3,6 +3,7 @@
 The address `http://127.0.0.1:8000` in them is replaced by that of the test's own server.
 """
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from server.api.schemas import ChatRequest, StreamOptions
+from server.api.wire import CallNote, Notes
+from server.settings import GROUPS
 from tests.live import ROOT, Live
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "demo" / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -51,3 +55,23 @@ def test_the_readme_shows_both_commands() -> None:
     first_screen = text.splitlines()[:60]
     for command in ("make serve", "make test", "docker compose", "curl ", "from openai import OpenAI"):
         assert any(command in line for line in first_screen), command
+
+
+def test_every_option_is_in_the_table_of_running_md() -> None:
+    """An option that only `--help` knows is found by nobody who plans a deployment."""
+    text = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+    for kind in GROUPS.values():
+        for field in dataclasses.fields(kind):
+            off = "no-" if field.default is True else ""
+            shown = {"True": "on", "False": "off", "": ""}.get(str(field.default), f"`{field.default}`")
+            row = f"| `--{off}{field.name.replace('_', '-')}` | {shown} | {field.metadata['help']} |"
+            assert row in text, row
+
+
+def test_every_field_of_a_request_and_every_extension_of_a_reply_is_in_api_md() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    fields = {*ChatRequest.model_fields, *StreamOptions.model_fields}
+    extensions = {"reasoning_content", "toolwire", *Notes.__struct_fields__, *CallNote.__struct_fields__}
+    for name in sorted(fields | extensions):
+        shown = "prompt_cache_*" if name.startswith("prompt_cache_") else name
+        assert re.search(rf"[`.\"]{re.escape(shown)}[`\",]", text), name

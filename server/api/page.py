@@ -37,10 +37,12 @@ def _operations(document: Mapping[str, Any]) -> Iterator[str]:
             for name, example in content.get("examples", {}).items():
                 yield _folded(f"Example: {name}", example["value"])
             for status, reply in operation["responses"].items():
-                shown = reply.get("content", {}).get("application/json", {})
                 yield f"<p><b>{html.escape(status)}</b> {html.escape(reply['description'])}</p>"
-                if "example" in shown:
-                    yield _folded("Example reply", shown["example"])
+                for shown in reply.get("content", {}).values():
+                    if "example" in shown:
+                        yield _folded("Example reply", shown["example"])
+                    for name, example in shown.get("examples", {}).items():
+                        yield _folded(f"Example reply: {name}", example["value"])
     yield "<h2>Schemas</h2>"
     for name, schema in schemas.items():
         yield _folded(name, schema)
@@ -80,5 +82,5 @@ def _resolved(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[
 
 
 def _folded(title: str, value: object) -> str:
-    text = html.escape(json.dumps(value, indent=2, ensure_ascii=False))
-    return f"<details><summary>{html.escape(title)}</summary><pre>{text}</pre></details>"
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+    return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"

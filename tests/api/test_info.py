@@ -1,15 +1,17 @@
 """What is asked about the server: models, readiness, memory, metrics, token counts, the OpenAPI document."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import jsonschema
 import msgspec
 
 from server.backend.scripted import PULSE, Script
 from server.chat.checkpoint import Checkpoint
 from server.errors import EngineDied, Starting
 from server.messages import MemoryReport
-from tests.api.conftest import CALL, MODEL, WEATHER, Serve
+from tests.api.conftest import CALL, MODEL, WEATHER, Serve, events_of
 
 Reply = Callable[..., Script]
 MEMORY = MemoryReport(level="tight", kv_bytes=7)
@@ -150,3 +152,44 @@ async def test_the_openapi_document_describes_every_route_and_resolves(serve: Se
     assert "thinking_budget" in shown and "tool result" in shown
     assert not any(fetched in shown for fetched in ("<script", "src=", "@import")), "it works offline"
     assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
+    assert "fault in the middle" in shown and "context_length_exceeded" in shown
+
+
+def fits(document: Any, name: str, value: Any) -> None:
+    """Raises where a value is not what the document says of it; keys that it does not name are no part of it."""
+    schemas = json.loads(json.dumps(document["components"]["schemas"]))
+    for kind in ("Reply", "ReplyChoice", "ReplyMessage", "Chunk", "ChunkChoice", "ChunkDelta", "ErrorObject"):
+        schemas[kind]["additionalProperties"] = False
+    schema = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
+    jsonschema.Draft202012Validator(schema).validate(value)
+
+
+async def test_what_is_sent_is_what_the_openapi_document_says(serve: Serve, reply: Reply) -> None:
+    """A client that is generated from the document must be able to read every reply."""
+    async with serve(reply(CALL)) as served:
+        document = (await served.http.get("/openapi.json")).json()
+        asked: dict[str, Any] = {"tools": [WEATHER], "service_tier": "auto"}
+        fits(document, "Reply", (await served.chat(**asked)).json())
+        events = events_of((await served.chat(**asked, stream=True, stream_options={"include_usage": True})).text)
+        for event in events:
+            fits(document, "Chunk", json.loads(event))
+        assert len(events) > 4
+        fits(document, "ErrorBody", (await served.chat(n=0)).json())
+
+
+async def test_the_examples_of_the_openapi_document_fit_it(serve: Serve) -> None:
+    async with serve() as served:
+        document = (await served.http.get("/openapi.json")).json()
+    operation = document["paths"]["/v1/chat/completions"]["post"]
+    for example in operation["requestBody"]["content"]["application/json"]["examples"].values():
+        fits(document, "ChatRequest", example["value"])
+    assert {"200", "400", "401", "404", "408", "413", "429", "500", "503", "504"} == set(operation["responses"])
+    for status, told in operation["responses"].items():
+        if status == "200":
+            fits(document, "Reply", told["content"]["application/json"]["example"])
+            for example in told["content"]["text/event-stream"]["examples"].values():
+                for event in events_of(example["value"]):
+                    fits(document, "ErrorBody" if '"error"' in event else "Chunk", json.loads(event))
+        else:
+            for example in told["content"]["application/json"]["examples"].values():
+                fits(document, "ErrorBody", example["value"])
