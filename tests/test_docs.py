@@ -74,4 +74,4 @@ def test_every_field_of_a_request_and_every_extension_of_a_reply_is_in_api_md() 
     extensions = {"reasoning_content", "toolwire", *Notes.__struct_fields__, *CallNote.__struct_fields__}
     for name in sorted(fields | extensions):
         shown = "prompt_cache_*" if name.startswith("prompt_cache_") else name
-        assert re.search(rf"[`.\"]{re.escape(shown)}[`\",]", text), name
+        assert re.search(rf"[`.\"]{re.escape(shown)}[`\",.]", text), name
