@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from server.errors import CannotStart
 from server.messages import Sampling
@@ -17,6 +16,7 @@ from server.model.runner import Runner
 from server.settings import EngineSettings
 from tests.checkpoints import Kind, tiny_checkpoint
 from tests.model.drive import BLOCK_SIZE, Stream, generate, prompt_of, reference, run
+from tests.published import write_published
 
 
 def nothing(fraction: float) -> None:
@@ -88,32 +88,7 @@ def test_what_is_loaded_is_told() -> None:
 @pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe"])
 def test_the_text_part_of_a_conditional_generation_checkpoint_is_served(kind: Kind, tmp_path: Path) -> None:
     """As Qwen3.5 is published: text below `model.language_model`, a vision tower and an MTP head beside it."""
-    source = tiny_checkpoint(kind)
-    folder = tmp_path / "m"
-    shutil.copytree(source, folder)
-    weights = load_file(source / "model.safetensors")
-    renamed = {
-        name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name: weight
-        for name, weight in weights.items()
-    }
-    renamed["model.visual.patch_embed.proj.weight"] = torch.zeros(4, 4)
-    renamed["mtp.fc.weight"] = torch.zeros(4, 4)
-    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    text = json.loads((source / "config.json").read_text())
-    outer = {
-        "architectures": [text["architectures"][0].replace("ForCausalLM", "ForConditionalGeneration")],
-        "model_type": kind,
-        "text_config": text,
-        "tie_word_embeddings": text.get("tie_word_embeddings", False),
-        "vision_config": {
-            "depth": 1,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "intermediate_size": 32,
-            "out_hidden_size": 64,
-        },
-    }
-    (folder / "config.json").write_text(json.dumps(outer))
+    folder = write_published(kind, tmp_path / "m")
     runner = Runner(load(folder, EngineSettings(device="cpu"), nothing), 8, BLOCK_SIZE, num_slots=1)
     stream = Stream(prompt_of(20), range(4), Sampling(max_tokens=8, temperature=0.0), slot=0)
     run(runner, [stream])

@@ -1,0 +1,118 @@
+"""Qwen3.5 over HTTP, dense and MoE, as published: thinking by default, calls in tags, states beside the KV cache."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+
+from tests.checkpoints import TOOL_CALL, Kind
+from tests.contract.asking import calls_of, chunks_of, deltas_of, finish_of, text_of
+from tests.live import Live, live_server
+from tests.published import write_published
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"enum": ["Oslo", "Lima", "Rome"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "hourly": {"type": "boolean"},
+    },
+    "required": ["city", "days", "hourly"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "forecast", "description": "Weather to come.", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "now", "description": "The time."}},
+]
+QUESTION = {"role": "user", "content": "How will the weather be in Oslo? " * 12}
+CERTAIN = {str(TOOL_CALL): 100.0}
+QUIET = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_5_moe"])
+def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server of this kind; its self-test of tool calls has passed, or it would not have come up."""
+    assert request.param in get_args(Kind)
+    folder = write_published(request.param, tmp_path_factory.mktemp("hybrid") / "model")
+    options = ["--threads", "1", "--max-running", "8", "--served-model-name", "hybrid", "--generation-config", "none"]
+    with live_server("--model", str(folder), *options) as server:
+        yield server
+
+
+def post(server: Live, **fields: Any) -> httpx.Response:
+    body = {"model": "hybrid", "messages": [QUESTION], "tools": TOOLS, "temperature": 0, "max_tokens": 160, **fields}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+
+
+def told_both_ways(server: Live, **fields: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The whole reply, which is the streamed one; and its calls."""
+    whole = post(server, **fields).json()
+    chunks = chunks_of(post(server, stream=True, **fields))
+    (choice,) = whole["choices"]
+    message = choice["message"]
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or ()]
+    assert calls_of(chunks) == calls
+    assert text_of(chunks) == (message["content"] or "")
+    thoughts = "".join(delta.get("reasoning_content") or "" for delta in deltas_of(chunks))
+    assert thoughts == (message.get("reasoning_content") or "")
+    assert finish_of(chunks) == choice["finish_reason"]
+    return choice, calls
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "forecast"}}])
+@pytest.mark.parametrize("thinking", [True, False])
+def test_forced_calls_are_valid_and_streamed_as_they_are_whole(hybrid: Live, choice: Any, thinking: bool) -> None:
+    """With thinking on, as it is by default, random weights would think for ever: their room is bounded."""
+    fields = {} if thinking else QUIET
+    drawn = {"seed": 3, "temperature": 0.8, "top_k": 20, "parallel_tool_calls": False}
+    reply, calls = told_both_ways(hybrid, tool_choice=choice, **drawn, **fields)
+    assert reply["finish_reason"] in ("tool_calls", "stop")
+    ((name, arguments),) = calls
+    assert name == "forecast" or choice == "required"
+    Draft202012Validator(SCHEMA if name == "forecast" else {}).validate(json.loads(arguments))
+    assert bool(reply["message"].get("reasoning_content")) == thinking
+    assert "<think>" not in (reply["message"]["content"] or "")
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_calls_of_a_free_choice_are_valid_and_streamed_as_they_are_whole(hybrid: Live, thinking: bool) -> None:
+    """What opens a call ends the think block and is held to a schema, also where nobody demanded it."""
+    fields = {} if thinking else QUIET
+    drawn = {"seed": 5, "temperature": 0.7, "top_k": 20, "parallel_tool_calls": False}
+    reply, calls = told_both_ways(hybrid, tool_choice="auto", logit_bias=CERTAIN, **drawn, **fields)
+    assert reply["finish_reason"] == "tool_calls"
+    ((name, arguments),) = calls
+    Draft202012Validator(SCHEMA if name == "forecast" else {}).validate(json.loads(arguments))
+
+
+def test_it_thinks_by_default_and_not_where_told_so(hybrid: Live) -> None:
+    thinking, _ = told_both_ways(hybrid, tools=None, max_tokens=12)
+    assert thinking["message"]["reasoning_content"] and not thinking["message"]["content"]
+    plain, _ = told_both_ways(hybrid, tools=None, max_tokens=12, **QUIET)
+    assert plain["message"]["content"] and not plain["message"].get("reasoning_content")
+
+
+def test_the_same_prompt_again_begins_from_a_snapshot_and_ends_the_same(hybrid: Live) -> None:
+    other = {"role": "user", "content": "Tell me of snapshots. " * 20}
+    first = post(hybrid, messages=[other], tool_choice="required").json()
+    again = post(hybrid, messages=[other], tool_choice="required").json()
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] < 100
+    told = [[call["function"] for call in reply["choices"][0]["message"]["tool_calls"]] for reply in (first, again)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("kind", ["image_url", "video_url"])
+def test_images_get_the_clear_refusal_of_a_text_model(hybrid: Live, kind: str) -> None:
+    """The vision tower is in the files and not loaded."""
+    part = {"type": kind, kind: {"url": "data:image/png;base64,AAAA"}}
+    answer = post(hybrid, messages=[{"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}])
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "unsupported_value")
+    assert "this model reads text" in error["message"] and error["param"].startswith("messages[0].content[1]")
+
+
+def test_the_memory_of_states_is_told(hybrid: Live) -> None:
+    assert "state per sequence" in hybrid.output()
