@@ -1,6 +1,7 @@
 """Write a checkpoint of a real model's shape with random weights, to measure speed without a download.
 
     python -m benchmarks.checkpoint 0.6B /tmp/qwen3-0.6b
+    python -m benchmarks.checkpoint hybrid /tmp/qwen3.5-0.24b
 
 Needs the Qwen vocabulary: pip install --no-deps qwen-agent==0.0.34. The rows of the embedding whose tokens are not
 plain printable ASCII are scaled by 0.2, so that greedy output is text and never ends by itself.
@@ -17,6 +18,18 @@ from tokenizers import Tokenizer
 
 from tests.checkpoints import END_OF_TEXT, IM_END, VOCAB_SIZE, qwen_tokenizer
 
+# As Qwen3.5: three layers in four with a recurrent state, the fourth with gated attention; 240 million weights.
+HYBRID: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 8,
+    "linear_num_value_heads": 16,
+    "tie_word_embeddings": True,
+}
 # Qwen3's published config.json files.
 SHAPES: dict[str, dict[str, Any]] = {
     "0.6B": {
@@ -50,7 +63,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
-    """A complete Qwen3 checkpoint in bfloat16; left alone if the folder holds one already."""
+    """A complete Qwen3 or Qwen3.5 checkpoint in bfloat16; left alone if the folder holds one already."""
     if (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +72,7 @@ def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
         shutil.copy(path, folder / path.name)
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.bfloat16)
-    model = transformers.Qwen3ForCausalLM(_config(shape))
+    model = transformers.AutoModelForCausalLM.from_config(_config(shape))
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         quiet = _ids_that_are_not_plain(folder / "tokenizer.json")
@@ -70,15 +83,17 @@ def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
 
 
 def _config(shape: str) -> Any:
-    return transformers.Qwen3Config(
-        **SHAPES[shape],
-        vocab_size=VOCAB_SIZE,
-        max_position_embeddings=40960,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        bos_token_id=END_OF_TEXT,
-        eos_token_id=IM_END,
-        dtype="bfloat16",
-    )
+    fields = {
+        "vocab_size": VOCAB_SIZE,
+        "max_position_embeddings": 40960,
+        "bos_token_id": END_OF_TEXT,
+        "eos_token_id": IM_END,
+        "dtype": "bfloat16",
+    }
+    if shape == "hybrid":
+        return transformers.Qwen3_5TextConfig(**HYBRID, **fields)
+    rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
+    return transformers.Qwen3Config(**SHAPES[shape], **fields, rope_parameters=rope)
 
 
 def _ids_that_are_not_plain(tokenizer_file: Path) -> torch.Tensor:

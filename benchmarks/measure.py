@@ -107,6 +107,7 @@ async def _agents(server: Running, *, forced: bool) -> Figures:
 PLANS: dict[str, Plan] = {
     "0.6B": Plan((decode_at_128, decode_at_2000, first_token, forced), (at_a_rate, forced_agents), (8, 16, 64)),
     "tiny": Plan((), (), (32,), 4),
+    "hybrid": Plan((decode_at_128, first_token), (), (8,)),
     "built-in": Plan((decode_at_128, forced), (forced_agents, free_agents), (32,), 4),
 }
 

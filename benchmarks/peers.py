@@ -1,6 +1,6 @@
 """Each installed server in turn on this machine, the same workloads, one results file and one table with ratios.
 
-    python -m benchmarks.peers [--servers toolwire,vllm,llamacpp,transformers] [--checkpoints 0.6B,tiny,built-in]
+    python -m benchmarks.peers [--servers toolwire,vllm,llamacpp,transformers] [--checkpoints 0.6B,tiny,hybrid,built-in]
 
 Makes the checkpoints that are not there yet, starts each server alone, drives it with the workloads of
 `benchmarks/measure.py` and writes `benchmarks/results/NAME.json`; how peers are installed is said in

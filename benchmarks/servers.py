@@ -71,7 +71,9 @@ def _vllm(folder: Path, port: int) -> list[str]:
 
 
 def _transformers(folder: Path, port: int) -> list[str]:
-    return ["-m", "transformers.cli.transformers", "serve", "--port", str(port), "--continuous-batching"]
+    # Its continuous batching refuses layers with a recurrent state; such models it serves one request after the other.
+    batching = [] if "linear_attention" in (folder / "config.json").read_text() else ["--continuous-batching"]
+    return ["-m", "transformers.cli.transformers", "serve", "--port", str(port), *batching]
 
 
 def _llamacpp(folder: Path, port: int) -> list[str]:
