@@ -69,6 +69,15 @@ async def test_case_20_a_call_ends_with_tool_calls_however_it_came_about(
     assert (found.calls, found.finish) == ((PARIS,), "tool_calls")
 
 
+@pytest.mark.parametrize("text", [CALL, f"Write {CALL} to call.", "<tool_call>"])
+async def test_case_23_under_none_text_is_kept_whatever_it_holds(serve: Serve, reply: Reply, text: str) -> None:
+    """The grammar lets no opener through; from an engine without one, nothing may be lost."""
+    async with serve(reply(text)) as served:
+        found = await both(served, tools=[WEATHER], tool_choice="none")
+        assert served.backend.asked[0].constraint
+    assert (found.content, found.calls, found.finish) == (text, (), "stop")
+
+
 @pytest.mark.parametrize("fields", [{}, {"tool_choice": "auto"}, {"tool_choice": "none"}])
 async def test_case_25_an_empty_list_of_tools_is_none(serve: Serve, reply: Reply, fields: dict[str, Any]) -> None:
     async with serve(reply(CALL)) as served:

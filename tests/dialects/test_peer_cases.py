@@ -129,9 +129,18 @@ def test_case_09_a_malformed_call_is_text_and_the_good_one_behind_it_is_a_call(d
     assert call == Call("now", "{}")
 
 
+def json_call(dialect: Dialect, arguments: str) -> str:
+    """A call with this text for arguments, in one of the formats that write them as JSON."""
+    return write_call(dialect.name, "get_weather", {}, 0).replace("{}", arguments)
+
+
+every_json_dialect = pytest.mark.parametrize("dialect", [HERMES, KIMI_K2, REACT], ids=lambda dialect: dialect.name)
+
+
+@every_json_dialect
 @pytest.mark.parametrize("raw", ["a\nb", "a\tb", "a\r\nb", "a\x00b", "a\x1bb"])
-def test_case_10_control_characters_in_strings_are_escaped(raw: str) -> None:
-    call = one_call(hermes_call(f'{{"city": "{raw}"}}'))
+def test_case_10_control_characters_in_strings_are_escaped(dialect: Dialect, raw: str) -> None:
+    call = one_call(json_call(dialect, f'{{"city": "{raw}"}}'), dialect)
     assert call.value == {"city": raw}
     assert call.flags == ("repaired",) and raw in call.raw
 
@@ -157,6 +166,13 @@ def test_case_11_slips_with_one_meaning_are_put_right_and_said(written: str, mea
     assert call.flags == ("repaired",) and written in call.raw
 
 
+@every_json_dialect
+@pytest.mark.parametrize("written", ['{"city": "C:\\dir"}', "{'city': 'C:\\\\dir'}", '{"city": "C:\\dir",}'])
+def test_case_11_every_json_format_puts_the_same_slips_right(dialect: Dialect, written: str) -> None:
+    call = one_call(json_call(dialect, written), dialect)
+    assert call.value == {"city": "C:\\dir"} and call.flags == ("repaired",)
+
+
 def test_case_11_slips_without_a_certain_meaning_are_surfaced_as_they_are() -> None:
     call = one_call(hermes_call('{"city": Paris, "days": 2}'))
     assert call.arguments == '{"city": Paris, "days": 2}'
@@ -176,6 +192,28 @@ def test_case_11_slips_without_a_certain_meaning_are_surfaced_as_they_are() -> N
 def test_case_12_other_spellings_are_normal_calls(body: str, flags: tuple[str, ...]) -> None:
     call = one_call(hermes(body))
     assert call.value == {"city": "Rome"} and call.flags == flags
+
+
+@every_json_dialect
+def test_case_12_arguments_that_are_a_json_string_are_what_it_says(dialect: Dialect) -> None:
+    call = one_call(json_call(dialect, json.dumps('{"city": "Rome"}')), dialect)
+    assert call.value == {"city": "Rome"} and call.flags == ("repaired",)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "closing"),
+    [
+        (HERMES, "\n</tool_call>"),
+        (QWEN3_CODER, "\n</tool_call>"),
+        (KIMI_K2, "<|tool_calls_section_end|>"),
+        (KIMI_K2, "<|tool_call_end|><|tool_calls_section_end|>"),
+    ],
+)
+def test_case_13_a_missing_end_of_the_last_call_does_not_hide_it(dialect: Dialect, closing: str) -> None:
+    """In GLM's format nothing but that end tells a whole call from one that was cut off between two arguments."""
+    whole = write_call(dialect.name, "get_weather", {"city": "Rome"}, 0)
+    assert whole.endswith(closing)
+    assert one_call(whole.removesuffix(closing), dialect).value == {"city": "Rome"}
 
 
 @pytest.mark.parametrize(

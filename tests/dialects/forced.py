@@ -1,0 +1,246 @@
+"""Forced calls by random weights over HTTP: a real server, the real Qwen vocabulary, every tool, streamed and whole.
+
+    python -m tests.dialects.forced [--tools 200] [--family qwen3] [--out benchmarks/results/forced-calls.json]
+
+Such weights say nothing, so whatever is valid in their replies is the grammar's doing. Temperature 1.5, a seed a tool.
+Drawn from 150,000 ids nearly alike, a string would hardly ever end: `logit_bias` makes what ends one likely enough. It
+lifts no mask. In Qwen3-Coder's format four tokens in a row end a string, which no bias makes likely: there strings
+without a bound of their own get one. A call that `max_tokens` cuts all the same counts as unfinished, and the command
+fails.
+
+Both ways of one tool are asked at once and among others. Sums are rounded differently beside other rows, and between so
+many ids of nearly the same weight the last bit sometimes decides: where the two differ they are asked again alone,
+and must then be the same (`rounded_apart`).
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from jsonschema import Draft202012Validator
+from tokenizers import Tokenizer
+
+from server.dialects.protocol import Tool
+from tests.dialects.over_http import Reply, ask
+from tests.dialects.tools import make_tools
+from tests.families import FAMILIES, family_checkpoint
+from tests.live import Live, live_server
+
+AT_ONCE = 24
+MAX_TOKENS = 3200
+THOUGHTS = 12  # tokens of thought before every fourth call, where the family thinks
+# What ends a string, and how much more likely it becomes: a string of some ten tokens then.
+ENDINGS: dict[str, tuple[tuple[str, float], ...]] = {
+    "hermes": (('"', 15.5),),
+    "react": (('"', 20.0),),
+    "kimi_k2": (('"', 15.5),),
+    "glm4": (('"', 15.5), ("</arg_value>", 15.5)),
+    "qwen3_coder": (('"', 24.0), ("\n</parameter>\n", 24.0)),
+}
+LONGEST = {"qwen3_coder": 30}  # characters of a string that its schema does not bound
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Of one family."""
+
+    family: str
+    dialect: str
+    tools: int = 0
+    requests: int = 0
+    calls: int = 0
+    valid: int = 0
+    unfinished: int = 0
+    streamed_equal: int = 0
+    rounded_apart: int = 0
+    completion_tokens: int = 0
+    longest_tokens: int = 0
+    seconds: float = 0.0
+    server_cpu_s: float = 0.0
+
+
+def definition(tool: Tool) -> dict[str, Any]:
+    """The tool as a client sends it."""
+    function: dict[str, Any] = {"name": tool.name, "description": f"Does {tool.name}."}
+    return {"type": "function", "function": function | ({"parameters": tool.parameters} if tool.parameters else {})}
+
+
+def bounded(schema: Any, longest: int) -> Any:
+    """The schema with a bound on every string that has none."""
+    if isinstance(schema, list):
+        return [bounded(one, longest) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bound = {"maxLength": longest} if schema.get("type") in ("string", ["string", "null"]) else {}
+    return bound | {key: one if key in ("enum", "const") else bounded(one, longest) for key, one in schema.items()}
+
+
+def tools_for(dialect: str) -> list[Tool]:
+    """The tools as this format's models can be asked to call them and come to an end."""
+    tools = make_tools()
+    if dialect not in LONGEST:
+        return tools
+    return [replace(tool, parameters=bounded(tool.parameters, LONGEST[dialect])) for tool in tools]
+
+
+def request_for(tools: Sequence[Tool], number: int, bias: dict[str, float], thinks: bool) -> dict[str, Any]:
+    """What is asked of one tool: named or required, one call or several, with thoughts or none, by its number."""
+    tool = tools[number]
+    beside = [tools[(number + 7) % len(tools)], tools[(number + 31) % len(tools)]] if number % 3 == 0 else []
+    named = {"type": "function", "function": {"name": tool.name}}
+    thought = thinks and number % 4 == 1
+    return {
+        "model": "any",
+        "messages": [{"role": "user", "content": f"Please use {tool.name}."}],
+        "tools": [definition(one) for one in [tool, *beside]],
+        "tool_choice": named if number % 2 else "required",
+        "parallel_tool_calls": number % 5 == 0,
+        "temperature": 1.5,
+        "top_p": 1,
+        "top_k": 0,
+        "seed": number,
+        "max_tokens": MAX_TOKENS,
+        "logit_bias": bias,
+        **({"thinking_budget": THOUGHTS} if thought else {"chat_template_kwargs": {"enable_thinking": False}}),
+    }
+
+
+def endings(folder: Path, dialect: str) -> dict[str, float]:
+    """The bias towards what ends a string."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [(tokenizer.encode(text, add_special_tokens=False).ids, bias) for text, bias in ENDINGS[dialect]]
+    return {str(token_id): bias for several, bias in ids for token_id in several}
+
+
+def faults(reply: Reply, offered: dict[str, Any], single: bool) -> list[str]:
+    """What is wrong with a forced reply; `offered` are the schemas of what may be called."""
+    found = [] if reply.calls else ["no call"]
+    if single and len(reply.calls) > 1:
+        found.append("several calls")
+    if reply.content:
+        found.append(f"text beside the calls: {reply.content!r}")
+    if reply.finish != "tool_calls":
+        found.append(f"finish_reason {reply.finish}")
+    found += [f"flagged {flag}" for flag in reply.flags if flag != "repeated"]
+    for name, arguments in reply.calls:
+        if name not in offered:
+            found.append(f"calls {name}")
+            continue
+        try:
+            value = json.loads(arguments)
+        except ValueError as error:
+            found.append(f"{name}: no JSON: {error}")
+            continue
+        validator = Draft202012Validator(offered[name], format_checker=Draft202012Validator.FORMAT_CHECKER)
+        found += [f"{name}: {error.message[:200]}" for error in validator.iter_errors(value)]
+    return found
+
+
+async def run(server: Live, family: str, numbers: Sequence[int], outcome: Outcome) -> list[str]:
+    """Ask for each of these tools both ways, many at once, and count; returns what was wrong."""
+    dialect = FAMILIES[family].dialect
+    tools = tools_for(dialect)
+    bias = endings(family_checkpoint(family), dialect)
+    bodies = {number: request_for(tools, number, bias, thinks=dialect != "react") for number in numbers}
+    gate = asyncio.Semaphore(AT_ONCE)
+    begun_s = time.monotonic()
+    async with httpx.AsyncClient(base_url=server.url, timeout=1800) as client:
+
+        async def both(number: int) -> tuple[Reply, Reply]:
+            async with gate:
+                whole, streamed = await asyncio.gather(*(ask(client, bodies[number], way) for way in (False, True)))
+            return whole, streamed
+
+        pairs = dict(zip(numbers, await asyncio.gather(*map(both, numbers)), strict=True))
+        outcome.seconds = round(time.monotonic() - begun_s, 1)
+        wrong = []
+        for number, pair in pairs.items():
+            wrong += count(outcome, bodies[number], pair, {tool.name: tool.parameters or EMPTY for tool in tools})
+            if pair[0] != pair[1]:
+                wrong += await apart(client, bodies[number], outcome)
+    process = psutil.Process(server.process.pid)
+    times = [each.cpu_times() for each in [process, *process.children(recursive=True)]]
+    outcome.server_cpu_s = round(sum(spent.user + spent.system for spent in times), 1)
+    return [f"{family}: {line}" for line in wrong]
+
+
+def count(outcome: Outcome, body: dict[str, Any], pair: tuple[Reply, Reply], schemas: dict[str, Any]) -> list[str]:
+    """Note both replies to one request; returns what is wrong with them."""
+    named = body["tool_choice"]["function"]["name"] if isinstance(body["tool_choice"], dict) else None
+    shown = [definition["function"]["name"] for definition in body["tools"]]
+    offered = {name: schemas[name] for name in shown if named in (None, name)}
+    outcome.tools += 1
+    outcome.streamed_equal += pair[0] == pair[1]
+    wrong = []
+    for reply in pair:
+        found = faults(reply, offered, not body["parallel_tool_calls"])
+        outcome.requests += 1
+        outcome.calls += len(reply.calls)
+        outcome.unfinished += reply.finish == "length"
+        outcome.valid += not found
+        outcome.completion_tokens += reply.tokens
+        outcome.longest_tokens = max(outcome.longest_tokens, reply.tokens)
+        wrong += [f"{shown[0]}: {'; '.join(found)}: {reply}"] if found else []
+    return wrong
+
+
+async def apart(client: httpx.AsyncClient, body: dict[str, Any], outcome: Outcome) -> list[str]:
+    """Both ways once more, alone; the first time the prompt comes into the cache. Returns how they differ."""
+    await ask(client, body, False)
+    pair = await ask(client, body, False), await ask(client, body, True)
+    outcome.rounded_apart += pair[0] == pair[1]
+    return [] if pair[0] == pair[1] else [f"seed {body['seed']}: whole {pair[0]} and streamed {pair[1]}"]
+
+
+EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@contextmanager
+def serve(family: str) -> Iterator[Live]:
+    """A server of this family, whose dialect it finds out itself."""
+    command = ("--model", str(family_checkpoint(family)), "--served-model-name", "any", "--dtype", "float32")
+    with live_server(*command) as server:
+        yield server
+
+
+def main() -> int:
+    """The command."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--tools", type=int, default=200)
+    options.add_argument("--family", choices=list(FAMILIES), action="append")
+    options.add_argument("--out", type=Path)
+    chosen = options.parse_args()
+    outcomes, wrong = [], []
+    for family in chosen.family or FAMILIES:
+        outcome = Outcome(family, FAMILIES[family].dialect)
+        with serve(family) as server:
+            found = asyncio.run(run(server, family, range(chosen.tools), outcome))
+        outcomes.append(outcome)
+        wrong += found
+        sys.stdout.write(f"{outcome}\n" + "".join(f"  {line[:600]}\n" for line in found))
+    if chosen.out:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        told = {
+            "command": "python -m tests.dialects.forced",
+            "commit": commit.stdout.strip(),
+            "temperature": 1.5,
+            "at_once": AT_ONCE * 2,
+            "families": [asdict(outcome) for outcome in outcomes],
+            "faults": wrong,
+        }
+        chosen.out.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

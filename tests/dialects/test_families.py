@@ -1,0 +1,136 @@
+"""Every family of models over HTTP, with its own tokens and template: found out, self-tested, forced and free calls.
+
+All tools, both ways: `python -m tests.dialects.forced`.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from tokenizers import Tokenizer
+
+from server.chat.checkpoint import Checkpoint
+from server.chat.selftest import self_test
+from tests.dialects.forced import EMPTY, Outcome, endings, faults, request_for, run, serve, tools_for
+from tests.dialects.over_http import Reply, ask
+from tests.families import FAMILIES, family_checkpoint
+from tests.live import Live
+
+TOOLS = range(3, 200, 22)  # with no parameters up to five
+OPENERS = {"kimi_k2": "<|tool_calls_section_begin|>", "react": "Action:"}
+FREE = 18  # replies
+CERTAIN = 40.0  # a bias that leaves no other id a chance, where the id is allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running server and what it serves."""
+
+    family: str
+    server: Live
+
+    @property
+    def dialect(self) -> str:
+        """Which the server has to find."""
+        return FAMILIES[self.family].dialect
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """One server a family."""
+    with serve(request.param) as server:
+        yield Served(request.param, server)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_dialect_is_found_and_passes_its_self_test_with_the_family_s_own_tokens(family: str) -> None:
+    checkpoint = Checkpoint.open(family_checkpoint(family))
+    assert checkpoint.dialect.name == FAMILIES[family].dialect
+    assert self_test(checkpoint) == []
+    assert all(marker in checkpoint.marker_ids for marker in checkpoint.dialect.markers)
+
+
+def test_forced_calls_are_valid_and_finished_and_streamed_as_they_are_whole(served: Served) -> None:
+    outcome = Outcome(served.family, served.dialect)
+    assert asyncio.run(run(served.server, served.family, TOOLS, outcome)) == []
+    assert outcome.valid == outcome.requests == 2 * len(TOOLS)
+    assert outcome.unfinished == 0 and outcome.streamed_equal + outcome.rounded_apart == len(TOOLS)
+
+
+def free_requests(served: Served, **fields: Any) -> list[dict[str, Any]]:
+    """Requests in `auto` of models that are all but certain to open a call wherever they may."""
+    folder = family_checkpoint(served.family)
+    tools, bias = tools_for(served.dialect), endings(folder, served.dialect)
+    opener = OPENERS.get(served.dialect, "<tool_call>")
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(opener, add_special_tokens=False).ids
+    bias |= {str(token_id): CERTAIN for token_id in ids}
+    asked = [request_for(tools, number, bias, thinks=False) for number in range(1, FREE * 7, 7)]
+    return [{**body, "tool_choice": "auto", "parallel_tool_calls": False} | fields for body in asked]
+
+
+def replies(served: Served, bodies: list[dict[str, Any]]) -> list[Reply]:
+    """The replies, whole, all asked at once."""
+
+    async def gather() -> list[Reply]:
+        async with httpx.AsyncClient(base_url=served.server.url, timeout=170) as client:
+            return list(await asyncio.gather(*(ask(client, body, False) for body in bodies)))
+
+    return asyncio.run(gather())
+
+
+def check_free(served: Served, bodies: list[dict[str, Any]], found: list[Reply]) -> int:
+    """How many replies called; each that did called what was offered, validly."""
+    schemas = {tool.name: tool.parameters or EMPTY for tool in tools_for(served.dialect)}
+    called = [(body, reply) for body, reply in zip(bodies, found, strict=True) if reply.calls]
+    for body, reply in called:
+        offered = {one["function"]["name"]: schemas[one["function"]["name"]] for one in body["tools"]}
+        told = [fault for fault in faults(reply, offered, True) if not fault.startswith("text beside")]
+        assert told == [], reply
+    return len(called)
+
+
+@pytest.mark.parametrize("served", [name for name in FAMILIES if name != "qwen1.5"], indirect=True)
+def test_calls_of_a_free_reply_are_valid_inside_a_think_block_as_well(served: Served) -> None:
+    """There a model opens a call where it should have gone on thinking, or closed the block first."""
+    checkpoint = Checkpoint.open(family_checkpoint(served.family))
+    bodies = free_requests(served, max_tokens=1500)
+    if "<think>" in checkpoint.template.source:
+        opened = {str(checkpoint.marker_ids["<think>"]): CERTAIN}  # as likely as a call
+        thinking = {"chat_template_kwargs": {"enable_thinking": True}}
+        bodies += [{**body, **thinking, "logit_bias": body["logit_bias"] | opened} for body in bodies]
+    found = replies(served, bodies)
+    assert check_free(served, bodies, found) == len(bodies)
+
+
+def test_d10_thinking_ends_in_time_for_a_forced_call(served: Served) -> None:
+    """Such weights would think on to the limit; the call must fit in what `max_tokens` leaves."""
+    unit = {"type": "object", "properties": {"unit": {"enum": ["celsius", "fahrenheit"]}}, "required": ["unit"]}
+    function = {"name": "get_unit", "parameters": unit}
+    folder = family_checkpoint(served.family)
+    thinks = "<think>" in Checkpoint.open(folder).template.source
+    opened = {str(Checkpoint.open(folder).marker_ids["<think>"]): CERTAIN}
+    bodies = [
+        {
+            **request_for(tools_for(served.dialect), seed, opened, thinks=False),
+            "tools": [{"type": "function", "function": function}],
+            "tool_choice": choice,
+            "parallel_tool_calls": False,
+            "max_tokens": 100,
+            "chat_template_kwargs": {"enable_thinking": True},
+        }
+        for seed in range(4)
+        for choice in ("required", {"type": "function", "function": {"name": "get_unit"}})
+    ]
+    found = replies(served, bodies)
+    for reply in found:
+        assert faults(reply, {"get_unit": unit}, True) == [], reply
+    assert any(reply.thought for reply in found) == thinks
+
+
+def test_none_calls_nothing_and_leaks_no_markup(served: Served) -> None:
+    for reply in replies(served, free_requests(served, tool_choice="none", max_tokens=40)):
+        assert not reply.calls and reply.content
+        assert not any(marker in reply.content for marker in ("tool_call", "\nAction:", "<arg_"))
