@@ -10,6 +10,8 @@ from server.engine.blocks import Blocks
 from server.engine.sequence import Sequence
 from server.engine.slots import Slots, StateCopy
 
+MARK_BLOCKS = 256  # a long prompt's recurrent state is kept each time so many blocks are computed
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -137,7 +139,10 @@ class Cache:
         size = self.blocks.block_size
         found = self.slots.find_snapshot(hashes[: len(shared)])
         num_kept, snapshot = (0, None) if found is None else found
-        sequence.snapshots_at = {num * size for num in (len(shared), len(hashes)) if num > num_kept}
+        wished = {num * size for num in (len(shared), len(hashes)) if num > num_kept}
+        # Out of memory or preempted in the middle, a long prompt goes on from the last mark.
+        sequence.marks_at = {num * size for num in range(num_kept + MARK_BLOCKS, len(hashes), MARK_BLOCKS)} - wished
+        sequence.snapshots_at = wished | sequence.marks_at
         return shared[:num_kept], snapshot
 
     def _ask_for_snapshot(self, giver: Sequence, hashes: list[bytes]) -> None:
@@ -147,12 +152,18 @@ class Cache:
                 break
             num_common += 1
         giver.snapshots_at.add(num_common * self.blocks.block_size)
+        giver.marks_at.discard(num_common * self.blocks.block_size)
 
     def _keep_state(self, sequence: Sequence) -> None:
         sequence.snapshots_at.discard(sequence.num_computed)
         if self.slots is None or sequence.slot is None:
             return
         name = sequence.hashes[sequence.num_computed // self.blocks.block_size - 1]
+        if sequence.mark is not None:  # one a sequence, so that marks do not push out what others begin from
+            self.slots.drop_snapshot(sequence.mark)
+            sequence.mark = None
         target = self.slots.take_snapshot(name)
         if target is not None:
             self.copies.append(StateCopy(sequence.slot, target))
+            if sequence.num_computed in sequence.marks_at:
+                sequence.mark = name

@@ -39,6 +39,8 @@ class Sequence:
         self.slot: int | None = None
         self.num_published = 0  # blocks that others may find
         self.snapshots_at: set[int] = set()  # numbers of tokens after which the recurrent state is worth keeping
+        self.marks_at: set[int] = set()  # those of them that only serve this sequence, should it have to begin again
+        self.mark: bytes | None = None  # the name of the last one kept
         self.drafter: Drafter | None = None
         self.num_preemptions = 0
         self.awaits: bytes | None = None  # the block that another sequence is computing right now

@@ -58,6 +58,12 @@ class Slots:
         self._snapshots[name] = slot
         return slot
 
+    def drop_snapshot(self, name: bytes) -> None:
+        """This snapshot serves nobody any more."""
+        slot = self._snapshots.pop(name, None)
+        if slot is not None:
+            self._free_snapshots.append(slot)
+
     def check(self, held: list[int]) -> None:
         """Prove the books against the slots that sequences hold; raises AssertionError."""
         assert sorted(held + self._free) == list(range(self.num_running))
