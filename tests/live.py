@@ -8,8 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -21,15 +21,17 @@ START_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A running server. `log` is the file that its output goes to."""
+    """A running server. `log` is the file that its output goes to; `clients` are closed when it ends."""
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    clients: ExitStack = field(default_factory=ExitStack)
 
     def client(self, **options: object) -> openai.OpenAI:
         """The real SDK, without retries so that a fault is seen."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=120, **options)  # type: ignore[arg-type]
+        given = {"api_key": "any", "max_retries": 0, "timeout": 120, **options}
+        return self.clients.enter_context(openai.OpenAI(base_url=f"{self.url}/v1", **given))  # type: ignore[arg-type]
 
     def output(self) -> str:
         """Everything printed so far, both streams."""
@@ -47,7 +49,8 @@ def live_server(*arguments: str, **environment: str) -> Iterator[Live]:
                 command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **environment}
             )
         try:
-            yield Live(_wait_until_ready(process, log), process, log)
+            with ExitStack() as clients:
+                yield Live(_wait_until_ready(process, log), process, log, clients)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

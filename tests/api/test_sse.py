@@ -1,6 +1,7 @@
 """Frames, stalled clients, and what importing sse-starlette does to a server that is told to end."""
 
 import asyncio
+import selectors
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -108,3 +109,52 @@ async def test_work_is_cancelled_when_the_client_leaves_and_only_then() -> None:
         await sse.unless_gone(receive, slow())
     assert cancelled.is_set()
     assert await sse.unless_gone(receive, quick()) == 7
+
+
+class Counting(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    """Counts how often the event loop woke up."""
+
+    num_wakes = 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.num_wakes += 1
+        return super().select(timeout)
+
+
+def test_a_hundred_silent_streams_and_a_hundred_that_wait_wake_nobody() -> None:
+    """Looking every few milliseconds whether a client is still there costs a core before the first token is written."""
+    selector = Counting()
+
+    async def silent() -> AsyncGenerator[list[Any], None]:
+        yield [CHUNK]
+        await asyncio.Event().wait()
+
+    async def nothing() -> Any:
+        await asyncio.Event().wait()
+
+    async def idle() -> int:
+        begun = asyncio.Semaphore(0)
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                begun.release()
+
+        async def release() -> None:
+            return None
+
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+        open_ones = [sse.EventStream(silent(), 3600.0, release)(scope, nothing, send) for _ in range(100)]
+        tasks = [asyncio.ensure_future(one) for one in open_ones]
+        tasks += [asyncio.ensure_future(sse.unless_gone(nothing, nothing())) for _ in range(100)]
+        for _ in range(100):
+            await begun.acquire()
+        before = selector.num_wakes
+        await asyncio.sleep(1)
+        num_wakes = selector.num_wakes - before
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return num_wakes
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        assert runner.run(idle()) <= 10  # one of the library's own, every half second, however many streams there are

