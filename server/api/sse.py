@@ -53,14 +53,24 @@ class EventStream(EventSourceResponse):
         release: Callable[[], Awaitable[None]],
     ) -> None:
         self._release = release
+        self._is_done = False
         super().__init__(
-            frames(steps),
+            self._until_done(frames(steps)),
             headers=HEADERS,
             sep="\n",
             ping=ping_interval_s,
-            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            ping_message_factory=lambda: _Silence() if self._is_done else ServerSentEvent(comment="ping", sep="\n"),
             send_timeout=STALL_TIMEOUT_S,
         )
+
+    async def _until_done(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Note the end: while a slow client takes `[DONE]`, a comment would come after it."""
+        try:
+            async for piece in pieces:
+                self._is_done = piece is DONE
+                yield piece
+        finally:
+            await pieces.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A client that has stalled is dropped, and that is no fault of the server."""
@@ -70,6 +80,13 @@ class EventStream(EventSourceResponse):
             logger.info("a client took nothing for %.0f s: its stream is dropped", STALL_TIMEOUT_S)
         finally:
             await self._release()
+
+
+class _Silence(ServerSentEvent):
+    """An event of no bytes."""
+
+    def encode(self) -> bytes:
+        return b""
 
 
 def frame(chunk: bytes) -> bytes:

@@ -1,10 +1,13 @@
 """Replies with calls through the real routes, whole and streamed: what users of other servers suffer, by its number."""
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
+from server.api.sse import DONE, EventStream
 from tests.api.conftest import CALL, WEATHER, Serve, Served, events_of
 from tests.api.test_chat import Reply
 from tests.dialects import over_http
@@ -97,6 +100,32 @@ async def test_case_44_and_47_after_thinking_there_is_an_answer_or_the_thoughts(
         assert found.finish == ("tool_calls" if CALL in behind else "stop")
         await served.chat(tools=[WEATHER], tool_choice="required")
         assert served.backend.asked[-1].constraint
+
+
+async def test_nothing_comes_after_done_however_slowly_it_is_taken() -> None:
+    """Beside much other work a ping came after it, and some clients take the last line for `[DONE]`."""
+
+    async def steps() -> AsyncGenerator[list[Any], None]:
+        await asyncio.sleep(0.05)
+        yield []
+
+    async def release() -> None:
+        return
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError("nothing arrives")
+
+    sent: list[bytes] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message.get("body", b""))
+        await asyncio.sleep(0.1 if message.get("body") == DONE else 0)
+
+    stream = EventStream(steps(), 0.01, release)
+    await asyncio.wait_for(stream({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send), 5)
+    told = [piece for piece in sent if piece]
+    assert told[-1] == DONE and told[0] == b": ping\n\n"
 
 
 async def test_d6_what_was_repaired_or_malformed_is_not_lost(serve: Serve, reply: Reply) -> None:
