@@ -50,7 +50,7 @@ class Scale:
     lorises: int = 64
     killed_streams: int = 16
     drained_streams: int = 32
-    warm_up_s: float = 60.0
+    warm_up_s: float = 120.0  # until caches of compiled products and grammars, and heaps, are as large as they get
     rss_tolerance: float = 0.05
 
 
@@ -152,7 +152,7 @@ async def send_malformed(url: str, count: int, seed: int) -> Scene:
 async def first_act(server: Live, scale: Scale, seed: int) -> list[Scene]:
     """Crowd and malformed requests with slow clients beside them; then the server must be as it was."""
     await crowd(server.url, scale.clients, scale.warm_up_s, seed)  # caches, threads and allocators fill up once
-    await send_malformed(server.url, scale.malformed // 4, seed + 1)
+    await send_malformed(server.url, scale.malformed // 2, seed + 1)
     before = await asyncio.to_thread(footprint, server)
     stop = asyncio.Event()
     lorises = asyncio.create_task(slow_loris(server.url, scale.lorises, stop))

@@ -106,11 +106,12 @@ def test_c51_recursive_strict_schema(live: Live) -> None:
     }
     one = tool("draw", strict=True, parameters=schema)
     asked: dict[str, Any] = {"tools": [one], "tool_choice": named("draw"), "parallel_tool_calls": False}
-    for seed in range(12):  # how deep it goes is the model's affair: one that ends in time is wanted
-        choice = ok(live, **asked, max_tokens=256, seed=seed, temperature=2)["choices"][0]
-        if choice["finish_reason"] == "tool_calls":
-            break
-    jsonschema.validate(json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]), schema)
+    # How deep it goes is the model's affair; of eight that go their own ways some end in time, and all of these fit.
+    choices = ok(live, **asked, max_tokens=256, n=8, seed=0, temperature=2)["choices"]
+    ended = [choice["message"] for choice in choices if choice["finish_reason"] == "tool_calls"]
+    assert ended
+    for message in ended:
+        jsonschema.validate(json.loads(message["tool_calls"][0]["function"]["arguments"]), schema)
 
 
 def test_c52_nulls_in_a_tool(live: Live) -> None:
