@@ -21,6 +21,10 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
+def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list)
+
+
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -31,6 +35,8 @@ def test_a_room_stays_small(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
     for function in functions(path):
         assert (function.end_lineno or 0) - function.lineno < MAX_FUNCTION_LINES, function.name
+        if is_kernel(function):
+            continue  # takes its tensors, strides and constants one by one: the compiler knows nothing else
         arguments = [a for a in (*function.args.args, *function.args.kwonlyargs) if a.arg not in ("self", "cls")]
         assert len(arguments) <= MAX_PARAMETERS, function.name
 

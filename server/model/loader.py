@@ -49,6 +49,7 @@ class KvShape:
     """What one token keeps in the KV cache: `2 * kv_heads * head_dim` elements in each attention layer."""
 
     layer_indices: tuple[int, ...]  # the model's layers that have keys and values
+    heads: int  # of queries
     kv_heads: int
     head_dim: int
 
@@ -230,6 +231,7 @@ def _kv_shape(text: Any) -> KvShape:
     heads = text.num_attention_heads
     return KvShape(
         layer_indices=tuple(i for i, kind in enumerate(types) if kind == "full_attention"),
+        heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
     )

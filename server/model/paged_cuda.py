@@ -2,31 +2,49 @@
 
     keys, values  [num_blocks, block_size, kv_heads, head_dim]
 
-of each layer: one token lies together, as paged kernels want it. Rows of one length are gathered through a padded
-block table and handed to torch's fused attention. Nothing here is written for CUDA alone, so that the tests run it on
-the CPU too; its speed on a GPU has not been measured.
+of each layer: one token lies together, as paged kernels want it. Where there are kernels for the device, they read the
+blocks in place. Else rows of one length are gathered through a padded block table and handed to torch's fused
+attention. Nothing here is written for CUDA alone, so that the tests run it on the CPU too.
+
+The last block belongs to no sequence: rows that only fill up a batch write there.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from server.model.paged import PoolShape
+from server.model.paged import Attends, PoolShape
 from server.model.plan import RowPlan, fresh_blocks, write_places
+from server.model.tiles import TilePlan, Tiles, plan_tiles
+
+
+class Kernels(Protocol):
+    """Attention that reads blocks in place; the module paged_triton.py is one."""
+
+    def write(self, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Write new keys and values [num_tokens, kv_heads, head_dim] to their slots [num_tokens]."""
+        ...
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Tensor, scaling: float) -> None:
+        """Attention of the tiles' tokens, written into `result`. query and result [num_tokens, heads, head_dim]."""
+        ...
 
 
 class CudaKvPool:
-    """Keys and values of `num_blocks` blocks, one allocation for each layer's keys and values."""
+    """Keys and values of `num_blocks` blocks and the scratch block, one tensor for each layer's keys and values."""
 
-    def __init__(self, shape: PoolShape, num_blocks: int, device: torch.device) -> None:
+    def __init__(self, shape: PoolShape, num_blocks: int, device: torch.device, kernels: Kernels | None = None) -> None:
         self.shape = shape
         self.num_blocks = num_blocks
+        self.kernels = kernels
+        self.times_moved = 0  # whoever keeps addresses of keys and values must look here first
         self._most_blocks = num_blocks
-        size = (num_blocks, shape.block_size, shape.kv_heads, shape.head_dim)
+        size = (num_blocks + 1, shape.block_size, shape.kv_heads, shape.head_dim)
         # Zeros: a weight of 0 does not hide a NaN in memory that nobody has written.
         self.keys = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self.values = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
@@ -50,9 +68,16 @@ class CudaKvPool:
                 self._resize(self.num_blocks)
         return self.num_blocks
 
-    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> "CudaStep":
-        """Arrange one step. `rows` are in the order of their tokens."""
+    @property
+    def scratch_block(self) -> int:
+        """The block whose content means nothing."""
+        return self.num_blocks
+
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
+        """Arrange one step. `rows` are in the order of their tokens, short ones first."""
         block_size, device = self.shape.block_size, self.keys[0].device
+        if self.kernels is not None:
+            return TiledStep(self, layer_of, plan_tiles(rows, block_size, self.shape.kv_heads, device), self.kernels)
         blocks, offsets = write_places(rows, block_size)
         fresh = fresh_blocks(rows, block_size)
         groups: list[Alike] = []
@@ -75,14 +100,35 @@ class CudaKvPool:
 
     def _resize(self, num_blocks: int) -> None:
         """Layer by layer, so that no more than one layer's part is held twice."""
+        self.times_moved += 1
         for parts in (self.keys, self.values):
             for layer, old in enumerate(parts):
-                if old.shape[0] != num_blocks:
-                    new = old.new_zeros((num_blocks, *old.shape[1:]))
-                    kept = min(num_blocks, old.shape[0])
+                if old.shape[0] != num_blocks + 1:
+                    new = old.new_zeros((num_blocks + 1, *old.shape[1:]))
+                    kept = min(num_blocks, old.shape[0] - 1)
                     new[:kept].copy_(old[:kept])
                     parts[layer] = new
                     del old
+
+
+@dataclass(frozen=True, slots=True)
+class TiledStep:
+    """One step's attention by kernels; handed through the model's forward to every layer."""
+
+    pool: CudaKvPool
+    layer_of: dict[int, int]  # the model's layer index -> the pool's
+    plan: TilePlan
+    kernels: Kernels
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """As `paged.Attends.attend`."""
+        layer = self.layer_of[layer_index]
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        self.kernels.write(key, value, keys, values, self.plan.slots)
+        result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        for tiles in self.plan.launches:
+            self.kernels.attend(query[: tiles.num_tokens], keys, values, tiles, result[: tiles.num_tokens], scaling)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +144,7 @@ class Alike:
 
 @dataclass(frozen=True, slots=True)
 class CudaStep:
-    """What attention must know about one step; handed through the model's forward to every layer."""
+    """One step's attention over gathered keys and values; handed through the model's forward to every layer."""
 
     pool: CudaKvPool
     layer_of: dict[int, int]  # the model's layer index -> the pool's

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from server.model.batch import Batch, Drawn, Row
+from server.model.graphs import Decoded, open_graphs, takes
+from server.model.greedy import drawn, is_greedy
+from server.model.kernels import choose_kernels
 from server.model.loader import LoadedModel
 from server.model.masks import Masks
 from server.model.paged import KvPool, PoolShape
@@ -24,6 +28,15 @@ class Ticket:
 
     logits: Tensor  # [lines, vocab]
     rows: tuple[DrawRow, ...]
+    likeliest: Tensor | None = None  # [lines], where the device has found them already
+
+
+class Decode(Protocol):
+    """A way to compute pure decode steps."""
+
+    def launch(self, rows: Sequence[Row]) -> Decoded | None:
+        """One token of each row; None if this step must be computed as any other."""
+        ...
 
 
 class Runner:
@@ -35,9 +48,21 @@ class Runner:
         self._layer_of = {index: i for i, index in enumerate(loaded.kv.layer_indices)}
         shape = loaded.recurrent
         self.states = StatePool(shape, num_slots, loaded.dtype, loaded.device) if shape else None
+        self._decode: Decode | None = None
+
+    def record_graphs(self, sizes: Sequence[int]) -> None:
+        """Record decode steps padded to these numbers of rows, where the device can. Overwrites the pool's content."""
+        if isinstance(self.pool, CudaKvPool):
+            with as_memory_error(), torch.inference_mode():
+                self._decode = open_graphs(self._loaded, self.pool, sizes)
 
     def launch(self, batch: Batch) -> Ticket:
         """Compute the batch; on CUDA the result may still be on its way. Raises MemoryError."""
+        if self._decode is not None and takes(batch.rows):
+            with as_memory_error(), torch.inference_mode():
+                decoded = self._decode.launch(batch.rows)
+            if decoded is not None:
+                return Ticket(decoded.logits[: len(batch.rows)], _draw_rows(batch.rows), decoded.likeliest)
         order = sorted(range(len(batch.rows)), key=lambda i: _place(batch.rows[i]))
         rows = [batch.rows[i] for i in order]
         with as_memory_error(), torch.inference_mode():
@@ -50,6 +75,8 @@ class Runner:
         if not ticket.rows:
             return []
         with as_memory_error(), torch.inference_mode():
+            if ticket.likeliest is not None and masks is None and all(is_greedy(row.draw) for row in ticket.rows):
+                return drawn(ticket.likeliest, ticket.rows)
             return draw_ids(ticket.logits, ticket.rows, masks)
 
     def copy_state(self, source: int, target: int) -> None:
@@ -92,7 +119,9 @@ class Runner:
 def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool | CudaKvPool:
     """The KV pool in the layout of the model's device."""
     shape = pool_shape(loaded, block_size)
-    return KvPool(shape, num_blocks) if loaded.device.type == "cpu" else CudaKvPool(shape, num_blocks, loaded.device)
+    if loaded.device.type == "cpu":
+        return KvPool(shape, num_blocks)
+    return CudaKvPool(shape, num_blocks, loaded.device, choose_kernels(shape, loaded.kv.heads, loaded.device))
 
 
 def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:

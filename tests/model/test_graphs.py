@@ -1,0 +1,178 @@
+"""Decode on buffers that never move: beside the ordinary path on the CPU, recorded and replayed on a card."""
+
+import random
+
+import pytest
+import torch
+
+from server.messages import Sampling
+from server.model.batch import Batch, Draw, Row
+from server.model.graphs import MOST_TABLE, DecodeGraphs, StaticDecode, padded_sizes, takes
+from server.model.greedy import drawn, is_greedy, likeliest
+from server.model.loader import LoadedModel, load
+from server.model.paged_cuda import CudaKvPool, Kernels
+from server.model.runner import Runner, pool_shape
+from server.model.sampler import DrawRow, draw_ids
+from server.settings import EngineSettings
+from tests.checkpoints import Kind, tiny_checkpoint
+from tests.model import plain_kernels
+from tests.model.drive import BLOCK_SIZE, GREEDY, Stream, generate, loaded, prompt_of, run, step
+
+CPU = torch.device("cpu")
+
+
+def prefilled(model: LoadedModel, kernels: Kernels, count: int) -> tuple[Runner, CudaKvPool, list[Stream]]:
+    """Streams of all lengths whose prompts have been computed, in a pool of the GPU's layout on the CPU."""
+    runner = Runner(model, 1, BLOCK_SIZE)
+    runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 10 * count, CPU, kernels)
+    places = random.Random(count).sample(range(10 * count), 10 * count)
+    streams = [Stream(prompt_of(14 + 9 * i, i), places[10 * i : 10 * i + 10], GREEDY) for i in range(count)]
+    step(runner, streams)
+    return runner, pool, streams
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_padded_step_on_fixed_buffers_is_the_ordinary_step(kind: Kind, count: int) -> None:
+    """Rows that fill up must neither be seen by the others nor write where somebody reads."""
+    model = loaded(kind)
+    runner, pool, streams = prefilled(model, plain_kernels, count)
+    static = StaticDecode(model, pool, (1, 4, 8))
+    for _ in range(3):  # the buffers are used again, with other lengths and one block more
+        rows = [stream.row() for stream in streams]
+        with torch.inference_mode():
+            before = [part.clone() for part in (*pool.keys, *pool.values)]
+            decoded = static.launch(rows)
+            written = [part.clone() for part in (*pool.keys, *pool.values)]
+            for part, old in zip((*pool.keys, *pool.values), before, strict=True):
+                part.copy_(old)
+        ticket = runner.launch(Batch(tuple(rows)))
+        assert decoded is not None and decoded.logits.shape[0] == {1: 1, 3: 4, 5: 8}[count]
+        assert torch.allclose(decoded.logits[:count], ticket.logits, atol=1e-4)
+        assert torch.equal(decoded.likeliest[:count], ticket.logits.argmax(-1))
+        for part, other in zip(written, (*pool.keys, *pool.values), strict=True):
+            assert torch.allclose(part[: pool.num_blocks], other[: pool.num_blocks], atol=1e-4)
+        for stream, row, result in zip(streams, rows, runner.finish(ticket, None), strict=True):
+            stream.num_computed += len(row.token_ids)
+            stream.written.extend(result.token_ids)
+
+
+def test_a_runner_decodes_on_fixed_buffers_and_does_all_else_as_ever() -> None:
+    """Prompts, drafts, penalties and log probabilities share steps and streams with recorded decoding."""
+    model = loaded("qwen3")
+    runner = Runner(model, 1, BLOCK_SIZE)
+    runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 64, CPU, plain_kernels)
+    runner._decode = counted = Counted(StaticDecode(model, pool, (1, 2, 4)))
+    wanted = [Sampling(max_tokens=8, temperature=0.0), Sampling(max_tokens=12, temperature=0.0, num_logprobs=2)]
+    streams = [Stream(prompt_of(20 + 31 * i, i), range(12 * i, 12 * i + 12), wanted[i], chunk=40) for i in range(2)]
+    step(runner, streams[:1])
+    run(runner, streams)
+    assert counted.steps > 4
+    for stream in streams:
+        assert stream.written == generate("qwen3", stream.prompt, stream.sampling.max_tokens)
+    assert len(streams[1].logprobs) == 12
+
+
+class Counted:
+    """A way to decode, and how often it was taken."""
+
+    def __init__(self, static: StaticDecode) -> None:
+        self._static = static
+        self.steps = 0
+
+    def launch(self, rows: tuple[Row, ...]):  # type: ignore[no-untyped-def]
+        """As `runner.Decode`."""
+        self.steps += 1
+        return self._static.launch(rows)
+
+
+def test_only_pure_decode_steps_that_fit_are_taken() -> None:
+    draw = Draw(GREEDY, 0, [1], [1])
+    decode = Row([5], 3, [0], 1, draw)
+    assert takes([decode, decode])
+    assert not takes([decode, Row([5, 6], 3, [0], 2, draw)]), "drafts"
+    assert not takes([decode, Row([5], 3, [0], 0, None)]), "the middle of a prompt"
+    model = loaded("qwen3")
+    pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 4, CPU, plain_kernels)
+    static = StaticDecode(model, pool, (1, 2))
+    assert static.fill([decode] * 3) is None, "more rows than were recorded"
+    assert static.fill([Row([5], 3, [0] * MOST_TABLE, 1, draw)]) is None, "tables longer than their buffer"
+    assert static.fill([decode]) == 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 8, 64, 100, 256])
+def test_padded_sizes_reach_the_most_rows_and_waste_little(most: int) -> None:
+    sizes = padded_sizes(most)
+    assert sizes[-1] == most and list(sizes) == sorted(set(sizes))
+    for rows in range(1, most + 1):
+        padded = next(size for size in sizes if size >= rows)
+        assert padded <= max(2 * rows, rows + 7), "few rows pay for few"
+        assert padded - rows < 32
+
+
+def test_the_device_finds_the_ids_and_faults_that_the_sampler_finds() -> None:
+    """Equal logits give the lowest id; NaN and infinity a fault, not an id."""
+    logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(2)).bfloat16()
+    logits[1, [7, 500]] = 50.0
+    logits[2, 3] = torch.nan
+    logits[3, 4] = torch.inf
+    rows = [DrawRow(Draw(GREEDY, 0, [1], [1]), (), line) for line in range(5)]
+    assert drawn(likeliest(logits), rows) == draw_ids(logits.clone(), rows, None)
+
+
+def test_what_changes_logits_is_not_drawn_on_the_device() -> None:
+    assert is_greedy(Draw(GREEDY, 0, [1], [1]))
+    for sampling in (
+        Sampling(max_tokens=4, temperature=0.5),
+        Sampling(max_tokens=4, temperature=0.0, num_logprobs=0),
+        Sampling(max_tokens=4, temperature=0.0, frequency_penalty=1.0),
+        Sampling(max_tokens=4, temperature=0.0, logit_bias={3: 1.0}),
+    ):
+        assert not is_greedy(Draw(sampling, 0, [1], [1]))
+    assert not is_greedy(Draw(GREEDY, 0, [1], [1], banned_ids=(7,)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+def test_on_the_gpu_replays_equal_what_was_recorded_and_generate(kind: Kind) -> None:
+    model = load(tiny_checkpoint(kind), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 64, BLOCK_SIZE)
+    runner.record_graphs((1, 2, 4))
+    graphs = runner._decode
+    assert isinstance(graphs, DecodeGraphs) and sorted(graphs._recorded) == [1, 2, 4]
+    lengths = (6, 9, 14)  # streams end one by one: replays of 4, 2 and 1 rows
+    streams = [
+        Stream(prompt_of(30 + 17 * i, i), range(8 * i, 8 * i + 8), Sampling(max_tokens=count, temperature=0.0))
+        for i, count in enumerate(lengths)
+    ]
+    run(runner, streams)
+    for stream, count in zip(streams, lengths, strict=True):
+        assert stream.written == generate(kind, stream.prompt, count)
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_graphs_are_made_again_when_the_pool_has_moved() -> None:
+    """A replay on the addresses of memory that was given back reads what others write there."""
+    model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 64, BLOCK_SIZE)
+    runner.record_graphs((1, 2))
+    stream = Stream(prompt_of(30), range(8), Sampling(max_tokens=20, temperature=0.0))
+    for _ in range(5):
+        step(runner, [stream])
+    runner.release(16)
+    for _ in range(5):
+        step(runner, [stream])
+    assert runner.restore(64) == 64
+    run(runner, [stream])
+    assert stream.written == generate("qwen3", stream.prompt, 20)
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_a_model_that_cannot_be_recorded_is_served_without_graphs() -> None:
+    """Routers that wait for the device stop the recording; the engine must go on."""
+    model = load(tiny_checkpoint("qwen3_moe"), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 64, BLOCK_SIZE)
+    runner.record_graphs((1, 2))
+    stream = Stream(prompt_of(30), range(8), Sampling(max_tokens=20, temperature=0.0))
+    run(runner, [stream])
+    assert stream.written == generate("qwen3_moe", stream.prompt, 20)
