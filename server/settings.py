@@ -64,6 +64,7 @@ class EngineSettings:
     prefix_cache: bool = option(True, "Reuse the KV blocks of prompts that begin alike.")
     fast_forward: bool = option(True, "Compute tokens that a grammar forces in one pass instead of sampling them.")
     draft_tokens: int = option(0, "Tokens copied from the prompt and verified in one pass at most; 0 is off.")
+    cuda_graphs: bool = option(True, "On CUDA, record decode steps at start and replay them.")
     threads: int = option(0, "CPU threads of the engine; 0: every core, one for a model below 64 MiB.")
     seed: int = option(0, "Seed of requests that bring none.")
 

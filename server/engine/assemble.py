@@ -23,6 +23,7 @@ from server.memory.start import Measured, open_probe, refuse_early, settle
 from server.memory.watcher import Probe, Watcher
 from server.messages import Progress, Ready
 from server.model.grammar import LlguidanceGrammars
+from server.model.graphs import padded_sizes
 from server.model.loader import LoadedModel, choose_device, load
 from server.model.profile import StepSize, measure_step
 from server.model.runner import Runner
@@ -94,14 +95,17 @@ def _load_parts(order: EngineOrder, probe: Probe, mailbox: Mailbox) -> Parts:
     with ThreadPoolExecutor(1) as beside:
         vocab_size, tokenizer = estimate.shape.vocab_size, folder / "tokenizer.json"
         indexing = beside.submit(LlguidanceGrammars, tokenizer, vocab_size, order.stop_ids)
+        sizes = padded_sizes(settings.max_running) if settings.cuda_graphs else ()
         loaded = load(folder, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
         rows = most_rows(settings.max_batch_tokens, settings.max_running, settings.draft_tokens)
-        largest = StepSize(settings.max_batch_tokens, rows, settings.block_size)
+        largest = StepSize(settings.max_batch_tokens, rows, settings.block_size, max(sizes, default=0))
         measured = Measured(loaded.weight_bytes, measure_step(loaded, largest))
         grammars = indexing.result()  # before the reading, which must show everything that stays
         trim_heap()
         plan = settle(estimate, probe.read()[0], measured)
         runner = Runner(loaded, plan.num_blocks, settings.block_size, plan.num_slots)
+        if sizes:
+            runner.record_graphs(sizes)
         return Parts(loaded, plan, runner, grammars)
 
 

@@ -32,6 +32,7 @@ class StepSize:
     tokens: int
     rows: int
     block_size: int
+    recorded_rows: int = 0  # of the largest decode step that is recorded on CUDA
 
 
 def measure_step(loaded: LoadedModel, largest: StepSize) -> int:
@@ -94,7 +95,20 @@ def _measure_on_cuda(loaded: LoadedModel, largest: StepSize) -> int:
         peak = max(peak, torch.cuda.max_memory_allocated(loaded.device) - before)
         del runner
     torch.cuda.empty_cache()
-    return peak
+    return peak + _measure_recording(loaded, largest)
+
+
+def _measure_recording(loaded: LoadedModel, largest: StepSize) -> int:
+    """Recordings keep their memory beside what other steps take; smaller ones use again what the largest has."""
+    if not largest.recorded_rows:
+        return 0
+    runner = _runner(loaded, _decode(largest.recorded_rows), largest.block_size)
+    before = torch.cuda.memory_reserved(loaded.device)
+    runner.record_graphs((largest.recorded_rows,))
+    taken = torch.cuda.memory_reserved(loaded.device) - before
+    del runner
+    torch.cuda.empty_cache()
+    return max(0, taken)
 
 
 def _run(runner: Runner, batch: Batch) -> None:
