@@ -26,6 +26,7 @@ SIBLINGS = (
     ("in_proj_qkvz", "in_proj_ba"),
 )
 DTYPES = (torch.bfloat16, torch.float32)
+DEVICES = ("cpu", "cuda")
 MADV_DONTNEED = 4
 
 # Named once: looking it up costs a microsecond a call.
@@ -33,7 +34,7 @@ _product = torch.ops.mkldnn._linear_pointwise.default
 
 
 class PackedLinear(nn.Module):
-    """Computes what these nn.Linear compute, side by side, on the CPU."""
+    """Computes what these nn.Linear compute, side by side."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class PackedLinear(nn.Module):
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.out_features, self.in_features = weight.shape
         self.bias = torch.cat(biases) if biases else None
-        self._is_laid_out = lays_out(weight.dtype)
+        self._is_laid_out = lays_out(weight)
         # Laid out for one token; the same layout serves any number of them as fast as its own would.
         self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1) if self._is_laid_out else weight
 
@@ -98,9 +99,9 @@ class LaterSibling(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Replace the linear layers of a model on the CPU by packed ones, and give the memory of the others back.
+    """Replace the linear layers of a model by packed ones, and give the memory of the others back.
 
-    In float32 only siblings are replaced: one layer alone has nothing to gain.
+    In float32 and on a GPU only siblings are replaced: one layer alone has nothing to gain.
     A weight shared with the embedding is packed for the output head and kept for the look-up; where it is mapped from
     the checkpoint's file, only the rows that are looked up stay in memory.
     """
@@ -110,18 +111,19 @@ def pack_linears(model: nn.Module) -> None:
             if len(linears) == len(names) and _alike(linears):
                 _replace_siblings(module, names, linears)
         for name, child in list(module.named_children()):
-            if _can_pack(child) and lays_out(child.weight.dtype):
+            if _can_pack(child) and lays_out(child.weight):
                 setattr(module, name, PackedLinear([child]))
                 _forget_mapped(child.weight)
 
 
-def lays_out(dtype: torch.dtype) -> bool:
-    """Whether weights of this dtype are laid out anew."""
-    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def lays_out(weight: Tensor) -> bool:
+    """Whether weights like this one are laid out anew."""
+    is_slow = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return is_slow and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _can_pack(child: Any) -> TypeGuard[nn.Linear]:
-    return type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype in DTYPES
+    return type(child) is nn.Linear and child.weight.device.type in DEVICES and child.weight.dtype in DTYPES
 
 
 def _alike(linears: Sequence[nn.Linear]) -> bool:
@@ -139,6 +141,8 @@ def _replace_siblings(module: nn.Module, names: Sequence[str], linears: Sequence
 
 def _forget_mapped(weight: Tensor) -> None:
     """Drop the pages of a weight that is mapped from a file; read again from there if it is used again."""
+    if weight.device.type != "cpu":
+        return
     begin, end = weight.data_ptr(), weight.data_ptr() + weight.numel() * weight.element_size()
     begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if end > begin and _is_mapped_file(begin, end):
