@@ -41,7 +41,7 @@ class Demand:
     quantize: str = "none"
     max_model_len: int = 0
     kv_cache_tokens: int = 0
-    block_size: int = 16
+    block_size: int = EngineSettings().block_size
     max_batch_tokens: int = 2048
     max_running: int = 256
     draft_tokens: int = 0

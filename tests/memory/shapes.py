@@ -12,6 +12,8 @@ from server.memory.headers import Tensor
 from server.memory.shape import Shape, read_shape
 
 LINEAR = {"linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
+LONG = {"max_position_embeddings": 262_144}
+# Qwen3.5: the classes' defaults are the 9B and the 35B-A3B; the others as in the models' own configurations.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-0.6B": (
         "Qwen3Config",
@@ -94,6 +96,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
             "linear_num_value_heads": 16,
             **LINEAR,
+            **LONG,
         },
     ),
     "Qwen3.5-4B": (
@@ -107,11 +110,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
             "linear_num_value_heads": 32,
             **LINEAR,
+            **LONG,
         },
     ),
     "Qwen3.5-9B": (
         "Qwen3_5TextConfig",
-        {},
+        LONG,
     ),
     "Qwen3.5-27B": (
         "Qwen3_5TextConfig",
@@ -123,11 +127,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_key_value_heads": 4,
             "linear_num_value_heads": 48,
             **LINEAR,
+            **LONG,
         },
     ),
     "Qwen3.5-35B-A3B": (
         "Qwen3_5MoeTextConfig",
-        {},
+        LONG,
     ),
 }
 

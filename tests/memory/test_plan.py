@@ -52,9 +52,10 @@ def test_the_sums_of_the_worked_example() -> None:
     assert found.token_bytes == 36 * 2 * 8 * 128 * 2
     assert found.activations == 2048 * 4096 * 2 + 256 * 151_936 * 26
     assert found.left == int(0.9 * 24 * GIB) - 512 * MIB - found.weights - found.activations
-    tokens = found.num_blocks * 16
+    block = found.demand.block_size
+    tokens = found.num_blocks * block
     assert found.scratch == tokens * 6528
-    assert tokens * found.token_bytes + found.scratch <= found.left < (tokens + 16) * (found.token_bytes + 6528)
+    assert tokens * found.token_bytes + found.scratch <= found.left < (tokens + block) * (found.token_bytes + 6528)
 
 
 def test_too_long_a_context_is_refused_with_one_that_fits(qwen3_8b: Path, capsys: pytest.CaptureFixture[str]) -> None:
