@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus, SendTimeoutError
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from server.api.faults import fault_of, unexpected
 from server.api.wire import encode
@@ -53,40 +53,38 @@ class EventStream(EventSourceResponse):
         release: Callable[[], Awaitable[None]],
     ) -> None:
         self._release = release
-        self._is_done = False
         super().__init__(
-            self._until_done(frames(steps)),
+            frames(steps),
             headers=HEADERS,
             sep="\n",
             ping=ping_interval_s,
-            ping_message_factory=lambda: _Silence() if self._is_done else ServerSentEvent(comment="ping", sep="\n"),
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             send_timeout=STALL_TIMEOUT_S,
         )
-
-    async def _until_done(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        """Note the end: while a slow client takes `[DONE]`, a comment would come after it."""
-        try:
-            async for piece in pieces:
-                self._is_done = piece is DONE
-                yield piece
-        finally:
-            await pieces.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A client that has stalled is dropped, and that is no fault of the server."""
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, _ending_with_done(send))
         except SendTimeoutError:
             logger.info("a client took nothing for %.0f s: its stream is dropped", STALL_TIMEOUT_S)
         finally:
             await self._release()
 
 
-class _Silence(ServerSentEvent):
-    """An event of no bytes."""
+def _ending_with_done(send: Send) -> Send:
+    """`send`, without a comment that was due when `[DONE]` was sent: it would come after it."""
+    is_done = False
 
-    def encode(self) -> bytes:
-        return b""
+    async def send_unless_late(message: Message) -> None:
+        nonlocal is_done
+        body = message.get("body", b"")
+        if is_done and body.startswith(b":"):
+            return
+        is_done = is_done or body == DONE
+        await send(message)
+
+    return send_unless_late
 
 
 def frame(chunk: bytes) -> bytes:
