@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from server.api.app import create_app
+from server.api.heads import Heads
 from server.api.logs import configure_logging
 from server.api.traces import send_traces
 from server.assemble import build_backend, open_checkpoint
@@ -98,6 +99,7 @@ async def _serve(
             backlog=ACCEPT_BACKLOG,
             timeout_graceful_shutdown=int(settings.api.drain_timeout_s) + 5,
             server_header=False,
+            http=Heads,
         )
     )
     http = asyncio.create_task(server.serve(sockets=[begun.listener]))

@@ -124,8 +124,9 @@ def _add_fault_handlers(app: FastAPI, metrics: Metrics) -> None:
 
 def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
     """The last one added is the first to see a request."""
-    app.add_middleware(Limits, ledger=Ledger(settings.rate_limit_rpm, settings.max_concurrent_per_key))
     keys = Keys(settings.api_key, settings.api_key_file)
+    ledger = Ledger(settings.rate_limit_rpm, settings.max_concurrent_per_key)
+    app.add_middleware(Limits, ledger=ledger, by_key=keys.wanted)
     app.add_middleware(Access, keys=keys, max_body_bytes=settings.max_body_bytes, open_metrics=settings.open_metrics)
     if settings.cors_origins:
         app.add_middleware(

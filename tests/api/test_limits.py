@@ -96,10 +96,10 @@ def scope_of(method: str = "POST", path: str = "/v1/chat/completions", **headers
 
 
 def test_a_client_is_its_key_however_it_is_sent_or_its_address() -> None:
-    bearer = client_of(scope_of(authorization="Bearer secret"))
-    assert bearer == client_of(scope_of(x_api_key="secret"))
+    bearer = client_of(scope_of(authorization="Bearer secret"), by_key=True)
+    assert bearer == client_of(scope_of(x_api_key="secret"), by_key=True)
     assert "secret" not in bearer
-    assert client_of(scope_of()) == "address 10.0.0.1"
+    assert client_of(scope_of(), by_key=True) == "address 10.0.0.1"
 
 
 async def no_mail() -> Message:
@@ -119,7 +119,7 @@ async def test_a_request_is_given_back_whatever_ends_it() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    room = Limits(app, ledger)
+    room = Limits(app, ledger, by_key=True)
     running = asyncio.create_task(room(scope_of(), no_mail, send))
     await asyncio.sleep(0)
     with pytest.raises(Refused):
@@ -142,7 +142,7 @@ async def test_looking_is_free() -> None:
     async def send(message: Message) -> None:
         raise AssertionError("nothing is sent")
 
-    room = Limits(app, ledger)
+    room = Limits(app, ledger, by_key=True)
     for scope in (scope_of("GET", "/v1/models"), scope_of("GET", "/health"), scope_of("POST", "/tokenize")) * 3:
         await room(scope, no_mail, send)
     assert len(passed) == 9
@@ -177,3 +177,14 @@ async def test_a_wrong_key_is_refused_before_it_is_counted(serve: Serve, reply: 
             headers={"x-api-key": "one"},
         )
     assert right.status_code == 200
+
+
+async def test_without_keys_a_made_up_key_is_no_new_client(serve: Serve, reply: Reply) -> None:
+    """Any key is let in then: limits that go by it would hold for nobody who changes it."""
+    async with serve(reply("Hi"), max_concurrent_per_key=9, rate_limit_rpm=2) as served:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+        statuses = [
+            (await served.http.post("/v1/chat/completions", json=body, headers={"x-api-key": key})).status_code
+            for key in ("one", "two", "three")
+        ]
+    assert statuses == [200, 200, 429]
