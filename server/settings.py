@@ -57,13 +57,15 @@ class EngineSettings:
         "auto",
         "Whose memory the guard watches: auto is the device's own; nvml the first visible GPU's, host main memory.",
     )
-    block_size: int = option(16, "Tokens a KV block.")
+    block_size: int = option(32, "Tokens a KV block.")
     max_batch_tokens: int = option(2048, "Tokens computed in one step, over all sequences.")
     max_running: int = option(256, "Sequences that run at once.")
     max_queue: int = option(1024, "Sequences that may wait; more are answered 429.")
     prefix_cache: bool = option(True, "Reuse the KV blocks of prompts that begin alike.")
     fast_forward: bool = option(True, "Compute tokens that a grammar forces in one pass instead of sampling them.")
-    draft_tokens: int = option(0, "Tokens copied from the prompt and verified in one pass at most; 0 is off.")
+    draft_tokens: int = option(
+        -1, "Tokens copied from the prompt and verified in one pass at most; 0 is off, -1: 4 on a CPU, none on a GPU."
+    )
     cuda_graphs: bool = option(True, "On CUDA, record decode steps at start and replay them.")
     threads: int = option(0, "CPU threads of the engine; 0: every core, one for a model below 64 MiB.")
     seed: int = option(0, "Seed of requests that bring none.")
@@ -190,7 +192,7 @@ def _check(settings: Settings) -> None:
         ("max_batch_tokens", engine.max_batch_tokens, 1, 1 << 24),
         ("max_running", engine.max_running, 1, 1 << 16),
         ("max_queue", engine.max_queue, 0, 1 << 24),
-        ("draft_tokens", engine.draft_tokens, 0, 64),
+        ("draft_tokens", engine.draft_tokens, -1, 64),
         ("threads", engine.threads, 0, 4096),
         ("max_model_len", settings.model.max_model_len, 0, 1 << 30),
         ("port", api.port, 0, 65535),

@@ -20,6 +20,13 @@ class Limits:
     seed: int = 0
     patience_s: float = 30.0  # how long a sequence waits for memory while nothing runs
 
+    def spare_lines(self, num_sequences: int) -> int:
+        """Lines of logits that drafts may have while so many sequences may want one each.
+
+        Memory is set aside for a line each of the most that run, and for one that runs alone with all its drafts.
+        """
+        return max(self.max_running, 1 + self.draft_tokens) - min(self.max_running, num_sequences)
+
 
 def find_refusal(request: Generate, limits: Limits) -> Failed | None:
     """Why this request can never be served, found out before anything is spent on it; None if it can be."""

@@ -182,18 +182,19 @@ class Scheduler:
         streaming = [sequence for sequence in self.running if not sequence.in_prefill]
         if len(streaming) > budget:
             streaming.sort(key=lambda sequence: sequence.last_step)
+        num_spare = self.limits.spare_lines(len(self.running) + len(self.queue))
         for num_left, sequence in zip(range(len(streaming) - 1, -1, -1), streaming, strict=True):
             if sequence.state != "running" or budget <= 0:
                 continue
             room = max(1, budget - num_left)
             count = min(sequence.num_pending, room)
-            drafts = sequence.draft(room - 1)
+            drafts = sequence.draft(min(room - 1, num_spare))
             end = sequence.num_computed + count
             if drafts and not self.cache.grow(sequence, end + len(drafts)):
                 drafts = ()
             if self._grow(sequence, end):
                 shares.append(Share(sequence, count, drafts))
-                budget -= count + len(drafts)
+                budget, num_spare = budget - count - len(drafts), num_spare - len(drafts)
         return budget
 
     def _admit(self, portions: Portions, admit: bool) -> None:

@@ -108,7 +108,7 @@ def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape) -> Deman
         block_size=engine.block_size,
         max_batch_tokens=engine.max_batch_tokens,
         max_running=engine.max_running,
-        draft_tokens=engine.draft_tokens,
+        draft_tokens=max(0, engine.draft_tokens),
         prefix_cache=engine.prefix_cache,
         memory_fraction=engine.memory_fraction,
     )
@@ -180,8 +180,9 @@ def activation_bytes(shape: Shape, demand: Demand) -> int:
 
 def most_rows(max_batch_tokens: int, max_running: int, draft_tokens: int) -> int:
     """Lines of logits that one step can have, whatever is asked for: each running sequence gets one for the id that it
-    draws and one for each draft; `n` choices are so many sequences. A prompt of any length has one, behind its end."""
-    return min(max_batch_tokens, max_running * (1 + draft_tokens))
+    draws; `n` choices are so many sequences. A prompt of any length has one, behind its end. Drafts take the lines
+    that sequences leave free; one sequence alone can have them all."""
+    return min(max_batch_tokens, max(max_running, 1 + draft_tokens))
 
 
 def sampling_bytes(vocab_size: int, rows: int, element: int, num_logprobs: int | None = 0) -> int:
