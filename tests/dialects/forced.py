@@ -115,9 +115,8 @@ def request_for(tools: Sequence[Tool], number: int, bias: dict[str, float], thin
     }
 
 
-def endings(folder: Path, dialect: str) -> dict[str, float]:
+def endings(tokenizer: Tokenizer, dialect: str) -> dict[str, float]:
     """The bias towards what ends a string."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = [(tokenizer.encode(text, add_special_tokens=False).ids, bias) for text, bias in ENDINGS[dialect]]
     return {str(token_id): bias for several, bias in ids for token_id in several}
 
@@ -150,7 +149,7 @@ async def run(server: Live, family: str, numbers: Sequence[int], outcome: Outcom
     """Ask for each of these tools both ways, many at once, and count; returns what was wrong."""
     dialect = FAMILIES[family].dialect
     tools = tools_for(dialect)
-    bias = endings(family_checkpoint(family), dialect)
+    bias = endings(Tokenizer.from_file(str(family_checkpoint(family) / "tokenizer.json")), dialect)
     bodies = {number: request_for(tools, number, bias, thinks=dialect != "react") for number in numbers}
     gate = asyncio.Semaphore(AT_ONCE)
     begun_s = time.monotonic()
