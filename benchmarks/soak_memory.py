@@ -66,12 +66,12 @@ class Outcome:
 
 def question(rng: random.Random, model: str, context: int) -> dict[str, Any]:
     """Short and long prompts, several choices, logprobs, streams; a few that can never fit."""
-    length = rng.choice((5, 5, 30, 30, 200, min(1000, context // 4)))
+    length = rng.choice((5, 5, 5, 5, 30, 30, 30, 30, 30, 200, 200, min(1000, context // 4)))
     words = " ".join(rng.choice(("river", "stone", "seven", "green", "paper")) for _ in range(length))
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": f"Say something about: {words}"}],
-        "max_tokens": rng.choice((1, 8, 32, 100)),
+        "max_tokens": rng.choice((1, 8, 16, 32, 64)),
         "temperature": rng.choice((0, 0.7, 1.0)),
         "top_p": rng.choice((0.5, 0.95, 1.0)),
         "stream": rng.random() < 0.5,
