@@ -56,7 +56,7 @@ def serve(
     configure_logging(
         api.log_format, log_prompts=api.log_prompts, secrets=[key.strip() for key in api.api_key.split(",")]
     )
-    _warn_if_open_to_all(settings)
+    warn_if_open_to_all(settings)
     _allow_many_connections()
     with contextlib.ExitStack() as at_the_end:
         if settings.api.traces:
@@ -148,7 +148,8 @@ def _end_on_signals(server: uvicorn.Server, backend: ProcessBackend, drain_timeo
         loop.add_signal_handler(number, on_signal)
 
 
-def _warn_if_open_to_all(settings: Settings) -> None:
+def warn_if_open_to_all(settings: Settings) -> None:
+    """A server without a key is told of, unless only this machine can reach it."""
     api = settings.api
     loopback = api.host in ("localhost", "::1") or api.host.startswith("127.")
     if not loopback and not api.api_key and not api.api_key_file:

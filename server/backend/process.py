@@ -60,6 +60,11 @@ class EngineCommand:
     program: tuple[str, ...] = ENGINE
 
 
+def backoff_s(lived_s: float, num_starts: int) -> float:
+    """How long to wait before an engine is started again: longer each time, but for one that had lived for a while."""
+    return 0.1 if lived_s > LONGEST_BACKOFF_S else min(LONGEST_BACKOFF_S, 0.5 * 2 ** min(num_starts, 16))
+
+
 class ProcessBackend:
     """Backend over an engine process. Notices its death at once, tells every running request, starts it again.
 
@@ -150,8 +155,7 @@ class ProcessBackend:
             await self._live_once()
             if self._closing.is_set() or not self._was_ever_ready():
                 return
-            lived_s = time.monotonic() - began_s
-            pause_s = min(LONGEST_BACKOFF_S, 0.1 if lived_s > LONGEST_BACKOFF_S else 0.5 * 2**self._num_starts)
+            pause_s = backoff_s(time.monotonic() - began_s, self._num_starts)
             logger.error("the engine process ended; starting it again in %.1f s", pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause_s)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.backend.child import Child
-from server.backend.process import EngineCommand, ProcessBackend
+from server.backend.process import EngineCommand, ProcessBackend, backoff_s
 from server.errors import CannotStart, EngineDied, QueueFull, Starting
 from server.messages import Generate, Progress, Sampling
 
@@ -146,3 +146,10 @@ def test_a_child_hears_no_signals_meant_for_the_group() -> None:
         child._process.send_signal(signal.SIGTERM)
         child.order("go on")
         assert child.wait() == 5
+
+
+def test_an_engine_that_dies_again_and_again_is_started_less_and_less_often() -> None:
+    """Loading weights in a loop would keep the machine busy; and 2 to the 2000th is no number of seconds."""
+    pauses = [backoff_s(1.0, num_starts) for num_starts in (1, 2, 3, 4, 5, 6, 2000)]
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+    assert backoff_s(3600.0, 6) == 0.1
