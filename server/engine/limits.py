@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from server.messages import Failed, Generate
 
+# In one step. Up to here the weights are read for one token as for all; beyond, on a CPU each takes time of its own,
+# and a draft that may be thrown away is dear.
+CHEAP_TOKENS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -21,11 +25,12 @@ class Limits:
     patience_s: float = 30.0  # how long a sequence waits for memory while nothing runs
 
     def spare_lines(self, num_sequences: int) -> int:
-        """Lines of logits that drafts may have while so many sequences may want one each.
+        """Lines of logits that drafts may have while so many sequences may want one each; none among many.
 
         Memory is set aside for a line each of the most that run, and for one that runs alone with all its drafts.
         """
-        return max(self.max_running, 1 + self.draft_tokens) - min(self.max_running, num_sequences)
+        free = max(self.max_running, 1 + self.draft_tokens) - min(self.max_running, num_sequences)
+        return max(0, min(free, CHEAP_TOKENS - num_sequences))
 
 
 def find_refusal(request: Generate, limits: Limits) -> Failed | None:

@@ -446,3 +446,13 @@ def test_a_reply_that_is_forced_whole_has_no_prefill() -> None:
     bench.add(ask("a", [1, 2, 3], constraint=Constraint("lark", "start: <[3]> <[4]>"), max_tokens=2))
     bench.run()
     assert [stage for stage, _ in stages(bench, "a")] == ["arrived", "ended"]
+
+
+def test_drafts_take_no_lines_from_other_sequences_and_none_among_many() -> None:
+    """Memory for logits is set aside for one line of each running sequence; among many, drafts cost more than that."""
+    limits = Bench(64, 4, draft_tokens=4, max_running=8).scheduler.limits
+    assert [limits.spare_lines(num) for num in (1, 4, 8, 9)] == [7, 4, 0, 0]
+    alone = Bench(64, 4, draft_tokens=4, max_running=1).scheduler.limits
+    assert alone.spare_lines(1) == 4
+    wide = Bench(64, 4, draft_tokens=4, max_running=256).scheduler.limits
+    assert [wide.spare_lines(num) for num in (1, 15, 16, 40)] == [15, 1, 0, 0]
