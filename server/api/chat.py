@@ -60,8 +60,8 @@ class Chat:
         watch = self._metrics.watch()
         try:
             answer = await unless_gone(request.receive, self._answerer.admit(ask, deadline_s))
-        except BaseException:
-            watch.abandon()
+        except BaseException as error:
+            watch.abandon(error)
             raise
         steps = traced(logged(self._steps(answer, style, watch), answer, style), answer)
 
@@ -75,8 +75,8 @@ class Chat:
         watch = self._metrics.watch()
         try:
             answer = await self._answerer.admit(ask, deadline_s)
-        except BaseException:
-            watch.abandon()
+        except BaseException as error:
+            watch.abandon(error)
             raise
         steps = traced(logged(self._steps(answer, style, watch), answer, style), answer)
         chunks = [chunk async for step in steps for chunk in step]
@@ -84,6 +84,7 @@ class Chat:
 
     async def _steps(self, answer: Answer, style: Style, watch: Watch) -> AsyncGenerator[list[Chunk], None]:
         """The chunks of the reply, a list for what comes together."""
+        watch.admitted(constrained=answer.prepared.generates[0].constraint is not None)
         chunker = Chunker(style, dropped_messages=answer.prepared.dropped_messages)
         outcome = "cancelled"
         try:

@@ -11,6 +11,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 
 from server.answer import Heard, Tally
+from server.errors import BadSchema, ConstraintFailed
 from server.events import CallClosed
 from server.messages import DeviceReading, Pulse
 
@@ -99,6 +100,12 @@ class Metrics:
         )  # fmt: skip
         self._tokens = Counter(f"{name}tokens", "Tokens of finished requests", ["kind"], registry=registry)
         self._calls = Counter(f"{name}tool_calls", "Calls returned", ["dialect", "flag"], registry=registry)
+        self._grammars = Counter(
+            f"{name}grammars",
+            "Grammars of replies: held, or refused as unusable",
+            ["dialect", "outcome"],
+            registry=registry,
+        )
         self._open = Gauge(f"{name}requests_open", "Requests being answered", registry=registry)
 
     def watch(self) -> "Watch":
@@ -120,6 +127,9 @@ class Metrics:
             if isinstance(one.said.event, CallClosed):
                 for flag in one.said.event.flags or ("sound",):
                     self._calls.labels(self._dialect, flag).inc()
+
+    def _count_grammar(self, outcome: str) -> None:
+        self._grammars.labels(self._dialect, outcome).inc()
 
     def _count_tokens(self, tally: Tally) -> None:
         self._tokens.labels("prompt").inc(tally.prompt_tokens)
@@ -147,9 +157,16 @@ class Watch:
         self._last_s = now_s
         self._metrics._count_calls(heard)
 
-    def abandon(self) -> None:
+    def admitted(self, *, constrained: bool) -> None:
+        """The reply begins; `constrained` if a grammar holds it."""
+        if constrained:
+            self._metrics._count_grammar("held")
+
+    def abandon(self, error: BaseException) -> None:
         """The request was refused before its reply began."""
         self._metrics._open.dec()
+        if isinstance(error, ConstraintFailed | BadSchema):
+            self._metrics._count_grammar("refused")
 
     def close(self, path: str, outcome: str, tally: Tally) -> None:
         """The request is over; `outcome` is a status, `cancelled` or `failed`. Does nothing the second time."""

@@ -7,7 +7,9 @@ import pytest
 from starlette.types import Message
 
 from server.backend.scripted import Script
-from tests.api.conftest import MODEL, Serve
+from server.errors import ConstraintFailed
+from server.messages import Generate
+from tests.api.conftest import CALL, MODEL, WEATHER, Serve
 
 Reply = Callable[..., Script]
 
@@ -61,3 +63,21 @@ async def test_a_client_that_leaves_at_once_does_not_stay_open(serve: Serve, rep
             assert sent <= sends
         text = (await served.http.get("/metrics")).text
     assert value(text, "toolwire_requests_open") == 0
+
+
+async def test_grammars_are_counted_held_and_refused(serve: Serve, reply: Reply) -> None:
+    """A model whose tools are quietly refused looks like a model that has no use for tools."""
+    refusal = ConstraintFailed("too complex")
+
+    def write(request: Generate) -> Script:
+        return [refusal] if refuse else reply(CALL)
+
+    refuse = False
+    async with serve(write) as served:
+        await served.chat(tools=[WEATHER], tool_choice="required")
+        await served.chat()
+        refuse = True
+        assert (await served.chat(tools=[WEATHER], tool_choice="required")).status_code == 400
+        text = (await served.http.get("/metrics")).text
+    assert value(text, 'toolwire_grammars_total{dialect="hermes",outcome="held"}') == 1
+    assert value(text, 'toolwire_grammars_total{dialect="hermes",outcome="refused"}') == 1
