@@ -27,7 +27,7 @@ unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m 'not gpu' $(TESTS)
 
 test-gpu: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu $(TESTS)
 
 image:
 	docker build -t toolwire .

@@ -72,7 +72,7 @@ def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
         shutil.copy(path, folder / path.name)
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.bfloat16)
-    model = transformers.AutoModelForCausalLM.from_config(_config(shape))
+    model = transformers.AutoModelForCausalLM.from_config(config_of(shape))
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         quiet = _ids_that_are_not_plain(folder / "tokenizer.json")
@@ -82,7 +82,8 @@ def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _config(shape: str) -> Any:
+def config_of(shape: str) -> Any:
+    """transformers' configuration of a model of this shape."""
     fields = {
         "vocab_size": VOCAB_SIZE,
         "max_position_embeddings": 40960,

@@ -67,6 +67,11 @@ class StaticDecode:
         self._line = torch.zeros(length, dtype=torch.int32, device=loaded.device)
 
     @property
+    def is_usable(self) -> bool:
+        """Always: nothing is recorded."""
+        return True
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """The numbers of rows that steps are padded to, smallest first."""
         return self._sizes
@@ -144,6 +149,11 @@ class DecodeGraphs:
             return None
         recorded.graph.replay()
         return recorded.decoded
+
+    @property
+    def is_usable(self) -> bool:
+        """False once a recording failed, until the pool moves."""
+        return not self._is_broken
 
     def record_all(self) -> None:
         """Record every size and hold each replay against what it records; gives up where one differs.

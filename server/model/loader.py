@@ -81,18 +81,23 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
     _refuse_unsupported(config)
     _choose_float8(config, device)
     model = _load_model(checkpoint, config, settings, device, on_progress)
-    text = model.config.get_text_config()
     if settings.quantize == "int8":
         _quantize_int8(model)
     elif getattr(model, "hf_quantizer", None) is None:
         pack_linears(model)
+    loaded = adopt(model, device, began)
+    _choose_threads(device, settings.threads, loaded.weight_bytes)
+    on_progress(1.0)
+    return loaded
+
+
+def adopt(model: Any, device: torch.device, began_s: float) -> LoadedModel:
+    """A model of transformers that calls our attention, its layers packed or not, as what steps are computed with."""
+    text = model.config.get_text_config()
     recurrent = recurrent_shape(text) if text.model_type in RECURRENT_MODELS else None
     body = model.get_decoder()
     if recurrent:
         split_rows(body)
-    weight_bytes = _weight_bytes(model)
-    _choose_threads(device, settings.threads, weight_bytes)
-    on_progress(1.0)
     return LoadedModel(
         body=open_body(body),
         head=model.get_output_embeddings(),
@@ -102,8 +107,8 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
         max_positions=text.max_position_embeddings,
         kv=_kv_shape(text),
         recurrent=recurrent,
-        weight_bytes=weight_bytes,
-        load_s=time.monotonic() - began,
+        weight_bytes=_weight_bytes(model),
+        load_s=time.monotonic() - began_s,
     )
 
 

@@ -34,6 +34,11 @@ class Ticket:
 class Decode(Protocol):
     """A way to compute pure decode steps."""
 
+    @property
+    def is_usable(self) -> bool:
+        """False once it has turned out that it computes none."""
+        ...
+
     def launch(self, rows: Sequence[Row]) -> Decoded | None:
         """One token of each row; None if this step must be computed as any other."""
         ...
@@ -55,6 +60,11 @@ class Runner:
         if isinstance(self.pool, CudaKvPool):
             with as_memory_error(), torch.inference_mode():
                 self._decode = open_graphs(self._loaded, self.pool, sizes)
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether decode steps are replayed, as far as is known."""
+        return self._decode is not None and self._decode.is_usable
 
     def launch(self, batch: Batch) -> Ticket:
         """Compute the batch; on CUDA the result may still be on its way. Raises MemoryError."""

@@ -79,6 +79,7 @@ class Counted:
     def __init__(self, static: StaticDecode) -> None:
         self._static = static
         self.steps = 0
+        self.is_usable = True
 
     def launch(self, rows: tuple[Row, ...]):  # type: ignore[no-untyped-def]
         """As `runner.Decode`."""

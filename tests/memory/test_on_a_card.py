@@ -1,0 +1,48 @@
+"""The memory of a real card: what NVML and torch say of it, and what the engine's figures are worth there."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from server.engine.assemble import _wanted
+from server.memory.start import open_probe
+
+GIB = 1 << 30
+OTHER_PROCESS = """
+import sys, torch
+held = torch.empty(4 << 30, dtype=torch.uint8, device="cuda")
+torch.cuda.synchronize()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_what_another_process_takes_is_seen_and_is_not_ours() -> None:
+    """A guard that counts a neighbour's memory as its own would never give any back."""
+    probe = open_probe("cuda", "auto", _wanted(torch.device("cuda", 0)))
+    before = probe.read()[0]
+    other = subprocess.Popen([sys.executable, "-c", OTHER_PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    during = probe.read()[0]
+    other.communicate()
+    after = probe.read()[0]
+    assert 4 * GIB <= before.free - during.free < 6 * GIB, "its tensor, its context and nothing else"
+    assert abs((during.own or 0) - (before.own or 0)) < GIB // 4
+    assert abs(after.free - before.free) < GIB // 4
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_what_this_process_takes_is_seen_as_its_own() -> None:
+    probe = open_probe("cuda", "auto", _wanted(torch.device("cuda", 0)))
+    torch.zeros(1, device="cuda")
+    before = probe.read()[0]
+    held = torch.empty(2 * GIB, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    during = probe.read()[0]
+    assert 2 * GIB <= before.free - during.free < 2 * GIB + GIB // 4
+    assert 2 * GIB <= (during.own or 0) - (before.own or 0) < 2 * GIB + GIB // 4
+    del held
+    torch.cuda.empty_cache()
