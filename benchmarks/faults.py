@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,19 +151,28 @@ async def send_malformed(url: str, count: int, seed: int) -> Scene:
 
 async def first_act(server: Live, scale: Scale, seed: int) -> list[Scene]:
     """Crowd and malformed requests with slow clients beside them; then the server must be as it was."""
-    await crowd(server.url, scale.clients, scale.warm_up_s, seed)  # caches, threads and allocators fill up once
-    await send_malformed(server.url, scale.malformed // 2, seed + 1)
+    async with lorises(server, scale):  # caches, threads and heaps fill up once, by what will fill them again
+        await crowd(server.url, scale.clients, scale.warm_up_s, seed)
+        await send_malformed(server.url, scale.malformed // 2, seed + 1)
     before = await asyncio.to_thread(footprint, server)
-    stop = asyncio.Event()
-    lorises = asyncio.create_task(slow_loris(server.url, scale.lorises, stop))
-    report = await crowd(server.url, scale.clients, scale.seconds, seed + 2)
+    async with lorises(server, scale):
+        report = await crowd(server.url, scale.clients, scale.seconds, seed + 2)
+        bad = await send_malformed(server.url, scale.malformed, seed + 3)
     ends: dict[str, Any] = {"clients": scale.clients, "seconds": scale.seconds, "ends": dict(report.ends)}
-    scenes = [Scene("crowd", ends, report.faults), await send_malformed(server.url, scale.malformed, seed + 3)]
-    stop.set()
-    await lorises
+    scenes = [Scene("crowd", ends, report.faults), bad]
     after = await asyncio.to_thread(footprint, server)
     held = {"before": asdict(before), "after": asdict(after)}
     return [*scenes, Scene("held afterwards", held, leaks(before, after, scale.rss_tolerance))]
+
+
+@contextlib.asynccontextmanager
+async def lorises(server: Live, scale: Scale) -> AsyncIterator[None]:
+    """Slow clients beside whatever else goes on."""
+    stop = asyncio.Event()
+    dripping = asyncio.create_task(slow_loris(server.url, scale.lorises, stop))
+    yield
+    stop.set()
+    await dripping
 
 
 async def _open_streams(server: Live, count: int, max_tokens: int, meanwhile: Any) -> Counter[str]:
