@@ -44,10 +44,10 @@ class ThinkSpan:
     def feed(self, text: str, breaks_off: bool = False) -> list[Thought | Text]:
         """What the text so far settles. With `breaks_off` it is a token that ends an unclosed block and stays text."""
         if breaks_off and self._state == "inside":
-            out = self.close()
+            said = self.close()
             self._state, self._held = "gap", text
-            self._skip_gap(out)
-            return out
+            self._skip_gap(said)
+            return said
         if self._state == "after":
             return [Text(text)] if text else []
         self._held += text
