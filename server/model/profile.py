@@ -132,7 +132,8 @@ def _prompt(num_tokens: int, block_size: int) -> Batch:
 
 
 def _decode(num_rows: int) -> Batch:
-    return Batch(tuple(Row([0], 0, [place], 1, _draw(HARDEST[0]), place) for place in range(num_rows)))
+    # Each with one token before it: rows without a past are computed one by one where a model has recurrent states.
+    return Batch(tuple(Row([0], 1, [place], 1, _draw(HARDEST[0]), place) for place in range(num_rows)))
 
 
 def _draw(sampling: Sampling) -> Draw:

@@ -6,6 +6,8 @@ decode one token are computed together, every other row alone, and the cache obj
 those rows.
 """
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,13 +37,22 @@ class StatePool:
         self.shape = shape
         convolution = (num_slots, shape.conv_channels, shape.conv_kernel)
         recurrent = (num_slots, shape.value_heads, shape.key_dim, shape.value_dim)
-        self.convolution = {i: torch.zeros(convolution, dtype=dtype, device=device) for i in shape.layer_indices}
-        self.recurrent = {i: torch.zeros(recurrent, device=device) for i in shape.layer_indices}
+        self.convolution = {i: _zeros(convolution, dtype, device) for i in shape.layer_indices}
+        self.recurrent = {i: _zeros(recurrent, torch.float32, device) for i in shape.layer_indices}
 
     def copy(self, source: int, target: int) -> None:
         """Make one slot's state another's."""
         for states in (*self.convolution.values(), *self.recurrent.values()):
             states[target].copy_(states[source])
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; in main memory pages are taken when a slot is first written, so that slots nobody uses cost nothing."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = max(1, math.prod(shape) * dtype.itemsize)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)  # keeps the memory
 
 
 @dataclass(frozen=True, slots=True)

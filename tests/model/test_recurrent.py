@@ -1,5 +1,6 @@
 """Hybrid models: states in slots give what transformers' own cache gives."""
 
+import psutil
 import pytest
 
 from server.messages import Sampling
@@ -62,3 +63,15 @@ def test_a_snapshot_of_the_state_replaces_the_prefix(kind: Kind) -> None:
     run(runner, [second])
     assert first.written == generate(kind, first.prompt, 6)
     assert second.written == generate(kind, second.prompt, 6)
+
+
+def test_slots_that_nobody_used_take_no_memory() -> None:
+    """A default of 256 running sequences would cost a host gigabytes at start."""
+    model = loaded("qwen3_5")
+    before = psutil.Process().memory_info().rss
+    runner = Runner(model, 4, BLOCK_SIZE, num_slots=20_000)
+    assert runner.states is not None
+    held = sum(tensor.nbytes for tensor in (*runner.states.recurrent.values(), *runner.states.convolution.values()))
+    assert held > 200 << 20
+    assert psutil.Process().memory_info().rss - before < 50 << 20
+    run(runner, [Stream(prompt_of(20), range(4), greedy(3), slot=19_999)])
