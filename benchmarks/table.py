@@ -1,6 +1,7 @@
 """Ratios, the Markdown table and the chart of a results file: python -m benchmarks.table benchmarks/results/peers.json.
 
-Rewrites what stands between the marks in `docs/performance.md` and draws `docs/performance.svg` (needs matplotlib: the extra `bench`).
+Rewrites what stands between the marks in `docs/performance.md` and draws `docs/performance.svg` (needs matplotlib: the
+extra `bench`).
 """
 
 import json
