@@ -255,9 +255,12 @@ def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, least: i
 
 
 def _attention_bytes(shape: Shape, element: int) -> int:
-    """A token's residual, normed input, queries, keys and values in one, and the parts that rotating them makes."""
+    """A token's residual, its queries, keys and values in one, and the four copies that norming and rotating them make.
+
+    What a CPU computes of long prompts in pieces is counted whole.
+    """
     queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    return (2 * shape.hidden_size + 4 * queries + 6 * keys + 2 * shape.head_dim) * element
+    return (shape.hidden_size + 5 * queries + 6 * keys + 3 * shape.head_dim) * element
 
 
 def _mlp_bytes(shape: Shape, element: int) -> int:

@@ -5,6 +5,7 @@ token of a larger one, that is most of the step. The models listed here differ i
 and keys, and how the MLP is made, so that one form computes them all; every other model runs as transformers wrote it.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ SHORT_FORMS = ("llama", "qwen2", "qwen3", "qwen3_moe")  # model types
 # [num_tokens, inputs] -> [num_tokens, outputs]. Of modules it is their `forward`: calling them themselves, through
 # hooks that nobody set, costs as much as a small operation.
 Product = Callable[[Tensor], Tensor]
+# Tokens of a long prompt that a CPU norms, rotates and feeds forward at a time: what they make stays in its caches.
+PIECE = 512
 
 
 class Body(Protocol):
@@ -123,21 +126,38 @@ class Layer:
         has_norms = hasattr(attention, "q_norm")
         self._head_norms = HeadNorms(attention, self._heads, self._kv_heads) if has_norms else None
         self._output: Product = attention.o_proj.forward
-        self._mlp: Product = Mlp(layer.mlp) if hasattr(layer.mlp, "gate_proj") else Batched(layer.mlp)
+        is_dense = hasattr(layer.mlp, "gate_proj")
+        self._mlp: Product = Mlp(layer.mlp) if is_dense else Batched(layer.mlp)
+        on_cpu = self._attention_norm.weight.device.type == "cpu"
+        self._piece = PIECE if on_cpu and is_dense else sys.maxsize
 
     def forward(self, index: int, hidden: Tensor, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
         """[num_tokens, hidden] -> the same. `index` is the layer's among the model's."""
-        num_tokens = hidden.shape[0]
+        hidden = hidden + self._attend(index, hidden, turn, paged)
+        if hidden.shape[0] <= self._piece:
+            return hidden + self._mlp(self._mlp_norm(hidden))
+        for piece in hidden.split(self._piece):
+            piece += self._mlp(self._mlp_norm(piece))
+        return hidden
+
+    def _attend(self, index: int, hidden: Tensor, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
+        num_tokens, num_turned = hidden.shape[0], self._heads + self._kv_heads
         together = self._project(self._attention_norm(hidden)).view(num_tokens, -1, self._head_dim)
-        num_turned = self._heads + self._kv_heads
         turned, value = together[:, :num_turned], together[:, num_turned:]
-        if self._head_norms is not None:
-            turned = self._head_norms(turned)
-        turned = torch.addcmul(turned * turn[0], turned.roll(self._head_dim // 2, -1), turn[1])
+        if num_tokens <= self._piece:
+            turned = self._turn(turned, *turn)
+        else:
+            for parts in zip(turned.split(self._piece), *(one.split(self._piece) for one in turn), strict=True):
+                parts[0].copy_(self._turn(*parts))
         query, key = turned[:, : self._heads], turned[:, self._heads :]
         attended = paged.attend(index, query, key, value, self._scaling)
-        hidden = hidden + self._output(attended.reshape(num_tokens, -1))
-        return hidden + self._mlp(self._mlp_norm(hidden))
+        return self._output(attended.reshape(num_tokens, -1))
+
+    def _turn(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries and keys [num_tokens, heads, head_dim] -> the same, normed and rotated."""
+        if self._head_norms is not None:
+            heads = self._head_norms(heads)
+        return torch.addcmul(heads * cos, heads.roll(self._head_dim // 2, -1), sin)
 
 
 class Mlp:

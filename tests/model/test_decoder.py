@@ -28,9 +28,9 @@ def test_a_model_that_rotates_a_part_of_each_head_is_left_to_transformers() -> N
 
 
 @pytest.mark.parametrize("kind", SHORT)
-@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("tokens", [1, 3, 40, 300])
 def test_hidden_states_are_those_of_the_whole_decoder(kind: Kind, tokens: int) -> None:
-    """Two rows, one of them behind a cached prompt: every position and every head at its own place."""
+    """Two rows, one of them behind a cached prompt: every position and every head at its own place, in pieces too."""
     decoder = decoder_of(kind)
     bodies: tuple[Body, Body] = open_body(decoder), WholeBody(decoder)
     short, whole = (hidden_states(kind, decoder, body, tokens) for body in bodies)
@@ -45,13 +45,14 @@ def decoder_of(kind: Kind) -> Any:
 def hidden_states(kind: Kind, decoder: Any, body: Body, tokens: int) -> torch.Tensor:
     model = loaded(kind)
     layers = len(model.kv.layer_indices)
-    pool = KvPool(PoolShape(16, layers, model.kv.kv_heads, model.kv.head_dim, torch.float32), 16)
-    layer_of = {index: i for i, index in enumerate(model.kv.layer_indices)}
     past = 21
+    each = (past + tokens) // 16 + 1
+    pool = KvPool(PoolShape(2 * each, layers, model.kv.kv_heads, model.kv.head_dim, torch.float32), 16)
+    layer_of = {index: i for i, index in enumerate(model.kv.layer_indices)}
     parts = []
     for rows in (
-        [RowPlan(past, 0, range(8))],
-        [RowPlan(tokens, past, range(8)), RowPlan(tokens, 0, range(8, 16))],
+        [RowPlan(past, 0, range(each))],
+        [RowPlan(tokens, past, range(each)), RowPlan(tokens, 0, range(each, 2 * each))],
     ):
         ids = torch.tensor(prompt_of(sum(row.num_tokens for row in rows), 3))
         positions = torch.cat([torch.arange(row.start, row.start + row.num_tokens) for row in rows])
