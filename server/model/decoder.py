@@ -136,7 +136,7 @@ class Layer:
         hidden = hidden + self._attend(index, hidden, turn, paged)
         if hidden.shape[0] <= self._piece:
             return hidden + self._mlp(self._mlp_norm(hidden))
-        for piece in hidden.split(self._piece):
+        for piece in torch.split(hidden, self._piece):
             piece += self._mlp(self._mlp_norm(piece))
         return hidden
 
@@ -147,8 +147,9 @@ class Layer:
         if num_tokens <= self._piece:
             turned = self._turn(turned, *turn)
         else:
-            for parts in zip(turned.split(self._piece), *(one.split(self._piece) for one in turn), strict=True):
-                parts[0].copy_(self._turn(*parts))
+            pieces = (torch.split(one, self._piece) for one in (turned, *turn))
+            for piece, cos, sin in zip(*pieces, strict=True):
+                piece.copy_(self._turn(piece, cos, sin))
         query, key = turned[:, : self._heads], turned[:, self._heads :]
         attended = paged.attend(index, query, key, value, self._scaling)
         return self._output(attended.reshape(num_tokens, -1))

@@ -38,6 +38,7 @@ def test_hidden_states_are_those_of_the_whole_decoder(kind: Kind, tokens: int) -
 
 
 def decoder_of(kind: Kind) -> Any:
+    loaded(kind)  # makes our attention known to transformers
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind), attn_implementation=ATTENTION_NAME)
     return model.eval().requires_grad_(False).get_decoder()
 
@@ -47,7 +48,7 @@ def hidden_states(kind: Kind, decoder: Any, body: Body, tokens: int) -> torch.Te
     layers = len(model.kv.layer_indices)
     past = 21
     each = (past + tokens) // 16 + 1
-    pool = KvPool(PoolShape(2 * each, layers, model.kv.kv_heads, model.kv.head_dim, torch.float32), 16)
+    pool = KvPool(PoolShape(16, layers, model.kv.kv_heads, model.kv.head_dim, torch.float32), 2 * each)
     layer_of = {index: i for i, index in enumerate(model.kv.layer_indices)}
     parts = []
     for rows in (
