@@ -45,9 +45,9 @@ ENDINGS: dict[str, tuple[tuple[str, float], ...]] = {
     "react": (('"', 20.0),),
     "kimi_k2": (('"', 15.5),),
     "glm4": (('"', 15.5), ("</arg_value>", 15.5)),
-    "qwen3_coder": (('"', 24.0), ("\n</parameter>\n", 24.0)),
+    "qwen3_coder": (('"', 24.0), ("\n</parameter>\n", 24.0), ("<|im_end|>", 26.0)),  # a line break begins a call too
 }
-LONGEST = {"qwen3_coder": 30}  # characters of a string that its schema does not bound
+LONGEST = {"qwen3_coder": 40}  # characters of a string that its schema does not bound
 
 
 @dataclass(slots=True)

@@ -26,6 +26,8 @@ TOTAL, OWN = 512 * MIB, 100 * MIB
 OPTIONS = [
     "--memory-probe",
     "nvml",
+    "--block-size",
+    "16",
     "--kv-cache-tokens",
     "16384",
     "--max-batch-tokens",
