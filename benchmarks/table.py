@@ -50,6 +50,7 @@ def report(result: Mapping[str, Any]) -> str:
     """All tables with where they come from."""
     origin = f"Command: `{result['command']}`, commit {result['machine']['commit']}, {result['date']}, "
     parts = [origin + f"{result['machine']['cpu']}, Python {result['machine']['python']}."]
+    parts += [f"![toolwire against the best peer]({DOCUMENT.with_suffix('.svg').name})"]
     parts += [f"### {name}\n\n{markdown(rows)}" for name, rows in result["figures"].items()]
     return "\n\n".join(parts)
 
