@@ -9,7 +9,7 @@
 # STORE             where images are kept (default build/images); vfs keeps a whole copy a layer: some 10 GB
 #
 # What the machine's pip needs goes in by options, for example
-#   docker/build-with-buildah.sh toolwire:local --secret id=pip,src=/etc/pip.conf --volume /opt/wheels:/opt/wheels:ro
+#   docker/build-with-buildah.sh toolwire:local --secret id=pip,src=/etc/pip.conf --volume /srv/wheels:/srv/wheels:ro
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
