@@ -45,8 +45,9 @@ ENDINGS: dict[str, tuple[tuple[str, float], ...]] = {
     "react": (('"', 20.0),),
     "kimi_k2": (('"', 15.5),),
     "glm4": (('"', 15.5), ("</arg_value>", 15.5)),
-    "qwen3_coder": (('"', 24.0), ("\n</parameter>\n", 24.0), ("<|im_end|>", 26.0)),  # a line break begins a call too
+    "qwen3_coder": (('"', 24.0), ("\n</parameter>\n", 24.0)),
 }
+TURN_ENDS = {"qwen3_coder": ("<|im_end|>", 26.0)}  # where a likely line break begins another call as well
 LONGEST = {"qwen3_coder": 40}  # characters of a string that its schema does not bound
 
 
@@ -149,7 +150,11 @@ async def run(server: Live, family: str, numbers: Sequence[int], outcome: Outcom
     """Ask for each of these tools both ways, many at once, and count; returns what was wrong."""
     dialect = FAMILIES[family].dialect
     tools = tools_for(dialect)
-    bias = endings(Tokenizer.from_file(str(family_checkpoint(family) / "tokenizer.json")), dialect)
+    tokenizer = Tokenizer.from_file(str(family_checkpoint(family) / "tokenizer.json"))
+    bias = endings(tokenizer, dialect)
+    if dialect in TURN_ENDS:
+        text, more = TURN_ENDS[dialect]
+        bias[str(tokenizer.token_to_id(text))] = more
     bodies = {number: request_for(tools, number, bias, thinks=dialect != "react") for number in numbers}
     gate = asyncio.Semaphore(AT_ONCE)
     begun_s = time.monotonic()
