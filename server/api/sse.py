@@ -129,5 +129,6 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
 
 
 async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    message = await receive()
+    while message["type"] != "http.disconnect":
+        message = await receive()

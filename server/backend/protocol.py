@@ -16,16 +16,12 @@ class Backend(Protocol):
 
     async def start(self) -> Ready:
         """Load the model; raises CannotStart."""
-        ...
 
     def generate(self, request: Generate) -> AsyncGenerator[Delta, None]:
         """One sequence, as Deltas."""
-        ...
 
     async def health(self) -> Pulse:
         """The engine's latest heartbeat; raises Starting while it loads, EngineDied when it does not answer."""
-        ...
 
     async def close(self) -> None:
         """Free everything; running generators raise EngineDied."""
-        ...

@@ -70,11 +70,9 @@ class Parser(Protocol):
 
     def feed(self, text: str) -> list[ParserEvent]:
         """Events that the text so far settles."""
-        ...
 
     def close(self) -> list[ParserEvent]:
         """The reply is over: whatever was held back comes out."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

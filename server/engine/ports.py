@@ -12,22 +12,18 @@ class Matcher(Protocol):
 
     def forced(self) -> list[int]:
         """The ids that must come next, with no alternative, in the canonical tokenization; often empty."""
-        ...
 
     def count_allowed(self, token_ids: Sequence[int]) -> int:
         """How many of these ids, in order, may come next. Does not move."""
-        ...
 
     def advance(self, token_ids: Sequence[int]) -> bool:
         """Move over ids that were written; False if one is not allowed (nothing is moved then).
 
         Raises ConstraintFailed if the grammar has become too complex to go on, now or in an earlier call.
         """
-        ...
 
     def is_over(self) -> bool:
         """Nothing but a stop id can follow."""
-        ...
 
 
 class Grammars(Protocol):
@@ -35,7 +31,6 @@ class Grammars(Protocol):
 
     def compile(self, constraint: Constraint) -> Matcher:
         """Blocking, called in a worker thread, bounded in time and memory; raises ConstraintFailed."""
-        ...
 
     def masks(self, matchers: Sequence[tuple[Any, Sequence[int]] | None], extra: Sequence[int | None]) -> Any:
         """Bit masks for a batch. Rows here are those with logits, in their order in the batch; None is a free one.
@@ -44,7 +39,6 @@ class Grammars(Protocol):
         each draft and one after the last. `extra[i]` is one more id that row i allows (a preamble's opening token).
         The result is opaque here and understood by `Model.finish`; None if no row is constrained.
         """
-        ...
 
 
 class Model(Protocol):
@@ -52,15 +46,12 @@ class Model(Protocol):
 
     def launch(self, batch: Batch) -> Any:
         """Start computing; returns a ticket. Raises MemoryError when the device has no memory left."""
-        ...
 
     def finish(self, ticket: Any, masks: Any) -> list[Drawn]:
         """One Drawn for each row with logits, in row order. Raises MemoryError as `launch` does."""
-        ...
 
     def copy_state(self, source: int, target: int) -> None:
         """Copy recurrent state between slots (snapshots); never called where the model has none."""
-        ...
 
 
 class Allowance(Protocol):
@@ -72,17 +63,14 @@ class Allowance(Protocol):
 
         Cached blocks go first. Where sequences hold more than this, they keep them unless `preempt` is set.
         """
-        ...
 
     @property
     def admit(self) -> bool:
         """Whether new sequences may start."""
-        ...
 
     @property
     def preempt(self) -> bool:
         """Whether the newest sequences must give their blocks back until none from `blocks` on is held."""
-        ...
 
 
 class Guard(Protocol):
@@ -93,15 +81,12 @@ class Guard(Protocol):
 
         The memory behind blocks that are not allowed is given back with `Pool`, not here.
         """
-        ...
 
     def report(self) -> MemoryReport:
         """Everything it knows, for the Pulse."""
-        ...
 
     def out_of_memory(self) -> None:
         """A step ran out of memory: release what can be released, and allow fewer blocks for a while."""
-        ...
 
 
 class Pool(Protocol):
@@ -109,11 +94,9 @@ class Pool(Protocol):
 
     def release(self, first_block: int) -> None:
         """Give the memory of all blocks from this one on back to the device; their content is lost."""
-        ...
 
     def restore(self, num_blocks: int) -> int:
         """Take memory again so that blocks up to this one can be used; returns how many blocks there are now."""
-        ...
 
 
 class Mailbox(Protocol):
@@ -121,12 +104,9 @@ class Mailbox(Protocol):
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
         """Everything that has come, in order; waits at most this long for the first message or a `wake`."""
-        ...
 
     def send(self, mail: EngineMail) -> None:
         """One frame; never blocks."""
-        ...
 
     def wake(self) -> None:
         """End a waiting `receive` early; may be called from any thread."""
-        ...

@@ -19,7 +19,6 @@ class Probe(Protocol):
 
     def read(self) -> tuple[DeviceReading, ...]:
         """The device that the model runs on, then the other visible ones."""
-        ...
 
 
 class Watcher:

@@ -30,7 +30,6 @@ class Body(Protocol):
 
     def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
         """Ids and positions [num_tokens] of many rows, one after the other -> hidden states [num_tokens, hidden]."""
-        ...
 
 
 def open_body(decoder: Any) -> Body:

@@ -48,7 +48,6 @@ class Attends(Protocol):
         query [num_tokens, heads, head_dim], key and value [num_tokens, kv_heads, head_dim];
         returns [num_tokens, heads, head_dim].
         """
-        ...
 
 
 class KvPool:

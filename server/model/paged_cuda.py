@@ -28,11 +28,9 @@ class Kernels(Protocol):
 
     def write(self, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """Write new keys and values [num_tokens, kv_heads, head_dim] to their slots [num_tokens]."""
-        ...
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Tensor, scaling: float) -> None:
         """Attention of the tiles' tokens, written into `result`. query and result [num_tokens, heads, head_dim]."""
-        ...
 
 
 class CudaKvPool:

@@ -37,11 +37,9 @@ class Decode(Protocol):
     @property
     def is_usable(self) -> bool:
         """False once it has turned out that it computes none."""
-        ...
 
     def launch(self, rows: Sequence[Row]) -> Decoded | None:
         """One token of each row; None if this step must be computed as any other."""
-        ...
 
 
 class Runner:
