@@ -30,9 +30,10 @@ from benchmarks.varlen import PAGE_TOKENS, VarlenKernels, reads_block_tables
 from server.model.graphs import padded_sizes
 from server.model.kernels import choose_kernels
 from server.model.linear import pack_linears
-from server.model.loader import ATTENTION_NAME, LoadedModel, adopt
+from server.model.loaded import LoadedModel
 from server.model.paged import paged_attention
 from server.model.paged_cuda import CudaKvPool, Kernels
+from server.model.pretrained import ATTENTION_NAME, adopt
 from server.model.runner import Runner, pool_shape
 
 BLOCK_TOKENS = 32

@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -40,7 +41,7 @@ async def decode_at_2000(server: Running, number: int) -> Figures:
 
 
 async def _decode(server: Running, number: int, size: int) -> Figures:
-    done, wall_s = await run_chats(server.url, [chat(server.model, size - 15, 128, 10 * size + number)], 1)
+    done, wall_s = await run_chats(server.url, [_ask(server, size - 15, 128, 10 * size + number)], 1)
     summary = summarise(done, wall_s, 1)
     return {
         f"decode_at_{size}_tok_per_s": summary.decode_per_s,
@@ -52,8 +53,8 @@ async def _decode(server: Running, number: int, size: int) -> Figures:
 async def first_token(server: Running, number: int) -> Figures:
     """A prompt of about 2000 tokens never seen, then another with the same first 1900."""
     head = words(1880, 77 + number) + f" [{number}] "
-    cold, _ = await run_chats(server.url, [chat(server.model, 90, 8, 300 + number, head)], 1)
-    warm, _ = await run_chats(server.url, [chat(server.model, 90, 8, 400 + number, head)], 1)
+    cold, _ = await run_chats(server.url, [_ask(server, 90, 8, 300 + number, head)], 1)
+    warm, _ = await run_chats(server.url, [_ask(server, 90, 8, 400 + number, head)], 1)
     return {
         "first_token_2000_cold_s": cold[0].first_token_s,
         "first_token_2000_known_1900_s": warm[0].first_token_s,
@@ -70,7 +71,7 @@ async def forced(server: Running, number: int) -> Figures:
 
 async def at_a_rate(server: Running, number: int) -> Figures:
     """Forty requests at random moments, one a second, each of 100 tokens in and 32 out."""
-    bodies = [chat(server.model, 85, 32, 900 + index) for index in range(40)]
+    bodies = [_ask(server, 85, 32, 900 + index) for index in range(40)]
     summary = summarise(*await open_loop(server.url, bodies, per_s=1.0), streams=0)
     return {
         "one_a_second_first_token_p50_s": summary.first_token_s,
@@ -115,7 +116,7 @@ PLANS: dict[str, Plan] = {
 async def measure(server: Running, plan: Plan, repeat: int) -> Figures:
     """Every workload of the plan on one running server; medians of `repeat` runs."""
     figures: Figures = {"start_s": server.start_s}
-    await run_chats(server.url, [chat(server.model, 50, 16, 999)], 1)  # warm
+    await run_chats(server.url, [_ask(server, 50, 16, 999)], 1)  # warm
     for workload in plan.repeated:
         figures |= await _median(server, workload, repeat)
     for count in plan.streams:
@@ -126,9 +127,14 @@ async def measure(server: Running, plan: Plan, repeat: int) -> Figures:
     return figures
 
 
+def _ask(server: Running, prompt_words: int, max_tokens: int, seed: int, head: str = "") -> dict[str, Any]:
+    body = chat(server.model, prompt_words, max_tokens, seed, head)
+    return {name: value for name, value in body.items() if name not in server.refuses}
+
+
 def _streams(count: int, requests_each: int) -> Workload:
     async def run(server: Running, number: int) -> Figures:
-        bodies = [chat(server.model, 100, 128, 5000 + count * 100 + i) for i in range(count * requests_each)]
+        bodies = [_ask(server, 100, 128, 5000 + count * 100 + i) for i in range(count * requests_each)]
         summary = summarise(*await run_chats(server.url, bodies, count), count)
         return {
             f"streams_{count}_tok_per_s": summary.throughput_per_s,

@@ -31,6 +31,8 @@ class Kind:
 
     arguments: Callable[[Path, int], list[str]]
     model: Callable[[Path], str] = lambda _: MODEL
+    ready: str = "/v1/models"  # answers 200 once the model is loaded
+    refuses: tuple[str, ...] = ()  # request fields that it answers with an error
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -43,6 +45,7 @@ class Running:
     model: str
     start_s: float
     pid: int
+    refuses: tuple[str, ...] = ()
 
     def memory_mib(self) -> int:
         """Resident memory of the process and its children."""
@@ -73,7 +76,7 @@ def _vllm(folder: Path, port: int) -> list[str]:
 def _transformers(folder: Path, port: int) -> list[str]:
     # Its continuous batching refuses layers with a recurrent state; such models it serves one request after the other.
     batching = [] if "linear_attention" in (folder / "config.json").read_text() else ["--continuous-batching"]
-    return ["-m", "transformers.cli.transformers", "serve", "--port", str(port), *batching]
+    return ["-m", "transformers.cli.transformers", "serve", str(folder), "--port", str(port), *batching]
 
 
 def _llamacpp(folder: Path, port: int) -> list[str]:
@@ -82,12 +85,12 @@ def _llamacpp(folder: Path, port: int) -> list[str]:
 
 
 KINDS: dict[str, Kind] = {
-    "toolwire": Kind(_toolwire),
+    "toolwire": Kind(_toolwire, ready="/ready"),
     "vllm": Kind(
         _vllm,
         environment={"VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}", "VLLM_CPU_KVCACHE_SPACE": "2"},
     ),
-    "transformers": Kind(_transformers, model=str),
+    "transformers": Kind(_transformers, model=str, ready="/health", refuses=("ignore_eos",)),
     "llamacpp": Kind(_llamacpp),
 }
 
@@ -111,21 +114,20 @@ def started(name: str, python: str, checkpoint: Path, log: Path) -> Iterator[Run
         command = [python, *kind.arguments(checkpoint, port)]
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:
-        _wait(process, f"http://127.0.0.1:{port}", log)
+        _wait(process, f"http://127.0.0.1:{port}{kind.ready}", log)
         took_s = time.perf_counter() - began_s
-        yield Running(name, f"http://127.0.0.1:{port}", kind.model(checkpoint), took_s, process.pid)
+        yield Running(name, f"http://127.0.0.1:{port}", kind.model(checkpoint), took_s, process.pid, kind.refuses)
     finally:
         _end(process)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    path = "/ready" if "toolwire" in log.name else "/v1/models"
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
             raise RuntimeError(f"ended with {process.returncode}: {log.read_text(errors='replace')[-2000:]}")
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(url + path).status_code == 200:
+            if httpx.get(url).status_code == 200:
                 return
         time.sleep(0.1)
     raise RuntimeError(f"not up after {START_TIMEOUT_S} s")

@@ -24,7 +24,8 @@ from server.memory.watcher import Probe, Watcher
 from server.messages import Progress, Ready
 from server.model.grammar import LlguidanceGrammars
 from server.model.graphs import padded_sizes
-from server.model.loader import LoadedModel, choose_device, load
+from server.model.loaded import LoadedModel
+from server.model.loader import choose_device, load
 from server.model.profile import StepSize, measure_step
 from server.model.runner import Runner
 from server.settings import EngineSettings, read_environment

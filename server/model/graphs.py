@@ -19,7 +19,7 @@ from torch import Tensor
 
 from server.model.batch import Row
 from server.model.greedy import likeliest
-from server.model.loader import LoadedModel
+from server.model.loaded import LoadedModel
 from server.model.paged_cuda import CudaKvPool, TiledStep
 from server.model.tiles import TILE_FIELDS, TilePlan, Tiles, join_blocks, shares_of
 

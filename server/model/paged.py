@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from server.model.plan import Chunk, Folding, RowPlan, ShortRows, StepPlan, plan_step
+from server.model.plan import Chunk, Folding, Piece, RowPlan, ShortRows, StepPlan, plan_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,14 @@ class PoolShape:
         return self.kv_heads * self.head_dim * self.block_size
 
     @property
+    def layer_bytes(self) -> int:
+        """Bytes of one block in one layer: keys and values."""
+        return 2 * self.part_elements * self.dtype.itemsize
+
+    @property
     def bytes_per_block(self) -> int:
         """Bytes of one block: keys and values in every layer."""
-        return 2 * self.layers * self.part_elements * self.dtype.itemsize
+        return self.layers * self.layer_bytes
 
 
 class Attends(Protocol):
@@ -71,7 +76,7 @@ class KvPool:
 
     def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> "PagedStep":
         """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
-        return PagedStep(self, layer_of, plan_step(rows, self.shape.block_size))
+        return PagedStep(self, layer_of, plan_step(rows, self.shape.block_size, self.shape.layer_bytes))
 
     def release(self, first_block: int) -> None:
         """Give the pages behind all blocks from this one on back to the system; they read as zeros afterwards."""
@@ -128,10 +133,6 @@ def paged_attention(
 
 def _attend_short(rows: ShortRows, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
     """[num_tokens, heads, head_dim] -> [rows * tokens of each, heads, head_dim]."""
-    if isinstance(rows.blocks, slice):
-        keys, values = keys[rows.blocks], values[rows.blocks]
-    else:
-        keys, values = keys.index_select(0, rows.blocks), values.index_select(0, rows.blocks)
     kv_heads, head_dim = keys.shape[1:3]
     num_tokens = rows.num_rows * rows.num_tokens
     if num_tokens != query.shape[0]:
@@ -147,9 +148,11 @@ def _attend_short(rows: ShortRows, query: Tensor, keys: Tensor, values: Tensor, 
 
 def _attend_one_row(rows: ShortRows, own: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
     """One softmax over all blocks. Returns [1, heads, tokens, head_dim]."""
-    pairs, kv_heads, head_dim, block_size = keys.shape
+    _, kv_heads, head_dim, block_size = keys.shape
     _, _, groups, tokens, _ = own.shape
-    scores = torch.matmul(own.reshape(kv_heads, groups * tokens, head_dim), keys)
+    pairs = rows.bias.shape[0]
+    spread = own.reshape(1, kv_heads, groups * tokens, head_dim).expand(pairs, -1, -1, -1)
+    scores = _products(spread, keys, rows.pieces)
     # Scaled, masked, made float32 and turned so that a row's blocks lie side by side, all in one pass.
     row = torch.empty((kv_heads, groups, tokens, pairs, block_size))
     torch.add(
@@ -160,7 +163,7 @@ def _attend_one_row(rows: ShortRows, own: Tensor, keys: Tensor, values: Tensor, 
     )
     weights = torch.softmax(row.view(kv_heads, groups * tokens, -1), -1).view(kv_heads, -1, pairs, block_size)
     shares = torch.empty((pairs, kv_heads, groups * tokens, block_size), dtype=values.dtype)
-    products = torch.matmul(shares.copy_(weights.permute(2, 0, 1, 3)), values)
+    products = _products(shares.copy_(weights.permute(2, 0, 1, 3)), values, rows.pieces)
     result = products.sum(0, dtype=torch.float32).to(values.dtype)
     return result.view(1, kv_heads * groups, tokens, head_dim)
 
@@ -172,24 +175,37 @@ def _attend_many_rows(
 
     Returns [rows, heads, tokens, head_dim].
     """
-    pairs, kv_heads, head_dim, block_size = keys.shape
+    _, kv_heads, head_dim, block_size = keys.shape
     num_rows, _, groups, tokens, _ = own.shape
-    grouped = groups * tokens
+    pairs, grouped = rows.bias.shape[0], groups * tokens
     queries = own.reshape(num_rows, -1)
     if rows.strangers:
         queries = torch.cat((queries, queries[:1]))
-    spread = queries.index_select(0, folding.row_of).view(pairs * kv_heads, grouped, head_dim)
-    scores = torch.bmm(spread, keys.view(pairs * kv_heads, head_dim, block_size))
+    spread = queries.index_select(0, folding.row_of).view(pairs, kv_heads, grouped, head_dim)
+    scores = _products(spread, keys, rows.pieces)
     scores = torch.add(rows.bias, scores.view(pairs, kv_heads, -1, tokens, block_size), alpha=scaling)
     scores = scores.view(pairs, kv_heads * grouped, block_size)
     weights = scores.sub_(_fold_max(scores.amax(-1), folding).unsqueeze(-1)).exp_()
     totals = _fold_sum(weights.sum(-1), folding)
-    products = torch.bmm(
-        weights.to(values.dtype).view(pairs * kv_heads, grouped, block_size),
-        values.view(pairs * kv_heads, block_size, head_dim),
-    )
+    products = _products(weights.to(values.dtype).view(pairs, kv_heads, grouped, block_size), values, rows.pieces)
     result = _fold_sum(products.view(pairs, kv_heads * grouped, head_dim), folding).div_(totals.unsqueeze(-1))
     return result[:num_rows].view(num_rows, kv_heads * groups, tokens, head_dim).to(values.dtype)
+
+
+def _products(left: Tensor, cache: Tensor, pieces: Sequence[Piece]) -> Tensor:
+    """Each pair's matrix times its block's: [pairs, KV heads, m, k] by [blocks, KV heads, k, n]."""
+    if len(pieces) == 1:
+        return torch.matmul(left, _read(cache, pieces[0]))
+    result = torch.empty((*left.shape[:3], cache.shape[3]), dtype=left.dtype)
+    for piece in pieces:
+        torch.matmul(left[piece.pairs], _read(cache, piece), out=result[piece.pairs])
+    return result
+
+
+def _read(cache: Tensor, piece: Piece) -> Tensor:
+    if isinstance(piece.blocks, slice):
+        return cache[piece.blocks]
+    return cache.index_select(0, piece.blocks)
 
 
 def _fold_max(of_pairs: Tensor, folding: Folding) -> Tensor:

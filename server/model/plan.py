@@ -1,7 +1,8 @@
 """How one step's rows are laid over the blocks: where keys are written, and what each row reads. Integers only.
 
-A step's rows are of two kinds. Short ones (decode, and a few verified tokens) are read as (row, block) pairs, all in
-one product; blocks that lie together are read in place, others are gathered. Long ones (prompt chunks) come alone.
+A step's rows are of two kinds. Short ones (decode, and a few verified tokens) are read as (row, block) pairs in few
+products: blocks that lie together are read in place, and only stray ones are gathered. Long ones (prompt chunks) come
+alone.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 SHORT_TOKENS = 16  # rows with more tokens than this are chunks
 MOST_READ = 32_768  # tokens read by the rows of one product: many rows that share a long prefix take memory each
-DENSE_ENOUGH = 0.7  # share of a range of blocks that must be ours to be read in place: a gather costs 0.6 of a read
+PIECE_BYTES = 256 << 10  # what a CPU reads while it starts one more product for each of keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +36,26 @@ class Folding:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Neighbouring pairs and their blocks: a slice of the pool, read in place, or stray ones, to be gathered."""
+
+    pairs: slice
+    blocks: slice | Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class ShortRows:
     """Neighbouring rows with the same small number of tokens, and every block that one of them reads.
 
-    A pair is one row reading one block. Pairs are in the order of the blocks; `blocks` is a slice where they lie
-    together. Blocks of others inside such a slice belong to one more row, `num_rows`, whose result is dropped.
+    A pair is one row reading one block; two rows that share a block are two pairs. Blocks of others inside a piece
+    belong to one more row, `num_rows`, whose result is dropped.
     """
 
     first_token: int
     num_rows: int
     num_tokens: int  # of each row
-    strangers: bool  # whether the slice holds blocks of others
-    blocks: slice | Tensor  # [pairs]
+    strangers: bool  # whether a piece holds blocks of others
+    pieces: tuple[Piece, ...]
     folding: Folding | None  # None: one row owns all
     bias: Tensor  # [pairs, 1, 1, num_tokens, block_size], 0 or -inf
 
@@ -72,8 +81,12 @@ class StepPlan:
     chunks: tuple[Chunk, ...]
 
 
-def plan_step(rows: Sequence[RowPlan], block_size: int) -> StepPlan:
-    """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
+def plan_step(rows: Sequence[RowPlan], block_size: int, block_bytes: int) -> StepPlan:
+    """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together.
+
+    `block_bytes`: keys and values of one block in one layer.
+    """
+    near = max(1, PIECE_BYTES // block_bytes)
     write_blocks, write_offsets = write_places(rows, block_size)
     short: list[ShortRows] = []
     chunks: list[Chunk] = []
@@ -92,7 +105,7 @@ def plan_step(rows: Sequence[RowPlan], block_size: int) -> StepPlan:
             if num_read > MOST_READ:
                 break
             alike += 1
-        short.append(_plan_short(first_token, rows[i:alike], block_size))
+        short.append(_plan_short(first_token, rows[i:alike], block_size, near))
         first_token += num_tokens * (alike - i)
         i = alike
     return StepPlan(write_blocks, write_offsets, fresh_blocks(rows, block_size), tuple(short), tuple(chunks))
@@ -125,38 +138,72 @@ def fresh_blocks(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
     return torch.tensor(fresh) if fresh else None
 
 
-def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int) -> ShortRows:
+def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int, near: int) -> ShortRows:
     num_tokens = rows[0].num_tokens
     counts = np.array([-(-(row.start + num_tokens) // block_size) for row in rows])
     physical = np.concatenate([np.asarray(row.blocks[:count]) for row, count in zip(rows, counts, strict=True)])
     row_of = np.repeat(np.arange(len(rows)), counts)
     index_in_row = np.arange(len(physical)) - np.repeat(np.cumsum(counts) - counts, counts)
-    order = np.argsort(physical, kind="stable")
-    physical, row_of, index_in_row = physical[order], row_of[order], index_in_row[order]
-    low, high = int(physical[0]), int(physical[-1]) + 1
-    in_place = len(physical) >= DENSE_ENOUGH * (high - low) and bool((np.diff(physical) > 0).all())
-    strangers = in_place and len(physical) < high - low
-    if strangers:
-        spread = np.full(high - low, len(rows))
-        spread[physical - low] = row_of
-        inner = np.zeros(high - low, dtype=np.int64)
-        inner[physical - low] = index_in_row
-        row_of, index_in_row = spread, inner
+    # Of one row alone all pairs are its own: no row is there to take what strangers would add.
+    order, pieces = _cut_pieces(physical, near, max_gap=near if len(rows) > 1 else 0)
+    row_of = np.append(row_of, len(rows))[order]
+    index_in_row = np.append(index_in_row, 0)[order]
     # Token t of a row sees positions 0 .. start + t.
     starts = np.array([row.start for row in rows] + [0])[row_of]
     last_seen = starts[:, None, None] + np.arange(num_tokens)[None, :, None]
     position = index_in_row[:, None, None] * block_size + np.arange(block_size)[None, None, :]
     bias = np.where(position <= last_seen, np.float32(0), np.float32(-np.inf))
-    alone = len(rows) == 1 and not strangers
     return ShortRows(
         first_token=first_token,
         num_rows=len(rows),
         num_tokens=num_tokens,
-        strangers=strangers,
-        blocks=slice(low, high) if in_place else torch.from_numpy(physical),
-        folding=None if alone else Folding(torch.from_numpy(row_of), torch.from_numpy(_invert(row_of))),
+        strangers=len(order) > len(physical),
+        pieces=pieces,
+        folding=None if len(rows) == 1 else Folding(torch.from_numpy(row_of), torch.from_numpy(_invert(row_of))),
         bias=torch.from_numpy(bias[:, None, None]),
     )
+
+
+def _cut_pieces(physical: NDArray[np.int64], near: int, max_gap: int) -> tuple[NDArray[np.int64], tuple[Piece, ...]]:
+    """The order in which pairs are computed, -1 for a stranger's, and the pieces that they form.
+
+    A run of blocks is read in place, with up to `max_gap` strangers between two of ours; one of fewer than `near`
+    blocks is gathered. Rows that share blocks read them in runs of their own.
+    """
+    turn = _turns(physical)
+    order = np.lexsort((physical, turn))
+    steps, same_turn = np.diff(physical[order]), np.diff(turn[order]) == 0
+    cuts = np.flatnonzero(~same_turn | (steps > max_gap + 1)) + 1
+    orders: list[NDArray[np.int64]] = []
+    pieces: list[Piece] = []
+    stray: list[NDArray[np.int64]] = []
+    num_pairs = 0
+    for run in np.split(order, cuts):
+        low, high = int(physical[run[0]]), int(physical[run[-1]]) + 1
+        if high - low < near and len(cuts):
+            stray.append(run)
+            continue
+        places = np.full(high - low, -1)
+        places[physical[run] - low] = run
+        orders.append(places)
+        pieces.append(Piece(slice(num_pairs, num_pairs + high - low), slice(low, high)))
+        num_pairs += high - low
+    if stray:
+        orders.append(np.concatenate(stray))
+        blocks = physical[orders[-1]]
+        pieces.append(Piece(slice(num_pairs, num_pairs + len(blocks)), torch.from_numpy(blocks)))
+    return np.concatenate(orders), tuple(pieces)
+
+
+def _turns(physical: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many earlier pairs read the same block, of each pair."""
+    order = np.argsort(physical, kind="stable")
+    ordered = physical[order]
+    is_first = np.append(True, ordered[1:] != ordered[:-1])
+    places = np.arange(len(ordered))
+    turns: NDArray[np.int64] = np.empty_like(places)
+    turns[order] = places - np.maximum.accumulate(np.where(is_first, places, 0))
+    return turns
 
 
 def _invert(row_of: NDArray[np.int64]) -> NDArray[np.int64]:

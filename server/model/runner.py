@@ -12,7 +12,7 @@ from server.model.batch import Batch, Drawn, Row
 from server.model.graphs import Decoded, open_graphs, takes
 from server.model.greedy import drawn, is_greedy
 from server.model.kernels import choose_kernels
-from server.model.loader import LoadedModel
+from server.model.loaded import LoadedModel
 from server.model.masks import Masks
 from server.model.paged import KvPool, PoolShape
 from server.model.paged_cuda import CudaKvPool

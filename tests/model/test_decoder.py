@@ -7,9 +7,9 @@ import torch
 import transformers
 
 from server.model.decoder import Body, ShortBody, WholeBody, open_body
-from server.model.loader import ATTENTION_NAME
 from server.model.paged import KvPool, PoolShape
 from server.model.plan import RowPlan
+from server.model.pretrained import ATTENTION_NAME
 from tests.checkpoints import KINDS, Kind, tiny_checkpoint
 from tests.model.drive import loaded, prompt_of
 

@@ -9,7 +9,8 @@ from server.messages import Sampling
 from server.model.batch import Batch, Draw, Row
 from server.model.graphs import MOST_TABLE, DecodeGraphs, StaticDecode, padded_sizes, takes
 from server.model.greedy import drawn, is_greedy, likeliest
-from server.model.loader import LoadedModel, load
+from server.model.loaded import LoadedModel
+from server.model.loader import load
 from server.model.paged_cuda import CudaKvPool, Kernels
 from server.model.runner import Runner, pool_shape
 from server.model.sampler import DrawRow, draw_ids
