@@ -15,6 +15,7 @@ from torch import Tensor
 
 SHORT_TOKENS = 16  # rows with more tokens than this are chunks
 MOST_READ = 32_768  # tokens read by the rows of one product: many rows that share a long prefix take memory each
+DENSE_ENOUGH = 0.7  # share of a run of blocks that must be ours to be read in place: strangers take memory too
 PIECE_BYTES = 256 << 10  # what a CPU reads while it starts one more product for each of keys and values
 
 
@@ -168,7 +169,7 @@ def _cut_pieces(physical: NDArray[np.int64], near: int, max_gap: int) -> tuple[N
     """The order in which pairs are computed, -1 for a stranger's, and the pieces that they form.
 
     A run of blocks is read in place, with up to `max_gap` strangers between two of ours; one of fewer than `near`
-    blocks is gathered. Rows that share blocks read them in runs of their own.
+    blocks, or with too many strangers, is gathered. Rows that share blocks read them in runs of their own.
     """
     turn = _turns(physical)
     order = np.lexsort((physical, turn))
@@ -180,7 +181,7 @@ def _cut_pieces(physical: NDArray[np.int64], near: int, max_gap: int) -> tuple[N
     num_pairs = 0
     for run in np.split(order, cuts):
         low, high = int(physical[run[0]]), int(physical[run[-1]]) + 1
-        if high - low < near and len(cuts):
+        if len(run) < DENSE_ENOUGH * (high - low) or (high - low < near and len(cuts)):
             stray.append(run)
             continue
         places = np.full(high - low, -1)

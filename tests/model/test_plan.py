@@ -86,3 +86,10 @@ def test_small_gaps_between_rows_are_read_along(gap: int) -> None:
     assert short.strangers == (gap <= 2)
     assert len(short.pieces) == (1 if gap <= 2 else 2)
     assert np.prod(short.bias.shape[:1]) == (10 + gap if gap <= 2 else 10)
+
+
+def test_a_run_of_mostly_strangers_is_gathered() -> None:
+    """Each stranger's scores take memory that nobody has reserved."""
+    rows = [RowPlan(1, 16 * 10 - 1, range(10 * i, 10 * i + 40, 4)) for i in (0, 4)]
+    (short,) = plan_step(rows, 16, PIECE_BYTES // 100).short
+    assert not short.strangers and short.bias.shape[0] == 20
