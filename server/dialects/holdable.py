@@ -7,6 +7,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from server.dialects.possible import Possible, context, possible
 from server.dialects.protocol import Tool, Wanted
 from server.dialects.schema_forms import COMPACT, MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, constrained, normalised
 from server.dialects.validity import whole_schema
@@ -19,7 +20,7 @@ ANY_OBJECT = {"type": "object"}
 def holdable(schema: Any, strict: bool, param: str) -> Any:
     """What of this schema constrains a reply. What is left out is checked when the call is complete.
 
-    Raises BadSchema under `strict`, where nothing may be left out.
+    Parts that nothing satisfies cannot be written. Raises BadSchema under `strict`, where nothing may be left out.
     """
     held, fault = _holdable(json.dumps(schema), strict)
     if fault:
@@ -32,14 +33,39 @@ def holdable(schema: Any, strict: bool, param: str) -> Any:
 
 
 def held_arguments(wanted: Wanted, tool: Tool) -> Any:
-    """What of a tool's schema the grammar holds; raises BadSchema under strict where that is not all of it."""
+    """What of a tool's schema the grammar holds; raises BadSchema under strict where that is not all of it.
+
+    Where a call is forced, raises it for a schema that nothing satisfies. Otherwise the call is flagged.
+    """
     place = next(i for i, other in enumerate(wanted.tools) if other.name == tool.name)
-    return holdable(whole_schema(tool), tool.strict, f"tools[{place}].function.parameters")
+    param, schema = f"tools[{place}].function.parameters", whole_schema(tool)
+    if wanted.choice.mode == "required":
+        check_possible(schema, f"Invalid schema for function '{tool.name}'", param, "invalid_function_parameters")
+    return holdable(schema, tool.strict, param)
+
+
+def check_possible(schema: Any, subject: str, param: str, code: str) -> None:
+    """Raise BadSchema, naming the place at fault, where nothing satisfies this schema."""
+    found = _possible(json.dumps(schema))
+    if found.schema is False:
+        raise BadSchema(
+            f"{subject}: In context={context(found.fault)}, no value satisfies this.", param=param, code=code
+        )
+
+
+@lru_cache(maxsize=512)
+def _possible(schema: str) -> Possible:
+    return possible(normalised(json.loads(schema)))
 
 
 @lru_cache(maxsize=512)
 def _holdable(schema: str, strict: bool) -> tuple[str, str]:
-    wanted = constrained(normalised(json.loads(schema)))
+    found = _possible(schema)
+    if found.schema is False and strict:
+        return "", f"no value satisfies {context(found.fault)}"
+    if found.schema is False:
+        found = possible(normalised(json.loads(schema)), forgiving=True)
+    wanted = ANY_OBJECT if found.schema is False else constrained(found.schema)
     fault = compile_fault(wanted, lenient=not strict)
     if strict or not fault:
         return json.dumps(wanted, ensure_ascii=False), fault

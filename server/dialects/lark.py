@@ -5,6 +5,7 @@
     required                start: opener rest (separator opener rest)*
     none                    start: TEXT, without any opener
     an answer format        start: answer, or calls as well in auto
+    must_answer             SAID for TEXT where no call comes: text that is not blank
 
 An opener is one token where the vocabulary has it, and may also be spelled out of smaller ones: both open a call, so
 whatever the grammar admits is read as a valid call. Text may hold anything else.
@@ -19,13 +20,14 @@ from typing import Any
 import msgspec
 
 from server.dialects.custom import check_format
-from server.dialects.holdable import held_arguments, holdable
+from server.dialects.holdable import check_possible, held_arguments, holdable
 from server.dialects.json_rules import SHARED_RULES, JsonRules, quoted
 from server.dialects.protocol import AnswerFormat, Tool, Wanted
 from server.dialects.schema_forms import COMPACT
 from server.messages import Constraint
 
 MAX_CALLS = 64  # of one forced reply
+NOT_BLANK = r"/(?s:.*)\S(?s:.*)/"
 
 # Made once, here: msgspec builds what it knows of a dataclass at its first use, and a second thread that comes upon the
 # half-built table crashes the process (msgspec 0.22).
@@ -128,7 +130,7 @@ def constraint(
     check_format(wanted)
     calls = bool(callable_tools(wanted))
     if not calls and wanted.answer is None and not wanted.tools:
-        return None
+        return Constraint(kind="lark", source=f"start: SAID\nSAID: {NOT_BLANK}\n") if wanted.must_answer else None
     lines = [_start(wanted, calls, separator is not None)]
     if calls:
         opener, rest = next(iter(openers.items()))
@@ -138,10 +140,12 @@ def constraint(
         lines += rules
         if wanted.choice.mode == "auto" and wanted.answer is None:
             lines += _lines_of_text(openers) if line_start else _free_text(wanted, openers)
+            lines += [f"SAID: TEXT & {NOT_BLANK}"] if wanted.must_answer else []
     elif wanted.answer is None:
         shut_out = "|".join(pattern_of(word) for word in openers)
         before = r"((?s:.*)\n)?" if line_start else "(?s:.*)"
-        lines.append(f"text: NO_CALL\nNO_CALL: /(?s:.*)/ & ~/{before}({shut_out})(?s:.*)/")
+        anything = NOT_BLANK if wanted.must_answer else "/(?s:.*)/"
+        lines.append(f"text: NO_CALL\nNO_CALL: {anything} & ~/{before}({shut_out})(?s:.*)/")
     if wanted.answer is not None:
         lines += _answer_rules(wanted.answer)
     return Constraint(kind="lark", source="\n".join([*lines, *SHARED_RULES]) + "\n")
@@ -156,6 +160,8 @@ def _start(wanted: Wanted, calls: bool, repeats: bool) -> str:
         return f"start: {lead}{several}"
     if wanted.answer is not None:
         return f"start: {lead}(answer | {several})"
+    if wanted.must_answer:
+        return "start: open_call+ TEXT? | SAID" if wanted.choice.parallel else "start: open_call | SAID"
     return "start: open_call* TEXT?" if wanted.choice.parallel else "start: open_call | TEXT?"
 
 
@@ -185,5 +191,6 @@ def _lines_of_text(openers: Mapping[str, str]) -> Iterator[str]:
 def _answer_rules(answer: AnswerFormat) -> Iterator[str]:
     schema = answer.schema if answer.schema is not None else {"type": "object"}
     rules = JsonRules("answer", lenient=not answer.strict)
+    check_possible(schema, "Invalid schema for response_format", "response_format", "invalid_json_schema")
     piece = rules.piece(holdable(schema, answer.strict, "response_format"))
     yield from [f"answer: {piece}", *rules.lines]

@@ -56,6 +56,7 @@ class Wanted:
     """Everything that constrains one reply. `marker_ids` maps a marker to its token id where it is one token.
 
     `after_thinking`: a think block may come before, so that line breaks may come first, as models have learnt it.
+    `must_answer`: the reply may not end without text or a call.
     """
 
     tools: Sequence[Tool]
@@ -63,6 +64,7 @@ class Wanted:
     answer: AnswerFormat | None
     marker_ids: Mapping[str, int]
     after_thinking: bool = False
+    must_answer: bool = False
 
 
 class Parser(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema_rs
 
 from server.dialects.holdable import compile_fault
+from server.dialects.possible import Path, context
 from server.dialects.schema_forms import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, constrained, normalised
 from server.errors import BadSchema
 
@@ -18,8 +19,6 @@ MAX_BYTES = 512 * 1024  # of one schema, written as JSON
 MAX_STRICT_DEPTH = 10
 MAX_STRICT_PROPERTIES = 5000
 NOT_STRICT = ("allOf", "not", "dependentRequired", "dependentSchemas", "if", "then", "else", "patternProperties")
-
-Path = tuple[str | int, ...]
 
 
 def check_parameters(
@@ -57,7 +56,7 @@ def check_schema(
     """Raise BadSchema naming the place at fault; takes time in proportion to the schema's size."""
 
     def refuse(path: Path, fault: str) -> BadSchema:
-        return BadSchema(f"{subject}: In context={_context(path)}, {fault}", param=param, code=code)
+        return BadSchema(f"{subject}: In context={context(path)}, {fault}", param=param, code=code)
 
     _check_size(schema, refuse)
     for path, node in walk(schema):
@@ -180,7 +179,3 @@ def _meta_fault(schema: Any) -> tuple[Path, str] | None:
 def _refuse_to_fetch(uri: str) -> Any:
     # A schema comes from a client: following its addresses would let it reach into the server's network.
     raise ValueError(f"references outside the schema are not followed: {uri}")
-
-
-def _context(path: Path) -> str:
-    return "(" + ", ".join(repr(str(step)) for step in path) + ("," if len(path) == 1 else "") + ")"

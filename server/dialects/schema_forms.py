@@ -19,6 +19,10 @@ ANNOTATIONS = (
     "contentEncoding", "contentMediaType", "contentSchema", "nullable", "discriminator", "externalDocs", "xml",
 )  # fmt: skip
 
+PLAIN_WORDS = {
+    "type", "const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength",
+    "maxLength", "pattern", "format",
+}  # fmt: skip
 BESIDE_A_PART = {*ANNOTATIONS, "$defs", "definitions"}
 
 # How Qwen writes JSON, and no white space that a weak model could go on writing for ever.
@@ -52,6 +56,8 @@ def _modernised(node: dict[str, Any]) -> dict[str, Any]:
     beside = {key: value for key, value in node.items() if key != "allOf"}
     if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping) and beside.keys() <= BESIDE_A_PART:
         node = {**parts[0], **beside}  # how older drafts put a description beside a `$ref`
+    elif isinstance(parts, list):
+        node = _with_plain_parts(beside, parts)
     if isinstance(node.get("items"), list):
         node["prefixItems"] = node.pop("items")
         if "additionalItems" in node:
@@ -60,6 +66,18 @@ def _modernised(node: dict[str, Any]) -> dict[str, Any]:
         if isinstance(node.get(exclusive), bool) and (node.pop(exclusive)) and bound in node:
             node[exclusive] = node.pop(bound)
     return node
+
+
+def _with_plain_parts(node: dict[str, Any], parts: list[Any]) -> dict[str, Any]:
+    """Words, and `allOf` beside them: parts that speak of plain values, and not against what was said, join them."""
+    apart = []
+    for part in parts:
+        plain = isinstance(part, Mapping) and part.keys() <= {*PLAIN_WORDS, *ANNOTATIONS}
+        if plain and all(node.get(key, part[key]) == part[key] for key in part.keys() & PLAIN_WORDS):
+            node = {**part, **node}
+        else:
+            apart.append(part)
+    return {**node, "allOf": apart} if apart else node
 
 
 def constrained(schema: Any) -> Any:

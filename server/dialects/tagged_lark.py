@@ -11,6 +11,7 @@ from llguidance import regex_to_lark
 from server.dialects.holdable import held_arguments
 from server.dialects.json_rules import DEFINITIONS, JsonRules, plain_members
 from server.dialects.lark import callable_tools, marker, one_of_calls, pattern_of, raw_piece
+from server.dialects.possible import possible
 from server.dialects.protocol import Tool, Wanted
 from server.dialects.schema_forms import resolved
 from server.dialects.tagged import INPUT
@@ -88,7 +89,10 @@ def _raw_rules(wanted: Wanted, form: TagForm, rule: str, terminal: str) -> Itera
 
 def _tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
     """Rules by which `rule` is the arguments of one call."""
-    plain = variants(held_arguments(wanted, tool))
+    held = variants(held_arguments(wanted, tool))
+    plain = [one for variant in held if (one := possible(variant).schema) is not False] or [
+        possible(variant, forgiving=True).schema or {"properties": {}} for variant in held
+    ]
     yield f"{rule}: " + " | ".join(f"{rule}_v{i}" for i in range(len(plain)))
     values = _TaggedValues(rule, wanted, tool, form)
     for i, schema in enumerate(plain):
@@ -133,7 +137,13 @@ class _TaggedValues:
         # Its names are free, so a repeated one cannot be kept out; the parser takes the first.
         rule = self.rules.name()
         before, after = (self._literal(part) for part in self._form.head("\0").split("\0"))
-        self.rules.lines.append(f"{rule}: {before} /[A-Za-z0-9_.-]{{1,64}}/ {after} ({self.value(inner)})")
+        declared = "|".join(
+            pattern_of(name) for name in schema["properties"]
+        )  # none of them can be had, or it were a member
+        self.rules.lines += [
+            f"{rule.upper()}_NAME: /[A-Za-z0-9_.-]{{1,64}}/" + (f" & ~/{declared}/" if declared else ""),
+            f"{rule}: {before} {rule.upper()}_NAME {after} ({self.value(inner)})",
+        ]
         low, high = schema.get("minProperties", 0), schema.get("maxProperties", MOST_EXTRA)
         return f"{rule}{{{low},{max(low, min(high, MOST_EXTRA))}}}"
 

@@ -49,6 +49,14 @@ def fits(value: Any, schema: Any) -> bool:
     return _is_valid(_validator(json.dumps(schema)), value)
 
 
+def satisfying(values: Sequence[Any], schema: Any) -> list[Any]:
+    """Those of the values that satisfy a schema that was checked before."""
+    if not schema or not values:
+        return list(values)
+    validator = _validator(json.dumps(schema))
+    return [value for value in values if _is_valid(validator, value)]
+
+
 def _is_valid(validator: Any, value: Any) -> bool:
     try:
         return bool(validator.is_valid(value))

@@ -7,6 +7,12 @@ from server.dialects.schema_forms import resolved
 
 MOST = 16  # alternatives; a schema with more is constrained as an object with all of their properties, all optional
 
+# Words that mean something else beside words of another schema.
+APART = {
+    "additionalProperties", "patternProperties", "unevaluatedProperties", "items", "prefixItems", "unevaluatedItems",
+    "contains", "if", "then", "else",
+}  # fmt: skip
+
 
 def variants(schema: Any) -> list[dict[str, Any]]:
     """Objects whose keywords are only `properties`, `required`, `additionalProperties` and the size of a map."""
@@ -42,7 +48,8 @@ def _merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for part in parts:
         for key, value in part.items():
             if key == "properties":
-                merged[key] = {**merged.get(key, {}), **value}
+                held = merged.get(key, {})
+                merged[key] = {**held, **{n: _both(held[n], one) if n in held else one for n, one in value.items()}}
             elif key == "required":
                 merged[key] = list(dict.fromkeys([*merged.get(key, []), *value]))
             elif key in ("anyOf", "oneOf", "allOf", "$ref"):
@@ -52,15 +59,30 @@ def _merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
+def _both(one: Any, other: Any) -> Any:
+    """A schema of what satisfies both: as one where they speak of different things."""
+    if one is True or one == other:
+        return other
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return one if other is True else False
+    if all(one[key] == other[key] for key in one.keys() & other.keys()) and not {*one, *other} & APART:
+        return {**one, **other}
+    return {"allOf": [one, other]}
+
+
 def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
     properties = dict(schema.get("properties", {}))
     extra = schema.get("additionalProperties", True)
     for name in schema.get("required", ()):
-        properties.setdefault(name, extra if isinstance(extra, Mapping) else {})
+        properties.setdefault(name, {} if extra is True else extra)
     kept = ("required", "additionalProperties", "minProperties", "maxProperties", "$defs", "definitions")
     return {**{key: schema[key] for key in kept if key in schema}, "properties": properties}
 
 
 def _all_optional(plain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    merged = _merged(plain)
-    return {**merged, "properties": merged.get("properties", {}), "required": []}
+    members: dict[str, list[Any]] = {}
+    for name, schema in (item for one in plain for item in one["properties"].items()):
+        found = members.setdefault(name, [])
+        found += [] if schema in found else [schema]
+    properties = {name: found[0] if len(found) == 1 else {"anyOf": found} for name, found in members.items()}
+    return {**_merged(plain), "properties": properties, "required": []}

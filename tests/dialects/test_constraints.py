@@ -366,7 +366,6 @@ def big_schema(properties: int) -> dict[str, Any]:
         [Tool("huge", {"type": "object", "properties": {"s": {"type": "string", "pattern": "(x{1,999}){1,999}"}}})],
         [Tool("looks", {"type": "object", "properties": {"s": {"type": "string", "pattern": "(?=a)b"}}})],
         [Tool("many", {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(48)}})],
-        [Tool("never", {"type": "object", "properties": {"s": False}, "required": ["s"]})],
         [Tool("not", {"type": "object", "properties": {"s": {"not": {"type": "null"}}}, "if": {}, "then": {}})],
     ],
     ids=lambda tools: tools[0].name,
