@@ -120,6 +120,8 @@ def reading_of(checkpoint: Checkpoint, vocabulary: Vocabulary, ask: Ask, prepare
         stop=ask.stop,
         parser=(lambda: dialect.parser(tools)) if calls else None,
         parallel=choice.parallel,
+        free_to_call=frozenset(tool.name for tool in tools) if choice.mode == "auto" else frozenset(),
+        answers_result=ask.messages[-1]["role"] in ("tool", "function"),
     )
 
 

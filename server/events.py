@@ -58,10 +58,19 @@ class CallClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class Uncalled:
+    """Of a choice that might have called a tool and ended its turn by itself without a call."""
+
+    named: tuple[str, ...]  # the tools that its thoughts name, first named first
+    blank: bool  # there is no text either
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
-    """The choice is over."""
+    """The choice is over. `uncalled` is set where no call came though its thoughts named a tool, or nothing at all."""
 
     finish: FinishReason
+    uncalled: Uncalled | None = None
 
 
 ParserEvent = Text | CallOpened | CallArguments | CallClosed

@@ -21,7 +21,7 @@ import msgspec
 
 from clients.functions import Toolbox, as_tool
 from server.answer import Answer, answerer_of
-from server.api.asking import Asking, style_of
+from server.api.asking import Asking
 from server.api.body import read_object
 from server.api.faults import Refused
 from server.api.replies import Chunker, Style, fold
@@ -53,7 +53,8 @@ class Chat:
             engine = undo.enter_context(Child())  # imports while the checkpoint is read
             checkpoint = open_checkpoint(settings)
             undo.pop_all()
-        self._asking = Asking(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size(), settings.api.strict)
+        vocab_size, api = checkpoint.tokenizer.get_vocab_size(), settings.api
+        self._asking = Asking(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="offline chat", daemon=True)
         self._thread.start()
@@ -134,7 +135,7 @@ class Chat:
             ask = self._asking.ask(asked, body)
         except Refused as refused:
             raise BadRequest(str(refused), param=refused.fault.param, code=refused.fault.code) from refused
-        return Speaking(await self._answerer.admit(ask), style_of(asked))
+        return Speaking(await self._answerer.admit(ask), self._asking.style(asked))
 
     async def _whole(self, body: dict[str, Any]) -> Message:
         speaking = await self._admit(body)

@@ -83,6 +83,12 @@ class ApiSettings:
     strict: bool = option(False, "Answer 400 to unknown request keys instead of ignoring them; OpenAI's name limits.")
     max_new_tokens: int = option(2048, "Reply length when a request names none.")
     on_overflow: Literal["refuse", "drop-oldest"] = option("refuse", "What to do with a prompt beyond the window.")
+    named_finish: Literal["tool_calls", "stop"] = option(
+        "tool_calls", "`finish_reason` of a call of the one tool that `tool_choice` names; OpenAI's own says stop."
+    )
+    must_answer: bool = option(
+        False, "Let no reply end without text or a call, where the request does not say `must_answer` itself."
+    )
     max_body_bytes: int = option(16 * 1024 * 1024, "Largest request body.")
     ping_interval_s: float = option(10.0, "Seconds between SSE comments while a stream is silent.")
     rate_limit_rpm: int = option(0, "Requests a minute of one key, or of one address without keys; 0 is no limit.")

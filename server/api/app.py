@@ -39,8 +39,8 @@ def create_app(settings: Settings, checkpoint: Checkpoint, prompter: Prompter, b
     keep_streams_through_shutdown()
     metrics = Metrics(checkpoint.dialect.name)
     answerer = answerer_of(checkpoint, prompter, backend)
-    vocab_size = checkpoint.tokenizer.get_vocab_size()
-    asking = Asking(checkpoint.defaults, vocab_size, settings.api.strict)
+    vocab_size, api = checkpoint.tokenizer.get_vocab_size(), settings.api
+    asking = Asking(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
     chat = Chat(settings.api, name, asking, answerer, metrics)
     app = FastAPI(
         title="toolwire",

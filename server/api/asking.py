@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from server.api.body import bad
 from server.api.conversation import in_order
@@ -37,6 +37,8 @@ class Asking:
     defaults: SamplingDefaults
     vocab_size: int
     strict: bool = False
+    named_finish: Literal["tool_calls", "stop"] = "tool_calls"
+    must_answer: bool = False
 
     def ask(self, request: ChatRequest, body: Mapping[str, Any]) -> Ask:
         """The Ask; raises Refused or BadSchema. `body` is the request as it was sent."""
@@ -67,6 +69,22 @@ class Asking:
             template_kwargs=template_kwargs,
             continue_final_message=bool(request.continue_final_message),
             on_overflow=request.on_overflow,
+            must_answer=self.must_answer if request.must_answer is None else request.must_answer,
+        )
+
+    def style(self, request: ChatRequest) -> Style:
+        """How the reply is to be written."""
+        options = request.stream_options
+        legacy = bool(request.functions)
+        choice = request.function_call if legacy else request.tool_choice
+        named = choice is not None and choice.named
+        return Style(
+            model=request.model,
+            include_usage=bool(request.stream and options and options.include_usage),
+            logprobs=bool(request.logprobs),
+            legacy_functions=legacy,
+            finish_of_calls=self.named_finish if named else "tool_calls",
+            service_tier=request.service_tier is not None,
         )
 
     def _tools(self, request: ChatRequest, body: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[Tool]]:
@@ -137,18 +155,6 @@ class Asking:
             min_tokens=request.min_tokens or 0,
             ignore_eos=bool(request.ignore_eos),
         )
-
-
-def style_of(request: ChatRequest) -> Style:
-    """How the reply is to be written."""
-    options = request.stream_options
-    return Style(
-        model=request.model,
-        include_usage=bool(request.stream and options and options.include_usage),
-        logprobs=bool(request.logprobs),
-        legacy_functions=bool(request.functions),
-        service_tier=request.service_tier is not None,
-    )
 
 
 def _choice(request: ChatRequest, tools: Sequence[Tool]) -> Choice:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.answer import Answer, Answerer
-from server.api.asking import Asking, style_of
+from server.api.asking import Asking
 from server.api.body import bad, read_object
 from server.api.faults import Fault, Refused, no_such_model
 from server.api.logs import prompt_logger
@@ -53,7 +53,7 @@ class Chat:
         """POST /v1/chat/completions."""
         deadline_s = self._deadline(request)
         asked, ask = await self.read(request)
-        style = style_of(asked)
+        style = self._asking.style(asked)
         if not asked.stream:
             body = await unless_gone(request.receive, self._whole(ask, style, deadline_s))
             return Response(body, media_type="application/json")

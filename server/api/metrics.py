@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from server.answer import Heard, Tally
 from server.errors import BadSchema, ConstraintFailed
-from server.events import CallClosed
+from server.events import CallClosed, Ended
 from server.messages import DeviceReading, Pulse
 
 PREFIX = "toolwire"
@@ -100,6 +100,12 @@ class Metrics:
         )  # fmt: skip
         self._tokens = Counter(f"{name}tokens", "Tokens of finished requests", ["kind"], registry=registry)
         self._calls = Counter(f"{name}tool_calls", "Calls returned", ["dialect", "flag"], registry=registry)
+        self._uncalled = Counter(
+            f"{name}uncalled",
+            "Replies without a call whose thoughts named a tool, or that are blank",
+            ["dialect", "reply"],
+            registry=registry,
+        )
         self._grammars = Counter(
             f"{name}grammars",
             "Grammars of replies: held, or refused as unusable",
@@ -127,6 +133,8 @@ class Metrics:
             if isinstance(one.said.event, CallClosed):
                 for flag in one.said.event.flags or ("sound",):
                     self._calls.labels(self._dialect, flag).inc()
+            elif isinstance(one.said.event, Ended) and one.said.event.uncalled is not None:
+                self._uncalled.labels(self._dialect, "blank" if one.said.event.uncalled.blank else "text").inc()
 
     def _count_grammar(self, outcome: str) -> None:
         self._grammars.labels(self._dialect, outcome).inc()

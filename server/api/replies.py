@@ -5,6 +5,7 @@ import string
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from msgspec import UNSET
 
@@ -31,10 +32,11 @@ from server.api.wire import (
     ReplyMessage,
     TokenLogprob,
     TopLogprob,
+    UncalledNote,
     Usage,
 )
 from server.chat.turn import Scored
-from server.events import CallArguments, CallClosed, CallOpened, Ended, FinishReason, Text, Thought
+from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
 
 ALPHANUMERICS = string.ascii_letters + string.digits
 
@@ -47,6 +49,7 @@ class Style:
     include_usage: bool = False  # streams only
     logprobs: bool = False
     legacy_functions: bool = False  # `function_call` instead of `tool_calls`
+    finish_of_calls: Literal["tool_calls", "stop"] = "tool_calls"
     service_tier: bool = False  # echo "default"
 
 
@@ -93,8 +96,8 @@ class Chunker:
                 return self._piece(index, call_index, text, heard.said.tokens)
             case CallClosed():
                 return self._close_call(index, event, heard.said.tokens)
-            case Ended(reason):
-                return [self._finish(index, reason)]
+            case Ended():
+                return [self._finish(index, event)]
 
     def close(self, tally: Tally) -> list[Chunk]:
         """The usage chunk, where it was asked for."""
@@ -149,14 +152,17 @@ class Chunker:
             self._notes.setdefault(index, []).append(note)
         return chunks
 
-    def _finish(self, index: int, reason: FinishReason) -> Chunk:
-        finish: Finish = reason
-        if reason == "tool_calls" and self._style.legacy_functions:
-            finish = "function_call"
+    def _finish(self, index: int, ended: Ended) -> Chunk:
+        finish: Finish = ended.finish
+        if finish == "tool_calls":
+            finish = self._style.finish_of_calls
+            if finish == "tool_calls" and self._style.legacy_functions:
+                finish = "function_call"
         chunk = self._new([ChunkChoice(index, ChunkDelta(), None, finish)])
         calls = self._notes.get(index, [])
-        if calls or self._dropped_messages:
-            chunk.toolwire = Notes(calls, self._dropped_messages)
+        uncalled = ended.uncalled and UncalledNote(index, list(ended.uncalled.named), ended.uncalled.blank)
+        if calls or uncalled or self._dropped_messages:
+            chunk.toolwire = Notes(calls, self._dropped_messages, [uncalled] if uncalled else [])
         return chunk
 
     def _logprobs(self, tokens: Iterable[Scored]) -> Logprobs | None:
@@ -181,19 +187,20 @@ class _Choice:
 def fold(chunks: Iterable[Chunk], tally: Tally, style: Style) -> Reply:
     """The whole reply that these chunks of one stream, all of them, add up to."""
     choices: dict[int, _Choice] = {}
-    notes = Notes([], 0)
+    notes = Notes()
     first: Chunk | None = None
     for chunk in chunks:
         first = first or chunk
         for choice in chunk.choices:
             _add(choices.setdefault(choice.index, _Choice()), choice)
         if chunk.toolwire is not UNSET:
-            notes = Notes(notes.calls + chunk.toolwire.calls, chunk.toolwire.dropped_messages)
+            new = chunk.toolwire
+            notes = Notes(notes.calls + new.calls, new.dropped_messages, notes.uncalled + new.uncalled)
     assert first is not None, "a stream begins with its role chunks"
     whole = [_whole_choice(index, choices[index], style) for index in sorted(choices)]
     reply = Reply(first.id, first.created, first.model, whole, usage_of(tally))
     reply.service_tier = first.service_tier
-    if notes.calls or notes.dropped_messages:
+    if notes != Notes():
         reply.toolwire = notes
     return reply
 

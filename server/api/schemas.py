@@ -152,6 +152,7 @@ class ChatRequest(Part):
         None, description="Extension. Variables of the chat template, `enable_thinking` among them."
     )
     thinking_budget: Annotated[int, Between(0)] | None = Field(None, description="Extension. Most tokens of thought.")
+    must_answer: bool | None = Field(None, description="Extension. The reply cannot end without text or a call.")
     on_overflow: Literal["refuse", "drop-oldest"] | None = Field(
         None, description="Extension. What to do with a prompt beyond the window."
     )

@@ -121,11 +121,20 @@ class CallNote(msgspec.Struct, omit_defaults=True):
     logprobs: list[TokenLogprob] = []
 
 
+class UncalledNote(msgspec.Struct):
+    """A choice whose thoughts named a tool, or that is blank, and that ended without a call (extension)."""
+
+    choice: int
+    named: list[str]
+    blank: bool
+
+
 class Notes(msgspec.Struct, omit_defaults=True):
     """The `toolwire` object (extension): absent when there is nothing to say."""
 
     calls: list[CallNote] = []
     dropped_messages: int = 0
+    uncalled: list[UncalledNote] = []
 
 
 class Chunk(msgspec.Struct):

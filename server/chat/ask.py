@@ -35,6 +35,7 @@ class Ask:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continue_final_message: bool = False
     on_overflow: Literal["refuse", "drop-oldest"] | None = None  # None: the server's setting
+    must_answer: bool = False  # the reply may not end without text or a call
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,14 @@ class Prompter:
 
     def _generates(self, ask: Ask, token_ids: list[int], thinking: Thinking, max_tokens: int) -> tuple[Generate, ...]:
         checkpoint = self._checkpoint
-        wanted = Wanted(ask.tools, ask.choice, ask.answer, checkpoint.marker_ids, after_thinking=thinking != "off")
+        wanted = Wanted(
+            ask.tools,
+            ask.choice,
+            ask.answer,
+            checkpoint.marker_ids,
+            after_thinking=thinking != "off",
+            must_answer=ask.must_answer,
+        )
         call_tokens = None
         if ask.choice.mode == "required":
             call_tokens = len(checkpoint.tokenizer.encode(checkpoint.dialect.shortest(wanted)).ids)

@@ -7,11 +7,20 @@ A token that opens a call inside an unclosed block ends the block: the model has
 to the call's grammar from there on. Where the vocabulary has no such token, the marker's text ends the block.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from server.chat.text import held_length
 from server.events import Text, Thought
+
+WORD = re.compile(r"[A-Za-z0-9_-]+")  # the letters of a tool's name
+
+
+def named_in(thoughts: str, names: Collection[str]) -> tuple[str, ...]:
+    """The names that stand in the thoughts as whole words, in the order in which they first do."""
+    words = (word if word in names else word.strip("-") for word in WORD.findall(thoughts))
+    return tuple(dict.fromkeys(word for word in words if word in names))
 
 
 class ThinkSpan:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from server.chat.text import StopStrings, TextStream, Vocabulary
-from server.chat.think import ThinkSpan
+from server.chat.think import ThinkSpan, named_in
 from server.dialects.protocol import Parser
 from server.dialects.repeats import Repeats
-from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, FinishReason, Text, Thought
+from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, FinishReason, Text, Thought, Uncalled
 from server.messages import Delta, TokenLogprob
 
 
@@ -31,6 +31,8 @@ class Reading:
     stop: tuple[str, ...] = ()
     parser: Callable[[], Parser] | None = None
     parallel: bool = True  # False: the reply ends after its first call
+    free_to_call: frozenset[str] = frozenset()  # tools that may be called and need not be
+    answers_result: bool = False  # behind a tool's result thoughts name the tool as a rule, and plan nothing by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class Turn:
         self._repeats = Repeats()
         self._call: list[str] = []  # name and arguments of the call that is open
         self._pending: deque[tuple[Scored, str]] = deque()  # tokens whose event is not settled, and what they wrote
+        self._thoughts: list[str] = []
+        self._blank = True  # no text has come out, or nothing but white space
         self._cut = False  # the reply was ended by its limit, whatever closing it brings to an end
         self.over = False
         self.calls = 0
@@ -118,6 +122,7 @@ class Turn:
 
     def _after_think(self, span: Thought | Text) -> list[Said]:
         if isinstance(span, Thought):
+            self._thoughts.append(span.text)
             return [Said(span)]
         said = self._parse(self._halts.feed(span.text))
         if self._halts.matched is not None and not self.over:
@@ -164,6 +169,7 @@ class Turn:
         return said
 
     def _release(self, text: str) -> list[Said]:
+        self._blank = self._blank and not text.strip()
         return [Said(Text(text), self._tokens_of(text))] if text else []
 
     def _end(self) -> list[Said]:
@@ -172,12 +178,19 @@ class Turn:
             said += self._pass_on(event)
             if self.over:
                 return said
-        return [*said, *self._release(self._stops.close()), *self._finished()]
+        said += self._release(self._stops.close())
+        return [*said, *self._finished(None if self._cut or self.calls else self._uncalled())]
 
-    def _finished(self) -> list[Said]:
+    def _finished(self, uncalled: Uncalled | None = None) -> list[Said]:
         self.over = True
         reason: FinishReason = "length" if self._cut else "tool_calls" if self.calls else "stop"
-        return [Said(Ended(reason))]
+        return [Said(Ended(reason, uncalled))]
+
+    def _uncalled(self) -> Uncalled | None:
+        named = named_in("".join(self._thoughts), self._reading.free_to_call)
+        planned = bool(named) and not self._reading.answers_result
+        noted = self._reading.free_to_call and (self._blank or planned)
+        return Uncalled(named, self._blank) if noted else None
 
     def _scored(self, score: TokenLogprob) -> Scored:
         piece = self._reading.vocabulary.piece

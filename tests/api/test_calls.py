@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.api.sse import DONE, EventStream
+from server.dialects.lark import NOT_BLANK
 from tests.api.conftest import CALL, WEATHER, Serve, Served, events_of
 from tests.api.test_chat import Reply
 from tests.dialects import over_http
@@ -72,6 +73,48 @@ async def test_case_20_a_call_ends_with_tool_calls_however_it_came_about(
     assert (found.calls, found.finish) == ((PARIS,), "tool_calls")
 
 
+@pytest.mark.parametrize(
+    ("fields", "finish"),
+    [
+        ({"tool_choice": NAMED}, "stop"),
+        ({"tool_choice": "required"}, "tool_calls"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}},
+            "tool_calls",
+        ),
+        ({}, "tool_calls"),
+    ],
+)
+async def test_case_20_with_the_option_a_named_call_ends_with_stop_and_no_other_does(
+    serve: Serve, reply: Reply, fields: dict[str, Any], finish: str
+) -> None:
+    async with serve(reply(CALL), named_finish="stop") as served:
+        found = await both(served, tools=[WEATHER], **fields)
+    assert (found.calls, found.finish) == ((PARIS,), finish)
+
+
+async def test_case_20_with_the_option_a_custom_tool_and_an_older_function_that_are_named_end_with_stop(
+    serve: Serve, reply: Reply
+) -> None:
+    run = {"type": "custom", "custom": {"name": "run"}}
+    text = '<tool_call>\n{"name": "run", "arguments": {"input": "ls"}}\n</tool_call>'
+    async with serve(reply(text), named_finish="stop") as served:
+        choice = (await served.chat(tools=[run], tool_choice=run)).json()["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["tool_calls"][0]["custom"]["input"]) == ("stop", "ls")
+    old = {"functions": [WEATHER["function"]], "function_call": {"name": "get_weather"}}
+    for option, finish in (("stop", "stop"), ("tool_calls", "function_call")):
+        async with serve(reply(CALL), named_finish=option) as served:
+            choice = (await served.chat(**old)).json()["choices"][0]
+        assert (choice["finish_reason"], choice["message"]["function_call"]["name"]) == (finish, "get_weather")
+
+
+async def test_case_20_with_the_option_a_named_call_that_is_cut_off_ends_with_length(
+    serve: Serve, reply: Reply
+) -> None:
+    async with serve(reply(CALL[: CALL.index("Paris")], "length"), named_finish="stop") as served:
+        assert (await both(served, tools=[WEATHER], tool_choice=NAMED)).finish == "length"
+
+
 @pytest.mark.parametrize("text", [CALL, f"Write {CALL} to call.", "<tool_call>"])
 async def test_case_23_under_none_text_is_kept_whatever_it_holds(serve: Serve, reply: Reply, text: str) -> None:
     """The grammar lets no opener through; from an engine without one, nothing may be lost."""
@@ -100,6 +143,88 @@ async def test_case_44_and_47_after_thinking_there_is_an_answer_or_the_thoughts(
         assert found.finish == ("tool_calls" if CALL in behind else "stop")
         await served.chat(tools=[WEATHER], tool_choice="required")
         assert served.backend.asked[-1].constraint
+
+
+@pytest.mark.parametrize(
+    ("thought", "text", "noted"),
+    [
+        ("I will call get_weather.", "", (["get_weather"], True)),
+        ("I will call get_weather.", "\n\n \n", (["get_weather"], True)),
+        ("先用get_weather查一下,再用`now`。", "\n\nIt is mild.", (["get_weather", "now"], False)),
+        ("Let me look.", "", ([], True)),
+        ("Neither get_weather_daily nor my-now nor Now.", "\n\nIt is mild.", None),
+        ("I will call get_weather.", f"\n\n{CALL}", None),
+    ],
+)
+async def test_case_44_a_turn_that_ends_without_the_call_that_its_thoughts_name_is_said_to(
+    serve: Serve, reply: Reply, thought: str, text: str, noted: tuple[list[str], bool] | None
+) -> None:
+    """Of a model that often plans a call and then ends, or claims to have made it, nobody but the server can tell."""
+    fields = {"tools": [WEATHER, {"type": "function", "function": {"name": "now"}}]}
+    async with serve(reply(f"<think>\n{thought}\n</think>{text}")) as served:
+        whole = (await served.chat(**fields)).json()
+        streamed = events_of((await served.chat(**fields, stream=True)).text)
+        counted = (await served.http.get("/metrics")).text
+    expected = {"uncalled": [{"choice": 0, "named": noted[0], "blank": noted[1]}]} if noted else None
+    assert whole.get("toolwire") == expected
+    assert [json.loads(event)["toolwire"] for event in streamed if "toolwire" in json.loads(event)] == (
+        [expected] if expected else []
+    )
+    if noted is not None:
+        reply_kind = "blank" if noted[1] else "text"
+        assert f'toolwire_uncalled_total{{dialect="hermes",reply="{reply_kind}"}} 2.0' in counted
+    else:
+        assert "toolwire_uncalled_total{" not in counted
+
+
+@pytest.mark.parametrize(
+    ("finish", "fields"),
+    [
+        ("length", {}),
+        ("stop", {"tool_choice": "none"}),
+        ("stop", {"tool_choice": "required"}),
+        ("stop", {"stop": ["mild"]}),
+        ("stop", {"after_result": True}),
+    ],
+)
+async def test_case_44_nothing_is_said_of_turns_that_did_not_end_by_themselves_or_had_no_call_to_make(
+    serve: Serve, reply: Reply, finish: str, fields: dict[str, Any]
+) -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Weather?"}]
+    if fields.pop("after_result", False):
+        call = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+        messages += [
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "21"},
+        ]
+    async with serve(reply("<think>\nget_weather says so.\n</think>\n\nIt is mild.", finish)) as served:
+        whole = (await served.chat(tools=[WEATHER], messages=messages, **fields)).json()
+    assert "toolwire" not in whole
+
+
+@pytest.mark.parametrize("server_s", [False, True])
+async def test_case_44_on_request_or_by_the_option_every_reply_is_held_to_text_or_a_call(
+    serve: Serve, reply: Reply, server_s: bool
+) -> None:
+    async with serve(reply("Mild."), must_answer=server_s) as served:
+        for fields in ({}, {"tools": [WEATHER]}, {"tools": [WEATHER], "tool_choice": "none"}):
+            held = [None, True] if server_s else [True]
+            for asked, blank_ends in [*((one, False) for one in held), (False if server_s else None, True)]:
+                assert (await served.chat(**fields, must_answer=asked)).status_code == 200
+                constraint = served.backend.asked[-1].constraint
+                assert blank_ends == (constraint is None or NOT_BLANK not in constraint.source)
+
+
+async def test_a_forced_call_that_nothing_satisfies_is_refused_by_tool_and_place(serve: Serve, reply: Reply) -> None:
+    never = {"type": "integer", "minimum": 5, "maximum": 3}
+    function = {"name": "look", "parameters": {"type": "object", "properties": {"n": never}, "required": ["n"]}}
+    tools = [WEATHER, {"type": "function", "function": function}]
+    async with serve(reply("No.")) as served:
+        assert (await served.chat(tools=tools)).status_code == 200
+        refused = await served.chat(tools=tools, tool_choice="required")
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "tools[1].function.parameters")
+    assert "'look'" in error["message"] and "('properties', 'n')" in error["message"]
 
 
 async def test_nothing_comes_after_done_however_slowly_it_is_taken() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.api.asking import Asking, style_of
+from server.api.asking import Asking
 from server.api.faults import Refused
 from server.api.schemas import ChatRequest, read_request
 from server.chat.ask import Ask
@@ -254,7 +254,7 @@ def test_every_local_extension_reaches_the_rooms_below() -> None:
     asked = ask(
         request(
             top_k=5, min_p=0.1, repetition_penalty=1.1, ignore_eos=True, min_tokens=3, thinking_budget=9,
-            chat_template_kwargs={"enable_thinking": False, "x": 1}, on_overflow="drop-oldest", max_tokens=7,
+            chat_template_kwargs={"enable_thinking": False, "x": 1}, on_overflow="drop-oldest", must_answer=True, max_tokens=7,
             logit_bias={"3": -5}, presence_penalty=1, frequency_penalty=-1, seed=4, stop="END",
         )
     )  # fmt: skip
@@ -263,7 +263,7 @@ def test_every_local_extension_reaches_the_rooms_below() -> None:
     assert (drawn.ignore_eos, drawn.min_tokens, drawn.seed, drawn.logit_bias) == (True, 3, 4, {3: -5.0})
     assert (drawn.presence_penalty, drawn.frequency_penalty) == (1.0, -1.0)
     assert (asked.thinking, asked.template_kwargs, asked.thinking_budget) == (False, {"x": 1}, 9)
-    assert (asked.on_overflow, asked.max_tokens, asked.stop) == ("drop-oldest", 7, ("END",))
+    assert (asked.on_overflow, asked.must_answer, asked.max_tokens, asked.stop) == ("drop-oldest", True, 7, ("END",))
 
 
 def test_reasoning_effort_turns_thinking_on_or_off_unless_the_template_is_told() -> None:
@@ -275,5 +275,6 @@ def test_reasoning_effort_turns_thinking_on_or_off_unless_the_template_is_told()
 
 def test_usage_in_streams_only_where_it_was_asked_for() -> None:
     options = {"include_usage": True, "include_obfuscation": True}
-    assert style_of(read_request(request(stream=True, stream_options=options), False)).include_usage
-    assert not style_of(read_request(request(stream=True), False)).include_usage
+    asking = Asking(SamplingDefaults(), 1000)
+    assert asking.style(read_request(request(stream=True, stream_options=options), False)).include_usage
+    assert not asking.style(read_request(request(stream=True), False)).include_usage
