@@ -9,7 +9,8 @@ from llguidance import LLMatcher
 
 from server.dialects.possible import Possible, context, possible
 from server.dialects.protocol import Tool, Wanted
-from server.dialects.schema_forms import COMPACT, MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, constrained, normalised
+from server.dialects.schema_forms import COMPACT, constrained, normalised
+from server.dialects.schema_references import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST
 from server.dialects.validity import whole_schema
 from server.errors import BadSchema
 

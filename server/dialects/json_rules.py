@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from server.dialects.schema_forms import COMPACT, LARGEST_INTEGER, resolved
+from server.dialects.schema_forms import COMPACT, LARGEST_INTEGER
+from server.dialects.schema_references import resolved
 
 MOST_IN_ANY_ORDER = 24  # members; above, the schema's order holds, which costs the parser less
 MOST_IN_MAP = 256  # members of an object whose names are free

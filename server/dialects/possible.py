@@ -6,20 +6,21 @@ there takes its object with it.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llguidance import LLMatcher
 
-from server.dialects.schema_forms import ANNOTATIONS, MAP_OF_SCHEMAS, SCHEMA_LIST
+from server.dialects.schema_forms import ANNOTATIONS
+from server.dialects.schema_references import DEFINITIONS, MAP_OF_SCHEMAS, SCHEMA_LIST
 from server.dialects.validity import satisfying
 
 Path = tuple[str | int, ...]
 MOST_ASKED = 1 << 20  # bytes that the grammar engine is asked about; what is beyond is taken to be possible
 EACH_ASKED = 4096  # bytes that a question counts besides its own
 MOST_PASSES = 8  # from reference to reference
-DEFINITIONS = ("$defs", "definitions")
+MOST_STEPS = 32  # the same, where it is asked whether a recursion ends
 ONE_SCHEMA_BELOW = ("items", "additionalProperties", "propertyNames", "additionalItems")  # none that is negated
 COUNTS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 
@@ -37,6 +38,7 @@ def possible(schema: Any, forgiving: bool = False) -> Possible:
 
     With `forgiving`, members that must be there and cannot are free instead.
     """
+    schema = _without_endless(schema)
     for _ in range(MOST_PASSES):
         search = _Search(schema, forgiving)
         schema = search.visit(schema, ())
@@ -45,6 +47,46 @@ def possible(schema: Any, forgiving: bool = False) -> Possible:
         if not search.closes_references:
             break
     return Possible(schema)
+
+
+def _without_endless(schema: Any) -> Any:
+    """The schema in which definitions that no value of finite length satisfies are impossible."""
+    if not isinstance(schema, Mapping):
+        return schema
+    held = {(key, name): node for key in DEFINITIONS for name, node in schema.get(key, {}).items()}
+    endless = set(held)  # until shown to end
+    for _ in range(MOST_STEPS):
+        ending = {place for place in endless if _ends(held[place], endless)}
+        if not ending:
+            break
+        endless -= ending
+    else:
+        return schema
+    shut = {key: {name: False for place, name in endless if place == key} for key in DEFINITIONS if key in schema}
+    return {**schema, **{key: {**schema[key], **names} for key, names in shut.items()}} if endless else schema
+
+
+def _ends(node: Any, endless: Collection[tuple[str, str]]) -> bool:
+    """Whether some value of this schema has an end, if those of `endless` have none."""
+    if not isinstance(node, Mapping) or "const" in node or "enum" in node:
+        return True
+    if "$ref" in node and _target(node["$ref"]) in endless:
+        return False
+    if any(key in node and not any(_ends(one, endless) for one in node[key]) for key in ("anyOf", "oneOf")):
+        return False
+    needed = list(node.get("allOf", ()))
+    if node.get("type") in ("object", ["object"]):
+        needed += [node.get("properties", {}).get(name) for name in node.get("required", ())]
+    if node.get("type") in ("array", ["array"]) and (least := node.get("minItems", 0)):
+        first = node.get("prefixItems", [])
+        needed += [*first[: int(least)], *([node.get("items")] if least > len(first) else [])]
+    return all(_ends(one, endless) for one in needed)
+
+
+def _target(reference: Any) -> tuple[str, str]:
+    """Which definition a `$ref` points to."""
+    key, _, name = str(reference).removeprefix("#/").partition("/")
+    return key, name.replace("~1", "/").replace("~0", "~")
 
 
 def context(path: Path) -> str:
@@ -106,7 +148,8 @@ class _Search:
         """Whether this schema's own words leave anything; of its values only those stay that do the rest justice."""
         if node.get("not") in ({}, True) or [] in (node.get("anyOf"), node.get("oneOf")):
             return False
-        if self._target(node.get("$ref")) is False:
+        key, name = _target(node.get("$ref"))
+        if self._shared.get(key, {}).get(name) is False:
             return False
         for key in ("const", "enum"):
             if key in node:
@@ -116,13 +159,6 @@ class _Search:
                     return False
                 node[key] = values[0] if key == "const" else values
         return not (_may_contradict(node) and self._contradicts(node))
-
-    def _target(self, reference: Any) -> Any:
-        parts = str(reference).removeprefix("#/").split("/")
-        if len(parts) != 2:
-            return None
-        name = parts[1].replace("~1", "/").replace("~0", "~")
-        return self._shared.get(parts[0], {}).get(name)
 
     def _contradicts(self, node: Mapping[str, Any]) -> bool:
         text = json.dumps({**self._alone(node), "x-guidance": {"lenient": True}})

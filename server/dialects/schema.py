@@ -11,7 +11,8 @@ import jsonschema_rs
 
 from server.dialects.holdable import compile_fault
 from server.dialects.possible import Path, context
-from server.dialects.schema_forms import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, constrained, normalised
+from server.dialects.schema_forms import constrained, normalised
+from server.dialects.schema_references import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST
 from server.errors import BadSchema
 
 MAX_DEPTH = 64  # nested schemas; deeper ones are attacks, and every walk below is recursive

@@ -6,12 +6,8 @@ The schema shown to the model is always the client's own, whole.
 from collections.abc import Mapping
 from typing import Any
 
-MAP_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-SCHEMA_LIST = ("anyOf", "oneOf", "allOf", "prefixItems")
-ONE_SCHEMA = (
-    "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
-    "additionalItems", "unevaluatedProperties", "unevaluatedItems",
-)  # fmt: skip
+from server.dialects.schema_references import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, escaped, with_definitions
+
 COMBINERS = ("anyOf", "oneOf", "allOf", "$ref")
 VALUES = ("const", "enum", "default", "examples", "example")  # data, not schemas: null means null there
 ANNOTATIONS = (
@@ -32,7 +28,14 @@ LONGEST_COUNTED = 4096  # length bounds above this are checked afterwards: count
 
 
 def normalised(schema: Any) -> Any:
-    """The same schema in draft 2020-12's words, without `$schema` and `$id`; keywords set to null are gone."""
+    """The same schema in draft 2020-12's words, without `$schema` and `$id`; keywords set to null are gone.
+
+    Every `$ref` points to a definition: parts that others refer to where they stand are definitions too.
+    """
+    return _tidied(with_definitions(schema))
+
+
+def _tidied(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     tidy: dict[str, Any] = {}
@@ -42,11 +45,11 @@ def normalised(schema: Any) -> Any:
         elif value is None or key in ("$schema", "$id", "id"):
             continue
         elif key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
-            tidy[key] = {name: normalised(inner) for name, inner in value.items()}
+            tidy[key] = {name: _tidied(inner) for name, inner in value.items()}
         elif (key in SCHEMA_LIST or key == "items") and isinstance(value, list):
-            tidy[key] = [normalised(inner) for inner in value]
+            tidy[key] = [_tidied(inner) for inner in value]
         else:
-            tidy[key] = normalised(value) if key in ONE_SCHEMA else value
+            tidy[key] = _tidied(value) if key in ONE_SCHEMA else value
     return _modernised(tidy)
 
 
@@ -101,7 +104,7 @@ def _constrained(node: Any, shared: frozenset[str], at: str, is_part: bool) -> A
             continue
         below = f"{at}/{key}"
         if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
-            held[key] = {n: _constrained(s, shared, f"{below}/{_escaped(n)}", False) for n, s in value.items()}
+            held[key] = {n: _constrained(s, shared, f"{below}/{escaped(n)}", False) for n, s in value.items()}
         elif key in SCHEMA_LIST and isinstance(value, list):
             part = part_below or (is_part and key != "prefixItems")
             held[key] = [
@@ -160,17 +163,3 @@ def _combined_references(schema: Any) -> set[str]:
 
     look(schema, False)
     return found
-
-
-def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema that `$ref` points to, among the definitions that stand beside it; `{}` if it is not there."""
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    node: Any = shared
-    for step in str(schema["$ref"]).removeprefix("#/").split("/"):
-        node = node.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(node, Mapping) else None
-    beside = {key: value for key, value in schema.items() if key != "$ref"}
-    return {**shared, **node, **beside} if isinstance(node, Mapping) else {}
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")

@@ -13,7 +13,7 @@ from server.dialects.json_rules import DEFINITIONS, JsonRules, plain_members
 from server.dialects.lark import callable_tools, marker, one_of_calls, pattern_of, raw_piece
 from server.dialects.possible import possible
 from server.dialects.protocol import Tool, Wanted
-from server.dialects.schema_forms import resolved
+from server.dialects.schema_references import resolved
 from server.dialects.tagged import INPUT
 from server.dialects.variants import variants
 from server.errors import BadSchema

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.dialects.json_text import JsonText
-from server.dialects.schema_forms import normalised, resolved
+from server.dialects.schema_forms import normalised
+from server.dialects.schema_references import resolved
 from server.dialects.validity import fits
 from server.dialects.variants import variants
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.dialects.schema_forms import resolved
+from server.dialects.schema_references import resolved
 
 MOST = 16  # alternatives; a schema with more is constrained as an object with all of their properties, all optional
 

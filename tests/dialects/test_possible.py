@@ -36,10 +36,14 @@ IMPOSSIBLE: dict[str, Any] = {
     "an undeclared member": {"type": "object", "required": ["y"], "additionalProperties": False},
     "a reference": {"$ref": "#/$defs/never"},
     "a reference's reference": {"$ref": "#/$defs/around"},
+    "a list without end": {"$ref": "#/$defs/chain"},
+    "a tree without leaves": {"$ref": "#/$defs/tree"},
 }
 DEFINITIONS = {
     "around": {"type": "object", "properties": {"never": {"$ref": "#/$defs/never"}}, "required": ["never"]},
     "never": {"type": "array", "items": CROSSED, "minItems": 1},
+    "chain": {"type": "object", "properties": {"next": {"$ref": "#/$defs/chain"}}, "required": ["next"]},
+    "tree": {"anyOf": [{"$ref": "#/$defs/chain"}, {"type": "array", "items": {"$ref": "#/$defs/tree"}, "minItems": 1}]},
 }
 every_kind = pytest.mark.parametrize("schema", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 AUTO, FORCED = Choice("auto"), Choice("required", parallel=False)
@@ -103,6 +107,17 @@ def test_a_map_of_arguments_takes_none_that_was_declared_impossible(dialect: Dia
     for name, taken in (("xylem", False), ("xylems", True)):
         text = write_call(dialect.name, "look", {name: 1}, 0).removeprefix("\n")
         assert accepts(dialect, wanted([tool], FORCED), text) is taken
+
+
+@every_dialect
+def test_a_call_of_endless_depth_is_refused_and_one_that_can_end_is_not(dialect: Dialect) -> None:
+    """Such a reply ran into the grammar's limits, or stood still in the middle of its call."""
+    below = {"type": "object", "properties": {"below": {"$ref": "#"}, "n": {"type": "integer"}}}
+    with pytest.raises(BadSchema, match="function 'look'"):
+        dialect.constrain(wanted([Tool("look", {**below, "required": ["below"]})], FORCED))
+    for arguments, taken in (({"below": {"below": {"n": 1}}}, True), ({"below": {"n": "one"}}, False)):
+        text = write_call(dialect.name, "look", arguments, 0).removeprefix("\n")
+        assert accepts(dialect, wanted([Tool("look", below)], FORCED), text) is taken
 
 
 @every_dialect
