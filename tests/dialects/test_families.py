@@ -134,6 +134,16 @@ def test_d10_thinking_ends_in_time_for_a_forced_call(served: Served) -> None:
     assert any(reply.thought for reply in found) == thinks
 
 
+def test_case_44_where_an_answer_must_come_a_model_that_would_end_at_once_goes_on(served: Served) -> None:
+    """The end of the turn is all that these models want to write, behind their thoughts or at once."""
+    ends = {str(token_id): CERTAIN for token_id in opened(served.family).stop_ids}
+    body = {**request_for(tools_for(served.dialect), 2, ends, thinks=True), "tool_choice": "auto", "max_tokens": 60}
+    for more in ({"thinking_budget": 4}, {"chat_template_kwargs": {"enable_thinking": False}}, {"tools": []}):
+        silent, held = replies(served, [body | more, body | more | {"must_answer": True}])
+        assert (silent.content.strip(), silent.finish) == ("", "stop")
+        assert held.content.strip() and held.finish == "stop"
+
+
 def test_none_calls_nothing_and_leaks_no_markup(served: Served) -> None:
     """The opener is all that these models want to write."""
     for reply in replies(served, free_requests(served, tool_choice="none", max_tokens=30)[:3]):
