@@ -11,7 +11,6 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 Flag = Literal[
     "repaired",  # the model's text was not valid in its format; its meaning was certain and was restored
     "truncated",  # the reply ended inside the call
-    "undeclared",  # no tool of this name was offered
     "invalid",  # the arguments do not satisfy the tool's schema
     "repeated",  # the same call again and again: the reply was ended here
 ]

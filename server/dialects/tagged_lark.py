@@ -73,7 +73,8 @@ def tagged_calls(wanted: Wanted, form: TagForm, around: Callable[[Tool], tuple[s
         before, after = around(tool)
         yield f"call_{i}: {before} arguments_{i} {after}"
         if tool.custom:
-            yield f"arguments_{i}: {_literal(wanted, form, form.head(INPUT))} {_input_text(wanted, tool, form)}"
+            yield f"arguments_{i}: {_literal(wanted, form, form.head(INPUT))} input_{i}"
+            yield from _input_rules(f"input_{i}", wanted, tool, form)
         else:
             yield from _tagged_rules(f"arguments_{i}", wanted, tool, form)
 
@@ -185,13 +186,15 @@ class _TaggedValues:
         return _literal(self._wanted, self._form, text)
 
 
-def _input_text(wanted: Wanted, tool: Tool, form: TagForm) -> str:
-    """The piece for a custom tool's free text with its tail."""
+def _input_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
+    """Rules by which `rule` is a custom tool's free text with its tail."""
     if tool.format is None:
-        return "raw_value"
-    if tool.format.syntax == "regex":
-        return f"/{regex_to_lark(tool.format.definition, '')}/ {_literal(wanted, form, form.tail)}"
-    return f"{raw_piece(tool)} {_literal(wanted, form, form.tail)}"
+        yield f"{rule}: raw_value"
+    elif tool.format.syntax == "regex":
+        yield f"{rule.upper()}: RAW & /({regex_to_lark(tool.format.definition, '')})/"
+        yield from _raw_rules(wanted, form, rule, rule.upper())
+    else:
+        yield f"{rule}: {raw_piece(tool)} {_literal(wanted, form, form.tail)}"
 
 
 def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:

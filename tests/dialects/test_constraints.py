@@ -213,19 +213,32 @@ CUSTOM = (
     Tool("sums", custom=True, format=CustomFormat("lark", 'start: NUM ("+" NUM)*\nNUM: /[0-9]+/')),
     Tool("word", custom=True, format=CustomFormat("regex", '[a-c]{2,3}[."\\n]')),
     Tool("free", custom=True),
+    Tool("page", custom=True, format=CustomFormat("regex", r"[\s\S]{0,60}")),
 )
 
 
 @every_dialect
 @pytest.mark.parametrize("tool", CUSTOM, ids=lambda tool: tool.name)
 def test_custom_tools_are_given_text_that_their_grammar_admits(dialect: Dialect, tool: Tool) -> None:
-    patterns = {"sums": r"[0-9]+(\+[0-9]+)*", "word": CUSTOM[1].format.definition, "free": r"[\s\S]*"}  # type: ignore[union-attr]
+    patterns = {"sums": r"[0-9]+(\+[0-9]+)*", "word": CUSTOM[1].format.definition}  # type: ignore[union-attr]
     for seed in range(8):
         found = walk(dialect, wanted([tool], Choice("required", parallel=False)), (dialect.name, tool.name, seed))
         if found.ended:
             (call,) = said(read(dialect, [tool], [found.text]))
             assert isinstance(call, Call) and call.flags == () and call.name == tool.name
-            assert re.fullmatch(patterns[tool.name], call.arguments), (call, found.text)
+            assert re.fullmatch(patterns.get(tool.name, r"[\s\S]*"), call.arguments), (call, found.text)
+
+
+@every_dialect
+@pytest.mark.parametrize("definition", [r"[\s\S]{0,60}", r"(.|\n)*", r"[a-z<>/=\n]+", r"ls|pwd"])
+def test_a_custom_text_ends_where_the_model_ends_it_even_if_its_pattern_takes_markup(
+    dialect: Dialect, definition: str
+) -> None:
+    """In the tagged formats the pattern took the closing tag for text: such a call could not be ended."""
+    tool = Tool("run", custom=True, format=CustomFormat("regex", definition))
+    text = write_call(dialect.name, "run", {"input": "ls"}, 0).removeprefix("\n")
+    for markers in (True, False):
+        assert accepts(dialect, wanted([tool], FORCED, markers), text)
 
 
 CLOSED_EARLY = {  # what closes a custom tool's raw text in each format
