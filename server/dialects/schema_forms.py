@@ -60,7 +60,7 @@ def _modernised(node: dict[str, Any]) -> dict[str, Any]:
     if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping) and beside.keys() <= BESIDE_A_PART:
         node = {**parts[0], **beside}  # how older drafts put a description beside a `$ref`
     elif isinstance(parts, list):
-        node = _with_plain_parts(beside, parts)
+        node = with_plain_parts(beside, parts)
     if isinstance(node.get("items"), list):
         node["prefixItems"] = node.pop("items")
         if "additionalItems" in node:
@@ -71,7 +71,7 @@ def _modernised(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def _with_plain_parts(node: dict[str, Any], parts: list[Any]) -> dict[str, Any]:
+def with_plain_parts(node: dict[str, Any], parts: list[Any]) -> dict[str, Any]:
     """Words, and `allOf` beside them: parts that speak of plain values, and not against what was said, join them."""
     apart = []
     for part in parts:

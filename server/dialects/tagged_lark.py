@@ -13,6 +13,7 @@ from server.dialects.json_rules import DEFINITIONS, JsonRules, plain_members
 from server.dialects.lark import callable_tools, marker, one_of_calls, pattern_of, raw_piece
 from server.dialects.possible import possible
 from server.dialects.protocol import Tool, Wanted
+from server.dialects.schema_forms import PLAIN_WORDS, with_plain_parts
 from server.dialects.schema_references import resolved
 from server.dialects.tagged import INPUT
 from server.dialects.variants import variants
@@ -155,7 +156,9 @@ class _TaggedValues:
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(values, list):
             texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
-            return " | ".join(self._literal(text + tail) for text in texts)
+            # A value that holds what ends a value cannot be written in this format.
+            whole = [text for text in texts if not re.search(self._form.ends, text)]
+            return " | ".join(self._literal(text + tail) for text in whole or texts)
         if schema.get("type") == "string":
             return self._string(schema)
         if not any(key in schema for key in ("type", "properties", "items", "anyOf", "oneOf", "allOf")):
@@ -163,24 +166,27 @@ class _TaggedValues:
         return f"{self.rules.piece(schema)} {self._literal(tail)}"
 
     def _string(self, schema: Mapping[str, Any]) -> str:
-        rules = []
-        if "pattern" in schema:
-            pattern = search_pattern(str(schema["pattern"]))
-            if pattern is None and self._tool.strict:
-                fault = f"this format cannot hold the pattern {json.dumps(schema['pattern'])}"
-                code = "invalid_function_parameters"
-                raise BadSchema(f"Invalid schema for function '{self._tool.name}': {fault}", param="tools", code=code)
-            rules += [pattern] if pattern is not None else []
-        if "minLength" in schema or "maxLength" in schema:
-            rules.append(f"(?s:.){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}")
-        if schema.get("format") in FORMATS:
-            rules.append(f"({FORMATS[schema['format']]})")
+        rules = [rule for part in _parts(schema, 8) for rule in self._rules_of(part)]
         if not rules:
             return "raw_value"
         name = self.rules.name()
         self.rules.lines.append(f"{name.upper()}: RAW & {' & '.join(f'/{rule}/' for rule in rules)}")
         self.rules.lines += _raw_rules(self._wanted, self._form, name, name.upper())
         return name
+
+    def _rules_of(self, schema: Mapping[str, Any]) -> Iterator[str]:
+        """Regular expressions that a string of this schema matches."""
+        if "pattern" in schema:
+            pattern = search_pattern(str(schema["pattern"]))
+            if pattern is None and self._tool.strict:
+                fault = f"this format cannot hold the pattern {json.dumps(schema['pattern'])}"
+                code = "invalid_function_parameters"
+                raise BadSchema(f"Invalid schema for function '{self._tool.name}': {fault}", param="tools", code=code)
+            yield from [pattern] if pattern is not None else []
+        if "minLength" in schema or "maxLength" in schema:
+            yield f"(?s:.){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
+        if schema.get("format") in FORMATS:
+            yield f"({FORMATS[schema['format']]})"
 
     def _literal(self, text: str) -> str:
         return _literal(self._wanted, self._form, text)
@@ -212,9 +218,11 @@ def _branches(schema: Any, depth: int) -> Iterator[Any]:
         yield from _branches(resolved(schema), depth - 1)
         return
     for key in ("anyOf", "oneOf"):
-        if key in schema and not set(schema) - {key, *DEFINITIONS}:
+        beside = {word: value for word, value in schema.items() if word not in (key, *DEFINITIONS)}
+        if key in schema and beside.keys() <= PLAIN_WORDS:
             for branch in schema[key]:
-                yield from _branches({**shared, **branch} if isinstance(branch, Mapping) else branch, depth - 1)
+                one = with_plain_parts(beside, [branch]) if beside else branch
+                yield from _branches({**shared, **one} if isinstance(one, Mapping) else one, depth - 1)
             return
     kinds = schema.get("type")
     if isinstance(kinds, list) and "enum" not in schema and "const" not in schema:
@@ -222,6 +230,17 @@ def _branches(schema: Any, depth: int) -> Iterator[Any]:
             yield {**schema, "type": kind}
         return
     yield schema
+
+
+def _parts(schema: Any, depth: int) -> Iterator[Mapping[str, Any]]:
+    """The schema, and those that hold with it."""
+    if not isinstance(schema, Mapping) or depth == 0:
+        return
+    yield schema
+    shared = {key: schema[key] for key in DEFINITIONS if key in schema}
+    for part in schema.get("allOf", ()):
+        pointed = isinstance(part, Mapping) and "$ref" in part
+        yield from _parts(resolved({**shared, **part}) if pointed else part, depth - 1)
 
 
 def search_pattern(pattern: str) -> str | None:

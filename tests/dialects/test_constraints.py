@@ -386,3 +386,30 @@ def big_schema(properties: int) -> dict[str, Any]:
 def test_case_31_big_and_hostile_schemas_compile_or_are_refused(dialect: Dialect, tools: list[Tool]) -> None:
     found = walk(dialect, wanted(tools, FORCED), (dialect.name, "hostile"), most=40)
     assert found.text
+
+
+@every_dialect
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "string", "anyOf": [{"minLength": 3}, {"maxLength": 1}]}, ("abc", "a", ""), ("ab",)),
+        ({"type": "string", "allOf": [{"pattern": "^a"}, {"pattern": "b$"}]}, ("ab", "a-b"), ("a", "b")),
+        (
+            {"type": "string", "minLength": 2, "anyOf": [{"pattern": "^x"}, {"$ref": "#/$defs/y"}]},
+            ("xx", "yy"),
+            ("x", "z"),
+        ),
+        ({"type": ["string", "null"], "anyOf": [{"const": None}, {"pattern": "^[0-9]+$"}]}, ("42", None), ("forty",)),
+    ],
+)
+def test_strings_keep_every_rule_that_stands_beside_another(
+    dialect: Dialect, schema: Any, good: tuple[Any, ...], bad: tuple[Any, ...]
+) -> None:
+    """In the tagged formats what stood beside the type was left out of the grammar, under `strict` too."""
+    shape = {"type": "object", "properties": {"at": schema}, "required": ["at"], "additionalProperties": False}
+    tool = Tool("look", {**shape, "$defs": {"y": {"pattern": "^y"}}}, strict=True)
+    for value in (*good, *bad):
+        text = write_call(dialect.name, "look", {"at": value}, 0).removeprefix("\n")
+        assert accepts(dialect, wanted([tool], FORCED), text) is (value in good), value
+        if value in good:
+            assert check_calls(dialect, [tool], text)[0].value == {"at": value}
