@@ -14,6 +14,7 @@ from server.errors import CannotStart
 
 HYBRID_TYPES = ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+LEAST_TILE = 8  # tokens of a chunk that attend at a time; see model.plan
 SMALLEST_BLOCK = 16  # tokens; sums are kept for each block, smaller ones are not usual
 FLOAT32_BYTES = 4  # attention scores and the gated delta rule's state are float32, whatever the weights are
 
@@ -59,8 +60,9 @@ class Shape:
         return 2 * self.num_kv_heads * self.head_dim * element + scores + sums
 
     def chunk_token_bytes(self, element: int) -> int:
-        """Scratch of attention for each cached token before a prompt's chunk: keys laid out anew, values twice."""
-        return 3 * self.num_kv_heads * self.head_dim * element
+        """Scratch of attention for each token that a prompt's chunk sees: keys and values laid out anew, and the scores
+        and weights of the fewest of its tokens that attend at a time."""
+        return 2 * self.num_kv_heads * self.head_dim * element + LEAST_TILE * self.num_heads * 2 * element
 
     def state_bytes(self, dtype_bytes: int) -> int:
         """Recurrent and convolution state of one sequence over the linear layers; 0 where there are none."""

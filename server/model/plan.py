@@ -15,6 +15,10 @@ from torch import Tensor
 
 SHORT_TOKENS = 16  # rows with more tokens than this are chunks
 MOST_READ = 32_768  # tokens read by the rows of one product: many rows that share a long prefix take memory each
+MOST_TILE, LEAST_TILE = 128, 8  # tokens of a chunk that attend at a time
+TILE_PLACES = (
+    1 << 18
+)  # tokens of a tile times tokens that they see, so that scores of long contexts take no more memory
 DENSE_ENOUGH = 0.7  # share of a run of blocks that must be ours to be read in place: strangers take memory too
 PIECE_BYTES = 256 << 10  # what a CPU reads while it starts one more product for each of keys and values
 
@@ -68,7 +72,8 @@ class Chunk:
     first_token: int
     num_tokens: int
     start: int
-    blocks: Tensor  # [blocks that hold the cached tokens before it]
+    tile: int  # tokens of it that attend at a time
+    blocks: Tensor  # [blocks that hold it and the cached tokens before it]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +100,10 @@ def plan_step(rows: Sequence[RowPlan], block_size: int, block_bytes: int) -> Ste
     while i < len(rows):
         num_tokens = rows[i].num_tokens
         if num_tokens > SHORT_TOKENS:
-            cached = rows[i].blocks[: -(-rows[i].start // block_size)]
-            chunks.append(Chunk(first_token, num_tokens, rows[i].start, torch.tensor(cached, dtype=torch.int64)))
+            end = rows[i].start + num_tokens
+            read = torch.tensor(rows[i].blocks[: -(-end // block_size)])
+            tile = min(MOST_TILE, max(LEAST_TILE, TILE_PLACES // end))
+            chunks.append(Chunk(first_token, num_tokens, rows[i].start, tile, read))
             i += 1
             first_token += num_tokens
             continue

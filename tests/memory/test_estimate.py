@@ -87,8 +87,8 @@ def test_the_widest_layer_is_estimated_within_three_percent(checkpoint: Callable
 
 def test_cached_tokens_before_a_chunk_cost_what_is_reserved_for_them(checkpoint: Callable[..., Loaded]) -> None:
     loaded, shape, _ = checkpoint(*LAYERS["Qwen3-0.6B"])
-    few, many = (measure(loaded, prompt(64, start=start))[0] for start in (2048, 6144))
-    assert (many - few) / 4096 == pytest.approx(shape.chunk_token_bytes(2), rel=0.03)
+    few, many = (measure(loaded, prompt(64, start=start))[0] for start in (32_768, 49_152))
+    assert (many - few) / 16_384 == pytest.approx(shape.chunk_token_bytes(2), rel=0.03)
 
 
 def test_cached_tokens_read_while_decoding_cost_no_more_than_is_reserved(checkpoint: Callable[..., Loaded]) -> None:
@@ -142,4 +142,5 @@ def test_the_profile_run_agrees_with_the_estimate_and_with_a_step_of_full_size(
         expected = activation_bytes(shape, Demand("bfloat16", max_batch_tokens=tokens, max_running=rows))
         assert 0.94 * expected < profiled < 1.12 * expected  # scaled up from few rows, sorting weighs a little more
     whole, _ = measure(loaded, prompt(NUM_TOKENS))
-    assert measure_step(loaded, StepSize(NUM_TOKENS, 1, BLOCK_SIZE)) == pytest.approx(whole, rel=0.03)
+    scaled = measure_step(loaded, StepSize(NUM_TOKENS, 1, BLOCK_SIZE))
+    assert 0.97 * whole < scaled < 1.12 * whole  # attention takes a tile of tokens at a time: few are a whole one
