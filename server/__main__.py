@@ -27,10 +27,11 @@ app = typer.Typer(
 def _serve(resolved: Resolved) -> None:
     """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
     from server.backend.child import Child
-    from server.start import listen
+    from server.start import listen, share_one_heap
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves, both signals end a start alike
     api = resolved.settings.api
+    share_one_heap()
     with listen(api.host, api.port) as listener, Child() as engine:
         # Importing takes a second here, and longer in the engine: both at once. What is imported stays: looking for
         # garbage among it takes time, now and while replies are written.
