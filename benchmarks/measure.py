@@ -120,7 +120,7 @@ async def measure(server: Running, plan: Plan, repeat: int) -> Figures:
     for workload in plan.repeated:
         figures |= await _median(server, workload, repeat)
     for count in plan.streams:
-        figures |= await _median(server, _streams(count, plan.requests_per_stream), 1)
+        figures |= await _median(server, _streams(count, plan.requests_per_stream if count <= 32 else 1), 1)
     for workload in plan.once:
         figures |= await _median(server, workload, 1)
     figures["memory_mib"] = server.memory_mib()
