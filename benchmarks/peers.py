@@ -71,7 +71,8 @@ def main() -> None:
     options = parser.parse_args()
     figures: dict[str, dict[str, Figures]] = {}
     result = {
-        "command": "python -m benchmarks.peers " + " ".join(sys.argv[1:]),
+        "command": f"python -m benchmarks.peers --servers {options.servers} --checkpoints {options.checkpoints} "
+        f"--repeat {options.repeat} --name {options.name}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "figures": figures,

@@ -66,6 +66,7 @@ def make_tools(count: int = NUM_TOOLS) -> list[dict[str, Any]]:
             "name": f"handle_{noun}",
             "description": f"Creates, reads, updates or deletes one {noun} and tells those who must know of it.",
             "parameters": PARAMETERS,
+            "strict": True,  # some servers hold a forced call to its schema only then
         }
         tools.append({"type": "function", "function": function})
     return tools
