@@ -162,8 +162,9 @@ def engine_environment() -> dict[str, str]:
     time slice: a step of two threads took 3 s instead of 0.3 s on a busy machine (libgomp's GOMP_SPINCOUNT).
     oneDNN and torch's layer above it keep a compiled product for each number of tokens they have met, 1024 of them:
     the heap grew by 8 MB a second until it was 800 MB larger. With 64 it grows by 80 MB and stays there.
+    A heap of glibc's for each thread that compiles grammars would keep what its largest one took.
     """
-    caches = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+    caches = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64", "MALLOC_ARENA_MAX": "1"}
     return {"GOMP_SPINCOUNT": "10000", **caches, **os.environ}
 
 
