@@ -153,7 +153,7 @@ async def first_act(server: Live, scale: Scale, seed: int) -> list[Scene]:
     """Crowd and malformed requests with slow clients beside them; then the server must be as it was."""
     async with lorises(server, scale):  # caches, threads and heaps fill up once, by what will fill them again
         await crowd(server.url, scale.clients, scale.warm_up_s, seed)
-        await send_malformed(server.url, scale.malformed // 2, seed + 1)
+        await send_malformed(server.url, scale.malformed, seed + 1)
     before = await asyncio.to_thread(footprint, server)
     async with lorises(server, scale):
         report = await crowd(server.url, scale.clients, scale.seconds, seed + 2)
