@@ -52,14 +52,16 @@ system:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || $(MAKE) -s packages NAMES='python3 python3-venv'
 
 system-test: system
-	@command -v curl >/dev/null && command -v gcc >/dev/null && command -v npm >/dev/null \
-	  || $(MAKE) -s packages NAMES='curl gcc libc6-dev nodejs npm'
+	@command -v curl >/dev/null && command -v g++ >/dev/null && command -v npm >/dev/null \
+	  || $(MAKE) -s packages NAMES='curl g++ libc6-dev nodejs npm'
 
 packages:
 	@[ "$$(id -u)" = 0 ] || { echo "missing: $(NAMES); install them, then try again" >&2; exit 2; }
 	apt-get update -q && apt-get install -q -y --no-install-recommends $(NAMES)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | system
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard server/model/cpp/*) | system
+	@command -v g++ >/dev/null || { [ "$$(id -u)" = 0 ] && $(MAKE) -s packages NAMES='g++ libc6-dev'; } \
+	  || echo "no g++ here: torch computes alone, on CPUs at about half the speed (install g++, then: make clean install)"
 	@echo "making the environment in $(VENV) (the first time this takes a minute or two)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt -e .

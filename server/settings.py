@@ -67,6 +67,7 @@ class EngineSettings:
         -1, "Tokens copied from the prompt and verified in one pass at most; 0 is off, -1: 4 on a CPU, none on a GPU."
     )
     cuda_graphs: bool = option(True, "On CUDA, record decode steps at start and replay them.")
+    cpu_kernels: bool = option(True, "On CPUs that have what they need, compute with the compiled kernels.")
     threads: int = option(0, "CPU threads of the engine; 0: every core, one for a model below 64 MiB.")
     seed: int = option(0, "Seed of requests that bring none.")
 
@@ -195,7 +196,7 @@ def _check(settings: Settings) -> None:
     ranges: tuple[tuple[str, float, float, float], ...] = (
         ("memory_fraction", engine.memory_fraction, 0.01, 1.0),
         ("kv_cache_tokens", engine.kv_cache_tokens, 0, 1 << 40),
-        ("block_size", engine.block_size, 1, 1024),
+        ("block_size", engine.block_size, 2, 1024),
         ("max_batch_tokens", engine.max_batch_tokens, 1, 1 << 24),
         ("max_running", engine.max_running, 1, 1 << 16),
         ("max_queue", engine.max_queue, 0, 1 << 24),
@@ -214,3 +215,5 @@ def _check(settings: Settings) -> None:
     for name, value, low, high in ranges:
         if not low <= value <= high:
             raise CannotStart(f"{name} must be between {low} and {high}, not {value}")
+    if engine.block_size % 2:
+        raise CannotStart(f"block_size must be even, not {engine.block_size}: two tokens of a block lie together")

@@ -37,7 +37,14 @@ def test_the_command_line_wins_over_environment_over_file() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", "eighty"), ("port", "70000"), ("device", "tpu"), ("strict", "maybe"), ("threads", "-1")],
+    [
+        ("port", "eighty"),
+        ("port", "70000"),
+        ("device", "tpu"),
+        ("strict", "maybe"),
+        ("threads", "-1"),
+        ("block_size", "33"),
+    ],
 )
 def test_a_wrong_value_names_the_option_and_where_it_came_from(name: str, value: str) -> None:
     with pytest.raises(CannotStart, match=name):

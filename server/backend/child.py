@@ -1,7 +1,7 @@
 """The engine process from outside: started before it is known what it is to load, given its order, waited for, ended.
 
-Importing torch and transformers is most of a start. A child does it beside its parent, which reads the checkpoint
-meanwhile; then it takes its order from its standard input.
+Importing torch, and transformers where a model needs it, is most of a start. A child does it beside its parent, which
+reads the checkpoint meanwhile; then it takes its order from its standard input.
 """
 
 import contextlib

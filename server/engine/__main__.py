@@ -46,7 +46,7 @@ def _serve(mailbox: PairMailbox) -> int:
     gc.disable()  # what is imported stays: looking for garbage among its million objects takes a second and finds none
     try:
         try:
-            # Importing torch and transformers takes seconds: the API process has heard from us before.
+            # Importing torch takes seconds: the API process has heard from us before.
             from server.engine.assemble import EngineOrder, assemble
         finally:
             order = sys.stdin.buffer.read()  # whoever has ordered listens: from here on nothing we say is lost

@@ -1,4 +1,4 @@
-"""A decoder's forward in few operations, on the weights and modules that transformers loaded.
+"""A decoder's forward in few operations, on the weights that transformers or `model.plain` loaded.
 
 transformers' layers take some 60 operations each, and as many Python calls around them. On a small model, or for one
 token of a larger one, that is most of the step. The models listed here differ in nothing but biases, norms of queries
@@ -33,9 +33,9 @@ class Body(Protocol):
 
 
 def open_body(decoder: Any) -> Body:
-    """The decoder of a model of transformers, its linear layers packed or not, as a Body."""
+    """The decoder of a model that transformers loaded, its linear layers packed or not, as a Body."""
     text = decoder.config
-    if text.model_type not in SHORT_FORMS or not _is_plain(decoder):
+    if text.model_type not in SHORT_FORMS or not rotates_whole_heads(decoder):
         return WholeBody(decoder)
     return ShortBody(decoder)
 
@@ -166,7 +166,7 @@ class Mlp:
     def __init__(self, mlp: Any) -> None:
         self._open = _together((mlp.gate_proj, mlp.up_proj))
         self._down: Product = mlp.down_proj.forward
-        self._activate: Product = functional.silu if _is_silu(mlp.act_fn) else mlp.act_fn
+        self._activate: Product = functional.silu if is_silu(mlp.act_fn) else mlp.act_fn
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[num_tokens, hidden] -> the same."""
@@ -202,10 +202,11 @@ def _together(modules: Sequence[Any]) -> Product:
     return first.packed.forward if isinstance(first, FirstSibling) else Separate(modules)
 
 
-def _is_silu(activation: Any) -> bool:
+def is_silu(activation: Any) -> bool:
+    """Whether this is `x * sigmoid(x)`, of torch or of transformers."""
     return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
 
 
-def _is_plain(decoder: Any) -> bool:
+def rotates_whole_heads(decoder: Any) -> bool:
     """Whether every dimension of a head is rotated."""
     return bool(2 * decoder.rotary_emb.inv_freq.numel() == decoder.layers[0].self_attn.head_dim)

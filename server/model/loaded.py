@@ -37,6 +37,7 @@ class LoadedModel:
     recurrent: RecurrentShape | None
     weight_bytes: int
     load_s: float
+    kernels: bool = False  # whether the compiled kernels for CPUs may attend
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -26,7 +26,7 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
         raise CannotStart(f"{checkpoint} has no *.safetensors file with weights")
     loaded = None
     if device.type == "cpu" and settings.quantize == "none":
-        loaded = load_plain(checkpoint, settings.dtype, on_progress, began_s)
+        loaded = load_plain(checkpoint, settings, on_progress, began_s)
     if loaded is None:
         # Here and not above: importing transformers takes two seconds, which the plain form does without.
         from server.model.pretrained import load_pretrained

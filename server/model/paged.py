@@ -58,11 +58,12 @@ class Attends(Protocol):
 class KvPool:
     """Keys and values of `num_blocks` blocks in one stretch of memory, committed page by page as it is written."""
 
-    def __init__(self, shape: PoolShape, num_blocks: int) -> None:
+    def __init__(self, shape: PoolShape, num_blocks: int, behind: int = 0) -> None:
+        """`behind`: bytes after the last block that may be read."""
         self.shape = shape
         self.num_blocks = num_blocks
         self._memory = mmap.mmap(
-            -1, max(1, num_blocks * shape.bytes_per_block), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            -1, max(1, num_blocks * shape.bytes_per_block + behind), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         )
         storage = torch.frombuffer(self._memory, dtype=shape.dtype)[
             : num_blocks * 2 * shape.layers * shape.part_elements
@@ -74,7 +75,7 @@ class KvPool:
         self.key_places = [keys.permute(0, 3, 1, 2) for keys in self.keys]
         self.value_places = [values.transpose(1, 2) for values in self.values]
 
-    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> "PagedStep":
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
         """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
         return PagedStep(self, layer_of, plan_step(rows, self.shape.block_size, self.shape.layer_bytes))
 

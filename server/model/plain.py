@@ -17,9 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from server.model.decoder import ShortBody
+from server.model.decoder import Body, ShortBody
 from server.model.linear import pack_linears
 from server.model.loaded import KvShape, LoadedModel, OnProgress, count_bytes
+from server.model.native import NativeBody, NativeHead, can_compute
+from server.settings import EngineSettings
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -45,8 +47,10 @@ class PlainConfig:
     dtype: str
 
 
-def load_plain(checkpoint: Path, dtype: str, on_progress: OnProgress, began_s: float) -> LoadedModel | None:
-    """The checkpoint in main memory, or None: then transformers is to load it. `dtype` may be `auto`."""
+def load_plain(
+    checkpoint: Path, settings: EngineSettings, on_progress: OnProgress, began_s: float
+) -> LoadedModel | None:
+    """The checkpoint in main memory, or None: then transformers is to load it."""
     try:
         config = read_plain_config(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
         weights = dict(_read_weights(checkpoint)) if config else {}
@@ -54,17 +58,23 @@ def load_plain(checkpoint: Path, dtype: str, on_progress: OnProgress, began_s: f
         return None
     if config is None or {name: tuple(weight.shape) for name, weight in weights.items()} != shapes_of(config):
         return None
-    wanted: torch.dtype = getattr(torch, config.dtype if dtype == "auto" else dtype)
+    wanted: torch.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
     model = PlainModel(config, {name: weight.to(wanted) for name, weight in weights.items()})
     del weights
     layers = model.model.layers
-    for number, layer in enumerate(layers, 1):
-        pack_linears(layer)
-        on_progress(0.9 * number / len(layers))
-    pack_linears(model)
+    body: Body
+    head: nn.Module
+    if settings.cpu_kernels and can_compute(model.model, model.lm_head):
+        body, head = NativeBody(model.model), NativeHead(model.lm_head)  # reads the files' pages as it goes
+    else:
+        for number, layer in enumerate(layers, 1):
+            pack_linears(layer)
+            on_progress(0.9 * number / len(layers))
+        pack_linears(model)
+        body, head = ShortBody(model.model), model.lm_head
     return LoadedModel(
-        body=ShortBody(model.model),
-        head=model.lm_head,
+        body=body,
+        head=head,
         device=torch.device("cpu"),
         dtype=wanted,
         vocab_size=config.vocab_size,
@@ -73,6 +83,7 @@ def load_plain(checkpoint: Path, dtype: str, on_progress: OnProgress, began_s: f
         recurrent=None,
         weight_bytes=count_bytes(model),
         load_s=time.monotonic() - began_s,
+        kernels=settings.cpu_kernels,
     )
 
 
@@ -95,7 +106,7 @@ def read_plain_config(fields: Mapping[str, Any]) -> PlainConfig | None:
     )
     if not is_plain:
         return None
-    known = {name: fields.get(name) for name in PlainConfig.__slots__} | {"rope_theta": rope["rope_theta"]}
+    known = {name: fields.get(name) for name in PlainConfig.__slots__} | {"rope_theta": rope.get("rope_theta")}
     if known["head_dim"] is None and model_type != "qwen3" and heads:
         known["head_dim"] = known["hidden_size"] // heads
     config = PlainConfig(**{**known, "dtype": dtype})  # type: ignore[arg-type]

@@ -19,9 +19,10 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from server.errors import CannotStart
-from server.model.decoder import open_body
+from server.model.decoder import SHORT_FORMS, open_body
 from server.model.linear import pack_linears
 from server.model.loaded import KvShape, LoadedModel, OnProgress, count_bytes
+from server.model.native import NativeBody, NativeHead, can_compute
 from server.model.paged import paged_attention
 from server.model.recurrent import recurrent_shape, split_rows
 from server.settings import EngineSettings
@@ -50,21 +51,25 @@ def load_pretrained(
     model = _load_model(checkpoint, config, settings, device, on_progress)
     if settings.quantize == "int8":
         _quantize_int8(model)
-    elif getattr(model, "hf_quantizer", None) is None:
+    elif getattr(model, "hf_quantizer", None) is None and not (settings.cpu_kernels and _suits_kernels(model)):
         pack_linears(model)
-    return adopt(model, device, began_s)
+    return adopt(model, device, began_s, settings.cpu_kernels)
 
 
-def adopt(model: Any, device: torch.device, began_s: float) -> LoadedModel:
-    """A model of transformers that calls our attention, its layers packed or not, as what steps are computed with."""
+def adopt(model: Any, device: torch.device, began_s: float, kernels: bool = True) -> LoadedModel:
+    """A model of transformers that calls our attention, its layers packed or not, as what steps are computed with.
+
+    `kernels`: whether the compiled kernels may compute it where they can.
+    """
     text = model.config.get_text_config()
     recurrent = recurrent_shape(text) if text.model_type in RECURRENT_MODELS else None
-    body = model.get_decoder()
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
     if recurrent:
-        split_rows(body)
+        split_rows(decoder)
+    is_native = kernels and _suits_kernels(model)
     return LoadedModel(
-        body=open_body(body),
-        head=model.get_output_embeddings(),
+        body=NativeBody(decoder) if is_native else open_body(decoder),
+        head=NativeHead(head) if is_native else head,
         device=device,
         dtype=model.dtype,
         vocab_size=text.vocab_size,
@@ -73,7 +78,13 @@ def adopt(model: Any, device: torch.device, began_s: float) -> LoadedModel:
         recurrent=recurrent,
         weight_bytes=count_bytes(model),
         load_s=time.monotonic() - began_s,
+        kernels=kernels,
     )
+
+
+def _suits_kernels(model: Any) -> bool:
+    decoder = model.get_decoder()
+    return decoder.config.model_type in SHORT_FORMS and can_compute(decoder, model.get_output_embeddings())
 
 
 def _read_config(checkpoint: Path) -> Any:

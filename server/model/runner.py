@@ -14,6 +14,7 @@ from server.model.greedy import drawn, is_greedy
 from server.model.kernels import choose_kernels
 from server.model.loaded import LoadedModel
 from server.model.masks import Masks
+from server.model.native import NativePool, can_hold
 from server.model.paged import KvPool, PoolShape
 from server.model.paged_cuda import CudaKvPool
 from server.model.plan import SHORT_TOKENS, RowPlan
@@ -128,7 +129,7 @@ def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool |
     """The KV pool in the layout of the model's device."""
     shape = pool_shape(loaded, block_size)
     if loaded.device.type == "cpu":
-        return KvPool(shape, num_blocks)
+        return NativePool(shape, num_blocks) if loaded.kernels and can_hold(shape) else KvPool(shape, num_blocks)
     return CudaKvPool(shape, num_blocks, loaded.device, choose_kernels(shape, loaded.kv.heads, loaded.device))
 
 

@@ -51,7 +51,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded
         for parameter in model.parameters():
             parameter.zero_()
         model.save_pretrained(folder)
-        loaded = load(folder, EngineSettings(device="cpu"), lambda _: None)
+        # the compiled kernels take less
+        loaded = load(folder, EngineSettings(device="cpu", cpu_kernels=False), lambda _: None)
         return loaded, read_shape(read_config(folder)), folder
 
     return make
@@ -83,6 +84,16 @@ def test_the_widest_layer_is_estimated_within_three_percent(checkpoint: Callable
     assert expected == pytest.approx(measured, rel=0.03 if "MoE" not in name else 0.05)
     headers = weight_bytes(read_headers(folder), dtype="bfloat16", quantize="none", tied=shape.tied)
     assert headers == pytest.approx(loaded.weight_bytes, rel=0.03)
+
+
+def test_the_compiled_kernels_take_no_more_than_is_estimated(checkpoint: Callable[..., Loaded]) -> None:
+    """A model that starts by the estimate must not run out in its first large step."""
+    _, shape, folder = checkpoint(*LAYERS["Qwen3-0.6B"])
+    loaded = load(folder, EngineSettings(device="cpu"), lambda _: None)
+    expected = activation_bytes(shape, Demand("bfloat16", max_batch_tokens=NUM_TOKENS, max_running=1))
+    for start in (0, 4096):
+        measured, _ = measure(loaded, prompt(NUM_TOKENS, start))
+        assert 0 < measured <= 1.05 * expected
 
 
 def test_cached_tokens_before_a_chunk_cost_what_is_reserved_for_them(checkpoint: Callable[..., Loaded]) -> None:

@@ -21,9 +21,10 @@ GREEDY = Sampling(max_tokens=64, temperature=0.0)
 
 
 @cache
-def loaded(kind: Kind) -> LoadedModel:
-    """Our model, once a session."""
-    return load(tiny_checkpoint(kind), EngineSettings(device="cpu"), lambda fraction: None)
+def loaded(kind: Kind, kernels: bool = True) -> LoadedModel:
+    """Our model, once a session; with the compiled kernels, or as torch computes it."""
+    settings = EngineSettings(device="cpu", cpu_kernels=kernels)
+    return load(tiny_checkpoint(kind), settings, lambda fraction: None)
 
 
 @cache

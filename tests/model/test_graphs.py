@@ -36,7 +36,7 @@ def prefilled(model: LoadedModel, kernels: Kernels, count: int) -> tuple[Runner,
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_a_padded_step_on_fixed_buffers_is_the_ordinary_step(kind: Kind, count: int) -> None:
     """Rows that fill up must neither be seen by the others nor write where somebody reads."""
-    model = loaded(kind)
+    model = loaded(kind, kernels=False)
     runner, pool, streams = prefilled(model, plain_kernels, count)
     static = StaticDecode(model, pool, (1, 4, 8))
     for _ in range(3):  # the buffers are used again, with other lengths and one block more
@@ -60,7 +60,7 @@ def test_a_padded_step_on_fixed_buffers_is_the_ordinary_step(kind: Kind, count: 
 
 def test_a_runner_decodes_on_fixed_buffers_and_does_all_else_as_ever() -> None:
     """Prompts, drafts, penalties and log probabilities share steps and streams with recorded decoding."""
-    model = loaded("qwen3")
+    model = loaded("qwen3", kernels=False)
     runner = Runner(model, 1, BLOCK_SIZE)
     runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 64, CPU, plain_kernels)
     runner._decode = counted = Counted(StaticDecode(model, pool, (1, 2, 4)))
@@ -94,7 +94,7 @@ def test_only_pure_decode_steps_that_fit_are_taken() -> None:
     assert takes([decode, decode])
     assert not takes([decode, Row([5, 6], 3, [0], 2, draw)]), "drafts"
     assert not takes([decode, Row([5], 3, [0], 0, None)]), "the middle of a prompt"
-    model = loaded("qwen3")
+    model = loaded("qwen3", kernels=False)
     pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 4, CPU, plain_kernels)
     static = StaticDecode(model, pool, (1, 2))
     assert static.fill([decode] * 3) is None, "more rows than were recorded"

@@ -19,7 +19,7 @@ def greedy(count: int) -> Sampling:
 
 
 def runner_in_gpu_layout(kind: Kind, num_blocks: int) -> Runner:
-    model = loaded(kind)
+    model = loaded(kind, kernels=False)
     runner = Runner(model, 1, BLOCK_SIZE, num_slots=4)
     runner.pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), num_blocks, torch.device("cpu"))
     return runner

@@ -45,14 +45,19 @@ def copy_of(kind: Kind, folder: Path, **fields: Any) -> Path:
 def test_both_readers_give_the_same_numbers(kind: Kind, dtype: str) -> None:
     """A bias, a norm or an angle that is read otherwise shows in the last bit."""
     folder = tiny_checkpoint(kind)
-    ours = load_plain(folder, dtype, nothing, 0.0)
-    settings = EngineSettings(device="cpu", dtype=dtype)  # type: ignore[arg-type]
+    ours = load_plain(folder, torch_only(dtype), nothing, 0.0)
+    settings = torch_only(dtype)
     theirs = load_pretrained(folder, settings, torch.device("cpu"), nothing, 0.0)
     assert ours is not None and isinstance(ours.body, ShortBody)
     same = ("dtype", "vocab_size", "max_positions", "kv", "recurrent")
     assert [getattr(ours, name) for name in same] == [getattr(theirs, name) for name in same]
     assert ours.weight_bytes == pytest.approx(theirs.weight_bytes, abs=64)  # their angles are kept twice
     assert torch.equal(*(logits_of(loaded) for loaded in (ours, theirs)))
+
+
+def torch_only(dtype: str) -> EngineSettings:
+    """The compiled kernels round otherwise than torch."""
+    return EngineSettings(device="cpu", dtype=dtype, cpu_kernels=False)  # type: ignore[arg-type]
 
 
 def logits_of(loaded: LoadedModel) -> torch.Tensor:
@@ -69,6 +74,7 @@ def logits_of(loaded: LoadedModel) -> torch.Tensor:
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}},
         {"rope_parameters": None, "rope_theta": None},
+        {"rope_parameters": {"rope_type": "default"}},
         {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
         {"attention_bias": True},
         {"use_sliding_window": True},
@@ -106,7 +112,7 @@ def test_files_with_other_weights_are_left_to_transformers(tmp_path: Path) -> No
     for change in ({name: None}, {"model.more": torch.zeros(2)}, {name: weights[name][:-1].clone()}):
         changed = {key: value for key, value in (weights | change).items() if value is not None}
         save_file(changed, folder / "model.safetensors")
-        assert load_plain(folder, "auto", nothing, 0.0) is None
+        assert load_plain(folder, torch_only("auto"), nothing, 0.0) is None
 
 
 def test_weights_in_several_files_are_found(tmp_path: Path) -> None:
@@ -116,8 +122,8 @@ def test_weights_in_several_files_are_found(tmp_path: Path) -> None:
     save_file(dict(weights[:7]), folder / "model-00001-of-00002.safetensors")
     rest = dict(weights[7:]) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     save_file(rest, folder / "model-00002-of-00002.safetensors")
-    loaded = load_plain(folder, "auto", nothing, 0.0)
-    whole = load_plain(tiny_checkpoint("qwen2"), "auto", nothing, 0.0)
+    loaded = load_plain(folder, torch_only("auto"), nothing, 0.0)
+    whole = load_plain(tiny_checkpoint("qwen2"), torch_only("auto"), nothing, 0.0)
     assert loaded is not None and whole is not None
     streams = []
     for one in (loaded, whole):
@@ -142,5 +148,5 @@ def test_a_plain_checkpoint_starts_without_importing_transformers() -> None:
 
 def test_progress_is_told_layer_by_layer() -> None:
     told: list[float] = []
-    load(tiny_checkpoint("qwen3"), EngineSettings(device="cpu"), told.append)
+    load(tiny_checkpoint("qwen3"), torch_only("auto"), told.append)
     assert len(told) > 2 and told == sorted(told) and told[-1] == 1.0

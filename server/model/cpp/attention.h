@@ -1,0 +1,201 @@
+// Attention over the paged KV cache, with a softmax that goes along from block to block (Dao et al., FlashAttention).
+//
+// The cache of a layer, PAIR being the elements of 32 bits:
+//     keys    [num_blocks, kv_heads, head_dim / PAIR, block_size, PAIR]   16 tokens' scores are one register
+//     values  [num_blocks, kv_heads, block_size / PAIR, head_dim, PAIR]   16 dimensions are one register
+// with 64 bytes behind the last block that may be read.
+#pragma once
+
+#include "vectors.h"
+
+namespace toolwire {
+
+constexpr int QUERIES = 12;  // of one tile: 12 x 2 sums, 2 registers of keys or values and a query fill the registers
+
+extern "C" {
+struct Row {  // tokens of one sequence
+    int64_t first_token, num_tokens;
+    int64_t start;  // tokens before them
+    const int32_t* blocks;
+};
+}
+
+struct Place {
+    long block, offset;
+};
+
+// Where a token of the step lies.
+inline Place place_of(const Row* row, long token, long block_size) {
+    while (token >= row->first_token + row->num_tokens) row++;
+    long position = row->start + token - row->first_token;
+    return {row->blocks[position / block_size], position % block_size};
+}
+
+struct Heads {
+    long heads, kv_heads, head_dim, block_size;
+    float scaling;
+
+    long group() const { return heads / kv_heads; }
+    long block_lanes() const { return rounded_up(block_size, LANES); }
+    long block_elements() const { return kv_heads * head_dim * block_size; }
+};
+
+// One token's key and value [kv_heads, head_dim] to their place in a block.
+template <class E, class S>
+inline void keep(const Heads& heads, const S* key, const S* value, E* keys, E* values, Place at) {
+    constexpr int PAIR = Elements<E>::PAIR;
+    for (long head = 0; head < heads.kv_heads; head++) {
+        long begin = at.block * heads.block_elements() + head * heads.head_dim * heads.block_size;
+        E* of_keys = keys + begin + at.offset * PAIR;
+        E* of_values = values + begin + at.offset / PAIR * heads.head_dim * PAIR + at.offset % PAIR;
+        for (long d = 0; d < heads.head_dim; d += LANES) {
+            E held[LANES];
+            Elements<E>::store(held, Elements<S>::floats(key + head * heads.head_dim + d));
+            for (int i = 0; i < LANES; i += PAIR)
+                std::memcpy(of_keys + (d + i) / PAIR * heads.block_size * PAIR, held + i, PAIR * sizeof(E));
+            Elements<E>::store(held, Elements<S>::floats(value + head * heads.head_dim + d));
+            for (int i = 0; i < LANES; i++) of_values[(d + i) * PAIR] = held[i];
+        }
+    }
+}
+
+// Scores of N queries with `U` times 16 tokens.
+template <class E, int N, int U>
+inline void score(const E* const queries[], const E* keys, const Heads& heads, float* scores, long stride) {
+    using Es = Elements<E>;
+    Floats sum[N][U];
+    for (int q = 0; q < N; q++)
+        for (int u = 0; u < U; u++) sum[q][u] = _mm512_setzero_ps();
+    for (long d = 0; d < heads.head_dim; d += Es::PAIR) {
+        Bits key[U];
+        for (int u = 0; u < U; u++) key[u] = Es::load(keys + d * heads.block_size + u * Es::STEP);
+        for (int q = 0; q < N; q++) {
+            Bits query = everywhere(queries[q] + d);
+            for (int u = 0; u < U; u++) sum[q][u] = Es::dot(sum[q][u], query, key[u]);
+        }
+    }
+    for (int q = 0; q < N; q++)
+        for (int u = 0; u < U; u++)
+            _mm512_storeu_ps(scores + q * stride + u * LANES, _mm512_mul_ps(sum[q][u], _mm512_set1_ps(heads.scaling)));
+}
+
+// N queries of one KV head over a sequence's blocks, softmax as it goes: each sees its first `seen` tokens, `most` at
+// most. results [N] of head_dim.
+template <class E, int N>
+void attend_tile(const Heads& heads, const E* const queries[], const long seen[], long most, const int32_t* blocks,
+                 const E* keys, const E* values, E* const results[], float* scratch) {
+    using Es = Elements<E>;
+    constexpr int PAIR = Es::PAIR;
+    long head_dim = heads.head_dim, size = heads.block_size;
+    const long stride = heads.block_lanes();
+    float* sums = scratch;                       // [N, head_dim]
+    float* scores = sums + QUERIES * head_dim;   // [N, block_lanes]
+    E* shares = (E*)(scores + QUERIES * stride); // [N, block_lanes]
+    float highest[N], total[N];
+    for (int q = 0; q < N; q++) highest[q] = -__builtin_inff(), total[q] = 0.0f;
+    for (long i = 0; i < N * head_dim; i += LANES) _mm512_storeu_ps(sums + i, _mm512_setzero_ps());
+
+    for (long first = 0; first < most; first += size) {
+        const E* own_keys = keys + blocks[first / size] * heads.block_elements();
+        const E* own_values = values + blocks[first / size] * heads.block_elements();
+        long here = at_most(size, most - first), wide = rounded_up(here, LANES);
+        long token = 0;
+        for (; token + 2 * LANES <= wide; token += 2 * LANES)
+            score<E, N, 2>(queries, own_keys + token * PAIR, heads, scores + token, stride);
+        if (token < wide) score<E, N, 1>(queries, own_keys + token * PAIR, heads, scores + token, stride);
+
+        for (int q = 0; q < N; q++) {
+            float* own = scores + q * stride;
+            long visible = at_most(seen[q] - first, here);
+            if (visible < wide) {
+                Floats none = _mm512_set1_ps(-__builtin_inff());
+                for (long t = visible < 0 ? 0 : visible / LANES * LANES; t < wide; t += LANES) {
+                    long open = visible - t;
+                    __mmask16 hidden = open <= 0 ? 0xffff : (__mmask16)(0xffffu << open);
+                    _mm512_mask_storeu_ps(own + t, hidden, none);
+                }
+            }
+            Floats top = _mm512_loadu_ps(own);
+            for (long t = LANES; t < wide; t += LANES) top = _mm512_max_ps(top, _mm512_loadu_ps(own + t));
+            float before = highest[q], now = _mm512_reduce_max_ps(top);
+            highest[q] = now = now > before ? now : before;
+            Floats sum = _mm512_setzero_ps(), level = _mm512_set1_ps(now);
+            for (long t = 0; t < wide; t += LANES) {
+                Floats share = exponential(_mm512_sub_ps(_mm512_loadu_ps(own + t), level));
+                sum = _mm512_add_ps(sum, share);
+                Es::store(shares + q * stride + t, share);
+            }
+            Floats fade = exponential(_mm512_set1_ps(before - now));
+            total[q] = total[q] * _mm512_cvtss_f32(fade) + _mm512_reduce_add_ps(sum);
+            if (now > before)
+                for (float* at = sums + q * head_dim; at < sums + (q + 1) * head_dim; at += LANES)
+                    _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), fade));
+        }
+
+        for (long d = 0; d < head_dim; d += 2 * LANES) {
+            Floats sum[N][2];
+            for (int q = 0; q < N; q++)
+                for (int u = 0; u < 2; u++) sum[q][u] = _mm512_loadu_ps(sums + q * head_dim + d + u * LANES);
+            for (long t = 0; t < here; t += PAIR) {
+                Bits value[2];
+                for (int u = 0; u < 2; u++) {
+                    value[u] = Es::load(own_values + t * head_dim + (d + u * LANES) * PAIR);
+                    // What an earlier owner of the block left behind may be NaN, which a share of 0 would not hide.
+                    if (t + PAIR > here) value[u] = Es::first_of_pairs(value[u]);
+                }
+                for (int q = 0; q < N; q++) {
+                    Bits share = everywhere(shares + q * stride + t);
+                    for (int u = 0; u < 2; u++) sum[q][u] = Es::dot(sum[q][u], share, value[u]);
+                }
+            }
+            for (int q = 0; q < N; q++)
+                for (int u = 0; u < 2; u++) _mm512_storeu_ps(sums + q * head_dim + d + u * LANES, sum[q][u]);
+        }
+    }
+    for (int q = 0; q < N; q++) {
+        Floats factor = _mm512_set1_ps(1.0f / total[q]);
+        for (long d = 0; d < head_dim; d += LANES)
+            Es::store(results[q] + d, _mm512_mul_ps(_mm512_loadu_ps(sums + q * head_dim + d), factor));
+    }
+}
+
+template <class E, int N = QUERIES>
+inline void attend_some(int count, const Heads& heads, const E* const queries[], const long seen[], long most,
+                        const int32_t* blocks, const E* keys, const E* values, E* const results[], float* scratch) {
+    if constexpr (N > 0) {
+        if (count == N) return attend_tile<E, N>(heads, queries, seen, most, blocks, keys, values, results, scratch);
+        attend_some<E, N - 1>(count, heads, queries, seen, most, blocks, keys, values, results, scratch);
+    }
+}
+
+inline long scratch_floats(const Heads& heads) { return QUERIES * (heads.head_dim + 2 * heads.block_lanes()); }
+
+// queries [tokens, heads, head_dim] -> results, the same. The tiles of one KV head come one after the other, so that
+// rows which share blocks find them in the caches.
+template <class E>
+void attend(const Heads& heads, const Row* rows, long num_rows, const E* queries, const E* keys, const E* values,
+            E* results, float* scratch) {
+    long group = heads.group(), tiles = 0;
+    for (long row = 0; row < num_rows; row++) tiles += (rows[row].num_tokens * group + QUERIES - 1) / QUERIES;
+#pragma omp for schedule(dynamic, 1)
+    for (long item = 0; item < tiles * heads.kv_heads; item++) {
+        long head = item / tiles, tile = item % tiles;
+        const Row* row = rows;
+        for (long own; tile >= (own = (row->num_tokens * group + QUERIES - 1) / QUERIES); row++) tile -= own;
+        long first = tile * QUERIES, count = at_most(QUERIES, row->num_tokens * group - first), most = 0;
+        const E* own[QUERIES];
+        E* to[QUERIES];
+        long seen[QUERIES];
+        for (long q = 0; q < count; q++) {
+            long token = (first + q) / group, query = head * group + (first + q) % group;
+            long place = ((row->first_token + token) * heads.heads + query) * heads.head_dim;
+            own[q] = queries + place;
+            to[q] = results + place;
+            seen[q] = most = row->start + token + 1;
+        }
+        long offset = head * heads.head_dim * heads.block_size;
+        attend_some<E>((int)count, heads, own, seen, most, row->blocks, keys + offset, values + offset, to, scratch);
+    }
+}
+
+}  // namespace toolwire

@@ -1,0 +1,299 @@
+"""A decoder's steps through the kernels of `cpp/step.cpp`, on the weights as they lie in the checkpoint's file.
+
+The kernels are compiled where the package is installed with a C++ compiler at hand, for CPUs with AVX-512 and its
+bfloat16 products. They compute dense decoders in bfloat16 and float32, and the attention of every other model in these
+types; the rest is computed by torch.
+"""
+
+import ctypes
+import functools
+import importlib.machinery
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from server.model.decoder import is_silu, rotates_whole_heads
+from server.model.paged import Attends, KvPool, PoolShape
+from server.model.plan import RowPlan
+from server.model.recurrent import RecurrentStep
+
+log = logging.getLogger(__name__)
+
+DTYPES = (torch.bfloat16, torch.float32)
+MULTIPLE = 32  # of every size that products sum over
+BEHIND = 64  # bytes that are read behind the last block
+
+
+def _fields(integers: str, numbers: str, pointers: str) -> list[tuple[str, Any]]:
+    kinds = ((integers, ctypes.c_int64), (numbers, ctypes.c_float), (pointers, ctypes.c_void_p))
+    return [(name, kind) for names, kind in kinds for name in names.split()]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = _fields(
+        "",
+        "",
+        "query key value output gate up down query_bias key_bias value_bias attention_norm mlp_norm "
+        "query_norm key_norm",
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = _fields("is_bf16 hidden inner heads kv_heads head_dim num_layers", "epsilon scaling", "layers norm")
+
+
+class _Step(ctypes.Structure):
+    _fields_ = _fields(
+        "num_tokens num_rows num_threads block_size",
+        "",
+        "rows keys values embedded cosines sines results scratch",
+    )
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = _fields(
+        "is_bf16 heads kv_heads head_dim num_tokens num_rows num_threads block_size",
+        "scaling",
+        "rows queries new_keys new_values keys values results scratch",
+    )
+
+
+@functools.cache
+def open_library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they were not compiled or the CPU lacks what they need."""
+    paths = [Path(__file__).parent / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        log.info("torch computes alone: the kernels were not compiled, which takes g++ when toolwire is installed")
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        log.warning("torch computes alone: the kernels cannot be loaded: %s", error)
+        return None
+    if not library.toolwire_is_supported():
+        log.info("torch computes alone: this CPU lacks AVX-512 with bfloat16 products")
+        return None
+    address, integer = ctypes.c_void_p, ctypes.c_int64
+    library.toolwire_step_bytes.argtypes = library.toolwire_compute.argtypes = (address, address)
+    library.toolwire_attention_bytes.argtypes = library.toolwire_attend.argtypes = (address,)
+    library.toolwire_step_bytes.restype = library.toolwire_attention_bytes.restype = integer
+    library.toolwire_project.argtypes = (integer, address, integer, integer, address, integer, address, integer)
+    for function in (library.toolwire_compute, library.toolwire_project, library.toolwire_attend):
+        function.restype = None
+    return library
+
+
+def _library() -> ctypes.CDLL:
+    library = open_library()
+    assert library is not None, "asked for first"
+    return library
+
+
+def can_compute(decoder: Any, head: Any) -> bool:
+    """Whether the kernels are at hand and know this decoder of a short form, whose linear layers are not packed."""
+    if open_library() is None or type(head) is not nn.Linear or head.bias is not None:
+        return False
+    dtype = head.weight.dtype
+    if dtype not in DTYPES or not rotates_whole_heads(decoder):
+        return False
+    return _reads(head, dtype) and all(_knows(layer, dtype) for layer in decoder.layers)
+
+
+def _knows(layer: Any, dtype: torch.dtype) -> bool:
+    attention, mlp = layer.self_attn, layer.mlp
+    biased = (attention.q_proj, attention.k_proj, attention.v_proj)
+    plain = (attention.o_proj, *(getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")))
+    return (
+        all(_reads(linear, dtype) for linear in (*biased, *plain))
+        and all(linear.bias is None for linear in plain)
+        and attention.head_dim % MULTIPLE == 0
+        and is_silu(mlp.act_fn)
+    )
+
+
+def _reads(linear: Any, dtype: torch.dtype) -> bool:
+    if type(linear) is not nn.Linear or linear.in_features % MULTIPLE:
+        return False
+    return linear.weight.device.type == "cpu" and linear.weight.dtype == dtype
+
+
+def can_hold(shape: PoolShape) -> bool:
+    """Whether the kernels are at hand and read a KV cache of this shape."""
+    fits = shape.dtype in DTYPES and shape.head_dim % MULTIPLE == 0 and shape.block_size % 2 == 0
+    return fits and open_library() is not None
+
+
+class NativeBody:
+    """The decoder in one call a step."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._library = _library()
+        self._embedding = decoder.embed_tokens
+        self._rotary = decoder.rotary_emb
+        first = decoder.layers[0]
+        attention = first.self_attn
+        self._held: list[Tensor] = []  # what the kernels read
+        self._angles_like = torch.empty(0, dtype=torch.float32)
+        self._layers = (_Layer * len(decoder.layers))(*(self._layer(layer) for layer in decoder.layers))
+        self._model = _Model(
+            is_bf16=attention.q_proj.weight.dtype == torch.bfloat16,
+            hidden=attention.q_proj.in_features,
+            inner=first.mlp.down_proj.in_features,
+            heads=attention.q_proj.out_features // attention.head_dim,
+            kv_heads=attention.k_proj.out_features // attention.head_dim,
+            head_dim=attention.head_dim,
+            num_layers=len(self._layers),
+            epsilon=decoder.norm.variance_epsilon,
+            scaling=attention.scaling,
+            layers=ctypes.addressof(self._layers),
+            norm=self._at(decoder.norm.weight),
+        )
+
+    def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
+        """As `Body`."""
+        assert isinstance(paged, NativeStep), "the pool is in the kernels' layout"
+        embedded: Tensor = self._embedding(ids)
+        cosines, sines = self._rotary(self._angles_like, positions.unsqueeze(0))
+        results = torch.empty_like(embedded)
+        step = _Step(
+            num_tokens=len(ids),
+            num_rows=len(paged.rows),
+            num_threads=torch.get_num_threads(),
+            block_size=paged.pool.shape.block_size,
+            rows=paged.rows.ctypes.data,
+            keys=ctypes.addressof(paged.pool.key_pointers),
+            values=ctypes.addressof(paged.pool.value_pointers),
+            embedded=embedded.data_ptr(),
+            cosines=cosines.data_ptr(),
+            sines=sines.data_ptr(),
+            results=results.data_ptr(),
+        )
+        model = ctypes.byref(self._model)
+        scratch = torch.empty(self._library.toolwire_step_bytes(model, ctypes.byref(step)), dtype=torch.uint8)
+        step.scratch = scratch.data_ptr()
+        self._library.toolwire_compute(model, ctypes.byref(step))
+        return results
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        has_norms = hasattr(attention, "q_norm")
+        return _Layer(
+            query=self._at(attention.q_proj.weight),
+            key=self._at(attention.k_proj.weight),
+            value=self._at(attention.v_proj.weight),
+            output=self._at(attention.o_proj.weight),
+            gate=self._at(mlp.gate_proj.weight),
+            up=self._at(mlp.up_proj.weight),
+            down=self._at(mlp.down_proj.weight),
+            query_bias=self._at(attention.q_proj.bias),
+            key_bias=self._at(attention.k_proj.bias),
+            value_bias=self._at(attention.v_proj.bias),
+            attention_norm=self._at(layer.input_layernorm.weight),
+            mlp_norm=self._at(layer.post_attention_layernorm.weight),
+            query_norm=self._at(attention.q_norm.weight if has_norms else None),
+            key_norm=self._at(attention.k_norm.weight if has_norms else None),
+        )
+
+    def _at(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        own = tensor.detach().contiguous()
+        self._held.append(own)
+        return own.data_ptr()
+
+
+class NativeHead(nn.Module):
+    """The output head: float32 logits, each row summed alike whatever the batch."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self._library = _library()
+        self.weight = head.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab] float32."""
+        hidden = hidden.contiguous()
+        (num_rows, size), vocab_size = hidden.shape, self.weight.shape[0]
+        logits = torch.empty((num_rows, vocab_size))
+        self._library.toolwire_project(
+            hidden.dtype == torch.bfloat16,
+            hidden.data_ptr(),
+            num_rows,
+            size,
+            self.weight.data_ptr(),
+            vocab_size,
+            logits.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return logits
+
+
+class NativePool(KvPool):
+    """The KV cache in the kernels' layout; what is given back and taken again is the same."""
+
+    def __init__(self, shape: PoolShape, num_blocks: int) -> None:
+        assert shape.block_size % 2 == 0, "two tokens lie together"
+        super().__init__(shape, num_blocks, behind=BEHIND)
+        self.key_pointers = (ctypes.c_void_p * shape.layers)(*(keys.data_ptr() for keys in self.keys))
+        self.value_pointers = (ctypes.c_void_p * shape.layers)(*(values.data_ptr() for values in self.values))
+
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
+        """As `KvPool.arrange`."""
+        tables = [np.asarray(row.blocks, dtype=np.int32) for row in rows]
+        table = np.concatenate(tables)
+        sizes = np.array([len(one) for one in tables])
+        ends = [row.start + row.num_tokens for row in rows]
+        assert (sizes * self.shape.block_size >= ends).all(), "every token has its place"
+        assert table.min() >= 0 and table.max() < self.num_blocks, "every block is the pool's"
+        lengths = np.array([row.num_tokens for row in rows])
+        plan = np.empty((len(rows), 4), dtype=np.int64)
+        plan[:, 0] = np.cumsum(lengths) - lengths
+        plan[:, 1] = lengths
+        plan[:, 2] = [row.start for row in rows]
+        plan[:, 3] = table.ctypes.data + (np.cumsum(sizes) - sizes) * table.itemsize
+        return NativeStep(self, plan, table, layer_of)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeStep:
+    """One step's rows as the kernels read them."""
+
+    pool: NativePool
+    rows: Any  # int64 [rows, 4]: first token, tokens, tokens before them, address of the blocks
+    table: Any  # int32: the blocks of all rows
+    layer_of: dict[int, int]  # the model's layer index -> the pool's
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """As `Attends.attend`."""
+        library, pool, layer = _library(), self.pool, self.layer_of[layer_index]
+        query, key, value = (part.contiguous() for part in (query, key, value))
+        results = torch.empty_like(query)
+        step = _Attention(
+            is_bf16=query.dtype == torch.bfloat16,
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            head_dim=query.shape[2],
+            num_tokens=query.shape[0],
+            num_rows=len(self.rows),
+            num_threads=torch.get_num_threads(),
+            block_size=pool.shape.block_size,
+            scaling=scaling,
+            rows=self.rows.ctypes.data,
+            queries=query.data_ptr(),
+            new_keys=key.data_ptr(),
+            new_values=value.data_ptr(),
+            keys=pool.keys[layer].data_ptr(),
+            values=pool.values[layer].data_ptr(),
+            results=results.data_ptr(),
+        )
+        scratch = torch.empty(library.toolwire_attention_bytes(ctypes.byref(step)), dtype=torch.uint8)
+        step.scratch = scratch.data_ptr()
+        library.toolwire_attend(ctypes.byref(step))
+        return results
