@@ -4,12 +4,14 @@
 // many tokens there are, each sum runs over its inputs in the same order.
 #pragma once
 
+#include <omp.h>
+
 #include "vectors.h"
 
 namespace toolwire {
 
 constexpr int TOKENS = 6;           // of one tile: 6 x 4 sums, 4 rows and an input fill the registers
-constexpr int COLUMNS = 32;         // outputs that a thread takes at a time
+constexpr long COLUMNS = 64;        // outputs that a thread takes at a time, at most
 constexpr long CACHED = 384 << 10;  // bytes of inputs that stay in a core's own cache while weights pass by
 
 // The sums over the lanes of four registers.
@@ -74,14 +76,18 @@ inline void tile(int tokens, const E* inputs, long size, const E* weights, int c
 template <class Use> inline void product(long tokens, long outputs, long row_bytes, Use use) {
     long strip = CACHED / row_bytes / TOKENS * TOKENS;
     if (strip < 4 * TOKENS) strip = 4 * TOKENS;
-    long strips = (tokens + strip - 1) / strip, columns = (outputs + COLUMNS - 1) / COLUMNS;
+    const long share = rounded_up(outputs / (4 * omp_get_num_threads()) + 1, LANES), width = at_most(share, COLUMNS);
+    const long strips = (tokens + strip - 1) / strip, columns = (outputs + width - 1) / width;
 #pragma omp for schedule(dynamic, 1) nowait
     for (long item = 0; item < strips * columns; item++) {
         long first = item / columns * strip, last = at_most(tokens, first + strip);
-        long left = item % columns * COLUMNS, right = at_most(outputs, left + COLUMNS);
+        long left = item % columns * width, right = at_most(outputs, left + width);
         for (long column = left; column < right; column += LANES)
-            for (long token = first; token < last; token += TOKENS)
-                use(token, (int)at_most(TOKENS, last - token), column, (int)at_most(LANES, right - column));
+            for (long token = first, tiles = (last - first + TOKENS - 1) / TOKENS; tiles > 0; tiles--) {
+                const int count = (int)((last - token + tiles - 1) / tiles);  // 8 are 4 and 4, not 6 and 2
+                use(token, count, column, (int)at_most(LANES, right - column));
+                token += count;
+            }
     }
 }
 
