@@ -109,7 +109,7 @@ PLANS: dict[str, Plan] = {
     "0.6B": Plan((decode_at_128, decode_at_2000, first_token, forced), (at_a_rate, forced_agents), (8, 16, 64)),
     "tiny": Plan((), (), (32,), 4),
     "hybrid": Plan((decode_at_128, first_token), (), (8,)),
-    "built-in": Plan((decode_at_128, forced), (forced_agents, free_agents), (32,), 4),
+    "built-in": Plan((decode_at_128, forced, forced_agents, free_agents), (), (32,), 4),
 }
 
 
@@ -120,7 +120,9 @@ async def measure(server: Running, plan: Plan, repeat: int) -> Figures:
     for workload in plan.repeated:
         figures |= await _median(server, workload, repeat)
     for count in plan.streams:
-        figures |= await _median(server, _streams(count, plan.requests_per_stream if count <= 32 else 1), 1)
+        figures |= await _median(
+            server, _streams(count, plan.requests_per_stream if count <= 32 else 1), repeat if count <= 32 else 1
+        )
     for workload in plan.once:
         figures |= await _median(server, workload, 1)
     figures["memory_mib"] = server.memory_mib()
@@ -148,7 +150,7 @@ def _streams(count: int, requests_each: int) -> Workload:
 async def _median(server: Running, workload: Workload, repeat: int) -> Figures:
     try:
         runs = [await workload(server, number) for number in range(repeat)]
-    except (RuntimeError, httpx.HTTPError) as error:
+    except (RuntimeError, ValueError, httpx.HTTPError) as error:
         print(f"  {server.name}: {getattr(workload, '__name__', workload)}: {error!r}", file=sys.stderr)
         return {}
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}

@@ -63,8 +63,8 @@ def make_tools(count: int = NUM_TOOLS) -> list[dict[str, Any]]:
     tools = []
     for noun in NOUNS[:count]:
         function = {
-            "name": f"handle_{noun}",
-            "description": f"Creates, reads, updates or deletes one {noun} and tells those who must know of it.",
+            "name": f"update_{noun}",
+            "description": f"Update one {noun}.",  # in words that the built-in model knows: it decides in `agents_auto`
             "parameters": PARAMETERS,
             "strict": True,  # some servers hold a forced call to its schema only then
         }
@@ -87,7 +87,7 @@ async def run_agents(url: str, model: str, *, agents: int, forced: bool) -> tupl
 
 async def forced_call(url: str, model: str, seed: int) -> Exchange:
     """One named call with five arguments, streamed."""
-    body = _call_body(model, [{"role": "user", "content": f"Handle the order, please. {words(20, seed)}"}], forced=True)
+    body = _call_body(model, [{"role": "user", "content": f"Update the order, please. {words(20, seed)}"}], forced=True)
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         return await exchange(client, body)
 
@@ -101,7 +101,7 @@ def is_valid(arguments: str) -> bool:
 
 
 def _call_body(model: str, messages: list[dict[str, Any]], *, forced: bool) -> dict[str, Any]:
-    named = {"type": "function", "function": {"name": f"handle_{NOUNS[0]}"}}
+    named = {"type": "function", "function": {"name": f"update_{NOUNS[0]}"}}
     return {
         "model": model,
         "messages": messages,
@@ -115,11 +115,12 @@ def _call_body(model: str, messages: list[dict[str, Any]], *, forced: bool) -> d
 
 
 async def _agent(client: httpx.AsyncClient, model: str, number: int, forced: bool) -> AgentRun:
-    system = f"You are agent {number} of a shop. Handle what the user asks for with the tools."
+    system = f"You are agent {number} of a shop."
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
     seconds, firsts, done = [], [], []
     for index in range(ROUNDS):
-        ask = f"Handle the order: update it, priority {1 + index % 9}, status pending, notify true, channel email."
+        values = f"with priority {1 + index % 9}, with status pending, with channel email and with notify on"
+        ask = f"Please update the order with action read, {values}."
         messages.append({"role": "user", "content": ask})
         began_s = time.perf_counter()
         reply = await exchange(client, _call_body(model, messages, forced=forced))
@@ -130,7 +131,7 @@ async def _agent(client: httpx.AsyncClient, model: str, number: int, forced: boo
             firsts.append(reply.first_token_s)
         elif forced:
             break  # what this server forces is not held to the schema: more of it tells nothing
-        call = {"name": f"handle_{NOUNS[0]}", "arguments": reply.text if valid else "{}"}
+        call = {"name": f"update_{NOUNS[0]}", "arguments": reply.text if valid else "{}"}
         calls = [{"id": f"call_{number}_{index}", "type": "function", "function": call}]
         messages.append({"role": "assistant", "content": "", "tool_calls": calls})
         messages.append({"role": "tool", "tool_call_id": calls[0]["id"], "content": f"done, step {index}"})

@@ -101,27 +101,25 @@ def can_compute(decoder: Any, head: Any) -> bool:
     if open_library() is None or type(head) is not nn.Linear or head.bias is not None:
         return False
     dtype = head.weight.dtype
-    if dtype not in DTYPES or not rotates_whole_heads(decoder):
+    if dtype not in DTYPES or {weight.dtype for weight in decoder.parameters()} != {dtype}:
         return False
-    return _reads(head, dtype) and all(_knows(layer, dtype) for layer in decoder.layers)
+    return rotates_whole_heads(decoder) and _reads(head) and all(_knows(layer) for layer in decoder.layers)
 
 
-def _knows(layer: Any, dtype: torch.dtype) -> bool:
+def _knows(layer: Any) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
     biased = (attention.q_proj, attention.k_proj, attention.v_proj)
     plain = (attention.o_proj, *(getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")))
     return (
-        all(_reads(linear, dtype) for linear in (*biased, *plain))
+        all(_reads(linear) for linear in (*biased, *plain))
         and all(linear.bias is None for linear in plain)
         and attention.head_dim % MULTIPLE == 0
         and is_silu(mlp.act_fn)
     )
 
 
-def _reads(linear: Any, dtype: torch.dtype) -> bool:
-    if type(linear) is not nn.Linear or linear.in_features % MULTIPLE:
-        return False
-    return linear.weight.device.type == "cpu" and linear.weight.dtype == dtype
+def _reads(linear: Any) -> bool:
+    return type(linear) is nn.Linear and linear.in_features % MULTIPLE == 0 and linear.weight.device.type == "cpu"
 
 
 def can_hold(shape: PoolShape) -> bool:
@@ -215,7 +213,7 @@ class NativeHead(nn.Module):
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         self._library = _library()
-        self.weight = head.weight
+        self.weight = head.weight.detach().contiguous()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab] float32."""
