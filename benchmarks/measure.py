@@ -82,17 +82,18 @@ async def at_a_rate(server: Running, number: int) -> Figures:
 
 async def forced_agents(server: Running, number: int) -> Figures:
     """Four agents at once, ten forced calls each."""
-    return await _agents(server, forced=True)
+    return await _agents(server, number, forced=True)
 
 
 async def free_agents(server: Running, number: int) -> Figures:
     """Four agents at once, ten rounds each in which the model decides whether to call."""
-    return await _agents(server, forced=False)
+    return await _agents(server, number, forced=False)
 
 
-async def _agents(server: Running, *, forced: bool) -> Figures:
+async def _agents(server: Running, number: int, *, forced: bool) -> Figures:
     name = "agents_forced" if forced else "agents_auto"
-    runs, wall_s = await run_agents(server.url, server.model, agents=4, forced=forced)
+    names = range(8 * number + 4 * forced, 8 * number + 4 * forced + 4)  # who has been there before is in the cache
+    runs, wall_s = await run_agents(server.url, server.model, names, forced=forced)
     rounds = [seconds for run in runs for seconds in run.round_s]
     if not rounds:
         raise RuntimeError("no valid call in any round")

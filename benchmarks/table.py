@@ -1,4 +1,4 @@
-"""Ratios, the Markdown table and the chart of a results file: python -m benchmarks.table benchmarks/results/peers.json.
+"""Ratios, Markdown tables and the chart of results files: python -m benchmarks.table benchmarks/results/peers*.json.
 
 Rewrites what stands between the marks in `docs/performance.md` and draws `docs/performance.svg` (needs matplotlib: the
 extra `bench`).
@@ -6,7 +6,7 @@ extra `bench`).
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,17 @@ def report(result: Mapping[str, Any]) -> str:
     """All tables with where they come from."""
     origin = f"Command: `{result['command']}`, commit {result['machine']['commit']}, {result['date']}, "
     parts = [origin + f"{result['machine']['cpu']}, Python {result['machine']['python']}."]
-    parts += [f"![toolwire against the best peer]({DOCUMENT.with_suffix('.svg').name})"]
     parts += [f"### {name}\n\n{markdown(rows)}" for name, rows in result["figures"].items()]
     return "\n\n".join(parts)
 
 
-def draw(result: Mapping[str, Any], target: Path) -> None:
+def draw(results: Sequence[Mapping[str, Any]], target: Path) -> None:
     """A bar for each ratio to the best peer, at a logarithmic scale: right of 1 is faster."""
     from matplotlib.figure import Figure  # only who draws needs it
 
     bars = [
         (f"{name}: {figure.removesuffix('_s').removesuffix('_tok_per').replace('_', ' ')}", ratio[figure])
+        for result in results
         for name, rows in result["figures"].items()
         for ratio in (ratios(rows),)
         for figure in CHARTED
@@ -79,11 +79,13 @@ def draw(result: Mapping[str, Any], target: Path) -> None:
 
 
 def main() -> None:
-    result = json.loads(Path(sys.argv[1]).read_text())
+    results = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
     text = DOCUMENT.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{report(result)}\n{END}{after}", encoding="utf-8")
-    draw(result, DOCUMENT.with_suffix(".svg"))
+    chart = DOCUMENT.with_suffix(".svg")
+    parts = [f"![toolwire against the best peer]({chart.name})", *map(report, results)]
+    DOCUMENT.write_text("\n".join((before + BEGIN, "\n\n".join(parts), END + after)), encoding="utf-8")
+    draw(results, chart)
 
 
 if __name__ == "__main__":

@@ -77,11 +77,11 @@ async def run_chats(url: str, bodies: Sequence[dict[str, Any]], streams: int) ->
     return await closed_loop(url, bodies, streams)
 
 
-async def run_agents(url: str, model: str, *, agents: int, forced: bool) -> tuple[list[AgentRun], float]:
-    """`agents` tool loops at once, each ten rounds with the same twenty tools; runs and seconds in all."""
+async def run_agents(url: str, model: str, names: Sequence[int], *, forced: bool) -> tuple[list[AgentRun], float]:
+    """Tool loops at once, one a name, each ten rounds with the same twenty tools; runs and seconds in all."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         began_s = time.perf_counter()
-        runs = await asyncio.gather(*(_agent(client, model, number, forced) for number in range(agents)))
+        runs = await asyncio.gather(*(_agent(client, model, number, forced) for number in names))
         return list(runs), time.perf_counter() - began_s
 
 
