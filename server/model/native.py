@@ -208,18 +208,26 @@ class NativeBody:
 
 
 class NativeHead(nn.Module):
-    """The output head: float32 logits, each row summed alike whatever the batch."""
+    """The output head: float32 logits, each row summed alike whatever the batch.
+
+    Logits of many rows take tens of megabytes, and memory that is new at every step costs as much as the product: what
+    comes back is used again.
+    """
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         self._library = _library()
         self.weight = head.weight.detach().contiguous()
+        self._spare: Tensor | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab] float32."""
         hidden = hidden.contiguous()
         (num_rows, size), vocab_size = hidden.shape, self.weight.shape[0]
-        logits = torch.empty((num_rows, vocab_size))
+        spare, self._spare = self._spare, None
+        if spare is None or spare.numel() < num_rows * vocab_size:
+            spare = torch.empty(num_rows * vocab_size)
+        logits = spare[: num_rows * vocab_size].view(num_rows, vocab_size)
         self._library.toolwire_project(
             hidden.dtype == torch.bfloat16,
             hidden.data_ptr(),
@@ -231,6 +239,10 @@ class NativeHead(nn.Module):
             torch.get_num_threads(),
         )
         return logits
+
+    def take_back(self, logits: Tensor) -> None:
+        """Nobody reads these logits any more: the next ones may be written over them."""
+        self._spare = torch.empty(0).set_(logits.untyped_storage())
 
 
 class NativePool(KvPool):

@@ -14,7 +14,7 @@ from server.model.greedy import drawn, is_greedy
 from server.model.kernels import choose_kernels
 from server.model.loaded import LoadedModel
 from server.model.masks import Masks
-from server.model.native import NativePool, can_hold
+from server.model.native import NativeHead, NativePool, can_hold
 from server.model.paged import KvPool, PoolShape
 from server.model.paged_cuda import CudaKvPool
 from server.model.plan import SHORT_TOKENS, RowPlan
@@ -86,7 +86,10 @@ class Runner:
         with as_memory_error(), torch.inference_mode():
             if ticket.likeliest is not None and masks is None and all(is_greedy(row.draw) for row in ticket.rows):
                 return drawn(ticket.likeliest, ticket.rows)
-            return draw_ids(ticket.logits, ticket.rows, masks)
+            result = draw_ids(ticket.logits, ticket.rows, masks)
+            if isinstance(self._loaded.head, NativeHead):
+                self._loaded.head.take_back(ticket.logits)
+            return result
 
     def copy_state(self, source: int, target: int) -> None:
         """Copy recurrent state between slots (snapshots). Raises MemoryError."""

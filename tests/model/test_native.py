@@ -174,6 +174,20 @@ def test_a_broken_sequence_spoils_its_own_logits_alone() -> None:
 
 
 @needs_kernels
+def test_logits_are_written_over_only_after_they_were_drawn_from() -> None:
+    """Memory that is used again too early would be another request's logits."""
+    runner = Runner(model("qwen3", "float32"), 20, 16)
+    first = runner.launch(Batch((row(IDS[:50], 0, range(4)),)))
+    kept = first.logits.clone()
+    second = runner.launch(Batch((row(IDS[50:90], 0, range(4, 8)),)))
+    assert torch.equal(first.logits, kept)
+    runner.finish(first, None)
+    third = runner.launch(Batch((row(IDS[:30], 0, range(8, 12)),)))
+    assert third.logits.data_ptr() == first.logits.data_ptr() != second.logits.data_ptr()
+    assert torch.equal(third.logits, kept[:30])
+
+
+@needs_kernels
 def test_a_table_that_ends_too_early_is_never_read_beyond() -> None:
     runner = Runner(model("qwen3", "float32"), 4, 16)
     for blocks in ([0], [0, 4], [0, -1]):
