@@ -3,9 +3,9 @@
 A draw consumes one random number in [0, 1) that is a hash of (seed, index of the id in its reply): the same request
 gives the same ids whatever else runs, and costs nothing but the hash. The number is looked up in the cumulated
 distribution (inverse CDF), whose order is fixed for the row: likeliest first where top_p or top_k cut it, by id
-otherwise. The promise ends where the logits end: matrix products round differently for different numbers of rows, on
-the CPU and more so on CUDA, so two ids whose logits agree to the last bits, or a number that falls on the border
-between two ids, may still go either way with other batch mates.
+otherwise. The promise ends where the logits end: torch's matrix products round differently for different numbers of
+rows, on the CPU and more so on CUDA, so two ids whose logits agree to the last bits, or a number that falls on the
+border between two ids, may go either way with other batch mates. The compiled kernels (`native.py`) do not.
 
 Drafts are verified exactly: at each place an id is drawn from the model's own distribution; if it is the draft, the
 next place counts too, if not, the drawn id is what is written. A draft is accepted with the probability the model
