@@ -1,17 +1,12 @@
 """A decoder's steps through the kernels of `cpp/step.cpp`, on the weights as they lie in the checkpoint's file.
 
-The kernels are compiled where the package is installed with a C++ compiler at hand, for CPUs with AVX-512 and its
-bfloat16 products. They compute dense decoders in bfloat16 and float32, and the attention of every other model in these
-types; the rest is computed by torch.
+They compute dense decoders in bfloat16 and float32, and the attention of every other model in these types; the rest is
+computed by torch.
 """
 
 import ctypes
-import functools
-import importlib.machinery
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,81 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from server.model.decoder import is_silu, rotates_whole_heads
+from server.model.library import Attention, Layer, Model, Step, open_library, the_library
 from server.model.paged import Attends, KvPool, PoolShape
 from server.model.plan import RowPlan
 from server.model.recurrent import RecurrentStep
 
-log = logging.getLogger(__name__)
-
 DTYPES = (torch.bfloat16, torch.float32)
 MULTIPLE = 32  # of every size that products sum over
 BEHIND = 64  # bytes that are read behind the last block
-
-
-def _fields(integers: str, numbers: str, pointers: str) -> list[tuple[str, Any]]:
-    kinds = ((integers, ctypes.c_int64), (numbers, ctypes.c_float), (pointers, ctypes.c_void_p))
-    return [(name, kind) for names, kind in kinds for name in names.split()]
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = _fields(
-        "",
-        "",
-        "query key value output gate up down query_bias key_bias value_bias attention_norm mlp_norm "
-        "query_norm key_norm",
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = _fields("is_bf16 hidden inner heads kv_heads head_dim num_layers", "epsilon scaling", "layers norm")
-
-
-class _Step(ctypes.Structure):
-    _fields_ = _fields(
-        "num_tokens num_rows num_threads block_size",
-        "",
-        "rows keys values embedded cosines sines results scratch",
-    )
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = _fields(
-        "is_bf16 heads kv_heads head_dim num_tokens num_rows num_threads block_size",
-        "scaling",
-        "rows queries new_keys new_values keys values results scratch",
-    )
-
-
-@functools.cache
-def open_library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they were not compiled or the CPU lacks what they need."""
-    paths = [Path(__file__).parent / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        log.info("torch computes alone: the kernels were not compiled, which takes g++ when toolwire is installed")
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        log.warning("torch computes alone: the kernels cannot be loaded: %s", error)
-        return None
-    if not library.toolwire_is_supported():
-        log.info("torch computes alone: this CPU lacks AVX-512 with bfloat16 products")
-        return None
-    address, integer = ctypes.c_void_p, ctypes.c_int64
-    library.toolwire_step_bytes.argtypes = library.toolwire_compute.argtypes = (address, address)
-    library.toolwire_attention_bytes.argtypes = library.toolwire_attend.argtypes = (address,)
-    library.toolwire_step_bytes.restype = library.toolwire_attention_bytes.restype = integer
-    library.toolwire_project.argtypes = (integer, address, integer, integer, address, integer, address, integer)
-    for function in (library.toolwire_compute, library.toolwire_project, library.toolwire_attend):
-        function.restype = None
-    return library
-
-
-def _library() -> ctypes.CDLL:
-    library = open_library()
-    assert library is not None, "asked for first"
-    return library
 
 
 def can_compute(decoder: Any, head: Any) -> bool:
@@ -132,15 +60,15 @@ class NativeBody:
     """The decoder in one call a step."""
 
     def __init__(self, decoder: Any) -> None:
-        self._library = _library()
+        self._library = the_library()
         self._embedding = decoder.embed_tokens
         self._rotary = decoder.rotary_emb
         first = decoder.layers[0]
         attention = first.self_attn
         self._held: list[Tensor] = []  # what the kernels read
         self._angles_like = torch.empty(0, dtype=torch.float32)
-        self._layers = (_Layer * len(decoder.layers))(*(self._layer(layer) for layer in decoder.layers))
-        self._model = _Model(
+        self._layers = (Layer * len(decoder.layers))(*(self._layer(layer) for layer in decoder.layers))
+        self._model = Model(
             is_bf16=attention.q_proj.weight.dtype == torch.bfloat16,
             hidden=attention.q_proj.in_features,
             inner=first.mlp.down_proj.in_features,
@@ -160,7 +88,7 @@ class NativeBody:
         embedded: Tensor = self._embedding(ids)
         cosines, sines = self._rotary(self._angles_like, positions.unsqueeze(0))
         results = torch.empty_like(embedded)
-        step = _Step(
+        step = Step(
             num_tokens=len(ids),
             num_rows=len(paged.rows),
             num_threads=torch.get_num_threads(),
@@ -179,10 +107,10 @@ class NativeBody:
         self._library.toolwire_compute(model, ctypes.byref(step))
         return results
 
-    def _layer(self, layer: Any) -> _Layer:
+    def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
-        return _Layer(
+        return Layer(
             query=self._at(attention.q_proj.weight),
             key=self._at(attention.k_proj.weight),
             value=self._at(attention.v_proj.weight),
@@ -216,7 +144,7 @@ class NativeHead(nn.Module):
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
-        self._library = _library()
+        self._library = the_library()
         self.weight = head.weight.detach().contiguous()
         self._spare: Tensor | None = None
 
@@ -282,10 +210,10 @@ class NativeStep:
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """As `Attends.attend`."""
-        library, pool, layer = _library(), self.pool, self.layer_of[layer_index]
+        library, pool, layer = the_library(), self.pool, self.layer_of[layer_index]
         query, key, value = (part.contiguous() for part in (query, key, value))
         results = torch.empty_like(query)
-        step = _Attention(
+        step = Attention(
             is_bf16=query.dtype == torch.bfloat16,
             heads=query.shape[1],
             kv_heads=key.shape[1],

@@ -18,9 +18,10 @@ import transformers
 
 from server.model.batch import Batch, Draw, Row
 from server.model.decoder import ShortBody
+from server.model.library import open_library
 from server.model.loaded import LoadedModel
 from server.model.loader import load
-from server.model.native import NativeBody, NativePool, open_library
+from server.model.native import NativeBody, NativePool
 from server.model.paged import KvPool
 from server.model.runner import Runner
 from server.settings import EngineSettings

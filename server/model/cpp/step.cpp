@@ -22,7 +22,7 @@ extern "C" int toolwire_is_supported() {
 
 using namespace toolwire;
 
-// Their counterparts are in server/model/native.py.
+// Their counterparts are in server/model/library.py.
 extern "C" {
 struct Layer {
     const void *query, *key, *value, *output, *gate, *up, *down;

@@ -1,0 +1,89 @@
+"""The compiled kernels as ctypes sees them: structures of `cpp/step.cpp`, and the library where it can run.
+
+They are compiled where the package is installed with a C++ compiler at hand, for CPUs with AVX-512 and its bfloat16
+products.
+"""
+
+import ctypes
+import functools
+import importlib.machinery
+import logging
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def _fields(integers: str, numbers: str, pointers: str) -> list[tuple[str, Any]]:
+    kinds = ((integers, ctypes.c_int64), (numbers, ctypes.c_float), (pointers, ctypes.c_void_p))
+    return [(name, kind) for names, kind in kinds for name in names.split()]
+
+
+class Layer(ctypes.Structure):
+    """One decoder layer's weights."""
+
+    _fields_ = _fields(
+        "",
+        "",
+        "query key value output gate up down query_bias key_bias value_bias attention_norm mlp_norm "
+        "query_norm key_norm",
+    )
+
+
+class Model(ctypes.Structure):
+    """A dense decoder."""
+
+    _fields_ = _fields("is_bf16 hidden inner heads kv_heads head_dim num_layers", "epsilon scaling", "layers norm")
+
+
+class Step(ctypes.Structure):
+    """What is computed at once."""
+
+    _fields_ = _fields(
+        "num_tokens num_rows num_threads block_size",
+        "",
+        "rows keys values embedded cosines sines results scratch",
+    )
+
+
+class Attention(ctypes.Structure):
+    """One layer's attention over a step."""
+
+    _fields_ = _fields(
+        "is_bf16 heads kv_heads head_dim num_tokens num_rows num_threads block_size",
+        "scaling",
+        "rows queries new_keys new_values keys values results scratch",
+    )
+
+
+@functools.cache
+def open_library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they were not compiled or the CPU lacks what they need."""
+    paths = [Path(__file__).parent / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        log.info("torch computes alone: the kernels were not compiled, which takes g++ when toolwire is installed")
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        log.warning("torch computes alone: the kernels cannot be loaded: %s", error)
+        return None
+    if not library.toolwire_is_supported():
+        log.info("torch computes alone: this CPU lacks AVX-512 with bfloat16 products")
+        return None
+    address, integer = ctypes.c_void_p, ctypes.c_int64
+    library.toolwire_step_bytes.argtypes = library.toolwire_compute.argtypes = (address, address)
+    library.toolwire_attention_bytes.argtypes = library.toolwire_attend.argtypes = (address,)
+    library.toolwire_step_bytes.restype = library.toolwire_attention_bytes.restype = integer
+    library.toolwire_project.argtypes = (integer, address, integer, integer, address, integer, address, integer)
+    for function in (library.toolwire_compute, library.toolwire_project, library.toolwire_attend):
+        function.restype = None
+    return library
+
+
+def the_library() -> ctypes.CDLL:
+    """The same, where it is known to be there."""
+    library = open_library()
+    assert library is not None, "asked for first"
+    return library
