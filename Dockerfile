@@ -11,10 +11,10 @@ ARG BASE_IMAGE=python:3.12-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 ARG TORCH_INDEX_URL=""
 SHELL ["/bin/sh", "-euc"]
-# pip lives in an environment of its own, so that the one that is shipped holds nothing to install with.
 # g++ compiles the kernels for CPUs; it stays in this stage. The base image is free to be any: no version fits all.
 # hadolint ignore=DL3008
 RUN apt-get update -q && apt-get install -q -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/*
+# pip lives in an environment of its own, so that the one that is shipped holds nothing to install with.
 RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/toolwire
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src

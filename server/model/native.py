@@ -152,6 +152,8 @@ class NativeHead(nn.Module):
         """[rows, hidden] -> [rows, vocab] float32."""
         hidden = hidden.contiguous()
         (num_rows, size), vocab_size = hidden.shape, self.weight.shape[0]
+        if not num_rows:  # a step of prompt chunks alone: what is spare stays
+            return hidden.new_empty((0, vocab_size), dtype=torch.float32)
         spare, self._spare = self._spare, None
         if spare is None or spare.numel() < num_rows * vocab_size:
             spare = torch.empty(num_rows * vocab_size)
@@ -174,7 +176,10 @@ class NativeHead(nn.Module):
 
 
 class NativePool(KvPool):
-    """The KV cache in the kernels' layout; what is given back and taken again is the same."""
+    """The KV cache in the kernels' layout (`cpp/attention.h`); what is given back and taken again is the same.
+
+    Of `keys` and `values` only the addresses mean anything here: their dimensions are those of torch's layout.
+    """
 
     def __init__(self, shape: PoolShape, num_blocks: int) -> None:
         assert shape.block_size % 2 == 0, "two tokens lie together"

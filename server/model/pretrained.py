@@ -56,7 +56,7 @@ def load_pretrained(
     return adopt(model, device, began_s, settings.cpu_kernels)
 
 
-def adopt(model: Any, device: torch.device, began_s: float, kernels: bool = True) -> LoadedModel:
+def adopt(model: Any, device: torch.device, began_s: float, kernels: bool = False) -> LoadedModel:
     """A model of transformers that calls our attention, its layers packed or not, as what steps are computed with.
 
     `kernels`: whether the compiled kernels may compute it where they can.
