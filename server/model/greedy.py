@@ -11,7 +11,7 @@ from torch import Tensor
 from server.model.batch import Draw, Drawn
 from server.model.lookup import first_peak
 from server.model.penalties import changes_logits
-from server.model.sampler import NO_NUMBER, DrawRow
+from server.model.sampler import NO_NUMBER, DrawRow, accept
 
 NOT_FINITE = -1
 
@@ -29,9 +29,6 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 def drawn(ids: Tensor, rows: Sequence[DrawRow]) -> list[Drawn]:
-    """The rows' ids as they are told; one line a row, at its place. Waits for the device."""
+    """The rows' ids, and the drafts that they accept, as they are told. Waits for the device."""
     found = ids.tolist()
-    return [
-        Drawn(fault=NO_NUMBER) if found[row.first_line] == NOT_FINITE else Drawn((found[row.first_line],))
-        for row in rows
-    ]
+    return accept(found, [NO_NUMBER if one == NOT_FINITE else None for one in found], rows)

@@ -77,8 +77,13 @@ def open_library() -> ctypes.CDLL | None:
     library.toolwire_attention_bytes.argtypes = library.toolwire_attend.argtypes = (address,)
     library.toolwire_step_bytes.restype = library.toolwire_attention_bytes.restype = integer
     library.toolwire_project.argtypes = (integer, address, integer, integer, address, integer, address, integer)
-    for function in (library.toolwire_compute, library.toolwire_project, library.toolwire_attend):
-        function.restype = None
+    library.toolwire_panel_bytes.argtypes = (integer, integer, integer)
+    library.toolwire_likeliest_bytes.argtypes = (integer, integer)
+    library.toolwire_panel_bytes.restype = library.toolwire_likeliest_bytes.restype = integer
+    library.toolwire_likeliest.argtypes = (*library.toolwire_project.argtypes[:-1], address, integer)
+    library.toolwire_lay_out.argtypes = (integer, address, integer, integer, address, integer)
+    for name in ("compute", "project", "likeliest", "attend", "lay_out"):
+        getattr(library, f"toolwire_{name}").restype = None
     return library
 
 

@@ -56,6 +56,20 @@ def can_hold(shape: PoolShape) -> bool:
     return fits and open_library() is not None
 
 
+def readable(weight: Tensor) -> Tensor:
+    """The weights [outputs, inputs] of a product as the kernels read them: panels of short rows, others as they are."""
+    weight, is_bf16 = weight.detach().contiguous(), weight.dtype == torch.bfloat16
+    outputs, size = weight.shape
+    num_bytes = the_library().toolwire_panel_bytes(is_bf16, size, outputs)
+    if not num_bytes:
+        return weight
+    panels = torch.empty(num_bytes // weight.element_size(), dtype=weight.dtype)
+    the_library().toolwire_lay_out(
+        is_bf16, weight.data_ptr(), size, outputs, panels.data_ptr(), torch.get_num_threads()
+    )
+    return panels
+
+
 class NativeBody:
     """The decoder in one call a step."""
 
@@ -111,13 +125,13 @@ class NativeBody:
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return Layer(
-            query=self._at(attention.q_proj.weight),
-            key=self._at(attention.k_proj.weight),
-            value=self._at(attention.v_proj.weight),
-            output=self._at(attention.o_proj.weight),
-            gate=self._at(mlp.gate_proj.weight),
-            up=self._at(mlp.up_proj.weight),
-            down=self._at(mlp.down_proj.weight),
+            query=self._at(readable(attention.q_proj.weight)),
+            key=self._at(readable(attention.k_proj.weight)),
+            value=self._at(readable(attention.v_proj.weight)),
+            output=self._at(readable(attention.o_proj.weight)),
+            gate=self._at(readable(mlp.gate_proj.weight)),
+            up=self._at(readable(mlp.up_proj.weight)),
+            down=self._at(readable(mlp.down_proj.weight)),
             query_bias=self._at(attention.q_proj.bias),
             key_bias=self._at(attention.k_proj.bias),
             value_bias=self._at(attention.v_proj.bias),
@@ -136,43 +150,54 @@ class NativeBody:
 
 
 class NativeHead(nn.Module):
-    """The output head: float32 logits, each row summed alike whatever the batch.
-
-    Logits of many rows take tens of megabytes, and memory that is new at every step costs as much as the product: what
-    comes back is used again.
-    """
+    """The output head: float32 logits, each row summed alike whatever the batch."""
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         self._library = the_library()
-        self.weight = head.weight.detach().contiguous()
-        self._spare: Tensor | None = None
+        self._vocab_size = head.out_features
+        self._is_bf16 = head.weight.dtype == torch.bfloat16
+        self._weight = readable(head.weight)
+        # Logits of many rows take tens of megabytes, and memory that is new at every step costs as much as the product.
+        self._logits = torch.empty(0)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, vocab] float32."""
+        """[rows, hidden] -> [rows, vocab] float32, to be read before the next call: that one writes over them."""
         hidden = hidden.contiguous()
-        (num_rows, size), vocab_size = hidden.shape, self.weight.shape[0]
-        if not num_rows:  # a step of prompt chunks alone: what is spare stays
-            return hidden.new_empty((0, vocab_size), dtype=torch.float32)
-        spare, self._spare = self._spare, None
-        if spare is None or spare.numel() < num_rows * vocab_size:
-            spare = torch.empty(num_rows * vocab_size)
-        logits = spare[: num_rows * vocab_size].view(num_rows, vocab_size)
+        num_rows, size = hidden.shape
+        if self._logits.shape[0] < num_rows:
+            self._logits = torch.empty(num_rows, self._vocab_size)
         self._library.toolwire_project(
-            hidden.dtype == torch.bfloat16,
+            self._is_bf16,
             hidden.data_ptr(),
             num_rows,
             size,
-            self.weight.data_ptr(),
-            vocab_size,
-            logits.data_ptr(),
+            self._weight.data_ptr(),
+            self._vocab_size,
+            self._logits.data_ptr(),
             torch.get_num_threads(),
         )
-        return logits
+        return self._logits[:num_rows]
 
-    def take_back(self, logits: Tensor) -> None:
-        """Nobody reads these logits any more: the next ones may be written over them."""
-        self._spare = torch.empty(0).set_(logits.untyped_storage())
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """As `greedy.likeliest` of the same logits, which are not kept."""
+        hidden = hidden.contiguous()
+        num_rows, size = hidden.shape
+        ids = torch.empty(num_rows, dtype=torch.int64)
+        threads = torch.get_num_threads()
+        scratch = torch.empty(self._library.toolwire_likeliest_bytes(num_rows, threads), dtype=torch.uint8)
+        self._library.toolwire_likeliest(
+            self._is_bf16,
+            hidden.data_ptr(),
+            num_rows,
+            size,
+            self._weight.data_ptr(),
+            self._vocab_size,
+            ids.data_ptr(),
+            scratch.data_ptr(),
+            threads,
+        )
+        return ids
 
 
 class NativePool(KvPool):

@@ -25,10 +25,11 @@ from server.model.shortage import as_memory_error
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A launched step: the logits of its rows with logits, one line a place, and how they are drawn."""
+    """A launched step: what its rows with logits are drawn from, one line a place, and how they are drawn."""
 
-    logits: Tensor  # [lines, vocab]
     rows: tuple[DrawRow, ...]
+    logits: Tensor | None  # [lines, vocab]; None if they are computed when it is known what is drawn from them
+    hidden: Tensor | None = None  # [lines, hidden], then
     likeliest: Tensor | None = None  # [lines], where the device has found them already
 
 
@@ -71,25 +72,31 @@ class Runner:
             with as_memory_error(), torch.inference_mode():
                 decoded = self._decode.launch(batch.rows)
             if decoded is not None:
-                return Ticket(decoded.logits[: len(batch.rows)], _draw_rows(batch.rows), decoded.likeliest)
+                return Ticket(_draw_rows(batch.rows), decoded.logits[: len(batch.rows)], likeliest=decoded.likeliest)
         order = sorted(range(len(batch.rows)), key=lambda i: _place(batch.rows[i]))
         rows = [batch.rows[i] for i in order]
         with as_memory_error(), torch.inference_mode():
             hidden = self._compute(rows)
-            logits = self._loaded.head(hidden[_logit_lines(batch.rows, order).to(hidden.device)])
-        return Ticket(logits, _draw_rows(batch.rows))
+            hidden = hidden[_logit_lines(batch.rows, order).to(hidden.device)]
+            if isinstance(self._loaded.head, NativeHead):
+                return Ticket(_draw_rows(batch.rows), None, hidden)
+            return Ticket(_draw_rows(batch.rows), self._loaded.head(hidden))
 
     def finish(self, ticket: Ticket, masks: Masks | None) -> list[Drawn]:
         """Draw: one Drawn for each row with logits, in row order. Raises MemoryError."""
         if not ticket.rows:
             return []
+        is_plain = masks is None and all(is_greedy(row.draw) for row in ticket.rows)
         with as_memory_error(), torch.inference_mode():
-            if ticket.likeliest is not None and masks is None and all(is_greedy(row.draw) for row in ticket.rows):
+            if ticket.likeliest is not None and is_plain:
                 return drawn(ticket.likeliest, ticket.rows)
-            result = draw_ids(ticket.logits, ticket.rows, masks)
-            if isinstance(self._loaded.head, NativeHead):
-                self._loaded.head.take_back(ticket.logits)
-            return result
+            if ticket.logits is not None:
+                return draw_ids(ticket.logits, ticket.rows, masks)
+            head = self._loaded.head
+            assert isinstance(head, NativeHead) and ticket.hidden is not None
+            if is_plain:
+                return drawn(head.likeliest(ticket.hidden), ticket.rows)
+            return draw_ids(head(ticket.hidden), ticket.rows, masks)
 
     def copy_state(self, source: int, target: int) -> None:
         """Copy recurrent state between slots (snapshots). Raises MemoryError."""

@@ -62,7 +62,7 @@ def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> li
     possible = peaks != -torch.inf
     _draw_sampled(logits, peaks, ids, rows)
     faults = _faults(finite.tolist(), possible.tolist())
-    return _accept(ids.tolist(), faults, rows, logprobs)
+    return accept(ids.tolist(), faults, rows, logprobs)
 
 
 def uniform(seed: int, index: int) -> float:
@@ -175,8 +175,11 @@ def _faults(finite: Sequence[bool], possible: Sequence[bool]) -> list[str | None
     ]
 
 
-def _accept(
-    ids: Sequence[int], faults: Sequence[str | None], rows: Sequence[DrawRow], logprobs: "_RawLogprobs"
+def accept(
+    ids: Sequence[int],
+    faults: Sequence[str | None],
+    rows: Sequence[DrawRow],
+    logprobs: "_RawLogprobs | None" = None,  # where a row wants some
 ) -> list[Drawn]:
     """Walk each row's lines as long as the drawn id is the draft."""
     results = []
@@ -192,7 +195,7 @@ def _accept(
         elif faults[line]:
             results.append(Drawn(fault=faults[line]))
             continue
-        results.append(Drawn(written, logprobs.of(row, written)))
+        results.append(Drawn(written, logprobs.of(row, written) if logprobs else None))
     return results
 
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from server.model.batch import Batch, Draw, Row
 from server.model.decoder import ShortBody
+from server.model.greedy import NOT_FINITE
 from server.model.library import open_library
 from server.model.loaded import LoadedModel
 from server.model.loader import load
-from server.model.native import NativeBody, NativePool
+from server.model.native import NativeBody, NativeHead, NativePool
 from server.model.paged import KvPool
 from server.model.runner import Runner
 from server.settings import EngineSettings
@@ -33,16 +35,24 @@ SUITED = CPU.exists() and "avx512_bf16" in CPU.read_text()
 needs_kernels = pytest.mark.skipif(not SUITED, reason="this CPU lacks AVX-512 with bfloat16 products")
 DENSE: tuple[Kind, ...] = ("llama", "qwen2", "qwen3")
 DRAW = Draw(GREEDY, 0, [], [])
+DTYPES = (torch.bfloat16, torch.float32)
 IDS = [token % 1000 for token in prompt_of(400, 7)]
 
 
 @cache
 def checkpoint(kind: Kind) -> Path:
-    """Three layers whose heads are of a size that the kernels take; of other kinds the tests' own."""
+    """Three layers of sizes that the kernels take, short rows and long ones; of other kinds the tests' own."""
     if kind not in DENSE:
         return tiny_checkpoint(kind)
     name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
-    sizes = {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "vocab_size": 1003, "head_dim": 32}
+    hidden, inner = (576, 160) if kind == "llama" else (96, 544)  # rows up to 512 are laid out in panels
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": 3,
+        "vocab_size": 1003,
+        "head_dim": 32,
+    }
     config = getattr(transformers, f"{name}Config")(**sizes, num_attention_heads=6, num_key_value_heads=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -51,7 +61,7 @@ def checkpoint(kind: Kind) -> Path:
             if "norm" in weight_name or "bias" in weight_name:
                 torch.nn.init.normal_(weight, 1.0 if "norm" in weight_name else 0.0, 0.3)
             else:
-                torch.nn.init.normal_(weight, 0.0, 0.1)
+                torch.nn.init.normal_(weight, 0.0, hidden**-0.5)
     folder = Path(tempfile.mkdtemp(prefix="toolwire-native-"))
     built.save_pretrained(folder)
     atexit.register(shutil.rmtree, folder)
@@ -72,7 +82,12 @@ def poisoned(loaded: LoadedModel, block_size: int, num_blocks: int) -> Runner:
 
 
 def logits(runner: Runner, *rows: Row) -> torch.Tensor:
-    return runner.launch(Batch(rows)).logits.float()
+    """As they are drawn from, whether the head is the kernels' or torch's."""
+    ticket = runner.launch(Batch(rows))
+    if ticket.logits is not None:
+        return ticket.logits.float()
+    assert isinstance(runner._loaded.head, NativeHead)
+    return runner._loaded.head(ticket.hidden).clone()
 
 
 def row(ids: Sequence[int], start: int, blocks: Sequence[int]) -> Row:
@@ -175,18 +190,26 @@ def test_a_broken_sequence_spoils_its_own_logits_alone() -> None:
 
 
 @needs_kernels
-def test_logits_are_written_over_only_after_they_were_drawn_from() -> None:
-    """Memory that is used again too early would be another request's logits."""
-    runner = Runner(model("qwen3", "float32"), 20, 16)
-    first = runner.launch(Batch((row(IDS[:50], 0, range(4)),)))
-    kept = first.logits.clone()
-    second = runner.launch(Batch((row(IDS[50:90], 0, range(4, 8)),)))
-    assert torch.equal(first.logits, kept)
-    runner.finish(first, None)
-    runner.launch(Batch((Row(IDS[:20], 0, range(8, 12), 0, None),)))  # without logits: what is spare stays spare
-    third = runner.launch(Batch((row(IDS[:30], 0, range(8, 12)),)))
-    assert third.logits.data_ptr() == first.logits.data_ptr() != second.logits.data_ptr()
-    assert torch.equal(third.logits, kept[:30])
+@pytest.mark.parametrize("size", [64, 1024], ids=["panels", "rows"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_likeliest_ids_are_those_of_the_logits(dtype: torch.dtype, size: int) -> None:
+    """The lowest of equal ones, wherever they stand and whichever thread meets them; none where a number is broken."""
+    linear = nn.Linear(size, 1_003, bias=False, dtype=dtype)
+    linear.weight.data = torch.randint(-2, 3, linear.weight.shape).to(dtype)  # small whole numbers: many are equal
+    linear.weight.data[1_002] = linear.weight.data[7]
+    head, hidden = NativeHead(linear), torch.randint(-1, 2, (21, size)).to(dtype)
+    hidden[3] = linear.weight.data[7]  # so that two ids tie, far apart
+    assert torch.equal(head(hidden), hidden.float() @ linear.weight.data.float().T)
+    expected = head(hidden).argmax(-1)
+    assert expected[3] == 7 and torch.equal(head.likeliest(hidden), expected)
+    hidden[5, 0], hidden[20, 1] = torch.nan, torch.inf
+    broken = head.likeliest(hidden)
+    assert broken[5] == broken[20] == NOT_FINITE
+    others = [line for line in range(21) if line not in (5, 20)]
+    assert torch.equal(broken[others], expected[others])
+    hidden = torch.full((2, size), -1.0, dtype=dtype)
+    linear.weight.data[:] = 1.0
+    assert NativeHead(linear).likeliest(hidden).tolist() == [0, 0], "all below zero, all equal"
 
 
 @needs_kernels

@@ -65,7 +65,9 @@ def logits_of(loaded: LoadedModel) -> torch.Tensor:
     runner = Runner(loaded, 8, BLOCK_SIZE)
     prompt, draw = prompt_of(70), Draw(GREEDY, 0, [], [])
     runner.launch(Batch((Row(prompt[:48], 0, range(8), 0, None),)))
-    return runner.launch(Batch((Row(prompt[48:], 48, range(8), 1, draw),))).logits
+    logits = runner.launch(Batch((Row(prompt[48:], 48, range(8), 1, draw),))).logits
+    assert logits is not None
+    return logits
 
 
 @pytest.mark.parametrize(

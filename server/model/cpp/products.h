@@ -1,17 +1,20 @@
-// Products of tokens with weights as they lie in a checkpoint: [outputs, inputs], row by row.
+// Products of tokens with weights [outputs, inputs].
 //
-// An output is the dot product of a token's inputs with one row. A tile of tokens meets four rows at a time; however
-// many tokens there are, each sum runs over its inputs in the same order.
+// An output is the dot product of a token's inputs with one row of the weights. However many tokens there are, each sum
+// runs over its inputs in the same order.
 #pragma once
 
 #include <omp.h>
+
+#include <cmath>
 
 #include "vectors.h"
 
 namespace toolwire {
 
-constexpr int TOKENS = 6;           // of one tile: 6 x 4 sums, 4 rows and an input fill the registers
+constexpr long SHORT = 512;         // inputs of a product, up to which its weights are laid out in panels
 constexpr long COLUMNS = 64;        // outputs that a thread takes at a time, at most
+constexpr int NO_NUMBER = 0x01 | 0x08 | 0x10 | 0x80;  // quiet NaN, infinity, minus infinity, signalling NaN
 constexpr long CACHED = 384 << 10;  // bytes of inputs that stay in a core's own cache while weights pass by
 
 // The sums over the lanes of four registers.
@@ -25,55 +28,107 @@ inline __m128 totals(Floats a, Floats b, Floats c, Floats d) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-// M tokens by four rows of weights. While they are multiplied, the rows that come next are fetched.
-template <class E, int M>
-inline void four_columns(const E* inputs, long size, const E* const rows[4], const E* next, float (*sums)[LANES]) {
-    using Es = Elements<E>;
-    Floats sum[M][4];
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < 4; n++) sum[m][n] = _mm512_setzero_ps();
-    for (long k = 0; k < size; k += Es::STEP) {
-        Bits weight[4];
-        for (int n = 0; n < 4; n++) {
-            weight[n] = Es::load(rows[n] + k);
-            _mm_prefetch((const char*)(next + n * size + k), _MM_HINT_T1);
-        }
-        for (int m = 0; m < M; m++) {
-            Bits input = Es::load(inputs + m * size + k);
-            for (int n = 0; n < 4; n++) sum[m][n] = Es::dot(sum[m][n], input, weight[n]);
+// Weights as they lie in a checkpoint, row by row. A register holds many inputs of one output, summed at the end.
+template <class E> struct Rows {
+    static constexpr int TOKENS = 6;  // of one tile: 6 x 4 sums, 4 rows and an input fill the registers
+
+    const E* weights;
+    long size;
+
+    // M tokens by `count` rows from `column` on, at most 16.
+    template <int M> void tile(const E* inputs, long column, int count, float (*sums)[LANES]) const {
+        for (int first = 0; first < count; first += 4) {
+            const E* rows[4];
+            for (int n = 0; n < 4; n++) rows[n] = weights + (column + at_most(first + n, count - 1)) * size;
+            four_columns<M>(inputs, rows, (float(*)[LANES])(&sums[0][first]));
         }
     }
-    for (int m = 0; m < M; m++) _mm_storeu_ps(sums[m], totals(sum[m][0], sum[m][1], sum[m][2], sum[m][3]));
+
+  private:
+    // While four rows are multiplied, those that come next are fetched.
+    template <int M> void four_columns(const E* inputs, const E* const rows[4], float (*sums)[LANES]) const {
+        using Es = Elements<E>;
+        const E* next = rows[0] + 4 * size;
+        Floats sum[M][4];
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < 4; n++) sum[m][n] = _mm512_setzero_ps();
+        for (long k = 0; k < size; k += Es::STEP) {
+            Bits weight[4];
+            for (int n = 0; n < 4; n++) {
+                weight[n] = Es::load(rows[n] + k);
+                _mm_prefetch((const char*)(next + n * size + k), _MM_HINT_T1);
+            }
+            for (int m = 0; m < M; m++) {
+                Bits input = Es::load(inputs + m * size + k);
+                for (int n = 0; n < 4; n++) sum[m][n] = Es::dot(sum[m][n], input, weight[n]);
+            }
+        }
+        for (int m = 0; m < M; m++) _mm_storeu_ps(sums[m], totals(sum[m][0], sum[m][1], sum[m][2], sum[m][3]));
+    }
+};
+
+// Weights laid out anew, sixteen outputs side by side: [panels, inputs / PAIR, 16, PAIR]. A register holds one input (a
+// pair, in bfloat16) of sixteen outputs. The sums at the end of short rows would cost as much as the rows themselves.
+template <class E> struct Panels {
+    static constexpr int TOKENS = 8;
+
+    const E* weights;
+    long size;
+
+    static long elements(long size, long outputs) { return rounded_up(outputs, LANES) * size; }
+
+    static void lay_out(const E* rows, long size, long outputs, E* panels) {
+        constexpr int PAIR = Elements<E>::PAIR;
+#pragma omp for schedule(static)
+        for (long first = 0; first < outputs; first += LANES)
+            for (long k = 0; k < size; k += PAIR)
+                for (long output = first; output < first + LANES; output++) {
+                    E* at = panels + first * size + k * LANES + (output - first) * PAIR;
+                    for (long i = 0; i < PAIR; i++) at[i] = output < outputs ? rows[output * size + k + i] : E{};
+                }
+    }
+
+    template <int M> void tile(const E* inputs, long column, int, float (*sums)[LANES]) const {
+        using Es = Elements<E>;
+        const E* panel = weights + column * size;
+        Floats sum[M];
+        for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
+        for (long k = 0; k < size; k += Es::PAIR) {
+            Bits weight = Es::load(panel + k * LANES);
+            _mm_prefetch((const char*)(panel + (size + k) * LANES), _MM_HINT_T1);
+            for (int m = 0; m < M; m++) sum[m] = Es::dot(sum[m], everywhere(inputs + m * size + k), weight);
+        }
+        for (int m = 0; m < M; m++) _mm512_storeu_ps(sums[m], sum[m]);
+    }
+};
+
+// How many of the threads at hand multiply `products` numbers and fetch so many from memory: all, or one alone. Where
+// other work wants the cores too, a thread is pushed off its core now and then and the others wait for it, for longer
+// than one thread takes for a small product (docs/lablog.md).
+inline int threads_for(long products, long fetched, long threads) {
+    const long as_long_as = 16;  // products, that a fetch takes
+    return products + fetched * as_long_as < (64 << 20) ? 1 : (int)threads;
 }
 
-// M tokens by `count` rows of weights, at most 16.
-template <class E, int M>
-inline void tile(const E* inputs, long size, const E* weights, int count, float (*sums)[LANES]) {
-    for (int first = 0; first < count; first += 4) {
-        const E* rows[4];
-        for (int n = 0; n < 4; n++) {
-            int row = first + n < count ? first + n : count - 1;
-            rows[n] = weights + row * size;
-        }
-        four_columns<E, M>(inputs, size, rows, rows[0] + 4 * size, (float(*)[LANES])(&sums[0][first]));
-    }
+// `tokens` by sixteen outputs, each weights' own way.
+template <class W, class E, int M = W::TOKENS>
+inline void tile(const W& weights, int tokens, const E* inputs, long column, int count, float (*sums)[LANES]) {
+    if constexpr (M > 1)
+        if (tokens < M) return tile<W, E, M - 1>(weights, tokens, inputs, column, count, sums);
+    weights.template tile<M>(inputs, column, count, sums);
 }
 
-template <class E>
-inline void tile(int tokens, const E* inputs, long size, const E* weights, int count, float (*sums)[LANES]) {
-    switch (tokens) {
-    case 1: return tile<E, 1>(inputs, size, weights, count, sums);
-    case 2: return tile<E, 2>(inputs, size, weights, count, sums);
-    case 3: return tile<E, 3>(inputs, size, weights, count, sums);
-    case 4: return tile<E, 4>(inputs, size, weights, count, sums);
-    case 5: return tile<E, 5>(inputs, size, weights, count, sums);
-    default: return tile<E, 6>(inputs, size, weights, count, sums);
-    }
+// What `act` does with the weights in the form they have, which their size decides.
+template <class E, class Act> inline void in_their_form(const E* weights, long size, Act act) {
+    if (size <= SHORT)
+        act(Panels<E>{weights, size});
+    else
+        act(Rows<E>{weights, size});
 }
 
 // inputs [tokens, size] times weights [outputs, size], shared among the threads of the region that calls it, which must
 // wait for each other afterwards. `use(token, tokens, column, count)` computes a tile and keeps what it wants of it.
-template <class Use> inline void product(long tokens, long outputs, long row_bytes, Use use) {
+template <int TOKENS, class Use> inline void product(long tokens, long outputs, long row_bytes, Use use) {
     long strip = CACHED / row_bytes / TOKENS * TOKENS;
     if (strip < 4 * TOKENS) strip = 4 * TOKENS;
     const long share = rounded_up(outputs / (4 * omp_get_num_threads()) + 1, LANES), width = at_most(share, COLUMNS);
@@ -95,49 +150,99 @@ template <class Use> inline void product(long tokens, long outputs, long row_byt
 template <class E, class R>
 void project(const E* inputs, long tokens, long size, const E* weights, const E* bias, long outputs, R* results,
              long stride) {
-    product(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
-        float sums[TOKENS][LANES];
-        tile<E>(m, inputs + token * size, size, weights + column * size, count, sums);
-        for (int i = 0; i < m; i++) {
-            Floats sum = _mm512_loadu_ps(sums[i]);
-            if (bias) {
-                alignas(64) E own[LANES] = {};
-                std::memcpy(own, bias + column, count * sizeof(E));
-                sum = _mm512_add_ps(sum, Elements<E>::floats(own));
+    in_their_form(weights, size, [=](auto form) {
+        using Form = decltype(form);
+        product<Form::TOKENS>(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
+            float sums[Form::TOKENS][LANES];
+            tile(form, m, inputs + token * size, column, count, sums);
+            for (int i = 0; i < m; i++) {
+                Floats sum = _mm512_loadu_ps(sums[i]);
+                if (bias) {
+                    alignas(64) E own[LANES] = {};
+                    std::memcpy(own, bias + column, count * sizeof(E));
+                    sum = _mm512_add_ps(sum, Elements<E>::floats(own));
+                }
+                Elements<R>::store(results + (token + i) * stride + column, sum, count);
             }
-            Elements<R>::store(results + (token + i) * stride + column, sum, count);
-        }
+        });
+    });
+}
+
+// The greatest of the numbers seen so far in each lane, and which they were; the earliest of equal ones.
+struct Peaks {
+    Floats values;
+    Bits ids;
+
+    void see(Floats numbers, long first, __mmask16 own) {
+        __mmask16 greater = _mm512_mask_cmp_ps_mask(own, numbers, values, _CMP_GT_OQ);
+        Bits here = _mm512_add_epi32(_mm512_set1_epi32((int)first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
+                                                                                   11, 12, 13, 14, 15));
+        values = _mm512_mask_mov_ps(values, greater, numbers);
+        ids = _mm512_mask_mov_epi32(ids, greater, here);
+    }
+};
+
+// What a thread has seen of one token's outputs.
+struct Seen {
+    Peaks peaks;
+    int64_t is_broken;  // a number was none, or infinite
+};
+
+// Each thread's `seen` [tokens] of inputs times weights, of which nothing else is kept.
+template <class E>
+void project_to_peaks(const E* inputs, long tokens, long size, const E* weights, long outputs, Seen* seen) {
+    for (long token = 0; token < tokens; token++)
+        seen[token] = {{_mm512_set1_ps(-INFINITY), _mm512_setzero_si512()}, 0};
+    in_their_form(weights, size, [=](auto form) {
+        using Form = decltype(form);
+        product<Form::TOKENS>(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
+            float sums[Form::TOKENS][LANES];
+            tile(form, m, inputs + token * size, column, count, sums);
+            __mmask16 own = (__mmask16)((1u << count) - 1);
+            for (int i = 0; i < m; i++) {
+                Floats sum = _mm512_loadu_ps(sums[i]);
+                seen[token + i].is_broken |= _mm512_mask_fpclass_ps_mask(own, sum, NO_NUMBER);
+                seen[token + i].peaks.see(sum, column, own);
+            }
+        });
     });
 }
 
 // stream += inputs times weights.
 template <class E>
 void project_onto(const E* inputs, long tokens, long size, const E* weights, long outputs, float* stream) {
-    product(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
-        float sums[TOKENS][LANES];
-        tile<E>(m, inputs + token * size, size, weights + column * size, count, sums);
-        __mmask16 own = (__mmask16)((1u << count) - 1);
-        for (int i = 0; i < m; i++) {
-            float* at = stream + (token + i) * outputs + column;
-            Floats sum = _mm512_add_ps(_mm512_maskz_loadu_ps(own, at), _mm512_loadu_ps(sums[i]));
-            _mm512_mask_storeu_ps(at, own, sum);
-        }
+    in_their_form(weights, size, [=](auto form) {
+        using Form = decltype(form);
+        product<Form::TOKENS>(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
+            float sums[Form::TOKENS][LANES];
+            tile(form, m, inputs + token * size, column, count, sums);
+            __mmask16 own = (__mmask16)((1u << count) - 1);
+            for (int i = 0; i < m; i++) {
+                float* at = stream + (token + i) * outputs + column;
+                Floats sum = _mm512_add_ps(_mm512_maskz_loadu_ps(own, at), _mm512_loadu_ps(sums[i]));
+                _mm512_mask_storeu_ps(at, own, sum);
+            }
+        });
     });
 }
 
 // results = silu(inputs times gate) * (inputs times up).
 template <class E>
 void project_gated(const E* inputs, long tokens, long size, const E* gate, const E* up, long outputs, E* results) {
-    product(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
-        float gates[TOKENS][LANES], ups[TOKENS][LANES];
-        tile<E>(m, inputs + token * size, size, gate + column * size, count, gates);
-        tile<E>(m, inputs + token * size, size, up + column * size, count, ups);
-        for (int i = 0; i < m; i++) {
-            Floats open = _mm512_loadu_ps(gates[i]), value = _mm512_loadu_ps(ups[i]);
-            Floats down = exponential(_mm512_sub_ps(_mm512_setzero_ps(), open));
-            Floats silu = _mm512_div_ps(open, _mm512_add_ps(_mm512_set1_ps(1.0f), down));
-            Elements<E>::store(results + (token + i) * outputs + column, _mm512_mul_ps(silu, value), count);
-        }
+    in_their_form(gate, size, [=](auto gate) {
+        using Form = decltype(gate);
+        const Form other{up, size};
+        product<Form::TOKENS>(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
+            float gates[Form::TOKENS][LANES], ups[Form::TOKENS][LANES];
+            tile(gate, m, inputs + token * size, column, count, gates);
+            tile(other, m, inputs + token * size, column, count, ups);
+            for (int i = 0; i < m; i++) {
+                Floats open = _mm512_loadu_ps(gates[i]), value = _mm512_loadu_ps(ups[i]);
+                Floats down = exponential(_mm512_sub_ps(_mm512_setzero_ps(), open));
+                Floats silu = _mm512_div_ps(open, _mm512_add_ps(_mm512_set1_ps(1.0f), down));
+                Elements<E>::store(results + (token + i) * outputs + column, _mm512_mul_ps(silu, value), count);
+            }
+        });
     });
 }
 

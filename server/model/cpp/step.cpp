@@ -1,6 +1,6 @@
 // A decoder's step on a CPU with AVX-512: every norm, product and attention of a batch in one call.
 //
-// Weights are read where they lie: nothing is laid out anew, nothing is copied. One token or a thousand, every output
+// Weights are read where they lie, except that short rows are laid out anew (`toolwire_panel_bytes`). One token or a thousand, every output
 // is summed in one and the same order, so that a sequence's result does not depend on who else is in the batch, on how its
 // prompt was cut into chunks, or on the number of threads.
 //
@@ -166,9 +166,22 @@ template <class E> class Worker {
     }
 };
 
+// Threads wait for each other several times a layer.
+int threads_of(const Model& model, const Step& step) {
+    const long attended = model.heads * model.head_dim, kept = 2 * model.kv_heads * model.head_dim;
+    const long weights = model.hidden * (2 * attended + kept + 3 * model.inner);
+    long products = step.num_tokens * weights, fetched = weights;
+    for (long i = 0; i < step.num_rows; i++) {
+        const Row& row = step.rows[i];
+        products += row.num_tokens * (row.start + row.num_tokens) * 2 * attended;
+        fetched += (row.start + row.num_tokens) * kept;
+    }
+    return threads_for(products, fetched, step.num_threads);
+}
+
 template <class E> void compute(const Model& model, const Step& step) {
     const Places<E> places(model, step);
-#pragma omp parallel num_threads((int)step.num_threads)
+#pragma omp parallel num_threads(threads_of(model, step))
     Worker<E>(model, step, places).run();
 }
 
@@ -188,6 +201,26 @@ template <class E> void attend_alone(const Attention& step) {
         float* scratch = (float*)step.scratch + omp_get_thread_num() * scratch_floats(heads);
         attend<E>(heads, step.rows, step.num_rows, (const E*)step.queries, keys, values, (E*)step.results, scratch);
     }
+}
+
+// The id of the greatest number that any thread has seen of a token, the lowest of equal ones; -1 for broken ones.
+int64_t likeliest(const Seen* first, long threads, long tokens) {
+    float greatest = -INFINITY;
+    int id = 0;
+    for (long thread = 0; thread < threads; thread++) {
+        const Seen& seen = first[thread * tokens];
+        if (seen.is_broken) return -1;
+        alignas(64) float values[LANES];
+        alignas(64) int ids[LANES];
+        _mm512_store_ps(values, seen.peaks.values);
+        _mm512_store_si512(ids, seen.peaks.ids);
+        for (int lane = 0; lane < LANES; lane++)
+            if (values[lane] > greatest || (values[lane] == greatest && ids[lane] < id)) {
+                greatest = values[lane];
+                id = ids[lane];
+            }
+    }
+    return id;
 }
 
 }  // namespace
@@ -212,13 +245,44 @@ int64_t toolwire_attention_bytes(const Attention* step) {
 // Keeps new keys and values, then attends.
 void toolwire_attend(const Attention* step) { step->is_bf16 ? attend_alone<Bf16>(*step) : attend_alone<float>(*step); }
 
+// Bytes of the panels that the weights [outputs, size] of a product have to be laid out in first; 0 where they are read
+// as they are. Applies to all that is multiplied here.
+int64_t toolwire_panel_bytes(int64_t is_bf16, int64_t size, int64_t outputs) {
+    if (size > SHORT) return 0;
+    return Panels<Bf16>::elements(size, outputs) * (is_bf16 ? sizeof(Bf16) : sizeof(float));
+}
+
+void toolwire_lay_out(int64_t is_bf16, const void* weights, int64_t size, int64_t outputs, void* panels,
+                      int64_t threads) {
+#pragma omp parallel num_threads((int)threads)
+    is_bf16 ? Panels<Bf16>::lay_out((const Bf16*)weights, size, outputs, (Bf16*)panels)
+            : Panels<float>::lay_out((const float*)weights, size, outputs, (float*)panels);
+}
+
+// Bytes of scratch that `toolwire_likeliest` needs.
+int64_t toolwire_likeliest_bytes(int64_t tokens, int64_t threads) { return (tokens * threads + 1) * sizeof(Seen); }
+
+// ids [tokens] of the greatest outputs, the lowest of equal ones; -1 where an output is no finite number.
+void toolwire_likeliest(int64_t is_bf16, const void* inputs, int64_t tokens, int64_t size, const void* weights,
+                        int64_t outputs, int64_t* ids, void* scratch, int64_t threads) {
+    Seen* seen = (Seen*)rounded_up((intptr_t)scratch, alignof(Seen));
+    const int working = threads_for(tokens * size * outputs, size * outputs, threads);
+#pragma omp parallel num_threads(working)
+    {
+        Seen* own = seen + omp_get_thread_num() * tokens;
+        is_bf16 ? project_to_peaks((const Bf16*)inputs, tokens, size, (const Bf16*)weights, outputs, own)
+                : project_to_peaks((const float*)inputs, tokens, size, (const float*)weights, outputs, own);
+    }
+    for (long token = 0; token < tokens; token++) ids[token] = likeliest(seen + token, working, tokens);
+}
+
 // results [tokens, outputs] in float32 = inputs [tokens, size] times weights [outputs, size].
 void toolwire_project(int64_t is_bf16, const void* inputs, int64_t tokens, int64_t size, const void* weights,
                       int64_t outputs, float* results, int64_t threads) {
     auto share = [&]<class E>(const E* given, const E* rows) {
         project(given, tokens, size, rows, (const E*)nullptr, outputs, results, outputs);
     };
-#pragma omp parallel num_threads((int)threads)
+#pragma omp parallel num_threads(threads_for(tokens * size * outputs, size * outputs, threads))
     is_bf16 ? share((const Bf16*)inputs, (const Bf16*)weights) : share((const float*)inputs, (const float*)weights);
 }
 }
