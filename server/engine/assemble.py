@@ -123,6 +123,7 @@ def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:
         vocab_size=parts.loaded.vocab_size,
         fast_forward=settings.fast_forward,
         draft_tokens=_draft_tokens(settings, parts.loaded.device),
+        copies_blocks=parts.loaded.device.type == "cpu",  # a GPU computes a few tokens more for nothing
         seed=settings.seed,
     )
     slots = None

@@ -5,18 +5,23 @@
     used       held by one or more sequences; its content may be shared once the block is full
 
 A full block is known by a hash over its ids and the hash of the block before it, so that equal hashes mean equal
-tokens at equal positions. Sharing is by reference: a shared block is never written again.
+tokens at equal positions. Sharing is by reference: a shared block is never written again. Where a prompt leaves what
+is known in the middle of a block, the beginning of that block can be copied, be it full or not.
 """
 
 import hashlib
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 
 def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """The name of a full block: 16 bytes over its parent's name and its ids. Collisions cannot be made on purpose."""
     return hashlib.blake2b(array("I", token_ids).tobytes(), digest_size=16, key=parent).digest()
+
+
+MAX_COMPARED = 32  # blocks that go on from one prefix with one id, looked at for the longest common beginning
 
 
 class Blocks:
@@ -39,6 +44,8 @@ class Blocks:
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._by_hash: dict[bytes, int] = {}
+        self._branches: dict[tuple[bytes, int], dict[int, array[int]]] = {}  # by parent and first id: block, its ids
+        self._branch_of: list[tuple[bytes, int]] = [(b"", 0)] * num_blocks
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
     @property
@@ -101,15 +108,24 @@ class Blocks:
             found.append(block)
         return found
 
+    def find_beginning(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int] | None:
+        """The block behind `parent` that begins with the most of these ids, and how many; None if none does."""
+        known = self._branches.get((parent, token_ids[0]), {})
+        counts = ((_num_common(known[block], token_ids), block) for block in islice(reversed(known), MAX_COMPARED))
+        count, block = max(counts, default=(0, 0))
+        return (block, count) if count else None
+
     def num_idle(self, blocks: Iterable[int]) -> int:
         """How many of these are cached and held by nobody: sharing them makes that many fewer available."""
         return sum(self._references[block] == 0 for block in blocks)
 
-    def publish(self, block: int, name: bytes) -> None:
-        """This used block is full and will not change: others may find it by its hash from now on."""
+    def publish(self, block: int, name: bytes, parent: bytes, token_ids: Sequence[int]) -> None:
+        """This used block, which holds these ids behind `parent`, will not change: others may find it from now on."""
         if self.caching and self._hashes[block] is None and name not in self._by_hash:
             self._hashes[block] = name
             self._by_hash[name] = block
+            self._branch_of[block] = branch = (parent, token_ids[0])
+            self._branches.setdefault(branch, {})[block] = array("I", token_ids)
 
     def unpublish(self, block: int) -> None:
         """This used block is found no longer."""
@@ -156,6 +172,8 @@ class Blocks:
             num_free += free
             num_stranded += references > 0 and block >= self.limit
         assert num_free == self._num_free and num_stranded == self.num_stranded
+        known = [block for branch in self._branches.values() for block in branch]
+        assert sorted(known) == sorted(self._by_hash.values()), "a block can be found one way and not the other"
         assert self.num_used == len(held) and len(self._by_hash) == sum(name is not None for name in self._hashes)
 
     def _forget(self, block: int) -> None:
@@ -163,6 +181,10 @@ class Blocks:
         if name is not None:
             del self._by_hash[name]
             self._hashes[block] = None
+            branch = self._branches[self._branch_of[block]]
+            del branch[block]
+            if not branch:
+                del self._branches[self._branch_of[block]]
 
     def _release(self, block: int) -> None:
         self._is_free[block] = 1
@@ -187,3 +209,9 @@ class Blocks:
         while (start := self._is_free.find(b"\1" * count)) < 0:
             count = (count + 1) // 2
         return start, count
+
+
+def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    most = min(len(one), len(other))
+    return next((i for i in range(most) if one[i] != other[i]), most)

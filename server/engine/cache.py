@@ -1,12 +1,13 @@
 """What sequences hold: blocks, and slots of recurrent state. Opened at admission, closed at the end or on preemption.
 
-A prefix that is in the cache is shared, not copied. A prefix that another sequence is computing right now is
+A prefix that is in the cache is shared, not copied, up to its last full block; of the block behind it the beginning is
+copied where it is known, in models without recurrent state. A prefix that another sequence is computing right now is
 promised: whoever needs it too waits for it instead of computing it twice.
 """
 
 from dataclasses import dataclass
 
-from server.engine.blocks import Blocks
+from server.engine.blocks import Blocks, chain_hash
 from server.engine.sequence import Sequence
 from server.engine.slots import Slots, StateCopy
 
@@ -20,16 +21,28 @@ class Opening:
     shared: tuple[int, ...]
     num_new: int
     num_blocks: int
+    num_cached: int  # tokens
     snapshot: int | None = None  # slot to begin from
+    beginning: int | None = None  # block to be copied: what is known beyond the shared ones
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """A block whose content is wanted in another one before the next step is computed; copies are done in order."""
+
+    source: int
+    target: int
 
 
 class Cache:
     """Blocks and slots of all sequences. `copies` are to be done before the next step is computed."""
 
-    def __init__(self, blocks: Blocks, slots: Slots | None = None) -> None:
+    def __init__(self, blocks: Blocks, slots: Slots | None = None, *, copying: bool = False) -> None:
+        """`copying`: copy the beginning of blocks, where there are no slots."""
         self.blocks = blocks
         self.slots = slots
-        self.copies: list[StateCopy] = []
+        self.copying = copying and blocks.caching and slots is None
+        self.copies: list[StateCopy | BlockCopy] = []
         self._promised: dict[bytes, Sequence] = {}
 
     def must_wait(self, sequence: Sequence) -> bool:
@@ -56,17 +69,27 @@ class Cache:
             shared = self.blocks.find_prefix(hashes)
             if self.slots is not None:
                 shared, snapshot = self._cut_to_snapshot(sequence, hashes, shared)
-        num_new = -(-len(sequence.ids) // size) - len(shared)
-        return Opening(tuple(shared), num_new, num_new + self.blocks.num_idle(shared), snapshot)
+        num_new, num_cached = -(-len(sequence.ids) // size) - len(shared), len(shared) * size
+        beginning = None
+        if self.copying:
+            rest = sequence.ids[num_cached : min(num_cached + size, len(sequence.ids) - 1)]
+            found = self.blocks.find_beginning(self._parent(sequence, len(shared)), rest) if rest else None
+            if found is not None:
+                beginning, num_cached = found[0], num_cached + found[1]
+        num_blocks = num_new + self.blocks.num_idle(shared)
+        return Opening(tuple(shared), num_new, num_blocks, num_cached, snapshot, beginning)
 
     def open(self, sequence: Sequence, opening: Opening) -> int:
         """Give the sequence its blocks for everything it has to catch up; returns how many tokens are in them."""
         blocks, size = self.blocks, self.blocks.block_size
         blocks.share(opening.shared)
+        # Taking blocks may evict the one to be copied from: its content stays until a step is computed.
         last = opening.shared[-1] if opening.shared else None
         sequence.blocks = [*opening.shared, *blocks.take(opening.num_new, after=last)]
         sequence.num_published = len(opening.shared)
-        sequence.begin_prefill(len(opening.shared) * size)
+        sequence.begin_prefill(opening.num_cached)
+        if opening.beginning is not None:
+            self.copies.append(BlockCopy(opening.beginning, sequence.blocks[len(opening.shared)]))
         if self.slots is not None:
             sequence.slot = self.slots.take()
             if opening.snapshot is not None:
@@ -94,7 +117,8 @@ class Cache:
         if num_full > sequence.num_published:
             hashes = sequence.extend_hashes(num_full, self.blocks.block_size, self.blocks.salt)
             for index in range(sequence.num_published, num_full):
-                self.blocks.publish(sequence.blocks[index], hashes[index])
+                parent, ids = self._parent(sequence, index), self._ids_of(sequence, index)
+                self.blocks.publish(sequence.blocks[index], hashes[index], parent, ids)
                 self._withdraw(hashes[index], sequence)
             sequence.num_published = num_full
         if sequence.num_computed in sequence.snapshots_at:
@@ -102,6 +126,12 @@ class Cache:
 
     def close(self, sequence: Sequence) -> None:
         """Take everything back; what is published stays reusable for as long as nobody needs the room."""
+        if self.copying:
+            due = [copy for copy in self.copies if copy.target in sequence.blocks]
+            if due:  # it was opened for a step that has not come: what it counts as computed is not there
+                self.copies = [copy for copy in self.copies if copy not in due]
+            else:
+                self._publish_last(sequence)
         self.blocks.give_back(sequence.blocks)
         for name in sequence.hashes[sequence.num_published :]:
             self._withdraw(name, sequence)
@@ -116,7 +146,7 @@ class Cache:
         for block in sequence.blocks:
             self.blocks.unpublish(block)
 
-    def take_copies(self) -> tuple[StateCopy, ...]:
+    def take_copies(self) -> tuple[StateCopy | BlockCopy, ...]:
         """The copies to do before the next step, once."""
         copies, self.copies = tuple(self.copies), []
         return copies
@@ -126,6 +156,21 @@ class Cache:
         size = self.blocks.block_size
         hashes = sequence.extend_hashes(len(sequence.ids) // size, size, self.blocks.salt)
         return hashes[: (len(sequence.ids) - 1) // size]
+
+    def _publish_last(self, sequence: Sequence) -> None:
+        """Let others copy from the block that was not filled; its content is trusted unless the reply broke."""
+        index, count = divmod(sequence.num_computed, self.blocks.block_size)
+        if count and sequence.reply.fault is None:
+            parent, ids = self._parent(sequence, index), self._ids_of(sequence, index)[:count]
+            self.blocks.publish(sequence.blocks[index], chain_hash(parent, ids), parent, ids)
+
+    def _parent(self, sequence: Sequence, index: int) -> bytes:
+        """The name of all that stands before the sequence's block of this index."""
+        return sequence.hashes[index - 1] if index else self.blocks.salt
+
+    def _ids_of(self, sequence: Sequence, index: int) -> list[int]:
+        size = self.blocks.block_size
+        return sequence.ids[index * size : (index + 1) * size]
 
     def _withdraw(self, name: bytes, sequence: Sequence) -> None:
         if self._promised.get(name) is sequence:

@@ -21,6 +21,7 @@ class Limits:
     vocab_size: int
     fast_forward: bool = True
     draft_tokens: int = 0
+    copies_blocks: bool = False  # whether copying a block is cheaper than computing some of its tokens
     seed: int = 0
     patience_s: float = 30.0  # how long a sequence waits for memory while nothing runs
 

@@ -7,6 +7,7 @@ every refusal comes before that, so that the API can still answer with a status.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.engine.cache import BlockCopy
 from server.engine.compiler import Compiled, Compiler
 from server.engine.ports import Allowance, Grammars, Guard, Mailbox, Model, Pool
 from server.engine.scheduler import Scheduler
@@ -141,7 +142,10 @@ class Loop:
         model, grammars = self._machine.model, self._machine.grammars
         try:
             for copy in step.copies:
-                model.copy_state(copy.source, copy.target)
+                if isinstance(copy, BlockCopy):
+                    model.copy_block(copy.source, copy.target)
+                else:
+                    model.copy_state(copy.source, copy.target)
             ticket = model.launch(step.batch)
             masks = grammars.masks(step.matchers, step.extra_ids) if step.is_constrained else None
             return model.finish(ticket, masks)

@@ -53,6 +53,9 @@ class Model(Protocol):
     def copy_state(self, source: int, target: int) -> None:
         """Copy recurrent state between slots (snapshots); never called where the model has none."""
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a block's keys and values; never called where `Limits.copies_blocks` is off."""
+
 
 class Allowance(Protocol):
     """What memory allows right now."""

@@ -32,7 +32,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits, blocks: Blocks, slots: Slots | None, clock: Callable[[], float]) -> None:
         self.limits = limits
-        self.cache = Cache(blocks, slots)
+        self.cache = Cache(blocks, slots, copying=limits.copies_blocks)
         self.blocks = blocks
         self.tally = Tally()
         self.running: list[Sequence] = []  # in order of arrival
@@ -214,7 +214,7 @@ class Scheduler:
             opening = self.cache.plan(sequence)
             if len(opening.shared) + opening.num_new > self.blocks.limit:
                 continue  # memory is short for this one: let others pass meanwhile
-            if not portions.has_room(len(sequence.ids) - len(opening.shared) * self.blocks.block_size):
+            if not portions.has_room(len(sequence.ids) - opening.num_cached):
                 num_passed += 1
                 continue
             growth = self._growth(sequence) if self.running else 0

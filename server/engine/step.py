@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
+from server.engine.cache import BlockCopy
 from server.engine.ports import Matcher
 from server.engine.sequence import Sequence
 from server.engine.slots import StateCopy
@@ -24,7 +25,7 @@ class Step:
 
     batch: Batch
     shares: tuple[Share, ...]
-    copies: tuple[StateCopy, ...]
+    copies: tuple[StateCopy | BlockCopy, ...]
     matchers: tuple[tuple[Matcher, Ids[int]] | None, ...]
     extra_ids: tuple[int | None, ...]
 
@@ -53,7 +54,7 @@ class Tally:
     preemptions: int = 0
 
 
-def make_step(shares: list[Share], copies: tuple[StateCopy, ...]) -> Step:
+def make_step(shares: list[Share], copies: tuple[StateCopy | BlockCopy, ...]) -> Step:
     """Rows, matchers and extra ids of these shares, in this order."""
     rows, matchers, extra_ids = [], [], []
     for share in shares:

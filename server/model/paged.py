@@ -79,6 +79,11 @@ class KvPool:
         """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
         return PagedStep(self, layer_of, plan_step(rows, self.shape.block_size, self.shape.layer_bytes))
 
+    def copy(self, source: int, target: int) -> None:
+        """Copy a block in every layer."""
+        for part in (*self.keys, *self.values):
+            part[target].copy_(part[source])
+
     def release(self, first_block: int) -> None:
         """Give the pages behind all blocks from this one on back to the system; they read as zeros afterwards."""
         part_bytes = self.shape.part_elements * self.shape.dtype.itemsize

@@ -104,6 +104,11 @@ class Runner:
         with as_memory_error():
             self.states.copy(source, target)
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a block's keys and values, on the CPU."""
+        assert isinstance(self.pool, KvPool), "a GPU computes a few tokens more for nothing"
+        self.pool.copy(source, target)
+
     def release(self, first_block: int) -> None:
         """Give the memory of all blocks from this one on back to the device; their content is lost."""
         self.pool.release(first_block)

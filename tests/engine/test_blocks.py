@@ -29,8 +29,8 @@ def test_full_blocks_stay_cached_and_are_found_by_their_chain() -> None:
     first = chain_hash(b"", [1, 2])
     second = chain_hash(first, [3, 4])
     table = blocks.take(2)
-    blocks.publish(table[0], first)
-    blocks.publish(table[1], second)
+    blocks.publish(table[0], first, b"", [1, 2])
+    blocks.publish(table[1], second, first, [3, 4])
     blocks.give_back(table)
     assert blocks.num_cached == 2
     assert blocks.find_prefix([first, second, chain_hash(second, [5, 6])]) == table
@@ -48,8 +48,9 @@ def test_least_recently_used_goes_first_and_tails_before_heads() -> None:
     for table in tables:
         parent = b""
         for block in table:
-            parent = chain_hash(parent, [block])
-            blocks.publish(block, parent)
+            name = chain_hash(parent, [block])
+            blocks.publish(block, name, parent, [block])
+            parent = name
     blocks.give_back(tables[1])
     blocks.give_back(tables[0])
     assert blocks.take(1) == [tables[1][1]]
@@ -61,8 +62,8 @@ def test_two_that_computed_the_same_block_publish_it_once() -> None:
     blocks = Blocks(4, 1)
     name = chain_hash(b"", [7])
     one, two = blocks.take(2)
-    blocks.publish(one, name)
-    blocks.publish(two, name)
+    blocks.publish(one, name, b"", [7])
+    blocks.publish(two, name, b"", [7])
     assert blocks.find_prefix([name]) == [one]
     blocks.give_back([one, two])
     assert blocks.num_cached == 1
@@ -74,8 +75,9 @@ def test_shrinking_evicts_and_growing_brings_back() -> None:
     table = blocks.take(8)
     parent = b""
     for block in table:
-        parent = chain_hash(parent, [block])
-        blocks.publish(block, parent)
+        name = chain_hash(parent, [block])
+        blocks.publish(block, name, parent, [block])
+        parent = name
     blocks.give_back(table[:6])
     blocks.set_limit(4)
     assert (blocks.num_cached, blocks.num_stranded, blocks.num_available) == (4, 2, 4)
@@ -92,11 +94,28 @@ def test_unpublished_block_is_found_no_longer() -> None:
     blocks = Blocks(2, 1)
     name = chain_hash(b"", [7])
     table = blocks.take(1)
-    blocks.publish(table[0], name)
+    blocks.publish(table[0], name, b"", [7])
     blocks.unpublish(table[0])
     blocks.give_back(table)
-    assert blocks.find_prefix([name]) == []
+    assert blocks.find_prefix([name]) == [] and blocks.find_beginning(b"", [7]) is None
     blocks.check()
+
+
+def test_the_block_that_begins_with_the_most_ids_is_found_full_or_not() -> None:
+    blocks = Blocks(8, 4)
+    contents = ([1, 2, 3, 4], [1, 2, 9, 9], [1, 2, 3], [5, 2, 3, 4])
+    table = blocks.take(len(contents))
+    for block, ids in zip(table, contents, strict=True):
+        blocks.publish(block, chain_hash(b"head", ids), b"head", ids)
+    blocks.give_back(table)
+    assert blocks.find_beginning(b"head", [1, 2, 9, 7]) == (table[1], 3)
+    assert blocks.find_beginning(b"head", [1, 2, 3, 4]) == (table[0], 4)
+    assert blocks.find_beginning(b"head", [1, 2, 3, 9])[1] == 3  # type: ignore[index]
+    assert blocks.find_beginning(b"head", [7, 2]) is None
+    assert blocks.find_beginning(b"other", [1, 2]) is None
+    blocks.check()
+    blocks.drop_cached()
+    assert blocks.find_beginning(b"head", [1, 2]) is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,7 +137,8 @@ def test_books_hold_whatever_is_done(data: st.DataObject) -> None:
             blocks.share(found)
             tables.extend([found] if found else [])
         elif act == "publish" and tables:
-            blocks.publish(data.draw(st.sampled_from(tables[0])), data.draw(st.sampled_from(names)))
+            token_id = data.draw(st.integers(0, 5))
+            blocks.publish(data.draw(st.sampled_from(tables[0])), names[token_id], b"", [token_id])
         elif act == "limit":
             blocks.set_limit(data.draw(st.integers(0, 12)))
         elif act == "drop":

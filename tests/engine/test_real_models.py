@@ -42,6 +42,9 @@ class Failing:
     def copy_state(self, source: int, target: int) -> None:
         self.runner.copy_state(source, target)
 
+    def copy_block(self, source: int, target: int) -> None:
+        self.runner.copy_block(source, target)
+
 
 def bench_with(kind: Kind, *, fails: range = range(0), draft_tokens: int = 0) -> Bench:
     """A bench with the tiny checkpoint of this kind; hybrids get five slots and five snapshots."""

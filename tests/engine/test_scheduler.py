@@ -56,7 +56,7 @@ def test_prompt_found_whole_still_recomputes_its_last_token() -> None:
     for id in ("a", "b"):
         bench.add(ask(id, prompt, max_tokens=3, seed=9))
         bench.run()
-    assert bench.cached("b") == 4
+    assert bench.cached("b") == 7  # the first block is shared, the beginning of the second copied
     assert bench.ids("a") == bench.ids("b") == write_alone(ask("x", prompt, max_tokens=3), 9)
 
 
@@ -67,11 +67,11 @@ def test_choices_of_one_group_share_the_blocks_of_their_prompt() -> None:
     for request in requests:
         bench.add(request)
     bench.run()
-    # 24 tokens once, then the last block's four for each of the others, then at most three more ids for each
-    assert bench.model.num_tokens <= 24 + 3 * 4 + 4 * 3
+    # 24 tokens once, then the last one for each of the others, then at most three more ids for each
+    assert bench.model.num_tokens <= 24 + 3 * 1 + 4 * 3
     for seed, request in enumerate(requests):
         assert bench.ids(request.id) == write_alone(request, seed)
-    assert [bench.cached(request.id) for request in requests] == [0, 20, 20, 20]
+    assert [bench.cached(request.id) for request in requests] == [0, 23, 23, 23]
 
 
 def test_written_ids_are_reused_by_the_next_turn() -> None:
@@ -81,6 +81,27 @@ def test_written_ids_are_reused_by_the_next_turn() -> None:
     bench.add(ask("turn2", [1, 2, 3, 4, *bench.ids("turn1"), 5], max_tokens=2))
     bench.run()
     assert bench.cached("turn2") == 12
+
+
+def test_the_beginning_of_a_block_is_known_too() -> None:
+    """A prompt that leaves the known one in the middle of a block would compute the whole block again."""
+    bench = Bench(num_blocks=64, block_size=4)
+    bench.add(ask("turn1", [1, 2, 3, 4, 5, 6], max_tokens=5, ignore_eos=True))
+    bench.run()
+    turn1 = [1, 2, 3, 4, 5, 6, *bench.ids("turn1")]  # 11 ids, of which the last was written and never computed
+    for id, prompt, known in (("other", [1, 2, 3, 4, 5, 2, 2], 5), ("next", [*turn1, 5, 5], 10), ("again", turn1, 10)):
+        bench.add(request := ask(id, prompt, max_tokens=4, seed=3))
+        bench.run()
+        assert bench.cached(id) == known
+        assert bench.ids(id) == write_alone(request, 3)
+
+
+def test_blocks_are_shared_but_not_copied_where_copying_does_not_pay() -> None:
+    bench = Bench(num_blocks=64, block_size=4, copies_blocks=False)
+    for id in ("a", "b"):
+        bench.add(ask(id, [1, 2, 3, 4, 5, 6, 1], max_tokens=2, seed=4))
+        bench.run()
+    assert bench.cached("b") == 4
 
 
 def test_without_prefix_cache_nothing_is_shared() -> None:
@@ -273,7 +294,7 @@ def test_sequence_that_is_still_compiling_is_passed_over() -> None:
 def test_first_delta_comes_when_blocks_are_given_not_before() -> None:
     bench = Bench(num_blocks=64, block_size=4, max_running=1)
     bench.add(ask("a", [1, 2, 3], max_tokens=3, ignore_eos=True))
-    bench.add(ask("b", [1, 2, 3], max_tokens=3, ignore_eos=True))
+    bench.add(ask("b", [4, 2, 3], max_tokens=3, ignore_eos=True))
     bench.step()
     assert "a" in bench.told
     assert "b" not in bench.told

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from server.engine.blocks import Blocks
+from server.engine.cache import BlockCopy
 from server.engine.limits import Limits
 from server.engine.reply import closing_constraint
 from server.engine.scheduler import Scheduler
@@ -138,6 +139,13 @@ class ToyModel:
     def copy_state(self, source: int, target: int) -> None:
         self.states[target] = list(self.states[source])
 
+    def copy_block(self, source: int, target: int) -> None:
+        held = [self.memory.get(source * self.block_size + offset) for offset in range(self.block_size)]
+        for place, content in enumerate(held, target * self.block_size):
+            self.memory.pop(place, None)
+            if content is not None:
+                self.memory[place] = content
+
     def _place(self, row: Row, position: int) -> int:
         block = row.blocks[position // self.block_size]
         assert 0 <= block < self.max_blocks
@@ -216,6 +224,7 @@ def make_limits(**changes: int | float | bool) -> Limits:
         "max_model_len": 1000,
         "cache_tokens": 1000,
         "vocab_size": VOCAB,
+        "copies_blocks": True,
     }
     return Limits(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -268,7 +277,10 @@ class Bench:
         if step is not None:
             self._hold_to_what_is_budgeted(step)
             for copy in step.copies:
-                self.model.copy_state(copy.source, copy.target)
+                if isinstance(copy, BlockCopy):
+                    self.model.copy_block(copy.source, copy.target)
+                else:
+                    self.model.copy_state(copy.source, copy.target)
             try:
                 ticket = self.model.launch(step.batch)
                 masks = self.grammars.masks(step.matchers, step.extra_ids) if step.is_constrained else None

@@ -71,6 +71,9 @@ class Exhausted:
     def copy_state(self, source: int, target: int) -> None:
         self.runner.copy_state(source, target)
 
+    def copy_block(self, source: int, target: int) -> None:
+        self.runner.copy_block(source, target)
+
     def _run(self, compute: Any, *arguments: Any) -> Any:
         try:
             with self._mode:
