@@ -56,17 +56,17 @@ def can_hold(shape: PoolShape) -> bool:
     return fits and open_library() is not None
 
 
-def readable(weight: Tensor) -> Tensor:
-    """The weights [outputs, inputs] of a product as the kernels read them: panels of short rows, others as they are."""
-    weight, is_bf16 = weight.detach().contiguous(), weight.dtype == torch.bfloat16
+def lay_out(linear: nn.Linear) -> Tensor:
+    """A layer's weights as the kernels read them: short rows in panels, which it then holds instead of its own."""
+    weight, is_bf16 = linear.weight.detach().contiguous(), linear.weight.dtype == torch.bfloat16
     outputs, size = weight.shape
     num_bytes = the_library().toolwire_panel_bytes(is_bf16, size, outputs)
     if not num_bytes:
         return weight
     panels = torch.empty(num_bytes // weight.element_size(), dtype=weight.dtype)
-    the_library().toolwire_lay_out(
-        is_bf16, weight.data_ptr(), size, outputs, panels.data_ptr(), torch.get_num_threads()
-    )
+    threads = torch.get_num_threads()
+    the_library().toolwire_lay_out(is_bf16, weight.data_ptr(), size, outputs, panels.data_ptr(), threads)
+    linear.weight = nn.Parameter(panels, requires_grad=False)  # a tied embedding keeps its own
     return panels
 
 
@@ -125,13 +125,13 @@ class NativeBody:
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return Layer(
-            query=self._at(readable(attention.q_proj.weight)),
-            key=self._at(readable(attention.k_proj.weight)),
-            value=self._at(readable(attention.v_proj.weight)),
-            output=self._at(readable(attention.o_proj.weight)),
-            gate=self._at(readable(mlp.gate_proj.weight)),
-            up=self._at(readable(mlp.up_proj.weight)),
-            down=self._at(readable(mlp.down_proj.weight)),
+            query=self._at(lay_out(attention.q_proj)),
+            key=self._at(lay_out(attention.k_proj)),
+            value=self._at(lay_out(attention.v_proj)),
+            output=self._at(lay_out(attention.o_proj)),
+            gate=self._at(lay_out(mlp.gate_proj)),
+            up=self._at(lay_out(mlp.up_proj)),
+            down=self._at(lay_out(mlp.down_proj)),
             query_bias=self._at(attention.q_proj.bias),
             key_bias=self._at(attention.k_proj.bias),
             value_bias=self._at(attention.v_proj.bias),
@@ -157,7 +157,7 @@ class NativeHead(nn.Module):
         self._library = the_library()
         self._vocab_size = head.out_features
         self._is_bf16 = head.weight.dtype == torch.bfloat16
-        self._weight = readable(head.weight)
+        self._weight = lay_out(head)
         # Logits of many rows take tens of megabytes, and memory that is new at every step costs as much as the product.
         self._logits = torch.empty(0)
 

@@ -194,12 +194,11 @@ def test_a_broken_sequence_spoils_its_own_logits_alone() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_likeliest_ids_are_those_of_the_logits(dtype: torch.dtype, size: int) -> None:
     """The lowest of equal ones, wherever they stand and whichever thread meets them; none where a number is broken."""
-    linear = nn.Linear(size, 1_003, bias=False, dtype=dtype)
-    linear.weight.data = torch.randint(-2, 3, linear.weight.shape).to(dtype)  # small whole numbers: many are equal
-    linear.weight.data[1_002] = linear.weight.data[7]
-    head, hidden = NativeHead(linear), torch.randint(-1, 2, (21, size)).to(dtype)
-    hidden[3] = linear.weight.data[7]  # so that two ids tie, far apart
-    assert torch.equal(head(hidden), hidden.float() @ linear.weight.data.float().T)
+    weights = torch.randint(-2, 3, (1_003, size)).to(dtype)  # small whole numbers: sums are exact, and many are equal
+    weights[1_002] = weights[7]
+    head, hidden = head_of(weights), torch.randint(-1, 2, (21, size)).to(dtype)
+    hidden[3] = weights[7]  # two ids tie, far apart
+    assert torch.equal(head(hidden), hidden.float() @ weights.float().T)
     expected = head(hidden).argmax(-1)
     assert expected[3] == 7 and torch.equal(head.likeliest(hidden), expected)
     hidden[5, 0], hidden[20, 1] = torch.nan, torch.inf
@@ -207,9 +206,14 @@ def test_the_likeliest_ids_are_those_of_the_logits(dtype: torch.dtype, size: int
     assert broken[5] == broken[20] == NOT_FINITE
     others = [line for line in range(21) if line not in (5, 20)]
     assert torch.equal(broken[others], expected[others])
-    hidden = torch.full((2, size), -1.0, dtype=dtype)
-    linear.weight.data[:] = 1.0
-    assert NativeHead(linear).likeliest(hidden).tolist() == [0, 0], "all below zero, all equal"
+    all_equal_below_zero = head_of(torch.ones(1_003, size, dtype=dtype)).likeliest(-torch.ones(2, size, dtype=dtype))
+    assert all_equal_below_zero.tolist() == [0, 0]
+
+
+def head_of(weights: torch.Tensor) -> NativeHead:
+    linear = nn.Linear(*weights.mT.shape, bias=False, dtype=weights.dtype)
+    linear.weight.data = weights.clone()
+    return NativeHead(linear)
 
 
 @needs_kernels
