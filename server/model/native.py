@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from server.model.decoder import is_silu, rotates_whole_heads
 from server.model.library import Attention, Layer, Model, Step, open_library, the_library
-from server.model.paged import Attends, KvPool, PoolShape
+from server.model.paged import Attends, BlockMemory, PoolShape
 from server.model.plan import RowPlan
 from server.model.recurrent import RecurrentStep
 
@@ -200,11 +200,8 @@ class NativeHead(nn.Module):
         return ids
 
 
-class NativePool(KvPool):
-    """The KV cache in the kernels' layout (`cpp/attention.h`); what is given back and taken again is the same.
-
-    Of `keys` and `values` only the addresses mean anything here: their dimensions are those of torch's layout.
-    """
+class NativePool(BlockMemory):
+    """The KV cache in the kernels' layout (`cpp/attention.h`)."""
 
     def __init__(self, shape: PoolShape, num_blocks: int) -> None:
         assert shape.block_size % 2 == 0, "two tokens lie together"

@@ -55,8 +55,11 @@ class Attends(Protocol):
         """
 
 
-class KvPool:
-    """Keys and values of `num_blocks` blocks in one stretch of memory, committed page by page as it is written."""
+class BlockMemory:
+    """The memory of `num_blocks` blocks in one stretch, committed page by page as it is written.
+
+    keys, values: of each layer, [num_blocks, elements], in whatever order they lie within a block.
+    """
 
     def __init__(self, shape: PoolShape, num_blocks: int, behind: int = 0) -> None:
         """`behind`: bytes after the last block that may be read."""
@@ -68,16 +71,9 @@ class KvPool:
         storage = torch.frombuffer(self._memory, dtype=shape.dtype)[
             : num_blocks * 2 * shape.layers * shape.part_elements
         ]
-        parts = storage.view(shape.layers, 2, num_blocks, shape.kv_heads, -1)
-        self.keys = [part[0].view(num_blocks, shape.kv_heads, shape.head_dim, shape.block_size) for part in parts]
-        self.values = [part[1].view(num_blocks, shape.kv_heads, shape.block_size, shape.head_dim) for part in parts]
-        # The same memory, [num_blocks, block_size, kv_heads, head_dim]: where one token's keys and values are written.
-        self.key_places = [keys.permute(0, 3, 1, 2) for keys in self.keys]
-        self.value_places = [values.transpose(1, 2) for values in self.values]
-
-    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
-        """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
-        return PagedStep(self, layer_of, plan_step(rows, self.shape.block_size, self.shape.layer_bytes))
+        parts = storage.view(shape.layers, 2, num_blocks, shape.part_elements)
+        self.keys = [part[0] for part in parts]
+        self.values = [part[1] for part in parts]
 
     def copy(self, source: int, target: int) -> None:
         """Copy a block in every layer."""
@@ -98,6 +94,23 @@ class KvPool:
     def restore(self, num_blocks: int) -> int:
         """Blocks up to this one may be used again: nothing to do here, pages come back when they are written."""
         return self.num_blocks
+
+
+class KvPool(BlockMemory):
+    """The KV cache in the layout that torch reads."""
+
+    def __init__(self, shape: PoolShape, num_blocks: int) -> None:
+        super().__init__(shape, num_blocks)
+        each = (num_blocks, shape.kv_heads)
+        self.keys = [part.view(*each, shape.head_dim, shape.block_size) for part in self.keys]
+        self.values = [part.view(*each, shape.block_size, shape.head_dim) for part in self.values]
+        # The same memory, [num_blocks, block_size, kv_heads, head_dim]: where one token's keys and values are written.
+        self.key_places = [keys.permute(0, 3, 1, 2) for keys in self.keys]
+        self.value_places = [values.transpose(1, 2) for values in self.values]
+
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
+        """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
+        return PagedStep(self, layer_of, plan_step(rows, self.shape.block_size, self.shape.layer_bytes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from server.model.kernels import choose_kernels
 from server.model.loaded import LoadedModel
 from server.model.masks import Masks
 from server.model.native import NativeHead, NativePool, can_hold
-from server.model.paged import KvPool, PoolShape
+from server.model.paged import BlockMemory, KvPool, PoolShape
 from server.model.paged_cuda import CudaKvPool
 from server.model.plan import SHORT_TOKENS, RowPlan
 from server.model.recurrent import RecurrentStep, StatePool, StateRow, plan_states
@@ -106,7 +106,7 @@ class Runner:
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy a block's keys and values, on the CPU."""
-        assert isinstance(self.pool, KvPool), "a GPU computes a few tokens more for nothing"
+        assert isinstance(self.pool, BlockMemory), "a GPU computes a few tokens more for nothing"
         self.pool.copy(source, target)
 
     def release(self, first_block: int) -> None:
@@ -140,7 +140,7 @@ class Runner:
         return plan_states(plans, self.states)
 
 
-def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool | CudaKvPool:
+def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool | NativePool | CudaKvPool:
     """The KV pool in the layout of the model's device."""
     shape = pool_shape(loaded, block_size)
     if loaded.device.type == "cpu":
