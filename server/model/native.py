@@ -166,6 +166,7 @@ class NativeHead(nn.Module):
         hidden = hidden.contiguous()
         num_rows, size = hidden.shape
         if self._logits.shape[0] < num_rows:
+            self._logits = torch.empty(0)  # before the next is taken
             self._logits = torch.empty(num_rows, self._vocab_size)
         self._library.toolwire_project(
             self._is_bf16,
@@ -210,7 +211,7 @@ class NativePool(BlockMemory):
         self.value_pointers = (ctypes.c_void_p * shape.layers)(*(values.data_ptr() for values in self.values))
 
     def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
-        """As `KvPool.arrange`."""
+        """Arrange one step. `rows` are in the order of their tokens."""
         tables = [np.asarray(row.blocks, dtype=np.int32) for row in rows]
         table = np.concatenate(tables)
         sizes = np.array([len(one) for one in tables])

@@ -1,8 +1,8 @@
 // A decoder's step on a CPU with AVX-512: every norm, product and attention of a batch in one call.
 //
-// Weights are read where they lie, except that short rows are laid out anew (`toolwire_panel_bytes`). One token or a thousand, every output
-// is summed in one and the same order, so that a sequence's result does not depend on who else is in the batch, on how its
-// prompt was cut into chunks, or on the number of threads.
+// Weights are read where they lie, except that short rows are laid out anew (`toolwire_panel_bytes`). One token or a
+// thousand, every output is summed in one and the same order, so that a sequence's result does not depend on who else is
+// in the batch, on how its prompt was cut into chunks, or on the number of threads.
 //
 // Elements are bfloat16 or float32. Sums, norms, angles, softmax and the residual stream are float32 in both.
 // Sizes: head_dim is a multiple of 32, as are the inputs of every product; block_size is even.
