@@ -30,9 +30,9 @@ from server.settings import EngineSettings
 ATTENTION_NAME = "toolwire"
 LAYER_TYPES = ("full_attention", "linear_attention")
 RECURRENT_MODELS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
-PACKAGES = {  # quantization method in config.json -> package that transformers needs for it
+PACKAGES = {  # quantization method in config.json -> packages that transformers needs for it
     "awq": "gptqmodel",
-    "gptq": "gptqmodel",
+    "gptq": "gptqmodel optimum",
     "bitsandbytes": "bitsandbytes",
     "compressed-tensors": "compressed_tensors",
     "torchao": "torchao",
@@ -171,9 +171,10 @@ def _missing_package(config: Any, error: ImportError) -> str:
     quantization = getattr(config, "quantization_config", None)
     fields = quantization if isinstance(quantization, dict) else getattr(quantization, "__dict__", {})
     method = str(fields.get("quant_method", "")).removeprefix("QuantizationMethod.").lower()
-    package = PACKAGES.get(method)
-    if package:
-        return f"this checkpoint is quantized with {method}: it needs the package {package} (pip install {package})"
+    packages = PACKAGES.get(method)
+    if packages:
+        needed = " and ".join(packages.split())
+        return f"this checkpoint is quantized with {method}: it needs {needed} (pip install {packages})"
     return f"this checkpoint needs a package that is not installed: {_first_line(error)}"
 
 
