@@ -1,6 +1,6 @@
 """Whole conversations: tools, questions, calls, results and answers, each turn known to be right."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demo.everyday import Everyday
@@ -69,6 +69,7 @@ class Stage:
     )  # fmt: skip
     num_questions: tuple[int, ...] = (2, 3, 3, 4, 5)
     silent_share: float = 0.7  # of the calls end their question, without results and an answer
+    corner_share: float = 0.6  # of the conversations use few words, so that names of one tool stand in another's too
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,11 @@ class Author:
 
     def write(self) -> Dialogue:
         """One conversation of a random scenario."""
+        rng = self.world.rng
+        corner = rng.getrandbits(32) if rng.random() < self.stage.corner_share else 0
+        return replace(self, world=replace(self.world, corner=corner))._write()
+
+    def _write(self) -> Dialogue:
         rng = self.world.rng
         names = [name for name, _ in self.stage.weights]
         scenario = rng.choices(names, [weight for _, weight in self.stage.weights])[0]

@@ -19,7 +19,7 @@ class Shape:
     vocab_size: int = 2048
     hidden_size: int = 192
     intermediate_size: int = 512
-    num_hidden_layers: int = 5
+    num_hidden_layers: int = 7
     num_attention_heads: int = 6
     num_key_value_heads: int = 3
     head_dim: int = 32

@@ -142,6 +142,9 @@ def is_held_out(word: str) -> bool:
     return zlib.crc32(word.lower().encode()) % 6 == 0
 
 
+LONG = 100  # words in a list of which a corner of the world knows a sixth
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """Draws words of one half of the world; equal seeds draw equal words."""
@@ -149,6 +152,7 @@ class World:
     split: Split
     rng: random.Random
     known: frozenset[str]  # lower-case words of the hand-written tools: never held out
+    corner: int = 0  # not 0: only a sixth of the words, another for each number, so that tools share theirs
 
     def allows(self, word: str) -> bool:
         held_out = is_held_out(word) and word.lower() not in self.known
@@ -158,7 +162,8 @@ class World:
         """One of the words, of this half."""
         while True:
             word = self.rng.choice(words)
-            if self.allows(word):
+            here = not self.corner or len(words) < LONG or zlib.crc32(f"{self.corner}{word}".encode()) % 6 == 0
+            if here and self.allows(word):
                 return word
 
     def invented(self) -> str:

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 
 from demo.batches import Supply, drill, pad
 from demo.export import SHIPPED
+from demo.grow import grow
 from demo.model import DemoModel, Shape
 from demo.muon import Muon, orthogonalise
 from demo.train import Run, loss_of, rate_at, train
@@ -72,3 +74,27 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, workers: int) -> Non
         Run(tmp_path, 10, workers=workers, tokens_per_batch=256, shape=TINY, compiled=False, max_steps=3, resume=True)
     )
     assert torch.load(tmp_path / "checkpoint.pt")["progress"][0] == 3
+
+
+def test_new_layers_change_nothing_at_first_and_learn_from_there(tmp_path: Path) -> None:
+    """Weights, averages or momenta under a wrong name would cost what was learnt."""
+    shutil.copy(SHIPPED / "tokenizer.json", tmp_path)
+    run = Run(tmp_path, 10, workers=1, tokens_per_batch=256, shape=replace(TINY, num_hidden_layers=2), compiled=False,
+              max_steps=2)  # fmt: skip
+    train(run)
+    before, larger = torch.load(tmp_path / "checkpoint.pt"), replace(TINY, num_hidden_layers=4)
+    after = grow(before, [0, 1], larger)
+    torch.save(after, tmp_path / "checkpoint.pt")
+    ids = torch.arange(40).view(2, 20)
+    for kind in ("weights", "average"):
+        old, new = DemoModel(run.shape), DemoModel(larger)
+        old.load_state_dict(before[kind])
+        new.load_state_dict(after[kind])
+        assert torch.equal(old(ids, torch.arange(40)), new(ids, torch.arange(40)))
+    held = before["optimiser"]["momenta"]["model.layers.1.mlp.up_proj.weight"]
+    assert torch.equal(after["optimiser"]["momenta"]["model.layers.2.mlp.up_proj.weight"], held)
+    assert not after["optimiser"]["momenta"]["model.layers.3.mlp.up_proj.weight"].any()
+    train(replace(run, shape=larger, resume=True, max_steps=4))
+    learnt = torch.load(tmp_path / "checkpoint.pt")
+    assert learnt["progress"][0] == 4
+    assert all(learnt["weights"][f"model.layers.{new}.mlp.down_proj.weight"].any() for new in (1, 3))
