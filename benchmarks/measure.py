@@ -6,8 +6,8 @@ leaves its figures out, and the reason is printed.
 
 import statistics
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -28,6 +28,14 @@ class Plan:
     once: tuple[Workload, ...]
     streams: tuple[int, ...]
     requests_per_stream: int = 2
+
+    def only(self, names: Collection[str]) -> "Plan":
+        """The workloads of these names; `streams` is all of that kind."""
+        repeated, once = (
+            tuple(workload for workload in some if getattr(workload, "__name__", "") in names)
+            for some in (self.repeated, self.once)
+        )
+        return replace(self, repeated=repeated, once=once, streams=self.streams if "streams" in names else ())
 
 
 async def decode_at_128(server: Running, number: int) -> Figures:

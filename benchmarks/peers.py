@@ -53,7 +53,8 @@ def measure_server(name: str, checkpoint: Path, shape: str, options: argparse.Na
         log = Path(folder) / f"{name}.log"
         try:
             with started(name, python, checkpoint, log) as server:
-                return asyncio.run(measure(server, PLANS[shape], options.repeat))
+                plan = PLANS[shape].only(options.workloads.split(",")) if options.workloads else PLANS[shape]
+                return asyncio.run(measure(server, plan, options.repeat))
         except RuntimeError as error:
             print(f"{name}: {error}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
             return {}
@@ -66,13 +67,15 @@ def main() -> None:
     parser.add_argument("--checkpoints", default=",".join(PLANS))
     parser.add_argument("--peers-dir", type=Path, default=Path(".cache/peers"))
     parser.add_argument("--checkpoints-dir", type=Path, default=Path(".cache/checkpoints"))
+    parser.add_argument("--workloads", default="", help="names of functions in measure.py, and streams; all if empty")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--name", default="peers")
     options = parser.parse_args()
     figures: dict[str, dict[str, Figures]] = {}
     result = {
         "command": f"python -m benchmarks.peers --servers {options.servers} --checkpoints {options.checkpoints} "
-        f"--repeat {options.repeat} --name {options.name}",
+        + (f"--workloads {options.workloads} " if options.workloads else "")
+        + f"--repeat {options.repeat} --name {options.name}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "figures": figures,
