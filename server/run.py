@@ -105,14 +105,14 @@ async def _serve(
     http = asyncio.create_task(server.serve(sockets=[begun.listener]))
     try:
         await _until_listening(server, http)
+        host, port = begun.listener.getsockname()[:2]  # now: whoever ends the server closes it
         _end_on_signals(server, backend, settings.api.drain_timeout_s)
         starting = asyncio.create_task(backend.start())
         await asyncio.wait({starting, http}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            host, port = begun.listener.getsockname()[:2]
-            on_ready(Serving(f"http://{_reachable(host)}:{port}", name, checkpoint, await starting))
-        else:
+        if http.done():  # told to end, perhaps at the very moment when the engine was ready
             starting.cancel()
+        else:
+            on_ready(Serving(f"http://{_reachable(host)}:{port}", name, checkpoint, await starting))
         await http
     finally:
         server.should_exit = True

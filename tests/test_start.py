@@ -20,7 +20,8 @@ def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*SERVE, *arguments],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(folder)},
+        # torch makes a folder for its own cache, which stays.
+        env={**os.environ, "TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": f"{folder}-torch"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
