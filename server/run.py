@@ -111,6 +111,7 @@ async def _serve(
         await asyncio.wait({starting, http}, return_when=asyncio.FIRST_COMPLETED)
         if http.done():  # told to end, perhaps at the very moment when the engine was ready
             starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)  # why it failed, if it did, is of no use now
         else:
             on_ready(Serving(f"http://{_reachable(host)}:{port}", name, checkpoint, await starting))
         await http

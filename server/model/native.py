@@ -1,4 +1,4 @@
-"""A decoder's steps through the kernels of `cpp/step.cpp`, on the weights as they lie in the checkpoint's file.
+"""A decoder's steps through the kernels of `cpp/step.cpp`, on the checkpoint's own weights but for short rows.
 
 They compute dense decoders in bfloat16 and float32, and the attention of every other model in these types; the rest is
 computed by torch.
@@ -164,41 +164,32 @@ class NativeHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab] float32, to be read before the next call: that one writes over them."""
         hidden = hidden.contiguous()
-        num_rows, size = hidden.shape
-        if self._logits.shape[0] < num_rows:
+        if self._logits.shape[0] < len(hidden):
             self._logits = torch.empty(0)  # before the next is taken
-            self._logits = torch.empty(num_rows, self._vocab_size)
-        self._library.toolwire_project(
-            self._is_bf16,
-            hidden.data_ptr(),
-            num_rows,
-            size,
-            self._weight.data_ptr(),
-            self._vocab_size,
-            self._logits.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return self._logits[:num_rows]
+            self._logits = torch.empty(len(hidden), self._vocab_size)
+        self._library.toolwire_project(*self._product(hidden), self._logits.data_ptr(), torch.get_num_threads())
+        return self._logits[: len(hidden)]
 
     def likeliest(self, hidden: Tensor) -> Tensor:
         """As `greedy.likeliest` of the same logits, which are not kept."""
-        hidden = hidden.contiguous()
+        hidden, threads = hidden.contiguous(), torch.get_num_threads()
+        ids = torch.empty(len(hidden), dtype=torch.int64)
+        scratch = torch.empty(self._library.toolwire_likeliest_bytes(len(hidden), threads), dtype=torch.uint8)
+        product = self._product(hidden)
+        self._library.toolwire_likeliest(*product, ids.data_ptr(), scratch.data_ptr(), threads)
+        return ids
+
+    def _product(self, hidden: Tensor) -> tuple[int, ...]:
+        """The arguments that say what is multiplied; `hidden`, contiguous, must outlive them."""
         num_rows, size = hidden.shape
-        ids = torch.empty(num_rows, dtype=torch.int64)
-        threads = torch.get_num_threads()
-        scratch = torch.empty(self._library.toolwire_likeliest_bytes(num_rows, threads), dtype=torch.uint8)
-        self._library.toolwire_likeliest(
+        return (
             self._is_bf16,
             hidden.data_ptr(),
             num_rows,
             size,
             self._weight.data_ptr(),
             self._vocab_size,
-            ids.data_ptr(),
-            scratch.data_ptr(),
-            threads,
         )
-        return ids
 
 
 class NativePool(BlockMemory):

@@ -146,25 +146,32 @@ template <int TOKENS, class Use> inline void product(long tokens, long outputs, 
     }
 }
 
-// results = inputs times weights, plus a bias.
-template <class E, class R>
-void project(const E* inputs, long tokens, long size, const E* weights, const E* bias, long outputs, R* results,
-             long stride) {
+// inputs times weights, shared among threads as `product` says: `keep(token, column, count, sums)` gets sixteen at a time.
+template <class E, class Keep>
+void project_each(const E* inputs, long tokens, long size, const E* weights, long outputs, Keep keep) {
     in_their_form(weights, size, [=](auto form) {
         using Form = decltype(form);
         product<Form::TOKENS>(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
             float sums[Form::TOKENS][LANES];
             tile(form, m, inputs + token * size, column, count, sums);
-            for (int i = 0; i < m; i++) {
-                Floats sum = _mm512_loadu_ps(sums[i]);
-                if (bias) {
-                    alignas(64) E own[LANES] = {};
-                    std::memcpy(own, bias + column, count * sizeof(E));
-                    sum = _mm512_add_ps(sum, Elements<E>::floats(own));
-                }
-                Elements<R>::store(results + (token + i) * stride + column, sum, count);
-            }
+            for (int i = 0; i < m; i++) keep(token + i, column, count, _mm512_loadu_ps(sums[i]));
         });
+    });
+}
+
+inline __mmask16 first_lanes(int count) { return (__mmask16)((1u << count) - 1); }
+
+// results = inputs times weights, plus a bias.
+template <class E, class R>
+void project(const E* inputs, long tokens, long size, const E* weights, const E* bias, long outputs, R* results,
+             long stride) {
+    project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
+        if (bias) {
+            alignas(64) E own[LANES] = {};
+            std::memcpy(own, bias + column, count * sizeof(E));
+            sum = _mm512_add_ps(sum, Elements<E>::floats(own));
+        }
+        Elements<R>::store(results + token * stride + column, sum, count);
     });
 }
 
@@ -193,36 +200,19 @@ template <class E>
 void project_to_peaks(const E* inputs, long tokens, long size, const E* weights, long outputs, Seen* seen) {
     for (long token = 0; token < tokens; token++)
         seen[token] = {{_mm512_set1_ps(-INFINITY), _mm512_setzero_si512()}, 0};
-    in_their_form(weights, size, [=](auto form) {
-        using Form = decltype(form);
-        product<Form::TOKENS>(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
-            float sums[Form::TOKENS][LANES];
-            tile(form, m, inputs + token * size, column, count, sums);
-            __mmask16 own = (__mmask16)((1u << count) - 1);
-            for (int i = 0; i < m; i++) {
-                Floats sum = _mm512_loadu_ps(sums[i]);
-                seen[token + i].is_broken |= _mm512_mask_fpclass_ps_mask(own, sum, NO_NUMBER);
-                seen[token + i].peaks.see(sum, column, own);
-            }
-        });
+    project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
+        seen[token].is_broken |= _mm512_mask_fpclass_ps_mask(first_lanes(count), sum, NO_NUMBER);
+        seen[token].peaks.see(sum, column, first_lanes(count));
     });
 }
 
 // stream += inputs times weights.
 template <class E>
 void project_onto(const E* inputs, long tokens, long size, const E* weights, long outputs, float* stream) {
-    in_their_form(weights, size, [=](auto form) {
-        using Form = decltype(form);
-        product<Form::TOKENS>(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
-            float sums[Form::TOKENS][LANES];
-            tile(form, m, inputs + token * size, column, count, sums);
-            __mmask16 own = (__mmask16)((1u << count) - 1);
-            for (int i = 0; i < m; i++) {
-                float* at = stream + (token + i) * outputs + column;
-                Floats sum = _mm512_add_ps(_mm512_maskz_loadu_ps(own, at), _mm512_loadu_ps(sums[i]));
-                _mm512_mask_storeu_ps(at, own, sum);
-            }
-        });
+    project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
+        float* at = stream + token * outputs + column;
+        __mmask16 own = first_lanes(count);
+        _mm512_mask_storeu_ps(at, own, _mm512_add_ps(_mm512_maskz_loadu_ps(own, at), sum));
     });
 }
 
