@@ -48,7 +48,8 @@ def step(runner: Runner, streams: list[Stream], clock: Clock = time.perf_counter
     """One step of these streams; seconds."""
     began = clock()
     rows = [stream.row() for stream in streams]
-    drawn = iter(runner.finish(runner.launch(Batch(tuple(rows))), None))
+    batch = Batch(tuple(rows))
+    drawn = iter(runner.draw(runner.launch(batch), batch, None).read())
     for stream, row in zip(streams, rows, strict=True):
         stream.num_computed += len(row.token_ids)
         if row.num_logits:

@@ -124,6 +124,7 @@ def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:
         fast_forward=settings.fast_forward,
         draft_tokens=_draft_tokens(settings, parts.loaded.device),
         copies_blocks=parts.loaded.device.type == "cpu",  # a GPU computes a few tokens more for nothing
+        runs_ahead=parts.loaded.device.type != "cpu",  # there the host is the device
         seed=settings.seed,
     )
     slots = None

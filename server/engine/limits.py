@@ -22,6 +22,7 @@ class Limits:
     fast_forward: bool = True
     draft_tokens: int = 0
     copies_blocks: bool = False  # whether copying a block is cheaper than computing some of its tokens
+    runs_ahead: bool = False  # whether the device computes on while the host takes in what it drew
     seed: int = 0
     patience_s: float = 30.0  # how long a sequence waits for memory while nothing runs
 

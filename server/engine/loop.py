@@ -7,14 +7,12 @@ every refusal comes before that, so that the API can still answer with a status.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.engine.cache import BlockCopy
 from server.engine.compiler import Compiled, Compiler
+from server.engine.pipeline import Pipeline
 from server.engine.ports import Allowance, Grammars, Guard, Mailbox, Model, Pool
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.engine.step import Step
 from server.messages import Abort, EngineMail, Generate, Pulse, Shutdown
-from server.model.batch import Drawn
 
 PULSE_S = 1.0
 SHORTEST_PULSE_S = 0.1  # between two pulses, however often the allowance changes
@@ -42,6 +40,7 @@ class Loop:
         self._machine = machine
         self._compiler = compiler
         self._clock = clock
+        self._pipeline = Pipeline(scheduler, machine.model, machine.grammars)
         self._num_backed = scheduler.blocks.num_blocks  # blocks that the pool has memory for
         self._obeyed = (self._num_backed, True, False)
         self._pulsed_s = -PULSE_S
@@ -125,40 +124,33 @@ class Loop:
     # -- step ------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        allowance = self._follow_guard()
-        step = self._scheduler.next_step(admit=allowance.admit)
-        if step is None:
-            return
-        self._send_mail()  # who is admitted learns it before the step is computed
-        drawn = self._compute(step)
-        if drawn is not None:
-            self._scheduler.commit(step, drawn)
+        if self._pipeline.in_flight:
+            has_memory = self._pipeline.go_on(self._guard_is_content)
         else:
+            allowance = self._follow_guard()
+            step = self._scheduler.next_step(admit=allowance.admit)
+            if step is None:
+                return
+            self._send_mail()  # who is admitted learns it before the step is computed
+            has_memory = self._pipeline.compute(step, self._guard_is_content)
+        if not has_memory:
             self._machine.guard.out_of_memory()
-            self._scheduler.undo(step)
 
-    def _compute(self, step: Step) -> list[Drawn] | None:
-        """What was drawn; None if memory ran out. Masks are made while the device works."""
-        model, grammars = self._machine.model, self._machine.grammars
-        try:
-            for copy in step.copies:
-                if isinstance(copy, BlockCopy):
-                    model.copy_block(copy.source, copy.target)
-                else:
-                    model.copy_state(copy.source, copy.target)
-            ticket = model.launch(step.batch)
-            masks = grammars.masks(step.matchers, step.extra_ids) if step.is_constrained else None
-            return model.finish(ticket, masks)
-        except MemoryError:
-            return None  # only out of this block is the failed step's memory free again
+    def _guard_is_content(self) -> bool:
+        """Whether there is nothing to follow: memory must not be moved under a step in flight."""
+        return not self._scheduler.blocks.num_stranded and _wishes(self._ask_guard()) == self._obeyed
+
+    def _ask_guard(self) -> Allowance:
+        blocks = self._scheduler.blocks
+        # Blocks beyond the limit keep their memory from being given back, however few there are.
+        num_used = blocks.limit + blocks.num_stranded if blocks.num_stranded else blocks.num_used
+        return self._machine.guard.allowance(num_used)
 
     def _follow_guard(self) -> Allowance:
         """Make blocks, and the memory behind them, what the guard allows."""
         blocks, pool = self._scheduler.blocks, self._machine.pool
-        # Blocks beyond the limit keep their memory from being given back, however few there are.
-        num_used = blocks.limit + blocks.num_stranded if blocks.num_stranded else blocks.num_used
-        allowance = self._machine.guard.allowance(num_used)
-        wanted = (allowance.blocks, allowance.admit, allowance.preempt)
+        allowance = self._ask_guard()
+        wanted = _wishes(allowance)
         if wanted == self._obeyed and not blocks.num_stranded:
             return allowance
         if allowance.blocks > self._num_backed:
@@ -171,3 +163,7 @@ class Loop:
             self._pulsed_s = -PULSE_S  # tell the change at once
         self._obeyed = wanted
         return allowance
+
+
+def _wishes(allowance: Allowance) -> tuple[int, bool, bool]:
+    return allowance.blocks, allowance.admit, allowance.preempt

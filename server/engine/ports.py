@@ -37,8 +37,15 @@ class Grammars(Protocol):
 
         A row is a matcher that `compile` gave, and drafts: it gets one mask, from the matcher's place on, before
         each draft and one after the last. `extra[i]` is one more id that row i allows (a preamble's opening token).
-        The result is opaque here and understood by `Model.finish`; None if no row is constrained.
+        The result is opaque here and understood by `Model.draw`; None if no row is constrained.
         """
+
+
+class Drawing(Protocol):
+    """Ids that are drawn, or will be soon."""
+
+    def read(self) -> list[Drawn]:
+        """One Drawn for each row that has a Draw, in row order; waits for them. Raises MemoryError."""
 
 
 class Model(Protocol):
@@ -47,8 +54,17 @@ class Model(Protocol):
     def launch(self, batch: Batch) -> Any:
         """Start computing; returns a ticket. Raises MemoryError when the device has no memory left."""
 
-    def finish(self, ticket: Any, masks: Any) -> list[Drawn]:
-        """One Drawn for each row with logits, in row order. Raises MemoryError as `launch` does."""
+    def launch_after(self, batch: Batch, drawing: Any, lines: Sequence[int]) -> Any:
+        """As `launch`, for rows of one token each: the ids that stand in these lines of a drawing not read yet.
+
+        Where there is a fault instead of an id, any other id will do. Never called where `Limits.runs_ahead` is off.
+        """
+
+    def draw(self, ticket: Any, batch: Batch, masks: Any) -> Drawing:
+        """Start drawing for each row that has a Draw. Raises MemoryError as `launch` does.
+
+        The batch is the one launched, but its rows may be drawn otherwise than was known then, or not at all.
+        """
 
     def copy_state(self, source: int, target: int) -> None:
         """Copy recurrent state between slots (snapshots); never called where the model has none."""

@@ -27,6 +27,7 @@ class Reply:
     def __init__(self, request: Generate, *, fast_forward: bool) -> None:
         self.written_ids: list[int] = []
         self.num_forced = 0
+        self.num_free = 0  # ids drawn since some were forced
         self.finish: Finish | None = None
         self.fault: str | None = None
         self.matcher: Matcher | None = None
@@ -76,7 +77,9 @@ class Reply:
             if self.is_over:
                 break
             self._write_one(token_id)
-        return len(self.written_ids) - before
+        count = len(self.written_ids) - before
+        self.num_free += count
+        return count
 
     def write_forced(self) -> int:
         """Append the ids that leave no choice; returns how many were written."""
@@ -85,6 +88,8 @@ class Reply:
             self.write(due)
         count = len(self.written_ids) - before
         self.num_forced += count
+        if count:
+            self.num_free = 0
         return count
 
     def cut_drafts(self, drafts: Sequence[int]) -> Sequence[int]:

@@ -41,9 +41,8 @@ class Scheduler:
         self._alive: dict[str, Sequence] = {}
         self._mail: list[Delta | Failed] = []
         self._num_arrived = 0
-        self._max_running = min(limits.max_running, limits.max_batch_tokens)  # so that each can get a token a step
-        if slots is not None:
-            self._max_running = min(self._max_running, slots.num_running)
+        most = limits.max_running if slots is None else slots.num_running
+        self.max_running = min(limits.max_running, limits.max_batch_tokens, most)  # each can get a token a step
         self._budget = Budget(limits.max_batch_tokens)
         self._began_s = 0.0
 
@@ -54,7 +53,7 @@ class Scheduler:
         failed = find_refusal(request, self.limits)
         if failed is None and request.id in self._alive:
             failed = Failed(request.id, "request_failed", f"a request with the id {request.id} is running already")
-        places = self.limits.max_queue + max(0, self._max_running - len(self.running))
+        places = self.limits.max_queue + max(0, self.max_running - len(self.running))
         if failed is None and len(self.queue) >= places:
             text = f"{len(self.queue)} requests are waiting already"
             failed = Failed(request.id, "queue_full", text, self.queue.retry_after_s())
@@ -147,10 +146,12 @@ class Scheduler:
         answers = iter(drawn)
         for share, row in zip(step.shares, step.batch.rows, strict=True):
             sequence = share.sequence
+            if sequence.state != "running":
+                continue  # it has ended since this was launched
             self.tally.prompt_tokens += min(share.count, max(0, len(sequence.prompt_ids) - sequence.num_computed))
             sequence.last_step = self.tally.steps
             sequence.num_computed += share.count
-            if row.num_logits:
+            if row.draw is not None:
                 self._take_drawn(share, next(answers))
             else:
                 self.cache.publish(sequence)
@@ -201,7 +202,7 @@ class Scheduler:
         reserve = sum(self._growth(sequence) for sequence in self.running)
         num_passed = 0
         for sequence in list(self.queue.sequences):
-            if portions.num_left <= 0 or num_passed == MAX_PASSED or len(self.running) >= self._max_running:
+            if portions.num_left <= 0 or num_passed == MAX_PASSED or len(self.running) >= self.max_running:
                 return
             if sequence.state != "waiting" or (not admit and not sequence.admitted):
                 continue

@@ -7,7 +7,7 @@ from server.engine.cache import BlockCopy
 from server.engine.ports import Matcher
 from server.engine.sequence import Sequence
 from server.engine.slots import StateCopy
-from server.model.batch import Batch
+from server.model.batch import Batch, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`matchers` and `extra_ids` have one entry for each row with logits, as `Grammars.masks` wants them."""
+    """`matchers` and `extra_ids` have one entry for each row that is drawn, as `Grammars.masks` wants them."""
 
     batch: Batch
     shares: tuple[Share, ...]
@@ -55,12 +55,15 @@ class Tally:
 
 
 def make_step(shares: list[Share], copies: tuple[StateCopy | BlockCopy, ...]) -> Step:
-    """Rows, matchers and extra ids of these shares, in this order."""
-    rows, matchers, extra_ids = [], [], []
-    for share in shares:
-        row = share.sequence.row(share.count, share.drafts)
-        rows.append(row)
-        if row.num_logits:
+    """The step of these shares, in this order."""
+    return bind(shares, [share.sequence.row(share.count, share.drafts) for share in shares], copies)
+
+
+def bind(shares: Ids[Share], rows: Ids[Row], copies: tuple[StateCopy | BlockCopy, ...] = ()) -> Step:
+    """Rows of these shares, with the matchers and extra ids that hold for their sequences now."""
+    matchers, extra_ids = [], []
+    for share, row in zip(shares, rows, strict=True):
+        if row.draw is not None:
             reply = share.sequence.reply
             matcher = reply.active_matcher
             matchers.append(None if matcher is None else (matcher, share.drafts))

@@ -39,7 +39,7 @@ class Row:
     start: int
     blocks: Sequence[int]
     num_logits: int
-    draw: Draw | None  # None if and only if num_logits is 0
+    draw: Draw | None  # None where nothing is drawn: num_logits is 0, or the row was computed ahead in vain
     slot: int | None = None
 
 

@@ -62,8 +62,10 @@ class StaticDecode:
         most = max(sizes)
         self._parts = np.cumsum([most, most, TILE_FIELDS * most])
         length = int(self._parts[-1]) + MOST_TABLE
-        # Pinned, so that the copy does not wait. The last step has been read back before the next one is filled in.
-        self._host = torch.zeros(length, dtype=torch.int32, pin_memory=loaded.device.type == "cuda")
+        # Pinned, so that the copy does not wait. Two, because a step may be filled in while the one before it is on its
+        # way; what is older has been read back.
+        on_cuda = loaded.device.type == "cuda"
+        self._hosts = [torch.zeros(length, dtype=torch.int32, pin_memory=on_cuda) for _ in range(2)]
         self._line = torch.zeros(length, dtype=torch.int32, device=loaded.device)
 
     @property
@@ -76,9 +78,12 @@ class StaticDecode:
         """The numbers of rows that steps are padded to, smallest first."""
         return self._sizes
 
-    def launch(self, rows: Sequence[Row]) -> Decoded | None:
-        """The step's result; None if it does not fit the buffers. `takes(rows)` holds."""
-        size = self.fill(rows)
+    def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> Decoded | None:
+        """The step's result; None if it does not fit the buffers. `takes(rows)` holds.
+
+        `ids` [rows] on the device stand for the rows' own, where those are not known yet.
+        """
+        size = self.fill(rows, ids)
         return None if size is None else self.compute(size)
 
     def compute(self, size: int) -> Decoded:
@@ -92,14 +97,15 @@ class StaticDecode:
         logits = self._loaded.head(hidden)
         return Decoded(logits, likeliest(logits))
 
-    def fill(self, rows: Sequence[Row]) -> int | None:
+    def fill(self, rows: Sequence[Row], known_ids: Tensor | None = None) -> int | None:
         """Write the step into the buffers: the number of rows it is padded to, or None if it does not fit."""
         size = next((size for size in self._sizes if size >= len(rows)), None)
         block_size, scratch = self._pool.shape.block_size, self._pool.scratch_block
         blocks, begins = join_blocks([*(row.blocks for row in rows), (scratch,)])
         if size is None or len(blocks) > MOST_TABLE:
             return None
-        count, host = len(rows), self._host.numpy()
+        self._hosts.reverse()
+        count, host = len(rows), self._hosts[0].numpy()
         ids, slots, flat, table = np.split(host, self._parts)
         starts = np.array([row.start for row in rows])
         ids[:count] = [row.token_ids[0] for row in rows]
@@ -113,7 +119,9 @@ class StaticDecode:
         tiles[:count, 3], tiles[count:, 3] = begins[:-1], begins[-1]
         table[: len(blocks)] = blocks
         used = int(self._parts[-1]) + len(blocks)
-        self._line[:used].copy_(self._host[:used], non_blocking=True)
+        self._line[:used].copy_(self._hosts[0][:used], non_blocking=True)
+        if known_ids is not None:
+            self._line[:count].copy_(known_ids)
         return size
 
 
@@ -136,12 +144,12 @@ class DecodeGraphs:
         self._times_moved = pool.times_moved
         self._is_broken = False
 
-    def launch(self, rows: Sequence[Row]) -> Decoded | None:
+    def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> Decoded | None:
         """As `StaticDecode.launch`; None also where nothing can be recorded."""
         if self._times_moved != self._pool.times_moved:
             self._times_moved, self._is_broken = self._pool.times_moved, False
             self._recorded.clear()
-        size = None if self._is_broken else self._static.fill(rows)
+        size = None if self._is_broken else self._static.fill(rows, ids)
         if size is None:
             return None
         recorded = self._recorded.get(size) or self._record(size)

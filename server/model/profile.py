@@ -115,8 +115,8 @@ def _run(runner: Runner, batch: Batch) -> None:
     """Compute the batch once, and draw from it in every one of the hardest ways."""
     ticket = runner.launch(batch)
     for sampling in HARDEST:
-        rows = tuple(replace(row, draw=_draw(sampling)) for row in ticket.rows)
-        runner.finish(replace(ticket, rows=rows), None)
+        rows = tuple(replace(row, draw=_draw(sampling)) for row in batch.rows)
+        runner.draw(ticket, Batch(rows), None).read()
 
 
 def _runner(loaded: LoadedModel, batch: Batch, block_size: int) -> Runner:

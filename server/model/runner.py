@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.model.batch import Batch, Drawn, Row
+from server.model.batch import Batch, Row
 from server.model.graphs import Decoded, open_graphs, takes
-from server.model.greedy import drawn, is_greedy
+from server.model.greedy import is_greedy
 from server.model.kernels import choose_kernels
 from server.model.loaded import LoadedModel
 from server.model.masks import Masks
@@ -19,15 +19,14 @@ from server.model.paged import BlockMemory, KvPool, PoolShape
 from server.model.paged_cuda import CudaKvPool
 from server.model.plan import SHORT_TOKENS, RowPlan
 from server.model.recurrent import RecurrentStep, StatePool, StateRow, plan_states
-from server.model.sampler import DrawRow, draw_ids
+from server.model.sampler import Drawing, DrawRow, draw_ids
 from server.model.shortage import as_memory_error
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A launched step: what its rows with logits are drawn from, one line a place, and how they are drawn."""
+    """A launched step: what is drawn from, a line for each token that gives logits, in the order of the rows."""
 
-    rows: tuple[DrawRow, ...]
     logits: Tensor | None  # [lines, vocab]; None if they are computed when it is known what is drawn from them
     hidden: Tensor | None = None  # [lines, hidden], then
     likeliest: Tensor | None = None  # [lines], where the device has found them already
@@ -40,8 +39,8 @@ class Decode(Protocol):
     def is_usable(self) -> bool:
         """False once it has turned out that it computes none."""
 
-    def launch(self, rows: Sequence[Row]) -> Decoded | None:
-        """One token of each row; None if this step must be computed as any other."""
+    def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> Decoded | None:
+        """One token of each row, `ids` if they are given; None if this step must be computed as any other."""
 
 
 class Runner:
@@ -68,35 +67,35 @@ class Runner:
 
     def launch(self, batch: Batch) -> Ticket:
         """Compute the batch; on CUDA the result may still be on its way. Raises MemoryError."""
-        if self._decode is not None and takes(batch.rows):
-            with as_memory_error(), torch.inference_mode():
-                decoded = self._decode.launch(batch.rows)
-            if decoded is not None:
-                return Ticket(_draw_rows(batch.rows), decoded.logits[: len(batch.rows)], likeliest=decoded.likeliest)
-        order = sorted(range(len(batch.rows)), key=lambda i: _place(batch.rows[i]))
-        rows = [batch.rows[i] for i in order]
-        with as_memory_error(), torch.inference_mode():
-            hidden = self._compute(rows)
-            hidden = hidden[_logit_lines(batch.rows, order).to(hidden.device)]
-            if isinstance(self._loaded.head, NativeHead):
-                return Ticket(_draw_rows(batch.rows), None, hidden)
-            return Ticket(_draw_rows(batch.rows), self._loaded.head(hidden))
+        return self._launch(batch.rows, None)
 
-    def finish(self, ticket: Ticket, masks: Masks | None) -> list[Drawn]:
-        """Draw: one Drawn for each row with logits, in row order. Raises MemoryError."""
-        if not ticket.rows:
-            return []
-        is_plain = masks is None and all(is_greedy(row.draw) for row in ticket.rows)
+    def launch_after(self, batch: Batch, drawing: Drawing, lines: Sequence[int]) -> Ticket:
+        """The same for rows of one token each, which are those ids of `drawing`; nothing waits for them."""
+        with as_memory_error(), torch.inference_mode():
+            ids = drawing.ids.clamp(min=0)  # where there is a fault instead, something has to be computed in vain
+            if list(lines) != list(range(len(ids))):
+                ids = ids[torch.tensor(lines, device=ids.device)]
+        return self._launch(batch.rows, ids)
+
+    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
+        """Draw for each row that has a Draw, in row order; nothing waits. Raises MemoryError.
+
+        The batch is the one launched, but for how it is drawn. Called once a ticket, before anything else is launched.
+        """
+        rows = _draw_rows(batch.rows)
+        if not rows:
+            return Drawing(torch.empty(0, dtype=torch.int64), rows)
+        is_plain = masks is None and all(is_greedy(row.draw) for row in rows)
         with as_memory_error(), torch.inference_mode():
             if ticket.likeliest is not None and is_plain:
-                return drawn(ticket.likeliest, ticket.rows)
+                return Drawing(ticket.likeliest, rows)
             if ticket.logits is not None:
-                return draw_ids(ticket.logits, ticket.rows, masks)
+                return draw_ids(ticket.logits, rows, masks)
             head = self._loaded.head
             assert isinstance(head, NativeHead) and ticket.hidden is not None
             if is_plain:
-                return drawn(head.likeliest(ticket.hidden), ticket.rows)
-            return draw_ids(head(ticket.hidden), ticket.rows, masks)
+                return Drawing(head.likeliest(ticket.hidden), rows)
+            return draw_ids(head(ticket.hidden), rows, masks)
 
     def copy_state(self, source: int, target: int) -> None:
         """Copy recurrent state between slots (snapshots). Raises MemoryError."""
@@ -117,14 +116,29 @@ class Runner:
         """Take memory again for blocks up to this one; returns how many blocks there are now."""
         return self.pool.restore(num_blocks)
 
-    def _compute(self, rows: Sequence[Row]) -> Tensor:
+    def _launch(self, rows: Sequence[Row], ids: Tensor | None) -> Ticket:
+        """`ids` [rows] stand for the rows' own, where those are not known yet."""
+        if self._decode is not None and takes(rows):
+            with as_memory_error(), torch.inference_mode():
+                decoded = self._decode.launch(rows, ids)
+            if decoded is not None:
+                return Ticket(decoded.logits[: len(rows)], likeliest=decoded.likeliest[: len(rows)])
+        order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
+        with as_memory_error(), torch.inference_mode():
+            hidden = self._compute([rows[i] for i in order], ids if ids is None else ids[order])
+            hidden = hidden[_logit_lines(rows, order).to(hidden.device)]
+            if isinstance(self._loaded.head, NativeHead):
+                return Ticket(None, hidden)
+            return Ticket(self._loaded.head(hidden))
+
+    def _compute(self, rows: Sequence[Row], known_ids: Tensor | None) -> Tensor:
         """Hidden states of all tokens, [num_tokens, hidden]."""
         plans = [RowPlan(len(row.token_ids), row.start, row.blocks) for row in rows]
         ids = np.concatenate([np.asarray(row.token_ids, dtype=np.int64) for row in rows])
         positions = np.concatenate([np.arange(plan.start, plan.start + plan.num_tokens) for plan in plans])
         device = self._loaded.device
         return self._loaded.body(
-            torch.from_numpy(ids).to(device, non_blocking=True),
+            torch.from_numpy(ids).to(device, non_blocking=True) if known_ids is None else known_ids,
             torch.from_numpy(positions).to(device, non_blocking=True),
             self.pool.arrange(plans, self._layer_of),
             self._plan_states(rows),
@@ -174,5 +188,5 @@ def _draw_rows(rows: Sequence[Row]) -> tuple[DrawRow, ...]:
         if row.draw is not None:
             drafts = tuple(row.token_ids[len(row.token_ids) - row.num_logits + 1 :])
             result.append(DrawRow(row.draw, drafts, first_line))
-            first_line += row.num_logits
+        first_line += row.num_logits
     return tuple(result)

@@ -14,10 +14,12 @@ gives it, and a refused one is replaced by a draw from the rest, so the distribu
 Log probabilities are those of the model's raw logits, before temperature, penalties, biases and masks.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,11 +34,13 @@ NUM_CANDIDATES = (256, 8192)
 MOST_SORTED_WHOLE = 16  # lines
 NO_NUMBER = "the model's logits are not finite at this place; the checkpoint, its dtype or its kernels are broken"
 NOTHING_ALLOWED = "the constraint and the banned ids together leave no token that may come next"
+NOT_FINITE, NONE_POSSIBLE = -1, -2  # in the place of an id
+FAULTS = {NOT_FINITE: NO_NUMBER, NONE_POSSIBLE: NOTHING_ALLOWED}
 
 
 @dataclass(frozen=True, slots=True)
 class DrawRow:
-    """One row with logits: how it is drawn, and the drafts that its lines verify (it has 1 + drafts lines)."""
+    """One row to be drawn: how it is drawn, and the drafts that its lines verify (it has 1 + drafts lines)."""
 
     draw: Draw
     drafts: tuple[int, ...]
@@ -48,8 +52,31 @@ class DrawRow:
         return slice(self.first_line, self.first_line + 1 + len(self.drafts))
 
 
-def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> list[Drawn]:
-    """logits [lines, vocab] -> one Drawn a row. `logits` may be overwritten."""
+class Drawing:
+    """Ids drawn on the device, and on their way from it; the next step can take them before they have come."""
+
+    def __init__(self, ids: Tensor, rows: Sequence[DrawRow], logprobs: "_RawLogprobs | None" = None) -> None:
+        """`ids` int64 [lines]: NOT_FINITE or NONE_POSSIBLE where there is no id to draw."""
+        self.ids = ids
+        self._rows = rows
+        self._logprobs = logprobs
+        # Into pinned memory. What is launched after this does not have to be waited for.
+        self._copy = ids.to("cpu", non_blocking=True)
+        self._event: torch.cuda.Event | None = None
+        if ids.is_cuda:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> list[Drawn]:
+        """One Drawn a row, in their order. Waits for the device."""
+        if self._event is not None:
+            self._event.synchronize()
+        ids: list[int] = self._copy.tolist()
+        return accept(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
+
+
+def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> Drawing:
+    """logits [lines, vocab] -> ids. `logits` may be overwritten."""
     logits = logits.float()
     finite = torch.isfinite(logits.sum(-1))
     logprobs = _RawLogprobs(logits, rows)
@@ -61,8 +88,8 @@ def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> li
     peaks, ids = first_peak(logits)
     possible = peaks != -torch.inf
     _draw_sampled(logits, peaks, ids, rows)
-    faults = _faults(finite.tolist(), possible.tolist())
-    return accept(ids.tolist(), faults, rows, logprobs)
+    ids = torch.where(finite, torch.where(possible, ids, NONE_POSSIBLE), NOT_FINITE)
+    return Drawing(ids, rows, logprobs)
 
 
 def uniform(seed: int, index: int) -> float:
@@ -88,9 +115,17 @@ class _Lines:
     peaks: Tensor  # [lines, 1], the greatest logit
     settings: Tensor  # [lines, 4]: temperature, top_p, top_k, min_p
     numbers: Tensor  # [lines] in [0, 1), float64
+    known: npt.NDArray[np.float32]  # the settings, to be looked at without waiting for the device
 
-    def pick(self, which: Tensor) -> "_Lines":
-        return _Lines(self.logits[which], self.peaks[which], self.settings[which], self.numbers[which])
+    def pick(self, which: list[int]) -> "_Lines":
+        at = torch.tensor(which, device=self.logits.device)
+        return _Lines(self.logits[at], self.peaks[at], self.settings[at], self.numbers[at], self.known[which])
+
+    @property
+    def most_k(self) -> float:
+        """The greatest top_k; infinite if one line has none."""
+        top_k = self.known[:, 2]
+        return float(top_k.max()) if bool(top_k.all()) else math.inf
 
 
 def _draw_sampled(logits: Tensor, peaks: Tensor, ids: Tensor, rows: Sequence[DrawRow]) -> None:
@@ -106,22 +141,20 @@ def _draw_sampled(logits: Tensor, peaks: Tensor, ids: Tensor, rows: Sequence[Dra
                 numbers[line] = uniform(row.draw.seed, len(row.draw.written_ids) + j)
                 places[sampling.top_p < 1 or sampling.top_k > 0].append(line)
     device = logits.device
-    lines = _Lines(
-        logits, peaks.unsqueeze(1), torch.from_numpy(settings).to(device), torch.from_numpy(numbers).to(device)
-    )
+    on_device = torch.from_numpy(settings).to(device), torch.from_numpy(numbers).to(device)
+    lines = _Lines(logits, peaks.unsqueeze(1), *on_device, settings)
     for is_cut, draw in ((True, _draw_cut), (False, _draw_by_id)):
         if len(places[is_cut]) == logits.shape[0]:
             ids.copy_(draw(lines))
         elif places[is_cut]:
-            at = torch.tensor(places[is_cut], device=device)
-            ids[at] = draw(lines.pick(at))
+            ids[torch.tensor(places[is_cut], device=device)] = draw(lines.pick(places[is_cut]))
 
 
 def _draw_by_id(lines: _Lines) -> Tensor:
     """Inverse CDF over the whole vocabulary, in the order of the ids. [lines]."""
     temperature, min_p = lines.settings[:, 0:1], lines.settings[:, 3:4]
     weights = lines.logits.sub_(lines.peaks).div_(temperature).exp_()
-    if bool((min_p > 0).any()):
+    if lines.known[:, 3].any():
         weights.masked_fill_(weights < min_p, 0.0)
     return inverse_cdf(weights, lines.numbers)
 
@@ -135,12 +168,15 @@ def _draw_cut(lines: _Lines) -> Tensor:
         if num_candidates >= vocab:
             break
         chosen[places], covered = _draw_from(lines, num_candidates)
-        if bool(covered.all()):
+        if lines.most_k <= num_candidates:
             return chosen
-        rest = torch.nonzero(~covered).flatten()
+        rest = torch.nonzero(~covered).flatten().tolist()
+        if not rest:
+            return chosen
         places, lines = places[rest], lines.pick(rest)
     # A few at a time: sorting a whole vocabulary takes ten times the memory of its logits.
-    for some in torch.split(torch.arange(len(places), device=places.device), MOST_SORTED_WHOLE):
+    for start in range(0, len(places), MOST_SORTED_WHOLE):
+        some = list(range(start, min(start + MOST_SORTED_WHOLE, len(places))))
         chosen[places[some]] = _draw_from(lines.pick(some), vocab)[0]
     return chosen
 
@@ -157,7 +193,7 @@ def _draw_from(lines: _Lines, num_candidates: int) -> tuple[Tensor, Tensor]:
     weights = ((found - lines.peaks) / temperature).exp_()
     weights.masked_fill_((top_k > 0) & (order >= top_k), 0.0)
     whole = weights.sum(-1, keepdim=True)
-    if not bool((top_k > 0).all()):
+    if lines.most_k == math.inf:
         everything = ((lines.logits - lines.peaks) / temperature).exp_().sum(-1, keepdim=True)
         whole = torch.where(top_k > 0, whole, everything)
     before = weights.cumsum(-1) - weights
@@ -166,13 +202,6 @@ def _draw_from(lines: _Lines, num_candidates: int) -> tuple[Tensor, Tensor]:
     weights.masked_fill_(~in_top_p | (weights < min_p), 0.0)
     at = inverse_cdf(weights, lines.numbers)
     return ids.gather(1, at.unsqueeze(1)).squeeze(1), covered.squeeze(1)
-
-
-def _faults(finite: Sequence[bool], possible: Sequence[bool]) -> list[str | None]:
-    return [
-        NO_NUMBER if not good else None if some else NOTHING_ALLOWED
-        for good, some in zip(finite, possible, strict=True)
-    ]
 
 
 def accept(

@@ -1,6 +1,7 @@
 """The loop over a toy model: everyone who asks is told something, whatever breaks."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,7 +11,6 @@ from server.engine.compiler import Compiler
 from server.engine.loop import Loop, Machine
 from server.engine.scheduler import Scheduler
 from server.messages import Abort, Constraint, Delta, EngineMail, Failed, Generate, Pulse, Shutdown, ToEngine
-from server.model.batch import Batch
 from tests.engine.toys import (
     Clock,
     ToyAllowance,
@@ -67,11 +67,14 @@ class ToyPool:
     """Remembers what was released and restored."""
 
     acts: list[tuple[str, int]] = field(default_factory=list)
+    on_act: Callable[[], None] = lambda: None
 
     def release(self, first_block: int) -> None:
+        self.on_act()
         self.acts.append(("release", first_block))
 
     def restore(self, num_blocks: int) -> int:
+        self.on_act()
         self.acts.append(("restore", num_blocks))
         return num_blocks
 
@@ -79,12 +82,19 @@ class ToyPool:
 class Stage:
     """A loop with everything it needs; `play` runs it to its end."""
 
-    def __init__(self, *script: list[ToEngine], grammars: ToyGrammars | None = None, timeout_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        *script: list[ToEngine],
+        grammars: ToyGrammars | None = None,
+        timeout_s: float = 20.0,
+        runs_ahead: bool = False,
+    ) -> None:
         wanted = {mail.id for frame in script for mail in frame if isinstance(mail, Generate)}
         self.clock = Clock()
         self.mailbox = ToyMailbox(self.clock, list(script), wanted)
         self.blocks = Blocks(32, 4)
-        self.scheduler = Scheduler(make_limits(cache_tokens=128, max_running=4), self.blocks, None, self.clock)
+        limits = make_limits(cache_tokens=128, max_running=4, runs_ahead=runs_ahead)
+        self.scheduler = Scheduler(limits, self.blocks, None, self.clock)
         self.model, self.pool = ToyModel(4), ToyPool()
         self.guard = ToyGuard(ToyAllowance(32))
         self.machine = Machine(self.model, self.pool, grammars or ToyGrammars(), self.guard)
@@ -194,18 +204,14 @@ def test_out_of_memory_is_told_to_the_guard_and_retried() -> None:
     assert stage.ids("a") == write_alone(request, 4)
 
 
-class Broken(ToyModel):
-    """Breaks at its third step."""
-
-    def launch(self, batch: Batch) -> Batch:
-        if self.num_steps == 2:
-            raise RuntimeError("the device is gone")
-        return super().launch(batch)
-
-
 def test_crash_has_last_words_for_everybody() -> None:
     stage = Stage([ask("a", [1, 2], max_tokens=9, ignore_eos=True)], [ask("b", [1, 3], max_tokens=9, ignore_eos=True)])
-    stage.loop._machine = Machine(Broken(4), stage.pool, ToyGrammars(), stage.guard)
+
+    def break_down(_: int) -> None:
+        if stage.model.num_steps == 3:
+            raise RuntimeError("the device is gone")
+
+    stage.model.on_launch = break_down
     with pytest.raises(RuntimeError, match="the device is gone"):
         stage.loop.run()
     assert [stage.failure(id).kind for id in ("a", "b")] == ["engine_died"] * 2
@@ -246,3 +252,27 @@ def test_shrunk_allowance_is_obeyed_told_at_once_and_its_memory_given_back() -> 
     assert stage.pool.acts == [("release", 8), ("restore", 32)]
     assert len(stage.ids("a")) == 12
     assert len(stage.pulses()) >= 4, "two changes and two seconds"
+
+
+def test_memory_is_never_moved_under_a_step_in_flight() -> None:
+    """A device that still computes would write where nothing is any more."""
+    stage = Stage([ask("a", [1, 2, 3], max_tokens=12, ignore_eos=True)], runs_ahead=True)
+    allowances = {3: ToyAllowance(8), 7: ToyAllowance(32)}
+    in_flight: list[bool] = []
+    stage.pool.on_act = lambda: in_flight.append(stage.loop._pipeline.in_flight)
+
+    def change(_: int) -> None:
+        stage.guard.allowed = allowances.get(stage.model.num_steps, stage.guard.allowed)
+
+    stage.model.on_launch = change
+    stage.play()
+    assert stage.pool.acts == [("release", 8), ("restore", 32)]
+    assert in_flight == [False, False]
+    assert stage.model.num_ahead > 4
+    assert len(stage.ids("a")) == 12
+
+
+def test_an_engine_that_is_told_to_end_forgets_the_step_in_flight() -> None:
+    stage = Stage([ask("a", [1, 2], max_tokens=50, ignore_eos=True)], [], [], [Shutdown()], runs_ahead=True).play()
+    assert stage.model.num_ahead > 0
+    assert stage.failure("a").kind == "engine_died"

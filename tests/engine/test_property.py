@@ -55,6 +55,7 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
         max_running=draw(st.integers(1, 8)),
         fast_forward=draw(st.booleans()),
         draft_tokens=draw(st.integers(0, 4)),
+        runs_ahead=draw(st.booleans()),
     )
     bench.scheduler.queue.note_finish(draw(st.integers(1, 8)))
     asked: dict[str, Generate] = {}
@@ -72,6 +73,7 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
                 asked[id] = ask(id, request.token_ids, 4, seed=choice, group=request.id)
                 bench.add(asked[id])
         elif act == "step":
+            bench.may_go_ahead = draw(st.booleans())
             bench.step(admit=draw(st.booleans()))
         elif act == "abort" and asked:
             id = draw(st.sampled_from(sorted(asked)))
@@ -85,6 +87,7 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
         elif act == "memory":
             bench.model.fail_above = draw(st.sampled_from([1, 2, 5, 1000]))
     bench.scheduler.resize(num_blocks, preempt=False)
+    bench.may_go_ahead = draw(st.booleans())
     bench.run(max_steps=STEPS_PER_REQUEST * (len(asked) + 1))
     for id, request in asked.items():
         if id in aborted:

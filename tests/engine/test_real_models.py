@@ -1,15 +1,17 @@
 """Scheduler and runner together: whatever happens around a sequence, it writes what transformers' generate() writes."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from server.engine.slots import Slots
 from server.messages import Constraint, Generate, Sampling
-from server.model.batch import Batch, Drawn
+from server.model.batch import Batch
 from server.model.grammar import LlguidanceGrammars
 from server.model.masks import Masks
 from server.model.runner import Runner, Ticket
+from server.model.sampler import Drawing
 from tests.checkpoints import Kind, qwen_tokenizer
 from tests.engine.toys import Bench
 from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of
@@ -27,6 +29,7 @@ class Failing:
         self.runner = runner
         self.steps = steps
         self.num_calls = 0
+        self.num_ahead = 0
 
     def launch(self, batch: Batch) -> Ticket:
         self.num_calls += 1
@@ -34,10 +37,14 @@ class Failing:
             raise MemoryError
         return self.runner.launch(batch)
 
-    def finish(self, ticket: Ticket, masks: Masks | None) -> list[Drawn]:
+    def launch_after(self, batch: Batch, drawing: Drawing, lines: Sequence[int]) -> Ticket:
+        self.num_ahead += 1
+        return self.runner.launch_after(batch, drawing, lines)
+
+    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
         if self.num_calls in self.steps and self.num_calls % 2 == 1:
             raise MemoryError
-        return self.runner.finish(ticket, masks)
+        return self.runner.draw(ticket, batch, masks)
 
     def copy_state(self, source: int, target: int) -> None:
         self.runner.copy_state(source, target)
@@ -46,7 +53,7 @@ class Failing:
         self.runner.copy_block(source, target)
 
 
-def bench_with(kind: Kind, *, fails: range = range(0), draft_tokens: int = 0) -> Bench:
+def bench_with(kind: Kind, *, fails: range = range(0), draft_tokens: int = 0, runs_ahead: bool = False) -> Bench:
     """A bench with the tiny checkpoint of this kind; hybrids get five slots and five snapshots."""
     model = loaded(kind)
     slots = Slots(5, 5) if kind in HYBRID else None
@@ -58,6 +65,7 @@ def bench_with(kind: Kind, *, fails: range = range(0), draft_tokens: int = 0) ->
         max_running=12,
         vocab_size=model.vocab_size,
         draft_tokens=draft_tokens,
+        runs_ahead=runs_ahead,
     )
     bench.model = Failing(Runner(model, NUM_BLOCKS, BLOCK_SIZE, 10 if slots else 0), fails)  # type: ignore[assignment]
     return bench
@@ -89,14 +97,18 @@ def play(bench: Bench, requests: list[Generate], aborted: set[str]) -> None:
     bench.run()
 
 
-@pytest.mark.parametrize("kind", [*PLAIN, *HYBRID])
-def test_greedy_equals_generate_with_arrivals_prefix_hits_preemptions_and_aborts(kind: Kind) -> None:
-    bench = bench_with(kind)
+@pytest.mark.parametrize(
+    ("kind", "runs_ahead"),
+    [*((kind, False) for kind in (*PLAIN, *HYBRID)), ("qwen3", True), ("qwen3_moe", True), ("qwen3_next", True)],
+)
+def test_greedy_equals_generate_with_arrivals_prefix_hits_preemptions_and_aborts(kind: Kind, runs_ahead: bool) -> None:
+    bench = bench_with(kind, runs_ahead=runs_ahead)
     requests = requests_for(32 if kind in PLAIN else 16)
     aborted = {f"r{index - 2}" for index in range(len(requests)) if index % 10 == 4}
     play(bench, requests, aborted)
     assert bench.scheduler.tally.cached_tokens > 0
     assert bench.scheduler.tally.preemptions > 0
+    assert (bench.model.num_ahead > 0) == (runs_ahead and kind in PLAIN)
     for request in requests:
         want = generate(kind, request.token_ids, request.sampling.max_tokens)
         assert bench.ids(request.id) == want[: len(bench.ids(request.id))]

@@ -4,11 +4,11 @@ Any slip in block tables, slots, positions or counts changes what it writes, or 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.engine.blocks import Blocks
-from server.engine.cache import BlockCopy
 from server.engine.limits import Limits
+from server.engine.pipeline import Pipeline
 from server.engine.reply import closing_constraint
 from server.engine.scheduler import Scheduler
 from server.engine.slots import Slots
@@ -96,6 +96,17 @@ class ToyGrammars:
 
 
 @dataclass
+class ToyDrawing:
+    """`ids` has the last one of each row."""
+
+    drawn: list[Drawn]
+    ids: list[int]
+
+    def read(self) -> list[Drawn]:
+        return self.drawn
+
+
+@dataclass
 class ToyModel:
     """`memory` is the KV cache: one (position, id) for each place of each block. `states` are recurrent."""
 
@@ -107,6 +118,7 @@ class ToyModel:
     num_tokens: int = 0
     largest_step: int = 0
     num_steps: int = 0
+    num_ahead: int = 0  # of them launched before the one before was read
     fail_above: int = 1 << 30  # a step of more tokens than this has no memory
     broken_seed: int | None = None  # whose logits are NaN
     on_launch: Callable[[int], None] = lambda _: None
@@ -131,10 +143,23 @@ class ToyModel:
                 self._move_state(row)
         return batch
 
-    def finish(self, ticket: Batch, masks: Masks | None) -> list[Drawn]:
-        rows = [row for row in ticket.rows if row.num_logits]
+    def launch_after(self, batch: Batch, drawing: "ToyDrawing", lines: Sequence[int]) -> Batch:
+        self.num_ahead += 1
+        assert all(len(row.token_ids) == row.num_logits == 1 for row in batch.rows)
+        return self.launch(Batch(tuple(
+            replace(row, token_ids=(drawing.ids[line],)) for row, line in zip(batch.rows, lines, strict=True)
+        )))  # fmt: skip
+
+    def draw(self, ticket: Batch, batch: Batch, masks: Masks | None) -> "ToyDrawing":
+        assert [row.start for row in ticket.rows] == [row.start for row in batch.rows]
+        # A row that was computed ahead holds the right ids only in the ticket, as on a device.
+        rows = [replace(row, token_ids=was.token_ids) for row, was in zip(batch.rows, ticket.rows, strict=True)]
+        rows = [row for row in rows if row.draw is not None]
         assert masks is None or len(masks) == len(rows)
-        return [self._draw(row, None if masks is None else masks[index]) for index, row in enumerate(rows)]
+        drawn = [self._draw(row, None if masks is None else masks[index]) for index, row in enumerate(rows)]
+        last = iter(drawn)
+        ids = [next(last).token_ids[-1:] if row.draw is not None else () for row in batch.rows]
+        return ToyDrawing(drawn, [one[0] if one else 0 for one in ids])
 
     def copy_state(self, source: int, target: int) -> None:
         self.states[target] = list(self.states[source])
@@ -256,6 +281,8 @@ class Bench:
         values = {"cache_tokens": num_blocks * block_size, **limits}
         self.scheduler = Scheduler(make_limits(**values), self.blocks, slots, self.clock)
         self.told: dict[str, list[Delta | Failed]] = {}
+        self.may_go_ahead = True
+        self._pipeline: Pipeline | None = None
 
     def add(self, request: Generate) -> bool:
         """Whether it was accepted; constraints are compiled at once."""
@@ -272,26 +299,20 @@ class Bench:
 
     def step(self, *, admit: bool = True) -> bool:
         """One step; whether there was anything to compute."""
-        step = self.scheduler.next_step(admit=admit)
-        self.scheduler.check()
-        if step is not None:
+        if self._pipeline is None:  # only now, because tests exchange the model and the grammars
+            self._pipeline = Pipeline(self.scheduler, self.model, self.grammars)
+        did_something = True
+        if self._pipeline.in_flight:
+            self._pipeline.go_on(lambda: self.may_go_ahead)
+        elif (step := self.scheduler.next_step(admit=admit)) is not None:
+            self.scheduler.check()
             self._hold_to_what_is_budgeted(step)
-            for copy in step.copies:
-                if isinstance(copy, BlockCopy):
-                    self.model.copy_block(copy.source, copy.target)
-                else:
-                    self.model.copy_state(copy.source, copy.target)
-            try:
-                ticket = self.model.launch(step.batch)
-                masks = self.grammars.masks(step.matchers, step.extra_ids) if step.is_constrained else None
-                drawn = self.model.finish(ticket, masks)
-            except MemoryError:
-                self.scheduler.undo(step)
-            else:
-                self.scheduler.commit(step, drawn)
+            self._pipeline.compute(step, lambda: self.may_go_ahead)
+        else:
+            did_something = False
         self._collect()
         self.scheduler.check()
-        return step is not None
+        return did_something
 
     def _hold_to_what_is_budgeted(self, step: Step) -> None:
         """Memory for activations, logits and drawing is set aside at start for a step of this size: none is larger."""

@@ -72,7 +72,7 @@ def measure(loaded: LoadedModel, *rows: Row) -> tuple[int, int]:
         ticket = runner.launch(Batch(rows))
         computing = meter.peak
         meter.begin_again()
-        runner.finish(ticket, None)
+        runner.draw(ticket, Batch(rows), None).read()
     return computing, meter.peak
 
 

@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.engine.slots import Slots
 from server.messages import Constraint, Generate, Sampling, TokenLogprob
-from server.model.batch import Batch, Drawn
+from server.model.batch import Batch
 from server.model.grammar import LlguidanceGrammars
 from server.model.masks import Masks
 from server.model.runner import Runner, Ticket
+from server.model.sampler import Drawing
 from server.model.shortage import as_memory_error
 from tests.checkpoints import Kind, qwen_tokenizer
 from tests.engine.toys import Bench
@@ -63,10 +64,10 @@ class Exhausted:
         self._mode = Counting(int(self.place * (size - 1)) if due else None)
         return self._run(self.runner.launch, batch)
 
-    def finish(self, ticket: Ticket, masks: Masks | None) -> list[Drawn]:
-        drawn: list[Drawn] = self._run(self.runner.finish, ticket, masks)
+    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
+        drawing: Drawing = self._run(self.runner.draw, ticket, batch, masks)
         self.sizes[self._kind] = min(self._mode.num_operations, self.sizes.get(self._kind, 1 << 30))
-        return drawn
+        return drawing
 
     def copy_state(self, source: int, target: int) -> None:
         self.runner.copy_state(source, target)

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from server.messages import Sampling, TokenLogprob
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Draw, Drawn, Row
 from server.model.loaded import LoadedModel
 from server.model.loader import load
 from server.model.runner import Runner
@@ -78,11 +78,17 @@ class Stream:
         return Row([*taken, *drafts], self.num_computed, self.blocks, 1 + len(drafts), draw, self.slot)
 
 
+def compute(runner: Runner, rows: Sequence[Row], masks: Any = None) -> list[Drawn]:
+    """One step of these rows."""
+    batch = Batch(tuple(rows))
+    return runner.draw(runner.launch(batch), batch, masks).read()
+
+
 def step(runner: Runner, streams: Sequence[Stream], masks: Any = None) -> None:
     """One step over all streams that are not over."""
     alive = [stream for stream in streams if not stream.is_over]
     rows = [stream.row() for stream in alive]
-    drawn = iter(runner.finish(runner.launch(Batch(tuple(rows))), masks))
+    drawn = iter(compute(runner, rows, masks))
     for stream, row in zip(alive, rows, strict=True):
         stream.num_computed += len(row.token_ids)
         if not row.num_logits:

@@ -1,6 +1,7 @@
 """Decode on buffers that never move: beside the ordinary path on the CPU, recorded and replayed on a card."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,12 @@ import torch
 from server.messages import Sampling
 from server.model.batch import Batch, Draw, Row
 from server.model.graphs import MOST_TABLE, DecodeGraphs, StaticDecode, padded_sizes, takes
-from server.model.greedy import drawn, is_greedy, likeliest
+from server.model.greedy import is_greedy, likeliest
 from server.model.loaded import LoadedModel
 from server.model.loader import load
 from server.model.paged_cuda import CudaKvPool, Kernels
 from server.model.runner import Runner, pool_shape
-from server.model.sampler import DrawRow, draw_ids
+from server.model.sampler import Drawing, DrawRow, draw_ids
 from server.settings import EngineSettings
 from tests.checkpoints import Kind, tiny_checkpoint
 from tests.model import plain_kernels
@@ -53,7 +54,9 @@ def test_a_padded_step_on_fixed_buffers_is_the_ordinary_step(kind: Kind, count: 
         assert torch.equal(decoded.likeliest[:count], ticket.logits.argmax(-1))
         for part, other in zip(written, (*pool.keys, *pool.values), strict=True):
             assert torch.allclose(part[: pool.num_blocks], other[: pool.num_blocks], atol=1e-4)
-        for stream, row, result in zip(streams, rows, runner.finish(ticket, None), strict=True):
+        for stream, row, result in zip(
+            streams, rows, runner.draw(ticket, Batch(tuple(rows)), None).read(), strict=True
+        ):
             stream.num_computed += len(row.token_ids)
             stream.written.extend(result.token_ids)
 
@@ -82,10 +85,76 @@ class Counted:
         self.steps = 0
         self.is_usable = True
 
-    def launch(self, rows: tuple[Row, ...]):  # type: ignore[no-untyped-def]
+    def launch(self, rows, ids=None):  # type: ignore[no-untyped-def]
         """As `runner.Decode`."""
         self.steps += 1
-        return self._static.launch(rows)
+        return self._static.launch(rows, ids)
+
+
+@pytest.mark.parametrize("on_fixed_buffers", [True, False])
+def test_a_step_goes_on_from_ids_that_were_drawn_and_not_read(on_fixed_buffers: bool) -> None:
+    """For some of the rows, in another order than they are computed in; greedy or sampled."""
+    model = loaded("qwen3", kernels=False)
+    runner, pool, streams = prefilled(model, plain_kernels, 4)
+    if on_fixed_buffers:
+        runner._decode = StaticDecode(model, pool, (1, 2, 4))
+    sampled = Sampling(max_tokens=8, temperature=0.9, top_k=20)
+    draws = [Draw(sampled if line == 1 else GREEDY, line, [1], []) for line in range(4)]
+    now = Batch(tuple(replace(stream.row(), draw=draw) for stream, draw in zip(streams, draws, strict=True)))
+    drawing = runner.draw(runner.launch(now), now, None)
+    lines = (3, 1, 2)
+    ahead = [Row((0,), now.rows[line].start + 1, now.rows[line].blocks, 1, None) for line in lines]
+    ticket = runner.launch_after(Batch(tuple(ahead)), drawing, lines)
+    drawn = [one.token_ids[0] for one in drawing.read()]
+    known = [replace(row, token_ids=(drawn[line],)) for row, line in zip(ahead, lines, strict=True)]
+    assert ticket.logits is not None
+    expected = [ticket.logits.clone(), runner.launch(Batch(tuple(known))).logits]
+    assert torch.equal(*expected)
+    # The last row turned out not to be wanted: the others are drawn all the same.
+    settled = Batch((replace(known[0], draw=draws[3]), known[1], replace(known[2], draw=draws[2])))
+    results = runner.draw(ticket, settled, None).read()
+    assert [one.token_ids[0] for one in results] == expected[0].argmax(-1)[[0, 2]].tolist()
+
+
+def test_a_fault_that_was_not_read_yet_does_not_break_the_step_after_it() -> None:
+    """Its mark stands where an id should, and no embedding has such a line."""
+    runner, _, streams = prefilled(loaded("qwen3", kernels=False), plain_kernels, 2)
+    rows = [stream.row() for stream in streams]
+    broken = torch.stack([torch.full((1, 300), torch.nan)[0], torch.arange(300.0)])
+    drawing = draw_ids(broken, [DrawRow(row.draw, (), line) for line, row in enumerate(rows) if row.draw], None)
+    ahead = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1, draw=None) for row in rows))
+    ticket = runner.launch_after(ahead, drawing, (0, 1))
+    assert ticket.logits is not None and torch.isfinite(ticket.logits).all()
+    assert [one.fault is not None for one in drawing.read()] == [True, False]
+
+
+def chain(runner: Runner, streams: list[Stream], steps: int, *, ahead: bool) -> list[list[int]]:
+    """Greedy ids of each stream; `ahead` reads a step only when the next one is launched."""
+    written: list[list[int]] = [[] for _ in streams]
+    batch = Batch(tuple(stream.row() for stream in streams))
+    ticket = runner.launch(batch)
+    for _ in range(steps):
+        drawing = runner.draw(ticket, batch, None)
+        following = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1) for row in batch.rows))
+        if ahead:
+            ticket = runner.launch_after(following, drawing, range(len(streams)))
+        for ids, one in zip(written, drawing.read(), strict=True):
+            ids.extend(one.token_ids)
+        if not ahead:
+            known = zip(following.rows, written, strict=True)
+            ticket = runner.launch(Batch(tuple(replace(row, token_ids=ids[-1:]) for row, ids in known)))
+        batch = following
+    return written
+
+
+def test_steps_launched_ahead_write_what_steps_in_turn_write() -> None:
+    model = loaded("qwen3", kernels=False)
+    results = []
+    for ahead in (False, True):
+        runner, pool, streams = prefilled(model, plain_kernels, 3)
+        runner._decode = StaticDecode(model, pool, (4,))
+        results.append(chain(runner, streams, 6, ahead=ahead))
+    assert results[0] == results[1]
 
 
 def test_only_pure_decode_steps_that_fit_are_taken() -> None:
@@ -119,7 +188,7 @@ def test_the_device_finds_the_ids_and_faults_that_the_sampler_finds() -> None:
     logits[2, 3] = torch.nan
     logits[3, 4] = torch.inf
     rows = [DrawRow(Draw(GREEDY, 0, [1], [1]), (), line) for line in range(5)]
-    assert drawn(likeliest(logits), rows) == draw_ids(logits.clone(), rows, None)
+    assert Drawing(likeliest(logits), rows).read() == draw_ids(logits.clone(), rows, None).read()
 
 
 def test_what_changes_logits_is_not_drawn_on_the_device() -> None:
@@ -150,6 +219,20 @@ def test_on_the_gpu_replays_equal_what_was_recorded_and_generate(kind: Kind) -> 
     run(runner, streams)
     for stream, count in zip(streams, lengths, strict=True):
         assert stream.written == generate(kind, stream.prompt, count)
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_steps_launched_ahead_write_what_steps_in_turn_write() -> None:
+    """A copy or a draw that the next replay overtakes would show in the ids."""
+    model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 10 * 64, BLOCK_SIZE)
+    runner.record_graphs((64,))
+    results = []
+    for ahead in (False, True):
+        streams = [Stream(prompt_of(14 + i, i), range(10 * i, 10 * i + 10), GREEDY) for i in range(64)]
+        step(runner, streams)
+        results.append(chain(runner, streams, 32, ahead=ahead))
+    assert results[0] == results[1]
 
 
 @pytest.mark.gpu

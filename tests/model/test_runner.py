@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from server.messages import Sampling
-from server.model.batch import Batch
 from server.model.runner import Runner
 from tests.checkpoints import Kind
-from tests.model.drive import BLOCK_SIZE, GREEDY, Stream, generate, loaded, prompt_of, reference, run, step
+from tests.model.drive import BLOCK_SIZE, GREEDY, Stream, compute, generate, loaded, prompt_of, reference, run, step
 
 KINDS: tuple[Kind, ...] = ("qwen2", "qwen3", "qwen3_moe", "llama")
 
@@ -126,7 +125,7 @@ def test_a_step_without_logits_draws_nothing() -> None:
     runner = Runner(loaded("qwen3"), 8, BLOCK_SIZE)
     stream = Stream(prompt_of(40), range(4), chunk=10)
     row = stream.row()
-    assert runner.finish(runner.launch(Batch((row,))), None) == []
+    assert compute(runner, [row]) == []
 
 
 def replace_tokens(count: int) -> Sampling:

@@ -37,7 +37,7 @@ def draw(wants: list[Want], masks: Masks | None = None) -> list[Drawn]:
         how = Draw(want.sampling, want.seed, want.prompt, want.written, want.banned)
         rows.append(DrawRow(how, want.drafts, first))
         first += 1 + len(want.drafts)
-    return draw_ids(torch.cat([want.logits for want in wants]).clone(), rows, masks)
+    return draw_ids(torch.cat([want.logits for want in wants]).clone(), rows, masks).read()
 
 
 def noise(seed: int, lines: int = 1, scale: float = 2.0, vocab: int = VOCAB) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_draws_follow_transformers_distribution(how: Sampling) -> None:
     want = allowed_by_transformers(how, logits)
     lines = logits.expand(4000, -1).contiguous()
     rows = [DrawRow(Draw(how, seed, [], []), (), seed) for seed in range(4000)]
-    ids = [result.token_ids[0] for result in draw_ids(lines, rows, None)]
+    ids = [result.token_ids[0] for result in draw_ids(lines, rows, None).read()]
     assert all(want[token_id] > 0 for token_id in ids), "an id was drawn that the cuts forbid"
     seen = Counter(ids)
     likely = [token_id for token_id in range(VOCAB) if want[token_id] > 0.005]
