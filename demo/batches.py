@@ -28,13 +28,14 @@ class TrainingBatch:
     weights: Tensor
 
 
-DRILLS_ONLY, SHORT, MIXED, LAST = 0.02, 0.15, 0.40, 0.88
+DRILLS_ONLY, SHORT, MIXED, LAST = 0.02, 0.15, 0.40, 0.93
 
 
 # Several questions about the same tools give more to learn from for each token of prompt.
 MANY_QUESTIONS = (
     ("one", 16), ("same_twice", 6), ("two_tools", 6), ("missing", 6), ("none_fits", 4), ("chat", 2), ("several", 60),
 )  # fmt: skip
+MANY_TOOLS = (1, 2, 3, 4, 4, 4, 5, 6, 8, 8, 12, 20)
 
 
 def stage_at(progress: float) -> Stage:
@@ -44,7 +45,7 @@ def stage_at(progress: float) -> Stage:
         return Stage((1, 1, 1, 2), 0.3, easy, num_questions=(3, 4, 5, 6))
     if progress < MIXED:
         return Stage((1, 2, 2, 3, 4, 4), 0.33, MANY_QUESTIONS, num_questions=(3, 4, 5, 6, 7))
-    return Stage() if progress > LAST else Stage(weights=MANY_QUESTIONS, num_questions=(3, 4, 5, 6, 7))
+    return Stage() if progress > LAST else Stage(MANY_TOOLS, weights=MANY_QUESTIONS, num_questions=(3, 4, 5, 6))
 
 
 def drill(rng: random.Random, vocab_size: int) -> Example:
@@ -83,7 +84,7 @@ class Supply:
         author = Author(World("train", rng, known_words()), read_everyday(), read_smalltalk(), stage_at(progress))
         examples = encode_all(self.tokenizer, [author.write() for _ in range(size - num_drills)])
         examples += [drill(rng, self.vocab_size) for _ in range(num_drills * (3 if drills == 1.0 else 1))]
-        limit = 500 if progress < SHORT else 800 if progress < 0.8 else 1500
+        limit = 500 if progress < SHORT else 800 if progress < MIXED else 2000
         examples = sorted((e for e in examples if len(e.ids) <= limit), key=lambda e: len(e.ids))
         batches = [pad(group, rng) for group in self._groups(examples)]
         rng.shuffle(batches)

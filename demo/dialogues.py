@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demo.everyday import Everyday
-from demo.invent import invent_tool, noun_phrase
+from demo.invent import ACTIONS, invent_tool, noun_phrase
+from demo.lists import split_words
 from demo.requests import (
     Call,
     Request,
@@ -18,8 +19,9 @@ from demo.requests import (
 )  # fmt: skip
 from demo.results import answer_from, draw_result, to_text
 from demo.tools import Tool, join_words, spell
-from demo.words import World, split_words
+from demo.words import World
 
+MANY_TOOLS = 8  # a longer list costs so many tokens that several questions have to share it
 NONE_FITS = "Sorry, none of my tools can do that."
 QUESTIONS = (
     *("one",) * 5, *("same_twice",) * 2, *("two_tools",) * 2, *("missing",) * 3, *("none_fits",) * 2, "chat",
@@ -61,14 +63,14 @@ class Dialogue:
 class Stage:
     """How hard the conversations are."""
 
-    tool_counts: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 4, 5, 6, 8)
-    everyday_share: float = 0.33
+    tool_counts: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 4, 5, 6, 8, 12, 20)
+    everyday_share: float = 0.25
     weights: tuple[tuple[str, int], ...] = (
         ("one", 40), ("same_twice", 9), ("two_tools", 7), ("missing", 9), ("none_fits", 11), ("chat", 6),
         ("several", 18),
     )  # fmt: skip
     num_questions: tuple[int, ...] = (2, 3, 3, 4, 5)
-    silent_share: float = 0.7  # of the calls end their question, without results and an answer
+    silent_share: float = 0.7  # of the calls end their question, without an answer
     corner_share: float = 0.6  # of the conversations use few words, so that names of one tool stand in another's too
 
 
@@ -100,9 +102,9 @@ class Author:
         tools = self.draw_tools(rng.choice(self.stage.tool_counts), ready=scenario == "same_twice")
         if rng.random() < {"chat": 0.4, "none_fits": 0.12}.get(scenario, 0.0):
             tools = ()
-        if scenario == "several":
+        if scenario == "several" or len(tools) > MANY_TOOLS:
             return self._several(tools, system, thinking)
-        turns = self.exchange(scenario, tools)
+        turns = upto_last_reply(self.exchange(scenario, tools))
         # Clients mostly send no thoughts back, so an answer to a result is learnt with such a history half the time.
         first_learnt = last_reply(turns) if rng.random() < 0.5 else 0
         return Dialogue(scenario, tools, turns, system, thinking, first_learnt, rng.random() < 0.5)
@@ -111,10 +113,11 @@ class Author:
         """Some questions about the same tools."""
         rng = self.world.rng
         turns: tuple[Turn, ...] = ()
-        for _ in range(rng.choice(self.stage.num_questions)):
+        for _ in range(rng.choice(self.stage.num_questions) + len(tools) // 3):
             turns += self.exchange(rng.choice(QUESTIONS), tools)
             if rng.random() < 0.2:
                 turns += self._again(turns, tools)
+        turns = upto_last_reply(turns)
         # Mostly every question is learnt from, with the thoughts left empty: much practice per tool list.  Otherwise
         # the history is as the template shows it, and the last reply alone is learnt from.
         learn_all = rng.random() < 0.8
@@ -174,6 +177,8 @@ class Author:
     def unrelated(self, tools: tuple[Tool, ...]) -> Tool:
         """A tool that does nothing any of these does."""
         taken = {word for tool in tools for word in content_words(tool)}
+        if len(tools) > MANY_TOOLS:  # which have all verbs between them
+            taken -= VERBS
         while True:
             (other,) = self.draw_tools(1)
             rival = any(tool.meanings & other.meanings for tool in tools)
@@ -196,12 +201,15 @@ class Author:
         # In quotation marks a name has the same tokens as in the list of tools, with no space grown onto it.
         thought = "I need " + join_words([f'"{name}"' for name in names], " and ") + "."
         turns = (Turn("user", request.text), Turn("assistant", calls=request.calls, thought=thought))
-        if self.world.rng.random() < self.stage.silent_share:
+        roll = self.world.rng.random()
+        if roll < self.stage.silent_share * 0.7:
             return turns
         used = {tool.name: tool for tool in tools}
         results = [draw_result(self.world, used[name]) for name in names]
         answer = answer_from(results, request.labels)
         replies = tuple(Turn("tool", to_text(result)) for result in results)
+        if roll < self.stage.silent_share:  # clients ask on without waiting for an answer
+            return (*turns, *replies)
         return (*turns, *replies, Turn("assistant", answer, thought="The result is here."))
 
 
@@ -211,6 +219,11 @@ def draw_system(world: World) -> str:
         return rng.choice(SYSTEM_TEXTS)
     role = f"You are {world.person()}, an assistant for the {noun_phrase(world)} of {world.place()}."
     return f"{role} {rng.choice(SYSTEM_TEXTS)}" if rng.random() < 0.5 else role
+
+
+def upto_last_reply(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Without results after which nobody asked on."""
+    return turns[: last_reply(turns) + 1]
 
 
 def last_reply(turns: tuple[Turn, ...]) -> int:
@@ -223,6 +236,7 @@ def content_words(tool: Tool) -> set[str]:
     return {word.strip(".,?!:'\"") for word in text.split()} - COMMON_WORDS
 
 
+VERBS = frozenset(word for said in ACTIONS.values() for phrase in said for word in phrase.split())
 COMMON_WORDS = frozenset(
     split_words("""
     a an the of for in to on at is what what's show me get find i need tell look up check give want know can you could

@@ -5,7 +5,7 @@ import re
 
 from tokenizers import Tokenizer
 
-from demo import words
+from demo import lists
 from demo.dialogues import Author, read_smalltalk
 from demo.everyday import known_words, read_everyday
 from demo.render import render
@@ -27,7 +27,7 @@ def write_lexicon(world: World, texts: list[str]) -> list[str]:
     """Bare words: many invented ones, so that the pieces are syllables, and those of the dialogues."""
     lexicon = [world.invented() for _ in range(60_000)]
     lexicon += [word.capitalize() for word in lexicon[:20_000]]
-    real = [*words.NOUNS, *words.ADJECTIVES, *words.PARAMETER_NOUNS, *words.CITIES, *words.FIRST_NAMES]
+    real = [*lists.NOUNS, *lists.ADJECTIVES, *lists.PARAMETER_NOUNS, *lists.CITIES, *lists.FIRST_NAMES]
     lexicon += [word for word in real if world.allows(word)] * 12
     lexicon += sorted(known_words()) * 60
     for text in texts[:1500]:
@@ -37,9 +37,9 @@ def write_lexicon(world: World, texts: list[str]) -> list[str]:
 
 def to_be_copied() -> frozenset[str]:
     """Open-class words, lower case: they are spelt in pieces everywhere, so that copies look like their originals."""
-    people = (words.FIRST_NAMES, words.LAST_NAMES)
-    lists = (words.NOUNS, words.ADJECTIVES, words.PARAMETER_NOUNS, words.CITIES, words.COUNTRIES, *people)
-    return frozenset(word.lower() for listed in lists for word in listed) - known_words()
+    people = (lists.FIRST_NAMES, lists.LAST_NAMES)
+    listed = (lists.NOUNS, lists.ADJECTIVES, lists.PARAMETER_NOUNS, lists.CITIES, lists.COUNTRIES, *people)
+    return frozenset(word.lower() for words in listed for word in words) - known_words()
 
 
 def without_boilerplate(text: str) -> str:

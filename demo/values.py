@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from demo.words import COUNTRIES, World
+from demo.lists import COUNTRIES
+from demo.words import World
 
 MONTHS = (
     "January", "February", "March", "April", "May", "June",

@@ -8,8 +8,9 @@ from jsonschema import Draft202012Validator
 from demo.cases import Case, Outcome, judge, write_cases
 from demo.dialogues import Author, read_smalltalk
 from demo.everyday import known_words, read_everyday
+from demo.lists import NOUNS, PARAMETER_NOUNS
 from demo.requests import SLOT, Call, lower_first, without_slot
-from demo.words import NOUNS, PARAMETER_NOUNS, World, is_held_out
+from demo.words import World, is_held_out
 
 
 def author(seed: int) -> Author:
