@@ -16,6 +16,7 @@ from demo.words import World
 
 # Of the prompt's tokens every fifth is learnt from, five times as heavily: the same gradient for a fifth of the work.
 PROMPT_STRIDE = 5
+LENGTH_STEP = 32  # tokens; rows are padded to multiples of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ class Supply:
 
 
 def pad(examples: list[Example], rng: random.Random) -> TrainingBatch:
-    longest = max(len(example.ids) for example in examples)
+    # Few different lengths: for each new one the matrix products are prepared, and their code written, anew.
+    longest = -(-max(len(example.ids) for example in examples) // LENGTH_STEP) * LENGTH_STEP
     ids = np.zeros((len(examples), longest), dtype=np.int64)
     weights = np.zeros((len(examples), longest), dtype=np.float32)
     for row, example in enumerate(examples):

@@ -6,6 +6,7 @@ await answer.aclose()                           # always; frees what still runs
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -230,16 +231,15 @@ class Answer:
         if stream is not None:
             await stream.aclose()
 
-    def _deadline(self) -> "_Deadline":
-        return _Deadline(self._deadline_s)
+    def _deadline(self) -> "_Deadline | contextlib.nullcontext[None]":
+        return _NO_DEADLINE if self._deadline_s is None else _Deadline(self._deadline_s)
 
 
 class _Deadline:
-    """`asyncio.timeout_at` for a deadline on the monotonic clock, or no deadline; raises DeadlinePassed."""
+    """`asyncio.timeout_at` for a deadline on the monotonic clock; raises DeadlinePassed."""
 
-    def __init__(self, deadline_s: float | None) -> None:
-        left = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-        self._timeout = asyncio.timeout(left)
+    def __init__(self, deadline_s: float) -> None:
+        self._timeout = asyncio.timeout(max(0.0, deadline_s - time.monotonic()))
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
@@ -250,6 +250,9 @@ class _Deadline:
         except TimeoutError as timeout:
             text = "the request's deadline has passed; ask for fewer tokens or allow it more time"
             raise DeadlinePassed(text) from timeout
+
+
+_NO_DEADLINE = contextlib.nullcontext()
 
 
 async def _next(stream: Stream) -> Delta:
