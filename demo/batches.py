@@ -46,7 +46,9 @@ def stage_at(progress: float) -> Stage:
         return Stage((1, 1, 1, 2), 0.3, easy, num_questions=(3, 4, 5, 6))
     if progress < MIXED:
         return Stage((1, 2, 2, 3, 4, 4), 0.33, MANY_QUESTIONS, num_questions=(3, 4, 5, 6, 7))
-    return Stage() if progress > LAST else Stage(MANY_TOOLS, weights=MANY_QUESTIONS, num_questions=(3, 4, 5, 6))
+    if progress > LAST:
+        return Stage(family_share=0.1)
+    return Stage(MANY_TOOLS, weights=MANY_QUESTIONS, num_questions=(3, 4, 5, 6), family_share=0.15)
 
 
 def drill(rng: random.Random, vocab_size: int) -> Example:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demo.everyday import Everyday
-from demo.invent import ACTIONS, invent_tool, noun_phrase
+from demo.invent import ACTIONS, invent_family, invent_tool, noun_phrase
 from demo.lists import split_words
 from demo.requests import (
     Call,
@@ -71,6 +71,7 @@ class Stage:
     )  # fmt: skip
     num_questions: tuple[int, ...] = (2, 3, 3, 4, 5)
     silent_share: float = 0.7  # of the calls end their question, without an answer
+    family_share: float = 0.0  # of the lists have tools that differ in their nouns alone
     corner_share: float = 0.6  # of the conversations use few words, so that names of one tool stand in another's too
 
 
@@ -139,11 +140,13 @@ class Author:
         rng = self.world.rng
         tools: dict[str, Tool] = {}
         siblings = noun_phrase(self.world) if rng.random() < 0.25 else None
+        family = invent_family(self.world) if rng.random() < self.stage.family_share else None
         while len(tools) < count:
             if self.everyday and rng.random() < self.stage.everyday_share:
                 tool = rng.choice(self.everyday).draw(self.world)
             else:
-                tool = invent_tool(self.world, siblings if rng.random() < 0.5 else None)
+                about = siblings if rng.random() < 0.5 else None
+                tool = invent_tool(self.world, about, family if not about and rng.random() < 0.8 else None)
             if not any(other.meanings & tool.meanings for other in tools.values()):
                 tools.setdefault(tool.name, tool)
         return tuple(tools.values())

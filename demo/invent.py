@@ -1,6 +1,7 @@
 """Invents tools that exist nowhere: a verb, a noun that may be no word at all, and up to five parameters."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from demo.tools import Kind, Parameter, Tool, draw_style
 from demo.words import World
@@ -61,17 +62,31 @@ KINDS: tuple[tuple[Kind, int], ...] = (
 )  # fmt: skip
 
 
-def invent_tool(world: World, about: str | None = None) -> Tool:
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What tools of one service have in common: update_order, update_user."""
+
+    verb: str
+    parameters: tuple[Parameter, ...]
+
+
+def invent_family(world: World) -> Family:
+    """What one to twenty tools of a list will share."""
+    return Family(world.rng.choice((*QUERY_VERBS, *ACTIONS)), invent_parameters(world))
+
+
+def invent_tool(world: World, about: str | None = None, family: Family | None = None) -> Tool:
     """A tool that exists nowhere; `about` fixes its noun, which makes a sibling that is easily confused."""
     rng = world.rng
     noun = about or noun_phrase(world)
-    if rng.random() < 0.45:
-        verb, said, asks, descriptions = rng.choice(QUERY_VERBS), ("get",), QUERY_ASKS, QUERY_DESCRIPTIONS
+    if family.verb in QUERY_VERBS if family else rng.random() < 0.45:
+        verb = family.verb if family else rng.choice(QUERY_VERBS)
+        said, asks, descriptions = ("get",), QUERY_ASKS, QUERY_DESCRIPTIONS
     else:
-        verb = rng.choice(list(ACTIONS))
+        verb = family.verb if family else rng.choice(list(ACTIONS))
         said, asks, descriptions = ACTIONS[verb], ACTION_ASKS, ACTION_DESCRIPTIONS
     description = fill(rng.choice(descriptions), said[0] if rng.random() < 0.3 else verb.replace("_", " "), noun)
-    parameters = invent_parameters(world)
+    parameters = family.parameters if family else invent_parameters(world)
     openings = [fill(ask, rng.choice(said), noun) for ask in rng.sample(asks, 6)]
     first = next((p for p in parameters if p.kind == "string" and p.required), None)
     if first and first.flavour in ("place", "word", "name", "code", "words", "person") and rng.random() < 0.45:
