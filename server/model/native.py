@@ -7,6 +7,7 @@ computed by torch.
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -203,9 +204,8 @@ class NativePool(BlockMemory):
 
     def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
         """Arrange one step. `rows` are in the order of their tokens."""
-        tables = [np.asarray(row.blocks, dtype=np.int32) for row in rows]
-        table = np.concatenate(tables)
-        sizes = np.array([len(one) for one in tables])
+        sizes = np.array([len(row.blocks) for row in rows])
+        table = np.fromiter(chain.from_iterable(row.blocks for row in rows), np.int32, sizes.sum())
         ends = [row.start + row.num_tokens for row in rows]
         assert (sizes * self.shape.block_size >= ends).all(), "every token has its place"
         assert table.min() >= 0 and table.max() < self.num_blocks, "every block is the pool's"

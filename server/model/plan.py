@@ -146,12 +146,19 @@ def fresh_blocks(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
     return torch.tensor(fresh) if fresh else None
 
 
+def count_on(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """begin, begin + 1, ...: `counts[i]` numbers from `begins[i]` on, for each i in turn."""
+    ends = np.cumsum(counts)
+    numbers: NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(begins - (ends - counts), counts)
+    return numbers
+
+
 def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int, near: int) -> ShortRows:
     num_tokens = rows[0].num_tokens
     counts = np.array([-(-(row.start + num_tokens) // block_size) for row in rows])
     physical = np.concatenate([np.asarray(row.blocks[:count]) for row, count in zip(rows, counts, strict=True)])
     row_of = np.repeat(np.arange(len(rows)), counts)
-    index_in_row = np.arange(len(physical)) - np.repeat(np.cumsum(counts) - counts, counts)
+    index_in_row = count_on(np.zeros_like(counts), counts)
     # Of one row alone all pairs are its own: no row is there to take what strangers would add.
     order, pieces = _cut_pieces(physical, near, max_gap=near if len(rows) > 1 else 0)
     row_of = np.append(row_of, len(rows))[order]

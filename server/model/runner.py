@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from server.model.masks import Masks
 from server.model.native import NativeHead, NativePool, can_hold
 from server.model.paged import BlockMemory, KvPool, PoolShape
 from server.model.paged_cuda import CudaKvPool
-from server.model.plan import SHORT_TOKENS, RowPlan
+from server.model.plan import SHORT_TOKENS, RowPlan, count_on
 from server.model.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.sampler import Drawing, DrawRow, draw_ids
 from server.model.shortage import as_memory_error
@@ -134,8 +135,9 @@ class Runner:
     def _compute(self, rows: Sequence[Row], known_ids: Tensor | None) -> Tensor:
         """Hidden states of all tokens, [num_tokens, hidden]."""
         plans = [RowPlan(len(row.token_ids), row.start, row.blocks) for row in rows]
-        ids = np.concatenate([np.asarray(row.token_ids, dtype=np.int64) for row in rows])
-        positions = np.concatenate([np.arange(plan.start, plan.start + plan.num_tokens) for plan in plans])
+        lengths = np.array([plan.num_tokens for plan in plans])
+        ids = np.fromiter(chain.from_iterable(row.token_ids for row in rows), np.int64, lengths.sum())
+        positions = count_on(np.array([plan.start for plan in plans]), lengths)
         device = self._loaded.device
         return self._loaded.body(
             torch.from_numpy(ids).to(device, non_blocking=True) if known_ids is None else known_ids,
@@ -177,8 +179,8 @@ def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> Tensor:
     """Which tokens of the arranged batch give logits, in the order of the rows as they came."""
     ends = np.zeros(len(rows), dtype=np.int64)
     ends[list(order)] = np.cumsum([len(rows[i].token_ids) for i in order])
-    lines = [np.arange(end - row.num_logits, end) for row, end in zip(rows, ends, strict=True)]
-    return torch.from_numpy(np.concatenate(lines))
+    counts = np.array([row.num_logits for row in rows])
+    return torch.from_numpy(count_on(ends - counts, counts))
 
 
 def _draw_rows(rows: Sequence[Row]) -> tuple[DrawRow, ...]:

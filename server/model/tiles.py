@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.model.plan import SHORT_TOKENS, RowPlan, write_places
+from server.model.plan import SHORT_TOKENS, RowPlan, count_on, write_places
 
 TILE_TOKENS = SHORT_TOKENS  # so that a short row is one tile
 TILE_FIELDS = 4
@@ -79,7 +80,7 @@ def slots_of(rows: Sequence[RowPlan], block_size: int) -> NDArray[np.int32]:
 def join_blocks(tables: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Block tables one after the other, and where each begins."""
     counts = np.array([len(table) for table in tables])
-    joined = np.concatenate([np.asarray(table, dtype=np.int32) for table in tables])
+    joined = np.fromiter(chain.from_iterable(tables), np.int32, counts.sum())
     return joined, (np.cumsum(counts) - counts).astype(np.int32)
 
 
@@ -88,7 +89,7 @@ def cut_rows(rows: Sequence[RowPlan], begins: NDArray[np.int32]) -> NDArray[np.i
     num_tokens = np.array([row.num_tokens for row in rows])
     counts = -(-num_tokens // TILE_TOKENS)
     row_of = np.repeat(np.arange(len(rows)), counts)
-    inside = (np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)) * TILE_TOKENS
+    inside = count_on(np.zeros_like(counts), counts) * TILE_TOKENS
     first_tokens = np.cumsum(num_tokens) - num_tokens
     starts = np.array([row.start for row in rows])
     table = (
