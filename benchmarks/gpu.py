@@ -13,7 +13,7 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,11 @@ import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.checkpoint import config_of
-from benchmarks.engine import Stream, random_prompt, step
+from benchmarks.decoding import Engine
+from benchmarks.engine import random_prompt
 from benchmarks.gpu_memory import compare_memory
 from benchmarks.varlen import PAGE_TOKENS, VarlenKernels, reads_block_tables
+from server.engine.blocks import Blocks
 from server.model.graphs import padded_sizes
 from server.model.kernels import choose_kernels
 from server.model.linear import pack_linears
@@ -62,6 +64,7 @@ class Variant:
     kernels: Kernels | None
     block_size: int
     graphs: bool
+    ahead: bool = False  # each step launched before the one before it is read, as the engine does on a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,35 +95,47 @@ def random_model(shape: str, device: torch.device, attention: str) -> Any:
 def variants(loaded: LoadedModel, task: Task) -> list[Variant]:
     """The ways that this device has."""
     shape = pool_shape(loaded, BLOCK_TOKENS)
-    found = [Variant("gather", None, BLOCK_TOKENS, False)]
+    found = [Variant("gather", None, BLOCK_TOKENS, False), Variant("gather ahead", None, BLOCK_TOKENS, False, True)]
     if loaded.device.type != "cuda":
         return found
     kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
     if kernels is not None:
         found.insert(0, Variant("triton", kernels, BLOCK_TOKENS, False))
         found.insert(0, Variant("triton graphs", kernels, BLOCK_TOKENS, True))
+        found.insert(0, Variant("triton graphs ahead", kernels, BLOCK_TOKENS, True, True))
     if reads_block_tables():
-        varlen = VarlenKernels(-(-(task.prompt_tokens + task.steps + 2) // PAGE_TOKENS))
-        found += [Variant("varlen graphs", varlen, PAGE_TOKENS, True), Variant("varlen", varlen, PAGE_TOKENS, False)]
+        longest = task.prompt_tokens + num_ids_of(task, max(task.batches))
+        varlen = VarlenKernels(-(-longest // PAGE_TOKENS))
+        found.append(Variant("varlen graphs ahead", varlen, PAGE_TOKENS, True, True))
+        found.append(Variant("varlen", varlen, PAGE_TOKENS, False))
     return found
+
+
+def num_ids_of(task: Task, batch: int) -> int:
+    """Ids that a stream may write: the first streams write while the last prompts are computed."""
+    return task.steps + 2 + batch // 8
 
 
 def decode(loaded: LoadedModel, variant: Variant, batch: int, task: Task) -> tuple[float, float]:
     """(seconds of all prompts, decoded tokens per second)."""
     size, device = variant.block_size, loaded.device
-    per_stream = -(-(task.prompt_tokens + task.steps + 2) // size)
+    num_ids = num_ids_of(task, batch)
+    per_stream = -(-(task.prompt_tokens + num_ids) // size)
     runner = Runner(loaded, 1, size)
     runner.pool = CudaKvPool(pool_shape(loaded, size), batch * per_stream, device, variant.kernels)
     if variant.graphs:
         runner.record_graphs((next(padded for padded in padded_sizes(max(256, batch)) if padded >= batch),))
         if not runner.has_graphs:
             raise RuntimeError("the step could not be recorded; the log says why")
-    streams = [Stream(random_prompt(task.prompt_tokens, i), i * per_stream, per_stream) for i in range(batch)]
+    prompts = [random_prompt(task.prompt_tokens, index) for index in range(batch)]
+    blocks = Blocks(batch * per_stream, size, caching=False)
+    engine = Engine(runner, blocks, prompts, num_ids, ahead=variant.ahead)
     began = time.perf_counter()
-    for first in range(0, batch, 16):
-        step(runner, streams[first : first + 16])
+    while engine.in_prefill:
+        engine.step()
     first_s = time.perf_counter() - began
-    times = [step(runner, streams) for _ in range(task.steps)]
+    times = [engine.step() for _ in range(task.steps)]
+    assert engine.num_running == batch, "every stream was in every step"
     return first_s, batch / statistics.median(times)
 
 
@@ -209,7 +224,7 @@ def _measure(empty: Figure, measure: Way, most: float | None, task: Task) -> Fig
     return Figure(shape, way, batch, rate, rate / most if most else None, first_s)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and write; returns what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")

@@ -12,7 +12,7 @@ def test_the_gpu_benchmark_runs_with_a_tiny_shape(tmp_path: Path) -> None:
     report = main([*options.split(), str(out)])
     assert json.loads(out.read_text()) == report
     assert [(figure["way"], figure["batch"]) for figure in report["figures"]] == [
-        ("gather", 1), ("gather", 3), ("generate", 1), ("generate", 3),
+        ("gather", 1), ("gather", 3), ("gather ahead", 1), ("gather ahead", 3), ("generate", 1), ("generate", 3),
     ]  # fmt: skip
     assert all(figure["fault"] is None and figure["tok_per_s"] for figure in report["figures"])
     memory = report["memory"]["tiny"]
@@ -24,4 +24,4 @@ def test_what_finds_no_time_is_recorded_as_such(tmp_path: Path) -> None:
     out = str(tmp_path / "gpu.json")
     options = "--device cpu --shapes tiny --batches 1 --no-peers --limit-s -1 --out"
     report = main([*options.split(), out])
-    assert [figure["fault"] for figure in report["figures"]] == ["no time left"]
+    assert [figure["fault"] for figure in report["figures"]] == ["no time left"] * 2
