@@ -60,7 +60,8 @@ def _unpack(words: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
         bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
         allowed = torch.from_numpy(bits[:, :vocab_size]).view(torch.bool)
     else:
-        packed = torch.from_numpy(np.ascontiguousarray(words)).to(device, non_blocking=True)
+        # Pinned: a copy of more than 64 KB from other memory waits for what the device is doing.
+        packed = torch.from_numpy(np.ascontiguousarray(words)).pin_memory().to(device, non_blocking=True)
         shifts = torch.arange(32, dtype=torch.int32, device=device)
         allowed = ((packed.unsqueeze(-1) >> shifts) & 1).bool().flatten(1)[:, :vocab_size]
     missing = vocab_size - allowed.shape[1]
