@@ -32,7 +32,7 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
         from server.model.pretrained import load_pretrained
 
         loaded = load_pretrained(checkpoint, settings, device, on_progress, began_s)
-    _choose_threads(device, settings.threads, loaded.weight_bytes)
+    _choose_threads(settings.threads, loaded)
     on_progress(1.0)
     return loaded
 
@@ -46,7 +46,11 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _choose_threads(device: torch.device, wanted: int, weight_bytes: int) -> None:
-    """A step of a small model is over before a second thread is awake, and on a busy machine it waits for that one."""
-    if device.type == "cpu" and (wanted or weight_bytes < SMALL_MODEL_BYTES):
+def _choose_threads(wanted: int, loaded: LoadedModel) -> None:
+    """A step of a small model is over before a second thread is awake, and on a busy machine it waits for that one.
+
+    The compiled kernels see to this themselves, step by step: a long prompt is worth all threads.
+    """
+    is_small = loaded.weight_bytes < SMALL_MODEL_BYTES and not loaded.kernels
+    if loaded.device.type == "cpu" and (wanted or is_small):
         torch.set_num_threads(wanted or 1)
