@@ -7,6 +7,7 @@ import torch
 
 from server.errors import CannotStart
 from server.model.loaded import LoadedModel, OnProgress
+from server.model.native import NativeHead
 from server.model.plain import load_plain
 from server.settings import EngineSettings
 
@@ -49,8 +50,9 @@ def choose_device(wanted: str) -> torch.device:
 def _choose_threads(wanted: int, loaded: LoadedModel) -> None:
     """A step of a small model is over before a second thread is awake, and on a busy machine it waits for that one.
 
-    The compiled kernels see to this themselves, step by step: a long prompt is worth all threads.
+    Where the compiled kernels compute all of it they see to this themselves, step by step: a long prompt is worth all
+    threads.
     """
-    is_small = loaded.weight_bytes < SMALL_MODEL_BYTES and not loaded.kernels
+    is_small = loaded.weight_bytes < SMALL_MODEL_BYTES and not isinstance(loaded.head, NativeHead)
     if loaded.device.type == "cpu" and (wanted or is_small):
         torch.set_num_threads(wanted or 1)
