@@ -68,7 +68,7 @@ class EngineSettings:
     )
     cuda_graphs: bool = option(True, "On CUDA, record decode steps at start and replay them.")
     cpu_kernels: bool = option(True, "On CPUs that have what they need, compute with the compiled kernels.")
-    threads: int = option(0, "CPU threads of the engine; 0: every core, or one where torch computes a model below 64 MiB.")
+    threads: int = option(0, "CPU threads of the engine; 0: every core, or one for a small model in torch.")
     seed: int = option(0, "Seed of requests that bring none.")
 
 
