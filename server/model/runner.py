@@ -84,10 +84,10 @@ class Runner:
         The batch is the one launched, but for how it is drawn. Called once a ticket, before anything else is launched.
         """
         rows = _draw_rows(batch.rows)
-        if not rows:
-            return Drawing(torch.empty(0, dtype=torch.int64), rows)
         is_plain = masks is None and all(is_greedy(row.draw) for row in rows)
         with as_memory_error(), torch.inference_mode():
+            if not rows:
+                return Drawing(torch.empty(0, dtype=torch.int64), rows)
             if ticket.likeliest is not None and is_plain:
                 return Drawing(ticket.likeliest, rows)
             if ticket.logits is not None:

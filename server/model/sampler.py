@@ -28,6 +28,7 @@ from server.model.batch import Draw, Drawn
 from server.model.lookup import first_peak, greatest, inverse_cdf
 from server.model.masks import Masks
 from server.model.penalties import apply_masks, change_logits, changes_logits
+from server.model.shortage import as_memory_error
 
 # How many of the likeliest ids are looked at before top_p or top_k cut; a row that needs more goes on to the next.
 NUM_CANDIDATES = (256, 8192)
@@ -68,11 +69,12 @@ class Drawing:
             self._event.record()
 
     def read(self) -> list[Drawn]:
-        """One Drawn a row, in their order. Waits for the device."""
+        """One Drawn a row, in their order. Waits for the device; raises MemoryError."""
         if self._event is not None:
             self._event.synchronize()
         ids: list[int] = self._copy.tolist()
-        return accept(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
+        with as_memory_error():  # log probabilities are looked up on the device
+            return accept(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
 
 
 def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> Drawing:
