@@ -79,7 +79,7 @@ class Runner:
         return self._launch(batch.rows, ids)
 
     def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
-        """Draw for each row that has a Draw, in row order; nothing waits. Raises MemoryError.
+        """Draw for each row that has a Draw, in row order. Waits only where top_p cuts alone. Raises MemoryError.
 
         The batch is the one launched, but for how it is drawn. Called once a ticket, before anything else is launched.
         """

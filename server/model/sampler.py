@@ -72,8 +72,8 @@ class Drawing:
         """One Drawn a row, in their order. Waits for the device; raises MemoryError."""
         if self._event is not None:
             self._event.synchronize()
-        ids: list[int] = self._copy.tolist()
         with as_memory_error():  # log probabilities are looked up on the device
+            ids: list[int] = self._copy.tolist()
             return accept(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
 
 

@@ -1,7 +1,8 @@
 """torch.OutOfMemoryError at every kind of step and at many places inside it: nobody's reply changes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.engine.slots import Slots
 from server.messages import Constraint, Generate, Sampling, TokenLogprob
-from server.model.batch import Batch
+from server.model.batch import Batch, Drawn
 from server.model.grammar import LlguidanceGrammars
 from server.model.masks import Masks
 from server.model.runner import Runner, Ticket
@@ -42,6 +43,13 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A drawing whose reading is counted too."""
+
+    read: Callable[[], list[Drawn]]
+
+
 class Exhausted:
     """A runner whose memory is over once at each kind of step: at the given share of that step's operations.
 
@@ -64,10 +72,14 @@ class Exhausted:
         self._mode = Counting(int(self.place * (size - 1)) if due else None)
         return self._run(self.runner.launch, batch)
 
-    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
+    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> "Reading":
         drawing: Drawing = self._run(self.runner.draw, ticket, batch, masks)
+        return Reading(lambda: self._read(drawing))
+
+    def _read(self, drawing: Drawing) -> list[Drawn]:
+        drawn: list[Drawn] = self._run(drawing.read)
         self.sizes[self._kind] = min(self._mode.num_operations, self.sizes.get(self._kind, 1 << 30))
-        return drawing
+        return drawn
 
     def copy_state(self, source: int, target: int) -> None:
         self.runner.copy_state(source, target)
