@@ -19,6 +19,7 @@ from server.model.tiles import Tiles
 
 LOG2_E = 1.4426950408889634
 POSITIONS = 64  # that one turn of the loop reads
+LARGE_TILE = 1 << 14  # numbers of a result that four warps hold in registers; twice as many spill
 WIDE_POSITIONS = 32  # of heads wider than 128, or in float32: more would not fit next to a program
 
 
@@ -67,8 +68,8 @@ def _attend_kernel(
         position = at + tl.arange(0, POSITIONS)
         is_there = position < stop  # what lies behind was left by others and is never read: it may be NaN
         block = tl.load(table + position // BLOCK_SIZE, mask=is_there, other=0).to(tl.int64)
-        place = ((block * BLOCK_SIZE + position % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
-        seen = tl.load(keys + place[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0.0)
+        source = ((block * BLOCK_SIZE + position % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
+        seen = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0.0)
         scores = tl.dot(own, seen, input_precision="ieee") * scaling
         may_see = is_there[None, :] & (position[None, :] <= start + token[:, None])
         scores = tl.where(may_see, scores, float("-inf"))
@@ -78,8 +79,8 @@ def _attend_kernel(
         weights = tl.exp2(scores - base[:, None])
         shrink = tl.exp2(peak - base)
         total = total * shrink + tl.sum(weights, 1)
-        seen = tl.load(values + place[:, None] + dim[None, :], mask=is_there[:, None] & is_dim[None, :], other=0.0)
-        sums = sums * shrink[:, None] + tl.dot(weights.to(seen.dtype), seen, input_precision="ieee")
+        held = tl.load(values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim[None, :], other=0.0)
+        sums = sums * shrink[:, None] + tl.dot(weights.to(held.dtype), held, input_precision="ieee")
         peak = higher
     total = tl.where(total == 0.0, 1.0, total)  # of a line that saw nothing: its sums are 0, its peak stays -inf
     sums = sums / total[:, None]
@@ -122,7 +123,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
     group = heads // kv_heads
     if query.stride(2) != 1:
         query = query.contiguous()
-    width = max(16, triton.next_power_of_2(head_dim))
+    lines, width = max(16, triton.next_power_of_2(tiles.most_tokens * group)), max(16, triton.next_power_of_2(head_dim))
+    is_large = lines * width > LARGE_TILE
     shares = tiles.shares
     lse = parts = result
     if shares > 1:
@@ -131,8 +133,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
     _attend_kernel[(tiles.table.shape[0], kv_heads, shares)](
         query, keys, values, tiles.table, tiles.blocks, parts, lse, scaling * LOG2_E, num_tokens,
         query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
-        max(16, triton.next_power_of_2(tiles.most_tokens * group)), width,
-        POSITIONS if width * keys.element_size() <= 256 else WIDE_POSITIONS, shares,
+        lines, width, POSITIONS if width * keys.element_size() <= 256 else WIDE_POSITIONS, shares,
+        num_warps=8 if is_large else 4, num_stages=2 if is_large else 3,
     )  # fmt: skip
     if shares > 1:
         _join_kernel[(num_tokens * heads,)](parts, lse, result, num_tokens * heads, shares, head_dim, width)
