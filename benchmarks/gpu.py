@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from benchmarks.engine import random_prompt
 from benchmarks.gpu_memory import compare_memory
 from benchmarks.varlen import PAGE_TOKENS, VarlenKernels, reads_block_tables
 from server.engine.blocks import Blocks
+from server.model.decoder import open_body
 from server.model.graphs import padded_sizes
 from server.model.kernels import choose_kernels
 from server.model.linear import pack_linears
@@ -190,6 +191,9 @@ def measure_own(shape: str, device: torch.device, task: Task) -> tuple[list[Figu
     ways: dict[str, Way] = {}
     for variant in variants(loaded, task):
         ways[variant.name] = partial(decode, loaded, variant)
+        if variant.graphs and variant.ahead:  # without kernels between the products, where they are in use
+            unfused = replace(loaded, body=open_body(model.get_decoder()))
+            ways[f"{variant.name}, unfused"] = partial(decode, unfused, variant)
     return run_all(shape, ways, limits, task), compare_memory(loaded, config_of(shape))
 
 

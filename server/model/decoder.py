@@ -32,6 +32,22 @@ class Body(Protocol):
         """Ids and positions [num_tokens] of many rows, one after the other -> hidden states [num_tokens, hidden]."""
 
 
+class Operations(Protocol):
+    """What lies between the products; on a GPU the module fused_triton.py is one."""
+
+    def add_norm(self, hidden: Tensor, added: Tensor | None, norm: "Norm") -> tuple[Tensor, Tensor]:
+        """[num_tokens, hidden] -> the sum with what is added, if anything is, and the sum's norm. May overwrite."""
+
+    def turn(self, heads: Tensor, norms: "HeadNorms | None", cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries and keys [num_tokens, heads, head_dim] -> the same, normed and rotated by [num_tokens, 1, head_dim].
+
+        Rotating a head is cos * head + sin * (its halves swapped); the sine of the first half carries the sign.
+        """
+
+    def gate(self, both: Tensor) -> Tensor:
+        """Gates and what they let through, [num_tokens, 2 * size] -> [num_tokens, size], by SiLU."""
+
+
 def open_body(decoder: Any) -> Body:
     """The decoder of a model that transformers loaded, its linear layers packed or not, as a Body."""
     text = decoder.config
@@ -62,25 +78,46 @@ class WholeBody:
 class ShortBody:
     """The same numbers in fewer operations: equal in float32 to its rounding, in bf16 with fewer roundings between."""
 
-    def __init__(self, decoder: Any) -> None:
+    def __init__(self, decoder: Any, operations: "Operations | None" = None) -> None:
+        """`operations`: torch's own if none are given."""
+        self.operations = operations or TorchOperations()
         self._embedding = decoder.embed_tokens
         self._rotary = decoder.rotary_emb
-        self._layers = [Layer(layer) for layer in decoder.layers]
-        self._norm = Norm(decoder.norm)
+        self.layers = [Layer(layer, self.operations) for layer in decoder.layers]
+        self.norm = Norm(decoder.norm)
         half = decoder.layers[0].self_attn.head_dim // 2
-        self._signs = torch.ones(2 * half, dtype=self._norm.weight.dtype, device=self._norm.weight.device)
+        self._signs = torch.ones(2 * half, dtype=self.norm.weight.dtype, device=self.norm.weight.device)
         self._signs[:half] = -1
 
     def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
         """As `Body`."""
         hidden: Tensor = self._embedding(ids)
         cos, sin = self._rotary(hidden, positions.unsqueeze(0))
-        # [num_tokens, 1, head_dim]: the same for every head. Rotating a head is cos * head + sin * (its halves swapped,
-        # the one that comes to the front negated); the sign goes to the sine, once for all layers.
+        # The same for every head and every layer.
         turn = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)
-        for index, layer in enumerate(self._layers):
-            hidden = layer.forward(index, hidden, turn, paged)
-        return self._norm(hidden)
+        added: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            hidden, added = layer.forward(index, hidden, added, turn, paged)
+        return self.operations.add_norm(hidden, added, self.norm)[1]
+
+
+class TorchOperations:
+    """As `Operations`, by torch's own."""
+
+    def add_norm(self, hidden: Tensor, added: Tensor | None, norm: "Norm") -> tuple[Tensor, Tensor]:
+        """As `Operations.add_norm`."""
+        hidden = hidden if added is None else hidden + added
+        return hidden, norm(hidden)
+
+    def turn(self, heads: Tensor, norms: "HeadNorms | None", cos: Tensor, sin: Tensor) -> Tensor:
+        """As `Operations.turn`."""
+        heads = norms(heads) if norms else heads
+        return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), sin)
+
+    def gate(self, both: Tensor) -> Tensor:
+        """As `Operations.gate`."""
+        gate, up = both.chunk(2, -1)
+        return functional.silu(gate) * up
 
 
 class Norm:
@@ -89,11 +126,11 @@ class Norm:
     def __init__(self, norm: Any) -> None:
         self.weight: Tensor = norm.weight.detach()
         self._size = list(self.weight.shape)
-        self._epsilon: float = norm.variance_epsilon
+        self.epsilon: float = norm.variance_epsilon
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[..., size] -> the same."""
-        return functional.rms_norm(hidden, self._size, self.weight, self._epsilon)
+        return functional.rms_norm(hidden, self._size, self.weight, self.epsilon)
 
 
 class HeadNorms:
@@ -102,21 +139,22 @@ class HeadNorms:
     def __init__(self, attention: Any, heads: int, kv_heads: int) -> None:
         query, key = attention.q_norm, attention.k_norm
         assert query.variance_epsilon == key.variance_epsilon, "one norm stands for both"
-        self._epsilon: float = query.variance_epsilon
+        self.epsilon: float = query.variance_epsilon
         weights = query.weight.detach().expand(heads, -1), key.weight.detach().expand(kv_heads, -1)
-        self._weight = torch.cat(weights)
+        self.weight = torch.cat(weights)
 
     def __call__(self, turned: Tensor) -> Tensor:
         """[num_tokens, heads + kv_heads, head_dim] -> the same."""
-        return functional.rms_norm(turned, turned.shape[-1:], None, self._epsilon).mul_(self._weight)
+        return functional.rms_norm(turned, turned.shape[-1:], None, self.epsilon).mul_(self.weight)
 
 
 class Layer:
     """One decoder layer over a flat line of tokens."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, operations: Operations) -> None:
         attention = layer.self_attn
-        self._head_dim: int = attention.head_dim
+        self._operations = operations
+        self.head_dim: int = attention.head_dim
         self._heads: int = attention.config.num_attention_heads
         self._kv_heads: int = attention.config.num_key_value_heads
         self._scaling: float = attention.scaling
@@ -126,51 +164,54 @@ class Layer:
         self._head_norms = HeadNorms(attention, self._heads, self._kv_heads) if has_norms else None
         self._output: Product = attention.o_proj.forward
         is_dense = hasattr(layer.mlp, "gate_proj")
-        self._mlp: Product = Mlp(layer.mlp) if is_dense else Batched(layer.mlp)
+        self._mlp: Product = Mlp(layer.mlp, operations) if is_dense else Batched(layer.mlp)
         on_cpu = self._attention_norm.weight.device.type == "cpu"
         self._piece = PIECE if on_cpu and is_dense else sys.maxsize
 
-    def forward(self, index: int, hidden: Tensor, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
-        """[num_tokens, hidden] -> the same. `index` is the layer's among the model's."""
-        hidden = hidden + self._attend(index, hidden, turn, paged)
+    def forward(
+        self, index: int, hidden: Tensor, added: Tensor | None, turn: tuple[Tensor, Tensor], paged: Attends
+    ) -> tuple[Tensor, Tensor | None]:
+        """[num_tokens, hidden], and what is still to be added to it -> the same. `index`: the layer's in the model."""
+        hidden, normed = self._operations.add_norm(hidden, added, self._attention_norm)
+        attended = self._attend(index, normed, turn, paged)
         if hidden.shape[0] <= self._piece:
-            return hidden + self._mlp(self._mlp_norm(hidden))
+            hidden, normed = self._operations.add_norm(hidden, attended, self._mlp_norm)
+            return hidden, self._mlp(normed)
+        hidden = hidden + attended
         for piece in torch.split(hidden, self._piece):
             piece += self._mlp(self._mlp_norm(piece))
-        return hidden
+        return hidden, None
 
-    def _attend(self, index: int, hidden: Tensor, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
-        num_tokens, num_turned = hidden.shape[0], self._heads + self._kv_heads
-        together = self._project(self._attention_norm(hidden)).view(num_tokens, -1, self._head_dim)
+    def _attend(self, index: int, normed: Tensor, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
+        num_tokens, num_turned = normed.shape[0], self._heads + self._kv_heads
+        together = self._project(normed).view(num_tokens, -1, self.head_dim)
         turned, value = together[:, :num_turned], together[:, num_turned:]
         if num_tokens <= self._piece:
-            turned = self._turn(turned, *turn)
+            turned = self._operations.turn(turned, self._head_norms, *turn)
         else:
             pieces = (torch.split(one, self._piece) for one in (turned, *turn))
             for piece, cos, sin in zip(*pieces, strict=True):
-                piece.copy_(self._turn(piece, cos, sin))
+                piece.copy_(self._operations.turn(piece, self._head_norms, cos, sin))
         query, key = turned[:, : self._heads], turned[:, self._heads :]
         attended = paged.attend(index, query, key, value, self._scaling)
         return self._output(attended.reshape(num_tokens, -1))
-
-    def _turn(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries and keys [num_tokens, heads, head_dim] -> the same, normed and rotated."""
-        if self._head_norms is not None:
-            heads = self._head_norms(heads)
-        return torch.addcmul(heads * cos, heads.roll(self._head_dim // 2, -1), sin)
 
 
 class Mlp:
     """Gate and up in one product, then down."""
 
-    def __init__(self, mlp: Any) -> None:
+    def __init__(self, mlp: Any, operations: Operations) -> None:
+        self._operations = operations
         self._open = _together((mlp.gate_proj, mlp.up_proj))
         self._down: Product = mlp.down_proj.forward
-        self._activate: Product = functional.silu if is_silu(mlp.act_fn) else mlp.act_fn
+        self._activate: Product | None = None if is_silu(mlp.act_fn) else mlp.act_fn
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[num_tokens, hidden] -> the same."""
-        gate, up = self._open(hidden).chunk(2, -1)
+        both = self._open(hidden)
+        if self._activate is None:
+            return self._down(self._operations.gate(both))
+        gate, up = both.chunk(2, -1)
         return self._down(self._activate(gate) * up)
 
 

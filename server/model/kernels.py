@@ -1,16 +1,21 @@
-"""Which attention kernels serve on a device: those that compile there and agree with torch's own attention.
+"""Which Triton kernels serve on a device: those that compile there and agree with what torch computes.
 
-They are tried at start, on this card, with this model's heads and dtype. A card, driver or compiler that cannot run
-them costs speed and a line in the log, never a wrong reply.
+They are tried at start, on this card, with this model's sizes and dtype; those between the products must be faster
+there, too. A card, driver or compiler that cannot run them costs speed and a line in the log, never a wrong reply.
 """
 
 import importlib.util
 import logging
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from server.model.decoder import Body, ShortBody, open_body
 from server.model.paged import PoolShape
 from server.model.paged_cuda import CudaKvPool, Kernels
 from server.model.plan import RowPlan
@@ -19,11 +24,12 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # of values of the order of 1
 BLOCKS = 64  # of the pool that they are tried on
+REPLAYS = 20  # that a step's time is taken of
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far kernels were from torch's attention on the same random step."""
+    """How far kernels were from torch on the same random step."""
 
     largest: float
     allowed: float
@@ -33,26 +39,38 @@ class Difference:
         """Whether they agree; NaN does not."""
         return self.largest <= self.allowed
 
+    def raise_if_large(self) -> None:
+        """Raises RuntimeError unless they agree."""
+        if not self.is_small:
+            raise RuntimeError(f"they are off by {self.largest:.2g}")
+
 
 def choose_kernels(shape: PoolShape, heads: int, device: torch.device) -> Kernels | None:
     """The kernels for a model with so many query heads on this device; None where the gathering attention serves."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if not _has_triton(device):
         return None
-    # Only where they are used: Triton is part of torch for CUDA alone.
-    from triton.errors import TritonError
+    with _unless_it_fails("attention gathers keys and values"):
+        from server.model import paged_triton
 
-    from server.model import paged_triton
+        compare(paged_triton, shape, heads, device).raise_if_large()
+        return paged_triton
+    return None
 
-    try:
-        difference = compare(paged_triton, shape, heads, device)
-    # No C compiler, a card that is too old, too little shared memory: each says so in its own way.
-    except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-        log.warning("attention gathers keys and values: the kernels do not run here: %s", _first_line(error))
-        return None
-    if not difference.is_small:
-        log.warning("attention gathers keys and values: the kernels are off by %.2g here", difference.largest)
-        return None
-    return paged_triton
+
+def choose_body(decoder: Any, device: torch.device) -> Body:
+    """The decoder of a model on this device, with kernels between its products where a step is faster with them."""
+    plain = open_body(decoder)
+    if not isinstance(plain, ShortBody) or not _has_triton(device):
+        return plain
+    with _unless_it_fails("torch computes what is between the products"):
+        from server.model import fused_triton
+
+        fused = ShortBody(decoder, fused_triton)
+        compare_layers(fused, plain).raise_if_large()
+        took_us, plain_us = _microseconds_of(fused, device), _microseconds_of(plain, device)
+        log.info("kernels between the products: a token takes %.0f us with them, %.0f without", took_us, plain_us)
+        return fused if took_us < plain_us else plain
+    return plain
 
 
 def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device) -> Difference:
@@ -79,6 +97,70 @@ def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device
     with torch.inference_mode():
         results = [pool.arrange(rows, {0: 0}).attend(0, query, key, value, size[1] ** -0.5) for pool in (plain, own)]
     return Difference((results[0] - results[1]).abs().max().item(), TOLERANCE[shape.dtype])
+
+
+def compare_layers(fused: ShortBody, plain: ShortBody) -> Difference:
+    """The first layer of both on random hidden states, and the norm behind all; relative to the largest result."""
+    weight = plain.norm.weight
+    generator = torch.Generator(weight.device).manual_seed(1)
+    count, head_dim = 5, plain.layers[0].head_dim
+    sizes = ((count, len(weight)), (count, len(weight)), (count, 1, head_dim), (count, 1, head_dim))
+    hidden, added, cos, sin = (
+        torch.randn(size, generator=generator, device=weight.device).to(weight.dtype) for size in sizes
+    )
+    results = []
+    with torch.inference_mode():
+        for body in (fused, plain):
+            residual, fed = body.layers[0].forward(0, hidden.clone(), added, (cos, sin), Unseen())
+            results.append(torch.cat(body.operations.add_norm(residual, fed, body.norm)).float())
+    largest = (results[0] - results[1]).abs().max() / results[1].abs().max()
+    return Difference(largest.item(), TOLERANCE[weight.dtype])
+
+
+class Unseen:
+    """In the place of attention: each token has itself, and nothing before it."""
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """As `paged.Attends.attend`, of what every head of queries, keys and values makes a difference to."""
+        return query + (key + value).repeat_interleave(query.shape[1] // key.shape[1], 1)
+
+
+def _microseconds_of(body: Body, device: torch.device) -> float:
+    """Microseconds that a token takes in a recorded step, attention left out."""
+    ids = torch.zeros(1, dtype=torch.int64, device=device)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        body(ids, ids, Unseen(), None)
+        with torch.cuda.graph(graph):
+            body(ids, ids, Unseen(), None)
+        graph.replay()
+        begin.record()
+        for _ in range(REPLAYS):
+            graph.replay()
+        end.record()
+    end.synchronize()
+    milliseconds: float = begin.elapsed_time(end)
+    return 1000 * milliseconds / REPLAYS
+
+
+def _has_triton(device: torch.device) -> bool:
+    """It is part of torch for CUDA alone."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+@contextmanager
+def _unless_it_fails(instead: str) -> Iterator[None]:
+    """Tell the log what happens instead where kernels do not run.
+
+    No C compiler, a card that is too old, too little shared memory: each says so in its own way.
+    """
+    from triton.errors import TritonError
+
+    try:
+        yield
+    except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        log.warning("%s: the kernels do not serve here: %s", instead, _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

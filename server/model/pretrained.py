@@ -19,7 +19,8 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from server.errors import CannotStart
-from server.model.decoder import SHORT_FORMS, open_body
+from server.model.decoder import SHORT_FORMS
+from server.model.kernels import choose_body
 from server.model.linear import pack_linears
 from server.model.loaded import KvShape, LoadedModel, OnProgress, count_bytes
 from server.model.native import NativeBody, NativeHead, can_compute
@@ -68,7 +69,7 @@ def adopt(model: Any, device: torch.device, began_s: float, kernels: bool = Fals
         split_rows(decoder)
     is_native = kernels and _suits_kernels(model)
     return LoadedModel(
-        body=NativeBody(decoder) if is_native else open_body(decoder),
+        body=NativeBody(decoder) if is_native else choose_body(decoder, device),
         head=NativeHead(head) if is_native else head,
         device=device,
         dtype=model.dtype,

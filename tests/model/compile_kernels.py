@@ -1,7 +1,7 @@
-"""Compiles the kernels for cards that are not here: python -m tests.model.compile_kernels CAPABILITY... (90 is an H100).
+"""Compiles the kernels for cards that are not here: python -m tests.model.compile_kernels CAPABILITY... (90: H100).
 
-Every launch that the pool, the decoder and the choice of kernels make is compiled to the machine code of the card, and
-not launched; the tensors lie on the CPU. Prints a line of JSON for each kernel: name, card, bytes of shared memory, and
+The launches that a pool and a decoder make are compiled to the machine code of the card, and not launched; the tensors
+lie on the CPU. Prints a line of JSON for each kernel: name, card, bytes of shared memory, and
 bytes of stack that each thread spills to. Raises what Triton or its assembler has to say.
 """
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from server.model import paged_triton
+from server.model import fused_triton, paged_triton
+from server.model.decoder import HeadNorms, Norm
 from server.model.kernels import compare
 from server.model.paged import PoolShape
 
@@ -30,6 +31,20 @@ SHAPES = [  # of one block, and the query heads
     (PoolShape(32, 1, 2, 256, torch.bfloat16), 16),  # Qwen3.5
     (PoolShape(32, 1, 2, 64, torch.float16), 14),  # Qwen2.5-0.5B
 ]
+
+
+def launch_operations() -> None:
+    """Those between the products, of Qwen3-0.6B (heads normed) and Qwen2.5-7B."""
+    for size, gated, heads, has_norms in ((1024, 3072, 24, True), (3584, 18944, 32, False)):
+        norm = type("Norm", (), {"weight": torch.ones(size, dtype=torch.bfloat16), "epsilon": 1e-6})
+        hidden = torch.ones((3, size), dtype=torch.bfloat16)
+        for added in (hidden, None):
+            fused_triton.add_norm(hidden, added, cast(Norm, norm))
+        norms = type("Norms", (), {"weight": torch.ones((heads, 128), dtype=torch.bfloat16), "epsilon": 1e-6})
+        angles = torch.ones((3, 1, 128), dtype=torch.bfloat16)
+        together = torch.ones((3, heads + 8, 128), dtype=torch.bfloat16)[:, :heads]
+        fused_triton.turn(together, cast(HeadNorms, norms) if has_norms else None, angles, angles)
+        fused_triton.gate(torch.ones((3, 2 * gated), dtype=torch.bfloat16))
 
 
 class Absent:
@@ -76,6 +91,7 @@ def main(capabilities: list[int]) -> None:
         compiled.clear()
         for shape, heads in SHAPES:
             compare(paged_triton, shape, heads, CPU)
+        launch_operations()
         for name, kernel in compiled.values():
             spilled = spilled_bytes(kernel.asm["cubin"])
             print(json.dumps([name, capability, kernel.metadata.shared, spilled]), flush=True)
