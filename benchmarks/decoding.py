@@ -16,7 +16,9 @@ from server.model.runner import Runner
 class Engine:
     """The scheduler and its steps with streams of one length, without the process around it."""
 
-    def __init__(self, runner: Runner, blocks: Blocks, prompts: list[list[int]], num_ids: int, *, ahead: bool) -> None:
+    def __init__(
+        self, runner: Runner, blocks: Blocks, prompts: list[list[int]], sampling: Sampling, *, ahead: bool
+    ) -> None:
         limits = Limits(
             max_batch_tokens=16 * len(prompts[0]),
             max_running=len(prompts),
@@ -28,7 +30,6 @@ class Engine:
         )
         self._scheduler = Scheduler(limits, blocks, None, time.monotonic)
         self._pipeline = Pipeline(self._scheduler, runner, cast(Grammars, None))
-        sampling = Sampling(max_tokens=num_ids, temperature=0.0, ignore_eos=True)
         self._sequences: list[Sequence] = []
         for index, prompt in enumerate(prompts):
             sequence = self._scheduler.add(Generate(str(index), prompt, sampling))

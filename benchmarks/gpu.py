@@ -29,6 +29,7 @@ from benchmarks.engine import random_prompt
 from benchmarks.gpu_memory import compare_memory
 from benchmarks.varlen import PAGE_TOKENS, VarlenKernels, reads_block_tables
 from server.engine.blocks import Blocks
+from server.messages import Sampling
 from server.model.decoder import open_body
 from server.model.graphs import padded_sizes
 from server.model.kernels import choose_kernels
@@ -65,6 +66,7 @@ class Variant:
     kernels: Kernels | None
     block_size: int
     graphs: bool
+    is_sampled: bool = False  # as Qwen3's card recommends for replies without thinking; else greedy
     ahead: bool = False  # each step launched before the one before it is read, as the engine does on a GPU
 
 
@@ -96,18 +98,20 @@ def random_model(shape: str, device: torch.device, attention: str) -> Any:
 def variants(loaded: LoadedModel, task: Task) -> list[Variant]:
     """The ways that this device has."""
     shape = pool_shape(loaded, BLOCK_TOKENS)
-    found = [Variant("gather", None, BLOCK_TOKENS, False), Variant("gather ahead", None, BLOCK_TOKENS, False, True)]
+    found = [Variant("gather", None, BLOCK_TOKENS, False)]
+    found.append(Variant("gather ahead", None, BLOCK_TOKENS, False, ahead=True))
     if loaded.device.type != "cuda":
         return found
     kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
     if kernels is not None:
         found.insert(0, Variant("triton", kernels, BLOCK_TOKENS, False))
         found.insert(0, Variant("triton graphs", kernels, BLOCK_TOKENS, True))
-        found.insert(0, Variant("triton graphs ahead", kernels, BLOCK_TOKENS, True, True))
+        found.insert(0, Variant("triton graphs ahead, sampled", kernels, BLOCK_TOKENS, True, True, ahead=True))
+        found.insert(0, Variant("triton graphs ahead", kernels, BLOCK_TOKENS, True, ahead=True))
     if reads_block_tables():
         longest = task.prompt_tokens + num_ids_of(task, max(task.batches))
         varlen = VarlenKernels(-(-longest // PAGE_TOKENS))
-        found.append(Variant("varlen graphs ahead", varlen, PAGE_TOKENS, True, True))
+        found.append(Variant("varlen graphs ahead", varlen, PAGE_TOKENS, True, ahead=True))
         found.append(Variant("varlen", varlen, PAGE_TOKENS, False))
     return found
 
@@ -130,7 +134,9 @@ def decode(loaded: LoadedModel, variant: Variant, batch: int, task: Task) -> tup
             raise RuntimeError("the step could not be recorded; the log says why")
     prompts = [random_prompt(task.prompt_tokens, index) for index in range(batch)]
     blocks = Blocks(batch * per_stream, size, caching=False)
-    engine = Engine(runner, blocks, prompts, num_ids, ahead=variant.ahead)
+    temperature = 0.7 if variant.is_sampled else 0.0
+    sampling = Sampling(num_ids, temperature=temperature, top_k=20, top_p=0.8, ignore_eos=True)
+    engine = Engine(runner, blocks, prompts, sampling, ahead=variant.ahead)
     began = time.perf_counter()
     while engine.in_prefill:
         engine.step()
@@ -191,7 +197,8 @@ def measure_own(shape: str, device: torch.device, task: Task) -> tuple[list[Figu
     ways: dict[str, Way] = {}
     for variant in variants(loaded, task):
         ways[variant.name] = partial(decode, loaded, variant)
-        if variant.graphs and variant.ahead:  # without kernels between the products, where they are in use
+        if variant.graphs and variant.ahead and not variant.is_sampled:
+            # Without kernels between the products, where they are in use.
             unfused = replace(loaded, body=open_body(model.get_decoder()))
             ways[f"{variant.name}, unfused"] = partial(decode, unfused, variant)
     return run_all(shape, ways, limits, task), compare_memory(loaded, config_of(shape))

@@ -264,11 +264,12 @@ def _attention_bytes(shape: Shape, element: int) -> int:
 
 
 def _mlp_bytes(shape: Shape, element: int) -> int:
-    """A token's residual, input and output; gate and up in one, and their product, or a copy for each expert."""
-    stream = (3 * shape.hidden_size + 2 * shape.head_dim) * element
+    """A token's residual and input; gate and up in one, and their product, or an output and a copy for each expert."""
+    stream = (2 * shape.hidden_size + 2 * shape.head_dim) * element
     dense = stream + 4 * shape.intermediate_size * element
     copies = max(4 * shape.hidden_size, 2 * shape.hidden_size + 3 * shape.expert_size)
-    experts = stream + shape.experts_per_token * copies * element + shape.num_experts * (FLOAT32_BYTES + element)
+    experts = stream + (shape.hidden_size + shape.experts_per_token * copies) * element
+    experts += shape.num_experts * (FLOAT32_BYTES + element)
     return max(dense, experts)
 
 

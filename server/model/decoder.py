@@ -35,8 +35,8 @@ class Body(Protocol):
 class Operations(Protocol):
     """What lies between the products; on a GPU the module fused_triton.py is one."""
 
-    def add_norm(self, hidden: Tensor, added: Tensor | None, norm: "Norm") -> tuple[Tensor, Tensor]:
-        """[num_tokens, hidden] -> the sum with what is added, if anything is, and the sum's norm. May overwrite."""
+    def add_norm(self, hidden: Tensor, added: Tensor | None, norm: "Norm") -> Tensor:
+        """[num_tokens, hidden] -> its norm, after what is added, if anything is, has been added to it in place."""
 
     def turn(self, heads: Tensor, norms: "HeadNorms | None", cos: Tensor, sin: Tensor) -> Tensor:
         """Queries and keys [num_tokens, heads, head_dim] -> the same, normed and rotated by [num_tokens, 1, head_dim].
@@ -95,19 +95,36 @@ class ShortBody:
         cos, sin = self._rotary(hidden, positions.unsqueeze(0))
         # The same for every head and every layer.
         turn = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)
-        added: Tensor | None = None
+        stream = Stream(hidden, self.operations)
         for index, layer in enumerate(self.layers):
-            hidden, added = layer.forward(index, hidden, added, turn, paged)
-        return self.operations.add_norm(hidden, added, self.norm)[1]
+            layer.forward(index, stream, turn, paged)
+        return stream.normed(self.norm)
+
+
+class Stream:
+    """The residual stream [num_tokens, hidden], and what is still to be added to it: sums and norms are one operation.
+
+    Whoever adds hands over: a tensor more that is kept through a layer is memory at the widest place of a step.
+    """
+
+    def __init__(self, hidden: Tensor, operations: Operations) -> None:
+        """`hidden` is overwritten."""
+        self.hidden = hidden
+        self.added: Tensor | None = None
+        self._operations = operations
+
+    def normed(self, norm: "Norm") -> Tensor:
+        """The norm of the whole, [num_tokens, hidden]."""
+        added, self.added = self.added, None
+        return self._operations.add_norm(self.hidden, added, norm)
 
 
 class TorchOperations:
     """As `Operations`, by torch's own."""
 
-    def add_norm(self, hidden: Tensor, added: Tensor | None, norm: "Norm") -> tuple[Tensor, Tensor]:
+    def add_norm(self, hidden: Tensor, added: Tensor | None, norm: "Norm") -> Tensor:
         """As `Operations.add_norm`."""
-        hidden = hidden if added is None else hidden + added
-        return hidden, norm(hidden)
+        return norm(hidden if added is None else hidden.add_(added))
 
     def turn(self, heads: Tensor, norms: "HeadNorms | None", cos: Tensor, sin: Tensor) -> Tensor:
         """As `Operations.turn`."""
@@ -168,23 +185,20 @@ class Layer:
         on_cpu = self._attention_norm.weight.device.type == "cpu"
         self._piece = PIECE if on_cpu and is_dense else sys.maxsize
 
-    def forward(
-        self, index: int, hidden: Tensor, added: Tensor | None, turn: tuple[Tensor, Tensor], paged: Attends
-    ) -> tuple[Tensor, Tensor | None]:
-        """[num_tokens, hidden], and what is still to be added to it -> the same. `index`: the layer's in the model."""
-        hidden, normed = self._operations.add_norm(hidden, added, self._attention_norm)
-        attended = self._attend(index, normed, turn, paged)
-        if hidden.shape[0] <= self._piece:
-            hidden, normed = self._operations.add_norm(hidden, attended, self._mlp_norm)
-            return hidden, self._mlp(normed)
-        hidden = hidden + attended
-        for piece in torch.split(hidden, self._piece):
+    def forward(self, index: int, stream: Stream, turn: tuple[Tensor, Tensor], paged: Attends) -> None:
+        """Move the stream on. `index` is the layer's among the model's."""
+        stream.added = self._attend(index, stream, turn, paged)
+        if stream.hidden.shape[0] <= self._piece:
+            stream.added = self._mlp(stream.normed(self._mlp_norm))
+            return
+        stream.hidden += stream.added
+        stream.added = None
+        for piece in torch.split(stream.hidden, self._piece):
             piece += self._mlp(self._mlp_norm(piece))
-        return hidden, None
 
-    def _attend(self, index: int, normed: Tensor, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
-        num_tokens, num_turned = normed.shape[0], self._heads + self._kv_heads
-        together = self._project(normed).view(num_tokens, -1, self.head_dim)
+    def _attend(self, index: int, stream: Stream, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
+        num_tokens, num_turned = stream.hidden.shape[0], self._heads + self._kv_heads
+        together = self._project(stream.normed(self._attention_norm)).view(num_tokens, -1, self.head_dim)
         turned, value = together[:, :num_turned], together[:, num_turned:]
         if num_tokens <= self._piece:
             turned = self._operations.turn(turned, self._head_norms, *turn)

@@ -71,8 +71,8 @@ def _gate_kernel(both, result, SIZE: tl.constexpr, WIDTH: tl.constexpr):
     tl.store(result + token * SIZE + at, (gate * tl.sigmoid(gate) * up).to(result.dtype.element_ty), mask=own)
 
 
-def add_norm(hidden: Tensor, added: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-    """As `Operations.add_norm`; `hidden` is overwritten."""
+def add_norm(hidden: Tensor, added: Tensor | None, norm: Norm) -> Tensor:
+    """As `Operations.add_norm`."""
     num_tokens, size = hidden.shape
     normed = torch.empty_like(hidden)
     width = triton.next_power_of_2(size)
@@ -80,7 +80,7 @@ def add_norm(hidden: Tensor, added: Tensor | None, norm: Norm) -> tuple[Tensor, 
         hidden, hidden if added is None else added, norm.weight, normed, norm.epsilon, size, width, added is not None,
         num_warps=8 if width > WIDE else 4,
     )  # fmt: skip
-    return hidden, normed
+    return normed
 
 
 def turn(heads: Tensor, norms: HeadNorms | None, cos: Tensor, sin: Tensor) -> Tensor:

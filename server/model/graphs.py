@@ -5,13 +5,17 @@ changes from step to step goes to the device as one line of int32:
 
     [ ids | slots | tiles, TILE_FIELDS each | block tables ]      each part has room for the largest batch
 
-Rows that only fill up read and write the pool's scratch block. A pool that has moved makes every recording useless:
-it is made again when it is needed.
+Rows that only fill up read and write the pool's scratch block. Drawing from such a step (`static_draw.py`) is recorded
+apart: what is drawn is not known yet where a step is launched ahead. A pool that has moved makes every recording
+useless: it is made again when it is needed.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +24,17 @@ from torch import Tensor
 from server.model.batch import Row
 from server.model.greedy import likeliest
 from server.model.loaded import LoadedModel
+from server.model.masks import Masks
 from server.model.paged_cuda import CudaKvPool, TiledStep
+from server.model.sampler import DrawRow
+from server.model.static_draw import StaticDraw, Ways
 from server.model.tiles import TILE_FIELDS, TilePlan, Tiles, join_blocks, shares_of
 
 log = logging.getLogger(__name__)
 
 MOST_TABLE = 1 << 20  # entries of all rows' block tables; steps with more are computed as any other
+DECODING, DRAWING = "decoding", "drawing"
+Result = TypeVar("Result")
 CLOSE = 0.05  # of a logit's own size: how far a replay may be from what it records
 
 
@@ -67,6 +76,7 @@ class StaticDecode:
         on_cuda = loaded.device.type == "cuda"
         self._hosts = [torch.zeros(length, dtype=torch.int32, pin_memory=on_cuda) for _ in range(2)]
         self._line = torch.zeros(length, dtype=torch.int32, device=loaded.device)
+        self.draws = StaticDraw(most, loaded.vocab_size, loaded.device)
 
     @property
     def is_usable(self) -> bool:
@@ -85,6 +95,11 @@ class StaticDecode:
         """
         size = self.fill(rows, ids)
         return None if size is None else self.compute(size)
+
+    def draw(self, decoded: Decoded, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None) -> Tensor | None:
+        """Ids for the lines of a launched step, int64; None if they must be drawn as any others."""
+        ways = self.draws.fill(rows, num_lines, masks)
+        return None if ways is None else self.draws.compute(decoded.logits, ways)
 
     def compute(self, size: int) -> Decoded:
         """Everything between the filled buffers and the ids. No shape and no address in it depends on the rows."""
@@ -126,11 +141,11 @@ class StaticDecode:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(Generic[Result]):
     """One recording, and where its result appears."""
 
     graph: torch.cuda.CUDAGraph
-    decoded: Decoded
+    result: Result
 
 
 class DecodeGraphs:
@@ -140,28 +155,42 @@ class DecodeGraphs:
         self._static = static
         self._pool = pool
         self._memory = torch.cuda.graph_pool_handle()  # one for all: only one of them runs at a time
-        self._recorded: dict[int, Recorded] = {}
+        self._recorded: dict[int, Recorded[Decoded]] = {}
+        self._draws: dict[tuple[int, Ways], Recorded[Tensor]] = {}
         self._times_moved = pool.times_moved
-        self._is_broken = False
+        self._broken: set[str] = set()  # what could not be recorded, until the pool moves
 
     def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> Decoded | None:
         """As `StaticDecode.launch`; None also where nothing can be recorded."""
         if self._times_moved != self._pool.times_moved:
-            self._times_moved, self._is_broken = self._pool.times_moved, False
+            self._times_moved = self._pool.times_moved
+            self._broken.clear()
             self._recorded.clear()
-        size = None if self._is_broken else self._static.fill(rows, ids)
+            self._draws.clear()
+        size = None if DECODING in self._broken else self._static.fill(rows, ids)
         if size is None:
             return None
         recorded = self._recorded.get(size) or self._record(size)
         if recorded is None:
             return None
         recorded.graph.replay()
-        return recorded.decoded
+        return recorded.result
+
+    def draw(self, decoded: Decoded, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None) -> Tensor | None:
+        """As `StaticDecode.draw`; None also where nothing can be recorded."""
+        ways = None if self._broken else self._static.draws.fill(rows, num_lines, masks)
+        if ways is None:
+            return None
+        recorded = self._draws.get((len(decoded.logits), ways)) or self._record_draw(decoded, ways)
+        if recorded is None:
+            return None
+        recorded.graph.replay()
+        return recorded.result
 
     @property
     def is_usable(self) -> bool:
         """False once a recording failed, until the pool moves."""
-        return not self._is_broken
+        return DECODING not in self._broken
 
     def record_all(self) -> None:
         """Record every size and hold each replay against what it records; gives up where one differs.
@@ -174,27 +203,44 @@ class DecodeGraphs:
                 return
             expected = self._static.compute(size).logits.clone()
             recorded.graph.replay()
-            if not torch.allclose(recorded.decoded.logits, expected, rtol=CLOSE, atol=CLOSE):
-                self._give_up(f"a replay of {size} rows differs from what was recorded")
+            if not torch.allclose(recorded.result.logits, expected, rtol=CLOSE, atol=CLOSE):
+                self._give_up(DECODING, f"a replay of {size} rows differs from what was recorded")
                 return
 
-    def _record(self, size: int) -> Recorded | None:
-        """Record a step of this size, computed once before: compiling and measuring cannot be recorded."""
+    def record_draws(self) -> None:
+        """Record every way to draw from the largest step, so that what recordings take is taken."""
+        largest = self._recorded.get(max(self._static.sizes))
+        for cut, whole, masked in product((False, True), repeat=3):
+            if largest is not None:
+                self._record_draw(largest.result, Ways(cut, whole, masked))
+
+    def _record(self, size: int) -> Recorded[Decoded] | None:
+        recorded = self._recording(DECODING, partial(self._static.compute, size))
+        if recorded is not None:
+            self._recorded[size] = recorded
+        return recorded
+
+    def _record_draw(self, decoded: Decoded, ways: Ways) -> Recorded[Tensor] | None:
+        recorded = self._recording(DRAWING, partial(self._static.draws.compute, decoded.logits, ways))
+        if recorded is not None:
+            self._draws[len(decoded.logits), ways] = recorded
+        return recorded
+
+    def _recording(self, what: str, compute: Callable[[], Result]) -> Recorded[Result] | None:
+        """Record this, computed once before: compiling and measuring cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         try:
-            self._static.compute(size)
+            compute()
             with torch.cuda.graph(graph, pool=self._memory):
-                decoded = self._static.compute(size)
-        except RuntimeError as error:  # out of memory, or a model that waits for the device within a step
-            self._give_up(str(error).strip().splitlines()[0])
+                result = compute()
+        except RuntimeError as error:  # out of memory, or something waits for the device within a step
+            self._give_up(what, str(error).strip().splitlines()[0])
             return None
-        self._recorded[size] = Recorded(graph, decoded)
-        return self._recorded[size]
+        return Recorded(graph, result)
 
-    def _give_up(self, reason: str) -> None:
-        log.warning("decoding goes on without CUDA graphs: %s", reason)
-        self._is_broken = True
-        self._recorded.clear()
+    def _give_up(self, what: str, reason: str) -> None:
+        log.warning("%s goes on without CUDA graphs: %s", what, reason)
+        self._broken.add(what)
 
 
 def open_graphs(loaded: LoadedModel, pool: CudaKvPool, sizes: Sequence[int]) -> DecodeGraphs | None:

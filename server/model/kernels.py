@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.model.decoder import Body, ShortBody, open_body
+from server.model.decoder import Body, ShortBody, Stream, open_body
 from server.model.paged import PoolShape
 from server.model.paged_cuda import CudaKvPool, Kernels
 from server.model.plan import RowPlan
@@ -111,8 +111,10 @@ def compare_layers(fused: ShortBody, plain: ShortBody) -> Difference:
     results = []
     with torch.inference_mode():
         for body in (fused, plain):
-            residual, fed = body.layers[0].forward(0, hidden.clone(), added, (cos, sin), Unseen())
-            results.append(torch.cat(body.operations.add_norm(residual, fed, body.norm)).float())
+            stream = Stream(hidden.clone(), body.operations)
+            stream.added = added
+            body.layers[0].forward(0, stream, (cos, sin), Unseen())
+            results.append(torch.cat((stream.normed(body.norm), stream.hidden)).float())
     largest = (results[0] - results[1]).abs().max() / results[1].abs().max()
     return Difference(largest.item(), TOLERANCE[weight.dtype])
 

@@ -17,8 +17,12 @@ from server.model.masks import Masks
 
 def changes_logits(draw: Draw) -> bool:
     """Whether `change_logits` would do anything for this row, masks aside."""
-    sampling = draw.sampling
-    return bool(draw.banned_ids or sampling.logit_bias or has_penalties(sampling))
+    return bool(draw.banned_ids) or changes_scores(draw.sampling)
+
+
+def changes_scores(sampling: Sampling) -> bool:
+    """Whether some ids become likelier or less likely, bans and masks aside."""
+    return bool(sampling.logit_bias) or has_penalties(sampling)
 
 
 def has_penalties(sampling: Sampling) -> bool:
@@ -46,7 +50,7 @@ def apply_masks(logits: Tensor, masks: Masks, first_lines: Sequence[int]) -> Non
     for m, owner in enumerate(masks.owners):
         is_next = m > 0 and masks.owners[m - 1] == owner
         lines.append(lines[-1] + 1 if is_next else first_lines[owner])
-    allowed = _unpack(masks.words, logits.shape[1], logits.device)
+    allowed = _unpack_on(masks.words, logits.shape[1], logits.device)
     if lines == list(range(logits.shape[0])):
         logits.masked_fill_(~allowed, -torch.inf)
     else:
@@ -54,18 +58,23 @@ def apply_masks(logits: Tensor, masks: Masks, first_lines: Sequence[int]) -> Non
             logits[line].masked_fill_(~allowed[m], -torch.inf)
 
 
-def _unpack(words: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
-    """int32 words [masks, words] -> bool [masks, vocab]; ids beyond the words are not allowed."""
-    if device.type == "cpu":
-        bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
-        allowed = torch.from_numpy(bits[:, :vocab_size]).view(torch.bool)
-    else:
-        # Pinned: a copy of more than 64 KB from other memory waits for what the device is doing.
-        packed = torch.from_numpy(np.ascontiguousarray(words)).pin_memory().to(device, non_blocking=True)
-        shifts = torch.arange(32, dtype=torch.int32, device=device)
-        allowed = ((packed.unsqueeze(-1) >> shifts) & 1).bool().flatten(1)[:, :vocab_size]
+def unpack(words: Tensor, vocab_size: int) -> Tensor:
+    """int32 words [masks, words] on a GPU -> bool [masks, vocab]; ids beyond the words are not allowed."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
+    bits = (words.view(torch.uint8).unsqueeze(-1) >> shifts).bitwise_and_(1)  # the lowest byte comes first
+    allowed = bits.flatten(1).view(torch.bool)[:, :vocab_size]
     missing = vocab_size - allowed.shape[1]
     return torch.nn.functional.pad(allowed, (0, missing)) if missing > 0 else allowed
+
+
+def _unpack_on(words: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
+    words = np.ascontiguousarray(words)
+    if device.type != "cpu":
+        # Pinned: a copy of more than 64 KB from other memory waits for what the device is doing.
+        return unpack(torch.from_numpy(words).pin_memory().to(device, non_blocking=True), vocab_size)
+    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+    missing = max(0, vocab_size - bits.shape[1])
+    return torch.from_numpy(np.pad(bits[:, :vocab_size], ((0, 0), (0, missing)))).view(torch.bool)
 
 
 def _penalise(logits: Tensor, sampling: Sampling, prompt_ids: Sequence[int], written_ids: Sequence[int]) -> None:

@@ -104,7 +104,7 @@ def _measure_recording(loaded: LoadedModel, largest: StepSize) -> int:
         return 0
     runner = _runner(loaded, _decode(largest.recorded_rows), largest.block_size)
     before = torch.cuda.memory_reserved(loaded.device)
-    runner.record_graphs((largest.recorded_rows,))
+    runner.record_graphs((largest.recorded_rows,), draws=True)
     taken = torch.cuda.memory_reserved(loaded.device) - before
     del runner
     torch.cuda.empty_cache()

@@ -30,7 +30,7 @@ class Ticket:
 
     logits: Tensor | None  # [lines, vocab]; None if they are computed when it is known what is drawn from them
     hidden: Tensor | None = None  # [lines, hidden], then
-    likeliest: Tensor | None = None  # [lines], where the device has found them already
+    decoded: Decoded | None = None  # a step on fixed buffers
 
 
 class Decode(Protocol):
@@ -42,6 +42,9 @@ class Decode(Protocol):
 
     def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> Decoded | None:
         """One token of each row, `ids` if they are given; None if this step must be computed as any other."""
+
+    def draw(self, decoded: Decoded, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None) -> Tensor | None:
+        """Ids for the lines of such a step; None if they must be drawn as any others."""
 
 
 class Runner:
@@ -55,11 +58,16 @@ class Runner:
         self.states = StatePool(shape, num_slots, loaded.dtype, loaded.device) if shape else None
         self._decode: Decode | None = None
 
-    def record_graphs(self, sizes: Sequence[int]) -> None:
-        """Record decode steps padded to these numbers of rows, where the device can. Overwrites the pool's content."""
+    def record_graphs(self, sizes: Sequence[int], *, draws: bool = False) -> None:
+        """Record decode steps padded to these numbers of rows, where the device can. Overwrites the pool's content.
+
+        `draws`: every way to draw from the largest one too, which is else recorded when it is first needed.
+        """
         if isinstance(self.pool, CudaKvPool):
             with as_memory_error(), torch.inference_mode():
-                self._decode = open_graphs(self._loaded, self.pool, sizes)
+                self._decode = graphs = open_graphs(self._loaded, self.pool, sizes)
+                if graphs is not None and draws:
+                    graphs.record_draws()
 
     @property
     def has_graphs(self) -> bool:
@@ -88,8 +96,12 @@ class Runner:
         with as_memory_error(), torch.inference_mode():
             if not rows:
                 return Drawing(torch.empty(0, dtype=torch.int64), rows)
-            if ticket.likeliest is not None and is_plain:
-                return Drawing(ticket.likeliest, rows)
+            if ticket.decoded is not None and self._decode is not None:
+                num_lines = len(batch.rows)
+                plain = ticket.decoded.likeliest if is_plain else None
+                ids = self._decode.draw(ticket.decoded, rows, num_lines, masks) if plain is None else plain
+                if ids is not None:
+                    return Drawing(ids[:num_lines], rows)
             if ticket.logits is not None:
                 return draw_ids(ticket.logits, rows, masks)
             head = self._loaded.head
@@ -123,7 +135,7 @@ class Runner:
             with as_memory_error(), torch.inference_mode():
                 decoded = self._decode.launch(rows, ids)
             if decoded is not None:
-                return Ticket(decoded.logits[: len(rows)], likeliest=decoded.likeliest[: len(rows)])
+                return Ticket(decoded.logits[: len(rows)], decoded=decoded)
         order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
         with as_memory_error(), torch.inference_mode():
             hidden = self._compute([rows[i] for i in order], ids if ids is None else ids[order])

@@ -110,7 +110,7 @@ def _mix(word: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lines:
+class Lines:
     """Lines to draw from, by what decides their draw."""
 
     logits: Tensor  # [lines, vocab]
@@ -119,9 +119,9 @@ class _Lines:
     numbers: Tensor  # [lines] in [0, 1), float64
     known: npt.NDArray[np.float32]  # the settings, to be looked at without waiting for the device
 
-    def pick(self, which: list[int]) -> "_Lines":
+    def pick(self, which: list[int]) -> "Lines":
         at = torch.tensor(which, device=self.logits.device)
-        return _Lines(self.logits[at], self.peaks[at], self.settings[at], self.numbers[at], self.known[which])
+        return Lines(self.logits[at], self.peaks[at], self.settings[at], self.numbers[at], self.known[which])
 
     @property
     def most_k(self) -> float:
@@ -130,10 +130,12 @@ class _Lines:
         return float(top_k.max()) if bool(top_k.all()) else math.inf
 
 
-def _draw_sampled(logits: Tensor, peaks: Tensor, ids: Tensor, rows: Sequence[DrawRow]) -> None:
-    """Replace the greedy ids of lines that have a temperature. Overwrites the logits."""
-    places: dict[bool, list[int]] = {True: [], False: []}  # lines cut by top_p or top_k, and the others
-    settings, numbers = np.zeros((logits.shape[0], 4), dtype=np.float32), np.zeros(logits.shape[0])
+def lay_out(rows: Sequence[DrawRow], num_lines: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """What decides each line's draw: settings [lines, 4] (temperature, top_p, top_k, min_p) and numbers [lines].
+
+    A temperature of 0 is that of lines without a draw, and of greedy ones.
+    """
+    settings, numbers = np.zeros((num_lines, 4), dtype=np.float32), np.zeros(num_lines)
     for row in rows:
         sampling = row.draw.sampling
         if sampling.temperature > 0:
@@ -141,18 +143,31 @@ def _draw_sampled(logits: Tensor, peaks: Tensor, ids: Tensor, rows: Sequence[Dra
                 line = row.first_line + j
                 settings[line] = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
                 numbers[line] = uniform(row.draw.seed, len(row.draw.written_ids) + j)
-                places[sampling.top_p < 1 or sampling.top_k > 0].append(line)
+    return settings, numbers
+
+
+def are_cut(settings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """The lines that are cut by top_p or top_k. [lines]."""
+    cut: npt.NDArray[np.bool_] = (settings[:, 0] > 0) & ((settings[:, 1] < 1) | (settings[:, 2] > 0))
+    return cut
+
+
+def _draw_sampled(logits: Tensor, peaks: Tensor, ids: Tensor, rows: Sequence[DrawRow]) -> None:
+    """Replace the greedy ids of lines that have a temperature. Overwrites the logits."""
+    settings, numbers = lay_out(rows, logits.shape[0])
+    cut = are_cut(settings)
     device = logits.device
     on_device = torch.from_numpy(settings).to(device), torch.from_numpy(numbers).to(device)
-    lines = _Lines(logits, peaks.unsqueeze(1), *on_device, settings)
-    for is_cut, draw in ((True, _draw_cut), (False, _draw_by_id)):
-        if len(places[is_cut]) == logits.shape[0]:
+    lines = Lines(logits, peaks.unsqueeze(1), *on_device, settings)
+    for which, draw in ((cut, _draw_cut), ((settings[:, 0] > 0) & ~cut, draw_by_id)):
+        if which.all():
             ids.copy_(draw(lines))
-        elif places[is_cut]:
-            ids[torch.tensor(places[is_cut], device=device)] = draw(lines.pick(places[is_cut]))
+        elif which.any():
+            places = np.flatnonzero(which).tolist()
+            ids[torch.tensor(places, device=device)] = draw(lines.pick(places))
 
 
-def _draw_by_id(lines: _Lines) -> Tensor:
+def draw_by_id(lines: Lines) -> Tensor:
     """Inverse CDF over the whole vocabulary, in the order of the ids. [lines]."""
     temperature, min_p = lines.settings[:, 0:1], lines.settings[:, 3:4]
     weights = lines.logits.sub_(lines.peaks).div_(temperature).exp_()
@@ -161,7 +176,7 @@ def _draw_by_id(lines: _Lines) -> Tensor:
     return inverse_cdf(weights, lines.numbers)
 
 
-def _draw_cut(lines: _Lines) -> Tensor:
+def _draw_cut(lines: Lines) -> Tensor:
     """Inverse CDF over the ids that top_k, top_p and min_p leave, likeliest first. [lines]."""
     vocab = lines.logits.shape[1]
     chosen = torch.zeros_like(lines.numbers, dtype=torch.int64)
@@ -169,7 +184,7 @@ def _draw_cut(lines: _Lines) -> Tensor:
     for num_candidates in NUM_CANDIDATES:
         if num_candidates >= vocab:
             break
-        chosen[places], covered = _draw_from(lines, num_candidates)
+        chosen[places], covered = draw_from(lines, num_candidates)
         if lines.most_k <= num_candidates:
             return chosen
         rest = torch.nonzero(~covered).flatten().tolist()
@@ -179,11 +194,11 @@ def _draw_cut(lines: _Lines) -> Tensor:
     # A few at a time: sorting a whole vocabulary takes ten times the memory of its logits.
     for start in range(0, len(places), MOST_SORTED_WHOLE):
         some = list(range(start, min(start + MOST_SORTED_WHOLE, len(places))))
-        chosen[places[some]] = _draw_from(lines.pick(some), vocab)[0]
+        chosen[places[some]] = draw_from(lines.pick(some), vocab)[0]
     return chosen
 
 
-def _draw_from(lines: _Lines, num_candidates: int) -> tuple[Tensor, Tensor]:
+def draw_from(lines: Lines, num_candidates: int) -> tuple[Tensor, Tensor]:
     """Ids drawn from the likeliest candidates, and for which lines these were all that the cuts left.
 
     As in transformers: top_k first, top_p of what remains (an id stays if those before it have less than top_p),

@@ -90,6 +90,10 @@ class Counted:
         self.steps += 1
         return self._static.launch(rows, ids)
 
+    def draw(self, decoded, rows, num_lines, masks):  # type: ignore[no-untyped-def]
+        """As `runner.Decode`."""
+        return self._static.draw(decoded, rows, num_lines, masks)
+
 
 @pytest.mark.parametrize("on_fixed_buffers", [True, False])
 def test_a_step_goes_on_from_ids_that_were_drawn_and_not_read(on_fixed_buffers: bool) -> None:
