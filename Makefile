@@ -2,7 +2,6 @@
 # make test    set up and run every check               make install   the environment alone
 PYTHON ?= python3
 VENV ?= .venv
-PORT ?= 8000
 ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
@@ -11,7 +10,7 @@ NODE_FOLDERS := tests/contract/node clients/node
 .PHONY: install serve test lint unit test-gpu clean system system-test image image-test faults monitoring-test
 
 serve: install
-	@exec $(BIN)/toolwire serve --port $(PORT) $(ARGS)
+	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
 
 install: $(VENV)/.installed
 

@@ -11,10 +11,12 @@ import argparse
 import asyncio
 import json
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.checkpoint import make_checkpoint
@@ -60,6 +62,12 @@ def measure_server(name: str, checkpoint: Path, shape: str, options: argparse.Na
             return {}
 
 
+def medians(rounds: Sequence[Figures]) -> Figures:
+    """Of each figure over the rounds that have it."""
+    figures = dict.fromkeys(figure for row in rounds for figure in row)
+    return {figure: statistics.median(row[figure] for row in rounds if figure in row) for figure in figures}
+
+
 def main() -> None:
     """Measure, print the tables, write the results file after each server."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,13 +77,16 @@ def main() -> None:
     parser.add_argument("--checkpoints-dir", type=Path, default=Path(".cache/checkpoints"))
     parser.add_argument("--workloads", default="", help="names of functions in measure.py, and streams; all if empty")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1, help="all servers in turn, so often: machines drift")
     parser.add_argument("--name", default="peers")
     options = parser.parse_args()
     figures: dict[str, dict[str, Figures]] = {}
     result = {
         "command": f"python -m benchmarks.peers --servers {options.servers} --checkpoints {options.checkpoints} "
         + (f"--workloads {options.workloads} " if options.workloads else "")
-        + f"--repeat {options.repeat} --name {options.name}",
+        + f"--repeat {options.repeat} "
+        + (f"--rounds {options.rounds} " if options.rounds > 1 else "")
+        + f"--name {options.name}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "figures": figures,
@@ -83,9 +94,11 @@ def main() -> None:
     for shape in options.checkpoints.split(","):
         checkpoint = find_checkpoint(shape, options.checkpoints_dir)
         rows = figures.setdefault(shape, {})
-        for name in options.servers.split(","):
+        rounds: dict[str, list[Figures]] = {}
+        for name in options.servers.split(",") * options.rounds:
             if row := measure_server(name, checkpoint, shape, options):
-                rows[name] = row
+                rounds.setdefault(name, []).append(row)
+                rows[name] = medians(rounds[name])
             content = {**result, "ratios": {key: ratios(value) for key, value in figures.items()}}
             (HERE / "results" / f"{options.name}.json").write_text(json.dumps(content, indent=1) + "\n")
         print(f"{shape}\n{markdown(rows)}\n", flush=True)

@@ -19,6 +19,7 @@ from server.model.decoder import Body, ShortBody, Stream, open_body
 from server.model.paged import PoolShape
 from server.model.paged_cuda import CudaKvPool, Kernels
 from server.model.plan import RowPlan
+from server.model.tiles import sizes_of
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,15 @@ def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device
     """One step of decoding, drafted and prompt tokens through the kernels and through torch's attention."""
     block_size = shape.block_size
     layout = PoolShape(block_size, 1, shape.kv_heads, shape.head_dim, shape.dtype)
-    plain, own = CudaKvPool(layout, BLOCKS, device), CudaKvPool(layout, BLOCKS, device, kernels)
+    plain = CudaKvPool(layout, BLOCKS, device)
+    pools = [plain]
+    pools += [CudaKvPool(layout, BLOCKS, device, kernels, (size,)) for size in sizes_of(heads // shape.kv_heads)]
     generator = torch.Generator(device).manual_seed(1)
-    for mine, others in ((own.keys[0], plain.keys[0]), (own.values[0], plain.values[0])):
-        others.normal_(generator=generator)
-        mine.copy_(others)
+    for part in (plain.keys, plain.values):
+        part[0].normal_(generator=generator)
+    for own in pools[1:]:
+        own.keys[0].copy_(plain.keys[0])
+        own.values[0].copy_(plain.values[0])
     longest = 40 * block_size
     rows = [
         RowPlan(1, longest - 1, range(BLOCKS - 1, BLOCKS - 41, -1)),
@@ -95,8 +100,9 @@ def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device
         for count in (heads, shape.kv_heads, shape.kv_heads)
     )
     with torch.inference_mode():
-        results = [pool.arrange(rows, {0: 0}).attend(0, query, key, value, size[1] ** -0.5) for pool in (plain, own)]
-    return Difference((results[0] - results[1]).abs().max().item(), TOLERANCE[shape.dtype])
+        expected, *found = [pool.arrange(rows, {0: 0}).attend(0, query, key, value, size[1] ** -0.5) for pool in pools]
+    largest = torch.stack(found).sub_(expected).abs().max()
+    return Difference(largest.item(), TOLERANCE[shape.dtype])
 
 
 def compare_layers(fused: ShortBody, plain: ShortBody) -> Difference:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from server.model.paged import Attends, PoolShape
 from server.model.plan import RowPlan, fresh_blocks, write_places
-from server.model.tiles import TilePlan, Tiles, plan_tiles
+from server.model.tiles import TILE_TOKENS, TilePlan, Tiles, plan_tiles
 
 
 class Kernels(Protocol):
@@ -36,8 +36,17 @@ class Kernels(Protocol):
 class CudaKvPool:
     """Keys and values of `num_blocks` blocks and the scratch block, one tensor for each layer's keys and values."""
 
-    def __init__(self, shape: PoolShape, num_blocks: int, device: torch.device, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self,
+        shape: PoolShape,
+        num_blocks: int,
+        device: torch.device,
+        kernels: Kernels | None = None,
+        tile_sizes: Sequence[int] = (TILE_TOKENS,),
+    ) -> None:
+        """`tile_sizes`: what the kernels cut long rows into."""
         self.shape = shape
+        self.tile_sizes = tile_sizes
         self.num_blocks = num_blocks
         self.kernels = kernels
         self.times_moved = 0  # whoever keeps addresses of keys and values must look here first
@@ -75,7 +84,8 @@ class CudaKvPool:
         """Arrange one step. `rows` are in the order of their tokens, short ones first."""
         block_size, device = self.shape.block_size, self.keys[0].device
         if self.kernels is not None:
-            return TiledStep(self, layer_of, plan_tiles(rows, block_size, self.shape.kv_heads, device), self.kernels)
+            plan = plan_tiles(rows, block_size, self.shape.kv_heads, self.tile_sizes, device)
+            return TiledStep(self, layer_of, plan, self.kernels)
         blocks, offsets = write_places(rows, block_size)
         fresh = fresh_blocks(rows, block_size)
         groups: list[Alike] = []

@@ -19,7 +19,7 @@ from server.model.tiles import Tiles
 
 LOG2_E = 1.4426950408889634
 POSITIONS = 64  # that one turn of the loop reads
-LARGE_TILE = 1 << 14  # numbers of a result that four warps hold in registers; twice as many spill
+LARGE_TILE = 1 << 14  # numbers of a result that eight warps hold in registers; from four some would spill
 WIDE_POSITIONS = 32  # of heads wider than 128, or in float32: more would not fit next to a program
 
 
@@ -124,7 +124,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
     if query.stride(2) != 1:
         query = query.contiguous()
     lines, width = max(16, triton.next_power_of_2(tiles.most_tokens * group)), max(16, triton.next_power_of_2(head_dim))
-    is_large = lines * width > LARGE_TILE
+    is_large = lines * width >= LARGE_TILE
     shares = tiles.shares
     lse = parts = result
     if shares > 1:

@@ -22,6 +22,7 @@ from server.model.plan import SHORT_TOKENS, RowPlan, count_on
 from server.model.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.sampler import Drawing, DrawRow, draw_ids
 from server.model.shortage import as_memory_error
+from server.model.tiles import sizes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,9 @@ def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool |
     shape = pool_shape(loaded, block_size)
     if loaded.device.type == "cpu":
         return NativePool(shape, num_blocks) if loaded.kernels and can_hold(shape) else KvPool(shape, num_blocks)
-    return CudaKvPool(shape, num_blocks, loaded.device, choose_kernels(shape, loaded.kv.heads, loaded.device))
+    kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
+    sizes = sizes_of(loaded.kv.heads // loaded.kv.kv_heads)
+    return CudaKvPool(shape, num_blocks, loaded.device, kernels, sizes)
 
 
 def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:

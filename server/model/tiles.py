@@ -11,7 +11,8 @@ from torch import Tensor
 
 from server.model.plan import SHORT_TOKENS, RowPlan, count_on, write_places
 
-TILE_TOKENS = SHORT_TOKENS  # so that a short row is one tile
+TILE_TOKENS = SHORT_TOKENS  # at least, so that a short row is one tile
+MOST_LINES = 128  # of a tile: its tokens times the query heads of a KV head
 TILE_FIELDS = 4
 LEAST_POSITIONS = 128  # a share of a context shorter than this costs more to join than it saves
 MOST_SHARES = 32
@@ -41,11 +42,17 @@ class TilePlan:
     launches: tuple[Tiles, ...]
 
 
-def plan_tiles(rows: Sequence[RowPlan], block_size: int, kv_heads: int, device: torch.device) -> TilePlan:
-    """Arrange one step, short rows before long ones. All integers go to the device in one copy."""
+def plan_tiles(
+    rows: Sequence[RowPlan], block_size: int, kv_heads: int, tile_sizes: Sequence[int], device: torch.device
+) -> TilePlan:
+    """Arrange one step, short rows before long ones, with tiles of one of these sizes (`sizes_of`) for the long ones.
+
+    All integers go to the device in one copy.
+    """
     num_short = sum(row.num_tokens <= TILE_TOKENS for row in rows)
     blocks, begins = join_blocks([row.blocks for row in rows])
-    tiles = cut_rows(rows, begins)
+    tile_tokens = choose_size(sum(row.num_tokens for row in rows[num_short:]) * kv_heads, tile_sizes)
+    tiles = cut_rows(rows, begins, tile_tokens)
     slots = slots_of(rows, block_size)
     line = torch.from_numpy(np.concatenate((slots, tiles.ravel(), blocks))).to(device, non_blocking=True)
     on_device, flat, joined = torch.split(line, [len(slots), tiles.size, len(blocks)])
@@ -58,8 +65,24 @@ def plan_tiles(rows: Sequence[RowPlan], block_size: int, kv_heads: int, device: 
         most = max(row.num_tokens for row in short)
         launches.append(Tiles(table[:num_short], joined, num_tokens, most, shares))
     if num_short < len(rows):
-        launches.append(Tiles(table[num_short:], joined, len(slots), TILE_TOKENS, 1))
+        launches.append(Tiles(table[num_short:], joined, len(slots), tile_tokens, 1))
     return TilePlan(on_device, tuple(launches))
+
+
+def sizes_of(group: int) -> tuple[int, ...]:
+    """Tokens that a tile of long rows may have where each KV head has so many query heads, smallest first."""
+    sizes = [TILE_TOKENS]
+    while 2 * sizes[-1] * group <= MOST_LINES:
+        sizes.append(2 * sizes[-1])
+    return tuple(sizes)
+
+
+def choose_size(programs: int, sizes: Sequence[int]) -> int:
+    """The tokens of a tile for long rows, which would be so many programs if a tile were one token.
+
+    The more tokens, the less often keys and values are read; the fewer, the more of the card has something to do.
+    """
+    return max((size for size in sizes if programs >= 2 * PROCESSORS * size), default=sizes[0])
 
 
 def shares_of(programs: int, longest: int) -> int:
@@ -84,17 +107,17 @@ def join_blocks(tables: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDA
     return joined, (np.cumsum(counts) - counts).astype(np.int32)
 
 
-def cut_rows(rows: Sequence[RowPlan], begins: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Each row cut into tiles of TILE_TOKENS, the last one shorter. [tiles, TILE_FIELDS]."""
+def cut_rows(rows: Sequence[RowPlan], begins: NDArray[np.int32], tile_tokens: int) -> NDArray[np.int32]:
+    """Each row cut into tiles of so many tokens, the last one shorter. [tiles, TILE_FIELDS]."""
     num_tokens = np.array([row.num_tokens for row in rows])
-    counts = -(-num_tokens // TILE_TOKENS)
+    counts = -(-num_tokens // tile_tokens)
     row_of = np.repeat(np.arange(len(rows)), counts)
-    inside = count_on(np.zeros_like(counts), counts) * TILE_TOKENS
+    inside = count_on(np.zeros_like(counts), counts) * tile_tokens
     first_tokens = np.cumsum(num_tokens) - num_tokens
     starts = np.array([row.start for row in rows])
     table = (
         first_tokens[row_of] + inside,
-        np.minimum(TILE_TOKENS, num_tokens[row_of] - inside),
+        np.minimum(tile_tokens, num_tokens[row_of] - inside),
         starts[row_of] + inside,
         begins[row_of],
     )

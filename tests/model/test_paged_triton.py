@@ -14,7 +14,7 @@ from server.model.kernels import choose_kernels, compare
 from server.model.paged import PoolShape
 from server.model.paged_cuda import CudaKvPool, Kernels
 from server.model.plan import RowPlan
-from server.model.tiles import MOST_SHARES, TILE_TOKENS, plan_tiles, shares_of
+from server.model.tiles import MOST_SHARES, TILE_TOKENS, choose_size, plan_tiles, shares_of, sizes_of
 from tests.model import plain_kernels
 
 NUM_BLOCKS = 48
@@ -54,11 +54,12 @@ def hold_to_gathering(kernels: Kernels, shape: PoolShape, heads: int, seed: int,
     """The kernels' result is that of torch's attention, and every new key is where it belongs."""
     rows = rows_at_random(seed, shape.block_size)
     expected, _ = attended(CudaKvPool(shape, NUM_BLOCKS, device), rows, heads, seed)
-    found, keys = attended(CudaKvPool(shape, NUM_BLOCKS, device, kernels), rows, heads, seed)
     _, wanted = attended(CudaKvPool(shape, NUM_BLOCKS, device, plain_kernels), rows, heads, seed)
     tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[shape.dtype]
-    assert torch.allclose(found, expected, atol=tolerance * (1 if device == CPU else 4), rtol=0)
-    assert torch.equal(keys, wanted)
+    for size in sizes_of(heads // shape.kv_heads):
+        found, keys = attended(CudaKvPool(shape, NUM_BLOCKS, device, kernels, (size,)), rows, heads, seed)
+        assert torch.allclose(found, expected, atol=tolerance * (1 if device == CPU else 4), rtol=0)
+        assert torch.equal(keys, wanted)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
@@ -80,7 +81,7 @@ def test_a_long_context_is_cut_and_joined_whatever_share_is_empty() -> None:
     """The shares of a short row beside a long one hold nothing, and must weigh nothing."""
     shape = PoolShape(16, 1, 2, 64, torch.float32)
     rows = [RowPlan(1, 0, [40]), RowPlan(1, 500, list(range(32))), RowPlan(3, 64, [33, 35, 34, 36, 38])]
-    assert plan_tiles(rows, 16, 2, CPU).launches[0].shares == 4
+    assert plan_tiles(rows, 16, 2, (TILE_TOKENS,), CPU).launches[0].shares == 4
     expected, _ = attended(CudaKvPool(shape, NUM_BLOCKS, CPU), rows, 4, 3)
     found, _ = attended(CudaKvPool(shape, NUM_BLOCKS, CPU, paged_triton), rows, 4, 3)
     assert torch.allclose(found, expected, atol=2e-6, rtol=0)
@@ -90,6 +91,14 @@ def test_contexts_are_cut_only_where_it_fills_the_card() -> None:
     assert shares_of(8, 100) == 1, "nothing to cut"
     assert shares_of(8, 40_960) == MOST_SHARES
     assert shares_of(256 * 8, 40_960) == 1, "the rows fill the card"
+
+
+def test_long_rows_are_cut_into_large_tiles_where_enough_of_them_fill_the_card() -> None:
+    assert sizes_of(1) == (16, 32, 64, 128) and sizes_of(4) == (16, 32) and sizes_of(8) == (16,)
+    assert choose_size(8 * 100, sizes_of(2)) == 16
+    assert choose_size(8 * 2000, sizes_of(2)) == 32
+    assert choose_size(8 * 8000, sizes_of(2)) == 64
+    assert choose_size(8 * 8000, sizes_of(7)) == 16
 
 
 def test_what_is_tried_at_start_tells_broken_kernels_from_good_ones() -> None:
