@@ -32,14 +32,13 @@ from server.engine.blocks import Blocks
 from server.messages import Sampling
 from server.model.decoder import open_body
 from server.model.graphs import padded_sizes
-from server.model.kernels import choose_kernels
+from server.model.kernels import choose_kernels, tile_sizes
 from server.model.linear import pack_linears
 from server.model.loaded import LoadedModel
 from server.model.paged import paged_attention
 from server.model.paged_cuda import CudaKvPool, Kernels
 from server.model.pretrained import ATTENTION_NAME, adopt
 from server.model.runner import Runner, pool_shape
-from server.model.tiles import sizes_of
 
 BLOCK_TOKENS = 32
 BYTES_PER_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12}  # of the cards' data sheets
@@ -128,8 +127,9 @@ def decode(loaded: LoadedModel, variant: Variant, batch: int, task: Task) -> tup
     num_ids = num_ids_of(task, batch)
     per_stream = -(-(task.prompt_tokens + num_ids) // size)
     runner = Runner(loaded, 1, size)
-    sizes = sizes_of(loaded.kv.heads // loaded.kv.kv_heads)
-    runner.pool = CudaKvPool(pool_shape(loaded, size), batch * per_stream, device, variant.kernels, sizes)
+    shape = pool_shape(loaded, size)
+    sizes = tile_sizes(shape, loaded.kv.heads)
+    runner.pool = CudaKvPool(shape, batch * per_stream, device, variant.kernels, sizes)
     if variant.graphs:
         runner.record_graphs((next(padded for padded in padded_sizes(max(256, batch)) if padded >= batch),))
         if not runner.has_graphs:

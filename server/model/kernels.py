@@ -80,7 +80,7 @@ def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device
     layout = PoolShape(block_size, 1, shape.kv_heads, shape.head_dim, shape.dtype)
     plain = CudaKvPool(layout, BLOCKS, device)
     pools = [plain]
-    pools += [CudaKvPool(layout, BLOCKS, device, kernels, (size,)) for size in sizes_of(heads // shape.kv_heads)]
+    pools += [CudaKvPool(layout, BLOCKS, device, kernels, (tile,)) for tile in tile_sizes(shape, heads)]
     generator = torch.Generator(device).manual_seed(1)
     for part in (plain.keys, plain.values):
         part[0].normal_(generator=generator)
@@ -103,6 +103,11 @@ def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device
         expected, *found = [pool.arrange(rows, {0: 0}).attend(0, query, key, value, size[1] ** -0.5) for pool in pools]
     largest = torch.stack(found).sub_(expected).abs().max()
     return Difference(largest.item(), TOLERANCE[shape.dtype])
+
+
+def tile_sizes(shape: PoolShape, heads: int) -> tuple[int, ...]:
+    """What the kernels may cut long rows of such a model into."""
+    return sizes_of(heads // shape.kv_heads, shape.head_dim * shape.dtype.itemsize)
 
 
 def compare_layers(fused: ShortBody, plain: ShortBody) -> Difference:

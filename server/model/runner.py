@@ -12,7 +12,7 @@ from torch import Tensor
 from server.model.batch import Batch, Row
 from server.model.graphs import Decoded, open_graphs, takes
 from server.model.greedy import is_greedy
-from server.model.kernels import choose_kernels
+from server.model.kernels import choose_kernels, tile_sizes
 from server.model.loaded import LoadedModel
 from server.model.masks import Masks
 from server.model.native import NativeHead, NativePool, can_hold
@@ -22,7 +22,6 @@ from server.model.plan import SHORT_TOKENS, RowPlan, count_on
 from server.model.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.sampler import Drawing, DrawRow, draw_ids
 from server.model.shortage import as_memory_error
-from server.model.tiles import sizes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +174,7 @@ def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool |
     if loaded.device.type == "cpu":
         return NativePool(shape, num_blocks) if loaded.kernels and can_hold(shape) else KvPool(shape, num_blocks)
     kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
-    sizes = sizes_of(loaded.kv.heads // loaded.kv.kv_heads)
-    return CudaKvPool(shape, num_blocks, loaded.device, kernels, sizes)
+    return CudaKvPool(shape, num_blocks, loaded.device, kernels, tile_sizes(shape, loaded.kv.heads))
 
 
 def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:

@@ -12,7 +12,7 @@ from torch import Tensor
 from server.model.plan import SHORT_TOKENS, RowPlan, count_on, write_places
 
 TILE_TOKENS = SHORT_TOKENS  # at least, so that a short row is one tile
-MOST_LINES = 128  # of a tile: its tokens times the query heads of a KV head
+MOST_LINES, MOST_BYTES = 128, 64 << 10  # of a tile: its tokens times the query heads of a KV head, and those in all
 TILE_FIELDS = 4
 LEAST_POSITIONS = 128  # a share of a context shorter than this costs more to join than it saves
 MOST_SHARES = 32
@@ -69,10 +69,10 @@ def plan_tiles(
     return TilePlan(on_device, tuple(launches))
 
 
-def sizes_of(group: int) -> tuple[int, ...]:
+def sizes_of(group: int, head_bytes: int) -> tuple[int, ...]:
     """Tokens that a tile of long rows may have where each KV head has so many query heads, smallest first."""
     sizes = [TILE_TOKENS]
-    while 2 * sizes[-1] * group <= MOST_LINES:
+    while 2 * sizes[-1] * group <= min(MOST_LINES, MOST_BYTES // head_bytes):
         sizes.append(2 * sizes[-1])
     return tuple(sizes)
 

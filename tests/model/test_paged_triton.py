@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from server.model import paged_triton
-from server.model.kernels import choose_kernels, compare
+from server.model.kernels import choose_kernels, compare, tile_sizes
 from server.model.paged import PoolShape
 from server.model.paged_cuda import CudaKvPool, Kernels
 from server.model.plan import RowPlan
@@ -56,7 +56,7 @@ def hold_to_gathering(kernels: Kernels, shape: PoolShape, heads: int, seed: int,
     expected, _ = attended(CudaKvPool(shape, NUM_BLOCKS, device), rows, heads, seed)
     _, wanted = attended(CudaKvPool(shape, NUM_BLOCKS, device, plain_kernels), rows, heads, seed)
     tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[shape.dtype]
-    for size in sizes_of(heads // shape.kv_heads):
+    for size in tile_sizes(shape, heads):
         found, keys = attended(CudaKvPool(shape, NUM_BLOCKS, device, kernels, (size,)), rows, heads, seed)
         assert torch.allclose(found, expected, atol=tolerance * (1 if device == CPU else 4), rtol=0)
         assert torch.equal(keys, wanted)
@@ -94,11 +94,12 @@ def test_contexts_are_cut_only_where_it_fills_the_card() -> None:
 
 
 def test_long_rows_are_cut_into_large_tiles_where_enough_of_them_fill_the_card() -> None:
-    assert sizes_of(1) == (16, 32, 64, 128) and sizes_of(4) == (16, 32) and sizes_of(8) == (16,)
-    assert choose_size(8 * 100, sizes_of(2)) == 16
-    assert choose_size(8 * 2000, sizes_of(2)) == 32
-    assert choose_size(8 * 8000, sizes_of(2)) == 64
-    assert choose_size(8 * 8000, sizes_of(7)) == 16
+    assert sizes_of(1, 256) == (16, 32, 64, 128) and sizes_of(4, 256) == (16, 32) and sizes_of(8, 512) == (16,)
+    assert sizes_of(2, 1024) == (16, 32), "more would not fit next to a program"
+    assert choose_size(8 * 100, sizes_of(2, 256)) == 16
+    assert choose_size(8 * 2000, sizes_of(2, 256)) == 32
+    assert choose_size(8 * 8000, sizes_of(2, 256)) == 64
+    assert choose_size(8 * 8000, sizes_of(7, 256)) == 16
 
 
 def test_what_is_tried_at_start_tells_broken_kernels_from_good_ones() -> None:
