@@ -41,6 +41,7 @@ from server.model.pretrained import ATTENTION_NAME, adopt
 from server.model.runner import Runner, pool_shape
 
 BLOCK_TOKENS = 32
+PEERS_PART = 0.35  # of the time; our variants stand in the order in which they matter
 BYTES_PER_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12}  # of the cards' data sheets
 FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, ImportError, AssertionError)
 
@@ -65,7 +66,8 @@ class Variant:
     name: str
     kernels: Kernels | None
     block_size: int
-    graphs: bool
+    graphs: bool = False
+    is_fused: bool = True  # kernels between the products, where they are in use
     is_sampled: bool = False  # as Qwen3's card recommends for replies without thinking; else greedy
     ahead: bool = False  # each step launched before the one before it is read, as the engine does on a GPU
 
@@ -96,24 +98,24 @@ def random_model(shape: str, device: torch.device, attention: str) -> Any:
 
 
 def variants(loaded: LoadedModel, task: Task) -> list[Variant]:
-    """The ways that this device has."""
-    shape = pool_shape(loaded, BLOCK_TOKENS)
-    found = [Variant("gather", None, BLOCK_TOKENS, False)]
-    found.append(Variant("gather ahead", None, BLOCK_TOKENS, False, ahead=True))
+    """The ways that this device has, what matters most first."""
+    gather = Variant("gather", None, BLOCK_TOKENS), Variant("gather ahead", None, BLOCK_TOKENS, ahead=True)
     if loaded.device.type != "cuda":
-        return found
-    kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
+        return list(gather)
+    found: list[Variant] = []
+    kernels = choose_kernels(pool_shape(loaded, BLOCK_TOKENS), loaded.kv.heads, loaded.device)
     if kernels is not None:
-        found.insert(0, Variant("triton", kernels, BLOCK_TOKENS, False))
-        found.insert(0, Variant("triton graphs", kernels, BLOCK_TOKENS, True))
-        found.insert(0, Variant("triton graphs ahead, sampled", kernels, BLOCK_TOKENS, True, True, ahead=True))
-        found.insert(0, Variant("triton graphs ahead", kernels, BLOCK_TOKENS, True, ahead=True))
+        triton = Variant("triton graphs ahead", kernels, BLOCK_TOKENS, graphs=True, ahead=True)
+        found += [triton, replace(triton, name="triton graphs ahead, unfused", is_fused=False)]
+        found.append(replace(triton, name="triton graphs ahead, sampled", is_sampled=True))
     if reads_block_tables():
         longest = task.prompt_tokens + num_ids_of(task, max(task.batches))
         varlen = VarlenKernels(-(-longest // PAGE_TOKENS))
-        found.append(Variant("varlen graphs ahead", varlen, PAGE_TOKENS, True, ahead=True))
-        found.append(Variant("varlen", varlen, PAGE_TOKENS, False))
-    return found
+        found.append(Variant("varlen graphs ahead", varlen, PAGE_TOKENS, graphs=True, ahead=True))
+        found.append(Variant("varlen", varlen, PAGE_TOKENS))
+    if kernels is not None:
+        found += [replace(triton, name="triton graphs", ahead=False), Variant("triton", kernels, BLOCK_TOKENS)]
+    return found + list(gather)
 
 
 def num_ids_of(task: Task, batch: int) -> int:
@@ -198,11 +200,8 @@ def measure_own(shape: str, device: torch.device, task: Task) -> tuple[list[Figu
     limits = {batch: limit(loaded, model, batch, task) for batch in task.batches}
     ways: dict[str, Way] = {}
     for variant in variants(loaded, task):
-        ways[variant.name] = partial(decode, loaded, variant)
-        if variant.graphs and variant.ahead and not variant.is_sampled:
-            # Without kernels between the products, where they are in use.
-            unfused = replace(loaded, body=open_body(model.get_decoder()))
-            ways[f"{variant.name}, unfused"] = partial(decode, unfused, variant)
+        used = loaded if variant.is_fused else replace(loaded, body=open_body(model.get_decoder()))
+        ways[variant.name] = partial(decode, used, variant)
     return run_all(shape, ways, limits, task), compare_memory(loaded, config_of(shape))
 
 
@@ -253,13 +252,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     device = torch.device(options.device)
     figures, memory = [], {}
     for number, shape in enumerate(options.shapes, 1):
-        # Each shape gets its share of the time, what earlier ones left included.
-        deadline = began + options.limit_s * number / len(options.shapes)
-        task = Task(tuple(options.batches), options.prompt_tokens, options.steps, deadline)
+        # Each shape gets its share of the time, what earlier ones left included, and its peers a part of it.
+        share, peers_part = options.limit_s / len(options.shapes), 0.0 if options.no_peers else PEERS_PART
+        deadline = began + share * number
+        task = Task(tuple(options.batches), options.prompt_tokens, options.steps, deadline - share * peers_part)
         with torch.inference_mode():
             found, memory[shape] = measure_own(shape, device, task)
             figures += found
-            figures += [] if options.no_peers else measure_peers(shape, device, task)
+            if not options.no_peers:
+                figures += measure_peers(shape, device, replace(task, deadline_s=deadline))
     report = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
