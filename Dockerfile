@@ -11,9 +11,11 @@ ARG BASE_IMAGE=python:3.12-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 ARG TORCH_INDEX_URL=""
 SHELL ["/bin/sh", "-euc"]
-# g++ compiles the kernels for CPUs; it stays in this stage. The base image is free to be any: no version fits all.
+# g++ compiles the kernels for CPUs and, with Python's headers, Triton's launcher for GPUs; both stay in this stage.
+# The base image is free to be any: no version fits all.
 # hadolint ignore=DL3008
-RUN apt-get update -q && apt-get install -q -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/*
+RUN apt-get update -q && apt-get install -q -y --no-install-recommends g++ libc6-dev python3-dev \
+    && rm -rf /var/lib/apt/lists/*
 # pip lives in an environment of its own, so that the one that is shipped holds nothing to install with.
 RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/toolwire
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -31,6 +33,7 @@ COPY server server
 COPY clients clients
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /pip/bin/pip --python /opt/toolwire/bin/python --no-cache-dir install --no-deps .; \
+    /opt/toolwire/bin/python -m server.model.prebuilt; \
     chmod -R a+rX /opt/toolwire
 
 FROM ${BASE_IMAGE} AS serve

@@ -43,6 +43,10 @@ done
 if inside /opt/toolwire/bin/python -m pip --version >/dev/null 2>&1; then fail "pip is in the environment"; fi
 if inside sh -c 'echo x > /opt/toolwire/x' 2>/dev/null; then fail "the user may change the program"; fi
 pass "has no build tools, and the user cannot change the program"
+if inside /opt/toolwire/bin/python -c 'import triton' 2>/dev/null; then
+  inside sh -c 'ls /opt/toolwire/share/toolwire/triton/cuda_utils-*.so' >/dev/null || fail "Triton could launch nothing"
+  pass "has what Triton launches kernels with"
+fi
 
 mapfile -t command < <(buildah inspect --type container "$container" | python3 -c "
 import json, sys

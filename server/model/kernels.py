@@ -19,6 +19,7 @@ from server.model.decoder import Body, ShortBody, Stream, open_body
 from server.model.paged import PoolShape
 from server.model.paged_cuda import CudaKvPool, Kernels
 from server.model.plan import RowPlan
+from server.model.prebuilt import use_prebuilt
 from server.model.tiles import sizes_of
 
 log = logging.getLogger(__name__)
@@ -166,13 +167,14 @@ def _has_triton(device: torch.device) -> bool:
 def _unless_it_fails(instead: str) -> Iterator[None]:
     """Tell the log what happens instead where kernels do not run.
 
-    No C compiler, a card that is too old, too little shared memory: each says so in its own way.
+    No C compiler, no driver, a card that is too old, too little shared memory: each says so in its own way.
     """
     from triton.errors import TritonError
 
+    use_prebuilt()
     try:
         yield
-    except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+    except (TritonError, RuntimeError, OSError, ImportError, AssertionError, subprocess.SubprocessError) as error:
         log.warning("%s: the kernels do not serve here: %s", instead, _first_line(error))
 
 
