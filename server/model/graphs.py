@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import product, starmap
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -210,9 +210,9 @@ class DecodeGraphs:
     def record_draws(self) -> None:
         """Record every way to draw from the largest step, so that what recordings take is taken."""
         largest = self._recorded.get(max(self._static.sizes))
-        for cut, whole, masked in product((False, True), repeat=3):
-            if largest is not None:
-                self._record_draw(largest.result, Ways(cut, whole, masked))
+        for ways in starmap(Ways, product((False, True), repeat=3)):
+            if largest is not None and ways != Ways():  # the likeliest ids are found in the step
+                self._record_draw(largest.result, ways)
 
     def _record(self, size: int) -> Recorded[Decoded] | None:
         recorded = self._recording(DECODING, partial(self._static.compute, size))

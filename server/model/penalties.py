@@ -62,9 +62,7 @@ def unpack(words: Tensor, vocab_size: int) -> Tensor:
     """int32 words [masks, words] on a GPU -> bool [masks, vocab]; ids beyond the words are not allowed."""
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
     bits = (words.view(torch.uint8).unsqueeze(-1) >> shifts).bitwise_and_(1)  # the lowest byte comes first
-    allowed = bits.flatten(1).view(torch.bool)[:, :vocab_size]
-    missing = vocab_size - allowed.shape[1]
-    return torch.nn.functional.pad(allowed, (0, missing)) if missing > 0 else allowed
+    return _fit(bits.flatten(1).view(torch.bool), vocab_size)
 
 
 def _unpack_on(words: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
@@ -73,8 +71,12 @@ def _unpack_on(words: np.ndarray, vocab_size: int, device: torch.device) -> Tens
         # Pinned: a copy of more than 64 KB from other memory waits for what the device is doing.
         return unpack(torch.from_numpy(words).pin_memory().to(device, non_blocking=True), vocab_size)
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-    missing = max(0, vocab_size - bits.shape[1])
-    return torch.from_numpy(np.pad(bits[:, :vocab_size], ((0, 0), (0, missing)))).view(torch.bool)
+    return _fit(torch.from_numpy(bits).view(torch.bool), vocab_size)
+
+
+def _fit(allowed: Tensor, vocab_size: int) -> Tensor:
+    missing = vocab_size - allowed.shape[1]
+    return torch.nn.functional.pad(allowed, (0, missing)) if missing > 0 else allowed[:, :vocab_size]
 
 
 def _penalise(logits: Tensor, sampling: Sampling, prompt_ids: Sequence[int], written_ids: Sequence[int]) -> None:

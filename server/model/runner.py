@@ -97,9 +97,8 @@ class Runner:
             if not rows:
                 return Drawing(torch.empty(0, dtype=torch.int64), rows)
             if ticket.decoded is not None and self._decode is not None:
-                num_lines = len(batch.rows)
-                plain = ticket.decoded.likeliest if is_plain else None
-                ids = self._decode.draw(ticket.decoded, rows, num_lines, masks) if plain is None else plain
+                decoded, num_lines = ticket.decoded, len(batch.rows)
+                ids = decoded.likeliest if is_plain else self._decode.draw(decoded, rows, num_lines, masks)
                 if ids is not None:
                     return Drawing(ids[:num_lines], rows)
             if ticket.logits is not None:
