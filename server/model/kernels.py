@@ -76,7 +76,11 @@ def choose_body(decoder: Any, device: torch.device) -> Body:
 
 
 def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device) -> Difference:
-    """One step of decoding, drafted and prompt tokens through the kernels and through torch's attention."""
+    """Steps of decoding, drafted and prompt tokens through the kernels and through torch's attention.
+
+    Every form of the kernels is compiled by them: contexts that are cut into shares and others, rows of one token, of
+    few and of many, in tiles of every size.
+    """
     block_size = shape.block_size
     layout = PoolShape(block_size, 1, shape.kv_heads, shape.head_dim, shape.dtype)
     plain = CudaKvPool(layout, BLOCKS, device)
@@ -100,10 +104,16 @@ def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device
         torch.randn((size[0], count, size[1]), generator=generator, device=device).to(shape.dtype)
         for count in (heads, shape.kv_heads, shape.kv_heads)
     )
-    with torch.inference_mode():
-        expected, *found = [pool.arrange(rows, {0: 0}).attend(0, query, key, value, size[1] ** -0.5) for pool in pools]
-    largest = torch.stack(found).sub_(expected).abs().max()
-    return Difference(largest.item(), TOLERANCE[shape.dtype])
+    differences = []
+    for step in (rows, rows[:2], rows[1:2], rows[2:3]):
+        new = slice(0, sum(row.num_tokens for row in step))
+        with torch.inference_mode():
+            expected, *found = [
+                pool.arrange(step, {0: 0}).attend(0, query[new], key[new], value[new], size[1] ** -0.5)
+                for pool in pools
+            ]
+            differences.append(torch.stack(found).sub_(expected).abs().max())
+    return Difference(torch.stack(differences).max().item(), TOLERANCE[shape.dtype])
 
 
 def tile_sizes(shape: PoolShape, heads: int) -> tuple[int, ...]:
@@ -136,7 +146,8 @@ class Unseen:
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """As `paged.Attends.attend`, of what every head of queries, keys and values makes a difference to."""
-        return query + (key + value).repeat_interleave(query.shape[1] // key.shape[1], 1)
+        group = query.shape[1] // key.shape[1]
+        return query + (key + value).unsqueeze(2).expand(-1, -1, group, -1).reshape(query.shape)
 
 
 def _microseconds_of(body: Body, device: torch.device) -> float:

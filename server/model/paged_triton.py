@@ -7,7 +7,8 @@ the positions that the tile may see. Where a context is cut into several shares,
 a second kernel joins them by their log-sum-exp. Products and sums are accumulated in float32.
 
 Nothing here depends on the lengths of the rows but what the kernels read from `Tiles` on the device: a launch can be
-recorded once in a CUDA graph and replayed for other lengths.
+recorded once in a CUDA graph and replayed for other lengths. A kernel has few forms (for decoding, for other short
+rows, for each size of tile), so that none is left to be compiled while somebody waits.
 """
 
 import torch
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.model.tiles import Tiles
+from server.model.tiles import MOST_SHARES, Tiles
 
 LOG2_E = 1.4426950408889634
 POSITIONS = 64  # that one turn of the loop reads
@@ -38,15 +39,15 @@ def _write_kernel(
     tl.store(values + place, tl.load(value + token * value_stride + at, mask=own), mask=own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares", "num_tokens"])
 def _attend_kernel(
-    query, keys, values, tiles, tables, result, lse, scaling, num_tokens, token_stride, head_stride,
+    query, keys, values, tiles, tables, result, lse, scaling, num_tokens, shares, token_stride, head_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    LINES: tl.constexpr, WIDTH: tl.constexpr, POSITIONS: tl.constexpr, SHARES: tl.constexpr,
+    LINES: tl.constexpr, WIDTH: tl.constexpr, POSITIONS: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Programs: (tile, KV head, share). Line i of a tile is query head i % GROUP of its token i // GROUP.
 
-    With one share `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32, shares before tokens.
+    Not split, `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32, shares before tokens.
     """
     tile, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_token, own_tokens = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
@@ -59,7 +60,7 @@ def _attend_kernel(
     own = tl.load(query + place[:, None] + dim[None, :], mask=is_own, other=0.0)
     # Shares are whole turns of the loop; the last ones of a short context are empty.
     end = start + own_tokens
-    length = tl.cdiv(tl.cdiv(end, SHARES), POSITIONS) * POSITIONS
+    length = tl.cdiv(tl.cdiv(end, shares), POSITIONS) * POSITIONS
     first, stop = share * length, tl.minimum(share * length + length, end)
     peak = tl.full([LINES], float("-inf"), tl.float32)
     total = tl.zeros([LINES], tl.float32)
@@ -86,22 +87,22 @@ def _attend_kernel(
     sums = sums / total[:, None]
     line_of = (share * num_tokens + first_token + token) * (KV_HEADS * GROUP) + head
     tl.store(result + line_of[:, None] * HEAD_DIM + dim[None, :], sums.to(result.dtype.element_ty), mask=is_own)
-    if SHARES > 1:
+    if IS_SPLIT:
         tl.store(lse + line_of, peak + tl.log2(total), mask=token < own_tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares", "num_lines"])
 def _join_kernel(
-    parts, lse, result, num_lines, SHARES: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr
+    parts, lse, result, num_lines, shares, MOST_SHARES: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """One program a line (token and head). parts [shares, lines, head_dim], lse [shares, lines] in powers of two."""
     line = tl.program_id(0)
-    share, dim = tl.arange(0, SHARES), tl.arange(0, WIDTH)
-    is_dim = dim < HEAD_DIM
-    of_share = tl.load(lse + share * num_lines + line)
+    share, dim = tl.arange(0, MOST_SHARES), tl.arange(0, WIDTH)
+    is_share, is_dim = share < shares, dim < HEAD_DIM
+    of_share = tl.load(lse + share * num_lines + line, mask=is_share, other=float("-inf"))
     weights = tl.exp2(of_share - tl.max(of_share, 0))
     place = (share * num_lines + line)[:, None] * HEAD_DIM + dim[None, :]
-    found = tl.load(parts + place, mask=is_dim[None, :], other=0.0)
+    found = tl.load(parts + place, mask=is_share[:, None] & is_dim[None, :], other=0.0)
     joined = tl.sum(found * weights[:, None], 0) / tl.sum(weights, 0)
     tl.store(result + line * HEAD_DIM + dim, joined.to(result.dtype.element_ty), mask=is_dim)
 
@@ -132,12 +133,13 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
         lse = torch.empty((shares, num_tokens, heads), dtype=torch.float32, device=query.device)
     _attend_kernel[(tiles.table.shape[0], kv_heads, shares)](
         query, keys, values, tiles.table, tiles.blocks, parts, lse, scaling * LOG2_E, num_tokens,
-        query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
-        lines, width, POSITIONS if width * keys.element_size() <= 256 else WIDE_POSITIONS, shares,
+        shares, query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
+        lines, width, POSITIONS if width * keys.element_size() <= 256 else WIDE_POSITIONS, shares > 1,
         num_warps=8 if is_large else 4, num_stages=2 if is_large else 3,
     )  # fmt: skip
     if shares > 1:
-        _join_kernel[(num_tokens * heads,)](parts, lse, result, num_tokens * heads, shares, head_dim, width)
+        num_lines = num_tokens * heads
+        _join_kernel[(num_lines,)](parts, lse, result, num_lines, shares, MOST_SHARES, head_dim, width)
 
 
 def _heads_together(part: Tensor) -> Tensor:

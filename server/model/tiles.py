@@ -62,7 +62,7 @@ def plan_tiles(
         short = rows[:num_short]
         num_tokens = sum(row.num_tokens for row in short)
         shares = shares_of(num_short * kv_heads, max(row.start + row.num_tokens for row in short))
-        most = max(row.num_tokens for row in short)
+        most = 1 if all(row.num_tokens == 1 for row in short) else TILE_TOKENS  # one form of the kernel each
         launches.append(Tiles(table[:num_short], joined, num_tokens, most, shares))
     if num_short < len(rows):
         launches.append(Tiles(table[num_short:], joined, len(slots), tile_tokens, 1))
