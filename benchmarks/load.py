@@ -2,7 +2,8 @@
 
 Closed loop: each of `streams` clients sends its next request when its last one has ended. Open loop: requests come at
 random moments of a given rate, whether the server keeps up or not. Tokens are counted by the server's own `usage`, or
-by arrivals where it sends none; times are the client's. Used by `benchmarks.peers` for every server alike.
+by arrivals where it sends none; times are the client's. Used by `benchmarks.peers` for every server alike. What the
+client computes is taken from the machine that the server has, so it reads by aiohttp, msgspec and uvloop.
 """
 
 import argparse
@@ -16,8 +17,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import httpx
+import aiohttp
+import msgspec
+import uvloop
 
+PATIENCE_S = 600.0
 WORDS = ("the", "server", "reads", "one", "token", "after", "another", "and", "writes", "what", "it", "has", "learned")
 
 
@@ -60,16 +64,22 @@ def words(count: int, seed: int) -> str:
     return " ".join(WORDS[(seed * 7 + i * (seed % 5 + 1)) % len(WORDS)] for i in range(count))
 
 
-async def exchange(client: httpx.AsyncClient, body: dict[str, Any]) -> Exchange:
+def connect(url: str) -> aiohttp.ClientSession:
+    """A client of the server at this address, with as many connections as are asked for."""
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+
+
+async def exchange(client: aiohttp.ClientSession, body: dict[str, Any]) -> Exchange:
     """Send one chat request with `stream` and read it to the end; raises on any error."""
     began_s = time.perf_counter()
     arrivals: list[float] = []
     usage: dict[str, Any] = {}
     finish, pieces, total_s = "", [], 0.0
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    async with client.stream("POST", "/v1/chat/completions", json=asked) as reply:
-        if reply.status_code != 200:
-            raise RuntimeError(f"{reply.status_code}: {(await reply.aread()).decode()[:300]}")
+    async with client.post("/v1/chat/completions", json=asked) as reply:
+        if reply.status != 200:
+            raise RuntimeError(f"{reply.status}: {(await reply.text())[:300]}")
         async for chunk in _chunks(reply):
             if "error" in chunk:
                 raise RuntimeError(json.dumps(chunk))
@@ -104,12 +114,11 @@ async def closed_loop(url: str, bodies: Sequence[dict[str, Any]], streams: int) 
     waiting = list(reversed(bodies))
     done: list[Exchange] = []
 
-    async def work(client: httpx.AsyncClient) -> None:
+    async def work(client: aiohttp.ClientSession) -> None:
         while waiting:
             done.append(await exchange(client, waiting.pop()))
 
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+    async with connect(url) as client:
         began_s = time.perf_counter()
         await asyncio.gather(*(work(client) for _ in range(streams)))
         return done, time.perf_counter() - began_s
@@ -120,12 +129,11 @@ async def open_loop(url: str, bodies: Sequence[dict[str, Any]], per_s: float) ->
     rng = random.Random(0)
     moments = list(itertools.accumulate(rng.expovariate(per_s) for _ in bodies))
 
-    async def work(client: httpx.AsyncClient, moment_s: float, body: dict[str, Any]) -> Exchange:
+    async def work(client: aiohttp.ClientSession, moment_s: float, body: dict[str, Any]) -> Exchange:
         await asyncio.sleep(moment_s)
         return await exchange(client, body)
 
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+    async with connect(url) as client:
         began_s = time.perf_counter()
         pairs = zip(moments, bodies, strict=True)
         done = await asyncio.gather(*(work(client, moment_s, body) for moment_s, body in pairs))
@@ -150,10 +158,10 @@ def summarise(done: Sequence[Exchange], wall_s: float, streams: int) -> Summary:
     )
 
 
-async def _chunks(reply: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in reply.aiter_lines():
-        if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
-            yield json.loads(data)
+async def _chunks(reply: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    async for line in reply.content:
+        if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+            yield msgspec.json.decode(data)
 
 
 def main() -> None:
@@ -176,7 +184,7 @@ def main() -> None:
         }
         for seed in range(options.requests)
     ]
-    done, wall_s = asyncio.run(closed_loop(options.url, bodies, options.streams))
+    done, wall_s = uvloop.run(closed_loop(options.url, bodies, options.streams))
     print(json.dumps(asdict(summarise(done, wall_s, options.streams)), indent=1))
 
 

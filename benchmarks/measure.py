@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
+import aiohttp
 
 from benchmarks.load import open_loop, summarise, words
 from benchmarks.servers import Running
@@ -159,7 +159,7 @@ def _streams(count: int, requests_each: int) -> Workload:
 async def _median(server: Running, workload: Workload, repeat: int) -> Figures:
     try:
         runs = [await workload(server, number) for number in range(repeat)]
-    except (RuntimeError, ValueError, httpx.HTTPError) as error:
+    except (RuntimeError, ValueError, TimeoutError, aiohttp.ClientError) as error:
         print(f"  {server.name}: {getattr(workload, '__name__', workload)}: {error!r}", file=sys.stderr)
         return {}
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}

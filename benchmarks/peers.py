@@ -8,7 +8,6 @@ Makes the checkpoints that are not there yet, starts each server alone, drives i
 """
 
 import argparse
-import asyncio
 import json
 import platform
 import statistics
@@ -18,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import uvloop
 
 from benchmarks.checkpoint import make_checkpoint
 from benchmarks.measure import PLANS, Figures, measure
@@ -56,7 +57,7 @@ def measure_server(name: str, checkpoint: Path, shape: str, options: argparse.Na
         try:
             with started(name, python, checkpoint, log) as server:
                 plan = PLANS[shape].only(options.workloads.split(",")) if options.workloads else PLANS[shape]
-                return asyncio.run(measure(server, plan, options.repeat))
+                return uvloop.run(measure(server, plan, options.repeat))
         except RuntimeError as error:
             print(f"{name}: {error}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
             return {}

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import aiohttp
 from jsonschema import Draft202012Validator
 
-from benchmarks.load import Exchange, closed_loop, exchange, words
+from benchmarks.load import Exchange, closed_loop, connect, exchange, words
 
 NUM_TOOLS = 20
 ROUNDS = 10
@@ -79,7 +79,7 @@ async def run_chats(url: str, bodies: Sequence[dict[str, Any]], streams: int) ->
 
 async def run_agents(url: str, model: str, names: Sequence[int], *, forced: bool) -> tuple[list[AgentRun], float]:
     """Tool loops at once, one a name, each ten rounds with the same twenty tools; runs and seconds in all."""
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+    async with connect(url) as client:
         began_s = time.perf_counter()
         runs = await asyncio.gather(*(_agent(client, model, number, forced) for number in names))
         return list(runs), time.perf_counter() - began_s
@@ -88,7 +88,7 @@ async def run_agents(url: str, model: str, names: Sequence[int], *, forced: bool
 async def forced_call(url: str, model: str, seed: int) -> Exchange:
     """One named call with five arguments, streamed."""
     body = _call_body(model, [{"role": "user", "content": f"Update the order, please. {words(20, seed)}"}], forced=True)
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+    async with connect(url) as client:
         return await exchange(client, body)
 
 
@@ -114,7 +114,7 @@ def _call_body(model: str, messages: list[dict[str, Any]], *, forced: bool) -> d
     }
 
 
-async def _agent(client: httpx.AsyncClient, model: str, number: int, forced: bool) -> AgentRun:
+async def _agent(client: aiohttp.ClientSession, model: str, number: int, forced: bool) -> AgentRun:
     system = f"You are agent {number} of a shop."
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
     seconds, firsts, done = [], [], []
