@@ -13,6 +13,7 @@ from torch import Tensor
 from server.messages import Sampling
 from server.model.batch import Draw
 from server.model.masks import Masks
+from server.model.moving import to_device
 
 
 def changes_logits(draw: Draw) -> bool:
@@ -38,10 +39,10 @@ def change_logits(logits: Tensor, draw: Draw, drafts: Sequence[int]) -> None:
             _penalise(logits[j], sampling, draw.prompt_ids, [*draw.written_ids, *drafts[:j]])
     if sampling.logit_bias:
         biases = {token_id: bias for token_id, bias in sampling.logit_bias.items() if token_id < logits.shape[1]}
-        ids = torch.tensor(list(biases), dtype=torch.int64, device=logits.device)
-        logits[:, ids] += torch.tensor(list(biases.values()), dtype=logits.dtype, device=logits.device)
+        values = np.array(list(biases.values()), dtype=np.float32)
+        logits[:, to_device(list(biases), logits.device)] += to_device(values, logits.device)
     if draw.banned_ids:
-        logits[:, list(draw.banned_ids)] = -torch.inf
+        logits[:, to_device(draw.banned_ids, logits.device)] = -torch.inf
 
 
 def apply_masks(logits: Tensor, masks: Masks, first_lines: Sequence[int]) -> None:
@@ -66,11 +67,9 @@ def unpack(words: Tensor, vocab_size: int) -> Tensor:
 
 
 def _unpack_on(words: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
-    words = np.ascontiguousarray(words)
     if device.type != "cpu":
-        # Pinned: a copy of more than 64 KB from other memory waits for what the device is doing.
-        return unpack(torch.from_numpy(words).pin_memory().to(device, non_blocking=True), vocab_size)
-    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+        return unpack(to_device(words, device), vocab_size)
+    bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
     return _fit(torch.from_numpy(bits).view(torch.bool), vocab_size)
 
 
@@ -83,10 +82,10 @@ def _penalise(logits: Tensor, sampling: Sampling, prompt_ids: Sequence[int], wri
     written, counts = np.unique(np.asarray(written_ids, dtype=np.int64), return_counts=True)
     if sampling.repetition_penalty != 1.0:
         seen = np.union1d(written, np.asarray(prompt_ids, dtype=np.int64))
-        ids = torch.from_numpy(seen).to(logits.device)
+        ids = to_device(seen, logits.device)
         scores = logits[ids]
         penalty = sampling.repetition_penalty
         logits[ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
     if sampling.presence_penalty or sampling.frequency_penalty:
-        costs = sampling.presence_penalty + sampling.frequency_penalty * counts
-        logits[torch.from_numpy(written).to(logits.device)] -= torch.from_numpy(costs).to(logits)
+        costs = (sampling.presence_penalty + sampling.frequency_penalty * counts).astype(np.float32)
+        logits[to_device(written, logits.device)] -= to_device(costs, logits.device)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from server.model.moving import to_device
+
 MIXER = "linear_attn"  # what transformers' decoder layers call it
 
 
@@ -144,7 +146,7 @@ class States:
         self._fresh = fresh
         together = list(slots) == list(range(slots[0], slots[0] + len(slots)))
         device = next(iter(pool.recurrent.values())).device
-        self._slots = slice(slots[0], slots[0] + len(slots)) if together else torch.tensor(slots, device=device)
+        self._slots = slice(slots[0], slots[0] + len(slots)) if together else to_device(slots, device)
         self._lent: Tensor | None = None
 
     def get_conv_state(self, layer_index: int, state_idx: int = 0) -> Tensor | None:

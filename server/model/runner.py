@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from server.model.batch import Batch, Row
@@ -15,6 +16,7 @@ from server.model.greedy import is_greedy
 from server.model.kernels import choose_kernels, tile_sizes
 from server.model.loaded import LoadedModel
 from server.model.masks import Masks
+from server.model.moving import to_device
 from server.model.native import NativeHead, NativePool, can_hold
 from server.model.paged import BlockMemory, KvPool, PoolShape
 from server.model.paged_cuda import CudaKvPool
@@ -83,7 +85,7 @@ class Runner:
         with as_memory_error(), torch.inference_mode():
             ids = drawing.ids.clamp(min=0)  # where there is a fault instead, something has to be computed in vain
             if list(lines) != list(range(len(ids))):
-                ids = ids[torch.tensor(lines, device=ids.device)]
+                ids = ids[to_device(lines, ids.device)]
         return self._launch(batch.rows, ids)
 
     def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
@@ -137,8 +139,8 @@ class Runner:
                 return Ticket(decoded.logits[: len(rows)], decoded=decoded)
         order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
         with as_memory_error(), torch.inference_mode():
-            hidden = self._compute([rows[i] for i in order], ids if ids is None else ids[order])
-            hidden = hidden[_logit_lines(rows, order).to(hidden.device)]
+            hidden = self._compute([rows[i] for i in order], ids if ids is None else ids[to_device(order, ids.device)])
+            hidden = hidden[to_device(_logit_lines(rows, order), hidden.device)]
             if isinstance(self._loaded.head, NativeHead):
                 return Ticket(None, hidden)
             return Ticket(self._loaded.head(hidden))
@@ -151,8 +153,8 @@ class Runner:
         positions = count_on(np.array([plan.start for plan in plans]), lengths)
         device = self._loaded.device
         return self._loaded.body(
-            torch.from_numpy(ids).to(device, non_blocking=True) if known_ids is None else known_ids,
-            torch.from_numpy(positions).to(device, non_blocking=True),
+            to_device(ids, device) if known_ids is None else known_ids,
+            to_device(positions, device),
             self.pool.arrange(plans, self._layer_of),
             self._plan_states(rows),
         )
@@ -187,12 +189,12 @@ def _place(row: Row) -> tuple[int, bool]:
     return min(len(row.token_ids), SHORT_TOKENS + 1), row.start == 0
 
 
-def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> Tensor:
+def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> NDArray[np.int64]:
     """Which tokens of the arranged batch give logits, in the order of the rows as they came."""
     ends = np.zeros(len(rows), dtype=np.int64)
     ends[list(order)] = np.cumsum([len(rows[i].token_ids) for i in order])
     counts = np.array([row.num_logits for row in rows])
-    return torch.from_numpy(count_on(ends - counts, counts))
+    return count_on(ends - counts, counts)
 
 
 def _draw_rows(rows: Sequence[Row]) -> tuple[DrawRow, ...]:

@@ -27,6 +27,7 @@ from server.messages import TokenLogprob
 from server.model.batch import Draw, Drawn
 from server.model.lookup import first_peak, greatest, inverse_cdf
 from server.model.masks import Masks
+from server.model.moving import to_device
 from server.model.penalties import apply_masks, change_logits, changes_logits
 from server.model.shortage import as_memory_error
 
@@ -120,7 +121,7 @@ class Lines:
     known: npt.NDArray[np.float32]  # the settings, to be looked at without waiting for the device
 
     def pick(self, which: list[int]) -> "Lines":
-        at = torch.tensor(which, device=self.logits.device)
+        at = to_device(which, self.logits.device)
         return Lines(self.logits[at], self.peaks[at], self.settings[at], self.numbers[at], self.known[which])
 
     @property
@@ -157,14 +158,14 @@ def _draw_sampled(logits: Tensor, peaks: Tensor, ids: Tensor, rows: Sequence[Dra
     settings, numbers = lay_out(rows, logits.shape[0])
     cut = are_cut(settings)
     device = logits.device
-    on_device = torch.from_numpy(settings).to(device), torch.from_numpy(numbers).to(device)
+    on_device = to_device(settings, device), to_device(numbers, device)
     lines = Lines(logits, peaks.unsqueeze(1), *on_device, settings)
     for which, draw in ((cut, _draw_cut), ((settings[:, 0] > 0) & ~cut, draw_by_id)):
         if which.all():
             ids.copy_(draw(lines))
         elif which.any():
             places = np.flatnonzero(which).tolist()
-            ids[torch.tensor(places, device=device)] = draw(lines.pick(places))
+            ids[to_device(places, device)] = draw(lines.pick(places))
 
 
 def draw_by_id(lines: Lines) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from server.model.moving import to_device
 from server.model.plan import SHORT_TOKENS, RowPlan, count_on, write_places
 
 TILE_TOKENS = SHORT_TOKENS  # at least, so that a short row is one tile
@@ -54,7 +55,7 @@ def plan_tiles(
     tile_tokens = choose_size(sum(row.num_tokens for row in rows[num_short:]) * kv_heads, tile_sizes)
     tiles = cut_rows(rows, begins, tile_tokens)
     slots = slots_of(rows, block_size)
-    line = torch.from_numpy(np.concatenate((slots, tiles.ravel(), blocks))).to(device, non_blocking=True)
+    line = to_device(np.concatenate((slots, tiles.ravel(), blocks)), device)
     on_device, flat, joined = torch.split(line, [len(slots), tiles.size, len(blocks)])
     table = flat.view(-1, TILE_FIELDS)
     launches = []

@@ -185,6 +185,31 @@ def test_a_runner_draws_the_same_ids_on_fixed_buffers() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_on_the_gpu_the_host_waits_for_nothing_between_launch_and_read(is_recorded: bool) -> None:
+    """A copy from memory that is not pinned waits for the whole step, and nothing is launched ahead of it."""
+    model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 160, BLOCK_SIZE)
+    if is_recorded:
+        runner.record_graphs((16,), draws=True)
+    streams = sampled_streams(16)
+    penalised = Sampling(max_tokens=4, temperature=0.7, top_k=9, frequency_penalty=0.5, logit_bias={5: 1.0})
+    streams[3].sampling = penalised
+    step(runner, streams)
+    masks = Masks((0,), np.full((1, 40), -1, dtype=np.int32))
+    batch = Batch(tuple(stream.row() for stream in streams))
+    ahead = Batch(tuple(Row((0,), row.start + 1, row.blocks, 1, None) for row in batch.rows[::-1]))
+    try:
+        for mode in ("default", "error"):  # the first round compiles, and takes pinned memory for the first time
+            torch.cuda.set_sync_debug_mode(mode)
+            drawing = runner.draw(runner.launch(batch), batch, masks)
+            runner.launch_after(ahead, drawing, range(15, -1, -1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(drawing.read()) == 16
+
+
+@pytest.mark.gpu
 def test_on_the_gpu_recorded_draws_are_those_of_the_sampler() -> None:
     """In every way; the masks and settings of one step must not reach the next."""
     model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
