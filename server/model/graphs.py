@@ -241,6 +241,9 @@ class DecodeGraphs:
     def _give_up(self, what: str, reason: str) -> None:
         log.warning("%s goes on without CUDA graphs: %s", what, reason)
         self._broken.add(what)
+        self._draws.clear()  # what is not used any more holds no memory
+        if what == DECODING:
+            self._recorded.clear()
 
 
 def open_graphs(loaded: LoadedModel, pool: CudaKvPool, sizes: Sequence[int]) -> DecodeGraphs | None:
