@@ -33,7 +33,7 @@ COPY server server
 COPY clients clients
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /pip/bin/pip --python /opt/toolwire/bin/python --no-cache-dir install --no-deps .; \
-    /opt/toolwire/bin/python -m server.model.prebuilt; \
+    /opt/toolwire/bin/python -m server.model.attention.prebuilt; \
     chmod -R a+rX /opt/toolwire
 
 FROM ${BASE_IMAGE} AS serve

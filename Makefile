@@ -33,8 +33,8 @@ image:
 
 # Builds the image without a Docker engine and starts it; as root, with Debian's buildah and debootstrap.
 image-test:
-	docker/build-with-buildah.sh toolwire:local $(ARGS)
-	docker/smoke-test.sh toolwire:local
+	deploy/build-with-buildah.sh toolwire:local $(ARGS)
+	deploy/smoke-test.sh toolwire:local
 
 # Ten minutes of crowds and faults; the short version is part of `make test`.
 faults: $(VENV)/.installed-dev
@@ -58,7 +58,7 @@ packages:
 	@[ "$$(id -u)" = 0 ] || { echo "missing: $(NAMES); install them, then try again" >&2; exit 2; }
 	apt-get update -q && apt-get install -q -y --no-install-recommends $(NAMES)
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard server/model/cpp/*) | system
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard server/model/cpu/cpp/*) | system
 	@command -v g++ >/dev/null || { [ "$$(id -u)" = 0 ] && $(MAKE) -s packages NAMES='g++ libc6-dev'; } \
 	  || echo "no g++ here: torch computes alone, on CPUs at about half the speed (install g++, then: make clean install)"
 	@echo "making the environment in $(VENV) (the first time this takes a minute or two)"

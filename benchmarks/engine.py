@@ -18,7 +18,7 @@ import transformers
 
 from server.messages import Sampling
 from server.model.batch import Batch, Draw, Row
-from server.model.loader import load
+from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
 

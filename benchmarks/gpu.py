@@ -30,14 +30,14 @@ from benchmarks.gpu_memory import compare_memory
 from benchmarks.varlen import PAGE_TOKENS, VarlenKernels, reads_block_tables
 from server.engine.blocks import Blocks
 from server.messages import Sampling
-from server.model.decoder import open_body
-from server.model.graphs import padded_sizes
-from server.model.kernels import choose_kernels, tile_sizes
-from server.model.linear import pack_linears
-from server.model.loaded import LoadedModel
-from server.model.paged import paged_attention
-from server.model.paged_cuda import CudaKvPool, Kernels
-from server.model.pretrained import ATTENTION_NAME, adopt
+from server.model.attention.cpu import paged_attention
+from server.model.attention.gpu import CudaKvPool, Kernels
+from server.model.graphs.decode_graphs import padded_sizes
+from server.model.kernel_selection import choose_kernels, tile_sizes
+from server.model.layers.decoder import open_body
+from server.model.layers.packed_linear import pack_linears
+from server.model.loading.loaded_model import LoadedModel
+from server.model.loading.pretrained import ATTENTION_NAME, adopt
 from server.model.runner import Runner, pool_shape
 
 BLOCK_TOKENS = 32

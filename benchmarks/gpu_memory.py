@@ -8,7 +8,7 @@ import transformers
 from server.memory.budget import Demand, activation_bytes
 from server.memory.headers import Tensor, weight_bytes
 from server.memory.shape import read_shape
-from server.model.loaded import LoadedModel
+from server.model.loading.loaded_model import LoadedModel
 from server.model.profile import StepSize, measure_step
 from server.model.runner import Runner
 

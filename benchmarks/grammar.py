@@ -13,8 +13,8 @@ import sys
 import time
 from dataclasses import dataclass
 
-from server.dialects.index import DIALECTS
-from server.dialects.protocol import Choice, Dialect, Tool, Wanted
+from server.dialects.base import Choice, Dialect, Tool, Wanted
+from server.dialects.registry import DIALECTS
 from tests.dialects.fuzz import write_call
 from tests.dialects.tools import make_tools
 from tests.dialects.walking import MARKER_IDS, grammars, ids_of

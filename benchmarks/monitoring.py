@@ -1,7 +1,7 @@
 """The shipped Prometheus files and dashboard against a real Prometheus: python -m benchmarks.monitoring
 
 Needs `prometheus` and `promtool` (apt-get install prometheus). promtool reads the configuration and plays the alerts
-of docker/prometheus/alerts_test.yml; then Prometheus scrapes a server behind a key, as docker-compose.yml has it do,
+of deploy/prometheus/alerts_test.yml; then Prometheus scrapes a server behind a key, as docker-compose.yml has it do,
 while clients ask, leave and are refused; and every expression of the dashboard and every alert must come to something.
 Exit code 1, and what is wrong in words, if one does not.
 """

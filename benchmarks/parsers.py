@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from server.dialects.index import DIALECTS
-from server.dialects.protocol import Dialect
+from server.dialects.base import Dialect
+from server.dialects.registry import DIALECTS
 from tests.dialects.fuzz import TOOLS, write_call
 from tests.dialects.reading import cut_evenly
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from server.model.tiles import Tiles
+from server.model.attention.tiles import Tiles
 
 PAGE_TOKENS = 256
 

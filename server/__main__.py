@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from server.cli.options import takes_settings
 from server.errors import CannotStart
-from server.options import takes_settings
 from server.settings import BUILT_IN_MODEL, GROUPS, Resolved
 
 app = typer.Typer(
@@ -26,8 +26,8 @@ app = typer.Typer(
 
 def _serve(resolved: Resolved) -> None:
     """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
-    from server.backend.child import Child
-    from server.start import listen, share_one_heap
+    from server.backends.child import Child
+    from server.cli.listener import listen, share_one_heap
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves, both signals end a start alike
     api = resolved.settings.api
@@ -38,8 +38,8 @@ def _serve(resolved: Resolved) -> None:
         gc.disable()
         from rich.console import Console
 
-        from server.banner import LoadingBar, print_ready
-        from server.run import Begun, Serving, serve
+        from server.cli.banner import LoadingBar, print_ready
+        from server.cli.serve import Begun, Serving, serve
 
         gc.freeze()
         gc.enable()
@@ -84,9 +84,9 @@ def check(
     """Send tool calls through a checkpoint's template, tokenizer and parser, and see whether they come back."""
     from rich.console import Console
 
-    from server.chat.checkpoint import Checkpoint
-    from server.chat.selftest import self_test
-    from server.locate import locate
+    from server.checkpoint.checkpoint import Checkpoint
+    from server.checkpoint.locate import locate
+    from server.self_test import self_test
 
     folder = locate(model, weights=False)
     checkpoint = Checkpoint.open(folder, chat_template=chat_template, dialect=dialect)
@@ -100,10 +100,10 @@ def check(
 @app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def plan(context: typer.Context, model: Annotated[str, typer.Argument(help="Folder or hub id.")]) -> None:
     """Print what a model needs of memory, without loading it: toolwire plan MODEL [--gpu-memory 24GiB]."""
-    from server.locate import BUILT_IN_FOLDER
+    from server.checkpoint.locate import BUILT_IN_FOLDER
 
     place = str(BUILT_IN_FOLDER) if model == BUILT_IN_MODEL else model
-    command = [sys.executable, "-m", "server.memory.plan", place, *context.args]
+    command = [sys.executable, "-m", "server.cli.plan", place, *context.args]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
@@ -119,7 +119,7 @@ def chat(context: typer.Context) -> None:
 @app.command("top", context_settings=PASSED_ON)
 def top(context: typer.Context) -> None:
     """Watch a running server: throughput, queue, KV cache and memory."""
-    _run_module("server.top", context.args)
+    _run_module("server.cli.top", context.args)
 
 
 def _run_module(name: str, arguments: list[str]) -> None:

@@ -20,19 +20,19 @@ from typing import Any, Literal, Self, TypeVar, overload
 import msgspec
 
 from clients.functions import Toolbox, as_tool
-from server.answer import Answer, answerer_of
-from server.api.asking import Asking
 from server.api.body import read_object
-from server.api.faults import Refused
-from server.api.replies import Chunker, Style, fold
-from server.api.schemas import read_request
-from server.api.wire import Chunk
-from server.assemble import build_backend, open_checkpoint
-from server.backend.child import Child
-from server.chat.prompt import Prompter
+from server.api.chat.schemas import read_request
+from server.api.chat.to_reply import Chunker, Style, fold
+from server.api.chat.to_request import Asking
+from server.api.chat.wire import Chunk
+from server.api.errors import Refused
+from server.backends.child import Child
+from server.checkpoint.locate import served_name
 from server.errors import BadRequest
-from server.locate import served_name
+from server.prompt.builder import Prompter
+from server.service import Answer, answerer_of
 from server.settings import BUILT_IN_MODEL, resolve
+from server.startup import build_backend, open_checkpoint
 
 T = TypeVar("T")
 Message = dict[str, Any]

@@ -117,7 +117,7 @@ def _write_tokenizer(folder: Path) -> None:
     assert tokenizer.token_to_id("</think>") == THINK_END
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
-    template = Path(__file__).parent / "chat_template_hermes.jinja"
+    template = Path(__file__).parent / "templates" / "hermes.jinja"
     shutil.copy(template, folder / "chat_template.jinja")
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of the families whose calls are read here: random weights, and the tokens and templates of each.
 
 Every family has the real Qwen vocabulary, and beside it the added tokens that its own tokenizer has for roles and
-calls, special or not as there. The templates are those of `tests/chat/templates`.
+calls, special or not as there. The templates are those of `tests/templates`.
 """
 
 import json
@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from tests.checkpoints import Kind, cache_folder, make_once, tiny_checkpoint
 
-TEMPLATES = Path(__file__).parent / "chat" / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 PLAIN_CHATML = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import Kind, tiny_checkpoint
 
-TEMPLATE = Path(__file__).parent / "chat" / "templates" / "qwen35.jinja"
+TEMPLATE = Path(__file__).parent / "templates" / "qwen35.jinja"
 
 
 def write_published(kind: Kind, folder: Path) -> Path:

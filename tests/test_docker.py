@@ -1,4 +1,4 @@
-"""Dockerfile, compose file and what they provision, by linters and schemas; docker/smoke-test.sh runs the image."""
+"""Dockerfile, compose file and what they provision, by linters and schemas; deploy/smoke-test.sh runs the image."""
 
 import json
 import re
@@ -96,7 +96,7 @@ def test_environment_names_in_image_and_compose_are_options() -> None:
         resolve({}, {**environment, "TOOLWIRE_DEVICE": "cpu", **given}, {})
 
 
-@pytest.mark.parametrize("path", ["docker/grafana/dashboards/toolwire.json", "docker/prometheus/alerts.yml"])
+@pytest.mark.parametrize("path", ["deploy/grafana/dashboards/toolwire.json", "deploy/prometheus/alerts.yml"])
 def test_dashboard_and_alerts_name_metrics_that_exist(path: str) -> None:
     """A renamed metric leaves a panel empty and an alert silent, and nobody notices."""
     metrics = Metrics("hermes")
@@ -108,15 +108,15 @@ def test_dashboard_and_alerts_name_metrics_that_exist(path: str) -> None:
 
 
 def test_the_dashboard_uses_the_provisioned_datasource() -> None:
-    (source,) = load("docker/grafana/provisioning/datasources/prometheus.yml")["datasources"]
-    panels = json.loads((ROOT / "docker/grafana/dashboards/toolwire.json").read_text())["panels"]
+    (source,) = load("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    panels = json.loads((ROOT / "deploy/grafana/dashboards/toolwire.json").read_text())["panels"]
     assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"]}
 
 
 def test_the_dashboard_reads_back_through_grafanas_own_types() -> None:
     """Grafana passes over a key that it does not know: a misspelt one leaves a panel without its unit or legend."""
     register_default_plugins()
-    written = json.loads((ROOT / "docker/grafana/dashboards/toolwire.json").read_text())
+    written = json.loads((ROOT / "deploy/grafana/dashboards/toolwire.json").read_text())
     read = json.loads(JSONEncoder().encode(Dashboard.from_json(written)))
     assert list(lost(written, read)) == []
 
@@ -134,9 +134,9 @@ def lost(written: Any, read: Any, path: str = "") -> Iterator[str]:
 
 
 def test_every_alert_is_played() -> None:
-    """docker/prometheus/alerts_test.yml says when each fires; `python -m benchmarks.monitoring` plays it."""
-    (group,) = load("docker/prometheus/alerts.yml")["groups"]
-    played = load("docker/prometheus/alerts_test.yml")["tests"]
+    """deploy/prometheus/alerts_test.yml says when each fires; `python -m benchmarks.monitoring` plays it."""
+    (group,) = load("deploy/prometheus/alerts.yml")["groups"]
+    played = load("deploy/prometheus/alerts_test.yml")["tests"]
     fired = {one["alertname"] for test in played for one in test["alert_rule_test"] if one.get("exp_alerts")}
     assert fired == {rule["alert"] for rule in group["rules"]}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.api.schemas import ChatRequest, StreamOptions
-from server.api.wire import CallNote, Notes, UncalledNote
+from server.api.chat.schemas import ChatRequest, StreamOptions
+from server.api.chat.wire import CallNote, Notes, UncalledNote
 from server.settings import GROUPS
 from tests.live import ROOT, Live
 

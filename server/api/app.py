@@ -8,23 +8,23 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
-from server.answer import answerer_of
-from server.api.access import Access, Edge, Keys, respond
-from server.api.asking import Asking
-from server.api.chat import Chat
-from server.api.describe import describe
-from server.api.faults import Fault, Refused, fault_of, not_allowed, not_found
-from server.api.info import Counting, Info, as_json
-from server.api.limits import Ledger, Limits
-from server.api.logs import RequestLog
+from server.api.chat.router import Chat
+from server.api.chat.to_request import Asking
+from server.api.errors import Fault, Refused, fault_of, not_allowed, not_found
+from server.api.info.router import Counting, Info, as_json
 from server.api.metrics import Metrics
-from server.api.page import page
+from server.api.middleware.auth import Access, Edge, Keys, respond
+from server.api.middleware.rate_limit import Ledger, Limits
+from server.api.middleware.request_log import RequestLog
+from server.api.middleware.tracing import Traces
+from server.api.openapi.document import describe
+from server.api.openapi.page import page
 from server.api.sse import ClientGone, keep_streams_through_shutdown
-from server.api.traces import Traces
-from server.backend.protocol import Backend
-from server.chat.checkpoint import Checkpoint
-from server.chat.prompt import Prompter
+from server.backends.base import Backend
+from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError
+from server.prompt.builder import Prompter
+from server.service import answerer_of
 from server.settings import ApiSettings, Settings
 
 CLIENT_GONE = 499  # nobody reads it; logs do

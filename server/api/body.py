@@ -5,7 +5,7 @@ from typing import Any
 
 import jiter
 
-from server.api.faults import Fault, Refused, not_json
+from server.api.errors import Fault, Refused, not_json
 
 MAX_DEPTH = 100  # of nested arrays and objects in a whole body; jiter itself stops at 200
 MAX_INTEGER = 1 << 63

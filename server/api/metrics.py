@@ -10,10 +10,10 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN
 from prometheus_client.openmetrics.exposition import generate_latest as generate_open_metrics
 from prometheus_client.registry import Collector
 
-from server.answer import Heard, Tally
 from server.errors import BadSchema, ConstraintFailed
 from server.events import CallClosed, Ended
 from server.messages import DeviceReading, Pulse
+from server.service import Heard, Tally
 
 PREFIX = "toolwire"
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

@@ -15,8 +15,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from server.api.faults import fault_of, unexpected
-from server.api.wire import encode
+from server.api.errors import encode, fault_of, unexpected
 from server.errors import ServeError
 
 logger = logging.getLogger("toolwire.api")

@@ -29,13 +29,13 @@ from collections.abc import Generator
 from functools import partial
 
 from server.dialects import hermes_loose
-from server.dialects.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
-from server.dialects.json_rules import quoted
-from server.dialects.lark import callable_tools, constraint, is_raw, json_calls, marker, remembering
-from server.dialects.minimal import shortest_arguments
-from server.dialects.protocol import Dialect, Tool, Wanted
-from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_text
-from server.dialects.validity import Offered
+from server.dialects.base import Dialect, Tool, Wanted
+from server.dialects.grammar.json_grammar import quoted
+from server.dialects.grammar.lark import callable_tools, constraint, is_raw, json_calls, marker, remembering
+from server.dialects.parsing.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
+from server.dialects.parsing.text_buffer import Openers, Outbox, Reading, Steps, Tape, read_text
+from server.dialects.schema.shortest import shortest_arguments
+from server.dialects.schema.validate import Offered
 from server.messages import Constraint
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"

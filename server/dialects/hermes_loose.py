@@ -8,9 +8,9 @@ import json
 import re
 from typing import Any
 
-from server.dialects.protocol import Tool
-from server.dialects.tape import Openers, Outbox, Steps, Tape
-from server.dialects.validity import Offered
+from server.dialects.base import Tool
+from server.dialects.parsing.text_buffer import Openers, Outbox, Steps, Tape
+from server.dialects.schema.validate import Offered
 from server.events import Flag
 
 ENDS = {"<tools>": "</tools>", "```json": "```"}

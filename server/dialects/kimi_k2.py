@@ -14,13 +14,13 @@ import re
 from collections.abc import Generator
 from functools import partial
 
-from server.dialects.json_arguments import JsonArguments
-from server.dialects.json_rules import quoted
-from server.dialects.lark import MAX_CALLS, callable_tools, constraint, is_raw, json_calls, marker, remembering
-from server.dialects.minimal import shortest_arguments
-from server.dialects.protocol import Dialect, Tool, Wanted
-from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
-from server.dialects.validity import Offered
+from server.dialects.base import Dialect, Tool, Wanted
+from server.dialects.grammar.json_grammar import quoted
+from server.dialects.grammar.lark import MAX_CALLS, callable_tools, constraint, is_raw, json_calls, marker, remembering
+from server.dialects.parsing.json_arguments import JsonArguments
+from server.dialects.parsing.text_buffer import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
+from server.dialects.schema.shortest import shortest_arguments
+from server.dialects.schema.validate import Offered
 from server.messages import Constraint
 
 SECTION, SECTION_CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"

@@ -22,14 +22,14 @@ A custom tool's free text is the parameter `input`.
 from collections.abc import Generator
 from functools import partial
 
-from server.dialects.json_rules import quoted
-from server.dialects.lark import callable_tools, constraint, marker, remembering
-from server.dialects.minimal import shortest_members
-from server.dialects.protocol import Dialect, Wanted
-from server.dialects.tagged import Ending, TaggedCall
-from server.dialects.tagged_lark import TagForm, tagged_calls
-from server.dialects.tape import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
-from server.dialects.validity import Offered
+from server.dialects.base import Dialect, Wanted
+from server.dialects.grammar.json_grammar import quoted
+from server.dialects.grammar.lark import callable_tools, constraint, marker, remembering
+from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
+from server.dialects.parsing.tagged import Ending, TaggedCall
+from server.dialects.parsing.text_buffer import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
+from server.dialects.schema.shortest import shortest_members
+from server.dialects.schema.validate import Offered
 from server.messages import Constraint
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"

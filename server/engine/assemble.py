@@ -22,12 +22,12 @@ from server.memory.probe import TorchFigures, Wanted
 from server.memory.start import Measured, open_probe, refuse_early, settle
 from server.memory.watcher import Probe, Watcher
 from server.messages import Progress, Ready
-from server.model.grammar import LlguidanceGrammars
-from server.model.graphs import padded_sizes
-from server.model.loaded import LoadedModel
-from server.model.loader import choose_device, load
+from server.model.graphs.decode_graphs import padded_sizes
+from server.model.loading.loaded_model import LoadedModel
+from server.model.loading.loader import choose_device, load
 from server.model.profile import StepSize, measure_step
 from server.model.runner import Runner
+from server.model.sampling.grammar import LlguidanceGrammars
 from server.settings import EngineSettings, read_environment
 
 DRAFTS_ON_CPU = 4

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from server.engine.ahead import plan_ahead, settle
 from server.engine.cache import BlockCopy
+from server.engine.overlap import plan_ahead, settle
 from server.engine.ports import Drawing, Grammars, Model
 from server.engine.scheduler import Scheduler
 from server.engine.step import Step

@@ -13,8 +13,8 @@ from server.engine.budget import Budget
 from server.engine.cache import Cache
 from server.engine.drafter import Drafter
 from server.engine.limits import Limits, find_refusal
-from server.engine.portions import Portions
 from server.engine.ports import Matcher
+from server.engine.prefill_budget import Portions
 from server.engine.queue import Queue
 from server.engine.reply import Reply
 from server.engine.sequence import Sequence

@@ -16,9 +16,9 @@ from server.memory.budget import Plan, demand_of, divide, plan, room_of
 from server.memory.headers import Tensor, read_headers
 from server.memory.host import HostProbe
 from server.memory.probe import GpuProbe, Wanted
+from server.memory.report import as_text, refuse, rows, size
 from server.memory.shape import Shape, read_config, read_shape
 from server.memory.watcher import Probe
-from server.memory.words import as_text, refuse, rows, size
 from server.messages import DeviceReading
 from server.settings import EngineSettings
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.messages import Sampling
 from server.model.batch import Batch, Draw, Row
-from server.model.loaded import LoadedModel
+from server.model.loading.loaded_model import LoadedModel
 from server.model.runner import Runner
 
 FEW_TOKENS, FEW_ROWS = 64, 64  # of the steps that are counted on a CPU; fewer rows would overstate what sorting takes

@@ -10,20 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from server.model.attention.cpu import BlockMemory, KvPool, PoolShape
+from server.model.attention.gpu import CudaKvPool
+from server.model.attention.step_plan import SHORT_TOKENS, RowPlan, count_on
 from server.model.batch import Batch, Row
-from server.model.graphs import Decoded, open_graphs, takes
-from server.model.greedy import is_greedy
-from server.model.kernels import choose_kernels, tile_sizes
-from server.model.loaded import LoadedModel
-from server.model.masks import Masks
-from server.model.moving import to_device
-from server.model.native import NativeHead, NativePool, can_hold
-from server.model.paged import BlockMemory, KvPool, PoolShape
-from server.model.paged_cuda import CudaKvPool
-from server.model.plan import SHORT_TOKENS, RowPlan, count_on
-from server.model.recurrent import RecurrentStep, StatePool, StateRow, plan_states
-from server.model.sampler import Drawing, DrawRow, draw_ids
-from server.model.shortage import as_memory_error
+from server.model.cpu.native import NativeHead, NativePool, can_hold
+from server.model.device import to_device
+from server.model.graphs.decode_graphs import Decoded, open_graphs, takes
+from server.model.kernel_selection import choose_kernels, tile_sizes
+from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow, plan_states
+from server.model.loading.loaded_model import LoadedModel
+from server.model.oom import as_memory_error
+from server.model.sampling.argmax import is_greedy
+from server.model.sampling.masks import Masks
+from server.model.sampling.sampler import Drawing, DrawRow, draw_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.app import create_app
-from server.backend.scripted import Script, ScriptedBackend, deltas
-from server.chat.checkpoint import Checkpoint
-from server.chat.prompt import Prompter
+from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError
 from server.messages import Generate, Pulse
+from server.prompt.builder import Prompter
 from server.settings import ApiSettings, Settings
+from tests.backends.scripted import Script, ScriptedBackend, deltas
 from tests.checkpoints import tiny_checkpoint
 
 MODEL = "org/tiny"

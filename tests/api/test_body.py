@@ -6,7 +6,7 @@ import time
 import pytest
 
 from server.api.body import read_object
-from server.api.faults import Refused
+from server.api.errors import Refused
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from typing import Any
 import jsonschema
 import msgspec
 
-from server.backend.scripted import PULSE, Script
-from server.chat.checkpoint import Checkpoint
+from server.checkpoint.checkpoint import Checkpoint
 from server.errors import EngineDied, Starting
 from server.messages import MemoryReport
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve, events_of
+from tests.backends.scripted import PULSE, Script
 
 Reply = Callable[..., Script]
 MEMORY = MemoryReport(level="tight", kv_bytes=7)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 from starlette.types import Message
 
-from server.backend.scripted import Script
 from server.errors import ConstraintFailed
 from server.messages import Generate
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve
+from tests.backends.scripted import Script
 
 Reply = Callable[..., Script]
 

@@ -10,7 +10,7 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 import server.api.sse as sse
-from server.api.wire import ErrorBody, ErrorObject
+from server.api.errors import ErrorBody, ErrorObject
 from server.errors import EngineDied
 
 CHUNK = ErrorBody(ErrorObject("line\nbreak", "x", None, None))

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 import uvicorn
 
 from server.api.app import create_app
-from server.backend.scripted import Script, ScriptedBackend, deltas
-from server.chat.checkpoint import Checkpoint
-from server.chat.prompt import Prompter
-from server.locate import BUILT_IN_FOLDER
+from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.messages import Generate
+from server.prompt.builder import Prompter
 from server.settings import Settings
+from tests.backends.scripted import Script, ScriptedBackend, deltas
 from tests.contract.asking import MODEL
 
 CALLS = "\n".join(
@@ -42,7 +42,7 @@ def scripted_server() -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.cli.serve, kwargs={"sockets": [listener]})
         thread.start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"

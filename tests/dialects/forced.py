@@ -30,7 +30,7 @@ import psutil
 from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer
 
-from server.dialects.protocol import Tool
+from server.dialects.base import Tool
 from tests.dialects.over_http import Reply, ask
 from tests.dialects.tools import make_tools
 from tests.families import FAMILIES, family_checkpoint

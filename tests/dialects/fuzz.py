@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from server.dialects.index import DIALECTS
-from server.dialects.protocol import Dialect, Tool
+from server.dialects.base import Dialect, Tool
+from server.dialects.registry import DIALECTS
 from tests.dialects.reading import Call, cut_somehow, read, said
 
 TOOLS = (

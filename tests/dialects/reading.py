@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.dialects.protocol import Dialect, Tool
+from server.dialects.base import Dialect, Tool
 from server.events import CallArguments, CallClosed, CallOpened, ParserEvent, Text
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from server.dialects.custom import satisfies
+from server.dialects.base import AnswerFormat, Choice, CustomFormat, Dialect, Tool, Wanted
 from server.dialects.glm4 import GLM4
 from server.dialects.hermes import HERMES
-from server.dialects.index import DIALECTS
-from server.dialects.protocol import AnswerFormat, Choice, CustomFormat, Dialect, Tool, Wanted
 from server.dialects.react import REACT
+from server.dialects.registry import DIALECTS
+from server.dialects.schema.custom import satisfies
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
 from tests.dialects.reading import Call, cut_evenly, read, said, tell
@@ -332,7 +332,7 @@ IN_SCHEMA_ORDER = {
 @every_dialect
 @pytest.mark.parametrize("kind", [*IN_ANY_ORDER, *IN_SCHEMA_ORDER])
 def test_objects_inside_arguments_keep_the_schema_s_order_where_the_page_says_so(dialect: Dialect, kind: str) -> None:
-    """docs/dialects.md lists where a model that has learnt another order is led into the schema's."""
+    """docs/internals/dialects.md lists where a model that has learnt another order is led into the schema's."""
     schema = {**IN_ANY_ORDER, **IN_SCHEMA_ORDER}[kind]
     tool = Tool("f", {"type": "object", "properties": {"o": schema}, "required": ["o"]})
     for value, good in (({"a": 1, "b": 2}, True), ({"b": 2, "a": 1}, kind in IN_ANY_ORDER)):

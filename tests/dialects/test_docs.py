@@ -1,4 +1,4 @@
-"""docs/dialects.md says what happens: every example in it is run."""
+"""docs/internals/dialects.md says what happens: every example in it is run."""
 
 import json
 import re
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from server.dialects.index import DIALECTS, find
-from server.dialects.protocol import CustomFormat, Tool
+from server.dialects.base import CustomFormat, Tool
+from server.dialects.registry import DIALECTS, find
 from server.events import CallOpened, ParserEvent
 from tests.dialects.reading import Call, cut_evenly, read, said
 
-PAGE = Path(__file__).parents[2] / "docs" / "dialects.md"
+PAGE = Path(__file__).parents[2] / "docs" / "internals" / "dialects.md"
 EXAMPLE = re.compile(r"\*\*(?P<title>[^*]+)\*\*\n\n~~~text\n(?P<text>.*?)\n~~~\n\n```python\n(?P<events>.*?)\n```\n\n"
                      r"```json\n(?P<reply>.*?)\n```", re.DOTALL)  # fmt: skip
 

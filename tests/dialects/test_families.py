@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.chat.checkpoint import Checkpoint
-from server.chat.selftest import self_test
+from server.checkpoint.checkpoint import Checkpoint
+from server.self_test import self_test
 from tests.dialects.forced import EMPTY, Outcome, endings, faults, request_for, run, serve, tools_for
 from tests.dialects.over_http import Reply, ask
 from tests.families import FAMILIES, family_checkpoint

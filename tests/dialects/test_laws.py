@@ -5,9 +5,9 @@ import random
 import pytest
 from tokenizers import Tokenizer
 
-from server.chat.text import TextStream, Vocabulary
-from server.dialects.index import DIALECTS
-from server.dialects.protocol import Dialect
+from server.dialects.base import Dialect
+from server.dialects.registry import DIALECTS
+from server.reply.text import TextStream, Vocabulary
 from tests.checkpoints import qwen_tokenizer
 from tests.dialects import fuzz
 from tests.dialects.reading import read

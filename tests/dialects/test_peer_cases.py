@@ -4,13 +4,13 @@ import json
 
 import pytest
 
+from server.dialects.base import Dialect, Tool
 from server.dialects.glm4 import GLM4
 from server.dialects.hermes import HERMES
-from server.dialects.index import DIALECTS
 from server.dialects.kimi_k2 import KIMI_K2
-from server.dialects.protocol import Dialect, Tool
 from server.dialects.qwen3_coder import QWEN3_CODER
 from server.dialects.react import REACT
+from server.dialects.registry import DIALECTS
 from server.events import CallArguments, CallOpened
 from tests.dialects.fuzz import write_call
 from tests.dialects.reading import Call, cut_evenly, read, tell

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from server.dialects.protocol import Tool
+from server.dialects.base import Tool
 
 DOMAINS: dict[str, tuple[str, ...]] = {
     "weather": ("city", "country", "days", "unit", "hourly", "stations", "range", "note"),

@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 from tokenizers import Tokenizer
 
-from server.dialects.protocol import Choice, Dialect, Tool, Wanted
-from server.model.grammar import GrammarMatcher, LlguidanceGrammars
+from server.dialects.base import Choice, Dialect, Tool, Wanted
+from server.model.sampling.grammar import GrammarMatcher, LlguidanceGrammars
 from tests.checkpoints import END_OF_TEXT, IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE, qwen_tokenizer
 
 MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}

@@ -30,7 +30,7 @@ from server.messages import (
     Shutdown,
     Unable,
 )
-from server.model.library import open_library
+from server.model.cpu.library import open_library
 from server.settings import EngineSettings
 
 ROOT = Path(__file__).parent.parent.parent

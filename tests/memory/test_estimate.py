@@ -17,8 +17,8 @@ from server.memory.headers import read_headers, weight_bytes
 from server.memory.shape import Shape, read_config, read_shape
 from server.messages import Sampling
 from server.model.batch import Batch, Draw, Row
-from server.model.loaded import LoadedModel
-from server.model.loader import load
+from server.model.loading.loaded_model import LoadedModel
+from server.model.loading.loader import load
 from server.model.profile import Meter, StepSize, measure_step
 from server.model.runner import Runner
 from server.settings import EngineSettings

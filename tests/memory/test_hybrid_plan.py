@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from server.cli.plan import main
 from server.memory.headers import Tensor
-from server.memory.plan import main
 from tests.memory.shapes import real_model, write_headers
 
 # As in the models' configurations: layers with a state, value heads, layers with KV, KV heads.

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from server.engine.slots import Slots
 from server.messages import Constraint, Generate, Sampling, TokenLogprob
 from server.model.batch import Batch, Drawn
-from server.model.grammar import LlguidanceGrammars
-from server.model.masks import Masks
+from server.model.oom import as_memory_error
 from server.model.runner import Runner, Ticket
-from server.model.sampler import Drawing
-from server.model.shortage import as_memory_error
+from server.model.sampling.grammar import LlguidanceGrammars
+from server.model.sampling.masks import Masks
+from server.model.sampling.sampler import Drawing
 from tests.checkpoints import Kind, qwen_tokenizer
 from tests.engine.toys import Bench
 from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from server.chat.window import Window
 from server.memory.shape import read_shape
+from server.prompt.window import Window
 from tests.live import live_server
 
 HELD = 512

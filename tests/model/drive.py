@@ -10,8 +10,8 @@ import transformers
 
 from server.messages import Sampling, TokenLogprob
 from server.model.batch import Batch, Draw, Drawn, Row
-from server.model.loaded import LoadedModel
-from server.model.loader import load
+from server.model.loading.loaded_model import LoadedModel
+from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
 from tests.checkpoints import Kind, tiny_checkpoint

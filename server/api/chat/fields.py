@@ -1,0 +1,103 @@
+"""Kinds of fields that a request is made of. Each says its range in OpenAI's words and in the OpenAPI document."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel as PydanticModel
+from pydantic import BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from server.api.chat.validation_errors import fault, missing, not_supported_value, wrong_type
+
+NAME_PATTERN = re.compile(r"[a-zA-Z0-9_-]+")
+
+
+class Part(PydanticModel):
+    """An object of a request: types are not converted, unknown keys are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, protected_namespaces=())
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Annotates a number with its range."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def check(self, kind: str, value: float) -> float:
+        """The value; raises the fault that names the bound it breaks. `kind` is the field's, not the value's."""
+        low, high = self.low, self.high
+        if low is not None and value < low:
+            raise fault(f"{kind}_below_min_value", _range_text(kind, "below minimum", f">= {low:g}", value))
+        if high is not None and value > high:
+            raise fault(f"{kind}_above_max_value", _range_text(kind, "above maximum", f"<= {high:g}", value))
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """What pydantic asks of an annotation."""
+        check = partial(self.check, "integer" if source is int else "decimal")
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The range in the OpenAPI document."""
+        bounds = {"minimum": self.low, "maximum": self.high}
+        return handler(schema) | {name: bound for name, bound in bounds.items() if bound is not None}
+
+
+def _range_text(kind: str, how: str, wanted: str, value: float) -> str:
+    shown = int(value) if float(value).is_integer() else value  # 3, as it was sent, not 3.0
+    return f"Invalid '{{P}}': {kind} {how} value. Expected a value {wanted}, but got {shown} instead."
+
+
+def name_of(longest: int) -> Callable[[str], str]:
+    """A check of the names of tools and schemas."""
+
+    def check(value: str) -> str:
+        if not value:
+            text = "Invalid '{P}': empty string. Expected a string with minimum length 1, but got an empty string"
+            raise fault("empty_string", f"{text} instead.")
+        if len(value) > longest:
+            text = f"Invalid '{{P}}': string too long. Expected a string with maximum length {longest}, but got a"
+            raise fault("string_above_max_length", f"{text} string with length {len(value)} instead.")
+        if not NAME_PATTERN.fullmatch(value):
+            text = "Invalid '{P}': string does not match pattern. Expected a string that matches the pattern"
+            raise fault("invalid_value", f"{text} '^[a-zA-Z0-9_-]+$'.")
+        return value
+
+    return check
+
+
+def tagged(name: str, supported: Sequence[str], unsupported: Callable[[str], str] | None = None) -> BeforeValidator:
+    """A check that a value is an object whose `name` says which of several shapes it has."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, PydanticModel):
+            return value
+        if not isinstance(value, dict):
+            raise wrong_type("an object", value)
+        kind = value.get(name)
+        if kind is None:
+            raise missing(f".{name}")
+        if not isinstance(kind, str):
+            raise wrong_type("a string", kind, f".{name}")
+        if unsupported is not None and (why := unsupported(kind)):
+            raise fault("invalid_value", why)
+        if kind not in supported:
+            raise not_supported_value(kind, supported, f".{name}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def tag_by(name: str) -> Callable[[Any], str]:
+    """The tag of a union's branch, from an object that `tagged` has checked."""
+
+    def tag(value: Any) -> str:
+        kind = value.get(name) if isinstance(value, dict) else getattr(value, name)
+        return f"~{kind}"
+
+    return tag

@@ -1,0 +1,203 @@
+"""The shapes of messages. What they must be to each other (ids, order) stands in `conversation.py`.
+
+The messages that reach the prompt are the client's own objects; these models only say which ones may.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+
+from server.api.body import kind_of
+from server.api.chat.fields import Part, name_of, tag_by, tagged
+from server.api.chat.validation_errors import fault, missing, wrong_type
+
+ROLES = ("system", "assistant", "user", "function", "tool", "developer")
+# As OpenAI lists them, whose list leaves out the role of a message that answers a call.
+NAMED_ROLES = "'system', 'assistant', 'user', 'function', 'tool', and 'developer'"
+OTHER_MODALITIES = ("image_url", "input_audio", "file", "image", "video", "video_url", "audio_url")
+LONGEST_NAME = 128
+
+
+class TextPart(Part):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Part):
+    """What an earlier reply refused with."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+def _parts(*kinds: str) -> Callable[[Any], Any]:
+    """A check of the parts' kinds. This server reads text: any other modality is refused, not skipped."""
+
+    def check(content: Any) -> Any:
+        if content is None or isinstance(content, str):
+            return content
+        if not isinstance(content, list):
+            text = f"expected one of a string or array of objects, but got {kind_of(content)} instead."
+            raise fault("invalid_type", f"Invalid type for '{{P}}': {text}")
+        for position, part in enumerate(content):
+            _check_part(part, f"[{position}]", kinds)
+        return content
+
+    return check
+
+
+def _check_part(part: Any, at: str, kinds: tuple[str, ...]) -> None:
+    if not isinstance(part, dict):
+        raise wrong_type("an object", part, at)
+    kind = part.get("type")
+    if kind is None:
+        raise missing(f"{at}.type")
+    if kind in OTHER_MODALITIES:
+        raise fault("unsupported_value", f"Invalid '{{P}}': this model reads text, not '{kind}'.", at)
+    if kind not in kinds:
+        supported = " and ".join(f"'{name}'" for name in kinds)
+        raise fault("invalid_value", f"Invalid value: '{kind}'. Supported values are: {supported}.", f"{at}.type")
+
+
+TextContent = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Field(min_length=1), Tag("~parts")],
+    Discriminator(lambda content: "~text" if isinstance(content, str) else "~parts"),
+]
+AnyContent = Annotated[
+    Annotated[str, Tag("~text")]
+    | Annotated[
+        list[
+            Annotated[
+                Annotated[TextPart, Tag("~text")] | Annotated[RefusalPart, Tag("~refusal")],
+                Discriminator(tag_by("type")),
+            ]
+        ],
+        Tag("~parts"),
+    ],
+    Discriminator(lambda content: "~text" if isinstance(content, str) else "~parts"),
+]
+OfText = Annotated[TextContent | None, BeforeValidator(_parts("text"))]
+OfAnything = Annotated[AnyContent | None, BeforeValidator(_parts("text", "refusal"))]
+
+
+class SystemMessage(Part):
+    """Instructions; `developer` is the newer name of `system`, and both may come late."""
+
+    role: Literal["system", "developer"]
+    content: OfText = None
+    name: str | None = None
+
+
+class UserMessage(Part):
+    """What the user says."""
+
+    role: Literal["user"]
+    content: OfText = None
+    name: str | None = None
+
+
+class CalledFunction(Part):
+    """A call in the history. `arguments` should be a string of JSON; an object or nonsense is taken as it is."""
+
+    name: Annotated[str, AfterValidator(name_of(LONGEST_NAME))]
+    arguments: str | dict[str, Any] | None = None
+
+
+class CalledCustom(Part):
+    """A call of a custom tool in the history."""
+
+    name: Annotated[str, AfterValidator(name_of(LONGEST_NAME))]
+    input: str
+
+
+class PastFunctionCall(Part):
+    """An earlier call of a function tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class PastCustomCall(Part):
+    """An earlier call of a custom tool."""
+
+    id: str
+    type: Literal["custom"]
+    custom: CalledCustom
+
+
+def _call_kind(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("type") is None:
+        value = {**value, "type": "function"}
+    return value
+
+
+PastCall = Annotated[
+    Annotated[PastFunctionCall, Tag("~function")] | Annotated[PastCustomCall, Tag("~custom")],
+    Discriminator(tag_by("type")),
+    tagged("type", ("function", "custom")),
+    BeforeValidator(_call_kind),
+]
+
+
+class AssistantMessage(Part):
+    """An earlier reply, as it was received or as the client made it up; `tool_calls: []` is none."""
+
+    role: Literal["assistant"]
+    content: OfAnything = None
+    name: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[PastCall] | None = None
+    function_call: CalledFunction | None = None
+
+
+class ToolMessage(Part):
+    """The result of a call. `id` is read where `tool_call_id` is missing."""
+
+    role: Literal["tool"]
+    content: OfText = None
+    tool_call_id: str | None = None
+    id: str | None = None
+    name: str | None = None
+
+
+class FunctionMessage(Part):
+    """The result of a legacy `function_call`."""
+
+    role: Literal["function"]
+    content: OfText = None
+    name: str
+
+
+def _has_role(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise wrong_type("an object", value)
+    role = value.get("role")
+    if role is None:
+        raise missing(".role")
+    if not isinstance(role, str):
+        raise wrong_type("a string", role, ".role")
+    if role not in ROLES:
+        text = f"Invalid value: '{role}'. Supported values are: {NAMED_ROLES}."
+        raise fault("invalid_value", text, ".role")
+    return value
+
+
+def _role_tag(value: Any) -> str:
+    role = value.get("role") if isinstance(value, dict) else value.role
+    return f"~{'system' if role == 'developer' else role}"
+
+
+AnyMessage = Annotated[
+    Annotated[SystemMessage, Tag("~system")]
+    | Annotated[UserMessage, Tag("~user")]
+    | Annotated[AssistantMessage, Tag("~assistant")]
+    | Annotated[ToolMessage, Tag("~tool")]
+    | Annotated[FunctionMessage, Tag("~function")],
+    Discriminator(_role_tag),
+    BeforeValidator(_has_role),
+]

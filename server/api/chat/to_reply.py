@@ -1,0 +1,278 @@
+"""Events become chunks, and chunks become the whole reply. Stream and non-stream differ in this last fold alone."""
+
+import secrets
+import string
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from msgspec import UNSET
+
+from server.api.chat.wire import (
+    CallDelta,
+    CallNote,
+    Chunk,
+    ChunkChoice,
+    ChunkDelta,
+    CompletionDetails,
+    CustomCall,
+    CustomInput,
+    CustomPart,
+    Finish,
+    FunctionCall,
+    FunctionHeader,
+    FunctionPart,
+    Logprobs,
+    Notes,
+    PromptDetails,
+    Reply,
+    ReplyChoice,
+    ReplyMessage,
+    TokenLogprob,
+    TopLogprob,
+    UncalledNote,
+    Usage,
+)
+from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
+from server.reply.decoder import Scored
+from server.service import Heard, Tally
+
+ALPHANUMERICS = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a reply is to be written, as the request says."""
+
+    model: str
+    include_usage: bool = False  # streams only
+    logprobs: bool = False
+    legacy_functions: bool = False  # `function_call` instead of `tool_calls`
+    finish_of_calls: Literal["tool_calls", "stop"] = "tool_calls"
+    service_tier: bool = False  # echo "default"
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str
+    custom: bool
+    pieces: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+class Chunker:
+    """Events of one reply -> chunks, in OpenAI's order: roles, then what is said, then finishes, usage last.
+
+    A chunk holds one thing alone: the role, a thought, text, a call's header, a piece of its arguments, or the
+    finish reason. Clients lose data where two share a chunk.
+    """
+
+    def __init__(self, style: Style, dropped_messages: int = 0) -> None:
+        self.id = f"chatcmpl-{new_id()}"
+        self._style = style
+        self._dropped_messages = dropped_messages
+        self._created = int(time.time())
+        self._calls: dict[tuple[int, int], _Call] = {}
+        self._notes: dict[int, list[CallNote]] = {}
+
+    def open(self, n: int) -> list[Chunk]:
+        """One role chunk a choice, in order: a client's list of choices grows by them."""
+        return [self._chunk(index, ChunkDelta(role="assistant", content="")) for index in range(n)]
+
+    def feed(self, heard: Heard) -> list[Chunk]:
+        """The chunks of one event."""
+        index, event = heard.choice, heard.said.event
+        match event:
+            case Text(text):
+                return [self._chunk(index, ChunkDelta(content=text), self._logprobs(heard.said.tokens))]
+            case Thought(text):
+                return [self._chunk(index, ChunkDelta(reasoning_content=text))]
+            case CallOpened(call_index, name, custom):
+                call = self._calls[index, call_index] = _Call(f"call_{new_id()}", custom)
+                self._note_tokens(call, heard.said.tokens)
+                return [self._chunk(index, self._header(call_index, name, call))]
+            case CallArguments(call_index, text):
+                return self._piece(index, call_index, text, heard.said.tokens)
+            case CallClosed():
+                return self._close_call(index, event, heard.said.tokens)
+            case Ended():
+                return [self._finish(index, event)]
+
+    def close(self, tally: Tally) -> list[Chunk]:
+        """The usage chunk, where it was asked for."""
+        if not self._style.include_usage:
+            return []
+        return [self._new([], usage=usage_of(tally))]
+
+    def _new(self, choices: list[ChunkChoice], usage: Usage | None = None) -> Chunk:
+        chunk = Chunk(self.id, self._created, self._style.model, choices)
+        if self._style.service_tier:
+            chunk.service_tier = "default"
+        if self._style.include_usage:
+            chunk.usage = usage
+        return chunk
+
+    def _chunk(self, index: int, delta: ChunkDelta, logprobs: Logprobs | None = None) -> Chunk:
+        return self._new([ChunkChoice(index, delta, logprobs)])
+
+    def _header(self, call_index: int, name: str, call: _Call) -> ChunkDelta:
+        if self._style.legacy_functions:
+            return ChunkDelta(function_call=FunctionHeader(name, ""))
+        if call.custom:
+            header = CallDelta(call_index, call.id, "custom", custom=CustomPart("", name))
+        else:
+            header = CallDelta(call_index, call.id, "function", FunctionHeader(name, ""))
+        return ChunkDelta(tool_calls=[header])
+
+    def _piece(self, index: int, call_index: int, text: str, tokens: tuple[Scored, ...]) -> list[Chunk]:
+        call = self._calls[index, call_index]
+        self._note_tokens(call, tokens)
+        if not text:
+            return []
+        call.pieces += 1
+        if self._style.legacy_functions:
+            return [self._chunk(index, ChunkDelta(function_call=FunctionPart(text)))]
+        if call.custom:
+            piece = CallDelta(call_index, custom=CustomPart(text))
+        else:
+            piece = CallDelta(call_index, function=FunctionPart(text))
+        return [self._chunk(index, ChunkDelta(tool_calls=[piece]))]
+
+    def _close_call(self, index: int, closed: CallClosed, tokens: tuple[Scored, ...]) -> list[Chunk]:
+        call = self._calls[index, closed.index]
+        # An empty string is no JSON; a call that was cut off before its arguments began keeps what there is: nothing.
+        missing = not call.pieces and not call.custom and "truncated" not in closed.flags
+        chunks = self._piece(index, closed.index, "{}", tokens) if missing else []
+        if not missing:
+            self._note_tokens(call, tokens)
+        if closed.flags or call.logprobs:
+            raw = closed.raw if closed.flags else ""
+            note = CallNote(index, closed.index, list(closed.flags), raw, call.logprobs)
+            self._notes.setdefault(index, []).append(note)
+        return chunks
+
+    def _finish(self, index: int, ended: Ended) -> Chunk:
+        finish: Finish = ended.finish
+        if finish == "tool_calls":
+            finish = self._style.finish_of_calls
+            if finish == "tool_calls" and self._style.legacy_functions:
+                finish = "function_call"
+        chunk = self._new([ChunkChoice(index, ChunkDelta(), None, finish)])
+        calls = self._notes.get(index, [])
+        uncalled = ended.uncalled and UncalledNote(index, list(ended.uncalled.named), ended.uncalled.blank)
+        if calls or uncalled or self._dropped_messages:
+            chunk.toolwire = Notes(calls, self._dropped_messages, [uncalled] if uncalled else [])
+        return chunk
+
+    def _logprobs(self, tokens: Iterable[Scored]) -> Logprobs | None:
+        return Logprobs([_logprob(token) for token in tokens]) if self._style.logprobs else None
+
+    def _note_tokens(self, call: _Call, tokens: Iterable[Scored]) -> None:
+        call.logprobs += [_logprob(token) for token in tokens]
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What the chunks of one choice add up to."""
+
+    content: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: dict[int, FunctionCall | CustomCall] = field(default_factory=dict)
+    function_call: FunctionHeader | None = None
+    logprobs: list[TokenLogprob] | None = None
+    finish: Finish = "stop"
+
+
+def fold(chunks: Iterable[Chunk], tally: Tally, style: Style) -> Reply:
+    """The whole reply that these chunks of one stream, all of them, add up to."""
+    choices: dict[int, _Choice] = {}
+    notes = Notes()
+    first: Chunk | None = None
+    for chunk in chunks:
+        first = first or chunk
+        for choice in chunk.choices:
+            _add(choices.setdefault(choice.index, _Choice()), choice)
+        if chunk.toolwire is not UNSET:
+            new = chunk.toolwire
+            notes = Notes(notes.calls + new.calls, new.dropped_messages, notes.uncalled + new.uncalled)
+    assert first is not None, "a stream begins with its role chunks"
+    whole = [_whole_choice(index, choices[index], style) for index in sorted(choices)]
+    reply = Reply(first.id, first.created, first.model, whole, usage_of(tally))
+    reply.service_tier = first.service_tier
+    if notes != Notes():
+        reply.toolwire = notes
+    return reply
+
+
+def _add(choice: _Choice, new: ChunkChoice) -> None:
+    delta = new.delta
+    if delta.content is not UNSET:
+        choice.content.append(delta.content)
+    if delta.reasoning_content is not UNSET:
+        choice.thoughts.append(delta.reasoning_content)
+    if delta.tool_calls is not UNSET:
+        for call in delta.tool_calls:
+            _add_call(choice, call)
+    if delta.function_call is not UNSET:
+        if isinstance(delta.function_call, FunctionHeader):
+            choice.function_call = FunctionHeader(delta.function_call.name, "")
+        elif choice.function_call is not None:
+            choice.function_call.arguments += delta.function_call.arguments
+    if new.logprobs is not None:
+        choice.logprobs = (choice.logprobs or []) + new.logprobs.content
+    if new.finish_reason is not None:
+        choice.finish = new.finish_reason
+
+
+def _add_call(choice: _Choice, new: CallDelta) -> None:
+    if isinstance(new.id, str):
+        if new.custom is not UNSET:
+            choice.calls[new.index] = CustomCall(new.id, CustomInput(str(new.custom.name), ""))
+        elif isinstance(new.function, FunctionHeader):
+            choice.calls[new.index] = FunctionCall(new.id, FunctionHeader(new.function.name, ""))
+        return
+    call = choice.calls[new.index]
+    if isinstance(call, CustomCall) and new.custom is not UNSET:
+        call.custom.input += new.custom.input
+    elif isinstance(call, FunctionCall) and new.function is not UNSET:
+        call.function.arguments += new.function.arguments
+
+
+def _whole_choice(index: int, choice: _Choice, style: Style) -> ReplyChoice:
+    content = "".join(choice.content)
+    called = choice.calls or choice.function_call
+    message = ReplyMessage("assistant", None if called and not content else content)
+    if choice.thoughts:
+        message.reasoning_content = "".join(choice.thoughts)
+    if choice.calls:
+        message.tool_calls = [choice.calls[position] for position in sorted(choice.calls)]
+    if choice.function_call is not None:
+        message.function_call = choice.function_call
+    logprobs = Logprobs(choice.logprobs or []) if style.logprobs else None
+    return ReplyChoice(index, message, logprobs, choice.finish)
+
+
+def usage_of(tally: Tally) -> Usage:
+    """OpenAI's usage object."""
+    return Usage(
+        tally.prompt_tokens,
+        tally.completion_tokens,
+        tally.prompt_tokens + tally.completion_tokens,
+        PromptDetails(tally.cached_tokens),
+        CompletionDetails(tally.reasoning_tokens),
+    )
+
+
+def new_id() -> str:
+    """24 random alphanumerics: enough to be unique over all conversations."""
+    return "".join(secrets.choice(ALPHANUMERICS) for _ in range(24))
+
+
+def _logprob(token: Scored) -> TokenLogprob:
+    top = [TopLogprob(_show(piece), logprob, list(piece)) for piece, logprob in token.top]
+    return TokenLogprob(_show(token.piece), token.logprob, list(token.piece), top)
+
+
+def _show(piece: bytes) -> str:
+    return piece.decode("utf-8", errors="replace")

@@ -1,0 +1,199 @@
+"""A validated request -> an Ask: tools, choice, answer format and sampling in the terms of the rooms below."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from server.api.body import bad
+from server.api.chat.conversation import in_order
+from server.api.chat.schemas import ChatRequest
+from server.api.chat.to_reply import Style
+from server.api.chat.tool_schemas import (
+    AnyTool,
+    Function,
+    FunctionTool,
+    GrammarFormat,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    ToolChoice,
+)
+from server.chat_request import Ask
+from server.checkpoint.checkpoint import SamplingDefaults
+from server.dialects.base import AnswerFormat, Choice, CustomFormat, Tool
+from server.dialects.schema.check import check_answer, check_parameters
+from server.messages import Sampling
+
+LONGEST_STRICT_NAME = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How this server reads requests: what they may name, and what they leave to it.
+
+    `defaults` are the checkpoint's own; where it has none, OpenAI's hold.
+    """
+
+    defaults: SamplingDefaults
+    vocab_size: int
+    strict: bool = False
+    named_finish: Literal["tool_calls", "stop"] = "tool_calls"
+    must_answer: bool = False
+
+    def ask(self, request: ChatRequest, body: Mapping[str, Any]) -> Ask:
+        """The Ask; raises Refused or BadSchema. `body` is the request as it was sent."""
+        messages = in_order(body["messages"])
+        definitions, tools = self._tools(request, body)
+        choice = _choice(request, tools)
+        limit = request.max_completion_tokens or request.max_tokens
+        template_kwargs = dict(request.chat_template_kwargs or {})
+        thinking = template_kwargs.pop("enable_thinking", None)
+        if thinking is not None and not isinstance(thinking, bool):
+            at = "chat_template_kwargs.enable_thinking"
+            raise bad(f"Invalid type for '{at}': expected a boolean.", at, "invalid_type")
+        if thinking is None and request.reasoning_effort is not None:
+            thinking = request.reasoning_effort != "none"
+        return Ask(
+            id=secrets.token_hex(12),
+            messages=messages,
+            sampling=self._sampling(request, limit),
+            max_tokens=limit,
+            tool_definitions=definitions,
+            tools=tools,
+            choice=choice,
+            answer=_answer(request, self.strict),
+            stop=tuple(request.stop or ()),
+            n=request.n or 1,
+            thinking=thinking,
+            thinking_budget=request.thinking_budget,
+            template_kwargs=template_kwargs,
+            continue_final_message=bool(request.continue_final_message),
+            on_overflow=request.on_overflow,
+            must_answer=self.must_answer if request.must_answer is None else request.must_answer,
+        )
+
+    def style(self, request: ChatRequest) -> Style:
+        """How the reply is to be written."""
+        options = request.stream_options
+        legacy = bool(request.functions)
+        choice = request.function_call if legacy else request.tool_choice
+        named = choice is not None and choice.named
+        return Style(
+            model=request.model,
+            include_usage=bool(request.stream and options and options.include_usage),
+            logprobs=bool(request.logprobs),
+            legacy_functions=legacy,
+            finish_of_calls=self.named_finish if named else "tool_calls",
+            service_tier=request.service_tier is not None,
+        )
+
+    def _tools(self, request: ChatRequest, body: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[Tool]]:
+        """The client's own tool objects for the template, and the same tools for the dialect."""
+        if request.functions:
+            if request.tools:
+                text = "'functions' and 'tools' cannot be used together; 'functions' is the older name."
+                raise bad(text, "functions", "invalid_parameter_combination")
+            offered: Sequence[AnyTool] = [FunctionTool(type="function", function=one) for one in request.functions]
+            definitions: list[Mapping[str, Any]] = [{"type": "function", "function": one} for one in body["functions"]]
+            paths = [(f"functions[{i}]", f"functions[{i}]") for i in range(len(offered))]
+        else:
+            offered = request.tools or []
+            definitions = list(body.get("tools") or [])
+            paths = [(f"tools[{i}]", f"tools[{i}].{tool.type}") for i, tool in enumerate(offered)]
+        tools: list[Tool] = []
+        for tool, (_, path) in zip(offered, paths, strict=True):
+            tools.append(self._tool(tool, path))
+            if tools[-1].name in {other.name for other in tools[:-1]}:
+                text = f"Invalid '{path}.name': '{tools[-1].name}' is declared twice; names of tools must be unique."
+                raise bad(text, f"{path}.name", "invalid_value")
+        return definitions, tools
+
+    def _tool(self, tool: AnyTool, path: str) -> Tool:
+        name = tool.function.name if isinstance(tool, FunctionTool) else tool.custom.name
+        if self.strict and len(name) > LONGEST_STRICT_NAME:
+            text = f"Invalid '{path}.name': string too long. Expected a string with maximum length"
+            text += f" {LONGEST_STRICT_NAME}, but got a string with length {len(name)} instead."
+            raise bad(text, f"{path}.name", "string_above_max_length")
+        if isinstance(tool, FunctionTool):
+            return self._function(tool.function, path)
+        grammar = tool.custom.format
+        if isinstance(grammar, GrammarFormat):
+            format = CustomFormat(grammar.grammar.syntax, grammar.grammar.definition)
+            return Tool(name, custom=True, format=format)
+        return Tool(name, custom=True)
+
+    def _function(self, function: Function, path: str) -> Tool:
+        strict = bool(function.strict)
+        check_parameters(function.parameters, strict, self.strict, function.name, f"{path}.parameters")
+        return Tool(function.name, function.parameters, strict)
+
+    def _sampling(self, request: ChatRequest, limit: int | None) -> Sampling:
+        """The request's own values, over the checkpoint's, over OpenAI's."""
+        for token_id in request.logit_bias or {}:
+            if token_id >= self.vocab_size:
+                text = f"Invalid key in 'logit_bias': {token_id}. Token ids of this model end at {self.vocab_size - 1}."
+                raise bad(text, "logit_bias", "invalid_value")
+
+        def value(name: str, otherwise: Any) -> Any:
+            for source in (request, self.defaults):
+                if (found := getattr(source, name)) is not None:
+                    return found
+            return otherwise
+
+        return Sampling(
+            max_tokens=limit or 1,  # the prompter sets it where the request is silent
+            temperature=float(value("temperature", 1.0)),
+            top_p=float(value("top_p", 1.0)),
+            top_k=max(0, value("top_k", 0)),
+            min_p=float(value("min_p", 0.0)),
+            presence_penalty=request.presence_penalty or 0.0,
+            frequency_penalty=request.frequency_penalty or 0.0,
+            repetition_penalty=float(value("repetition_penalty", 1.0)),
+            seed=request.seed,
+            logit_bias=dict(request.logit_bias or {}),
+            num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            min_tokens=request.min_tokens or 0,
+            ignore_eos=bool(request.ignore_eos),
+        )
+
+
+def _choice(request: ChatRequest, tools: Sequence[Tool]) -> Choice:
+    legacy = bool(request.functions)
+    asked, field = (request.function_call, "function_call") if legacy else (request.tool_choice, "tool_choice")
+    offered = "functions" if legacy else "tools"
+    if request.function_call is not None and not legacy and request.function_call.mode == "required":
+        text = "Invalid value for 'function_call': 'function_call' is only allowed when 'functions' are specified."
+        raise bad(text, "function_call")
+    parallel = request.parallel_tool_calls is not False and not legacy
+    if asked is None:
+        return Choice("auto" if tools else "none", None, parallel)
+    if asked.mode != "none" and (asked.mode == "required" or asked.names is not None):
+        _check_names(asked, tools, field, offered)
+    if not tools:
+        return Choice("none", None, parallel)
+    return Choice(asked.mode, None if asked.names is None else frozenset(asked.names), parallel)
+
+
+def _check_names(asked: ToolChoice, tools: Sequence[Tool], field: str, offered: str) -> None:
+    if not tools:
+        text = f"Invalid value for '{field}': '{field}' is only allowed when '{offered}' are specified."
+        raise bad(text, field)
+    if asked.names is not None and not asked.names:
+        text = f"Invalid '{field}.allowed_tools.tools': empty array. Expected an array with minimum length 1, but got"
+        raise bad(f"{text} an empty array instead.", f"{field}.allowed_tools.tools", "empty_array")
+    for name in asked.names or ():
+        if name not in {tool.name for tool in tools}:
+            text = f"no function named '{name}' was specified in the '{offered}' parameter."
+            raise bad(f"Invalid value for '{field}': {text}", field)
+
+
+def _answer(request: ChatRequest, strict_flag: bool) -> AnswerFormat | None:
+    wanted = request.response_format
+    if isinstance(wanted, JsonObjectFormat):
+        return AnswerFormat()
+    if isinstance(wanted, JsonSchemaFormat):
+        schema, strict = wanted.json_schema.schema_, bool(wanted.json_schema.strict)
+        if schema is not None:
+            check_answer(schema, strict, strict_flag, wanted.json_schema.name)
+        return AnswerFormat(schema, strict)
+    return None

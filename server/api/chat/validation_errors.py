@@ -1,0 +1,142 @@
+"""The faults that pydantic finds, in OpenAI's words: code, param path and message. Only the first is told.
+
+Our own checks raise `fault(code, text)` inside validators; `{P}` in a text is the path, known here alone.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from server.api.body import bad, kind_of
+from server.api.errors import Refused
+
+NO_CODE = "no_code"
+# Branches of a union are tagged so that their names can be taken out of a path again.
+TAG = "~"
+
+_EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a decimal",
+    "string_type": "a string",
+    "bool_type": "a boolean",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "list_type": "an array",
+}
+
+
+def fault(code: str | None, text: str, at: str = "", **values: Any) -> PydanticCustomError:
+    """A fault found by a validator of ours; `at` is where it lies below the validated value, as `.name` or `[0]`."""
+    return PydanticCustomError(code or NO_CODE, text, {"at": at, **values})
+
+
+def wrong_type(expected: str, value: object, at: str = "") -> PydanticCustomError:
+    """`Invalid type for 'P': expected an integer, but got a string instead.`"""
+    text = f"Invalid type for '{{P}}': expected {expected}, but got {kind_of(value)} instead."
+    return fault("invalid_type", text, at)
+
+
+def missing(at: str) -> PydanticCustomError:
+    """`Missing required parameter: 'P'.`"""
+    return fault("missing_required_parameter", "Missing required parameter: '{P}'.", at)
+
+
+def not_supported_value(value: object, supported: Sequence[str], at: str = "") -> PydanticCustomError:
+    """`Invalid value: 'x'. Supported values are: 'a', 'b', and 'c'.`"""
+    return fault("invalid_value", f"Invalid value: '{value}'. Supported values are: {listed(supported)}.", at)
+
+
+def listed(values: Sequence[str]) -> str:
+    """'a', 'b', and 'c'"""
+    quoted = [f"'{value}'" for value in values]
+    if len(quoted) < 3:
+        return " and ".join(quoted)
+    return f"{', '.join(quoted[:-1])}, and {quoted[-1]}"
+
+
+def refusal_of(error: ValidationError, first: Sequence[str] = ()) -> Refused:
+    """The fault to be told: one of the fields in `first` that is missing, else the first in the order of fields."""
+    details = error.errors(include_url=False)
+    for name in first:
+        for detail in details:
+            if detail["loc"] == (name,) and detail["type"] == "missing":
+                return _render(detail)
+    return _render(details[0])
+
+
+def path_of(location: Sequence[int | str]) -> str:
+    """('messages', 0, 'role') -> messages[0].role"""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not part.startswith(TAG):
+            path += f".{part}" if path else part
+    return path
+
+
+def _render(detail: ErrorDetails) -> Refused:
+    path = path_of(detail["loc"])
+    kind, value, values = detail["type"], detail["input"], detail.get("ctx", {})
+    if "at" in values:  # a fault of ours
+        path = (path + values["at"]).removeprefix(".")
+        return bad(detail["msg"].replace("{P}", path), path, None if kind == NO_CODE else kind)
+    if kind == "missing":
+        return bad(f"Missing required parameter: '{path}'.", path, "missing_required_parameter")
+    if kind in _EXPECTED:
+        expected = _EXPECTED[kind]
+        return bad(
+            f"Invalid type for '{path}': expected {expected}, but got {kind_of(value)} instead.", path, "invalid_type"
+        )
+    render = _RENDERERS.get(kind)
+    if render is None:
+        return bad(f"Invalid '{path}': {detail['msg']}.", path, "invalid_value")
+    code, text = render(value, values)
+    return bad(text.replace("{P}", path), path, code)
+
+
+def _literal(value: Any, values: Mapping[str, Any]) -> tuple[str, str]:
+    if not isinstance(value, str):
+        return "invalid_type", f"Invalid type for '{{P}}': expected a string, but got {kind_of(value)} instead."
+    supported = re.findall(r"'([^']*)'", str(values["expected"]))
+    return "invalid_value", f"Invalid value: '{value}'. Supported values are: {listed(supported)}."
+
+
+def _too_long(value: Any, values: Mapping[str, Any]) -> tuple[str, str]:
+    most, got = values["max_length"], len(value)
+    if isinstance(value, dict):
+        text = f"Invalid '{{P}}': too many properties. Expected an object with at most {most} properties, but got an"
+        return "object_above_max_properties", f"{text} object with {got} properties instead."
+    text = f"Invalid '{{P}}': array too long. Expected an array with maximum length {most}, but got an array with"
+    return "array_above_max_length", f"{text} length {got} instead."
+
+
+def _too_short(value: Any, values: Mapping[str, Any]) -> tuple[str, str]:
+    text = "Invalid '{P}': empty array. Expected an array with minimum length 1, but got an empty array instead."
+    return "empty_array", text
+
+
+def _string_too_long(value: Any, values: Mapping[str, Any]) -> tuple[str, str]:
+    text = f"Invalid '{{P}}': string too long. Expected a string with maximum length {values['max_length']}, but got a"
+    return "string_above_max_length", f"{text} string with length {len(value)} instead."
+
+
+_RENDERERS: Mapping[str, Callable[[Any, Mapping[str, Any]], tuple[str, str]]] = {
+    "literal_error": _literal,
+    "too_long": _too_long,
+    "too_short": _too_short,
+    "string_too_long": _string_too_long,
+}
+
+
+def unknown_key(body: Mapping[str, Any], model: type[BaseModel]) -> str | None:
+    """The first key of `body` that the model does not declare, as a path."""
+    for name in body:
+        if name not in model.model_fields:
+            return name
+    return None

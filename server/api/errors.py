@@ -1,0 +1,136 @@
+"""Every fault as an HTTP status and OpenAI's error object: one table, for bodies and for events of a stream."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from server import errors
+
+INVALID = "invalid_request_error"
+LONGEST_RETRY_S = 120.0  # beyond it the SDKs give up at once
+
+
+class ErrorObject(msgspec.Struct):
+    """All four keys are always there."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct):
+    """What every fault looks like, as a body and as an event of a stream."""
+
+    error: ErrorObject
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """The JSON of a struct, UTF-8, without blanks."""
+    return _ENCODER.encode(value)
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a client is told. `headers` speak to its retry logic."""
+
+    status: int
+    message: str
+    type: str = INVALID
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> bytes:
+        """The JSON of the error object, all four keys present."""
+        return encode(ErrorBody(ErrorObject(self.message, self.type, self.param, self.code)))
+
+
+class Refused(Exception):
+    """A request refused by the API itself."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    status: int
+    type: str = INVALID
+    code: str | None = None
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+# A fault that comes back the same way must not be repeated by the SDK three times over.
+_DO_NOT_RETRY = {"x-should-retry": "false"}
+
+_TABLE: Mapping[type[errors.ServeError], _Row] = {
+    errors.BadRequest: _Row(400),
+    errors.PromptTooLong: _Row(400, code="context_length_exceeded", param="messages"),
+    errors.BadSchema: _Row(400, code="invalid_function_parameters"),
+    errors.ConstraintFailed: _Row(400, code="invalid_function_parameters"),
+    errors.Unsupported: _Row(400, code="unsupported_value"),
+    errors.Rejected: _Row(400),
+    errors.QueueFull: _Row(429, "requests", "rate_limit_exceeded"),
+    errors.NoMemory: _Row(503, "server_error", "no_memory"),
+    errors.Starting: _Row(503, "server_error", "model_loading"),
+    errors.Busy: _Row(503, "server_error", "overloaded"),
+    errors.DeadlinePassed: _Row(504, "server_error", "request_timeout", headers=_DO_NOT_RETRY),
+    errors.RequestFailed: _Row(500, "server_error", "request_failed", headers=_DO_NOT_RETRY),
+    errors.EngineDied: _Row(500, "server_error", "engine_died"),
+    errors.Broken: _Row(500, "server_error", headers=_DO_NOT_RETRY),
+    errors.ServeError: _Row(500, "server_error"),
+}
+
+
+def fault_of(error: errors.ServeError) -> Fault:
+    """What the table says of this class of error, with what the error itself knows put in its place."""
+    row = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
+    headers = dict(row.headers)
+    if isinstance(error, errors.Busy):
+        wait_s = min(LONGEST_RETRY_S, max(1.0, error.retry_after_s))
+        headers["retry-after"] = str(round(wait_s))
+    return Fault(row.status, str(error), row.type, error.param or row.param, error.code or row.code, headers)
+
+
+def unexpected() -> Fault:
+    """A fault of ours that no room foresaw; the log has the traceback."""
+    text = "The server had an error while processing your request. The server's log tells more under the request id."
+    return Fault(500, text, "server_error", code="internal_error", headers=_DO_NOT_RETRY)
+
+
+def not_found(method: str, path: str) -> Fault:
+    """No such URL."""
+    return Fault(404, f"Invalid URL ({method} {path})", code="unknown_url")
+
+
+def not_allowed(method: str, path: str) -> Fault:
+    """The URL exists, not for this method."""
+    return Fault(405, f"Not allowed to {method} on {path}.", code="method_not_allowed")
+
+
+def no_such_model(name: str) -> Fault:
+    """The `model` of the request is not served here."""
+    text = f"The model `{name}` does not exist or you do not have access to it."
+    return Fault(404, text, code="model_not_found")
+
+
+def not_json(detail: str) -> Fault:
+    """The body cannot be read."""
+    text = (
+        "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
+        f"library correctly. The server expects a JSON payload: {detail})"
+    )
+    return Fault(400, text)
+
+
+def too_large(limit: int) -> Fault:
+    """The body exceeds the limit of the server."""
+    text = f"The request body is larger than {limit} bytes, the most that this server takes (--max-body-bytes)."
+    return Fault(413, text, code="request_too_large")

@@ -1,0 +1,61 @@
+"""One chat request after validation, free of HTTP: what the API hands to the chat rooms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from server.dialects.base import AnswerFormat, Choice, Tool
+from server.messages import Generate, Sampling
+
+Thinking = Literal["off", "open", "may_open"]  # how a reply begins
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request for one or more replies.
+
+    `messages` are plain JSON objects whose shape was validated (roles, ids, order of tool messages) and whose
+    content is otherwise as the client sent it. `tool_definitions` are the client's tool objects, key order kept, for
+    the template; `tools` are the same tools as dialects need them. `sampling` None fields were already filled from the
+    checkpoint's defaults; `max_tokens` None means what the window leaves, at most the server's default.
+    """
+
+    id: str
+    messages: Sequence[Mapping[str, Any]]
+    sampling: Sampling
+    max_tokens: int | None = None
+    tool_definitions: Sequence[Mapping[str, Any]] = ()
+    tools: Sequence[Tool] = ()
+    choice: Choice = field(default_factory=Choice)
+    answer: AnswerFormat | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    thinking: bool | None = None  # None: what the template does by itself
+    thinking_budget: int | None = None  # tokens
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
+    on_overflow: Literal["refuse", "drop-oldest"] | None = None  # None: the server's setting
+    must_answer: bool = False  # the reply may not end without text or a call
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Prompt tokens of one part: `system`, `tools`, `tools[i]:name`, `messages[i]`, or `template` for the rest."""
+
+    part: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prompt ready for the door, and what reading its replies needs.
+
+    `thinking` says how a reply begins: "off" with text, "open" inside a think block that the prompt opened,
+    "may_open" with an optional think block that the model itself opens.
+    """
+
+    generates: tuple[Generate, ...]  # one a choice
+    prompt_tokens: int
+    thinking: Thinking
+    shares: tuple[Share, ...] = ()
+    dropped_messages: int = 0

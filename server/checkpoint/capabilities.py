@@ -1,0 +1,74 @@
+"""What a template does with unusual conversations, found out by rendering small ones."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from server.checkpoint.sandbox import RawArguments
+from server.checkpoint.template import ChatTemplate
+from server.errors import BadRequest
+
+ODD = '{"city": Paris'
+THOUGHT, ANSWER = "so it begins", "and so it ends"
+SYSTEM = {"role": "system", "content": "alpha"}
+LATE = {"role": "system", "content": "omega"}
+USER = {"role": "user", "content": "hello"}
+TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What a template does with unusual conversations.
+
+    `late_system`: prints a system message in its place. `raw_arguments`: prints arguments that are a text as they
+    are. `splits_thoughts`: takes `<think>...</think>` at the head of an assistant's content for its reasoning.
+    """
+
+    late_system: bool = False
+    raw_arguments: bool = False
+    splits_thoughts: bool = False
+
+
+def find_habits(template: ChatTemplate) -> Habits:
+    """Tries each habit; a template that fails on a trial does not have it."""
+    return Habits(
+        late_system=_prints_late_system(template),
+        raw_arguments=_prints_raw_arguments(template),
+        splits_thoughts=_splits_thoughts(template),
+    )
+
+
+def _prints_late_system(template: ChatTemplate) -> bool:
+    text = _try(template, [SYSTEM, USER, {"role": "assistant", "content": "hi"}, LATE, USER])
+    return text is not None and 0 <= text.find("alpha") < text.find("hello") < text.find("omega")
+
+
+def _prints_raw_arguments(template: ChatTemplate) -> bool:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": RawArguments(ODD)}}
+    text = _try(template, [USER, {"role": "assistant", "content": "", "tool_calls": [call]}, _result()])
+    return text is not None and ODD in text
+
+
+def _splits_thoughts(template: ChatTemplate) -> bool:
+    """Equal prompts whether the thought stands in the content or apart, in old turns and in the current one."""
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {}}}
+    whole: dict[str, Any] = {"role": "assistant", "content": f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}"}
+    apart: dict[str, Any] = {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHT}
+    texts = [
+        [
+            _try(template, [USER, message, USER]),
+            _try(template, [USER, {**message, "tool_calls": [call]}, _result()]),
+        ]
+        for message in (whole, apart)
+    ]
+    return texts[0] == texts[1] and None not in texts[0]
+
+
+def _result() -> dict[str, Any]:
+    return {"role": "tool", "content": "nothing", "tool_call_id": "1", "name": "look"}
+
+
+def _try(template: ChatTemplate, messages: list[dict[str, Any]]) -> str | None:
+    try:
+        return template.render({"messages": messages, "tools": [TOOL], "add_generation_prompt": True})
+    except BadRequest:
+        return None

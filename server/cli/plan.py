@@ -1,0 +1,149 @@
+"""`toolwire plan MODEL`: where the memory would go, from config.json and safetensors headers. Loads no weights.
+
+Exit code 0 if the model fits, 2 if it does not or cannot be read.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import get_safetensors_metadata, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafetensorsRepoError
+from rich.console import Console
+from rich.table import Table
+
+from server.errors import CannotStart
+from server.memory.budget import GIB, MIB, Plan, Room, demand_of, plan, room_of
+from server.memory.headers import Tensor, read_headers
+from server.memory.probe import Wanted
+from server.memory.report import remedies, rows, size
+from server.memory.shape import Shape, read_config, read_shape
+from server.memory.start import open_probe
+from server.settings import EngineSettings, config_path_from_environment, read_environment, read_file, resolve
+
+CUDA_RUNTIME = 512 * MIB  # what a CUDA context and torch's kernels take; measured at start where there is a card
+UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": MIB, "GIB": GIB, "TIB": 1 << 40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+EXIT_REFUSED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; returns the exit code."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.ERROR)
+    console = Console(highlight=False)
+    try:
+        engine, max_model_len = _settings(options)
+        shape, tensors = _read_model(options.model)
+        room, overhead = _room(engine, options.gpu_memory)
+        found = plan(shape, tensors, demand_of(engine, max_model_len, shape), room, overhead)
+    except CannotStart as error:
+        Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
+        return EXIT_REFUSED
+    _show(console, options.model, found, () if found.fits else remedies(shape, tensors, found))
+    return 0 if found.fits else EXIT_REFUSED
+
+
+def read_size(text: str) -> int:
+    """Bytes of "24GiB", "24 GB" or "25769803776"; raises CannotStart if it is no size."""
+    digits = text.strip().rstrip("BbIiKkMmGgTt ")
+    unit = text.strip()[len(digits) :].strip().upper()
+    try:
+        return int(float(digits) * UNITS[unit])
+    except (ValueError, KeyError) as error:
+        raise CannotStart(f"--gpu-memory cannot be {text!r}; write it as 24GiB") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="toolwire plan", description=__doc__, formatter_class=_Formatter)
+    parser.add_argument(
+        "model", metavar="MODEL", help="Folder or hub id of the checkpoint; a hub id is not downloaded."
+    )
+    parser.add_argument(
+        "--gpu-memory", metavar="SIZE", help="Plan for a card of this size (24GiB) instead of this machine."
+    )
+    parser.add_argument("--config", metavar="FILE", default="", help="TOML file with settings.")
+    parser.add_argument("--max-model-len", metavar="N", help="Context length in tokens; 0 takes what fits.")
+    for field in dataclasses.fields(EngineSettings):
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=_plain(field))
+        else:
+            parser.add_argument(flag, metavar="X", help=_plain(field))
+    return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines."""
+
+
+def _plain(field: "dataclasses.Field[object]") -> str:
+    return f"{field.metadata['help']} [default: {field.default}]".replace("%", "%%")
+
+
+def _settings(options: argparse.Namespace) -> tuple[EngineSettings, int]:
+    given = vars(options).copy()
+    for name in ("model", "gpu_memory", "config"):
+        del given[name]
+    file = read_file(options.config or config_path_from_environment())
+    settings = resolve(given, read_environment(), file).settings
+    return settings.engine, settings.model.max_model_len
+
+
+def _room(engine: EngineSettings, gpu_memory: str | None) -> tuple[Room, int]:
+    """The room to plan for, and what the runtime takes of it before the weights."""
+    if gpu_memory is not None:
+        total = read_size(gpu_memory)
+        return Room(total, total), CUDA_RUNTIME
+    wanted = Wanted(visible=read_environment().get("CUDA_VISIBLE_DEVICES"))
+    if engine.device != "cpu" and engine.memory_probe != "host":
+        try:
+            reading = open_probe("cuda", "nvml", wanted).read()[0]
+            return room_of(reading), CUDA_RUNTIME
+        except CannotStart as error:
+            if engine.device == "cuda" or engine.memory_probe == "nvml":
+                raise CannotStart("no GPU can be read here; name its size with --gpu-memory 24GiB") from error
+    return room_of(open_probe("cpu", "auto", wanted).read()[0]), 0
+
+
+def _read_model(model: str) -> tuple[Shape, tuple[Tensor, ...]]:
+    """Shape and tensors from a folder, the hub's local cache, or the headers of the files on the hub."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return read_shape(read_config(folder)), read_headers(folder)
+    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise CannotStart(f"{model} is no folder; give a folder, or a hub id such as Qwen/Qwen3-0.6B")
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+        if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
+            return read_shape(read_config(Path(cached).parent)), read_headers(Path(cached).parent)
+        config = read_config(Path(hf_hub_download(model, "config.json")).parent)
+        files = get_safetensors_metadata(model).files_metadata.values()
+    except (HFValidationError, HfHubHTTPError, NotASafetensorsRepoError, OSError) as error:
+        raise CannotStart(f"{model} cannot be read from the hub: {error}") from error
+    tensors = (Tensor(name, info.dtype, tuple(info.shape)) for file in files for name, info in file.tensors.items())
+    return read_shape(config), tuple(tensors)
+
+
+def _show(console: Console, model: str, found: Plan, offers: tuple[str, ...]) -> None:
+    console.print(f"{model}: {'fits' if found.fits else 'does not fit'}", markup=False, soft_wrap=True)
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    for row in rows(found):
+        table.add_row(row.label, row.amount, row.note)
+    console.print(table)
+    if found.fits:
+        return
+    console.print(f"{size(found.missing)} are missing." + (" What would make it fit:" if offers else ""), markup=False)
+    for offer in offers:
+        console.print(f"  {offer}", markup=False, soft_wrap=True)
+    if not offers:
+        console.print("No option makes it fit; take a larger device.", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Constraints as llguidance Lark source: what is the same for every format.
+
+    auto                    start: (opened rest)* TEXT?             free text, but what opens a call is a call
+    auto, one call          start: opened rest | TEXT?
+    required                start: opener rest (separator opener rest)*
+    none                    start: TEXT, without any opener
+    an answer format        start: answer, or calls as well in auto
+    must_answer             SAID for TEXT where no call comes: text that is not blank
+
+An opener is one token where the vocabulary has it, and may also be spelled out of smaller ones: both open a call, so
+whatever the grammar admits is read as a valid call. Text may hold anything else.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from server.dialects.base import AnswerFormat, Tool, Wanted
+from server.dialects.grammar.json_grammar import SHARED_RULES, JsonRules, quoted
+from server.dialects.schema.custom import check_format
+from server.dialects.schema.normalize import COMPACT
+from server.dialects.schema.supported import check_possible, held_arguments, holdable
+from server.messages import Constraint
+
+MAX_CALLS = 64  # of one forced reply
+NOT_BLANK = r"/(?s:.*)\S(?s:.*)/"
+
+# Made once, here: msgspec builds what it knows of a dataclass at its first use, and a second thread that comes upon the
+# half-built table crashes the process (msgspec 0.22).
+_read_wanted = msgspec.json.Decoder(Wanted).decode
+
+
+def remembering(build: Callable[[Wanted], Constraint | None]) -> Callable[[Wanted], Constraint | None]:
+    """`build` with a memory of what was wanted lately: the same tools again cost a look at their text."""
+
+    @lru_cache(maxsize=64)
+    def built(text: bytes) -> Constraint | None:
+        return build(_read_wanted(text))
+
+    def constrain(wanted: Wanted) -> Constraint | None:
+        return built(msgspec.json.encode(wanted))
+
+    return constrain
+
+
+def callable_tools(wanted: Wanted) -> list[Tool]:
+    """The tools that `tool_choice` leaves."""
+    if wanted.choice.mode == "none":
+        return []
+    allowed = wanted.choice.allowed
+    return [tool for tool in wanted.tools if allowed is None or tool.name in allowed]
+
+
+def marker(wanted: Wanted, text: str) -> str:
+    """A marker as its token, or spelled out where the vocabulary has none."""
+    token_id = wanted.marker_ids.get(text)
+    return quoted(text) if token_id is None else f"<[{token_id}]>"
+
+
+def pattern_of(text: str) -> str:
+    """A string inside a Lark regular expression."""
+    return "".join({"\n": r"\n", "/": r"\/"}.get(char) or re.escape(char) for char in text)
+
+
+def json_calls(wanted: Wanted, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
+    """Rules by which `call` is one call whose arguments are JSON, with the pieces `around` them for each tool."""
+    tools = callable_tools(wanted)
+    yield one_of_calls(tools)
+    for i, tool in enumerate(tools):
+        before, after = around(tool)
+        if tool.custom:
+            yield f"call_{i}: {before} {_raw_or_json_input(tool)} {after}"
+        else:
+            yield f"call_{i}: {before} arguments_{i} {after}"
+            yield from _arguments_rules(f"arguments_{i}", wanted, tool)
+
+
+def one_of_calls(tools: Sequence[Tool]) -> str:
+    """The rule `call`: a call of one of these tools, whose rules follow by number."""
+    return "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
+
+
+def _arguments_rules(rule: str, wanted: Wanted, tool: Tool) -> Iterator[str]:
+    """Rules by which `rule` is a function's arguments as a JSON object."""
+    rules = JsonRules(rule, lenient=not tool.strict)
+    piece = rules.piece(held_arguments(wanted, tool))
+    yield from [f"{rule}: {piece}", *rules.lines]
+
+
+def _raw_or_json_input(tool: Tool) -> str:
+    """A piece for a custom tool's free text: as it stands where a Lark grammar holds it, else as a JSON object."""
+    if is_raw(tool):
+        return raw_piece(tool)
+    text: dict[str, Any] = {"type": "string"}
+    if tool.format is not None:
+        text["pattern"] = f"^(?:{tool.format.definition})$"
+    schema = {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
+    return "%json " + json.dumps({**schema, "x-guidance": COMPACT}, ensure_ascii=False)
+
+
+def is_raw(tool: Tool) -> bool:
+    """Whether a custom tool's text follows a Lark grammar, which cannot be held inside a JSON string."""
+    return tool.format is not None and tool.format.syntax == "lark"
+
+
+def raw_piece(tool: Tool) -> str:
+    """A grammar piece for the text of a custom tool with a Lark grammar, as it stands."""
+    assert tool.format is not None
+    return "%lark {\n" + tool.format.definition + "\n}"
+
+
+def constraint(
+    wanted: Wanted,
+    *,
+    openers: Mapping[str, str],
+    separator: str | None,
+    rules: Iterable[str],
+    line_start: bool = False,
+) -> Constraint | None:
+    """The grammar of a reply; None if everything is allowed.
+
+    `openers` names for each string that opens a call the rule of what follows it; forced calls begin with the first.
+    `separator` stands between calls, None if one opening holds them all. With `line_start`, openers open only at the
+    beginning of a line.
+    """
+    check_format(wanted)
+    calls = bool(callable_tools(wanted))
+    if not calls and wanted.answer is None and not wanted.tools:
+        return Constraint(kind="lark", source=f"start: SAID\nSAID: {NOT_BLANK}\n") if wanted.must_answer else None
+    lines = [_start(wanted, calls, separator is not None)]
+    if calls:
+        opener, rest = next(iter(openers.items()))
+        lines.append(f"first: {marker(wanted, opener)} {rest}")
+        if separator is not None:
+            lines.append(f"further: {separator} {marker(wanted, opener)} {rest}")
+        lines += rules
+        if wanted.choice.mode == "auto" and wanted.answer is None:
+            lines += _lines_of_text(openers) if line_start else _free_text(wanted, openers)
+            lines += [f"SAID: TEXT & {NOT_BLANK}"] if wanted.must_answer else []
+    elif wanted.answer is None:
+        shut_out = "|".join(pattern_of(word) for word in openers)
+        before = r"((?s:.*)\n)?" if line_start else "(?s:.*)"
+        anything = NOT_BLANK if wanted.must_answer else "/(?s:.*)/"
+        lines.append(f"text: NO_CALL\nNO_CALL: {anything} & ~/{before}({shut_out})(?s:.*)/")
+    if wanted.answer is not None:
+        lines += _answer_rules(wanted.answer)
+    return Constraint(kind="lark", source="\n".join([*lines, *SHARED_RULES]) + "\n")
+
+
+def _start(wanted: Wanted, calls: bool, repeats: bool) -> str:
+    several = f"first further{{0,{MAX_CALLS - 1}}}" if wanted.choice.parallel and repeats else "first"
+    lead = '("\\n\\n")? ' if wanted.after_thinking else ""
+    if not calls:
+        return f"start: {lead}answer" if wanted.answer is not None else "start: text"
+    if wanted.choice.mode == "required":
+        return f"start: {lead}{several}"
+    if wanted.answer is not None:
+        return f"start: {lead}(answer | {several})"
+    if wanted.must_answer:
+        return "start: open_call+ TEXT? | SAID" if wanted.choice.parallel else "start: open_call | SAID"
+    return "start: open_call* TEXT?" if wanted.choice.parallel else "start: open_call | TEXT?"
+
+
+def _free_text(wanted: Wanted, openers: Mapping[str, str]) -> Iterator[str]:
+    opened = []
+    for i, (opener, rest) in enumerate(openers.items()):
+        if opener in wanted.marker_ids:
+            opened.append(f"TEXT? {marker(wanted, opener)} {rest}")
+        opened.append(f"spelled_{i} {rest}")
+        yield f"spelled_{i}[lazy]: /(?s:.*){pattern_of(opener)}/"
+    yield f"open_call: {' | '.join(opened)}"
+    yield "TEXT: /(?s:.+)/"
+
+
+def _lines_of_text(openers: Mapping[str, str]) -> Iterator[str]:
+    """Free text where openers stand at the beginning of a line, the reply's first included."""
+    words = "|".join(pattern_of(word) for word in openers)
+    yield f"open_call: {' | '.join(f'opened_{i} {rest}' for i, rest in enumerate(openers.values()))}"
+    for i, word in enumerate(openers):
+        yield f"opened_{i}: {quoted(word)} | spelled_{i}"
+        yield f"SPELLED_{i}: TEXT_BEFORE /\\n{pattern_of(word)}/"
+        yield f"spelled_{i}[lazy]: SPELLED_{i}"
+    yield f"TEXT_BEFORE: /(?s:.*)/ & ~/({words})(?s:.*)/"
+    yield f"TEXT: /(?s:.+)/ & ~/({words})(?s:.*)/"
+
+
+def _answer_rules(answer: AnswerFormat) -> Iterator[str]:
+    schema = answer.schema if answer.schema is not None else {"type": "object"}
+    rules = JsonRules("answer", lenient=not answer.strict)
+    check_possible(schema, "Invalid schema for response_format", "response_format", "invalid_json_schema")
+    piece = rules.piece(holdable(schema, answer.strict, "response_format"))
+    yield from [f"answer: {piece}", *rules.lines]

@@ -1,0 +1,265 @@
+"""Grammar pieces for arguments that are tagged one by one: strings as raw text up to their tag, all else as JSON."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance import regex_to_lark
+
+from server.dialects.base import Tool, Wanted
+from server.dialects.grammar.json_grammar import DEFINITIONS, JsonRules, plain_members
+from server.dialects.grammar.lark import callable_tools, marker, one_of_calls, pattern_of, raw_piece
+from server.dialects.parsing.tagged import INPUT
+from server.dialects.schema.normalize import PLAIN_WORDS, with_plain_parts
+from server.dialects.schema.references import resolved
+from server.dialects.schema.satisfiable import possible
+from server.dialects.schema.supported import held_arguments
+from server.dialects.schema.variants import variants
+from server.errors import BadSchema
+
+MOST_EXTRA = 32  # members of a map
+DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])"
+OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+LABEL = "[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+FORMATS = {
+    "date": DATE,
+    "time": TIME,
+    "date-time": f"{DATE}T{TIME}",
+    "duration": "P([0-9]{1,9}W|[0-9]{1,9}D(T[0-9]{1,9}[HMS])?|T[0-9]{1,9}[HMS])",
+    "email": f"[A-Za-z0-9._%+-]{{1,64}}@{LABEL}(\\.{LABEL}){{1,8}}",
+    "hostname": f"{LABEL}(\\.{LABEL}){{0,8}}",
+    "ipv4": f"{OCTET}(\\.{OCTET}){{3}}",
+    "ipv6": "([0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}|::1|::",
+    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    "uri": "[A-Za-z][-A-Za-z0-9+.]{0,31}:[-A-Za-z0-9._~:\\/?#\\[\\]@!$&'()*+,;=%]{1,2000}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TagForm:
+    """How a format writes one argument: `head(name)`, the value, `tail`.
+
+    `ends` is a regular expression of what would end a raw value: its tag with something after it that ends it.
+    `tags` are those of its tags that a vocabulary may have as tokens; `closing` is the one that ends a value.
+    """
+
+    head: Callable[[str], str]
+    tail: str
+    ends: str
+    closing: str
+    tags: tuple[str, ...] = ()
+
+    def written(self, members: Iterable[tuple[str, str]]) -> str:
+        """Arguments in this form, each with its tags."""
+        return "".join(f"{self.head(name)}{text}{self.tail}" for name, text in members)
+
+
+def _literal(wanted: Wanted, form: TagForm, text: str) -> str:
+    """An expression for this very text, its tags as tokens where the vocabulary has them."""
+    known = [tag for tag in form.tags if tag in wanted.marker_ids]
+    parts = re.split("(" + "|".join(map(re.escape, known)) + ")", text) if known else [text]
+    return " ".join(marker(wanted, part) for part in parts if part)
+
+
+def tagged_calls(wanted: Wanted, form: TagForm, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
+    """Rules by which `call` is one call in this form, with the pieces `around` its arguments for each tool."""
+    tools = callable_tools(wanted)
+    yield one_of_calls(tools)
+    yield f"RAW: /(?s:.*)/ & ~/(?s:.*)({form.ends})(?s:.*)/"
+    yield from _raw_rules(wanted, form, "raw_value", "RAW")
+    for i, tool in enumerate(tools):
+        before, after = around(tool)
+        yield f"call_{i}: {before} arguments_{i} {after}"
+        if tool.custom:
+            yield f"arguments_{i}: {_literal(wanted, form, form.head(INPUT))} input_{i}"
+            yield from _input_rules(f"input_{i}", wanted, tool, form)
+        else:
+            yield from _tagged_rules(f"arguments_{i}", wanted, tool, form)
+
+
+def _raw_rules(wanted: Wanted, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
+    """Rules by which `rule` is raw text of this terminal with the tail behind it."""
+    if form.closing in wanted.marker_ids:  # a token ends the text: nothing in the text can be taken for it
+        yield f"{rule}: {terminal} {_literal(wanted, form, form.tail)}"
+        return
+    yield f"{rule.upper()}_WHOLE: {terminal} /{pattern_of(form.tail)}/"
+    yield f"{rule}[lazy]: {rule.upper()}_WHOLE"
+
+
+def _tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
+    """Rules by which `rule` is the arguments of one call."""
+    held = variants(held_arguments(wanted, tool))
+    plain = [one for variant in held if (one := possible(variant).schema) is not False] or [
+        possible(variant, forgiving=True).schema or {"properties": {}} for variant in held
+    ]
+    yield f"{rule}: " + " | ".join(f"{rule}_v{i}" for i in range(len(plain)))
+    values = _TaggedValues(rule, wanted, tool, form)
+    for i, schema in enumerate(plain):
+        yield f"{rule}_v{i}: {values.object(f'{rule}_v{i}', schema)}"
+    yield from values.rules.lines
+
+
+class _TaggedValues:
+    """Rules for the tagged values of one tool's arguments."""
+
+    def __init__(self, prefix: str, wanted: Wanted, tool: Tool, form: TagForm) -> None:
+        self._wanted = wanted
+        self._tool = tool
+        self._form = form
+        self.rules = JsonRules(prefix, lenient=not tool.strict)
+
+    def object(self, rule: str, schema: Mapping[str, Any]) -> str:
+        """An expression for all the arguments."""
+        extra = schema.get("additionalProperties", True)
+        closed = {key: schema[key] for key in ("properties", "required", *DEFINITIONS) if key in schema}
+        members = plain_members({**closed, "additionalProperties": False}) or {}
+        pieces = [
+            (f"{self._literal(self._form.head(name))} ({self.value(_with_definitions(inner, schema))})", required)
+            for name, (inner, required) in members.items()
+        ]
+        self.rules.members(f"{rule}_all", pieces)
+        if extra is False or members:
+            return f"{rule}_all"
+        return self._map(_with_definitions(extra, schema), schema)
+
+    def value(self, schema: Any) -> str:
+        """An expression for one value with its tail."""
+        pieces: list[str] = []
+        for branch in _branches(schema, 8):
+            piece = self._one(branch)
+            if piece == "raw_value":
+                return piece  # raw text takes in every other branch as well: it is read as JSON where that fits
+            pieces.append(piece)
+        return " | ".join(dict.fromkeys(pieces))
+
+    def _map(self, inner: Any, schema: Mapping[str, Any]) -> str:
+        # Its names are free, so a repeated one cannot be kept out; the parser takes the first.
+        rule = self.rules.name()
+        before, after = (self._literal(part) for part in self._form.head("\0").split("\0"))
+        declared = "|".join(
+            pattern_of(name) for name in schema["properties"]
+        )  # none of them can be had, or it were a member
+        self.rules.lines += [
+            f"{rule.upper()}_NAME: /[A-Za-z0-9_.-]{{1,64}}/" + (f" & ~/{declared}/" if declared else ""),
+            f"{rule}: {before} {rule.upper()}_NAME {after} ({self.value(inner)})",
+        ]
+        low, high = schema.get("minProperties", 0), schema.get("maxProperties", MOST_EXTRA)
+        return f"{rule}{{{low},{max(low, min(high, MOST_EXTRA))}}}"
+
+    def _one(self, schema: Any) -> str:
+        tail = self._form.tail
+        if not isinstance(schema, Mapping) or not set(schema) - set(DEFINITIONS):
+            return "raw_value"
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        if isinstance(values, list):
+            texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+            # A value that holds what ends a value cannot be written in this format.
+            whole = [text for text in texts if not re.search(self._form.ends, text)]
+            return " | ".join(self._literal(text + tail) for text in whole or texts)
+        if schema.get("type") == "string":
+            return self._string(schema)
+        if not any(key in schema for key in ("type", "properties", "items", "anyOf", "oneOf", "allOf")):
+            return "raw_value"
+        return f"{self.rules.piece(schema)} {self._literal(tail)}"
+
+    def _string(self, schema: Mapping[str, Any]) -> str:
+        rules = [rule for part in _parts(schema, 8) for rule in self._rules_of(part)]
+        if not rules:
+            return "raw_value"
+        name = self.rules.name()
+        self.rules.lines.append(f"{name.upper()}: RAW & {' & '.join(f'/{rule}/' for rule in rules)}")
+        self.rules.lines += _raw_rules(self._wanted, self._form, name, name.upper())
+        return name
+
+    def _rules_of(self, schema: Mapping[str, Any]) -> Iterator[str]:
+        """Regular expressions that a string of this schema matches."""
+        if "pattern" in schema:
+            pattern = search_pattern(str(schema["pattern"]))
+            if pattern is None and self._tool.strict:
+                fault = f"this format cannot hold the pattern {json.dumps(schema['pattern'])}"
+                code = "invalid_function_parameters"
+                raise BadSchema(f"Invalid schema for function '{self._tool.name}': {fault}", param="tools", code=code)
+            yield from [pattern] if pattern is not None else []
+        if "minLength" in schema or "maxLength" in schema:
+            yield f"(?s:.){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
+        if schema.get("format") in FORMATS:
+            yield f"({FORMATS[schema['format']]})"
+
+    def _literal(self, text: str) -> str:
+        return _literal(self._wanted, self._form, text)
+
+
+def _input_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
+    """Rules by which `rule` is a custom tool's free text with its tail."""
+    if tool.format is None:
+        yield f"{rule}: raw_value"
+    elif tool.format.syntax == "regex":
+        yield f"{rule.upper()}: RAW & /({regex_to_lark(tool.format.definition, '')})/"
+        yield from _raw_rules(wanted, form, rule, rule.upper())
+    else:
+        yield f"{rule}: {raw_piece(tool)} {_literal(wanted, form, form.tail)}"
+
+
+def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:
+    shared = {key: whole[key] for key in DEFINITIONS if key in whole}
+    return {**shared, **schema} if isinstance(schema, Mapping) else {}
+
+
+def _branches(schema: Any, depth: int) -> Iterator[Any]:
+    """The alternatives of a schema: one type each, as far as they can be told apart."""
+    if not isinstance(schema, Mapping) or depth == 0:
+        yield schema
+        return
+    shared = {key: schema[key] for key in DEFINITIONS if key in schema}
+    if "$ref" in schema:
+        yield from _branches(resolved(schema), depth - 1)
+        return
+    for key in ("anyOf", "oneOf"):
+        beside = {word: value for word, value in schema.items() if word not in (key, *DEFINITIONS)}
+        if key in schema and beside.keys() <= PLAIN_WORDS:
+            for branch in schema[key]:
+                one = with_plain_parts(beside, [branch]) if beside else branch
+                yield from _branches({**shared, **one} if isinstance(one, Mapping) else one, depth - 1)
+            return
+    kinds = schema.get("type")
+    if isinstance(kinds, list) and "enum" not in schema and "const" not in schema:
+        for kind in kinds:
+            yield {**schema, "type": kind}
+        return
+    yield schema
+
+
+def _parts(schema: Any, depth: int) -> Iterator[Mapping[str, Any]]:
+    """The schema, and those that hold with it."""
+    if not isinstance(schema, Mapping) or depth == 0:
+        return
+    yield schema
+    shared = {key: schema[key] for key in DEFINITIONS if key in schema}
+    for part in schema.get("allOf", ()):
+        pointed = isinstance(part, Mapping) and "$ref" in part
+        yield from _parts(resolved({**shared, **part}) if pointed else part, depth - 1)
+
+
+def search_pattern(pattern: str) -> str | None:
+    """A JSON Schema pattern, which may match anywhere, as one that matches the whole; None where that is hard."""
+    bare = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "", pattern)  # without escapes and classes
+    begins, ends = pattern.startswith("^"), bare.endswith("$") and pattern.endswith("$")
+    inner = pattern[begins : len(pattern) - ends]
+    bare = bare[begins : len(bare) - ends]
+    if "^" in bare or "$" in bare or "(?" in bare.replace("(?:", "") or ((begins or ends) and _alternates(bare)):
+        return None
+    source = regex_to_lark(f"({inner})", "dw")
+    return f"{'' if begins else '(?s:.*)'}{source}{'' if ends else '(?s:.*)'}"
+
+
+def _alternates(bare: str) -> bool:
+    """Whether the outermost level has an alternative."""
+    depth = 0
+    for char in bare:
+        depth += (char == "(") - (char == ")")
+        if char == "|" and depth == 0:
+            return True
+    return False

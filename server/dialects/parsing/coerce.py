@@ -1,0 +1,97 @@
+"""Text of a tagged format, such as `<parameter=n>5</parameter>`, as the JSON that the tool's schema means by it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from server.dialects.parsing.json_stream import JsonText
+from server.dialects.schema.normalize import normalised
+from server.dialects.schema.references import resolved
+from server.dialects.schema.validate import fits
+from server.dialects.schema.variants import variants
+
+MOST_STEPS = 32  # from reference to reference
+
+
+class Types:
+    """The types of one tool's parameters."""
+
+    def __init__(self, parameters: Mapping[str, Any] | None) -> None:
+        whole = normalised(parameters or {})
+        self._variants = variants(whole)
+        self._shared = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
+
+    def of(self, name: str) -> Any:
+        """The schema of one parameter, with the definitions it may refer to."""
+        declared = [one["properties"][name] for one in self._variants if name in one["properties"]]
+        found = declared or [one.get("additionalProperties", {}) for one in self._variants]
+        distinct = [schema for i, schema in enumerate(found) if schema is not False and schema not in found[:i]]
+        schema = distinct[0] if len(distinct) == 1 else {"anyOf": distinct} if distinct else {}
+        return {**self._shared, **schema} if isinstance(schema, Mapping) else {}
+
+    def is_text(self, name: str) -> bool:
+        """Whether every value of this parameter is a string, so that its text can be passed on as it comes."""
+        return only_strings(self.of(name))
+
+
+def only_strings(schema: Any) -> bool:
+    """Whether nothing but strings satisfies this schema, as far as its outermost keywords say."""
+    for _ in range(MOST_STEPS):
+        if not isinstance(schema, Mapping):
+            return False
+        if "$ref" not in schema:
+            break
+        schema = resolved(schema)
+    if "const" in schema:
+        return isinstance(schema["const"], str)
+    if "enum" in schema:
+        return all(isinstance(value, str) for value in schema["enum"])
+    if "type" in schema:
+        return schema["type"] in ("string", ["string"])
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    branches = schema.get("anyOf") or schema.get("oneOf") or ()
+    return bool(branches) and all(
+        only_strings({**shared, **branch}) for branch in branches if isinstance(branch, Mapping)
+    )
+
+
+def as_json(text: str, schema: Any) -> tuple[str, bool]:
+    """The JSON text of a value, and whether a slip was put right for it.
+
+    What can be read as JSON of a type that the schema takes is that; everything else is a string. Strings, and
+    nothing else, are written without quotes in these formats.
+    """
+    if only_strings(schema):
+        return quoted_json(text), False
+    stripped = text.strip()
+    value = JsonText()
+    out, end = value.feed(stripped, last=True)
+    found: Any = None
+    is_json = value.done and end == len(stripped) and not stripped.startswith(("'", '"'))
+    if is_json:
+        try:
+            found = json.loads(out)
+        except ValueError:
+            is_json = False
+    if is_json and fits(found, schema):
+        return out, value.repaired
+    if is_json and not fits(text, schema) and not isinstance(found, str):
+        return out, value.repaired
+    quoted = _quoted_value(stripped, schema)
+    return quoted if quoted is not None else (quoted_json(text), False)
+
+
+def _quoted_value(text: str, schema: Any) -> tuple[str, bool] | None:
+    """A string that was written with its quotes where only that makes it satisfy the schema."""
+    if not (len(text) > 1 and text[0] == text[-1] == '"') or fits(text, schema):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return (text, True) if isinstance(value, str) and fits(value, schema) else None
+
+
+def quoted_json(text: str) -> str:
+    """A JSON string of this text, in raw UTF-8."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,122 @@
+"""One call written as a JSON object: `{"name": "get_weather", "arguments": {"city": "Paris"}}`."""
+
+import re
+from collections.abc import Generator
+
+from server.dialects.parsing.json_arguments import JsonArguments, decoded
+from server.dialects.parsing.json_stream import JsonText
+from server.dialects.parsing.text_buffer import Openers, Outbox, Steps, Tape
+from server.dialects.schema.validate import Offered
+
+SHORT = 256  # keys and names are no longer; so nothing is held back for long to find out
+STRING = re.compile(rf'"(?:[^"\\\n]|\\.){{0,{SHORT}}}"' + "|" + rf"'[^'\\\n]{{0,{SHORT}}}'")
+STRING_BEGUN = re.compile(rf'"(?:[^"\\\n]|\\.){{0,{SHORT}}}\\?' + "|" + rf"'[^'\\\n]{{0,{SHORT}}}")
+RAW_OPEN, RAW_CLOSE = "<input>\n", "\n</input>"
+
+
+class JsonCall:
+    """Reads one such object from the tape, from its opening brace on, and the raw input behind it if there is one.
+
+    `end` is the markup that follows the object; `stops` are strings that end a call whose arguments are broken.
+    The tape must be recording from where the call's own text begins: that is what comes back where it is no call.
+    """
+
+    def __init__(self, tape: Tape, out: Outbox, offered: Offered, end: str, stops: tuple[str, ...] = ()) -> None:
+        self._tape = tape
+        self._out = out
+        self._offered = offered
+        self._end = end
+        self._arguments = JsonArguments(tape, out, offered, end, stops)
+        self._is_text = False
+        self._has_others = False  # members that say nothing to us
+
+    def read(self) -> Generator[None, None, bool]:
+        """True if it was a call; otherwise all that was taken has come out as text."""
+        arguments = self._arguments
+        self._tape.take(1)
+        while True:
+            yield from self._tape.skip_space()
+            found = yield from self._tape.expect('"', "'", "}", ",", self._end)
+            if found == ",":
+                self._tape.take(1)
+            elif found not in ('"', "'") or not (yield from self._read_member()):
+                break
+        if self._is_text:
+            return False
+        begun = arguments.is_open or arguments.is_read
+        # No arguments are `{}`; but beside another member they may well be that one, misspelt.
+        empty = found in ("}", self._end) and not self._has_others
+        if arguments.tool is None or not (begun or empty):
+            self._out.text(self._tape.recorded())
+            return False
+        if found == "}":
+            self._tape.take(1)
+        elif arguments.is_read or not arguments.is_open:
+            arguments.flag("repaired")
+        yield from self._read_raw_input()
+        arguments.finish()
+        return True
+
+    def _read_member(self) -> Generator[None, None, bool]:
+        """One `"key": value`. False if it cannot be read, or if the call is not one of ours."""
+        arguments = self._arguments
+        key = yield from self._short_string()
+        yield from self._tape.skip_space()
+        if key is None or not (yield from self._tape.expect(":")):
+            return False
+        self._tape.take(1)
+        yield from self._tape.skip_space()
+        if key == "name" and arguments.tool is None:
+            return (yield from self._read_name())
+        if key in ("arguments", "parameters") and not arguments.is_read:
+            if key == "parameters":
+                arguments.flag("repaired")
+            return (yield from arguments.read())
+        self._has_others = True
+        arguments.flag("repaired")  # what it says is in `raw` alone
+        return (yield from arguments.skip_value())
+
+    def _short_string(self) -> Generator[None, None, str | None]:
+        while True:
+            string = STRING.match(self._tape.text, self._tape.at)
+            if string:
+                text = self._tape.take(len(string.group()))
+                return decoded(text) if text[0] == '"' else text[1:-1]
+            if self._tape.ended or not STRING_BEGUN.fullmatch(self._tape.rest):
+                return None
+            yield
+
+    def _read_name(self) -> Generator[None, None, bool]:
+        name = yield from self._short_string()
+        self._arguments.tool = self._offered.find(name) if name is not None else None
+        if name is not None and self._arguments.tool is None:
+            yield from self._pass_through()
+        return self._arguments.tool is not None
+
+    def _pass_through(self) -> Steps:
+        """No tool of this name was offered: the whole call is text."""
+        self._is_text = True
+        self._out.text(self._tape.recorded())
+        value = JsonText(self._end, rest_of_object=True)
+        while True:
+            _, end = value.feed(self._tape.text, self._tape.at, self._tape.ended)
+            self._out.text(self._tape.take(end - self._tape.at))
+            if value.done or value.broken or self._tape.ended:
+                break
+            yield
+        if value.done:
+            self._out.text((yield from self._tape.skip_space()))
+            self._out.text(self._tape.take(len((yield from self._tape.expect(self._end)))))
+
+    def _read_raw_input(self) -> Steps:
+        """A custom tool's text may stand behind an object without arguments."""
+        arguments = self._arguments
+        if arguments.tool is None or not arguments.tool.custom or arguments.is_open:
+            return
+        yield from self._tape.skip_space()
+        if (yield from self._tape.expect(RAW_OPEN)):
+            self._tape.take(len(RAW_OPEN))
+            close = yield from arguments.read_raw(Openers(RAW_CLOSE))
+            self._tape.take(len(close))
+            if not close:
+                arguments.flag("truncated")

@@ -1,0 +1,238 @@
+"""The two ends of every parser: the `Tape` that text comes in on, and the `Outbox` that events leave by.
+
+A parser is written as one generator that reads the tape and yields where it needs more text, so it reads like the
+format it describes. `Reading` turns that generator into the `feed` and `close` of the Parser protocol.
+"""
+
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
+
+from server.dialects.base import Tool
+from server.dialects.schema.validate import Offered
+from server.events import CallArguments, CallClosed, CallOpened, Flag, ParserEvent, Text
+
+Steps = Generator[None, None, None]
+SPACE = re.compile(r"\s*")
+LONGEST_NAME = 256
+
+
+class Tape:
+    """Text that is still to be read. What is taken while recording can be had back whole."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.at = 0
+        self.ended = False
+        self._kept: list[str] = []
+
+    def add(self, text: str) -> None:
+        """More text has come; what was read is forgotten."""
+        self.text = self.text[self.at :] + text
+        self.at = 0
+
+    @property
+    def rest(self) -> str:
+        """All that has come and was not taken."""
+        return self.text[self.at :]
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to read now."""
+        return self.at >= len(self.text)
+
+    def take(self, length: int) -> str:
+        """The next characters, which must be there."""
+        piece = self.text[self.at : self.at + length]
+        self.at += length
+        self._kept.append(piece)
+        return piece
+
+    def record(self) -> None:
+        """Begin a new recording at this place."""
+        self._kept = []
+
+    def recorded(self) -> str:
+        """Everything taken since `record`."""
+        self._kept = ["".join(self._kept)]
+        return self._kept[0]
+
+    def starts(self, *words: str) -> str | None:
+        """The first of these that the rest begins with; "" if none can any more; None if more text will decide."""
+        for word in words:
+            if self.text.startswith(word, self.at):
+                return word
+        rest = self.text[self.at : self.at + max(map(len, words))]
+        return None if not self.ended and any(word.startswith(rest) for word in words) else ""
+
+    def skip_space(self) -> Generator[None, None, str]:
+        """Take white space; ends at another character or at the end of the reply."""
+        taken = ""
+        while True:
+            space = SPACE.match(self.text, self.at)
+            taken += self.take(space.end() - self.at) if space else ""
+            if not self.empty or self.ended:
+                return taken
+            yield
+
+    def expect(self, *words: str) -> Generator[None, None, str]:
+        """`starts`, decided; what was found is not taken."""
+        while (found := self.starts(*words)) is None:
+            yield
+        return found
+
+
+class Outbox:
+    """Events in the order they were settled. A gap is white space that disappears only if a call follows it."""
+
+    def __init__(self) -> None:
+        self._events: list[ParserEvent] = []
+        self._gap = ""
+        self._index = -1
+        self.after_call = False  # no text since the last call
+
+    def collect(self) -> list[ParserEvent]:
+        """What has come since the last time."""
+        events, self._events = self._events, []
+        return events
+
+    def hold(self, gap: str) -> None:
+        """White space beside a call: the format's own if the call turns out to be one."""
+        self._gap += gap
+
+    def text(self, text: str) -> None:
+        """Text meant for the user."""
+        if not text:
+            return
+        self._events.append(Text(self._gap + text))
+        self._gap = ""
+        self.after_call = False
+
+    def open(self, name: str, custom: bool) -> None:
+        """A call begins."""
+        self._gap = ""
+        self._index += 1
+        self._events.append(CallOpened(self._index, name, custom))
+
+    def arguments(self, text: str) -> None:
+        """More of its arguments."""
+        if text:
+            self._events.append(CallArguments(self._index, text))
+
+    def close(self, flags: Iterable[Flag], raw: str) -> None:
+        """It is complete; `raw` goes along where there is something to say of it."""
+        told = tuple(dict.fromkeys(flags))
+        self._events.append(CallClosed(self._index, told, raw if told else ""))
+        self.after_call = True
+
+    def end(self) -> None:
+        """The reply is over."""
+        if not self.after_call:
+            self.text_gap()
+
+    def text_gap(self) -> None:
+        """The gap was no gap: it comes out as text."""
+        gap, self._gap = self._gap, ""
+        self.text(gap)
+
+
+class Reading:
+    """A parser: runs a dialect's `read` as far as the text goes. The tools are those that a reply may call."""
+
+    def __init__(self, read: Callable[[Tape, Outbox, Offered], Steps], tools: Sequence[Tool]) -> None:
+        self._tape = Tape()
+        self._out = Outbox()
+        self._steps = read(self._tape, self._out, Offered(tools))
+
+    def feed(self, text: str) -> list[ParserEvent]:
+        """Events that the text so far settles."""
+        self._tape.add(text)
+        next(self._steps)
+        return self._out.collect()
+
+    def close(self) -> list[ParserEvent]:
+        """The reply is over: whatever was held back comes out."""
+        self._tape.ended = True
+        for _ in self._steps:
+            raise AssertionError("a parser waits for text after the end")
+        self._out.end()
+        return self._out.collect()
+
+
+def read_text(tape: Tape, out: Outbox, openers: "Openers") -> Generator[None, None, str]:
+    """Pass text on until one of `openers` stands next on the tape; "" at the end of the reply.
+
+    White space alone, and one line break right before an opener, belong to the format if a call follows.
+    """
+    blank = True
+    while True:
+        found = openers.search(tape.text, tape.at)
+        settled = tape.take((found.start() if found else len(tape.text) - openers.overlap(tape.rest)) - tape.at)
+        if settled:
+            blank = blank and settled.isspace()
+            if blank:
+                out.hold(settled)
+            else:
+                words = settled.removesuffix("\n")
+                if words:
+                    out.text(words)
+                else:
+                    out.text_gap()
+                out.hold(settled[len(words) :])
+        if found:
+            return found.group()
+        if tape.ended:
+            out.text(tape.take(len(tape.rest)))
+            return ""
+        yield
+
+
+def read_name(tape: Tape, stop: str) -> Generator[None, None, str | None]:
+    """Take a name and the `stop` behind it; None, and nothing taken, if no name of a tolerable length stands here."""
+    while True:
+        end = tape.text.find(stop, tape.at, tape.at + LONGEST_NAME + len(stop))
+        name = tape.text[tape.at : end if end >= 0 else len(tape.text) - overlap(tape.rest, stop)]
+        if "\n" in name or "<" in name or len(name) > LONGEST_NAME:
+            return None
+        if end >= 0:
+            tape.take(end + len(stop) - tape.at)
+            return name.strip()
+        if tape.ended:
+            return None
+        yield
+
+
+def read_line(tape: Tape) -> Generator[None, None, str]:
+    """Take the rest of a line, without spaces around it; "", and nothing taken, if it is too long for a name."""
+    while True:
+        end = tape.text.find("\n", tape.at, tape.at + LONGEST_NAME)
+        if end >= 0:
+            return tape.take(end - tape.at).strip()
+        if tape.ended or len(tape.rest) >= LONGEST_NAME:
+            return ""
+        yield
+
+
+class Openers:
+    """Strings that end plain text."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+        self._pattern = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
+
+    def search(self, text: str, at: int) -> re.Match[str] | None:
+        """The first of them."""
+        return self._pattern.search(text, at)
+
+    def overlap(self, text: str) -> int:
+        """How many characters at the end of `text` may be the beginning of one."""
+        return max(overlap(text, word) for word in self._words)
+
+
+def overlap(text: str, word: str) -> int:
+    """Length of the longest end of `text` that begins `word` without being all of it."""
+    start = max(0, len(text) - len(word) + 1)
+    while (start := text.find(word[0], start)) >= 0:
+        if word.startswith(text[start:]):
+            return len(text) - start
+        start += 1
+    return 0

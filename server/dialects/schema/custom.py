@@ -1,0 +1,52 @@
+"""Custom tools: their grammars are checked before the engine sees them, and what was written against them."""
+
+import json
+from functools import lru_cache
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from server.dialects.base import CustomFormat, Wanted
+from server.errors import BadSchema
+
+LONGEST_DEFINITION = 64 * 1024
+LIMITS = LLParserLimits(step_lexer_fuel=100_000, step_max_items=6_000, max_items_in_row=4_000, verbose_errors=False)
+
+
+def check_format(wanted: Wanted) -> None:
+    """Raise BadSchema, naming the tool, where a custom tool's grammar does not compile."""
+    for place, tool in enumerate(wanted.tools):
+        fault = format_fault(tool.format) if tool.format is not None else ""
+        if fault:
+            raise BadSchema(f"Invalid grammar of custom tool '{tool.name}': {fault}", param=f"tools[{place}]")
+
+
+@lru_cache(maxsize=256)
+def format_fault(definition: CustomFormat) -> str:
+    """Why this grammar cannot be used, or ""."""
+    if len(definition.definition) > LONGEST_DEFINITION:
+        return f"it is longer than {LONGEST_DEFINITION} characters."
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(_grammar(definition))
+    return " ".join(messages[0].split())[:500] if is_error else ""
+
+
+def satisfies(definition: CustomFormat, text: str) -> bool:
+    """Whether a whole text follows this grammar. True as well where that is too costly to find out."""
+    written = text if definition.syntax == "lark" else json.dumps(text, ensure_ascii=False)
+    matcher = LLMatcher(_bytes_alone(), _grammar(definition), log_level=0, limits=LIMITS)
+    letters = list(written.encode())
+    follows = matcher.validate_tokens(letters) == len(letters) and matcher.consume_tokens(letters)
+    return bool(matcher.get_error()) or (follows and matcher.is_accepting())
+
+
+def _grammar(definition: CustomFormat) -> str:
+    if definition.syntax == "regex":
+        return LLMatcher.grammar_from_json_schema(
+            json.dumps({"type": "string", "pattern": f"^(?:{definition.definition})$"})
+        )
+    return LLMatcher.grammar_from_lark("start: nested\nnested: %lark {\n" + definition.definition + "\n}\n")
+
+
+@lru_cache(maxsize=1)
+def _bytes_alone() -> LLTokenizer:
+    """A vocabulary of the 256 bytes."""
+    return LLTokenizer("byte")

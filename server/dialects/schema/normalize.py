@@ -1,0 +1,165 @@
+"""Two other forms of a client's JSON Schema: one dialect of it, and what a grammar can hold of it.
+
+The schema shown to the model is always the client's own, whole.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.dialects.schema.references import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, escaped, with_definitions
+
+COMBINERS = ("anyOf", "oneOf", "allOf", "$ref")
+VALUES = ("const", "enum", "default", "examples", "example")  # data, not schemas: null means null there
+ANNOTATIONS = (
+    "title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly", "writeOnly",
+    "contentEncoding", "contentMediaType", "contentSchema", "nullable", "discriminator", "externalDocs", "xml",
+)  # fmt: skip
+
+PLAIN_WORDS = {
+    "type", "const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength",
+    "maxLength", "pattern", "format",
+}  # fmt: skip
+BESIDE_A_PART = {*ANNOTATIONS, "$defs", "definitions"}
+
+# How Qwen writes JSON, and no white space that a weak model could go on writing for ever.
+COMPACT: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+LARGEST_INTEGER = 10**18 - 1  # digits of a number must end some time; wider integers only where the schema says so
+LONGEST_COUNTED = 4096  # length bounds above this are checked afterwards: counting that far costs the lexer dear
+
+
+def normalised(schema: Any) -> Any:
+    """The same schema in draft 2020-12's words, without `$schema` and `$id`; keywords set to null are gone.
+
+    Every `$ref` points to a definition: parts that others refer to where they stand are definitions too.
+    """
+    return _tidied(with_definitions(schema))
+
+
+def _tidied(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    tidy: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in VALUES:
+            tidy[key] = value
+        elif value is None or key in ("$schema", "$id", "id"):
+            continue
+        elif key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
+            tidy[key] = {name: _tidied(inner) for name, inner in value.items()}
+        elif (key in SCHEMA_LIST or key == "items") and isinstance(value, list):
+            tidy[key] = [_tidied(inner) for inner in value]
+        else:
+            tidy[key] = _tidied(value) if key in ONE_SCHEMA else value
+    return _modernised(tidy)
+
+
+def _modernised(node: dict[str, Any]) -> dict[str, Any]:
+    """Words of older drafts in today's: tuples as `items`, booleans as exclusive bounds, `allOf` of one as that one."""
+    parts = node.get("allOf")
+    beside = {key: value for key, value in node.items() if key != "allOf"}
+    if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping) and beside.keys() <= BESIDE_A_PART:
+        node = {**parts[0], **beside}  # how older drafts put a description beside a `$ref`
+    elif isinstance(parts, list):
+        node = with_plain_parts(beside, parts)
+    if isinstance(node.get("items"), list):
+        node["prefixItems"] = node.pop("items")
+        if "additionalItems" in node:
+            node["items"] = node.pop("additionalItems")
+    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if isinstance(node.get(exclusive), bool) and (node.pop(exclusive)) and bound in node:
+            node[exclusive] = node.pop(bound)
+    return node
+
+
+def with_plain_parts(node: dict[str, Any], parts: list[Any]) -> dict[str, Any]:
+    """Words, and `allOf` beside them: parts that speak of plain values, and not against what was said, join them."""
+    apart = []
+    for part in parts:
+        plain = isinstance(part, Mapping) and part.keys() <= {*PLAIN_WORDS, *ANNOTATIONS}
+        if plain and all(node.get(key, part[key]) == part[key] for key in part.keys() & PLAIN_WORDS):
+            node = {**part, **node}
+        else:
+            apart.append(part)
+    return {**node, "allOf": apart} if apart else node
+
+
+def constrained(schema: Any) -> Any:
+    """What of a normalised schema the grammar shall hold; everything it admits satisfies at least that.
+
+    Annotations go. Objects with declared properties take no others, unless the schema says so or combines them with
+    other schemas. Numbers of digits are bounded.
+    """
+    shared = frozenset(_combined_references(schema))
+    return _constrained(schema, shared, "#", is_part=False)
+
+
+def _constrained(node: Any, shared: frozenset[str], at: str, is_part: bool) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    held: dict[str, Any] = {}
+    combines = any(key in node for key in COMBINERS)
+    part_below = combines and ("properties" in node or "allOf" in node or "required" in node)
+    for key, value in node.items():
+        if key in ANNOTATIONS:
+            continue
+        below = f"{at}/{key}"
+        if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
+            held[key] = {n: _constrained(s, shared, f"{below}/{escaped(n)}", False) for n, s in value.items()}
+        elif key in SCHEMA_LIST and isinstance(value, list):
+            part = part_below or (is_part and key != "prefixItems")
+            held[key] = [
+                _constrained(s, shared, f"{below}/{i}", part and key != "prefixItems") for i, s in enumerate(value)
+            ]
+        else:
+            held[key] = _constrained(value, shared, below, False) if key in ONE_SCHEMA else value
+    closes = "properties" in held and not combines and not is_part and at not in shared
+    if closes and "additionalProperties" not in held and "patternProperties" not in held:
+        held["additionalProperties"] = False
+    return _bounded(held)
+
+
+def _bounded(node: dict[str, Any]) -> dict[str, Any]:
+    kind = node.get("type")
+    if kind == "integer" or (isinstance(kind, list) and "integer" in kind and "number" not in kind):
+        node = _with_integer_bounds(node)
+    for bound in ("minLength", "maxLength"):
+        if isinstance(node.get(bound), int) and node[bound] > LONGEST_COUNTED:
+            del node[bound]
+    return node
+
+
+def _with_integer_bounds(node: dict[str, Any]) -> dict[str, Any]:
+    if any(key in node for key in (*COMBINERS, "enum", "const")):
+        return node
+    low, high = node.get("minimum", node.get("exclusiveMinimum")), node.get("maximum", node.get("exclusiveMaximum"))
+    if low is None and (high is None or high > -LARGEST_INTEGER):
+        node["minimum"] = -LARGEST_INTEGER
+    if high is None and (low is None or low < LARGEST_INTEGER):
+        node["maximum"] = LARGEST_INTEGER
+    return node
+
+
+def _combined_references(schema: Any) -> set[str]:
+    """Targets of `$ref`s that are combined with further keywords: closing those objects would shut the others out."""
+    found: set[str] = set()
+
+    def look(node: Any, is_part: bool) -> None:
+        if not isinstance(node, Mapping):
+            return
+        beside = set(node) - set(ANNOTATIONS) - {"$defs", "definitions"}
+        if "$ref" in node and (is_part or len(beside) > 1):
+            found.add(str(node["$ref"]))
+        combines = any(key in node for key in ("anyOf", "oneOf", "allOf"))
+        part_below = "allOf" in node or (combines and ("properties" in node or "required" in node))
+        for key, value in node.items():
+            if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
+                for inner in value.values():
+                    look(inner, False)
+            elif key in SCHEMA_LIST and isinstance(value, list):
+                for inner in value:
+                    look(inner, (part_below or is_part) and key != "prefixItems")
+            elif key in ONE_SCHEMA:
+                look(value, False)
+
+    look(schema, False)
+    return found

@@ -1,0 +1,197 @@
+"""The part of a schema that some value satisfies: what nothing satisfies becomes `false`, so that it is never begun.
+
+A member that may be left out goes, an alternative goes, a list of impossible items stays empty. A member that must be
+there takes its object with it.
+"""
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance import LLMatcher
+
+from server.dialects.schema.normalize import ANNOTATIONS
+from server.dialects.schema.references import DEFINITIONS, MAP_OF_SCHEMAS, SCHEMA_LIST
+from server.dialects.schema.validate import satisfying
+
+Path = tuple[str | int, ...]
+MOST_ASKED = 1 << 20  # bytes that the grammar engine is asked about; what is beyond is taken to be possible
+EACH_ASKED = 4096  # bytes that a question counts besides its own
+MOST_PASSES = 8  # from reference to reference
+MOST_STEPS = 32  # the same, where it is asked whether a recursion ends
+ONE_SCHEMA_BELOW = ("items", "additionalProperties", "propertyNames", "additionalItems")  # none that is negated
+COUNTS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
+
+
+@dataclass(frozen=True, slots=True)
+class Possible:
+    """`schema` is False where nothing satisfies the whole; it is the schema at `fault` that makes it so."""
+
+    schema: Any
+    fault: Path = ()
+
+
+def possible(schema: Any, forgiving: bool = False) -> Possible:
+    """What of a normalised schema can be satisfied; without a type it is one of an object.
+
+    With `forgiving`, members that must be there and cannot are free instead.
+    """
+    schema = _without_endless(schema)
+    for _ in range(MOST_PASSES):
+        search = _Search(schema, forgiving)
+        schema = search.visit(schema, ())
+        if schema is False:
+            return Possible(False, search.faults.get((), ()))
+        if not search.closes_references:
+            break
+    return Possible(schema)
+
+
+def _without_endless(schema: Any) -> Any:
+    """The schema in which definitions that no value of finite length satisfies are impossible."""
+    if not isinstance(schema, Mapping):
+        return schema
+    held = {(key, name): node for key in DEFINITIONS for name, node in schema.get(key, {}).items()}
+    endless = set(held)  # until shown to end
+    for _ in range(MOST_STEPS):
+        ending = {place for place in endless if _ends(held[place], endless)}
+        if not ending:
+            break
+        endless -= ending
+    else:
+        return schema
+    shut = {key: {name: False for place, name in endless if place == key} for key in DEFINITIONS if key in schema}
+    return {**schema, **{key: {**schema[key], **names} for key, names in shut.items()}} if endless else schema
+
+
+def _ends(node: Any, endless: Collection[tuple[str, str]]) -> bool:
+    """Whether some value of this schema has an end, if those of `endless` have none."""
+    if not isinstance(node, Mapping) or "const" in node or "enum" in node:
+        return True
+    if "$ref" in node and _target(node["$ref"]) in endless:
+        return False
+    if any(key in node and not any(_ends(one, endless) for one in node[key]) for key in ("anyOf", "oneOf")):
+        return False
+    needed = list(node.get("allOf", ()))
+    if node.get("type") in ("object", ["object"]):
+        needed += [node.get("properties", {}).get(name) for name in node.get("required", ())]
+    if node.get("type") in ("array", ["array"]) and (least := node.get("minItems", 0)):
+        first = node.get("prefixItems", [])
+        needed += [*first[: int(least)], *([node.get("items")] if least > len(first) else [])]
+    return all(_ends(one, endless) for one in needed)
+
+
+def _target(reference: Any) -> tuple[str, str]:
+    """Which definition a `$ref` points to."""
+    key, _, name = str(reference).removeprefix("#/").partition("/")
+    return key, name.replace("~1", "/").replace("~0", "~")
+
+
+def context(path: Path) -> str:
+    """A place in a schema as OpenAI writes it."""
+    return "(" + ", ".join(repr(str(step)) for step in path) + ("," if len(path) == 1 else "") + ")"
+
+
+class _Search:
+    """One pass, innermost schemas first."""
+
+    def __init__(self, whole: Any, forgiving: bool) -> None:
+        self._shared = {key: whole[key] for key in DEFINITIONS if key in whole} if isinstance(whole, Mapping) else {}
+        self._forgiving = forgiving
+        self._asked = 0
+        self.faults: dict[Path, Path] = {}  # of each impossible schema, where that begins
+        self.closes_references = False  # a definition is impossible now that was not before: references to it are too
+
+    def visit(self, node: Any, path: Path) -> Any:
+        """The schema with its impossible parts as False, or False."""
+        if not isinstance(node, Mapping):
+            return node
+        held = {key: self._below(key, value, (*path, key)) for key, value in node.items()}
+        if self._forgiving and isinstance(held.get("properties"), dict):
+            required: dict[str, Any] = {n: {} for n in held.get("required", ()) if held["properties"].get(n) is False}
+            held["properties"] |= required
+        fault = self._fault_below(held, path)
+        if fault is None and self._is_possible(held):
+            return held
+        self.faults[path] = path if fault is None else fault
+        self.closes_references |= len(path) == 2 and path[0] in DEFINITIONS
+        return False
+
+    def _below(self, key: str, value: Any, path: Path) -> Any:
+        if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
+            return {name: self.visit(inner, (*path, name)) for name, inner in value.items()}
+        if key in SCHEMA_LIST and isinstance(value, list):
+            found = [self.visit(inner, (*path, i)) for i, inner in enumerate(value)]
+            return found if key in ("allOf", "prefixItems") else [inner for inner in found if inner is not False]
+        return self.visit(value, path) if key in ONE_SCHEMA_BELOW else value
+
+    def _fault_below(self, node: Mapping[str, Any], path: Path) -> Path | None:
+        """Where that begins which makes this schema impossible, if it is a part of it."""
+        for i, part in enumerate(node.get("allOf", ())):
+            if part is False:
+                return self._fault((*path, "allOf", i))
+        kind = node.get("type", None if path else "object")
+        if kind not in ("object", ["object"]):
+            return None
+        others = node.get("additionalProperties", True) if "patternProperties" not in node else True
+        for name in node.get("required", ()):
+            if node.get("properties", {}).get(name, others) is False:
+                return self._fault((*path, "properties", name))
+        return None
+
+    def _fault(self, path: Path) -> Path:
+        return self.faults.get(path, path)
+
+    def _is_possible(self, node: dict[str, Any]) -> bool:
+        """Whether this schema's own words leave anything; of its values only those stay that do the rest justice."""
+        if node.get("not") in ({}, True) or [] in (node.get("anyOf"), node.get("oneOf")):
+            return False
+        key, name = _target(node.get("$ref"))
+        if self._shared.get(key, {}).get(name) is False:
+            return False
+        for key in ("const", "enum"):
+            if key in node:
+                beside = {k: v for k, v in node.items() if k != key and k not in (*ANNOTATIONS, *DEFINITIONS)}
+                values = satisfying([node[key]] if key == "const" else node[key], self._alone(beside))
+                if not values:
+                    return False
+                node[key] = values[0] if key == "const" else values
+        return not (_may_contradict(node) and self._contradicts(node))
+
+    def _contradicts(self, node: Mapping[str, Any]) -> bool:
+        text = json.dumps({**self._alone(node), "x-guidance": {"lenient": True}})
+        self._asked += EACH_ASKED + len(text)
+        elsewhere = text.count('"$ref"') - sum(text.count(f'"$ref": "#/{key}/') for key in DEFINITIONS)
+        if self._asked > MOST_ASKED or elsewhere:
+            return False
+        is_error, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_json_schema(text))
+        return is_error and "nsatisfiable" in messages[0]
+
+    def _alone(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The schema with the definitions that it may refer to."""
+        return {**self._shared, **node} if self._shared and '"$ref"' in json.dumps(node) else node
+
+
+def _may_contradict(node: Mapping[str, Any]) -> bool:
+    """Whether this schema's words may rule each other out, so that it is worth the engine's time."""
+    said = node.keys() - {*ANNOTATIONS, *DEFINITIONS}
+    if "allOf" in said or "pattern" in said or (len(said) > 1 and said & {"$ref", "anyOf", "oneOf"}):
+        return True
+    if "minItems" in said and (node.get("items") is False or False in node.get("prefixItems", ())):
+        return True
+    if "format" in said and said & {"minLength", "maxLength"}:
+        return True
+    return _bounds_cross(node) or any(node.get(low, 0) > node.get(high, math.inf) for low, high in COUNTS)
+
+
+def _bounds_cross(node: Mapping[str, Any]) -> bool:
+    low = max(_numbers(node, ("minimum", "exclusiveMinimum")), default=-math.inf)
+    high = min(_numbers(node, ("maximum", "exclusiveMaximum")), default=math.inf)
+    bounded = math.isfinite(low) and math.isfinite(high)
+    return bounded and (low >= high or "multipleOf" in node or high - low < 1)
+
+
+def _numbers(node: Mapping[str, Any], keys: Sequence[str]) -> list[float]:
+    return [node[key] for key in keys if key in node]

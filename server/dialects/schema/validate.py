@@ -1,0 +1,74 @@
+"""Whether what a model wrote satisfies a tool's schema."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jsonschema_rs
+
+from server.dialects.base import Tool
+from server.dialects.schema.custom import satisfies
+from server.dialects.schema.normalize import normalised
+from server.events import Flag
+
+
+class Offered:
+    """The tools that a reply may call, by name."""
+
+    def __init__(self, tools: Sequence[Tool]) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+        self._validators: dict[str, Any] = {}
+
+    def find(self, name: str) -> Tool | None:
+        """The tool of this name, None if none was offered."""
+        return self._tools.get(name)
+
+    def judge(self, tool: Tool, arguments: str) -> tuple[Flag, ...]:
+        """`("invalid",)` where the arguments are no JSON object or do not satisfy the schema or custom grammar."""
+        if tool.custom:
+            return () if tool.format is None or satisfies(tool.format, arguments) else ("invalid",)
+        try:
+            value = json.loads(arguments)
+        except ValueError:
+            return ("invalid",)
+        return () if isinstance(value, dict) and self._fits(tool, value) else ("invalid",)
+
+    def _fits(self, tool: Tool, value: Any) -> bool:
+        if not tool.parameters:
+            return True
+        if tool.name not in self._validators:
+            self._validators[tool.name] = _validator(json.dumps(tool.parameters))
+        return _is_valid(self._validators[tool.name], value)
+
+
+def fits(value: Any, schema: Any) -> bool:
+    """Whether a value satisfies a schema that was checked before. `format` is not asserted, as the drafts have it."""
+    if schema is None or schema is True or schema == {}:
+        return True
+    return _is_valid(_validator(json.dumps(schema)), value)
+
+
+def satisfying(values: Sequence[Any], schema: Any) -> list[Any]:
+    """Those of the values that satisfy a schema that was checked before."""
+    if not schema or not values:
+        return list(values)
+    validator = _validator(json.dumps(schema))
+    return [value for value in values if _is_valid(validator, value)]
+
+
+def _is_valid(validator: Any, value: Any) -> bool:
+    try:
+        return bool(validator.is_valid(value))
+    except ValueError:  # a number too large for the validator
+        return False
+
+
+@lru_cache(maxsize=1024)
+def _validator(schema: str) -> Any:
+    return jsonschema_rs.Draft202012Validator(normalised(json.loads(schema)))
+
+
+def whole_schema(tool: Tool) -> Mapping[str, Any]:
+    """The tool's parameters, or the schema of no arguments at all."""
+    return tool.parameters or {"type": "object", "properties": {}, "additionalProperties": False}

@@ -1,0 +1,88 @@
+"""A schema of an object as a list of plain objects, one of which holds: `anyOf` at its top taken apart."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.dialects.schema.references import resolved
+
+MOST = 16  # alternatives; a schema with more is constrained as an object with all of their properties, all optional
+
+# Words that mean something else beside words of another schema.
+APART = {
+    "additionalProperties", "patternProperties", "unevaluatedProperties", "items", "prefixItems", "unevaluatedItems",
+    "contains", "if", "then", "else",
+}  # fmt: skip
+
+
+def variants(schema: Any) -> list[dict[str, Any]]:
+    """Objects whose keywords are only `properties`, `required`, `additionalProperties` and the size of a map."""
+    found = _expand(schema, 8) if isinstance(schema, Mapping) else []
+    plain = [_plain(one) for one in found]
+    return plain if 0 < len(plain) <= MOST else [_all_optional(plain)]
+
+
+def _expand(schema: Mapping[str, Any], depth: int) -> list[Mapping[str, Any]]:
+    if depth == 0:
+        return [schema]
+    if "$ref" in schema:
+        return _expand(resolved(schema), depth - 1)
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            rest = {name: value for name, value in schema.items() if name != key}
+            branches = [branch for branch in schema[key] if isinstance(branch, Mapping)]
+            return [one for branch in branches for one in _expand(_merged([rest, branch]), depth - 1)]
+    if "allOf" in schema:
+        rest = {name: value for name, value in schema.items() if name != "allOf"}
+        parts = [_reference(part, schema) for part in schema["allOf"] if isinstance(part, Mapping)]
+        return _expand(_merged([rest, *parts]), depth - 1)
+    return [schema]
+
+
+def _reference(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    shared = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
+    return resolved({**shared, **part}) if "$ref" in part else part
+
+
+def _merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            if key == "properties":
+                held = merged.get(key, {})
+                merged[key] = {**held, **{n: _both(held[n], one) if n in held else one for n, one in value.items()}}
+            elif key == "required":
+                merged[key] = list(dict.fromkeys([*merged.get(key, []), *value]))
+            elif key in ("anyOf", "oneOf", "allOf", "$ref"):
+                merged[key] = value if key == "$ref" else [*merged.get(key, []), *value]
+            else:
+                merged[key] = value
+    return merged
+
+
+def _both(one: Any, other: Any) -> Any:
+    """A schema of what satisfies both: as one where they speak of different things."""
+    if one is True or one == other:
+        return other
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return one if other is True else False
+    if all(one[key] == other[key] for key in one.keys() & other.keys()) and not {*one, *other} & APART:
+        return {**one, **other}
+    return {"allOf": [one, other]}
+
+
+def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
+    properties = dict(schema.get("properties", {}))
+    extra = schema.get("additionalProperties", True)
+    for name in schema.get("required", ()):
+        properties.setdefault(name, {} if extra is True else extra)
+    kept = ("required", "additionalProperties", "minProperties", "maxProperties", "$defs", "definitions")
+    return {**{key: schema[key] for key in kept if key in schema}, "properties": properties}
+
+
+def _all_optional(plain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    members: dict[str, list[Any]] = {}
+    for name, schema in (item for one in plain for item in one["properties"].items()):
+        found = members.setdefault(name, [])
+        found += [] if schema in found else [schema]
+    properties = {name: found[0] if len(found) == 1 else {"anyOf": found} for name, found in members.items()}
+    return {**_merged(plain), "properties": properties, "required": []}

@@ -1,0 +1,207 @@
+"""The KV cache on a GPU and the attention that reads it: same layout, same file.
+
+    keys, values  [num_blocks, block_size, kv_heads, head_dim]
+
+of each layer: one token lies together, as paged kernels want it. Where there are kernels for the device, they read the
+blocks in place. Else rows of one length are gathered through a padded block table and handed to torch's fused
+attention. Nothing here is written for CUDA alone, so that the tests run it on the CPU too.
+
+The last block belongs to no sequence: rows that only fill up a batch write there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from server.model.attention.cpu import Attends, PoolShape
+from server.model.attention.step_plan import RowPlan, fresh_blocks, write_places
+from server.model.attention.tiles import TILE_TOKENS, TilePlan, Tiles, plan_tiles
+
+
+class Kernels(Protocol):
+    """Attention that reads blocks in place; the module paged_triton.py is one."""
+
+    def write(self, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Write new keys and values [num_tokens, kv_heads, head_dim] to their slots [num_tokens]."""
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Tensor, scaling: float) -> None:
+        """Attention of the tiles' tokens, written into `result`. query and result [num_tokens, heads, head_dim]."""
+
+
+class CudaKvPool:
+    """Keys and values of `num_blocks` blocks and the scratch block, one tensor for each layer's keys and values."""
+
+    def __init__(
+        self,
+        shape: PoolShape,
+        num_blocks: int,
+        device: torch.device,
+        kernels: Kernels | None = None,
+        tile_sizes: Sequence[int] = (TILE_TOKENS,),
+    ) -> None:
+        """`tile_sizes`: what the kernels cut long rows into."""
+        self.shape = shape
+        self.tile_sizes = tile_sizes
+        self.num_blocks = num_blocks
+        self.kernels = kernels
+        self.times_moved = 0  # whoever keeps addresses of keys and values must look here first
+        self._most_blocks = num_blocks
+        size = (num_blocks + 1, shape.block_size, shape.kv_heads, shape.head_dim)
+        # Zeros: a weight of 0 does not hide a NaN in memory that nobody has written.
+        self.keys = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
+        self.values = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
+
+    def release(self, first_block: int) -> None:
+        """Give the memory of all blocks from this one on back to the device; their content is lost."""
+        if first_block < self.num_blocks:
+            self._resize(first_block)
+            self.num_blocks = first_block
+            if self.keys[0].is_cuda:
+                torch.cuda.empty_cache()
+
+    def restore(self, num_blocks: int) -> int:
+        """Take memory again for blocks up to this one; returns how many blocks there are now."""
+        wanted = min(num_blocks, self._most_blocks)
+        if wanted > self.num_blocks:
+            try:
+                self._resize(wanted)
+                self.num_blocks = wanted
+            except torch.OutOfMemoryError:
+                self._resize(self.num_blocks)
+        return self.num_blocks
+
+    @property
+    def scratch_block(self) -> int:
+        """The block whose content means nothing."""
+        return self.num_blocks
+
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
+        """Arrange one step. `rows` are in the order of their tokens, short ones first."""
+        block_size, device = self.shape.block_size, self.keys[0].device
+        if self.kernels is not None:
+            plan = plan_tiles(rows, block_size, self.shape.kv_heads, self.tile_sizes, device)
+            return TiledStep(self, layer_of, plan, self.kernels)
+        blocks, offsets = write_places(rows, block_size)
+        fresh = fresh_blocks(rows, block_size)
+        groups: list[Alike] = []
+        first_token = i = 0
+        while i < len(rows):
+            alike = i + 1
+            while alike < len(rows) and rows[alike].num_tokens == rows[i].num_tokens:
+                alike += 1
+            groups.append(_arrange_alike(first_token, rows[i:alike], block_size, device))
+            first_token += rows[i].num_tokens * (alike - i)
+            i = alike
+        return CudaStep(
+            self,
+            layer_of,
+            blocks.to(device, non_blocking=True),
+            offsets.to(device, non_blocking=True),
+            None if fresh is None else fresh.to(device, non_blocking=True),
+            tuple(groups),
+        )
+
+    def _resize(self, num_blocks: int) -> None:
+        """Layer by layer, so that no more than one layer's part is held twice."""
+        self.times_moved += 1
+        for parts in (self.keys, self.values):
+            for layer, old in enumerate(parts):
+                if old.shape[0] != num_blocks + 1:
+                    new = old.new_zeros((num_blocks + 1, *old.shape[1:]))
+                    kept = min(num_blocks, old.shape[0] - 1)
+                    new[:kept].copy_(old[:kept])
+                    parts[layer] = new
+                    del old
+
+
+@dataclass(frozen=True, slots=True)
+class TiledStep:
+    """One step's attention by kernels; handed through the model's forward to every layer."""
+
+    pool: CudaKvPool
+    layer_of: dict[int, int]  # the model's layer index -> the pool's
+    plan: TilePlan
+    kernels: Kernels
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """As `paged.Attends.attend`."""
+        layer = self.layer_of[layer_index]
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        self.kernels.write(key, value, keys, values, self.plan.slots)
+        result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        for tiles in self.plan.launches:
+            self.kernels.attend(query[: tiles.num_tokens], keys, values, tiles, result[: tiles.num_tokens], scaling)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Neighbouring rows with the same number of new tokens."""
+
+    first_token: int
+    num_rows: int
+    num_tokens: int  # of each row
+    table: Tensor  # [rows, most blocks of a row], padded with the row's first block
+    allowed: Tensor  # [rows, 1, num_tokens, most blocks of a row * block_size]
+
+
+@dataclass(frozen=True, slots=True)
+class CudaStep:
+    """One step's attention over gathered keys and values; handed through the model's forward to every layer."""
+
+    pool: CudaKvPool
+    layer_of: dict[int, int]  # the model's layer index -> the pool's
+    write_blocks: Tensor  # [num_tokens]
+    write_offsets: Tensor  # [num_tokens]
+    fresh: Tensor | None  # blocks begun but not filled in this step
+    groups: tuple[Alike, ...]
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """As `paged.Attends.attend`."""
+        layer = self.layer_of[layer_index]
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        if self.fresh is not None:
+            keys.index_fill_(0, self.fresh, 0)
+            values.index_fill_(0, self.fresh, 0)
+        keys.index_put_((self.write_blocks, self.write_offsets), key)
+        values.index_put_((self.write_blocks, self.write_offsets), value)
+        parts = [_attend_alike(rows, query, keys, values, scaling) for rows in self.groups]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _arrange_alike(first_token: int, rows: Sequence[RowPlan], block_size: int, device: torch.device) -> Alike:
+    num_tokens = rows[0].num_tokens
+    counts = [-(-(row.start + num_tokens) // block_size) for row in rows]
+    table = np.zeros((len(rows), max(counts)), dtype=np.int64)
+    for line, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        table[line] = row.blocks[0]
+        table[line, :count] = row.blocks[:count]
+    starts = np.array([row.start for row in rows])
+    last_seen = starts[:, None] + np.arange(num_tokens)[None, :]
+    allowed = np.arange(table.shape[1] * block_size)[None, None, :] <= last_seen[:, :, None]
+    return Alike(
+        first_token,
+        len(rows),
+        num_tokens,
+        torch.from_numpy(table).to(device, non_blocking=True),
+        torch.from_numpy(allowed[:, None]).to(device, non_blocking=True),
+    )
+
+
+def _attend_alike(rows: Alike, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+    """[num_tokens, heads, head_dim] -> [rows * tokens of each, heads, head_dim]."""
+    _, heads, head_dim = query.shape
+    end = rows.first_token + rows.num_rows * rows.num_tokens
+    own = query[rows.first_token : end].view(rows.num_rows, rows.num_tokens, heads, head_dim).transpose(1, 2)
+    # [rows, KV heads, positions, head_dim]
+    seen_keys = keys[rows.table].flatten(1, 2).transpose(1, 2)
+    seen_values = values[rows.table].flatten(1, 2).transpose(1, 2)
+    result = functional.scaled_dot_product_attention(
+        own, seen_keys, seen_values, attn_mask=rows.allowed, scale=scaling, enable_gqa=heads != keys.shape[2]
+    )
+    return result.transpose(1, 2).reshape(-1, heads, head_dim)

@@ -1,0 +1,256 @@
+"""A decoder's steps through the kernels of `cpp/step.cpp`, on the checkpoint's own weights but for short rows.
+
+They compute dense decoders in bfloat16 and float32, and the attention of every other model in these types; the rest is
+computed by torch.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from server.model.attention.cpu import Attends, BlockMemory, PoolShape
+from server.model.attention.step_plan import RowPlan
+from server.model.cpu.library import Attention, Layer, Model, Step, open_library, the_library
+from server.model.layers.decoder import is_silu, rotates_whole_heads
+from server.model.layers.recurrent import RecurrentStep
+
+DTYPES = (torch.bfloat16, torch.float32)
+MULTIPLE = 32  # of every size that products sum over
+BEHIND = 64  # bytes that are read behind the last block
+
+
+def can_compute(decoder: Any, head: Any) -> bool:
+    """Whether the kernels are at hand and know this decoder of a short form, whose linear layers are not packed."""
+    if open_library() is None or type(head) is not nn.Linear or head.bias is not None:
+        return False
+    dtype = head.weight.dtype
+    if dtype not in DTYPES or {weight.dtype for weight in decoder.parameters()} != {dtype}:
+        return False
+    return rotates_whole_heads(decoder) and _reads(head) and all(_knows(layer) for layer in decoder.layers)
+
+
+def _knows(layer: Any) -> bool:
+    attention, mlp = layer.self_attn, layer.mlp
+    biased = (attention.q_proj, attention.k_proj, attention.v_proj)
+    plain = (attention.o_proj, *(getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")))
+    return (
+        all(_reads(linear) for linear in (*biased, *plain))
+        and all(linear.bias is None for linear in plain)
+        and attention.head_dim % MULTIPLE == 0
+        and is_silu(mlp.act_fn)
+    )
+
+
+def _reads(linear: Any) -> bool:
+    return type(linear) is nn.Linear and linear.in_features % MULTIPLE == 0 and linear.weight.device.type == "cpu"
+
+
+def can_hold(shape: PoolShape) -> bool:
+    """Whether the kernels are at hand and read a KV cache of this shape."""
+    fits = shape.dtype in DTYPES and shape.head_dim % MULTIPLE == 0 and shape.block_size % 2 == 0
+    return fits and open_library() is not None
+
+
+def lay_out(linear: nn.Linear) -> Tensor:
+    """A layer's weights as the kernels read them: short rows in panels, which it then holds instead of its own."""
+    weight, is_bf16 = linear.weight.detach().contiguous(), linear.weight.dtype == torch.bfloat16
+    outputs, size = weight.shape
+    num_bytes = the_library().toolwire_panel_bytes(is_bf16, size, outputs)
+    if not num_bytes:
+        return weight
+    panels = torch.empty(num_bytes // weight.element_size(), dtype=weight.dtype)
+    threads = torch.get_num_threads()
+    the_library().toolwire_lay_out(is_bf16, weight.data_ptr(), size, outputs, panels.data_ptr(), threads)
+    linear.weight = nn.Parameter(panels, requires_grad=False)  # a tied embedding keeps its own
+    return panels
+
+
+class NativeBody:
+    """The decoder in one call a step."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._library = the_library()
+        self._embedding = decoder.embed_tokens
+        self._rotary = decoder.rotary_emb
+        first = decoder.layers[0]
+        attention = first.self_attn
+        self._held: list[Tensor] = []  # what the kernels read
+        self._angles_like = torch.empty(0, dtype=torch.float32)
+        self._layers = (Layer * len(decoder.layers))(*(self._layer(layer) for layer in decoder.layers))
+        self._model = Model(
+            is_bf16=attention.q_proj.weight.dtype == torch.bfloat16,
+            hidden=attention.q_proj.in_features,
+            inner=first.mlp.down_proj.in_features,
+            heads=attention.q_proj.out_features // attention.head_dim,
+            kv_heads=attention.k_proj.out_features // attention.head_dim,
+            head_dim=attention.head_dim,
+            num_layers=len(self._layers),
+            epsilon=decoder.norm.variance_epsilon,
+            scaling=attention.scaling,
+            layers=ctypes.addressof(self._layers),
+            norm=self._at(decoder.norm.weight),
+        )
+
+    def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
+        """As `Body`."""
+        assert isinstance(paged, NativeStep), "the pool is in the kernels' layout"
+        embedded: Tensor = self._embedding(ids)
+        cosines, sines = self._rotary(self._angles_like, positions.unsqueeze(0))
+        results = torch.empty_like(embedded)
+        step = Step(
+            num_tokens=len(ids),
+            num_rows=len(paged.rows),
+            num_threads=torch.get_num_threads(),
+            block_size=paged.pool.shape.block_size,
+            rows=paged.rows.ctypes.data,
+            keys=ctypes.addressof(paged.pool.key_pointers),
+            values=ctypes.addressof(paged.pool.value_pointers),
+            embedded=embedded.data_ptr(),
+            cosines=cosines.data_ptr(),
+            sines=sines.data_ptr(),
+            results=results.data_ptr(),
+        )
+        model = ctypes.byref(self._model)
+        scratch = torch.empty(self._library.toolwire_step_bytes(model, ctypes.byref(step)), dtype=torch.uint8)
+        step.scratch = scratch.data_ptr()
+        self._library.toolwire_compute(model, ctypes.byref(step))
+        return results
+
+    def _layer(self, layer: Any) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        has_norms = hasattr(attention, "q_norm")
+        return Layer(
+            query=self._at(lay_out(attention.q_proj)),
+            key=self._at(lay_out(attention.k_proj)),
+            value=self._at(lay_out(attention.v_proj)),
+            output=self._at(lay_out(attention.o_proj)),
+            gate=self._at(lay_out(mlp.gate_proj)),
+            up=self._at(lay_out(mlp.up_proj)),
+            down=self._at(lay_out(mlp.down_proj)),
+            query_bias=self._at(attention.q_proj.bias),
+            key_bias=self._at(attention.k_proj.bias),
+            value_bias=self._at(attention.v_proj.bias),
+            attention_norm=self._at(layer.input_layernorm.weight),
+            mlp_norm=self._at(layer.post_attention_layernorm.weight),
+            query_norm=self._at(attention.q_norm.weight if has_norms else None),
+            key_norm=self._at(attention.k_norm.weight if has_norms else None),
+        )
+
+    def _at(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        own = tensor.detach().contiguous()
+        self._held.append(own)
+        return own.data_ptr()
+
+
+class NativeHead(nn.Module):
+    """The output head: float32 logits, each row summed alike whatever the batch."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self._library = the_library()
+        self._vocab_size = head.out_features
+        self._is_bf16 = head.weight.dtype == torch.bfloat16
+        self._weight = lay_out(head)
+        # Logits of many rows take tens of megabytes, and memory that is new at every step costs as much as the product.
+        self._logits = torch.empty(0)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab] float32, to be read before the next call: that one writes over them."""
+        hidden = hidden.contiguous()
+        if self._logits.shape[0] < len(hidden):
+            self._logits = torch.empty(0)  # before the next is taken
+            self._logits = torch.empty(len(hidden), self._vocab_size)
+        self._library.toolwire_project(*self._product(hidden), self._logits.data_ptr(), torch.get_num_threads())
+        return self._logits[: len(hidden)]
+
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """As `greedy.likeliest` of the same logits, which are not kept."""
+        hidden, threads = hidden.contiguous(), torch.get_num_threads()
+        ids = torch.empty(len(hidden), dtype=torch.int64)
+        scratch = torch.empty(self._library.toolwire_likeliest_bytes(len(hidden), threads), dtype=torch.uint8)
+        product = self._product(hidden)
+        self._library.toolwire_likeliest(*product, ids.data_ptr(), scratch.data_ptr(), threads)
+        return ids
+
+    def _product(self, hidden: Tensor) -> tuple[int, ...]:
+        """The arguments that say what is multiplied; `hidden`, contiguous, must outlive them."""
+        num_rows, size = hidden.shape
+        return (
+            self._is_bf16,
+            hidden.data_ptr(),
+            num_rows,
+            size,
+            self._weight.data_ptr(),
+            self._vocab_size,
+        )
+
+
+class NativePool(BlockMemory):
+    """The KV cache in the kernels' layout (`cpp/attention.h`)."""
+
+    def __init__(self, shape: PoolShape, num_blocks: int) -> None:
+        assert shape.block_size % 2 == 0, "two tokens lie together"
+        super().__init__(shape, num_blocks, behind=BEHIND)
+        self.key_pointers = (ctypes.c_void_p * shape.layers)(*(keys.data_ptr() for keys in self.keys))
+        self.value_pointers = (ctypes.c_void_p * shape.layers)(*(values.data_ptr() for values in self.values))
+
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
+        """Arrange one step. `rows` are in the order of their tokens."""
+        sizes = np.array([len(row.blocks) for row in rows])
+        table = np.fromiter(chain.from_iterable(row.blocks for row in rows), np.int32, sizes.sum())
+        ends = [row.start + row.num_tokens for row in rows]
+        assert (sizes * self.shape.block_size >= ends).all(), "every token has its place"
+        assert table.min() >= 0 and table.max() < self.num_blocks, "every block is the pool's"
+        lengths = np.array([row.num_tokens for row in rows])
+        plan = np.empty((len(rows), 4), dtype=np.int64)
+        plan[:, 0] = np.cumsum(lengths) - lengths
+        plan[:, 1] = lengths
+        plan[:, 2] = [row.start for row in rows]
+        plan[:, 3] = table.ctypes.data + (np.cumsum(sizes) - sizes) * table.itemsize
+        return NativeStep(self, plan, table, layer_of)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeStep:
+    """One step's rows as the kernels read them."""
+
+    pool: NativePool
+    rows: Any  # int64 [rows, 4]: first token, tokens, tokens before them, address of the blocks
+    table: Any  # int32: the blocks of all rows
+    layer_of: dict[int, int]  # the model's layer index -> the pool's
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """As `Attends.attend`."""
+        library, pool, layer = the_library(), self.pool, self.layer_of[layer_index]
+        query, key, value = (part.contiguous() for part in (query, key, value))
+        results = torch.empty_like(query)
+        step = Attention(
+            is_bf16=query.dtype == torch.bfloat16,
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            head_dim=query.shape[2],
+            num_tokens=query.shape[0],
+            num_rows=len(self.rows),
+            num_threads=torch.get_num_threads(),
+            block_size=pool.shape.block_size,
+            scaling=scaling,
+            rows=self.rows.ctypes.data,
+            queries=query.data_ptr(),
+            new_keys=key.data_ptr(),
+            new_values=value.data_ptr(),
+            keys=pool.keys[layer].data_ptr(),
+            values=pool.values[layer].data_ptr(),
+            results=results.data_ptr(),
+        )
+        scratch = torch.empty(library.toolwire_attention_bytes(ctypes.byref(step)), dtype=torch.uint8)
+        step.scratch = scratch.data_ptr()
+        library.toolwire_attend(ctypes.byref(step))
+        return results

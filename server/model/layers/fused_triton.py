@@ -1,0 +1,104 @@
+"""What lies between a decoder's products, as one Triton kernel each; they are `decoder.Operations`.
+
+On a GPU a step of few tokens takes as long as its launches do: torch's own operations are 18 a layer, these make them
+11. Everything between loading and storing is computed in float32, with one rounding at the end. The lines of what is
+given lie one after the other, as products leave them.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from server.model.layers.decoder import HeadNorms, Norm
+
+GATED = 1024  # numbers that one program of `gate` makes
+WIDE = 2048  # a line longer than this is normed by eight warps
+
+
+@triton.jit
+def _add_norm_kernel(
+    hidden, added, weight, normed, epsilon, SIZE: tl.constexpr, WIDTH: tl.constexpr, ADDS: tl.constexpr
+):  # fmt: skip
+    """One program a token. `hidden` is overwritten by the sum, rounded to its type before it is normed."""
+    at = tl.arange(0, WIDTH)
+    own = at < SIZE
+    place = tl.program_id(0).to(tl.int64) * SIZE + at
+    value = tl.load(hidden + place, mask=own, other=0.0)
+    if ADDS:
+        value = (value.to(tl.float32) + tl.load(added + place, mask=own, other=0.0).to(tl.float32)).to(value.dtype)
+        tl.store(hidden + place, value, mask=own)
+    wide = value.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + epsilon)
+    result = wide * scale * tl.load(weight + at, mask=own, other=0.0).to(tl.float32)
+    tl.store(normed + place, result.to(normed.dtype.element_ty), mask=own)
+
+
+@triton.jit
+def _turn_kernel(
+    heads, weight, cos, sin, turned, token_stride, head_stride, epsilon,
+    HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, NORMS: tl.constexpr,
+):  # fmt: skip
+    """Programs: (token, head). The sine of the first half carries the sign."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = tl.arange(0, WIDTH)
+    own = at < HALF
+    place = token * token_stride + head * head_stride + at
+    first = tl.load(heads + place, mask=own, other=0.0).to(tl.float32)
+    second = tl.load(heads + place + HALF, mask=own, other=0.0).to(tl.float32)
+    if NORMS:
+        scale = tl.rsqrt((tl.sum(first * first, 0) + tl.sum(second * second, 0)) / (2 * HALF) + epsilon)
+        line = weight + head * 2 * HALF + at
+        first = first * scale * tl.load(line, mask=own, other=0.0).to(tl.float32)
+        second = second * scale * tl.load(line + HALF, mask=own, other=0.0).to(tl.float32)
+    angle = token * 2 * HALF + at
+    result = turned + (token * HEADS + head) * 2 * HALF + at
+    cosine = tl.load(cos + angle, mask=own, other=0.0).to(tl.float32)
+    sine = tl.load(sin + angle, mask=own, other=0.0).to(tl.float32)
+    tl.store(result, (first * cosine + second * sine).to(turned.dtype.element_ty), mask=own)
+    cosine = tl.load(cos + angle + HALF, mask=own, other=0.0).to(tl.float32)
+    sine = tl.load(sin + angle + HALF, mask=own, other=0.0).to(tl.float32)
+    tl.store(result + HALF, (second * cosine + first * sine).to(turned.dtype.element_ty), mask=own)
+
+
+@triton.jit
+def _gate_kernel(both, result, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    """Programs: (token, part of the line). `both` holds a token's gates, then what they let through."""
+    token, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    own = at < SIZE
+    gate = tl.load(both + token * 2 * SIZE + at, mask=own, other=0.0).to(tl.float32)
+    up = tl.load(both + token * 2 * SIZE + SIZE + at, mask=own, other=0.0).to(tl.float32)
+    tl.store(result + token * SIZE + at, (gate * tl.sigmoid(gate) * up).to(result.dtype.element_ty), mask=own)
+
+
+def add_norm(hidden: Tensor, added: Tensor | None, norm: Norm) -> Tensor:
+    """As `Operations.add_norm`."""
+    num_tokens, size = hidden.shape
+    normed = torch.empty_like(hidden)
+    width = triton.next_power_of_2(size)
+    _add_norm_kernel[(num_tokens,)](
+        hidden, hidden if added is None else added, norm.weight, normed, norm.epsilon, size, width, added is not None,
+        num_warps=8 if width > WIDE else 4,
+    )  # fmt: skip
+    return normed
+
+
+def turn(heads: Tensor, norms: HeadNorms | None, cos: Tensor, sin: Tensor) -> Tensor:
+    """As `Operations.turn`."""
+    num_tokens, num_heads, head_dim = heads.shape
+    turned = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
+    weight, epsilon = (norms.weight, norms.epsilon) if norms else (heads, 0.0)
+    half = head_dim // 2
+    _turn_kernel[(num_tokens, num_heads)](
+        heads, weight, cos, sin, turned, heads.stride(0), heads.stride(1), epsilon,
+        num_heads, half, triton.next_power_of_2(half), norms is not None, num_warps=1,
+    )  # fmt: skip
+    return turned
+
+
+def gate(both: Tensor) -> Tensor:
+    """As `Operations.gate`."""
+    num_tokens, size = both.shape[0], both.shape[1] // 2
+    result = torch.empty((num_tokens, size), dtype=both.dtype, device=both.device)
+    _gate_kernel[(num_tokens, triton.cdiv(size, GATED))](both, result, size, GATED)
+    return result

@@ -1,0 +1,184 @@
+"""State of linear-attention layers (Gated DeltaNet): one slot a sequence, and the layers' way to it.
+
+transformers' layers take [rows, tokens, hidden] with one length for all rows, and reach their state through the cache
+object they are given. Ours are called with one flat line of tokens of many rows, so each is wrapped: all rows that
+decode one token are computed together, every other row alone, and the cache object shows the layer the slots of just
+those rows.
+"""
+
+import math
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from server.model.device import to_device
+
+MIXER = "linear_attn"  # what transformers' decoder layers call it
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentShape:
+    """What one sequence keeps in each linear-attention layer."""
+
+    layer_indices: tuple[int, ...]
+    conv_channels: int
+    conv_kernel: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+
+
+class StatePool:
+    """`num_slots` states. The recurrent part is float32, as transformers' layers compute it."""
+
+    def __init__(self, shape: RecurrentShape, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape = shape
+        convolution = (num_slots, shape.conv_channels, shape.conv_kernel)
+        recurrent = (num_slots, shape.value_heads, shape.key_dim, shape.value_dim)
+        self.convolution = {i: _zeros(convolution, dtype, device) for i in shape.layer_indices}
+        self.recurrent = {i: _zeros(recurrent, torch.float32, device) for i in shape.layer_indices}
+
+    def copy(self, source: int, target: int) -> None:
+        """Make one slot's state another's."""
+        for states in (*self.convolution.values(), *self.recurrent.values()):
+            states[target].copy_(states[source])
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; in main memory pages are taken when a slot is first written, so that slots nobody uses cost nothing."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = max(1, math.prod(shape) * dtype.itemsize)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)  # keeps the memory
+
+
+@dataclass(frozen=True, slots=True)
+class StateRow:
+    """One row as the linear layers see it. It begins with no state if `start` is 0."""
+
+    num_tokens: int
+    start: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows computed together: neighbouring tokens, the same number for each."""
+
+    first_token: int
+    num_rows: int
+    num_tokens: int  # of each row
+    states: "States"
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentStep:
+    """One step's spans; handed through the model's forward to every linear layer."""
+
+    spans: tuple[Span, ...]
+
+
+def recurrent_shape(text: Any) -> RecurrentShape:
+    """From the text configuration of Qwen3-Next and Qwen3.5."""
+    keys = text.linear_num_key_heads * text.linear_key_head_dim
+    values = text.linear_num_value_heads * text.linear_value_head_dim
+    return RecurrentShape(
+        layer_indices=tuple(i for i, kind in enumerate(text.layer_types) if kind == "linear_attention"),
+        conv_channels=2 * keys + values,
+        conv_kernel=text.linear_conv_kernel_dim,
+        value_heads=text.linear_num_value_heads,
+        key_dim=text.linear_key_head_dim,
+        value_dim=text.linear_value_head_dim,
+    )
+
+
+def plan_states(rows: Sequence[StateRow], pool: StatePool) -> RecurrentStep:
+    """`rows` in the order of their tokens; those that decode one token with a state come first."""
+    decoding = 0
+    while decoding < len(rows) and rows[decoding].num_tokens == 1 and rows[decoding].start:
+        decoding += 1
+    spans = []
+    if decoding:
+        slots = [row.slot for row in rows[:decoding]]
+        spans.append(Span(0, decoding, 1, States(pool, slots, fresh=False)))
+    first_token = decoding
+    for row in rows[decoding:]:
+        spans.append(Span(first_token, 1, row.num_tokens, States(pool, [row.slot], fresh=row.start == 0)))
+        first_token += row.num_tokens
+    return RecurrentStep(tuple(spans))
+
+
+def split_rows(body: nn.Module) -> None:
+    """Wrap every linear-attention layer of the model."""
+    for layer in body.layers:  # type: ignore[union-attr]
+        if hasattr(layer, MIXER):
+            setattr(layer, MIXER, RowwiseMixer(getattr(layer, MIXER)))
+
+
+class RowwiseMixer(nn.Module):
+    """A linear-attention layer over a flat line of tokens."""
+
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """[1, num_tokens, hidden] -> the same shape; the state of every row moves on."""
+        step: RecurrentStep = kwargs["recurrent"]
+        parts = []
+        for span in step.spans:
+            end = span.first_token + span.num_rows * span.num_tokens
+            own = hidden_states[0, span.first_token : end].view(span.num_rows, span.num_tokens, -1)
+            parts.append(self.mixer(own, cache_params=span.states).flatten(0, 1))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
+
+
+class States:
+    """What transformers' linear layers use of a cache (transformers 5: `Cache.get_conv_state` and its kin)."""
+
+    def __init__(self, pool: StatePool, slots: Sequence[int], *, fresh: bool) -> None:
+        self._pool = pool
+        self._fresh = fresh
+        together = list(slots) == list(range(slots[0], slots[0] + len(slots)))
+        device = next(iter(pool.recurrent.values())).device
+        self._slots = slice(slots[0], slots[0] + len(slots)) if together else to_device(slots, device)
+        self._lent: Tensor | None = None
+
+    def get_conv_state(self, layer_index: int, state_idx: int = 0) -> Tensor | None:
+        """[rows, conv_channels, conv_kernel], which the layer may update in place; None if there is no state yet."""
+        if self._fresh:
+            return None
+        # Slots that lie together are a view; others are gathered here and written back with the recurrent state.
+        self._lent = self._pool.convolution[layer_index][self._slots]
+        return self._lent
+
+    def get_recurrent_state(self, layer_index: int, state_idx: int = 0) -> Tensor | None:
+        """[rows, value_heads, key_dim, value_dim]; None if there is no state yet."""
+        return None if self._fresh else self._pool.recurrent[layer_index][self._slots]
+
+    def update_conv_state(self, inputs: Tensor, layer_index: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        """Take [rows, conv_channels, tokens]; return them behind what the convolution saw before."""
+        kernel = self._pool.shape.conv_kernel
+        if self._fresh:
+            before = inputs.new_zeros((*inputs.shape[:-1], kernel))
+        else:
+            before = self._pool.convolution[layer_index][self._slots]
+        seen = torch.cat((before, inputs), -1)
+        self._lent = seen[..., -kernel:]
+        return seen
+
+    def update_recurrent_state(self, states: Tensor, layer_index: int, state_idx: int = 0) -> None:
+        """Keep both states of these rows."""
+        self._pool.recurrent[layer_index][self._slots] = states.float()
+        if self._lent is not None:
+            self._pool.convolution[layer_index][self._slots] = self._lent
+            self._lent = None
+
+    def is_recording_past(self, layer_index: int) -> bool:
+        """States cannot be rolled back here: no drafts are verified on these models."""
+        return False

@@ -1,0 +1,51 @@
+"""A model in memory, whoever read it, and what its neighbours must know about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from server.model.layers.decoder import Body
+from server.model.layers.packed_linear import PackedLinear
+from server.model.layers.recurrent import RecurrentShape
+
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """What one token keeps in the KV cache: `2 * kv_heads * head_dim` elements in each attention layer."""
+
+    layer_indices: tuple[int, ...]  # the model's layers that have keys and values
+    heads: int  # of queries
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to be run."""
+
+    body: Body  # ids -> hidden states
+    head: nn.Module  # hidden states -> logits
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int  # columns of the logits
+    max_positions: int
+    kv: KvShape
+    recurrent: RecurrentShape | None
+    weight_bytes: int
+    load_s: float
+    kernels: bool = False  # whether the compiled kernels for CPUs may attend
+
+
+def count_bytes(model: nn.Module) -> int:
+    """Bytes of all weights, tied ones counted once, and of packed copies."""
+    seen: dict[int, int] = {}
+    packed = 0
+    for module in model.modules():
+        packed += module.packed_bytes() if isinstance(module, PackedLinear) else 0
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return packed + sum(seen.values())

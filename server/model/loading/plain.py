@@ -1,0 +1,267 @@
+"""Dense decoders read straight from their safetensors files: Llama, Qwen2 and Qwen3 with rotary positions as they were
+first made.
+
+Importing transformers takes two seconds of every start, and these models need nothing of it but the names of their
+weights (transformers' `LlamaForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM`). What says anything else in its
+configuration, or has other weights in its files, is left to transformers, which also knows best what to say of a fault.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from server.model.cpu.native import NativeBody, NativeHead, can_compute
+from server.model.layers.decoder import Body, ShortBody
+from server.model.layers.packed_linear import pack_linears
+from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
+from server.settings import EngineSettings
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+DTYPES = ("float32", "bfloat16", "float16")
+DERIVED = ".rotary_emb.inv_freq"  # in files of old: what the configuration says already
+
+
+@dataclass(frozen=True, slots=True)
+class PlainConfig:
+    """What such a decoder's configuration says, with transformers' names."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    dtype: str
+
+
+def load_plain(
+    checkpoint: Path, settings: EngineSettings, on_progress: OnProgress, began_s: float
+) -> LoadedModel | None:
+    """The checkpoint in main memory, or None: then transformers is to load it."""
+    try:
+        config = read_plain_config(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+        weights = dict(_read_weights(checkpoint)) if config else {}
+    except (OSError, ValueError, SafetensorError):
+        return None
+    if config is None or {name: tuple(weight.shape) for name, weight in weights.items()} != shapes_of(config):
+        return None
+    wanted: torch.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
+    model = PlainModel(config, {name: weight.to(wanted) for name, weight in weights.items()})
+    del weights
+    layers = model.model.layers
+    body: Body
+    head: nn.Module
+    if settings.cpu_kernels and can_compute(model.model, model.lm_head):
+        body, head = NativeBody(model.model), NativeHead(model.lm_head)  # reads the files' pages as it goes
+    else:
+        for number, layer in enumerate(layers, 1):
+            pack_linears(layer)
+            on_progress(0.9 * number / len(layers))
+        pack_linears(model)
+        body, head = ShortBody(model.model), model.lm_head
+    return LoadedModel(
+        body=body,
+        head=head,
+        device=torch.device("cpu"),
+        dtype=wanted,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        kv=KvShape(tuple(range(len(layers))), config.num_attention_heads, config.num_key_value_heads, config.head_dim),
+        recurrent=None,
+        weight_bytes=count_bytes(model),
+        load_s=time.monotonic() - began_s,
+        kernels=settings.cpu_kernels,
+    )
+
+
+def read_plain_config(fields: Mapping[str, Any]) -> PlainConfig | None:
+    """What config.json says, or None if it says anything that is not plain, or leaves a size to a default."""
+    model_type = fields.get("model_type")
+    rope = fields.get("rope_parameters") or {"rope_theta": fields.get("rope_theta")}
+    dtype = fields.get("dtype") or fields.get("torch_dtype")
+    heads, types = fields.get("num_attention_heads"), fields.get("layer_types") or ["full_attention"]
+    is_plain = (
+        fields.get("architectures") == [ARCHITECTURES.get(str(model_type))]
+        and fields.get("hidden_act") == "silu"
+        and not any(fields.get(name) for name in ("quantization_config", "rope_scaling", "use_sliding_window"))
+        and not any(fields.get(name) for name in ("attention_bias", "mlp_bias"))
+        and set(types) == {"full_attention"}
+        and set(rope) <= {"rope_type", "rope_theta"}
+        and rope.get("rope_type", "default") == "default"
+        and dtype in DTYPES
+        and isinstance(fields.get("tie_word_embeddings"), bool)
+    )
+    if not is_plain:
+        return None
+    known = {name: fields.get(name) for name in PlainConfig.__slots__} | {"rope_theta": rope.get("rope_theta")}
+    if known["head_dim"] is None and model_type != "qwen3" and heads:
+        known["head_dim"] = known["hidden_size"] // heads
+    config = PlainConfig(**{**known, "dtype": dtype})  # type: ignore[arg-type]
+    return config if all(getattr(config, name) is not None for name in PlainConfig.__slots__) else None
+
+
+def shapes_of(config: PlainConfig) -> dict[str, tuple[int, ...]]:
+    """The weights that the files must hold, and nothing else."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    heads, kv_heads = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    layer: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj.weight": (heads, hidden),
+        "self_attn.k_proj.weight": (kv_heads, hidden),
+        "self_attn.v_proj.weight": (kv_heads, hidden),
+        "self_attn.o_proj.weight": (hidden, heads),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    if config.model_type == "qwen2":
+        sizes = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+        layer |= {f"self_attn.{name}.bias": (size,) for name, size in sizes.items()}
+    if config.model_type == "qwen3":
+        layer |= {"self_attn.q_norm.weight": (config.head_dim,), "self_attn.k_norm.weight": (config.head_dim,)}
+    shapes = {
+        f"model.layers.{index}.{name}": shape
+        for index in range(config.num_hidden_layers)
+        for name, shape in layer.items()
+    }
+    shapes |= {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
+    return shapes if config.tie_word_embeddings else shapes | {"lm_head.weight": (config.vocab_size, hidden)}
+
+
+def _read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the folder's files, mapped and not read yet."""
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 the file is no mapping
+                if not name.endswith(DERIVED):
+                    yield name, file.get_tensor(name)
+
+
+class PlainModel(nn.Module):
+    """The weights under the names that they have in the files; `ShortBody` computes with them."""
+
+    def __init__(self, config: PlainConfig, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model = PlainDecoder(config, Weights(weights, "model"))
+        self.lm_head = Weights(weights, "model" if config.tie_word_embeddings else "").linear(
+            "embed_tokens" if config.tie_word_embeddings else "lm_head"
+        )
+
+
+class Weights:
+    """Those below one module. Modules are made around them: torch's own way fills each with random numbers first."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], place: str) -> None:
+        self._tensors = tensors
+        self._place = place
+
+    def below(self, name: str) -> "Weights":
+        """Those of a module inside."""
+        return Weights(self._tensors, self._path(name))
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """One of them."""
+        return nn.Parameter(self._tensors[self._path(name)], requires_grad=False)
+
+    def linear(self, name: str) -> nn.Linear:
+        """A linear layer, with a bias if the files have one."""
+        below = self.below(name)
+        has_bias = below._path("bias") in self._tensors
+        linear = nn.Linear(1, 1, bias=has_bias)
+        linear.weight = below.parameter("weight")
+        linear.out_features, linear.in_features = linear.weight.shape
+        if has_bias:
+            linear.bias = below.parameter("bias")
+        return linear
+
+    def _path(self, name: str) -> str:
+        return f"{self._place}.{name}".lstrip(".")
+
+
+class PlainDecoder(nn.Module):
+    """Embedding, layers, norm."""
+
+    def __init__(self, config: PlainConfig, weights: Weights) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding.from_pretrained(weights.below("embed_tokens").parameter("weight"))  # type: ignore[no-untyped-call]
+        self.layers = nn.ModuleList(
+            [PlainLayer(config, weights.below(f"layers.{index}")) for index in range(config.num_hidden_layers)]
+        )
+        self.norm = PlainNorm(config, weights.below("norm"))
+        self.rotary_emb = Rotary(config)
+
+
+class PlainLayer(nn.Module):
+    """Attention and feed-forward, each behind its norm."""
+
+    def __init__(self, config: PlainConfig, weights: Weights) -> None:
+        super().__init__()
+        self.self_attn = PlainAttention(config, weights.below("self_attn"))
+        self.mlp = PlainMlp(weights.below("mlp"))
+        self.input_layernorm = PlainNorm(config, weights.below("input_layernorm"))
+        self.post_attention_layernorm = PlainNorm(config, weights.below("post_attention_layernorm"))
+
+
+class PlainAttention(nn.Module):
+    """Qwen2 has biases on queries, keys and values; Qwen3 has norms on each head of queries and keys."""
+
+    def __init__(self, config: PlainConfig, weights: Weights) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.q_proj, self.k_proj = weights.linear("q_proj"), weights.linear("k_proj")
+        self.v_proj, self.o_proj = weights.linear("v_proj"), weights.linear("o_proj")
+        if config.model_type == "qwen3":
+            self.q_norm = PlainNorm(config, weights.below("q_norm"))
+            self.k_norm = PlainNorm(config, weights.below("k_norm"))
+
+
+class PlainMlp(nn.Module):
+    """Gate, up and down."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = weights.linear("gate_proj"), weights.linear("up_proj")
+        self.down_proj = weights.linear("down_proj")
+        self.act_fn = nn.SiLU()
+
+
+class PlainNorm(nn.Module):
+    """A root-mean-square norm's weight."""
+
+    def __init__(self, config: PlainConfig, weights: Weights) -> None:
+        super().__init__()
+        self.weight = weights.parameter("weight")
+        self.variance_epsilon = config.rms_norm_eps
+
+
+class Rotary(nn.Module):
+    """Angles of rotary positions (Su et al., RoFormer), computed in float32 as transformers does."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: PlainConfig) -> None:
+        super().__init__()
+        steps = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+        self.register_buffer("inv_freq", 1.0 / (config.rope_theta**steps), persistent=False)
+
+    def forward(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [rows, num_tokens] -> cosines and sines [rows, num_tokens, head_dim] in the type of hidden."""
+        angles = positions[..., None].float() * self.inv_freq
+        angles = torch.cat((angles, angles), -1)
+        return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)

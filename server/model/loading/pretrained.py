@@ -1,0 +1,204 @@
+"""A checkpoint folder becomes a transformers model that calls our attention; every fault is one line at start-up.
+
+transformers' own modelling code runs unchanged: the attention function is registered under a name of ours, and no
+mask is registered for that name, so that transformers builds none. (A name beginning with `paged|` would be
+rewritten by transformers.)
+"""
+
+import importlib.util
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from server.errors import CannotStart
+from server.model.attention.cpu import paged_attention
+from server.model.cpu.native import NativeBody, NativeHead, can_compute
+from server.model.kernel_selection import choose_body
+from server.model.layers.decoder import SHORT_FORMS
+from server.model.layers.packed_linear import pack_linears
+from server.model.layers.recurrent import recurrent_shape, split_rows
+from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
+from server.settings import EngineSettings
+
+ATTENTION_NAME = "toolwire"
+LAYER_TYPES = ("full_attention", "linear_attention")
+RECURRENT_MODELS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+PACKAGES = {  # quantization method in config.json -> packages that transformers needs for it
+    "awq": "gptqmodel",
+    "gptq": "gptqmodel optimum",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed_tensors",
+    "torchao": "torchao",
+    "quanto": "optimum-quanto",
+    "hqq": "hqq",
+}
+
+
+def load_pretrained(
+    checkpoint: Path, settings: EngineSettings, device: torch.device, on_progress: OnProgress, began_s: float
+) -> LoadedModel:
+    """What transformers makes of the checkpoint. Raises CannotStart in one line."""
+    config = _read_config(checkpoint)
+    _refuse_unsupported(config)
+    _choose_float8(config, device)
+    model = _load_model(checkpoint, config, settings, device, on_progress)
+    if settings.quantize == "int8":
+        _quantize_int8(model)
+    elif getattr(model, "hf_quantizer", None) is None and not (settings.cpu_kernels and _suits_kernels(model)):
+        pack_linears(model)
+    return adopt(model, device, began_s, settings.cpu_kernels)
+
+
+def adopt(model: Any, device: torch.device, began_s: float, kernels: bool = False) -> LoadedModel:
+    """A model of transformers that calls our attention, its layers packed or not, as what steps are computed with.
+
+    `kernels`: whether the compiled kernels may compute it where they can.
+    """
+    text = model.config.get_text_config()
+    recurrent = recurrent_shape(text) if text.model_type in RECURRENT_MODELS else None
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if recurrent:
+        split_rows(decoder)
+    is_native = kernels and _suits_kernels(model)
+    return LoadedModel(
+        body=NativeBody(decoder) if is_native else choose_body(decoder, device),
+        head=NativeHead(head) if is_native else head,
+        device=device,
+        dtype=model.dtype,
+        vocab_size=text.vocab_size,
+        max_positions=text.max_position_embeddings,
+        kv=_kv_shape(text),
+        recurrent=recurrent,
+        weight_bytes=count_bytes(model),
+        load_s=time.monotonic() - began_s,
+        kernels=kernels,
+    )
+
+
+def _suits_kernels(model: Any) -> bool:
+    decoder = model.get_decoder()
+    return decoder.config.model_type in SHORT_FORMS and can_compute(decoder, model.get_output_embeddings())
+
+
+def _read_config(checkpoint: Path) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
+        raise CannotStart(f"transformers cannot read {checkpoint / 'config.json'}: {_first_line(error)}") from error
+
+
+def _refuse_unsupported(config: Any) -> None:
+    """What would compute something wrong is refused by name, before a byte of weights is read."""
+    text = config.get_text_config()
+    types = getattr(text, "layer_types", None) or ["full_attention"]
+    for layer_type in types:
+        if layer_type not in LAYER_TYPES:
+            raise CannotStart(
+                f"this checkpoint has layers of type {layer_type!r}, which this server does not compute; "
+                f"it knows {' and '.join(LAYER_TYPES)}"
+            )
+    if "linear_attention" in types and text.model_type not in RECURRENT_MODELS:
+        raise CannotStart(f"linear_attention layers are known in {', '.join(RECURRENT_MODELS)}, not {text.model_type}")
+    if getattr(text, "is_encoder_decoder", False):
+        raise CannotStart(f"{text.model_type} is an encoder-decoder model; this server runs decoders only")
+
+
+def _choose_float8(config: Any, device: torch.device) -> None:
+    """Have float8 weights made bfloat16 while they are read, where nothing computes with them as they are.
+
+    transformers decides so itself on a CPU and on cards older than compute capability 8.9; on newer ones it would
+    look for the package `kernels` at the first request only. `memory.headers` counts by the same rule.
+    """
+    quantization = getattr(config, "quantization_config", None)
+    if isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
+        quantization["dequantize"] = device.type != "cuda" or importlib.util.find_spec("kernels") is None
+
+
+def _load_model(
+    checkpoint: Path, config: Any, settings: EngineSettings, device: torch.device, on_progress: OnProgress
+) -> Any:
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
+    dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    stop = threading.Event()
+    watch = threading.Thread(target=_watch_loading, args=(checkpoint, device, on_progress, stop), daemon=True)
+    watch.start()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            config=config,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            device_map={"": device} if device.type == "cuda" else None,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except ImportError as error:
+        raise CannotStart(_missing_package(config, error)) from error
+    except torch.OutOfMemoryError as error:
+        raise CannotStart(f"the weights do not fit into the memory of {device}: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CannotStart(f"transformers cannot load {checkpoint}: {_first_line(error)}") from error
+    finally:
+        stop.set()
+        watch.join()
+    model.train(False)
+    return model.requires_grad_(False)
+
+
+def _watch_loading(checkpoint: Path, device: torch.device, on_progress: OnProgress, stop: threading.Event) -> None:
+    """transformers tells no progress, but what the process has read of the files does."""
+    total = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) or 1
+    before = _bytes_in(device)
+    while not stop.wait(0.25):
+        on_progress(min(0.99, max(0.0, (_bytes_in(device) - before) / total)))
+
+
+def _bytes_in(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    statm = Path("/proc/self/statm")  # Linux; elsewhere progress stays at 0 until the end
+    return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
+
+
+def _missing_package(config: Any, error: ImportError) -> str:
+    quantization = getattr(config, "quantization_config", None)
+    fields = quantization if isinstance(quantization, dict) else getattr(quantization, "__dict__", {})
+    method = str(fields.get("quant_method", "")).removeprefix("QuantizationMethod.").lower()
+    packages = PACKAGES.get(method)
+    if packages:
+        needed = " and ".join(packages.split())
+        return f"this checkpoint is quantized with {method}: it needs {needed} (pip install {packages})"
+    return f"this checkpoint needs a package that is not installed: {_first_line(error)}"
+
+
+def _quantize_int8(model: Any) -> None:
+    """Weight-only int8 in place, layer by layer; the output head and embeddings stay as they are."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise CannotStart("--quantize int8 needs the package torchao (pip install torchao)") from error
+    head = model.get_output_embeddings()
+    quantize_(model, Int8WeightOnlyConfig(), lambda module, name: isinstance(module, nn.Linear) and module is not head)
+
+
+def _kv_shape(text: Any) -> KvShape:
+    types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    heads = text.num_attention_heads
+    return KvShape(
+        layer_indices=tuple(i for i, kind in enumerate(types) if kind == "full_attention"),
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,179 @@
+"""Compiled constraints: which ids may come next, one bit each. Knows no dialects.
+
+llguidance does the work: a grammar is compiled to a lexer and an Earley parser that walk a trie of the vocabulary.
+"""
+
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import msgspec
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+
+from server.errors import ConstraintFailed
+from server.messages import Constraint
+from server.model.sampling.masks import Masks
+
+MAX_CACHED = 256  # compiled grammars
+MAX_SOURCE = 4 * 1024 * 1024  # characters: 128 tools with schemas of a tolerable size stay well below
+
+# What a hostile grammar may cost: some 20 ms to compile, 15 ms a mask, 100 MB of lexer states. The step's limits are
+# a tenth of the defaults, with which an ambiguous grammar took half a second a mask before it was refused. They leave
+# room for 128 tools, or one with a thousand optional arguments.
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=100_000,
+    step_max_items=6_000,
+    max_items_in_row=4_000,
+    max_lexer_states=50_000,
+    max_grammar_size=500_000,
+    verbose_errors=False,  # an error text travels to the client
+)
+
+
+class GrammarMatcher:
+    """One sequence's constraint at its current place."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self.matcher = matcher
+
+    def forced(self) -> list[int]:
+        """The ids that must come next, as the tokenizer itself would cut them; often empty.
+
+        The last forced bytes are left out where a longer token might begin with them.
+        """
+        return [] if self.matcher.is_stopped() else list(self.matcher.compute_ff_tokens())
+
+    def count_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these ids, in order, may come next. Does not move."""
+        return self.matcher.validate_tokens(list(token_ids))
+
+    def advance(self, token_ids: Sequence[int]) -> bool:
+        """Move over ids that were written; False if one is not allowed (nothing is moved then).
+
+        Raises ConstraintFailed if the grammar has become too complex to go on, now or in an earlier call.
+        """
+        ids = list(token_ids)
+        moved = self.matcher.validate_tokens(ids) == len(ids) and self.matcher.consume_tokens(ids)
+        fault = self.matcher.get_error()
+        if fault:
+            raise ConstraintFailed(f"the grammar is too complex: {_one_line(fault)}")
+        return moved
+
+    def is_over(self) -> bool:
+        """Nothing but a stop id can follow."""
+        return self.matcher.is_stopped()
+
+
+class LlguidanceGrammars:
+    """Compiles constraints and makes masks for one vocabulary.
+
+    `tokenizer_file` is the checkpoint's tokenizer.json. `vocab_size` is the model's, which may exceed the
+    tokenizer's. The `stop_ids` may come wherever a grammar is complete. Building it takes about a second.
+    """
+
+    def __init__(
+        self, tokenizer_file: Path, vocab_size: int, stop_ids: Sequence[int], num_threads: int | None = None
+    ) -> None:
+        unspoken = _with_unspoken_tokens(tokenizer_file.read_bytes())
+        self._tokenizer = LLTokenizer(unspoken, n_vocab=vocab_size, eos_token=list(stop_ids))
+        self._words = (vocab_size + 31) // 32
+        self._executor = LLExecutor(num_threads)
+        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._lock = Lock()
+
+    def compile(self, constraint: Constraint) -> GrammarMatcher:
+        """A matcher at the beginning. A constraint compiled before costs a copy; raises ConstraintFailed."""
+        with self._lock:
+            known = self._compiled.get(constraint)
+            if known is not None:
+                self._compiled.move_to_end(constraint)
+        if known is None:
+            known = self._compile(constraint)
+            with self._lock:
+                self._compiled[constraint] = known
+                while len(self._compiled) > MAX_CACHED:
+                    self._compiled.popitem(last=False)
+        return GrammarMatcher(known.deep_copy())
+
+    def _compile(self, constraint: Constraint) -> LLMatcher:
+        if len(constraint.source) > MAX_SOURCE:
+            raise ConstraintFailed(f"the grammar is {len(constraint.source)} characters long, at most {MAX_SOURCE}")
+        try:
+            grammar = _grammar(constraint)
+        except ValueError as error:  # not even JSON
+            raise ConstraintFailed(f"the grammar cannot be read: {_one_line(str(error))}") from error
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            raise ConstraintFailed(f"the grammar does not compile: {_one_line(matcher.get_error())}")
+        return matcher
+
+    def masks(
+        self, matchers: Sequence[tuple[GrammarMatcher, Sequence[int]] | None], extra: Sequence[int | None]
+    ) -> Masks | None:
+        """Masks for a batch, as `ports.Grammars` says; None if no row is constrained."""
+        plain: list[tuple[LLMatcher, int]] = []
+        drafted: list[tuple[LLMatcher, int, list[int]]] = []
+        owners: list[int] = []
+        opening: list[tuple[int, int]] = []  # mask, further id that it allows
+        for row, place in enumerate(matchers):
+            if place is None:
+                continue
+            matcher, drafts, first = place[0].matcher, list(place[1]), len(owners)
+            if drafts:
+                drafted.append((matcher, first, drafts))
+            else:
+                plain.append((matcher, first))
+            token_id = extra[row]
+            if token_id is not None:
+                opening.append((first, token_id))
+            owners += [row] * (1 + len(drafts))
+        if not owners:
+            return None
+        # Places behind a draft that the grammar refuses are not filled; whatever is drawn there is thrown away.
+        words = np.full((len(owners), self._words), -1, dtype=np.int32)
+        address, stride = words.ctypes.data, self._words * 4
+        if plain:
+            self._executor.unsafe_compute_mask_ptr(plain, address, stride, len(owners))
+        if drafted:
+            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, address, stride, len(owners))
+        for mask, token_id in opening:
+            words.view(np.uint32)[mask, token_id // 32] |= np.uint32(1 << (token_id % 32))
+        return Masks(tuple(owners), words)
+
+
+def _with_unspoken_tokens(tokenizer: bytes) -> str:
+    """A tokenizer.json whose added tokens have names that no text spells; ids stay as they are.
+
+    llguidance cuts text that a grammar forces with the tokenizer itself. An enum with "<think>" in it would be cut into
+    the control token, the one id that is then allowed, and refused because it is no text.
+    """
+    parts = msgspec.json.decode(tokenizer, type=dict[str, msgspec.Raw])
+    added = msgspec.json.decode(parts["added_tokens"], type=list[dict[str, Any]])
+    model, secret = bytes(parts["model"]), secrets.token_hex(8)
+    for token in added:
+        spelled, name = msgspec.json.encode(token["content"]), f"\U0010ffff{secret}.{token['id']}"
+        if spelled in model:  # some vocabularies list their added tokens again
+            model = re.sub(re.escape(spelled) + rb"(?=\s*:)", msgspec.json.encode(name), model)
+        token |= {"content": name, "special": True}
+    named = {"added_tokens": added, "model": msgspec.Raw(model), "post_processor": None}
+    return msgspec.json.encode(parts | named).decode()
+
+
+def _grammar(constraint: Constraint) -> str:
+    match constraint.kind:
+        case "lark":
+            return LLMatcher.grammar_from_lark(constraint.source)
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(constraint.source)
+        case "regex":
+            return LLMatcher.grammar_from_regex(constraint.source)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500]

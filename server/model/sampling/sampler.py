@@ -1,0 +1,279 @@
+"""Logits become ids, for the whole batch at once; one row's result never depends on another row.
+
+A draw consumes one random number in [0, 1) that is a hash of (seed, index of the id in its reply): the same request
+gives the same ids whatever else runs, and costs nothing but the hash. The number is looked up in the cumulated
+distribution (inverse CDF), whose order is fixed for the row: likeliest first where top_p or top_k cut it, by id
+otherwise. The promise ends where the logits end: torch's matrix products round differently for different numbers of
+rows, on the CPU and more so on CUDA, so two ids whose logits agree to the last bits, or a number that falls on the
+border between two ids, may go either way with other batch mates. The compiled kernels (`native.py`) do not.
+
+Drafts are verified exactly: at each place an id is drawn from the model's own distribution; if it is the draft, the
+next place counts too, if not, the drawn id is what is written. A draft is accepted with the probability the model
+gives it, and a refused one is replaced by a draw from the rest, so the distribution of replies is unchanged.
+
+Log probabilities are those of the model's raw logits, before temperature, penalties, biases and masks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from server.messages import TokenLogprob
+from server.model.batch import Draw, Drawn
+from server.model.device import to_device
+from server.model.oom import as_memory_error
+from server.model.sampling.masks import Masks
+from server.model.sampling.penalties import apply_masks, change_logits, changes_logits
+from server.model.sampling.vocab_search import first_peak, greatest, inverse_cdf
+
+# How many of the likeliest ids are looked at before top_p or top_k cut; a row that needs more goes on to the next.
+NUM_CANDIDATES = (256, 8192)
+MOST_SORTED_WHOLE = 16  # lines
+NO_NUMBER = "the model's logits are not finite at this place; the checkpoint, its dtype or its kernels are broken"
+NOTHING_ALLOWED = "the constraint and the banned ids together leave no token that may come next"
+NOT_FINITE, NONE_POSSIBLE = -1, -2  # in the place of an id
+FAULTS = {NOT_FINITE: NO_NUMBER, NONE_POSSIBLE: NOTHING_ALLOWED}
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRow:
+    """One row to be drawn: how it is drawn, and the drafts that its lines verify (it has 1 + drafts lines)."""
+
+    draw: Draw
+    drafts: tuple[int, ...]
+    first_line: int
+
+    @property
+    def lines(self) -> slice:
+        """Where its logits are."""
+        return slice(self.first_line, self.first_line + 1 + len(self.drafts))
+
+
+class Drawing:
+    """Ids drawn on the device, and on their way from it; the next step can take them before they have come."""
+
+    def __init__(self, ids: Tensor, rows: Sequence[DrawRow], logprobs: "_RawLogprobs | None" = None) -> None:
+        """`ids` int64 [lines]: NOT_FINITE or NONE_POSSIBLE where there is no id to draw."""
+        self.ids = ids
+        self._rows = rows
+        self._logprobs = logprobs
+        # Into pinned memory. What is launched after this does not have to be waited for.
+        self._copy = ids.to("cpu", non_blocking=True)
+        self._event: torch.cuda.Event | None = None
+        if ids.is_cuda:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> list[Drawn]:
+        """One Drawn a row, in their order. Waits for the device; raises MemoryError."""
+        if self._event is not None:
+            self._event.synchronize()
+        with as_memory_error():  # log probabilities are looked up on the device
+            ids: list[int] = self._copy.tolist()
+            return accept(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
+
+
+def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> Drawing:
+    """logits [lines, vocab] -> ids. `logits` may be overwritten."""
+    logits = logits.float()
+    finite = torch.isfinite(logits.sum(-1))
+    logprobs = _RawLogprobs(logits, rows)
+    for row in rows:
+        if changes_logits(row.draw):
+            change_logits(logits[row.lines], row.draw, row.drafts)
+    if masks is not None:
+        apply_masks(logits, masks, [row.first_line for row in rows])
+    peaks, ids = first_peak(logits)
+    possible = peaks != -torch.inf
+    _draw_sampled(logits, peaks, ids, rows)
+    ids = torch.where(finite, torch.where(possible, ids, NONE_POSSIBLE), NOT_FINITE)
+    return Drawing(ids, rows, logprobs)
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on these two alone: splitmix64 over the seed's hash plus the index."""
+    mask = (1 << 64) - 1
+    word = (_mix(seed & mask) + (index + 1) * 0x9E3779B97F4A7C15) & mask
+    return (_mix(word) >> 11) * 2.0**-53
+
+
+def _mix(word: int) -> int:
+    """splitmix64's finaliser (Steele, Lea, Flood 2014)."""
+    mask = (1 << 64) - 1
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & mask
+    return word ^ (word >> 31)
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Lines to draw from, by what decides their draw."""
+
+    logits: Tensor  # [lines, vocab]
+    peaks: Tensor  # [lines, 1], the greatest logit
+    settings: Tensor  # [lines, 4]: temperature, top_p, top_k, min_p
+    numbers: Tensor  # [lines] in [0, 1), float64
+    known: npt.NDArray[np.float32]  # the settings, to be looked at without waiting for the device
+
+    def pick(self, which: list[int]) -> "Lines":
+        at = to_device(which, self.logits.device)
+        return Lines(self.logits[at], self.peaks[at], self.settings[at], self.numbers[at], self.known[which])
+
+    @property
+    def most_k(self) -> float:
+        """The greatest top_k; infinite if one line has none."""
+        top_k = self.known[:, 2]
+        return float(top_k.max()) if bool(top_k.all()) else math.inf
+
+
+def lay_out(rows: Sequence[DrawRow], num_lines: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """What decides each line's draw: settings [lines, 4] (temperature, top_p, top_k, min_p) and numbers [lines].
+
+    A temperature of 0 is that of lines without a draw, and of greedy ones.
+    """
+    settings, numbers = np.zeros((num_lines, 4), dtype=np.float32), np.zeros(num_lines)
+    for row in rows:
+        sampling = row.draw.sampling
+        if sampling.temperature > 0:
+            for j in range(1 + len(row.drafts)):
+                line = row.first_line + j
+                settings[line] = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
+                numbers[line] = uniform(row.draw.seed, len(row.draw.written_ids) + j)
+    return settings, numbers
+
+
+def are_cut(settings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """The lines that are cut by top_p or top_k. [lines]."""
+    cut: npt.NDArray[np.bool_] = (settings[:, 0] > 0) & ((settings[:, 1] < 1) | (settings[:, 2] > 0))
+    return cut
+
+
+def _draw_sampled(logits: Tensor, peaks: Tensor, ids: Tensor, rows: Sequence[DrawRow]) -> None:
+    """Replace the greedy ids of lines that have a temperature. Overwrites the logits."""
+    settings, numbers = lay_out(rows, logits.shape[0])
+    cut = are_cut(settings)
+    device = logits.device
+    on_device = to_device(settings, device), to_device(numbers, device)
+    lines = Lines(logits, peaks.unsqueeze(1), *on_device, settings)
+    for which, draw in ((cut, _draw_cut), ((settings[:, 0] > 0) & ~cut, draw_by_id)):
+        if which.all():
+            ids.copy_(draw(lines))
+        elif which.any():
+            places = np.flatnonzero(which).tolist()
+            ids[to_device(places, device)] = draw(lines.pick(places))
+
+
+def draw_by_id(lines: Lines) -> Tensor:
+    """Inverse CDF over the whole vocabulary, in the order of the ids. [lines]."""
+    temperature, min_p = lines.settings[:, 0:1], lines.settings[:, 3:4]
+    weights = lines.logits.sub_(lines.peaks).div_(temperature).exp_()
+    if lines.known[:, 3].any():
+        weights.masked_fill_(weights < min_p, 0.0)
+    return inverse_cdf(weights, lines.numbers)
+
+
+def _draw_cut(lines: Lines) -> Tensor:
+    """Inverse CDF over the ids that top_k, top_p and min_p leave, likeliest first. [lines]."""
+    vocab = lines.logits.shape[1]
+    chosen = torch.zeros_like(lines.numbers, dtype=torch.int64)
+    places = torch.arange(len(chosen), device=chosen.device)
+    for num_candidates in NUM_CANDIDATES:
+        if num_candidates >= vocab:
+            break
+        chosen[places], covered = draw_from(lines, num_candidates)
+        if lines.most_k <= num_candidates:
+            return chosen
+        rest = torch.nonzero(~covered).flatten().tolist()
+        if not rest:
+            return chosen
+        places, lines = places[rest], lines.pick(rest)
+    # A few at a time: sorting a whole vocabulary takes ten times the memory of its logits.
+    for start in range(0, len(places), MOST_SORTED_WHOLE):
+        some = list(range(start, min(start + MOST_SORTED_WHOLE, len(places))))
+        chosen[places[some]] = draw_from(lines.pick(some), vocab)[0]
+    return chosen
+
+
+def draw_from(lines: Lines, num_candidates: int) -> tuple[Tensor, Tensor]:
+    """Ids drawn from the likeliest candidates, and for which lines these were all that the cuts left.
+
+    As in transformers: top_k first, top_p of what remains (an id stays if those before it have less than top_p),
+    min_p relative to the likeliest.
+    """
+    temperature, top_p, top_k, min_p = (lines.settings[:, i : i + 1] for i in range(4))
+    order = torch.arange(num_candidates, device=top_k.device)
+    found, ids = greatest(lines.logits, num_candidates)
+    weights = ((found - lines.peaks) / temperature).exp_()
+    weights.masked_fill_((top_k > 0) & (order >= top_k), 0.0)
+    whole = weights.sum(-1, keepdim=True)
+    if lines.most_k == math.inf:
+        everything = ((lines.logits - lines.peaks) / temperature).exp_().sum(-1, keepdim=True)
+        whole = torch.where(top_k > 0, whole, everything)
+    before = weights.cumsum(-1) - weights
+    in_top_p = (before < top_p * whole) | (order == 0)
+    covered = ((top_k > 0) & (top_k <= num_candidates)) | ~in_top_p[:, -1:]
+    weights.masked_fill_(~in_top_p | (weights < min_p), 0.0)
+    at = inverse_cdf(weights, lines.numbers)
+    return ids.gather(1, at.unsqueeze(1)).squeeze(1), covered.squeeze(1)
+
+
+def accept(
+    ids: Sequence[int],
+    faults: Sequence[str | None],
+    rows: Sequence[DrawRow],
+    logprobs: "_RawLogprobs | None" = None,  # where a row wants some
+) -> list[Drawn]:
+    """Walk each row's lines as long as the drawn id is the draft."""
+    results = []
+    for row in rows:
+        line = row.first_line
+        for draft in row.drafts:
+            if faults[line] or ids[line] != draft:
+                break
+            line += 1
+        written = tuple(ids[row.first_line : line + 1])
+        if faults[line] and line > row.first_line:
+            written = written[:-1]  # what came before the fault stands; the next step meets it again
+        elif faults[line]:
+            results.append(Drawn(fault=faults[line]))
+            continue
+        results.append(Drawn(written, logprobs.of(row, written) if logprobs else None))
+    return results
+
+
+class _RawLogprobs:
+    """Log probabilities of the lines whose requests want them, taken before anything changes the logits."""
+
+    def __init__(self, logits: Tensor, rows: Sequence[DrawRow]) -> None:
+        wanting = [row for row in rows if row.draw.sampling.num_logprobs is not None]
+        self._place: dict[int, int] = {}
+        for row in wanting:
+            for line in range(*row.lines.indices(logits.shape[0])):
+                self._place[line] = len(self._place)
+        if not wanting:
+            return
+        # A copy: penalties, masks and draws change the logits in place.
+        self._raw = logits[list(self._place)]
+        self._totals = torch.logsumexp(self._raw, -1, keepdim=True)
+        most = max(row.draw.sampling.num_logprobs or 0 for row in wanting)
+        if most:
+            values, ids = greatest(self._raw, most)
+            self._top_values, self._top_ids = (values - self._totals).tolist(), ids.tolist()
+
+    def of(self, row: DrawRow, written: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
+        """One entry a written id, or None where the request wants none."""
+        count = row.draw.sampling.num_logprobs
+        if count is None:
+            return None
+        entries = []
+        for j, token_id in enumerate(written):
+            place = self._place[row.first_line + j]
+            top = zip(self._top_ids[place][:count], self._top_values[place][:count], strict=True) if count else ()
+            logprob = float(self._raw[place, token_id] - self._totals[place, 0])
+            entries.append(TokenLogprob(token_id, logprob, tuple(top)))
+        return tuple(entries)

@@ -1,0 +1,157 @@
+"""One Ask -> what goes through the door: ids, sampling, stop ids, constraint, room to think.
+
+    shape -> hide -> render -> encode -> window -> constrain
+
+The prompt depends on the messages, the tools and the template's variables alone. `tool_choice`,
+`parallel_tool_calls`, `response_format` and `allowed_tools` change what may be written, never what is read, so that a
+conversation keeps its prefix whatever is asked of the next reply.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from server.chat_request import Ask, Prepared, Share, Thinking
+from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.mask import Mask
+from server.dialects.base import Wanted
+from server.errors import PromptTooLong
+from server.messages import Generate
+from server.prompt import window
+from server.prompt.normalize import Shaped, shape
+from server.prompt.reasoning import find_thinking, preamble_for, thinking_variables
+from server.prompt.render import Prompt, Renderer, Script
+from server.prompt.token_attribution import attribute
+from server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A prompt that fits the window, and what went to make it fit."""
+
+    shaped: tuple[Shaped, ...]
+    script: Script
+    prompt: Prompt
+    dropped_messages: int = 0
+
+
+class Prompter:
+    """Prepares prompts for one checkpoint. Thread-safe: the API calls it off the event loop."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
+        self._checkpoint = checkpoint
+        self.window = window.Window(checkpoint.max_model_len)
+        self._max_new_tokens = settings.api.max_new_tokens
+        self._on_overflow = settings.api.on_overflow
+        mask = Mask([]) if settings.model.trust_control_tokens else checkpoint.mask
+        self._renderer = Renderer(checkpoint.template, mask, checkpoint.encoder)
+
+    def prepare(self, ask: Ask) -> Prepared:
+        """The prompt and one Generate a choice.
+
+        Raises BadRequest (the template refuses), PromptTooLong, BadSchema (what is wanted cannot be constrained).
+        """
+        fitted = self._fit(ask)
+        if not window.fits(self.window.limit, fitted.prompt.num_tokens):
+            raise self._too_long(fitted)
+        token_ids = fitted.prompt.token_ids
+        max_tokens = window.reply_room(self.window.limit, len(token_ids), ask.max_tokens, self._max_new_tokens)
+        thinking = find_thinking(self._checkpoint, fitted.prompt, ask.continue_final_message)
+        return Prepared(
+            generates=self._generates(ask, token_ids, thinking, max_tokens),
+            prompt_tokens=len(token_ids),
+            thinking=thinking,
+            dropped_messages=fitted.dropped_messages,
+        )
+
+    def count(self, ask: Ask) -> tuple[Share, ...]:
+        """The prompt's tokens by part; their sum is `prompt_tokens` of the same request, or what is too many.
+
+        Raises BadRequest where the template refuses.
+        """
+        return self._shares(self._fit(ask))
+
+    def _fit(self, ask: Ask) -> Fitted:
+        """The whole prompt, or a shorter one where that is wanted and possible."""
+        shaped = tuple(shape(ask.messages, self._checkpoint.habits))
+        variables = thinking_variables(self._checkpoint, ask, shaped)
+
+        def render(kept: Sequence[Shaped]) -> Fitted:
+            script = self._renderer.script(kept, ask.tool_definitions, variables, ask.continue_final_message)
+            dropped = sum(len(one.sources) for one in shaped) - sum(len(one.sources) for one in kept)
+            return Fitted(tuple(kept), script, self._renderer.render(script), dropped)
+
+        whole = render(shaped)
+        refuses = (ask.on_overflow or self._on_overflow) == "refuse"
+        if refuses or window.fits(self.window.limit, whole.prompt.num_tokens):
+            return whole
+        largest = window.largest_prompt(self.window.limit, ask.max_tokens, self._max_new_tokens)
+        return _drop_oldest(shaped, render, largest, self.window.limit) or whole
+
+    def _shares(self, fitted: Fitted) -> tuple[Share, ...]:
+        return attribute(self._checkpoint, self._renderer, fitted.script, fitted.prompt, fitted.shaped)
+
+    def _too_long(self, fitted: Fitted) -> PromptTooLong:
+        functions = sum(share.tokens for share in self._shares(fitted) if share.part.startswith("tools"))
+        return window.too_long(self.window.limit, fitted.prompt.num_tokens - functions, functions)
+
+    def _call_openers(self) -> tuple[int, ...]:
+        """The id that opens a call: written inside a think block it ends the block, and the call is held to its schema.
+
+        `Reading.call_ids` are the same, so that what is read as a call is what the engine held to one.
+        """
+        opener = self._checkpoint.dialect.markers[:1]
+        return tuple(self._checkpoint.marker_ids[mark] for mark in opener if mark in self._checkpoint.marker_ids)
+
+    def _generates(self, ask: Ask, token_ids: list[int], thinking: Thinking, max_tokens: int) -> tuple[Generate, ...]:
+        checkpoint = self._checkpoint
+        wanted = Wanted(
+            ask.tools,
+            ask.choice,
+            ask.answer,
+            checkpoint.marker_ids,
+            after_thinking=thinking != "off",
+            must_answer=ask.must_answer,
+        )
+        call_tokens = None
+        if ask.choice.mode == "required":
+            call_tokens = len(checkpoint.tokenizer.encode(checkpoint.dialect.shortest(wanted)).ids)
+        constraint = checkpoint.dialect.constrain(wanted)
+        preamble = preamble_for(checkpoint, thinking, ask.thinking_budget, call_tokens, max_tokens)
+        if preamble is not None and ask.tools and ask.choice.mode == "auto":
+            preamble = msgspec.structs.replace(preamble, break_ids=self._call_openers())
+        seed = ask.sampling.seed
+        return tuple(
+            Generate(
+                id=f"{ask.id}-{i}",
+                token_ids=token_ids,
+                sampling=msgspec.structs.replace(
+                    ask.sampling, max_tokens=max_tokens, seed=None if seed is None else seed + i
+                ),
+                stop_ids=checkpoint.stop_ids,
+                constraint=constraint,
+                preamble=preamble,
+                group=ask.id if ask.n > 1 else None,
+            )
+            for i in range(ask.n)
+        )
+
+
+def _drop_oldest(
+    shaped: Sequence[Shaped], render: Callable[[Sequence[Shaped]], Fitted], largest: int, limit: int
+) -> Fitted | None:
+    """The conversation without its oldest groups: as few as make it `largest` tokens, or at least fit at all."""
+    groups = window.droppable(shaped)
+    low, high = 1, len(groups)
+    best: Fitted | None = None
+    while low <= high:  # the fewest groups whose going is enough
+        middle = (low + high) // 2
+        tried = render(window.without(shaped, groups[:middle]))
+        if tried.prompt.num_tokens <= largest:
+            best, high = tried, middle - 1
+        else:
+            low = middle + 1
+            if middle == len(groups) and window.fits(limit, tried.prompt.num_tokens):
+                best = tried
+    return best

@@ -1,0 +1,82 @@
+"""How a reply begins: with text, inside a think block, or perhaps with one; and how long it may think.
+
+Who decides whether a model thinks, first to last:
+1. `chat_template_kwargs.enable_thinking`
+2. `reasoning_effort` ("none" is off)
+3. `/think` or `/no_think`, the last one written by the user
+4. the template
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from server.chat_request import Ask, Thinking
+from server.checkpoint.checkpoint import Checkpoint
+from server.messages import Preamble
+from server.prompt.normalize import Shaped
+from server.prompt.render import Prompt
+
+SWITCHES = ("enable_thinking", "thinking")  # variables of Qwen's and of other families' templates
+WRITTEN_SWITCH = re.compile(r"(?<!\S)/(no_)?think(?!\S)")
+THINK_TAG = "<think>"
+CALL_MARGIN = 16  # tokens of line breaks, closing markup and the end of the turn around a forced call
+CALL_ROOM = 2  # a forced call is given so many times the room of the shortest one
+
+
+def thinking_variables(checkpoint: Checkpoint, ask: Ask, shaped: Sequence[Shaped]) -> dict[str, Any]:
+    """The template's variables: the request's, and the switch of thinking where somebody set it."""
+    variables = dict(ask.template_kwargs)
+    name = next((name for name in SWITCHES if name in checkpoint.template.variables), None)
+    if name is None or name in variables:
+        return variables
+    said = (variables.get(SWITCHES[0]), ask.thinking, written_switch(shaped))
+    wanted = next((one for one in said if one is not None), None)
+    return variables if wanted is None else {**variables, name: wanted}
+
+
+def written_switch(shaped: Sequence[Shaped]) -> bool | None:
+    """What the last `/think` or `/no_think` of the user says."""
+    for one in reversed(shaped):
+        if one.role == "user" and (found := WRITTEN_SWITCH.findall(one.message["content"])):
+            return not found[-1]
+    return None
+
+
+def find_thinking(checkpoint: Checkpoint, prompt: Prompt, prefill: bool) -> Thinking:
+    """How the reply to this prompt begins, from the tokens that the prompt ends with."""
+    if checkpoint.think is None:
+        return "off"
+    for piece in reversed(prompt.pieces):
+        if not piece.control:
+            if prompt.text[piece.start : piece.end].isspace():
+                continue
+            break
+        if piece.token_ids[0] == checkpoint.think.open:
+            return "open"
+        if piece.token_ids[0] == checkpoint.think.close:
+            return "off"
+        break
+    if prefill or THINK_TAG not in checkpoint.template.source:
+        return "off"
+    return "may_open"
+
+
+def preamble_for(
+    checkpoint: Checkpoint, thinking: Thinking, budget: int | None, call_tokens: int | None, max_tokens: int
+) -> Preamble | None:
+    """The free ids before the constraint; None where no think block can come.
+
+    `budget` is the request's. `call_tokens`, the tokens of a short call, is set where one is forced: thinking then
+    ends early enough that it fits.
+    """
+    if thinking == "off" or checkpoint.think is None:
+        return None
+    close_ids = (*checkpoint.encoder.encode_text("\n"), checkpoint.think.close)
+    limits = [] if budget is None else [budget]
+    if call_tokens is not None:
+        limits.append(max_tokens - CALL_ROOM * call_tokens - CALL_MARGIN - len(close_ids))
+    open_id = None if thinking == "open" else checkpoint.think.open
+    if not limits:
+        return Preamble(checkpoint.think.close, open_id)
+    return Preamble(checkpoint.think.close, open_id, max(0, min(limits)), close_ids)

@@ -1,0 +1,139 @@
+"""A shaped conversation -> text and ids, with everything from outside hidden on the way.
+
+Tools are the same from request to request, so their hidden form is kept; the ids of repeated pieces are kept by the
+encoder. Rendering 128 tools again costs what the template itself costs.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import msgspec
+
+from server.checkpoint.encode import Encoder, Piece
+from server.checkpoint.mask import Mask
+from server.checkpoint.template import ChatTemplate
+from server.errors import BadRequest
+from server.prompt.normalize import Shaped, shape_tools
+
+# Variables that a request may not set: they are what the conversation itself says.
+RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+KEPT_TOOL_LISTS = 32
+PREFILL_END = "\ud800"  # a lone surrogate: in no text from outside, and no sentinel of the mask
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered conversation. `text` still hides what came from outside; `pieces` cover it in order."""
+
+    text: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids of the whole prompt."""
+        return [token_id for piece in self.pieces for token_id in piece.token_ids]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of ids."""
+        return sum(len(piece.token_ids) for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a template is given, hidden already. With `prefill` the reply goes on where the last message ends."""
+
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...]
+    variables: Mapping[str, Any]
+    prefill: bool = False
+    ask_for_reply: bool = True  # the prompt ends with the head of an assistant's turn
+
+
+class Renderer:
+    """Thread-safe. Knows one template and one tokenizer."""
+
+    def __init__(self, template: ChatTemplate, mask: Mask, encoder: Encoder) -> None:
+        self._template = template
+        self._mask = mask
+        self._encoder = encoder
+        self._tools: OrderedDict[bytes, tuple[dict[str, Any], ...]] = OrderedDict()
+        self._lock = Lock()
+
+    def script(
+        self,
+        shaped: Sequence[Shaped],
+        tools: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        prefill: bool = False,
+    ) -> Script:
+        """Hides everything from outside. Raises BadRequest for variables that a request may not set."""
+        taken = sorted(variables.keys() & (RESERVED | self._template.strings.keys()))
+        if taken:
+            names = ", ".join(taken)
+            raise BadRequest(f"chat_template_kwargs may not set {names}", param="chat_template_kwargs")
+        if prefill and (not shaped or shaped[-1].role != "assistant" or "tool_calls" in shaped[-1].message):
+            text = "continue_final_message needs a last message of the assistant, without calls"
+            raise BadRequest(text, param="messages")
+        messages = tuple(self._hide_message(one.message) for one in shaped)
+        return Script(messages, self._hide_tools(tools), self._mask.hide_all(variables), prefill)
+
+    def render(self, script: Script) -> Prompt:
+        """Text and ids. Raises BadRequest where the template refuses or fails."""
+        text = self.render_text(script)
+        return Prompt(text, tuple(self._encoder.pieces(text, self._mask)))
+
+    def render_text(self, script: Script) -> str:
+        """The text alone, still hidden."""
+        messages = list(script.messages)
+        if script.prefill:
+            last = messages[-1]
+            # The space tells afterwards whether the template trims what it prints.
+            messages[-1] = {**last, "content": last["content"] + PREFILL_END + " "}
+        text = self._template.render(
+            {
+                **script.variables,
+                "messages": messages,
+                "tools": list(script.tools) or None,
+                "documents": None,
+                "add_generation_prompt": script.ask_for_reply and not script.prefill,
+            }
+        )
+        return _cut_at_prefill(text) if script.prefill else text
+
+    def token_starts(self, prompt: Prompt) -> Iterator[int]:
+        """Where in the prompt's text each token begins."""
+        return self._encoder.token_starts(prompt.text, self._mask, prompt.pieces)
+
+    def _hide_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: item if key == "role" else self._mask.hide_all(item) for key, item in message.items()}
+
+    def _hide_tools(self, tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+        if not tools:
+            return ()
+        key = msgspec.json.encode(tools)
+        with self._lock:
+            known = self._tools.get(key)
+            if known is not None:
+                self._tools.move_to_end(key)
+                return known
+        hidden = tuple(self._mask.hide_all(tool) for tool in shape_tools(tools))
+        with self._lock:
+            self._tools[key] = hidden
+            if len(self._tools) > KEPT_TOOL_LISTS:
+                self._tools.popitem(last=False)
+        return hidden
+
+
+def _cut_at_prefill(text: str) -> str:
+    at = text.rfind(PREFILL_END)
+    if at < 0:
+        raise BadRequest(
+            "the chat template does not print the last message as it stands, so it cannot be continued",
+            param="continue_final_message",
+        )
+    kept = text[:at]
+    return kept if text.startswith(PREFILL_END + " ", at) else kept.rstrip()

@@ -1,0 +1,242 @@
+"""The way out of one choice: ids -> text -> think span -> halts -> dialect parser -> stop strings -> events.
+
+Stop strings stand last because they are the user's: they end the answer's text, and never a thought, a call's
+arguments or markup that the user does not see. A dialect's halts (ReAct's `Observation:`) stand before its parser.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from server.dialects.base import Parser
+from server.dialects.parsing.repeats import Repeats
+from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, FinishReason, Text, Thought, Uncalled
+from server.messages import Delta, TokenLogprob
+from server.reply.text import StopStrings, TextStream, Vocabulary
+from server.reply.think import ThinkSpan, named_in
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the replies to one request are read. `parser` None: all text is the answer's."""
+
+    vocabulary: Vocabulary
+    stop_ids: frozenset[int]
+    thinking: Literal["off", "open", "may_open"] = "off"
+    think_tags: tuple[str, str] = ("<think>", "</think>")
+    call_ids: frozenset[int] = frozenset()  # each opens a call, inside a think block as well
+    call_markers: tuple[str, ...] = ()  # their texts do, where the vocabulary has no such token
+    halts: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    parser: Callable[[], Parser] | None = None
+    parallel: bool = True  # False: the reply ends after its first call
+    free_to_call: frozenset[str] = frozenset()  # tools that may be called and need not be
+    answers_result: bool = False  # behind a tool's result thoughts name the tool as a rule, and plan nothing by it
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One written token: its bytes, the log of its probability, and the likeliest alternatives, best first."""
+
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An event, and the tokens that wrote it where logprobs were asked for."""
+
+    event: Event
+    tokens: tuple[Scored, ...] = ()
+
+
+class Turn:
+    """Reads one choice: `feed` each Delta, `close` if the sequence was cut off without a last one.
+
+    The events are those of `server.events`, ended by one `Ended`; any cutting of the ids into Deltas gives the same
+    ones, adjacent pieces joined. Once `over` is set no further id is wanted: the sequence may be aborted.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._text = TextStream(reading.vocabulary)
+        self._think = ThinkSpan(reading.thinking, reading.think_tags, reading.call_markers)
+        self._halts = StopStrings(reading.halts)
+        self._parser = reading.parser() if reading.parser else None
+        self._stops = StopStrings(reading.stop)
+        self._repeats = Repeats()
+        self._call: list[str] = []  # name and arguments of the call that is open
+        self._pending: deque[tuple[Scored, str]] = deque()  # tokens whose event is not settled, and what they wrote
+        self._thoughts: list[str] = []
+        self._blank = True  # no text has come out, or nothing but white space
+        self._cut = False  # the reply was ended by its limit, whatever closing it brings to an end
+        self.over = False
+        self.calls = 0
+        self.completion_tokens = 0
+        self.reasoning_tokens = 0
+
+    def feed(self, delta: Delta) -> list[Said]:
+        """The events that these ids settle."""
+        said: list[Said] = []
+        scores: list[TokenLogprob] | list[None] = delta.logprobs or [None] * len(delta.token_ids)
+        last = len(delta.token_ids) - 1
+        for position, (token_id, score) in enumerate(zip(delta.token_ids, scores, strict=True)):
+            if self.over:
+                break
+            self.completion_tokens += 1
+            ends = delta.finish == "stop" and position == last and token_id in self._reading.stop_ids
+            if not ends:
+                said += self._take(token_id, score)
+        if delta.finish is not None and not self.over:
+            said += self.close(delta.finish)
+        return _joined(said)
+
+    def close(self, finish: Literal["stop", "length"]) -> list[Said]:
+        """What was held back, and the end."""
+        if self.over:
+            return []
+        self._cut = finish == "length"
+        said: list[Said] = []
+        for span in self._think.close():
+            said += self._after_think(span)
+        if not self.over:
+            said += self._parse(self._halts.close())
+        return _joined(said if self.over else said + self._end())
+
+    def _take(self, token_id: int, score: TokenLogprob | None) -> list[Said]:
+        text = self._text.feed(token_id)
+        if score is not None and not self._reading.vocabulary.drops(token_id):
+            self._pending.append((self._scored(score), text))
+        was_inside = self._think.inside
+        said: list[Said] = []
+        for span in self._think.feed(text, token_id in self._reading.call_ids):
+            if self.over:
+                break
+            said += self._after_think(span)
+        self.reasoning_tokens += was_inside or self._think.inside
+        if was_inside or self._think.silent:
+            self._pending.clear()  # only the answer's tokens have logprobs in a reply
+        return said
+
+    def _after_think(self, span: Thought | Text) -> list[Said]:
+        if isinstance(span, Thought):
+            self._thoughts.append(span.text)
+            return [Said(span)]
+        said = self._parse(self._halts.feed(span.text))
+        if self._halts.matched is not None and not self.over:
+            said += self._end()
+        return said
+
+    def _parse(self, text: str) -> list[Said]:
+        if self._parser is None:
+            return self._write(text)
+        said: list[Said] = []
+        for event in self._parser.feed(text) if text else ():
+            said += self._pass_on(event)
+            if self.over:
+                break
+        return said
+
+    def _pass_on(self, event: Text | CallOpened | CallArguments | CallClosed) -> list[Said]:
+        if isinstance(event, Text):
+            return self._write(event.text)
+        said: list[Said] = []
+        if isinstance(event, CallOpened):
+            said += self._release(self._stops.close())
+            self._call = [event.name]
+            self.calls += 1
+        elif isinstance(event, CallArguments):
+            self._call.append(event.text)
+        else:
+            return self._close_call(event)
+        return [*said, Said(event, self._tokens_so_far())]
+
+    def _close_call(self, event: CallClosed) -> list[Said]:
+        looping = self._repeats.feed(self._call[0], "".join(self._call[1:]))
+        if looping:
+            event = replace(event, flags=(*event.flags, "repeated"))
+        said = [Said(event, self._tokens_so_far())]
+        if looping or not self._reading.parallel:
+            said += self._finished()
+        return said
+
+    def _write(self, text: str) -> list[Said]:
+        said = self._release(self._stops.feed(text))
+        if self._stops.matched is not None:
+            said += self._finished()
+        return said
+
+    def _release(self, text: str) -> list[Said]:
+        self._blank = self._blank and not text.strip()
+        return [Said(Text(text), self._tokens_of(text))] if text else []
+
+    def _end(self) -> list[Said]:
+        said: list[Said] = []
+        for event in self._parser.close() if self._parser else ():
+            said += self._pass_on(event)
+            if self.over:
+                return said
+        said += self._release(self._stops.close())
+        return [*said, *self._finished(None if self._cut or self.calls else self._uncalled())]
+
+    def _finished(self, uncalled: Uncalled | None = None) -> list[Said]:
+        self.over = True
+        reason: FinishReason = "length" if self._cut else "tool_calls" if self.calls else "stop"
+        return [Said(Ended(reason, uncalled))]
+
+    def _uncalled(self) -> Uncalled | None:
+        named = named_in("".join(self._thoughts), self._reading.free_to_call)
+        planned = bool(named) and not self._reading.answers_result
+        noted = self._reading.free_to_call and (self._blank or planned)
+        return Uncalled(named, self._blank) if noted else None
+
+    def _scored(self, score: TokenLogprob) -> Scored:
+        piece = self._reading.vocabulary.piece
+        top = tuple((piece(token_id), logprob) for token_id, logprob in score.top)
+        return Scored(piece(score.token_id), score.logprob, top)
+
+    def _tokens_so_far(self) -> tuple[Scored, ...]:
+        tokens = tuple(token for token, _ in self._pending)
+        self._pending.clear()
+        return tokens
+
+    def _tokens_of(self, text: str) -> tuple[Scored, ...]:
+        """The tokens that wrote this text. Markup before it is dropped; a token may write more than it."""
+        written = "".join(part for _, part in self._pending)
+        start = max(0, written.find(text))
+        end = start + len(text)
+        tokens: list[Scored] = []
+        at = 0
+        while self._pending and at < end:
+            token, part = self._pending.popleft()
+            at += len(part)
+            if token.piece and (at > start or not part):
+                tokens.append(token)
+        if at > end:  # the rest is still to come, in another event
+            self._pending.appendleft((Scored(b"", 0.0), written[end:at]))
+        return tuple(tokens)
+
+
+def _joined(said: Iterable[Said]) -> list[Said]:
+    """Adjacent pieces of the same kind as one, so that a step makes few chunks."""
+    out: list[Said] = []
+    for new in said:
+        old = out[-1] if out else None
+        joined = _join(old.event, new.event) if old else None
+        if old is not None and joined is not None:
+            out[-1] = Said(joined, old.tokens + new.tokens)
+        else:
+            out.append(new)
+    return out
+
+
+def _join(old: Event, new: Event) -> Event | None:
+    if isinstance(old, Text) and isinstance(new, Text):
+        return Text(old.text + new.text)
+    if isinstance(old, Thought) and isinstance(new, Thought):
+        return Thought(old.text + new.text)
+    if isinstance(old, CallArguments) and isinstance(new, CallArguments) and old.index == new.index:
+        return CallArguments(old.index, old.text + new.text)
+    return None

@@ -1,0 +1,82 @@
+"""The rules between messages: results answer the calls right before them."""
+
+from typing import Any
+
+import pytest
+
+from server.api.chat.conversation import in_order
+from server.api.errors import Refused
+
+USER = {"role": "user", "content": "Hi"}
+
+
+def calling(*ids: str, **others: Any) -> dict[str, Any]:
+    calls = [{"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}} for call_id in ids]
+    return {"role": "assistant", "content": None, "tool_calls": calls, **others}
+
+
+def result(call_id: str | None, content: str = "ok", **others: Any) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": call_id, "content": content, **others}
+
+
+@pytest.mark.parametrize(
+    ("messages", "param", "words"),
+    [
+        ([result("a")], "messages.[0].role", "must be a response to a preceeding message with 'tool_calls'."),
+        ([USER, result("a")], "messages.[1].role", "must be a response to a preceeding message"),
+        ([USER, calling("a"), USER, result("a")], "messages.[1].role", "did not have response messages: a"),
+        ([USER, calling("a", "b"), result("a")], "messages.[1].role", "did not have response messages: b"),
+        ([USER, calling("a"), result("b")], "messages.[2].tool_call_id", "'tool_call_id' of 'b' not found"),
+        ([USER, calling("a"), result(None)], "messages.[2].tool_call_id", "Missing parameter 'tool_call_id'"),
+        ([USER, calling("a")], "messages.[1].role", "did not have response messages: a"),
+        ([{"role": "function", "name": "f", "content": "x"}], "messages.[0].role", "must be a response"),
+    ],
+)
+def test_a_result_without_its_call_or_a_call_without_its_result_is_refused(
+    messages: list[dict[str, Any]], param: str, words: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        in_order(messages)
+    assert refused.value.fault.param == param
+    assert refused.value.fault.code is None
+    assert words in refused.value.fault.message
+
+
+def test_results_stand_in_the_order_of_their_calls() -> None:
+    """Open models' templates write no ids: out of order, a result would be read as another call's."""
+    out = in_order([USER, calling("a", "b"), result("b", "second"), result("a", "first"), USER])
+    assert [message["content"] for message in out[2:4]] == ["first", "second"]
+
+
+def test_the_same_id_in_two_turns_belongs_to_the_nearest() -> None:
+    out = in_order([USER, calling("1"), result("1", "x"), calling("1"), result("1", "y")])
+    assert [message["content"] for message in out if message["role"] == "tool"] == ["x", "y"]
+
+
+def test_an_id_is_read_where_the_tool_call_id_is_missing() -> None:
+    out = in_order([USER, calling("a"), {"role": "tool", "id": "a", "content": "x"}])
+    assert out[2]["tool_call_id"] == "a"
+
+
+def test_null_and_empty_are_left_out() -> None:
+    message = {"role": "assistant", "content": "x", "tool_calls": [], "function_call": None, "refusal": None}
+    assert in_order([USER, message, USER])[1] == {"role": "assistant", "content": "x"}
+    assert in_order([USER, calling("a"), result("a")])[1]["content"] == ""
+
+
+def test_legacy_calls_take_todays_form() -> None:
+    call = {"name": "f", "arguments": '{"a": 1}'}
+    out = in_order(
+        [
+            USER,
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "function", "name": "f", "content": "x"},
+        ]
+    )
+    assert out[1]["tool_calls"] == [{"id": "call_1", "type": "function", "function": call}]
+    assert out[2] == {"role": "tool", "tool_call_id": "call_1", "name": "f", "content": "x"}
+
+
+def test_what_clients_add_to_messages_is_kept_for_the_template_to_ignore() -> None:
+    message = {"role": "user", "content": "x", "extra": {"a": 1}, "id": "m1"}
+    assert in_order([message]) == [message]

@@ -1,0 +1,143 @@
+"""Keys, body sizes, request ids, and faults that happen before any route."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.errors import CannotStart
+from tests.api.conftest import MODEL, Serve
+from tests.backends.scripted import Script
+
+Reply = Callable[..., Script]
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def code_of(reply: httpx.Response) -> str | None:
+    fault = reply.json()["error"]
+    assert set(fault) == {"message", "type", "param", "code"}
+    return str(fault["code"]) if fault["code"] is not None else None
+
+
+async def test_without_keys_any_key_works(serve: Serve, reply: Reply) -> None:
+    async with serve(reply("Hi")) as served:
+        for headers in ({}, {"authorization": "Bearer any"}, {"x-api-key": "any"}):
+            answer = await served.http.post("/v1/chat/completions", json=BODY, headers=headers)
+            assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({}, 401, None),
+        ({"authorization": "Bearer "}, 401, None),
+        ({"authorization": "Basic one"}, 401, None),
+        ({"authorization": "Bearer on"}, 401, "invalid_api_key"),
+        ({"authorization": "Bearer onee"}, 401, "invalid_api_key"),
+        ({"x-api-key": "three"}, 401, "invalid_api_key"),
+        ({"authorization": "Bearer one"}, 200, None),
+        ({"authorization": "bearer two"}, 200, None),
+        ({"x-api-key": "two"}, 200, None),
+    ],
+    ids=str,
+)
+async def test_a_key_opens(serve: Serve, reply: Reply, headers: dict[str, str], status: int, code: str | None) -> None:
+    async with serve(reply("Hi"), api_key="one, two") as served:
+        answer = await served.http.post("/v1/chat/completions", json=BODY, headers=headers)
+    assert answer.status_code == status
+    assert answer.headers["x-request-id"]
+    if status == 401:
+        assert code_of(answer) == code
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_what_is_behind_the_key(serve: Serve) -> None:
+    async with serve(api_key="one") as served:
+        for path in ("/", "/health", "/ready"):
+            assert (await served.http.get(path)).status_code == 200
+        for path in ("/v1/models", "/metrics", "/v1/memory", "/docs", "/openapi.json", "/nowhere"):
+            assert (await served.http.get(path)).status_code == 401, path
+    async with serve(api_key="one", open_metrics=True) as served:
+        for path in ("/metrics", "/docs", "/openapi.json"):
+            assert (await served.http.get(path)).status_code == 200
+        assert (await served.http.get("/v1/models")).status_code == 401
+
+
+async def test_a_key_file_is_read_again_when_it_changes(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# ours\nfirst\n\nsecond\n")
+    async with serve(api_key_file=str(path)) as served:
+
+        async def status(key: str) -> int:
+            return (await served.http.get("/v1/models", headers={"authorization": f"Bearer {key}"})).status_code
+
+        assert [await status(key) for key in ("first", "second", "third", "# ours")] == [200, 200, 401, 401]
+        path.write_text("third\n")
+        os.utime(path, ns=(1, 1))
+        await _until(lambda: status("third"), 200)
+        assert await status("first") == 401
+        path.unlink()
+        assert await status("third") == 200, "a file that is being replaced must lock nobody out"
+        path.write_text("")
+        await _until(lambda: status("third"), 401)
+
+
+async def _until(ask: Callable[[], "object"], wanted: int) -> None:
+    import asyncio
+
+    for _ in range(60):
+        if await ask() == wanted:  # type: ignore[misc]
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"never {wanted}")
+
+
+async def test_a_key_file_that_is_missing_at_the_start_is_an_error(serve: Serve) -> None:
+    with pytest.raises(CannotStart, match="key file"):
+        async with serve(api_key_file="/nowhere/keys"):
+            raise AssertionError("served without its keys")
+
+
+async def test_a_body_beyond_the_limit_is_refused_announced_or_not(serve: Serve) -> None:
+    async def pieces():  # type: ignore[no-untyped-def]
+        for _ in range(10):
+            yield b"x" * 1000
+
+    async with serve(max_body_bytes=2048) as served:
+        for content in (b"x" * 4000, pieces()):
+            answer = await served.http.post("/v1/chat/completions", content=content)
+            assert answer.status_code == 413
+            assert code_of(answer) == "request_too_large"
+            assert answer.headers["x-request-id"]
+
+
+async def test_unknown_urls_and_methods_speak_the_envelope(serve: Serve) -> None:
+    async with serve() as served:
+        assert (answer := await served.http.get("/v1/nowhere")).status_code == 404
+        assert code_of(answer) == "unknown_url"
+        assert (answer := await served.http.get("/v1/chat/completions")).status_code == 405
+        assert code_of(answer) == "method_not_allowed" and "POST" in answer.headers["allow"]
+        assert (answer := await served.http.post("/v1/chat/completions/", json=BODY)).status_code == 404
+
+
+async def test_the_clients_own_request_id_is_kept_if_it_is_decent(serve: Serve) -> None:
+    async with serve() as served:
+        answer = await served.http.get("/health", headers={"x-request-id": "mine-1"})
+        assert answer.headers["x-request-id"] == "mine-1"
+        answer = await served.http.get("/health", headers={"x-request-id": "a b" * 100})
+        assert answer.headers["x-request-id"].startswith("req_")
+
+
+async def test_browsers_are_let_in_only_from_where_they_may_come(serve: Serve) -> None:
+    asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    async with serve() as served:
+        answer = await served.http.options("/v1/chat/completions", headers=asked)
+        assert "access-control-allow-origin" not in answer.headers
+    async with serve(cors_origins="https://a.example, https://b.example", api_key="one") as served:
+        answer = await served.http.options("/v1/chat/completions", headers=asked)
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        answer = await served.http.get("/v1/models", headers={"origin": "https://a.example"})
+        assert answer.status_code == 401
+        assert answer.headers["access-control-allow-origin"] == "https://a.example", "or a browser hides the fault"

@@ -1,0 +1,155 @@
+"""The door over a real process and a real socket; a stand-in counts instead of a model."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from server.backends.child import Child
+from server.backends.local import EngineCommand, ProcessBackend, backoff_s
+from server.errors import CannotStart, EngineDied, QueueFull, Starting
+from server.messages import Generate, Progress, Sampling
+
+STAND_IN = (sys.executable, "-m", "tests.backends.stand_in_engine")
+Start = Callable[..., Coroutine[Any, Any, ProcessBackend]]
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[ProcessBackend]:
+    backend = ProcessBackend(EngineCommand("", STAND_IN))
+    await backend.start()
+    yield backend
+    await backend.close()
+
+
+async def ids_of(backend: ProcessBackend, name: str, first: int, count: int) -> list[int]:
+    request = Generate(name, [first], Sampling(max_tokens=count))
+    return [id async for delta in backend.generate(request) for id in delta.token_ids]
+
+
+async def test_replies_of_many_requests_do_not_mix(backend: ProcessBackend) -> None:
+    replies = await asyncio.gather(*(ids_of(backend, f"r{i}", 100 * (i + 1), 5) for i in range(20)))
+    assert replies == [[100 * (i + 1) + k for k in range(1, 6)] for i in range(20)]
+
+
+async def test_closing_the_generator_aborts_in_the_engine(backend: ProcessBackend) -> None:
+    """A reader that is gone must not leave its sequence running in the engine."""
+    deltas = backend.generate(Generate("left", [10], Sampling(max_tokens=10_000)))
+    async for delta in deltas:
+        if delta.token_ids:
+            break
+    await deltas.aclose()
+    for _ in range(100):
+        pulse = await backend.health()
+        if pulse.running == 0 and pulse.waiting == 1:  # the stand-in counts its aborts there
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the abort never reached the engine")
+
+
+async def test_a_refusal_is_raised_as_itself(backend: ProcessBackend) -> None:
+    with pytest.raises(QueueFull) as refused:
+        await ids_of(backend, "refused", 2, 1)
+    assert refused.value.retry_after_s == 3.0
+
+
+async def test_a_killed_engine_fails_the_running_requests_and_comes_back(backend: ProcessBackend) -> None:
+    """A request must not wait for ever on an engine that is gone, and the next one must be served."""
+    long = asyncio.create_task(ids_of(backend, "long", 50, 10_000))
+    await asyncio.sleep(0.1)
+    with pytest.raises(EngineDied):
+        await ids_of(backend, "deadly", 0, 1)
+    with pytest.raises(EngineDied):
+        await long
+    with pytest.raises((Starting, EngineDied)):
+        await backend.health()
+    for _ in range(300):
+        try:
+            assert await ids_of(backend, "next", 5, 2) == [6, 7]
+            break
+        except (Starting, EngineDied):
+            await asyncio.sleep(0.05)
+    assert backend.restarts == 1
+
+
+async def test_deltas_before_the_death_are_delivered(backend: ProcessBackend) -> None:
+    received: list[int] = []
+    with pytest.raises(EngineDied):
+        async for delta in backend.generate(Generate("cut", [1], Sampling(max_tokens=10))):
+            received += delta.token_ids
+    assert received == [2]
+
+
+@pytest.mark.parametrize(("order", "words"), [("unable", "no such thing"), ("crash", "exit code 3")])
+async def test_an_engine_that_cannot_start_says_why(order: str, words: str) -> None:
+    backend = ProcessBackend(EngineCommand(order, STAND_IN))
+    with pytest.raises(CannotStart, match=words):
+        await backend.start()
+    await backend.close()
+
+
+async def test_progress_is_passed_on_and_health_tells_it_while_loading() -> None:
+    seen: list[Progress] = []
+    backend = ProcessBackend(EngineCommand("", STAND_IN), seen.append)
+    starting = asyncio.create_task(backend.start())
+    await asyncio.sleep(0)
+    with pytest.raises(Starting):
+        await backend.health()
+    await starting
+    assert [(p.stage, p.fraction) for p in seen] == [("weights", 0.5)]
+    await backend.close()
+
+
+async def test_close_leaves_no_process(backend: ProcessBackend) -> None:
+    child = backend._child
+    await backend.close()
+    assert child is not None and child.wait() == 0
+
+
+async def test_an_engine_that_waits_already_takes_the_order() -> None:
+    """The server starts its engine before it has read the checkpoint; a second one would import everything again."""
+    with Child(STAND_IN) as first:
+        backend = ProcessBackend(EngineCommand("unable", STAND_IN), first=first)
+        with pytest.raises(CannotStart, match="no such thing"):
+            await backend.start()
+        assert backend._child is first
+        await backend.close()
+
+
+async def test_an_engine_that_died_before_its_order_is_told() -> None:
+    with Child((sys.executable, "-c", "raise SystemExit(4)", "its arguments")) as first:
+        first.wait()
+        backend = ProcessBackend(EngineCommand("", STAND_IN), first=first)
+        with pytest.raises(CannotStart, match="exit code 4"):
+            await backend.start()
+        await backend.close()
+
+
+async def test_close_does_not_wait_for_an_engine_that_still_loads() -> None:
+    """It was given ten seconds to finish what it had not begun, and ten more."""
+    backend = ProcessBackend(EngineCommand("", (sys.executable, "-c", "import time; time.sleep(60)", "its arguments")))
+    starting = asyncio.create_task(backend.start())
+    await asyncio.sleep(0.2)
+    await asyncio.wait_for(backend.close(), 5)
+    with pytest.raises(CannotStart):
+        await starting
+
+
+def test_a_child_hears_no_signals_meant_for_the_group() -> None:
+    """Ctrl-C in its first moments, before it could say that it ignores them, would cut what its parent drains."""
+    script = "import sys; sys.stdin.read(); sys.exit(5)"
+    with Child((sys.executable, "-c", script, "its arguments")) as child:
+        child._process.send_signal(signal.SIGINT)
+        child._process.send_signal(signal.SIGTERM)
+        child.order("go on")
+        assert child.wait() == 5
+
+
+def test_an_engine_that_dies_again_and_again_is_started_less_and_less_often() -> None:
+    """Loading weights in a loop would keep the machine busy; and 2 to the 2000th is no number of seconds."""
+    pauses = [backoff_s(1.0, num_starts) for num_starts in (1, 2, 3, 4, 5, 6, 2000)]
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+    assert backoff_s(3600.0, 6) == 0.1

@@ -1,0 +1,131 @@
+"""Templates run as in transformers, and cannot take a server down with them."""
+
+import contextlib
+import time
+from typing import Any
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from server.checkpoint.sandbox import Allowance
+from server.checkpoint.template import ChatTemplate
+from server.errors import BadRequest, CannotStart
+
+MESSAGES = [{"role": "user", "content": "a <b> & 'c' é 東"}, {"role": "assistant", "content": "x\ny"}]
+SAME = (
+    "{{ messages | tojson }}",
+    "{{ messages | tojson(indent=2) }}",
+    "{{ messages | tojson(separators=(',', ':'), sort_keys=True, ensure_ascii=True) }}",
+    "{% for m in messages %}\n  {{ m.content }}\n{% endfor %}\n",
+    "{%- for m in messages -%}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.role }}{%- endfor -%}",
+    "{%- for m in messages -%}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{%- endfor -%}",
+    "{% generation %}{{ messages[0].content }}{% endgeneration %}!",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "{% macro f(x, y='z') %}{{ x ~ y }}{% endmacro %}{{ f(1) }}{{ f(messages[0].content, y=none) }}",
+    "{{ '%s-%d' % ('a', 3) }}{{ '{}|{:>4}'.format('b', 7) }}",
+    "{{ messages | map(attribute='role') | join(', ') }}{{ ', '.join(['a', 'b']) }}",
+    "{{ messages[0].content | replace('a', 'bb') }}{{ messages[0].content.replace('a', 'cc', 1) }}",
+    "{{ 'x' * 3 ~ 2 ** 5 ~ (7 % 4) ~ [1] * 2 ~ ([1] + [2]) }}",
+    "{{ 'abc'.ljust(5) }}|{{ 'abc' | center(9) }}|{{ 'a\nb' | indent(2) }}|{{ 'abcdef' | truncate(4) }}",
+    "{{ dict(a=1) | items | list }}{{ {'a': {'b': 1}}.a.b }}{{ undefined_name }}{{ messages[0].nothing is defined }}",
+    "{{ messages[0].get('role', 'x') }}{{ messages | length }}{{ messages[::-1] | map(attribute='role') | list }}",
+    "{{ 1.0 }}{{ true }}{{ none }}{{ [1, 'a', none] }}{{ {'a': True} }}",
+    "{{ ('<b>' | safe) ~ '<i>' }}{{ '<b>' | e }}{{ 'a' | upper }}{{ ' x ' | trim }}{{ 3 | string + '4' }}",
+    "{%- set x -%} a {%- endset -%}{{ x }}{% filter upper %}abc{% endfilter %}",
+    "{{ bos_token }}{{ 'a' if messages else 'b' }}{{ messages[-1].content.split('\n')[-1].strip() }}",
+)
+
+
+def render(source: str, **variables: Any) -> str:
+    return ChatTemplate(source, "test", {"bos_token": "<s>"}).render({"messages": MESSAGES, **variables})
+
+
+@pytest.mark.parametrize("source", SAME)
+def test_text_is_that_of_transformers(source: str) -> None:
+    """One helper that behaves differently changes the prompt of every model that uses it."""
+    texts, _ = render_jinja_template([MESSAGES], chat_template=source, bos_token="<s>")
+    assert render(source) == texts[0]
+
+
+def test_strftime_now_and_raise_exception() -> None:
+    """Both are in templates of today."""
+    assert render("{{ strftime_now('%Y') }}") == time.strftime("%Y")
+    with pytest.raises(BadRequest, match="only users please") as fault:
+        render("{{ raise_exception('only users please') }}")
+    assert fault.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' }}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ''.join([ns.x, ns.x]) %}{% endfor %}",
+        "{% set ns = namespace(x='aa') %}{% for i in range(9) %}{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}",
+        "{% set ns = namespace(x='aa') %}{% for i in range(9) %}{% set ns.x = ns.x | replace('a', ns.x) %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}"
+        "{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = x %}{% endfor %}",
+        "{% set ns = namespace(x=9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+        "{{ 'a' * 99999999999 }}",
+        "{{ [1] * 999999999 }}",
+        "{{ 9 ** 9 ** 999 }}",
+        "{{ 'a'.ljust(9999999999) }}",
+        "{{ 'a' | center(9999999999) }}",
+        "{{ 'a\nb' | indent(9999999999) }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ '%*d' % (9999999999, 1) }}",
+        "{{ '{:>9999999999}'.format(1) }}",
+        "{{ messages | tojson(indent=9999999999) }}",
+        "{{ range(999999999) | list }}",
+        "{{ lipsum(n=99999) }}",
+    ],
+)
+def test_no_template_runs_for_ever_or_fills_memory(source: str) -> None:
+    """A checkpoint from the hub brings code of a stranger, and its first prompt must not be the server's last."""
+    template = ChatTemplate(source, "test", {})
+    begun = time.thread_time()
+    with pytest.raises(BadRequest):
+        template.render({"messages": MESSAGES}, Allowance(steps=20_000, seconds=3, characters=1 << 24))
+    assert time.thread_time() - begun < 20
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='x') }}",
+        "{{ namespace(__class__=1) }}",
+        "{% set ns = namespace() %}{% set ns.__init__ = 1 %}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ self._TemplateReference__context.environment.tick.__func__ }}",
+    ],
+)
+def test_the_sandbox_is_closed(source: str) -> None:
+    """What is refused raises or prints nothing; Python is out of reach, and messages stay as they are."""
+    before = [dict(message) for message in MESSAGES]
+    with contextlib.suppress(BadRequest):
+        assert render(source) in ("", "None")
+    assert before == MESSAGES
+
+
+def test_a_broken_source_is_no_template() -> None:
+    """Said at start, not at the first request."""
+    with pytest.raises(CannotStart, match="test"):
+        ChatTemplate("{% for %}", "test", {})
+
+
+def test_faults_of_a_template_are_the_requests_and_say_why() -> None:
+    """A 500 would hide what the client can change."""
+    with pytest.raises(BadRequest, match="TypeError"):
+        render("{{ messages + 1 }}")
+    with pytest.raises(BadRequest, match="undefined"):
+        render("{{ nothing.at.all }}")

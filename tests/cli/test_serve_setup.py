@@ -1,0 +1,27 @@
+"""What is said before the server serves."""
+
+import dataclasses
+
+import pytest
+
+from server.cli.serve import warn_if_open_to_all
+from server.settings import ApiSettings, Settings
+
+
+@pytest.mark.parametrize(
+    ("api", "warns"),
+    [
+        ({}, False),  # 127.0.0.1 unless told otherwise
+        ({"host": "localhost"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "0.0.0.0", "api_key": "k"}, False),
+        ({"host": "0.0.0.0", "api_key_file": "keys"}, False),
+    ],
+)
+def test_a_server_that_everybody_reaches_without_a_key_is_warned_of(
+    api: dict[str, str], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model server found open on the internet was one whose owner had not noticed."""
+    warn_if_open_to_all(Settings(api=dataclasses.replace(ApiSettings(), **api)))  # type: ignore[arg-type]
+    assert bool([record for record in caplog.records if record.levelname == "WARNING"]) is warns

@@ -1,0 +1,66 @@
+"""What is the same for every format: threads at once from the first request on, and text that must not be blank."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from server.dialects.base import Choice, Dialect, Tool, Wanted
+from tests.dialects.fuzz import write_call
+from tests.dialects.test_constraints import accepts, every_dialect
+from tests.dialects.walking import MARKER_IDS, wanted
+
+ROOT = Path(__file__).parents[3]
+FIRST_USE = """
+import sys, threading
+from server.dialects.registry import DIALECTS
+from server.dialects.base import Choice, Tool, Wanted
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(8)
+
+def constrain(number):
+    wanted = Wanted((Tool(f"tool{number}", {"type": "object"}),), Choice("required"), None, {})
+    start.wait()
+    assert DIALECTS[0].constrain(wanted)
+
+threads = [threading.Thread(target=constrain, args=(number,)) for number in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_first_requests_that_come_together_do_not_crash_the_process() -> None:
+    """msgspec 0.22 builds what it knows of a dataclass at its first use; a second thread in there was a segfault."""
+    for _ in range(6):
+        subprocess.run([sys.executable, "-c", FIRST_USE], check=True, cwd=ROOT)
+
+
+@every_dialect
+@pytest.mark.parametrize("parallel", [True, False])
+def test_case_44_where_an_answer_must_come_the_turn_cannot_end_before_text_or_a_call(
+    dialect: Dialect, parallel: bool
+) -> None:
+    """A thinking model that plans a call and ends without it has drawn the end of its turn behind `</think>`."""
+    call = write_call(dialect.name, "look", {"at": 3}, 0)
+    tool = Tool("look", {"type": "object", "properties": {"at": {"type": "integer"}}})
+    for choice in (Choice("auto", parallel=parallel), Choice("none"), Choice("required", parallel=parallel)):
+        want = replace(wanted([tool], choice), must_answer=True, after_thinking=True)
+        assert not any(accepts(dialect, want, blank) for blank in ("", "\n\n", " \n\t "))
+        assert accepts(dialect, want, "\n\nMild.\n") is (choice.mode != "required")
+        assert accepts(dialect, want, f"Hm.{call}") is (choice.mode == "auto")
+        assert accepts(dialect, want, call if choice.mode == "auto" else call.strip()) is (choice.mode != "none")
+    alone = Wanted([], Choice("none"), None, MARKER_IDS, must_answer=True)
+    assert accepts(dialect, alone, "\n\nMild.\n") and not accepts(dialect, alone, "\n\n")
+
+
+@every_dialect
+def test_case_44_a_text_that_must_not_be_blank_holds_whatever_other_text_may(dialect: Dialect) -> None:
+    tool = Tool("look", {"type": "object", "properties": {}})
+    want = replace(wanted([tool], Choice("auto")), must_answer=True)
+    call = write_call(dialect.name, "look", {}, 0)
+    for text in ("a < b", "\n \nAct: x\n\n", "<tool> </tool_call", f" {call}", f"{call}\n\n", f"{call}\nSo."):
+        assert accepts(dialect, want, text), text

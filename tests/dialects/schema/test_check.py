@@ -1,0 +1,165 @@
+"""What is refused of a tool's schema, where, and in which words."""
+
+from typing import Any
+
+import pytest
+
+from server.dialects.schema.check import MAX_BYTES, check_answer, check_parameters
+from server.dialects.schema.normalize import constrained, normalised
+from server.dialects.schema.shortest import shortest_value
+from server.dialects.schema.supported import holdable
+from server.dialects.schema.validate import fits
+from server.errors import BadSchema
+
+
+def with_x(schema: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"x": schema}, **more}
+
+
+CLOSED: dict[str, Any] = {"required": ["x"], "additionalProperties": False}
+
+
+def refusal(schema: Any, strict: bool = False, strict_flag: bool = False) -> str:
+    with pytest.raises(BadSchema) as caught:
+        check_parameters(schema, strict, strict_flag, "f", "tools[3].function.parameters")
+    assert caught.value.param == "tools[3].function.parameters"
+    assert caught.value.code == "invalid_function_parameters"
+    text = str(caught.value)
+    assert text.startswith("Invalid schema for function 'f': ") and "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        None,
+        {},
+        with_x({"type": "array"}),
+        with_x({"type": "string"}, required=None, additionalProperties=None),
+        with_x(True),
+        with_x({"type": "array", "items": [{"type": "string"}]}),
+        with_x({"type": "integer", "minimum": 1, "exclusiveMinimum": True}),
+        {"$schema": "http://json-schema.org/draft-07/schema#", "title": "T", **with_x({"type": "string"})},
+        {"properties": {"x": {"$ref": "#/definitions/d"}}, "definitions": {"d": {"type": "string", "default": None}}},
+    ],
+)
+def test_what_can_be_served_is_taken(schema: Any) -> None:
+    check_parameters(schema, strict=False, strict_flag=True)
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "string"}, "got 'type: \"string\"'"),
+        ({"type": ["object", "null"]}, "schema must be a JSON Schema of 'type: \"object\"'"),
+        (7, "schema must be"),
+        ([], "schema must be"),
+        (with_x({"type": "objekt"}), "('properties', 'x', 'type')"),
+        (with_x({"type": "string", "pattern": "a("}), "('properties', 'x', 'pattern')"),
+        (with_x({"minimum": "low"}), "('properties', 'x', 'minimum')"),
+        (with_x({"$ref": "#/$defs/gone"}), "/$defs/gone"),
+        (with_x(7), "('properties', 'x'), 7 is not a schema"),
+        (with_x({"type": "string", "description": "y" * MAX_BYTES}), "bytes long"),
+    ],
+)
+def test_what_is_no_schema_is_refused_by_its_place(schema: Any, words: str) -> None:
+    assert words in refusal(schema)
+
+
+def test_references_out_of_the_schema_are_refused_and_never_followed() -> None:
+    for target in ("http://169.254.169.254/latest", "file:///etc/passwd", "other.json#/x", 7):
+        assert "does not point into this schema" in refusal(with_x({"$ref": target}))
+
+
+@pytest.mark.parametrize("nest", [lambda inner: with_x(inner), lambda inner: {"type": "array", "items": inner}])
+def test_case_31_deep_nesting_is_refused_without_recursion(nest: Any) -> None:
+    schema: Any = {}
+    for _ in range(5000):
+        schema = nest(schema)
+    assert "nest deeper" in refusal(with_x(schema))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "schema"),
+    [
+        ("not", {"not": {"type": "null"}}),
+        ("uniqueItems", {"type": "array", "uniqueItems": True}),
+        ("if", {"if": {}, "then": {}}),
+        ("phone", {"type": "string", "format": "phone"}),
+        ("look-around", {"type": "string", "pattern": "(?=a)b"}),
+    ],
+)
+def test_under_strict_a_keyword_that_cannot_be_held_is_refused_by_name(keyword: str, schema: Any) -> None:
+    text = refusal(with_x(schema, **CLOSED), strict=True)
+    assert keyword in text and "('properties', 'x')" in text
+    check_parameters(with_x(schema, **CLOSED), strict=False, strict_flag=True)
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (with_x({"type": "string"}), "'additionalProperties' is required to be supplied and to be false."),
+        (with_x({"type": "string"}, additionalProperties=False), "Missing 'x'."),
+        (with_x({"allOf": [{}]}, **CLOSED), "'allOf' is not permitted."),
+        (with_x({"type": "object", "properties": {}}, **CLOSED), "('properties', 'x'), 'additionalProperties'"),
+    ],
+)
+def test_the_strict_subset_is_demanded_with_the_server_s_flag(schema: Any, words: str) -> None:
+    assert words in refusal(schema, strict=True, strict_flag=True)
+    check_parameters(schema, strict=True, strict_flag=False)
+
+
+def test_case_30_a_recursive_strict_schema_with_unions_is_taken() -> None:
+    node = {
+        "type": "object",
+        "properties": {
+            "v": {"enum": [1, "one", None]},
+            "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+        },
+        "required": ["v", "next"],
+        "additionalProperties": False,
+    }
+    check_parameters(with_x({"$ref": "#/$defs/node"}, **CLOSED, **{"$defs": {"node": node}}), True, True)
+
+
+def test_an_answer_s_schema_is_refused_by_its_own_field() -> None:
+    with pytest.raises(BadSchema) as caught:
+        check_answer(with_x({"type": "objekt"}), False, False, "reply")
+    assert (caught.value.param, caught.value.code) == ("response_format", "invalid_json_schema")
+    check_answer({"type": "array"}, strict=False, strict_flag=True)
+
+
+def test_objects_take_no_undeclared_members_unless_the_schema_combines_or_says_so() -> None:
+    held = constrained(normalised(with_x({"type": "object", "properties": {"y": {"type": "string", "title": "Y"}}})))
+    assert held["additionalProperties"] is False and held["properties"]["x"]["additionalProperties"] is False
+    assert "title" not in str(held)
+    both = with_x({"allOf": [{"properties": {"a": {}}}, {"$ref": "#/$defs/b"}]}, **{"$defs": {"b": with_x({})}})
+    assert "additionalProperties" not in str(constrained(normalised(both))["properties"])
+    assert "additionalProperties" not in str(constrained(normalised(both))["$defs"])
+    assert constrained(normalised(with_x({}, additionalProperties=True)))["additionalProperties"] is True
+
+
+def test_what_cannot_be_held_is_dropped_step_by_step() -> None:
+    kept = holdable(with_x({"type": "string", "pattern": "(?=a)", "maxLength": 5}), False, "")["properties"]["x"]
+    assert kept == {"type": "string", "maxLength": 5}
+    assert holdable(with_x({"type": "integer", "minimum": 5, "maximum": 1}, required=["x"]), False, "")["properties"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "object"}, {}),
+        (with_x({"type": "integer", "exclusiveMinimum": 3}, required=["x"]), {"x": 4}),
+        (with_x({"type": "integer", "multipleOf": 7, "minimum": 1}, required=["x"]), {"x": 7}),
+        (with_x({"type": "array", "minItems": 2, "items": {"type": "boolean"}}, required=["x"]), {"x": [True, True]}),
+        (with_x({"anyOf": [{"type": "string", "minLength": 9}, {"type": "null"}]}, required=["x"]), {"x": None}),
+        (with_x({"allOf": [{"type": "string"}, {"minLength": 2}]}, required=["x"]), {"x": "xx"}),
+        (with_x({"$ref": "#"}, required=[]), {}),
+    ],
+)
+def test_the_shortest_value_satisfies_its_schema(schema: Any, value: Any) -> None:
+    assert shortest_value(schema) == value and fits(value, schema)
+
+
+def test_a_catastrophic_pattern_costs_no_time_when_a_value_is_judged() -> None:
+    assert not fits({"x": "a" * 60 + "!"}, with_x({"type": "string", "pattern": "^(a+)+$"}))

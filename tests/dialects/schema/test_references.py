@@ -1,0 +1,91 @@
+"""References into a schema's parts, as generators of schemas write them where a type comes twice."""
+
+from typing import Any
+
+import pytest
+
+from server.dialects.base import Choice, Dialect, Tool
+from server.dialects.schema.references import with_definitions
+from server.dialects.schema.validate import fits
+from tests.dialects.fuzz import write_call
+from tests.dialects.test_constraints import accepts, check_calls, every_dialect
+from tests.dialects.walking import walk, wanted
+
+FORCED = Choice("required", parallel=False)
+PLACE = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"]}
+SCHEMAS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    # schema, arguments that satisfy it, arguments that do not
+    "a property": (
+        {"properties": {"home": PLACE, "work": {"$ref": "#/properties/home"}}},
+        {"work": {"city": "Rome"}},
+        {"work": {"city": 3}},
+    ),
+    "a property's property": (
+        {"properties": {"home": PLACE, "town": {"$ref": "#/properties/home/properties/city"}}, "required": ["town"]},
+        {"town": "Rome"},
+        {"town": "Constantinople"},
+    ),
+    "an item": (
+        {"properties": {"all": {"type": "array", "items": PLACE}, "one": {"$ref": "#/properties/all/items"}}},
+        {"one": {"city": "Rome"}},
+        {"one": {"town": "Rome"}},
+    ),
+    "an alternative by an escaped name": (
+        {"properties": {"a b/c": {"anyOf": [{"type": "null"}, PLACE]}, "x": {"$ref": "#/properties/a%20b~1c/anyOf/1"}}},
+        {"x": {"city": "Rome"}},
+        {"x": None},
+    ),
+    "the whole": (
+        {"properties": {"n": {"type": "integer"}, "more": {"type": "array", "items": {"$ref": "#"}}}},
+        {"more": [{"n": 1, "more": [{"n": 2}]}]},
+        {"more": [{"n": "one"}]},
+    ),
+    "a part of a definition": (
+        {"properties": {"x": {"$ref": "#/$defs/home/properties/city"}}, "$defs": {"home": PLACE, "part_0": {}}},
+        {"x": "Rome"},
+        {"x": "Constantinople"},
+    ),
+}
+every_schema = pytest.mark.parametrize("kind", SCHEMAS)
+
+
+@every_schema
+def test_a_part_that_is_pointed_to_becomes_a_definition_and_means_the_same(kind: str) -> None:
+    schema, good, bad = SCHEMAS[kind]
+    moved = with_definitions({"type": "object", **schema})
+    assert '"#/properties' not in str(moved).replace("'", '"') and '"$ref": "#"' not in str(moved).replace("'", '"')
+    assert fits(good, moved) and not fits(bad, moved)
+    assert fits(good, schema) and not fits(bad, schema)
+
+
+@every_schema
+@every_dialect
+def test_arguments_follow_a_reference_into_another_part(dialect: Dialect, kind: str) -> None:
+    """JSON formats refused such tools as not compiling; the tagged ones took anything in their place."""
+    schema, good, bad = SCHEMAS[kind]
+    tool = Tool("look", {"type": "object", **schema})
+    for arguments, taken in ((good, True), (bad, False)):
+        text = write_call(dialect.name, "look", arguments, 0).removeprefix("\n")
+        assert accepts(dialect, wanted([tool], FORCED), text) is taken
+    for seed in range(3):
+        written = walk(dialect, wanted([tool], FORCED), (dialect.name, kind, seed), most=200)
+        if written.ended:
+            check_calls(dialect, [tool], written.text)
+
+
+def test_what_points_to_definitions_or_nowhere_is_left_alone() -> None:
+    for schema in (
+        True,
+        {"properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"type": "string"}}},
+        {"properties": {"x": {"$ref": "#/properties/gone"}, "y": {"$ref": "https://example.com/a"}}},
+        {"properties": {"x": {"const": {"$ref": "#"}}, "$ref": {"type": "string"}}},
+        {"properties": {"x": {"$ref": "#/properties"}}},
+    ):
+        assert with_definitions(schema) is schema
+
+
+def test_many_references_to_large_parts_do_not_multiply_them() -> None:
+    inner: dict[str, Any] = {"type": "string"}
+    for i in range(60):
+        inner = {"type": "object", "properties": {"x": inner, f"p{i}": {"$ref": "#" + "/properties/x" * (60 - i)}}}
+    assert len(str(with_definitions(inner))) < 4 * len(str(inner))

@@ -1,0 +1,40 @@
+"""Dialects by name, by template, and the end of endless repetition."""
+
+import pytest
+
+from server.dialects.parsing.repeats import Repeats
+from server.dialects.registry import DIALECTS, find, guess
+from server.errors import CannotStart
+from tests.dialects import fuzz
+
+HERMES = """For each function call, return a json object with function name and arguments within <tool_call> tags:
+<tool_call>\\n{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}\\n</tool_call>"""
+TEMPLATES = {
+    "hermes": HERMES,
+    "qwen3_coder": "<tool_call>\n<function=example_function_name>\n<parameter=example_1>\nvalue_1\n</parameter>",
+    "glm4": "<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>\n<arg_value>{arg-value-1}</arg_value>",
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>{{ id }}<|tool_call_argument_begin|>",
+    "react": "Action: {{ name }}\nAction Input: {{ arguments }}\nObservation: {{ result }}",
+}
+
+
+def test_every_template_is_found_by_its_own_marks_and_a_bare_one_by_none() -> None:
+    assert {dialect.name for dialect in DIALECTS} == set(TEMPLATES) == set(fuzz.MARKUP)
+    for name, template in TEMPLATES.items():
+        found = guess(template)
+        assert found is not None and found.name == name
+    assert guess("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}") is None
+
+
+def test_an_unknown_name_is_answered_with_those_there_are() -> None:
+    assert find("react").name == "react"
+    with pytest.raises(CannotStart, match="hermes"):
+        find("telepathy")
+
+
+def test_case_21_the_third_identical_call_in_a_row_ends_the_reply() -> None:
+    repeats = Repeats()
+    assert [repeats.feed("f", "{}") for _ in range(3)] == [False, False, True]
+    other = Repeats()
+    calls = [("f", "1"), ("g", "1"), ("f", "1"), ("f", "2"), ("f", "2"), ("f", "1"), ("f", "1"), ("f", "1")]
+    assert [other.feed(*call) for call in calls] == [False] * 7 + [True]

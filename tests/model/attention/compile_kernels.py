@@ -1,0 +1,102 @@
+"""Compile the kernels for absent cards: python -m tests.model.attention.compile_kernels CAPABILITY... (90: H100).
+
+The launches that a pool and a decoder make are compiled to the machine code of the card, and not launched; the tensors
+lie on the CPU. Prints a line of JSON for each kernel: name, card, bytes of shared memory, and
+bytes of stack that each thread spills to. Raises what Triton or its assembler has to say.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from server.model.attention import triton_kernels as paged_triton
+from server.model.attention.cpu import PoolShape
+from server.model.kernel_selection import compare
+from server.model.layers import fused_triton
+from server.model.layers.decoder import HeadNorms, Norm
+
+CPU = torch.device("cpu")
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+SHAPES = [  # of one block, and the query heads
+    (PoolShape(32, 1, 8, 128, torch.bfloat16), 32),  # Qwen3-8B
+    (PoolShape(32, 1, 2, 256, torch.bfloat16), 16),  # Qwen3.5
+    (PoolShape(32, 1, 2, 64, torch.float16), 14),  # Qwen2.5-0.5B
+]
+
+
+def launch_operations() -> None:
+    """Those between the products, of Qwen3-0.6B (heads normed) and Qwen2.5-7B."""
+    for size, gated, heads, has_norms in ((1024, 3072, 24, True), (3584, 18944, 32, False)):
+        norm = type("Norm", (), {"weight": torch.ones(size, dtype=torch.bfloat16), "epsilon": 1e-6})
+        hidden = torch.ones((3, size), dtype=torch.bfloat16)
+        for added in (hidden, None):
+            fused_triton.add_norm(hidden, added, cast(Norm, norm))
+        norms = type("Norms", (), {"weight": torch.ones((heads, 128), dtype=torch.bfloat16), "epsilon": 1e-6})
+        angles = torch.ones((3, 1, 128), dtype=torch.bfloat16)
+        together = torch.ones((3, heads + 8, 128), dtype=torch.bfloat16)[:, :heads]
+        fused_triton.turn(together, cast(HeadNorms, norms) if has_norms else None, angles, angles)
+        fused_triton.gate(torch.ones((3, 2 * gated), dtype=torch.bfloat16))
+
+
+class Absent:
+    """A card of one kind, as far as compiling goes."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        """What is compiled for."""
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        """Kernels are kept by device: each card counts as one."""
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        """Nothing is ever put on it."""
+        return 0
+
+
+def spilled_bytes(cubin: bytes) -> int:
+    """What a thread keeps in memory because it has no register for it."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        found = subprocess.run((CUOBJDUMP, "-res-usage", file.name), capture_output=True, text=True, check=True)
+    return max(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", found.stdout))
+
+
+def main(capabilities: list[int]) -> None:
+    """Compile for each card."""
+    run = JITFunction.run
+    compiled: dict[int, tuple[str, Any]] = {}
+
+    def compile_only(function: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(function, *args, grid=grid, warmup=True, **options)
+        compiled[id(kernel)] = function.__name__, kernel
+        return kernel
+
+    JITFunction.run = compile_only
+    for capability in capabilities:
+        driver.set_active(Absent(capability))
+        compiled.clear()
+        for shape, heads in SHAPES:
+            compare(paged_triton, shape, heads, CPU)
+        launch_operations()
+        for name, kernel in compiled.values():
+            spilled = spilled_bytes(kernel.asm["cubin"])
+            print(json.dumps([name, capability, kernel.metadata.shared, spilled]), flush=True)
+
+
+if __name__ == "__main__":
+    main([int(capability) for capability in sys.argv[1:]])

@@ -1,0 +1,137 @@
+"""The kernels against torch's attention: through Triton's interpreter, or on the card under `make test-gpu`.
+
+The interpreter holds no bfloat16 products; those are compared on a card alone, as at every start of the engine.
+"""
+
+import importlib.util
+import random
+
+import pytest
+import torch
+
+from server.model.attention import triton_kernels as paged_triton
+from server.model.attention.cpu import PoolShape
+from server.model.attention.gpu import CudaKvPool, Kernels
+from server.model.attention.step_plan import RowPlan
+from server.model.attention.tiles import MOST_SHARES, TILE_TOKENS, choose_size, plan_tiles, shares_of, sizes_of
+from server.model.kernel_selection import choose_kernels, compare, tile_sizes
+from tests.model.attention import plain_kernels
+
+NUM_BLOCKS = 48
+CPU = torch.device("cpu")
+HEADS = [(2, 2, 64), (7, 1, 80), (2, 1, 256)]  # query heads, KV heads, head_dim: one not a power of two, one wide
+
+
+def rows_at_random(seed: int, block_size: int) -> list[RowPlan]:
+    """Short rows first, as the runner arranges them, with ends around the borders of blocks, in shuffled blocks."""
+    chance = random.Random(seed)
+    free = chance.sample(range(NUM_BLOCKS - 1), NUM_BLOCKS - 1)  # the last block is never given
+    rows = []
+    some, more = chance.randint(2, 5), 2 * TILE_TOKENS + chance.randint(2, 9)
+    for num_tokens in (1, 1, some, TILE_TOKENS, TILE_TOKENS + 1, more):
+        start = chance.choice((0, block_size - 1, block_size, 2 * block_size + 1, 5 * block_size - num_tokens % 3))
+        count = -(-(start + num_tokens) // block_size)
+        rows.append(RowPlan(num_tokens, start, [free.pop() for _ in range(count)]))
+    return rows
+
+
+def attended(pool: CudaKvPool, rows: list[RowPlan], heads: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step's result, and all keys afterwards that its rows may read."""
+    generator = torch.Generator().manual_seed(seed)
+    shape, device = pool.shape, pool.keys[0].device
+    for part in (pool.keys[0], pool.values[0]):
+        part.copy_(torch.randn(part.shape, generator=generator))
+        part[pool.num_blocks - 1] = torch.nan  # somebody else's
+    num_tokens = sum(row.num_tokens for row in rows)
+    # Neighbours in one tensor, as the decoder's one product leaves them.
+    together = torch.randn((num_tokens, heads + 2 * shape.kv_heads, shape.head_dim), generator=generator)
+    query, key, value = torch.split(together.to(device, shape.dtype), [heads, shape.kv_heads, shape.kv_heads], 1)
+    result = pool.arrange(rows, {0: 0}).attend(0, query, key, value, shape.head_dim**-0.5)
+    return result.float().cpu(), pool.keys[0][: pool.num_blocks - 1].float().cpu()
+
+
+def hold_to_gathering(kernels: Kernels, shape: PoolShape, heads: int, seed: int, device: torch.device) -> None:
+    """The kernels' result is that of torch's attention, and every new key is where it belongs."""
+    rows = rows_at_random(seed, shape.block_size)
+    expected, _ = attended(CudaKvPool(shape, NUM_BLOCKS, device), rows, heads, seed)
+    _, wanted = attended(CudaKvPool(shape, NUM_BLOCKS, device, plain_kernels), rows, heads, seed)
+    tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[shape.dtype]
+    for size in tile_sizes(shape, heads):
+        found, keys = attended(CudaKvPool(shape, NUM_BLOCKS, device, kernels, (size,)), rows, heads, seed)
+        assert torch.allclose(found, expected, atol=tolerance * (1 if device == CPU else 4), rtol=0)
+        assert torch.equal(keys, wanted)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
+def test_tiles_read_what_gathered_rows_read(heads: int, kv_heads: int, head_dim: int) -> None:
+    """A tile that begins at a wrong token, position or block table would read another row's keys."""
+    for seed in range(20):
+        shape = PoolShape(random.Random(seed).choice((4, 16, 32)), 1, kv_heads, head_dim, torch.float32)
+        hold_to_gathering(plain_kernels, shape, heads, seed, CPU)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
+def test_interpreted_kernels_give_what_gathering_gives(heads: int, kv_heads: int, head_dim: int) -> None:
+    """Masks at the ends of contexts and blocks, grouped heads, padded head dimensions, shares of a context."""
+    dtype = torch.float16 if heads == 7 else torch.float32
+    hold_to_gathering(paged_triton, PoolShape(8, 1, kv_heads, head_dim, dtype), heads, heads, CPU)
+
+
+def test_a_long_context_is_cut_and_joined_whatever_share_is_empty() -> None:
+    """The shares of a short row beside a long one hold nothing, and must weigh nothing."""
+    shape = PoolShape(16, 1, 2, 64, torch.float32)
+    rows = [RowPlan(1, 0, [40]), RowPlan(1, 500, list(range(32))), RowPlan(3, 64, [33, 35, 34, 36, 38])]
+    assert plan_tiles(rows, 16, 2, (TILE_TOKENS,), CPU).launches[0].shares == 4
+    expected, _ = attended(CudaKvPool(shape, NUM_BLOCKS, CPU), rows, 4, 3)
+    found, _ = attended(CudaKvPool(shape, NUM_BLOCKS, CPU, paged_triton), rows, 4, 3)
+    assert torch.allclose(found, expected, atol=2e-6, rtol=0)
+
+
+def test_contexts_are_cut_only_where_it_fills_the_card() -> None:
+    assert shares_of(8, 100) == 1, "nothing to cut"
+    assert shares_of(8, 40_960) == MOST_SHARES
+    assert shares_of(256 * 8, 40_960) == 1, "the rows fill the card"
+
+
+def test_long_rows_are_cut_into_large_tiles_where_enough_of_them_fill_the_card() -> None:
+    assert sizes_of(1, 256) == (16, 32, 64, 128) and sizes_of(4, 256) == (16, 32) and sizes_of(8, 512) == (16,)
+    assert sizes_of(2, 1024) == (16, 32), "more would not fit next to a program"
+    assert choose_size(8 * 100, sizes_of(2, 256)) == 16
+    assert choose_size(8 * 2000, sizes_of(2, 256)) == 32
+    assert choose_size(8 * 8000, sizes_of(2, 256)) == 64
+    assert choose_size(8 * 8000, sizes_of(7, 256)) == 16
+
+
+def test_what_is_tried_at_start_tells_broken_kernels_from_good_ones() -> None:
+    """Kernels that compile and compute something else must not serve."""
+
+    class OneOff:
+        """Reads one position too few of every tile."""
+
+        write = staticmethod(plain_kernels.write)
+
+        @staticmethod
+        def attend(query, keys, values, tiles, result, scaling):  # type: ignore[no-untyped-def]
+            table = tiles.table.clone()
+            table[:, 2] = (table[:, 2] - 1).clamp(min=0)
+            short = type(tiles)(table, tiles.blocks, tiles.num_tokens, tiles.most_tokens, tiles.shares)
+            plain_kernels.attend(query, keys, values, short, result, scaling)
+
+    shape = PoolShape(16, 28, 2, 64, torch.float32)
+    assert compare(plain_kernels, shape, 4, CPU).is_small
+    assert not compare(OneOff(), shape, 4, CPU).is_small
+    assert choose_kernels(shape, 4, CPU) is None, "the CPU has attention of its own"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [*HEADS, (16, 8, 128), (32, 8, 128)])
+def test_on_the_gpu_kernels_give_what_gathering_gives(
+    heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    cuda = torch.device("cuda")
+    for seed in range(5):
+        shape = PoolShape(16, 1, kv_heads, head_dim, dtype)
+        hold_to_gathering(paged_triton, shape, heads, seed, cuda)
+    assert importlib.util.find_spec("triton") is not None
+    assert choose_kernels(shape, heads, cuda) is paged_triton, "the engine uses them here"

@@ -1,0 +1,267 @@
+"""Decode on buffers that never move: beside the ordinary path on the CPU, recorded and replayed on a card."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from server.messages import Sampling
+from server.model.attention.gpu import CudaKvPool, Kernels
+from server.model.batch import Batch, Draw, Row
+from server.model.graphs.decode_graphs import MOST_TABLE, DecodeGraphs, StaticDecode, padded_sizes, takes
+from server.model.loading.loaded_model import LoadedModel
+from server.model.loading.loader import load
+from server.model.runner import Runner, pool_shape
+from server.model.sampling.argmax import is_greedy, likeliest
+from server.model.sampling.sampler import Drawing, DrawRow, draw_ids
+from server.settings import EngineSettings
+from tests.checkpoints import Kind, tiny_checkpoint
+from tests.model.attention import plain_kernels
+from tests.model.drive import BLOCK_SIZE, GREEDY, Stream, generate, loaded, prompt_of, run, step
+
+CPU = torch.device("cpu")
+
+
+def prefilled(model: LoadedModel, kernels: Kernels, count: int) -> tuple[Runner, CudaKvPool, list[Stream]]:
+    """Streams of all lengths whose prompts have been computed, in a pool of the GPU's layout on the CPU."""
+    runner = Runner(model, 1, BLOCK_SIZE)
+    runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 10 * count, CPU, kernels)
+    places = random.Random(count).sample(range(10 * count), 10 * count)
+    streams = [Stream(prompt_of(14 + 9 * i, i), places[10 * i : 10 * i + 10], GREEDY) for i in range(count)]
+    step(runner, streams)
+    return runner, pool, streams
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_padded_step_on_fixed_buffers_is_the_ordinary_step(kind: Kind, count: int) -> None:
+    """Rows that fill up must neither be seen by the others nor write where somebody reads."""
+    model = loaded(kind, kernels=False)
+    runner, pool, streams = prefilled(model, plain_kernels, count)
+    static = StaticDecode(model, pool, (1, 4, 8))
+    for _ in range(3):  # the buffers are used again, with other lengths and one block more
+        rows = [stream.row() for stream in streams]
+        with torch.inference_mode():
+            before = [part.clone() for part in (*pool.keys, *pool.values)]
+            decoded = static.launch(rows)
+            written = [part.clone() for part in (*pool.keys, *pool.values)]
+            for part, old in zip((*pool.keys, *pool.values), before, strict=True):
+                part.copy_(old)
+        ticket = runner.launch(Batch(tuple(rows)))
+        assert decoded is not None and decoded.logits.shape[0] == {1: 1, 3: 4, 5: 8}[count]
+        assert torch.allclose(decoded.logits[:count], ticket.logits, atol=1e-4)
+        assert torch.equal(decoded.likeliest[:count], ticket.logits.argmax(-1))
+        for part, other in zip(written, (*pool.keys, *pool.values), strict=True):
+            assert torch.allclose(part[: pool.num_blocks], other[: pool.num_blocks], atol=1e-4)
+        for stream, row, result in zip(
+            streams, rows, runner.draw(ticket, Batch(tuple(rows)), None).read(), strict=True
+        ):
+            stream.num_computed += len(row.token_ids)
+            stream.written.extend(result.token_ids)
+
+
+def test_a_runner_decodes_on_fixed_buffers_and_does_all_else_as_ever() -> None:
+    """Prompts, drafts, penalties and log probabilities share steps and streams with recorded decoding."""
+    model = loaded("qwen3", kernels=False)
+    runner = Runner(model, 1, BLOCK_SIZE)
+    runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 64, CPU, plain_kernels)
+    runner._decode = counted = Counted(StaticDecode(model, pool, (1, 2, 4)))
+    wanted = [Sampling(max_tokens=8, temperature=0.0), Sampling(max_tokens=12, temperature=0.0, num_logprobs=2)]
+    streams = [Stream(prompt_of(20 + 31 * i, i), range(12 * i, 12 * i + 12), wanted[i], chunk=40) for i in range(2)]
+    step(runner, streams[:1])
+    run(runner, streams)
+    assert counted.steps > 4
+    for stream in streams:
+        assert stream.written == generate("qwen3", stream.prompt, stream.sampling.max_tokens)
+    assert len(streams[1].logprobs) == 12
+
+
+class Counted:
+    """A way to decode, and how often it was taken."""
+
+    def __init__(self, static: StaticDecode) -> None:
+        self._static = static
+        self.steps = 0
+        self.is_usable = True
+
+    def launch(self, rows, ids=None):  # type: ignore[no-untyped-def]
+        """As `runner.Decode`."""
+        self.steps += 1
+        return self._static.launch(rows, ids)
+
+    def draw(self, decoded, rows, num_lines, masks):  # type: ignore[no-untyped-def]
+        """As `runner.Decode`."""
+        return self._static.draw(decoded, rows, num_lines, masks)
+
+
+@pytest.mark.parametrize("on_fixed_buffers", [True, False])
+def test_a_step_goes_on_from_ids_that_were_drawn_and_not_read(on_fixed_buffers: bool) -> None:
+    """For some of the rows, in another order than they are computed in; greedy or sampled."""
+    model = loaded("qwen3", kernels=False)
+    runner, pool, streams = prefilled(model, plain_kernels, 4)
+    if on_fixed_buffers:
+        runner._decode = StaticDecode(model, pool, (1, 2, 4))
+    sampled = Sampling(max_tokens=8, temperature=0.9, top_k=20)
+    draws = [Draw(sampled if line == 1 else GREEDY, line, [1], []) for line in range(4)]
+    now = Batch(tuple(replace(stream.row(), draw=draw) for stream, draw in zip(streams, draws, strict=True)))
+    drawing = runner.draw(runner.launch(now), now, None)
+    lines = (3, 1, 2)
+    ahead = [Row((0,), now.rows[line].start + 1, now.rows[line].blocks, 1, None) for line in lines]
+    ticket = runner.launch_after(Batch(tuple(ahead)), drawing, lines)
+    drawn = [one.token_ids[0] for one in drawing.read()]
+    known = [replace(row, token_ids=(drawn[line],)) for row, line in zip(ahead, lines, strict=True)]
+    assert ticket.logits is not None
+    expected = [ticket.logits.clone(), runner.launch(Batch(tuple(known))).logits]
+    assert torch.equal(*expected)
+    # The last row turned out not to be wanted: the others are drawn all the same.
+    settled = Batch((replace(known[0], draw=draws[3]), known[1], replace(known[2], draw=draws[2])))
+    results = runner.draw(ticket, settled, None).read()
+    assert [one.token_ids[0] for one in results] == expected[0].argmax(-1)[[0, 2]].tolist()
+
+
+def test_a_fault_that_was_not_read_yet_does_not_break_the_step_after_it() -> None:
+    """Its mark stands where an id should, and no embedding has such a line."""
+    runner, _, streams = prefilled(loaded("qwen3", kernels=False), plain_kernels, 2)
+    rows = [stream.row() for stream in streams]
+    broken = torch.stack([torch.full((1, 300), torch.nan)[0], torch.arange(300.0)])
+    drawing = draw_ids(broken, [DrawRow(row.draw, (), line) for line, row in enumerate(rows) if row.draw], None)
+    ahead = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1, draw=None) for row in rows))
+    ticket = runner.launch_after(ahead, drawing, (0, 1))
+    assert ticket.logits is not None and torch.isfinite(ticket.logits).all()
+    assert [one.fault is not None for one in drawing.read()] == [True, False]
+
+
+def chain(runner: Runner, streams: list[Stream], steps: int, *, ahead: bool) -> list[list[int]]:
+    """Greedy ids of each stream; `ahead` reads a step only when the next one is launched."""
+    written: list[list[int]] = [[] for _ in streams]
+    batch = Batch(tuple(stream.row() for stream in streams))
+    ticket = runner.launch(batch)
+    for _ in range(steps):
+        drawing = runner.draw(ticket, batch, None)
+        following = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1) for row in batch.rows))
+        if ahead:
+            ticket = runner.launch_after(following, drawing, range(len(streams)))
+        for ids, one in zip(written, drawing.read(), strict=True):
+            ids.extend(one.token_ids)
+        if not ahead:
+            known = zip(following.rows, written, strict=True)
+            ticket = runner.launch(Batch(tuple(replace(row, token_ids=ids[-1:]) for row, ids in known)))
+        batch = following
+    return written
+
+
+def test_steps_launched_ahead_write_what_steps_in_turn_write() -> None:
+    model = loaded("qwen3", kernels=False)
+    results = []
+    for ahead in (False, True):
+        runner, pool, streams = prefilled(model, plain_kernels, 3)
+        runner._decode = StaticDecode(model, pool, (4,))
+        results.append(chain(runner, streams, 6, ahead=ahead))
+    assert results[0] == results[1]
+
+
+def test_only_pure_decode_steps_that_fit_are_taken() -> None:
+    draw = Draw(GREEDY, 0, [1], [1])
+    decode = Row([5], 3, [0], 1, draw)
+    assert takes([decode, decode])
+    assert not takes([decode, Row([5, 6], 3, [0], 2, draw)]), "drafts"
+    assert not takes([decode, Row([5], 3, [0], 0, None)]), "the middle of a prompt"
+    model = loaded("qwen3", kernels=False)
+    pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 4, CPU, plain_kernels)
+    static = StaticDecode(model, pool, (1, 2))
+    assert static.fill([decode] * 3) is None, "more rows than were recorded"
+    assert static.fill([Row([5], 3, [0] * MOST_TABLE, 1, draw)]) is None, "tables longer than their buffer"
+    assert static.fill([decode]) == 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 8, 64, 100, 256])
+def test_padded_sizes_reach_the_most_rows_and_waste_little(most: int) -> None:
+    sizes = padded_sizes(most)
+    assert sizes[-1] == most and list(sizes) == sorted(set(sizes))
+    for rows in range(1, most + 1):
+        padded = next(size for size in sizes if size >= rows)
+        assert padded <= max(2 * rows, rows + 7), "few rows pay for few"
+        assert padded - rows < 32
+
+
+def test_the_device_finds_the_ids_and_faults_that_the_sampler_finds() -> None:
+    """Equal logits give the lowest id; NaN and infinity a fault, not an id."""
+    logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(2)).bfloat16()
+    logits[1, [7, 500]] = 50.0
+    logits[2, 3] = torch.nan
+    logits[3, 4] = torch.inf
+    rows = [DrawRow(Draw(GREEDY, 0, [1], [1]), (), line) for line in range(5)]
+    assert Drawing(likeliest(logits), rows).read() == draw_ids(logits.clone(), rows, None).read()
+
+
+def test_what_changes_logits_is_not_drawn_on_the_device() -> None:
+    assert is_greedy(Draw(GREEDY, 0, [1], [1]))
+    for sampling in (
+        Sampling(max_tokens=4, temperature=0.5),
+        Sampling(max_tokens=4, temperature=0.0, num_logprobs=0),
+        Sampling(max_tokens=4, temperature=0.0, frequency_penalty=1.0),
+        Sampling(max_tokens=4, temperature=0.0, logit_bias={3: 1.0}),
+    ):
+        assert not is_greedy(Draw(sampling, 0, [1], [1]))
+    assert not is_greedy(Draw(GREEDY, 0, [1], [1], banned_ids=(7,)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+def test_on_the_gpu_replays_equal_what_was_recorded_and_generate(kind: Kind) -> None:
+    model = load(tiny_checkpoint(kind), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 64, BLOCK_SIZE)
+    runner.record_graphs((1, 2, 4))
+    graphs = runner._decode
+    assert isinstance(graphs, DecodeGraphs) and sorted(graphs._recorded) == [1, 2, 4]
+    lengths = (6, 9, 14)  # streams end one by one: replays of 4, 2 and 1 rows
+    streams = [
+        Stream(prompt_of(30 + 17 * i, i), range(8 * i, 8 * i + 8), Sampling(max_tokens=count, temperature=0.0))
+        for i, count in enumerate(lengths)
+    ]
+    run(runner, streams)
+    for stream, count in zip(streams, lengths, strict=True):
+        assert stream.written == generate(kind, stream.prompt, count)
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_steps_launched_ahead_write_what_steps_in_turn_write() -> None:
+    """A copy or a draw that the next replay overtakes would show in the ids."""
+    model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 10 * 64, BLOCK_SIZE)
+    runner.record_graphs((64,))
+    results = []
+    for ahead in (False, True):
+        streams = [Stream(prompt_of(14 + i, i), range(10 * i, 10 * i + 10), GREEDY) for i in range(64)]
+        step(runner, streams)
+        results.append(chain(runner, streams, 32, ahead=ahead))
+    assert results[0] == results[1]
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_graphs_are_made_again_when_the_pool_has_moved() -> None:
+    """A replay on the addresses of memory that was given back reads what others write there."""
+    model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 64, BLOCK_SIZE)
+    runner.record_graphs((1, 2))
+    stream = Stream(prompt_of(30), range(8), Sampling(max_tokens=20, temperature=0.0))
+    for _ in range(5):
+        step(runner, [stream])
+    runner.release(16)
+    for _ in range(5):
+        step(runner, [stream])
+    assert runner.restore(64) == 64
+    run(runner, [stream])
+    assert stream.written == generate("qwen3", stream.prompt, 20)
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_a_model_that_cannot_be_recorded_is_served_without_graphs() -> None:
+    """Routers that wait for the device stop the recording; the engine must go on."""
+    model = load(tiny_checkpoint("qwen3_moe"), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 64, BLOCK_SIZE)
+    runner.record_graphs((1, 2))
+    stream = Stream(prompt_of(30), range(8), Sampling(max_tokens=20, temperature=0.0))
+    run(runner, [stream])
+    assert stream.written == generate("qwen3_moe", stream.prompt, 20)

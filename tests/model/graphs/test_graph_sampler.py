@@ -1,0 +1,225 @@
+"""Draws on buffers that never move give the ids that the sampler gives, and nothing in them waits for the device."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from server.messages import Sampling
+from server.model.attention.gpu import CudaKvPool
+from server.model.batch import Batch, Draw, Row
+from server.model.graphs.decode_graphs import DecodeGraphs, StaticDecode
+from server.model.graphs.graph_sampler import MOST_K, StaticDraw, Ways
+from server.model.loading.loader import load
+from server.model.runner import Runner, pool_shape
+from server.model.sampling.masks import Masks
+from server.model.sampling.sampler import Drawing, DrawRow, draw_ids
+from server.settings import EngineSettings
+from tests.checkpoints import tiny_checkpoint
+from tests.model.attention import plain_kernels
+from tests.model.drive import BLOCK_SIZE, GREEDY, Stream, loaded, prompt_of, step
+
+CPU = torch.device("cpu")
+VOCAB = 1000
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item")
+SAMPLINGS = {
+    "greedy": GREEDY,
+    "whole": Sampling(max_tokens=4, temperature=1.1),
+    "min_p": Sampling(max_tokens=4, temperature=0.9, min_p=0.2),
+    "top_k": Sampling(max_tokens=4, temperature=1.5, top_k=MOST_K),
+    "nucleus": Sampling(max_tokens=4, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05),
+}
+
+
+def rows_of(chance: random.Random, names: Sequence[str]) -> list[DrawRow]:
+    """One row a line; now and then a line is not drawn from."""
+    rows = []
+    for line, name in enumerate(names):
+        if chance.random() < 0.9:
+            written = [1] * chance.randint(0, 9)
+            banned = tuple(chance.sample(range(VOCAB), 300)) if chance.random() < 0.2 else ()
+            rows.append(DrawRow(Draw(SAMPLINGS[name], chance.getrandbits(40), [1], written, banned), (), line))
+    return rows
+
+
+def masks_for(chance: random.Random, rows: Sequence[DrawRow], words: int) -> Masks:
+    """Of some rows; one allows nothing."""
+    owners = tuple(sorted(chance.sample(range(len(rows)), (len(rows) + 1) // 2)))
+    bits = np.random.default_rng(chance.getrandbits(30)).integers(-(2**31), 2**31, (len(owners), words), dtype=np.int32)
+    bits[-1] = 0
+    return Masks(owners, bits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", [-(-VOCAB // 32), 20])
+def test_any_mix_of_rows_gives_the_ids_of_the_sampler(dtype: torch.dtype, words: int) -> None:
+    """Buffers are used again by other rows: what the step before left in them must not show."""
+    draws = StaticDraw(12, VOCAB, CPU)
+    seen = set()
+    for seed in range(60):
+        chance = random.Random(seed)
+        names = [chance.choice(tuple(SAMPLINGS)) for _ in range(chance.randint(1, 8))]
+        rows = rows_of(chance, names) or [DrawRow(Draw(GREEDY, 1, [1], []), (), 0)]
+        logits = 3 * torch.randn((12, VOCAB), generator=torch.Generator().manual_seed(seed))
+        logits = logits.to(dtype)
+        if seed % 5 == 0:
+            logits[rows[-1].first_line, 7] = torch.nan
+        masks = masks_for(chance, rows, words) if seed % 2 else None
+        expected = draw_ids(logits[: len(names)].clone(), rows, masks)
+        ways = draws.fill(rows, len(names), masks)
+        assert ways is not None
+        before = logits.clone()
+        found = draws.compute(logits, ways)
+        assert torch.equal(logits, before) or seed % 5 == 0, "a recording is computed once before it is replayed"
+        assert Drawing(found, rows).read() == expected.read()
+        seen.add(ways)
+    assert len(seen) > 6, "the ways were mixed"
+
+
+def test_what_one_look_may_not_decide_is_left_to_the_sampler() -> None:
+    draws = StaticDraw(2, VOCAB, CPU)
+
+    def fits(sampling: Sampling = GREEDY, drafts: tuple[int, ...] = (), **fields: Any) -> bool:
+        return draws.fill([DrawRow(Draw(sampling, 1, [1], [1], **fields), drafts, 0)], 1, None) is not None
+
+    assert fits() and all(fits(sampling) for sampling in SAMPLINGS.values())
+    assert not fits(Sampling(max_tokens=4, temperature=1.0, top_p=0.9)), "how many are in top_p is not known"
+    assert not fits(Sampling(max_tokens=4, temperature=1.0, top_k=MOST_K + 1))
+    assert not fits(Sampling(max_tokens=4, temperature=0.0, num_logprobs=0))
+    assert not fits(Sampling(max_tokens=4, temperature=0.0, frequency_penalty=0.1))
+    assert not fits(Sampling(max_tokens=4, temperature=0.0, logit_bias={1: 1.0}))
+    assert not fits(drafts=(5,))
+    few = StaticDraw(2, MOST_K, CPU)
+    assert few.fill([DrawRow(Draw(GREEDY, 1, [1], []), (), 0)], 1, None) is None, "fewer ids than candidates"
+
+
+class Watching(TorchDispatchMode):
+    """Refuses operations whose result the host would have to wait for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not any(name in str(func) for name in WAITING), func
+        return func(*args, **(kwargs or {}))
+
+
+class NoAttention:
+    """In the place of kernels: torch's stand-ins for them look at the tiles."""
+
+    def write(self, *args: Any) -> None:
+        """Nothing."""
+
+    def attend(self, query: Any, keys: Any, values: Any, tiles: Any, result: Any, scaling: float) -> None:
+        """Each token has its own query."""
+        result.copy_(query)
+
+
+def test_nothing_that_is_recorded_waits_for_the_device() -> None:
+    """One look at a value on the host, and a card refuses the whole recording."""
+    model = loaded("qwen3", kernels=False)
+    pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 8, CPU, NoAttention())
+    static = StaticDecode(model, pool, (2,))
+    draw = Draw(SAMPLINGS["nucleus"], 1, [1], [])
+    assert static.fill([Row([5], 3, [0], 1, draw)]) == 2
+    rows = [DrawRow(draw, (), 0)]
+    ways = static.draws.fill(rows, 1, masks_for(random.Random(1), rows, 9))
+    assert ways == Ways(cut=True, masked=True)
+    with torch.inference_mode(), Watching():
+        decoded = static.compute(2)
+        for one in (ways, Ways(whole=True), Ways(True, True, True)):
+            static.draws.compute(decoded.logits, one)
+    with pytest.raises(AssertionError, match="nonzero"), Watching():
+        torch.nonzero(decoded.likeliest)
+
+
+def sampled_streams(count: int) -> list[Stream]:
+    """One of each kind, on blocks of their own."""
+    samplings = [SAMPLINGS[name] for name in ("nucleus", "whole", "greedy", "min_p")]
+    return [
+        Stream(prompt_of(14 + 3 * i, i), range(10 * i, 10 * i + 10), samplings[i % len(samplings)], seed=i)
+        for i in range(count)
+    ]
+
+
+def written_by(runner: Runner, count: int, steps: int) -> list[list[int]]:
+    """What such streams write; every second step a mask allows the ids below 1000 alone to the first of them."""
+    streams = sampled_streams(count)
+    step(runner, streams)
+    words = np.zeros((1, 40), dtype=np.int32)
+    words[0, :31] = -1
+    for number in range(steps):
+        rows = [stream.row() for stream in streams]
+        batch = Batch(tuple(rows))
+        masks = Masks((0,), words) if number % 2 else None
+        for stream, drawn in zip(streams, runner.draw(runner.launch(batch), batch, masks).read(), strict=True):
+            stream.num_computed += 1
+            stream.written.extend(drawn.token_ids)
+        assert masks is None or streams[0].written[-1] < 1000
+    return [stream.written for stream in streams]
+
+
+class Counted(StaticDecode):
+    """How many steps were drawn from on the buffers."""
+
+    drawn = 0
+
+    def draw(self, *args: Any) -> torch.Tensor | None:
+        """As `StaticDecode.draw`."""
+        ids = super().draw(*args)
+        self.drawn += ids is not None
+        return ids
+
+
+def test_a_runner_draws_the_same_ids_on_fixed_buffers() -> None:
+    model = loaded("qwen3", kernels=False)
+    results = []
+    for is_static in (False, True):
+        runner = Runner(model, 1, BLOCK_SIZE)
+        runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 40, CPU, plain_kernels)
+        runner._decode = counted = Counted(model, pool, (1, 4)) if is_static else None
+        results.append(written_by(runner, 4, 10))
+        assert counted is None or counted.drawn == 10
+    assert results[0] == results[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_on_the_gpu_the_host_waits_for_nothing_between_launch_and_read(is_recorded: bool) -> None:
+    """A copy from memory that is not pinned waits for the whole step, and nothing is launched ahead of it."""
+    model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
+    runner = Runner(model, 160, BLOCK_SIZE)
+    if is_recorded:
+        runner.record_graphs((16,), draws=True)
+    streams = sampled_streams(16)
+    penalised = Sampling(max_tokens=4, temperature=0.7, top_k=9, frequency_penalty=0.5, logit_bias={5: 1.0})
+    streams[3].sampling = penalised
+    step(runner, streams)
+    masks = Masks((0,), np.full((1, 40), -1, dtype=np.int32))
+    batch = Batch(tuple(stream.row() for stream in streams))
+    ahead = Batch(tuple(Row((0,), row.start + 1, row.blocks, 1, None) for row in batch.rows[::-1]))
+    try:
+        for mode in ("default", "error"):  # the first round compiles, and takes pinned memory for the first time
+            torch.cuda.set_sync_debug_mode(mode)
+            drawing = runner.draw(runner.launch(batch), batch, masks)
+            runner.launch_after(ahead, drawing, range(15, -1, -1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(drawing.read()) == 16
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_recorded_draws_are_those_of_the_sampler() -> None:
+    """In every way; the masks and settings of one step must not reach the next."""
+    model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
+    results = []
+    for is_recorded in (False, True):
+        runner = Runner(model, 160, BLOCK_SIZE)
+        runner.record_graphs((16,), draws=True)
+        graphs = runner._decode
+        assert isinstance(graphs, DecodeGraphs) and not graphs._broken and len(graphs._draws) == 7
+        if not is_recorded:
+            graphs._broken.add("drawing")
+        results.append(written_by(runner, 16, 30))
+    assert results[0] == results[1]

@@ -1,0 +1,62 @@
+"""The short form of a decoder computes what transformers' own modules compute, and stands for known models alone."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from server.model.attention.cpu import KvPool, PoolShape
+from server.model.attention.step_plan import RowPlan
+from server.model.layers.decoder import Body, ShortBody, WholeBody, open_body
+from server.model.loading.pretrained import ATTENTION_NAME
+from tests.checkpoints import KINDS, Kind, tiny_checkpoint
+from tests.model.drive import loaded, prompt_of
+
+SHORT = ("qwen2", "qwen3", "qwen3_moe", "llama")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_known_models_are_computed_in_the_short_form(kind: Kind) -> None:
+    assert isinstance(loaded(kind, kernels=False).body, ShortBody if kind in SHORT else WholeBody)
+
+
+def test_a_model_that_rotates_a_part_of_each_head_is_left_to_transformers() -> None:
+    decoder = decoder_of("llama")
+    decoder.rotary_emb.inv_freq = decoder.rotary_emb.inv_freq[:-1]
+    assert isinstance(open_body(decoder), WholeBody)
+
+
+@pytest.mark.parametrize("kind", SHORT)
+@pytest.mark.parametrize("tokens", [1, 3, 40, 300])
+def test_hidden_states_are_those_of_the_whole_decoder(kind: Kind, tokens: int) -> None:
+    """Two rows, one of them behind a cached prompt: every position and every head at its own place, in pieces too."""
+    decoder = decoder_of(kind)
+    bodies: tuple[Body, Body] = open_body(decoder), WholeBody(decoder)
+    short, whole = (hidden_states(kind, decoder, body, tokens) for body in bodies)
+    torch.testing.assert_close(short, whole, atol=2e-5, rtol=1e-4)
+
+
+def decoder_of(kind: Kind) -> Any:
+    loaded(kind)  # makes our attention known to transformers
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind), attn_implementation=ATTENTION_NAME)
+    return model.eval().requires_grad_(False).get_decoder()
+
+
+def hidden_states(kind: Kind, decoder: Any, body: Body, tokens: int) -> torch.Tensor:
+    model = loaded(kind, kernels=False)
+    layers = len(model.kv.layer_indices)
+    past = 21
+    each = (past + tokens) // 16 + 1
+    pool = KvPool(PoolShape(16, layers, model.kv.kv_heads, model.kv.head_dim, torch.float32), 2 * each)
+    layer_of = {index: i for i, index in enumerate(model.kv.layer_indices)}
+    parts = []
+    for rows in (
+        [RowPlan(past, 0, range(each))],
+        [RowPlan(tokens, past, range(each)), RowPlan(tokens, 0, range(each, 2 * each))],
+    ):
+        ids = torch.tensor(prompt_of(sum(row.num_tokens for row in rows), 3))
+        positions = torch.cat([torch.arange(row.start, row.start + row.num_tokens) for row in rows])
+        with torch.inference_mode():
+            parts.append(body(ids, positions, pool.arrange(rows, layer_of), None))
+    return torch.cat(parts)

@@ -1,0 +1,92 @@
+"""Kernels between the products against torch's operations: through Triton's interpreter, or on the card."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.model.kernel_selection import choose_body, compare_layers
+from server.model.layers import fused_triton
+from server.model.layers.decoder import ShortBody
+from tests.checkpoints import Kind
+from tests.model.drive import reference
+
+CPU = torch.device("cpu")
+KINDS: tuple[Kind, ...] = ("qwen2", "qwen3", "qwen3_moe", "llama")
+
+
+def decoder_of(kind: Kind, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> Any:
+    """transformers' decoder, in this dtype; another copy than other tests compute with."""
+    model = type(reference(kind))(reference(kind).config)
+    model.load_state_dict(reference(kind).state_dict())
+    return model.eval().requires_grad_(False).to(device, dtype).get_decoder()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_of_kernels_is_a_layer_of_torch(kind: Kind, dtype: torch.dtype) -> None:
+    """With norms of heads and without, biases, experts in the place of gates."""
+    decoder = decoder_of(kind, dtype)
+    difference = compare_layers(ShortBody(decoder, fused_triton), ShortBody(decoder))
+    assert difference.largest <= (2e-6 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("size", [40, 1000, 2500])
+def test_lines_that_are_no_power_of_two_are_normed_and_gated_to_their_ends(size: int) -> None:
+    """What lies behind a line is the next token's."""
+    generator = torch.Generator().manual_seed(size)
+    hidden, added, weight = (torch.randn(3, size, generator=generator) for _ in range(3))
+    norm: Any = type("Norm", (), {"weight": weight[0], "epsilon": 1e-6})
+    total = hidden.clone()
+    normed = fused_triton.add_norm(total, added, norm)
+    assert torch.equal(total, hidden + added)
+    expected = torch.nn.functional.rms_norm(hidden + added, [size], weight[0], 1e-6)
+    torch.testing.assert_close(normed, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(fused_triton.add_norm(total, None, norm), normed)
+    gate, up = (torch.randn(3, size, generator=generator) for _ in range(2))
+    found = fused_triton.gate(torch.cat((gate, up), 1))
+    torch.testing.assert_close(found, torch.nn.functional.silu(gate) * up, atol=1e-6, rtol=1e-5)
+
+
+def swapped_halves(heads: Tensor, norms: Any, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the other way."""
+    return fused_triton.turn(heads, norms, cos, -sin)
+
+
+def without_sum(hidden: Tensor, added: Tensor | None, norm: Any) -> Tensor:
+    """Norms before it adds."""
+    normed = fused_triton.add_norm(hidden, None, norm)
+    hidden += 0 if added is None else added
+    return normed
+
+
+@pytest.mark.parametrize(("name", "broken"), [("turn", swapped_halves), ("add_norm", without_sum)])
+def test_what_is_tried_at_start_tells_broken_operations_from_good_ones(name: str, broken: Callable[..., Any]) -> None:
+    """Kernels that compile and compute something else must not serve."""
+    decoder = decoder_of("qwen3")
+    names = ("add_norm", "turn", "gate")
+    operations: Any = type("Operations", (), {one: staticmethod(getattr(fused_triton, one)) for one in names})
+    assert compare_layers(ShortBody(decoder, operations), ShortBody(decoder)).is_small
+    setattr(operations, name, staticmethod(broken))
+    assert not compare_layers(ShortBody(decoder, operations), ShortBody(decoder)).is_small
+
+
+def test_a_cpu_has_no_use_for_them() -> None:
+    body = choose_body(decoder_of("qwen3"), CPU)
+    assert isinstance(body, ShortBody) and body.operations is not fused_triton
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_the_gpu_a_layer_of_kernels_is_a_layer_of_torch(
+    kind: Kind, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda = torch.device("cuda")
+    decoder = decoder_of(kind, dtype, cuda)
+    assert compare_layers(ShortBody(decoder, fused_triton), ShortBody(decoder)).is_small
+    with caplog.at_level("INFO"):
+        assert isinstance(choose_body(decoder, cuda), ShortBody)
+    assert "without" in caplog.text or kind == "qwen3_moe", "both were timed"

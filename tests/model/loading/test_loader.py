@@ -1,0 +1,114 @@
+"""Every checkpoint that cannot be served is refused in one line that says why; the others are loaded as they are."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from server.errors import CannotStart
+from server.messages import Sampling
+from server.model.loading.loader import load
+from server.model.runner import Runner
+from server.settings import EngineSettings
+from tests.checkpoints import Kind, tiny_checkpoint
+from tests.model.drive import BLOCK_SIZE, Stream, generate, prompt_of, reference, run
+from tests.published import write_published
+
+
+def nothing(fraction: float) -> None:
+    """Nobody watches."""
+
+
+def changed(kind: Kind, folder: Path, **fields: Any) -> Path:
+    """A copy of the checkpoint with other fields in config.json."""
+    shutil.copytree(tiny_checkpoint(kind), folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return folder
+
+
+def refusal(folder: Path, **settings: Any) -> str:
+    with pytest.raises(CannotStart) as caught:
+        load(folder, EngineSettings(device="cpu", **settings), nothing)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_without_config_or_weights_is_refused(tmp_path: Path) -> None:
+    assert "config.json" in refusal(tmp_path)
+    shutil.copy(tiny_checkpoint("qwen3") / "config.json", tmp_path)
+    assert "safetensors" in refusal(tmp_path)
+
+
+def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    assert "config.json" in refusal(changed("qwen3", tmp_path / "m", model_type="qwen99"))
+
+
+def test_a_layer_type_that_is_not_computed_is_named(tmp_path: Path) -> None:
+    types = ["full_attention", "sliding_attention", "full_attention"]
+    folder = changed("qwen2", tmp_path / "m", use_sliding_window=True, sliding_window=8, layer_types=types)
+    assert "sliding_attention" in refusal(folder)
+
+
+def test_a_quantized_checkpoint_names_the_package_it_needs(tmp_path: Path) -> None:
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    assert "bitsandbytes" in refusal(changed("qwen3", tmp_path / "m", quantization_config=quantization))
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    folder = changed("qwen3", tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 no header here")
+    assert "cannot load" in refusal(folder)
+
+
+def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CannotStart, match="cuda"):
+        load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), nothing)
+
+
+def test_progress_ends_at_one_and_never_goes_back() -> None:
+    told: list[float] = []
+    load(tiny_checkpoint("qwen3"), EngineSettings(device="cpu"), told.append)
+    assert told[-1] == 1.0 and told == sorted(told)
+
+
+def test_what_is_loaded_is_told() -> None:
+    model = load(tiny_checkpoint("qwen2"), EngineSettings(device="cpu"), nothing)
+    elements = sum(weight.numel() for weight in reference("qwen2").parameters())
+    assert model.weight_bytes == pytest.approx(4 * elements, rel=0.01)
+    assert (model.vocab_size, model.max_positions, model.dtype) == (151_936, 4096, torch.float32)
+    assert (model.kv.kv_heads, model.kv.head_dim, model.kv.layer_indices) == (2, 16, (0, 1, 2))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe"])
+def test_the_text_part_of_a_conditional_generation_checkpoint_is_served(kind: Kind, tmp_path: Path) -> None:
+    """As Qwen3.5 is published: text below `model.language_model`, a vision tower and an MTP head beside it."""
+    folder = write_published(kind, tmp_path / "m")
+    runner = Runner(load(folder, EngineSettings(device="cpu"), nothing), 8, BLOCK_SIZE, num_slots=1)
+    stream = Stream(prompt_of(20), range(4), Sampling(max_tokens=8, temperature=0.0), slot=0)
+    run(runner, [stream])
+    assert stream.written == generate(kind, stream.prompt, 8)
+
+
+def test_int8_keeps_the_model_close_or_names_the_package_it_needs() -> None:
+    settings = EngineSettings(device="cpu", dtype="bfloat16", quantize="int8")
+    if importlib.util.find_spec("torchao") is None:
+        assert "torchao" in refusal(tiny_checkpoint("qwen3"), quantize="int8")
+        return
+    model = load(tiny_checkpoint("qwen3"), settings, nothing)
+    runner = Runner(model, 16, BLOCK_SIZE)
+    how = Sampling(max_tokens=10, temperature=0.0, num_logprobs=0)
+    stream = Stream(prompt_of(50), range(8), how)
+    run(runner, [stream])
+    with torch.inference_mode():
+        logits = reference("qwen3")(torch.tensor([[*stream.prompt, *stream.written]])).logits[0, 49:-1]
+    expected = torch.log_softmax(logits, -1)
+    differences = [
+        abs(entry.logprob - float(expected[place, entry.token_id])) for place, entry in enumerate(stream.logprobs)
+    ]
+    assert max(differences) < 0.5

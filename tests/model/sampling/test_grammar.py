@@ -1,0 +1,190 @@
+"""Compiled constraints over the real Qwen vocabulary."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from server.checkpoint.locate import BUILT_IN_FOLDER
+from server.dialects.base import Choice, Dialect, Tool, Wanted
+from server.dialects.hermes import HERMES
+from server.dialects.registry import DIALECTS
+from server.errors import ConstraintFailed
+from server.messages import Constraint
+from server.model.sampling.grammar import MAX_SOURCE, GrammarMatcher, LlguidanceGrammars
+from tests.checkpoints import IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE
+from tests.dialects.fuzz import write_call
+from tests.dialects.reading import Call, tell
+from tests.dialects.walking import STOP_IDS, allowed_ids, grammars, ids_of, text_of
+
+MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}
+WEATHER = Tool(
+    "get_weather",
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+        "required": ["city", "unit"],
+    },
+)
+FORCED = Choice("required", parallel=False)
+
+
+def compiled(dialect: Dialect = HERMES, choice: Choice = FORCED) -> GrammarMatcher:
+    constraint = dialect.constrain(Wanted([WEATHER], choice, None, MARKER_IDS))
+    assert constraint is not None
+    return grammars().compile(constraint)
+
+
+def lark(source: str) -> GrammarMatcher:
+    return grammars().compile(Constraint("lark", source))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_forced_ids_are_those_that_the_tokenizer_itself_would_cut(dialect: Dialect) -> None:
+    """Ids forced in another cut than the model has learnt would lead it astray."""
+    text = write_call(dialect.name, "get_weather", {"city": "Rio", "unit": "celsius"}, 0).lstrip()
+    ids, at, forced = ids_of(text), 0, 0
+    matcher = compiled(dialect)
+    while at < len(ids):
+        due = matcher.forced()
+        assert tuple(due) == ids[at : at + len(due)], text_of(due)
+        step = due or ids[at : at + 1]
+        assert matcher.advance(step)
+        at += len(step)
+        forced += len(due)
+    assert forced > len(ids) // 3
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("word", ["a </tool_call> b", "<think>", "<|im_end|>", "x<|endoftext|>", "<|im_start|>\n"])
+def test_forced_text_that_spells_a_control_token_is_never_that_token(dialect: Dialect, word: str) -> None:
+    """Such an enum failed its request: the control token was forced, and then refused."""
+    tool = Tool("say", {"type": "object", "properties": {"word": {"const": word}}, "required": ["word"]})
+    constraint = dialect.constrain(Wanted([tool], FORCED, None, MARKER_IDS))
+    assert constraint is not None
+    matcher, written = grammars().compile(constraint), []
+    while not matcher.is_over():
+        step = matcher.forced() or list(map(int, allowed_ids(matcher)[:1]))
+        assert matcher.advance(step)
+        if set(step) & set(STOP_IDS):
+            break
+        written += step
+    (call,) = tell(dialect, [tool], text_of(written))
+    assert isinstance(call, Call) and call.value == {"word": word} and call.flags == ()
+
+
+def test_added_tokens_that_a_vocabulary_lists_again_are_no_text_either() -> None:
+    """The built-in model's tokenizer names them twice; one name left would be forced."""
+    tokenizer = Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
+    control, stop = set(tokenizer.get_added_tokens_decoder()), tokenizer.token_to_id("<|im_end|>")
+    size = tokenizer.get_vocab_size()
+    built_in = LlguidanceGrammars(BUILT_IN_FOLDER / "tokenizer.json", size, (stop,), num_threads=1)
+    matcher = built_in.compile(Constraint("lark", 'start: "<think>" <[1]> "</tool_call>"'))
+    written: list[int] = []
+    while not matcher.is_over():
+        masks = built_in.masks([(matcher, ())], [None])
+        assert masks is not None
+        allowed = np.flatnonzero(np.unpackbits(masks.words[0].view(np.uint8), bitorder="little"))
+        step = matcher.forced() or [int(allowed[0])]
+        assert matcher.advance(step)
+        written += step
+    assert tokenizer.decode(written, skip_special_tokens=False) == "<think><|im_start|></tool_call>"
+    assert [token_id for token_id in written if token_id in control] == [1]
+
+
+def test_a_matcher_is_over_when_only_a_stop_id_can_follow() -> None:
+    matcher = compiled()
+    ids = ids_of('<tool_call>\n{"name": "get_weather", "arguments": {"city": "x", "unit": "celsius"}}\n</tool_call>')
+    assert matcher.advance(ids[:-1]) and not matcher.is_over()
+    assert matcher.advance(ids[-1:]) and matcher.is_over()
+    assert set(map(int, allowed_ids(matcher))) == set(STOP_IDS)
+
+
+def test_the_copies_of_one_grammar_move_apart() -> None:
+    one, other = compiled(), compiled()
+    assert one.advance([TOOL_CALL])
+    assert other.count_allowed([TOOL_CALL]) == 1 and one.count_allowed([TOOL_CALL]) == 0
+
+
+def test_an_id_that_is_not_allowed_moves_nothing() -> None:
+    matcher = compiled()
+    ids = ids_of("<tool_call>\n{")
+    assert not matcher.advance([*ids, IM_END])
+    assert matcher.count_allowed(ids) == len(ids)
+    assert matcher.advance(ids)
+
+
+def test_masks_along_drafts_are_those_of_each_place() -> None:
+    drafts = ids_of('<tool_call>\n{"name": "get_weather", "arguments": {"city": "a b"')
+    matcher, other = compiled(), lark('start: "yes" | "no"')
+    masks = grammars().masks([None, (matcher, drafts), (other, ()), None], [None, None, None, None])
+    assert masks is not None
+    assert masks.owners == (1,) * (len(drafts) + 1) + (2,)
+    assert masks.words.shape == (len(drafts) + 2, (VOCAB_SIZE + 31) // 32) and masks.words.dtype == np.int32
+    follower = compiled()
+    for place in range(len(drafts) + 1):
+        alone = grammars().masks([(follower, ())], [None])
+        assert alone is not None and (masks.words[place] == alone.words[0]).all()
+        assert place == len(drafts) or follower.advance(drafts[place : place + 1])
+    assert matcher.count_allowed(drafts) == len(drafts), "making masks moves nothing"
+
+
+def test_no_mask_is_made_where_every_row_is_free() -> None:
+    assert grammars().masks([None, None], [None, None]) is None
+
+
+def test_a_row_s_extra_id_is_allowed_at_its_first_place_only() -> None:
+    matcher = compiled()
+    masks = grammars().masks([(matcher, [TOOL_CALL])], [IM_END])
+    assert masks is not None
+    allowed = [bool(row.view(np.uint32)[IM_END // 32] >> (IM_END % 32) & 1) for row in masks.words]
+    assert allowed == [True, False]
+
+
+def test_marker_tokens_are_never_text() -> None:
+    """`<tool_call>` is no special token of Qwen's, yet text made of it would open a call that nothing constrains."""
+    matcher = lark("start: /(?s:.*)/")
+    allowed = set(map(int, allowed_ids(matcher)))
+    assert TOOL_CALL not in allowed and IM_END in allowed
+    assert max(allowed) < 151_669, "ids that the tokenizer does not know are never allowed"
+    assert TOOL_CALL in set(map(int, allowed_ids(lark(f"start: /x/ | <[{TOOL_CALL}]>"))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "good", "bad"),
+    [
+        ("regex", "[a-c]+", "abc", "abd"),
+        ("json_schema", json.dumps({"type": "integer", "maximum": 9}), "7", "12"),
+        ("lark", 'start: "a" | "b"', "a", "c"),
+    ],
+)
+def test_every_kind_of_source(kind: str, source: str, good: str, bad: str) -> None:
+    constraint = Constraint(kind, source)  # type: ignore[arg-type]
+    assert grammars().compile(constraint).advance(ids_of(good))
+    assert not grammars().compile(constraint).advance(ids_of(bad))
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("lark", "start: missing"),
+        ("lark", "start: " + '"a" ' * (MAX_SOURCE // 4)),
+        ("json_schema", "not json"),
+        ("json_schema", json.dumps({"type": "string", "pattern": "(?=look)"})),
+        ("regex", "("),
+    ],
+)
+def test_what_does_not_compile_is_refused_in_one_line(kind: str, source: str) -> None:
+    with pytest.raises(ConstraintFailed) as caught:
+        grammars().compile(Constraint(kind, source))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
+def test_a_grammar_that_grows_too_complex_fails_its_own_sequence() -> None:
+    """An ambiguous grammar whose parser needs more with every letter."""
+    matcher = lark('start: a a a a a a a a a\na: b* c*\nb: /x/ | b b | ""\nc: /x/ | c b c | ""')
+    with pytest.raises(ConstraintFailed, match="too complex"):
+        for _ in range(5000):
+            assert grammars().masks([(matcher, ())], [None]) is not None
+            assert matcher.advance(ids_of("x"))

@@ -1,0 +1,274 @@
+"""Draws against plain references, and against the promise that batch mates do not matter."""
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from server.messages import Sampling
+from server.model.batch import Draw, Drawn
+from server.model.sampling.masks import Masks
+from server.model.sampling.sampler import NUM_CANDIDATES, DrawRow, draw_ids, uniform
+
+VOCAB = 3000
+
+
+@dataclass
+class Want:
+    """One row to draw, with its own logits, one line a place."""
+
+    sampling: Sampling
+    logits: torch.Tensor
+    seed: int = 0
+    prompt: list[int] = field(default_factory=list)
+    written: list[int] = field(default_factory=list)
+    banned: tuple[int, ...] = ()
+    drafts: tuple[int, ...] = ()
+
+
+def draw(wants: list[Want], masks: Masks | None = None) -> list[Drawn]:
+    rows, first = [], 0
+    for want in wants:
+        how = Draw(want.sampling, want.seed, want.prompt, want.written, want.banned)
+        rows.append(DrawRow(how, want.drafts, first))
+        first += 1 + len(want.drafts)
+    return draw_ids(torch.cat([want.logits for want in wants]).clone(), rows, masks).read()
+
+
+def noise(seed: int, lines: int = 1, scale: float = 2.0, vocab: int = VOCAB) -> torch.Tensor:
+    return scale * torch.randn(lines, vocab, generator=torch.Generator().manual_seed(seed))
+
+
+def sampling(**values: object) -> Sampling:
+    return Sampling(max_tokens=10, **values)  # type: ignore[arg-type]
+
+
+MIXTURE = [
+    sampling(temperature=0.0),
+    sampling(),
+    sampling(temperature=0.3, top_p=0.8),
+    sampling(top_k=5),
+    sampling(top_k=NUM_CANDIDATES[0] + 100),
+    sampling(top_p=0.999, temperature=3.0),
+    sampling(min_p=0.1),
+    sampling(temperature=0.7, top_k=20, top_p=0.8, min_p=0.02, frequency_penalty=0.5),
+    sampling(repetition_penalty=1.3, logit_bias={7: 30.0}),
+    sampling(num_logprobs=4, presence_penalty=-1.0),
+]
+
+
+def test_a_row_draws_the_same_ids_whatever_else_is_in_the_batch() -> None:
+    wants = [Want(how, noise(i, 1), seed=i, prompt=[1, 2, 3], written=[4, 5, i]) for i, how in enumerate(MIXTURE)]
+    alone = [draw([want])[0] for want in wants]
+    for shuffle_seed in range(5):
+        order = random.Random(shuffle_seed).sample(range(len(wants)), k=len(wants))
+        together = draw([wants[i] for i in order])
+        assert together == [alone[i] for i in order]
+    assert draw(wants[2:5]) == alone[2:5]
+
+
+def test_seed_and_index_decide_the_number_and_nothing_else() -> None:
+    assert uniform(1, 0) != uniform(1, 1) != uniform(2, 0)
+    numbers = [uniform(seed, index) for seed in range(200) for index in range(50)]
+    assert min(numbers) >= 0 and max(numbers) < 1
+    counts = np.histogram(numbers, bins=20, range=(0, 1))[0]
+    assert ((counts - 500) ** 2 / 500).sum() < 45  # chi square, 19 degrees: 43.8 is 0.1 %
+    follow = np.corrcoef([uniform(seed, 0) for seed in range(5000)], [uniform(seed, 1) for seed in range(5000)])
+    assert abs(follow[0, 1]) < 0.05
+
+
+def allowed_by_transformers(how: Sampling, logits: torch.Tensor) -> torch.Tensor:
+    """Probabilities after transformers' own processors, in its order."""
+    scores = logits / how.temperature
+    if how.top_k:
+        scores = transformers.TopKLogitsWarper(how.top_k)(torch.zeros(1, 0), scores)
+    if how.top_p < 1:
+        scores = transformers.TopPLogitsWarper(how.top_p)(torch.zeros(1, 0), scores)
+    if how.min_p:
+        scores = transformers.MinPLogitsWarper(how.min_p)(torch.zeros(1, 0), scores)
+    return torch.softmax(scores.double(), -1)[0]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        sampling(),
+        sampling(temperature=0.5),
+        sampling(top_k=1),
+        sampling(top_k=7),
+        sampling(top_k=900, temperature=2.0),
+        sampling(top_p=0.3),
+        sampling(top_p=0.9, temperature=1.5),
+        sampling(top_p=0.99, temperature=4.0),
+        sampling(min_p=0.2),
+        sampling(min_p=0.05, temperature=1.5),
+        sampling(top_k=30, top_p=0.7, min_p=0.1),
+        sampling(top_p=1e-6),
+    ],
+)
+def test_draws_follow_transformers_distribution(how: Sampling) -> None:
+    logits = noise(3)
+    want = allowed_by_transformers(how, logits)
+    lines = logits.expand(4000, -1).contiguous()
+    rows = [DrawRow(Draw(how, seed, [], []), (), seed) for seed in range(4000)]
+    ids = [result.token_ids[0] for result in draw_ids(lines, rows, None).read()]
+    assert all(want[token_id] > 0 for token_id in ids), "an id was drawn that the cuts forbid"
+    seen = Counter(ids)
+    likely = [token_id for token_id in range(VOCAB) if want[token_id] > 0.005]
+    for token_id in likely:
+        p = float(want[token_id])
+        assert abs(seen[token_id] / 4000 - p) < 5 * math.sqrt(p * (1 - p) / 4000) + 1e-9
+
+
+def test_the_last_id_within_top_p_can_be_drawn_from_a_flat_distribution() -> None:
+    """More ids than the candidates taken at first: the row is sorted whole."""
+    for vocab, seeds in ((VOCAB, 300), (40_000, 100)):
+        flat = torch.zeros(1, vocab)
+        ids = [draw([Want(sampling(top_p=0.5), flat, seed=seed)])[0].token_ids[0] for seed in range(seeds)]
+        assert len(set(ids)) > 0.8 * seeds
+
+
+def test_penalties_equal_transformers_and_openai() -> None:
+    logits, prompt, written = noise(5), [10, 11, 11, 12], [20, 21, 20, 20]
+    ids = torch.tensor([prompt + written])
+    expected = transformers.RepetitionPenaltyLogitsProcessor(1.7)(ids, logits.clone())
+    expected[0, 20] -= 0.4 + 3 * 0.3
+    expected[0, 21] -= 0.4 + 0.3
+    expected[0, 30] += 2.5
+    how = sampling(
+        temperature=0.0, repetition_penalty=1.7, presence_penalty=0.4, frequency_penalty=0.3, logit_bias={30: 2.5}
+    )
+    rest = expected.clone()
+    banned: tuple[int, ...] = ()
+    for _ in range(25):  # the order of all the best ids, not the best alone
+        best = int(rest.argmax())
+        assert draw([Want(how, logits, prompt=prompt, written=written, banned=banned)])[0].token_ids == (best,)
+        rest[0, best] = -torch.inf
+        banned = (*banned, best)
+
+
+def test_penalties_count_the_drafts_before_each_place() -> None:
+    logits = torch.zeros(3, VOCAB)
+    logits[:, 5], logits[:, 6], logits[:, 7] = 3.0, 2.5, 2.0
+    how = sampling(temperature=0.0, presence_penalty=1.2)
+    assert draw([Want(how, logits, drafts=(5, 6))])[0].token_ids == (5, 6, 7)
+
+
+def test_a_bias_cannot_lift_a_ban_and_banned_ids_are_never_drawn() -> None:
+    how = sampling(logit_bias={3: 100.0})
+    for seed in range(20):
+        assert draw([Want(how, noise(seed), seed=seed, banned=(3,))])[0].token_ids != (3,)
+
+
+def mask_of(*allowed: set[int]) -> np.ndarray:
+    words = np.zeros((len(allowed), -(-VOCAB // 32)), dtype=np.uint32)
+    for line, ids in enumerate(allowed):
+        for token_id in ids:
+            words[line, token_id // 32] |= np.uint32(1 << (token_id % 32))
+    return words.view(np.int32)
+
+
+def test_masks_bind_their_own_rows_and_free_rows_stay_free() -> None:
+    free, bound = Want(sampling(temperature=0.0), noise(1)), Want(sampling(), noise(2, 3), drafts=(31, 64))
+    masks = Masks(owners=(1, 1, 1), words=mask_of({31}, {64}, {2999, 95}))
+    results = draw([free, bound], masks)
+    assert results[0].token_ids == (int(noise(1).argmax()),)
+    assert results[1].token_ids[:2] == (31, 64)
+    assert results[1].token_ids[2] in {2999, 95}
+
+
+def test_ids_beyond_the_mask_are_not_allowed() -> None:
+    words = np.full((1, 2), -1, dtype=np.int32)
+    logits = noise(4)
+    logits[0, 100] = 50.0
+    assert draw([Want(sampling(temperature=0.0), logits)], Masks((0,), words))[0].token_ids[0] < 64
+
+
+def test_nothing_allowed_is_a_fault_of_that_row_only() -> None:
+    wants = [Want(sampling(), noise(1)), Want(sampling(), noise(2), seed=9)]
+    results = draw(wants, Masks((0,), mask_of(set())))
+    assert results[0].fault is not None and results[1] == draw([wants[1]])[0]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_none_is_a_fault_of_that_row_only(broken: float) -> None:
+    sick = noise(1)
+    sick[0, 17] = broken
+    wants = [Want(how, sick if i == 1 else noise(i + 10), seed=i) for i, how in enumerate(MIXTURE[:4])]
+    results = draw(wants)
+    assert results[1].fault is not None and not results[1].token_ids
+    assert [results[i] for i in (0, 2, 3)] == [draw([wants[i]])[0] for i in (0, 2, 3)]
+
+
+@pytest.mark.parametrize("how", [sampling(), sampling(top_p=0.9), sampling(top_k=5), sampling(min_p=0.1)])
+def test_a_row_of_nothing_but_nan_is_a_fault_however_it_is_drawn(how: Sampling) -> None:
+    """Nothing is found in it, and looking up what was found must not end the engine."""
+    sick = torch.full((1, VOCAB), math.nan)
+    results = draw([Want(how, sick), Want(how, noise(3), seed=7)])
+    assert results[0].fault is not None
+    assert results[1] == draw([Want(how, noise(3), seed=7)])[0]
+
+
+def test_a_fault_behind_accepted_drafts_keeps_what_was_written_before_it() -> None:
+    logits = noise(1, 2)
+    first = int(logits[0].argmax())
+    logits[1] = math.nan
+    assert draw([Want(sampling(temperature=0.0), logits, drafts=(first,))])[0].token_ids == (first,)
+
+
+def test_logprobs_are_of_the_raw_logits() -> None:
+    logits = noise(8)
+    how = sampling(temperature=0.2, top_k=3, logit_bias={5: 100.0}, num_logprobs=3)
+    entry = (draw([Want(how, logits)])[0].logprobs or ())[0]
+    expected = torch.log_softmax(logits, -1)[0]
+    assert entry.token_id == 5 and entry.logprob == pytest.approx(float(expected[5]), abs=1e-5)
+    values, ids = expected.topk(3)
+    assert [token_id for token_id, _ in entry.top] == ids.tolist()
+    assert [value for _, value in entry.top] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_no_logprobs_unless_asked_and_none_beside_the_own_one_for_zero() -> None:
+    assert draw([Want(sampling(), noise(1))])[0].logprobs is None
+    entry = (draw([Want(sampling(num_logprobs=0), noise(1))])[0].logprobs or ())[0]
+    assert entry.top == () and entry.logprob < 0
+
+
+@pytest.mark.parametrize("how", [sampling(), sampling(temperature=0.7, top_k=10, top_p=0.9)])
+def test_accepted_drafts_leave_the_distribution_unchanged(how: Sampling) -> None:
+    """Replies of two ids, with and without a draft of the first: the same law over pairs (chi square)."""
+    vocab = 12
+    first, second = noise(1, 1, 1.0, vocab), noise(2, vocab, 1.0, vocab)
+    counts: dict[bool, Counter[tuple[int, int]]] = {True: Counter(), False: Counter()}
+    trials = 6000
+    for drafted in (True, False):
+        wants = [Want(how, first, seed=trial + drafted * trials) for trial in range(trials)]
+        if drafted:
+            for i, want in enumerate(wants):
+                draft = i % vocab
+                want.logits, want.drafts = torch.cat((first, second[draft : draft + 1])), (draft,)
+        firsts = [result.token_ids for result in draw(wants)]
+        for want, got in zip(wants, firsts, strict=True):
+            want.logits, want.drafts, want.written = second[got[0] : got[0] + 1], (), [got[0]]
+        seconds = [result.token_ids for result in draw(wants)]
+        for got, following in zip(firsts, seconds, strict=True):
+            counts[drafted][(got[0], got[1] if len(got) > 1 else following[0])] += 1
+    pairs = [pair for pair in counts[True] | counts[False] if counts[True][pair] + counts[False][pair] >= 20]
+    distance = sum(
+        (counts[True][pair] - counts[False][pair]) ** 2 / (counts[True][pair] + counts[False][pair]) for pair in pairs
+    )
+    freedom = len(pairs) - 1
+    assert distance < freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_seeded_text_is_the_same_with_drafts_and_without() -> None:
+    """A draft spends no random number: the id at index i always uses (seed, i)."""
+    lines = noise(11, 3)
+    how = sampling(temperature=0.8)
+    plain = [draw([Want(how, lines[i : i + 1], seed=4, written=[0] * i)])[0].token_ids[0] for i in range(3)]
+    drafted = draw([Want(how, lines, seed=4, drafts=(plain[0], plain[1]))])[0].token_ids
+    assert drafted == tuple(plain)

@@ -1,0 +1,182 @@
+"""Every way in which clients write a conversation renders under every template, and nothing said in it is lost."""
+
+import json
+from typing import Any
+
+import pytest
+
+from server.checkpoint.capabilities import Habits
+from server.checkpoint.sandbox import RawArguments
+from server.prompt.normalize import read_arguments, shape, shape_tools
+from tests.model_templates import TEMPLATES, checkpoint, ids_of, text_of
+
+WITH_TOOLS = [name for name in TEMPLATES if name != "qwen15"]
+TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
+USER = {"role": "user", "content": "Weather?"}
+
+
+def called(arguments: Any, **message: Any) -> list[dict[str, Any]]:
+    call = {"id": "functions.look:0", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    return [
+        USER,
+        {"role": "assistant", "tool_calls": [call], **message},
+        {"role": "tool", "tool_call_id": "functions.look:0", "content": "Sunny."},
+    ]
+
+
+def prompt(name: str, messages: list[dict[str, Any]]) -> str:
+    return text_of(name, ids_of(name, messages, tools=TOOLS))
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"city": "Paris"}',
+        {"city": "Paris"},
+        '{"city":"Paris"}',
+        '"{\\"city\\": \\"Paris\\"}"',
+        ' {"city" : "Paris"}\n',
+    ],
+    ids=["text", "object", "compact", "quoted twice", "spaced"],
+)
+def test_case_33_arguments_in_any_form_render_alike(name: str, arguments: Any) -> None:
+    """XML templates fail on a string, JSON templates quote it twice."""
+    assert prompt(name, called(arguments)) == prompt(name, called('{"city": "Paris"}'))
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+@pytest.mark.parametrize("arguments", ["", None, "  ", "{}", {}], ids=["empty", "null", "blank", "braces", "object"])
+def test_case_33_no_arguments_in_any_form_render_alike(name: str, arguments: Any) -> None:
+    """Agents send "" for a call without parameters."""
+    assert prompt(name, called(arguments)) == prompt(name, called("{}"))
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+@pytest.mark.parametrize("broken", ['{"city": "Par', "city=Paris", '["Paris"]', "17", '{"a": 1, "a": 2}', '{"n": NaN}'])
+def test_case_34_broken_arguments_are_kept_to_the_letter(name: str, broken: str) -> None:
+    """Elsewhere the model's own slip becomes {} or a 500, and it never learns what it wrote."""
+    assert broken in prompt(name, called(broken))
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+@pytest.mark.parametrize("extra", [{"content": None}, {}, {"content": ""}, {"content": None, "function_call": None}])
+def test_case_35_absent_content_renders_as_empty(name: str, extra: dict[str, Any]) -> None:
+    """Templates concatenate None and fail."""
+    assert prompt(name, called("{}", **extra)) == prompt(name, called("{}", content=""))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("calls", [None, []])
+def test_case_35_empty_calls_are_no_calls(name: str, calls: Any) -> None:
+    """Client libraries send both."""
+    plain = [USER, {"role": "assistant", "content": "Sunny."}, USER]
+    assert prompt(name, [USER, {**plain[1], "tool_calls": calls}, USER]) == prompt(name, plain)
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_case_36_content_beside_calls_is_kept(name: str) -> None:
+    """What the model said before it called is part of its plan."""
+    text = prompt(name, called('{"city": "Paris"}', content="I shall look."))
+    assert text.index("I shall look.") < text.index("Paris") < text.index("Sunny.")
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_case_37_results_stand_in_the_order_of_their_calls(name: str) -> None:
+    """Most templates print no ids: order is all that ties a result to its call."""
+    ids = ["functions.look:0", "functions.look:1", "functions.look:2"]
+    calls = [
+        {"id": one, "type": "function", "function": {"name": "look", "arguments": json.dumps({"city": f"city{i}"})}}
+        for i, one in enumerate(ids)
+    ]
+    results = [{"role": "tool", "tool_call_id": one, "content": f"result{i}"} for i, one in enumerate(ids)]
+    head = [USER, {"role": "assistant", "content": None, "tool_calls": calls}]
+    assert prompt(name, [*head, *reversed(results)]) == prompt(name, [*head, *results])
+    parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in results]
+    assert prompt(name, [*head, *parts]) == prompt(name, [*head, *results])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_parts_are_joined_as_they_stand(name: str) -> None:
+    """Templates that take parts print them side by side; so do the others here."""
+    parts = [{"type": "text", "text": "Wea"}, {"type": "text", "text": "ther?", "cache_control": {"type": "x"}}]
+    assert prompt(name, [{"role": "user", "content": parts}]) == prompt(name, [USER])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_c27_developer_is_system(name: str) -> None:
+    """No open template knows the role."""
+    developer, system = ([{"role": role, "content": "Be brief."}, USER] for role in ("developer", "system"))
+    assert prompt(name, developer) == prompt(name, system)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_c28_late_and_several_system_messages_are_all_read(name: str) -> None:
+    """Qwen3.5's template refuses a system message that is not the first."""
+    messages = [
+        {"role": "system", "content": "rule one"},
+        {"role": "developer", "content": "rule two"},
+        USER,
+        {"role": "assistant", "content": "Sunny."},
+        {"role": "system", "content": "rule three"},
+        USER,
+    ]
+    text = prompt(name, messages)
+    assert "rule one\n\nrule two" in text
+    assert text.count("rule three") == 1
+    in_place = text.index("rule three") > text.index("Sunny.")
+    assert in_place == checkpoint(name).habits.late_system
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_legacy_function_calls_render_as_calls(name: str) -> None:
+    """`functions` is deprecated, and still in the histories that old agents keep."""
+    legacy = [
+        USER,
+        {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"city": "Paris"}'}},
+        {"role": "function", "name": "look", "content": "Sunny."},
+    ]
+    text = prompt(name, legacy)
+    assert text.index("look") < text.index("Paris") < text.index("Sunny.")
+    if name != "kimi_k2":  # which prints ids
+        assert text == prompt(name, called('{"city": "Paris"}'))
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if checkpoint(name).habits.splits_thoughts])
+def test_case_46_a_thought_is_taken_from_wherever_it_stands(name: str) -> None:
+    """Clients send it as `reasoning_content`, as `reasoning`, or within the content as other servers gave it."""
+    forms: list[dict[str, Any]] = [
+        {"content": "I look.", "reasoning_content": "Hmm."},
+        {"content": "I look.", "reasoning": "Hmm."},
+        {"content": "<think>\nHmm.\n</think>\n\nI look."},
+    ]
+    texts = [prompt(name, called("{}", **form)) for form in forms]
+    assert texts == [texts[0]] * len(texts)
+    assert "Hmm." in texts[0]
+
+
+def test_a_tag_that_is_only_mentioned_stays() -> None:
+    """Cutting at any closing tag would throw away the half of an answer that explains it."""
+    text = "The tag </think> closes what <think> opens."
+    (shaped,) = shape([{"role": "assistant", "content": text}], Habits(splits_thoughts=True))
+    assert shaped.message["content"] == text
+
+
+def test_custom_tools_are_shown_and_remembered_as_functions_of_one_text() -> None:
+    """No model was trained on free-text tools; what parsers read is what the history must show."""
+    grammar = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[0-9]+"}}
+    (shown,) = shape_tools([{"type": "custom", "custom": {"name": "run", "description": "Runs.", "format": grammar}}])
+    assert shown["function"]["name"] == "run"
+    assert list(shown["function"]["parameters"]["properties"]) == ["input"]
+    assert "[0-9]+" in json.dumps(shown)
+    call = {"id": "1", "type": "custom", "custom": {"name": "run", "input": "12"}}
+    (message,) = shape([{"role": "assistant", "tool_calls": [call]}], Habits())
+    assert message.message["tool_calls"][0]["function"] == {"name": "run", "arguments": {"input": "12"}}
+
+
+def test_arguments_are_read_without_loss() -> None:
+    """Numbers, order and unicode come through; what would not is kept as text."""
+    assert read_arguments('{"b": 1, "a": "é"}') == {"b": 1, "a": "é"}
+    assert list(read_arguments('{"b": 1, "a": 2}')) == ["b", "a"]
+    assert isinstance(read_arguments("[" * 100_000), RawArguments)
+    assert isinstance(read_arguments('{"a": 1e999}'), RawArguments)

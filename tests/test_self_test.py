@@ -1,0 +1,70 @@
+"""The self-test passes where template, tokenizer and parser belong together, and names the fault where not."""
+
+from dataclasses import replace
+
+import pytest
+
+from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.locate import BUILT_IN_FOLDER
+from server.checkpoint.mask import Mask
+from server.checkpoint.template import ChatTemplate
+from server.dialects.registry import find, guess
+from server.self_test import self_test
+from tests.model_templates import TEMPLATES, native
+
+WITH_TOOLS = [name for name in TEMPLATES if name != "qwen15"]
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_template_and_parser_of_one_family_agree(name: str) -> None:
+    """Otherwise the server would refuse to start with a good checkpoint."""
+    assert [str(fault) for fault in self_test(native(name))] == []
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_the_dialect_is_found_from_the_template(name: str) -> None:
+    """The wrong parser flag is what users of other servers ask about most."""
+    dialect = guess(native(name).template.source)
+    assert dialect
+    assert dialect.name == TEMPLATES[name][1]
+
+
+def test_the_built_in_model_passes() -> None:
+    """It is served by default."""
+    assert self_test(Checkpoint.open(BUILT_IN_FOLDER)) == []
+
+
+@pytest.mark.parametrize("name, wrong", [("qwen3", "react"), ("qwen3", "qwen3_coder"), ("qwen3_coder", "kimi_k2")])
+def test_the_wrong_parser_is_named(name: str, wrong: str) -> None:
+    """A parser that reads nothing answers every call as text, and nobody is told."""
+    faults = self_test(replace(native(name), dialect=find(wrong)))
+    assert any(fault.case == "one call" and f"read as {wrong}" in fault.text for fault in faults)
+
+
+@pytest.mark.parametrize(
+    "old, new, case",
+    [
+        ("{{- call.arguments | tojson }}", "{{- '{}' }}", "one call"),
+        ("{{- call.arguments | tojson }}", "{{- call.arguments | tojson(ensure_ascii=True) | upper }}", "unicode"),
+        ("{{- tool | tojson }}", "{{- 'a tool' }}", "tools"),
+        ("{%- for call in message.tool_calls %}", "{%- for call in message.tool_calls[:1] %}", "calls in parallel"),
+        ("{%- if message.tool_calls %}", "{%- if message.tool_calls %}{{ raise_exception('no') }}", "template"),
+    ],
+)
+def test_a_broken_template_is_named(old: str, new: str, case: str) -> None:
+    """A quantised or fine-tuned copy often comes with a template somebody edited."""
+    source = native("qwen3").template.source
+    assert old in source
+    broken = ChatTemplate(source.replace(old, new), "broken", {})
+    assert case in {fault.case for fault in self_test(replace(native("qwen3"), template=broken))}
+
+
+def test_a_leak_of_control_tokens_is_named() -> None:
+    """The boundary is tried against the template that is served, not against those we know."""
+    there = native("qwen3")
+    faults = self_test(replace(there, mask=Mask([])))
+    assert {fault.case for fault in faults} >= {"control tokens"}
+    assert "'<|endoftext|>' is one" in faults[0].text
+    coder = native("qwen3_coder")  # prints "<" + key + ">"
+    faults = self_test(replace(coder, mask=Mask([token.text for token in coder.control_tokens])))
+    assert "'|endoftext|' is one" in faults[0].text

@@ -1,0 +1,137 @@
+"""One Ask through prompt, door and turn, without HTTP."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from server.chat_request import Ask, Prepared
+from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.locate import BUILT_IN_FOLDER
+from server.dialects.base import Choice, Tool
+from server.errors import ConstraintFailed, DeadlinePassed, QueueFull, RequestFailed
+from server.events import CallOpened, Ended, Text, Thought
+from server.messages import Constraint, Delta, Generate, Sampling
+from server.reply.decoder import Reading
+from server.reply.text import Vocabulary
+from server.service import Answer, Answerer, reading_of
+from tests.backends.scripted import Script, ScriptedBackend, deltas
+from tests.reply.alphabet import IM_END, VOCABULARY, ids_of
+
+SAMPLING = Sampling(max_tokens=10)
+ASK = Ask("a", [{"role": "user", "content": "Hi"}], SAMPLING)
+
+
+def prepared(n: int = 1, constraint: Constraint | None = None) -> Prepared:
+    ones = tuple(Generate(f"a-{i}", [1, 2, 3], SAMPLING, (IM_END,), constraint) for i in range(n))
+    return Prepared(ones, 3, "off")
+
+
+def answerer(scripts: Sequence[Script], **reading: Any) -> tuple[Answerer, ScriptedBackend]:
+    backend = ScriptedBackend(lambda request: scripts[int(request.id.split("-")[1])])
+    how = Reading(VOCABULARY, frozenset({IM_END}), **reading)
+    return Answerer(lambda _: prepared(len(scripts)), lambda _: (), lambda *_: how, backend), backend
+
+
+async def heard(answer: Answer) -> list[tuple[int, object]]:
+    return [(one.choice, one.said.event) for step in [s async for s in answer.steps()] for one in step]
+
+
+async def test_the_events_of_all_choices_come_as_they_are_written() -> None:
+    slow: Script = [Delta(""), 0.05, *deltas([*ids_of("b"), IM_END])[1:]]
+    lane, backend = answerer([slow, deltas([*ids_of("a"), IM_END])])
+    out = await heard(await lane.admit(ASK))
+    assert out == [(1, Text("a")), (1, Ended("stop")), (0, Text("b")), (0, Ended("stop"))]
+    assert not backend.running and not backend.aborted
+
+
+async def test_the_tally_counts_the_prompt_once_and_what_the_first_found_cached() -> None:
+    scripts = [[Delta("", cached=2), *deltas([*ids_of("ab"), IM_END])[1:]] for _ in range(3)]
+    lane, _ = answerer(scripts)
+    answer = await lane.admit(ASK)
+    await heard(answer)
+    tally = answer.tally
+    assert (tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens) == (3, 2, 9)
+
+
+async def test_a_choice_that_needs_no_more_is_aborted_while_the_others_go_on() -> None:
+    stopped: Script = [Delta(""), *(Delta("", [i]) for i in ids_of("a END")), 30.0]
+    lane, backend = answerer([stopped, deltas([*ids_of("b"), IM_END])], stop=("END",))
+    out = await asyncio.wait_for(heard(await lane.admit(ASK)), 5)
+    assert (0, Ended("stop")) in out and (1, Ended("stop")) in out
+    assert backend.aborted == ["a-0"]
+
+
+async def test_a_refusal_of_one_choice_is_raised_and_nothing_goes_on() -> None:
+    lane, backend = answerer([[Delta(""), 30.0], [0.02, QueueFull("full")], [30.0]])
+    with pytest.raises(QueueFull):
+        await asyncio.wait_for(lane.admit(ASK), 5)
+    assert not backend.running
+
+
+async def test_a_fault_of_one_choice_in_mid_reply_ends_all() -> None:
+    lane, backend = answerer([[Delta(""), 30.0], [Delta(""), 0.02, RequestFailed("broken")]])
+    answer = await lane.admit(ASK)
+    with pytest.raises(RequestFailed):
+        await asyncio.wait_for(heard(answer), 5)
+    assert not backend.running
+
+
+async def test_a_reply_without_an_end_is_a_fault() -> None:
+    lane, _ = answerer([[Delta(""), Delta("", ids_of("a"))]])
+    with pytest.raises(RequestFailed, match="without saying why"):
+        await heard(await lane.admit(ASK))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("script", [[30.0, Delta("")], [Delta(""), 30.0]], ids=["queued", "writing"])
+async def test_a_deadline_ends_what_runs(n: int, script: Script) -> None:
+    lane, backend = answerer([script] * n)
+    with pytest.raises(DeadlinePassed):
+        await heard(await lane.admit(ASK, time.monotonic() + 0.05))
+    assert not backend.running and len(backend.aborted) == n
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_cancelled_reader_leaves_nothing_running(n: int) -> None:
+    lane, backend = answerer([[Delta(""), 30.0]] * n)
+    reader = asyncio.create_task(heard(await lane.admit(ASK)))
+    await asyncio.sleep(0.02)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    await asyncio.sleep(0)
+    assert not backend.running and len(backend.aborted) == n
+
+
+async def test_a_constraint_that_fails_names_the_field_it_came_from() -> None:
+    for ask, param in ((replace(ASK, tools=[Tool("f")]), "tools"), (ASK, "response_format")):
+        lane, _ = answerer([[ConstraintFailed("no")]])
+        with pytest.raises(ConstraintFailed) as failed:
+            await lane.admit(ask)
+        assert failed.value.param == param
+
+
+async def test_a_promised_call_is_not_read_out_of_the_thoughts() -> None:
+    """The grammar holds behind the block: markup inside it is unconstrained, and the promised call is still to come."""
+    checkpoint = Checkpoint.open(BUILT_IN_FOLDER)
+    vocabulary = Vocabulary(checkpoint.tokenizer)
+    text = 'so <tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call></think>\n\n'
+    text += '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    script = deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
+    for mode, constraint, calls in (("required", Constraint("lark", ""), 1), ("auto", None, 2)):
+        backend = ScriptedBackend(lambda _: script)
+        plan = replace(prepared(constraint=constraint), thinking="open")
+        lane = Answerer(
+            lambda _, plan=plan: plan,  # type: ignore[misc]
+            lambda _: (),
+            lambda ask, plan: reading_of(checkpoint, vocabulary, ask, plan),
+            backend,
+        )
+        ask = replace(ASK, tools=[Tool("f")], choice=Choice(mode))  # type: ignore[arg-type]
+        out = [event for _, event in await heard(await lane.admit(ask))]
+        assert sum(isinstance(event, CallOpened) for event in out) == calls
+        assert isinstance(out[0], Thought)
