@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from server.dialects.base import Choice, Dialect, Tool, Wanted
+from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from server.dialects.registry import DIALECTS
 from tests.dialects.fuzz import write_call
 from tests.dialects.tools import make_tools
@@ -45,7 +45,7 @@ class Cost:
 
 def cost(dialect: Dialect, tools: list[Tool], choice: Choice) -> Cost:
     """Measure once; every tool set is new to the caches because of its names."""
-    wanted = Wanted(tools, choice, None, MARKER_IDS)
+    wanted = ConstraintSpec(tools, choice, None, MARKER_IDS)
     begun = time.process_time()
     constraint = dialect.constrain(wanted)
     built = time.process_time()

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from clients.connect import Server, options, server_of
 from clients.functions import Toolbox, functions_in_file
-from clients.loop import Called, Conversation, Watcher
+from clients.loop import Called, Conversation, LoopObserver
 
 HELP = "/tools lists the tools, /reset forgets the conversation, /quit or Ctrl-D ends; Ctrl-C stops a reply"
 LONGEST_RESULT_SHOWN = 300
@@ -59,7 +59,7 @@ def chat(console: Console, server: Server, tools: Toolbox, system: str) -> None:
 def _say(console: Console, conversation: Conversation, text: str) -> None:
     """One turn; whatever ends it early, the conversation stays as it was before."""
     num_before = len(conversation.messages)
-    watcher = Watcher(
+    watcher = LoopObserver(
         on_text=lambda piece: console.print(piece, end="", markup=False, soft_wrap=True),
         on_thought=lambda piece: console.print(piece, end="", markup=False, soft_wrap=True, style="dim italic"),
         on_call=lambda call, result: _print_call(console, call, result),

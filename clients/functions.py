@@ -28,7 +28,7 @@ from clients.docstrings import Described, read_docstring
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
+class PythonTool:
     """One function: the definition that a model reads, and what turns a model's arguments into a call."""
 
     function: Callable[..., Any]
@@ -40,12 +40,12 @@ class Tool:
 class Toolbox:
     """Functions by the name that the model calls them by."""
 
-    tools: Mapping[str, Tool]
+    tools: Mapping[str, PythonTool]
 
     @classmethod
     def of(cls, functions: Iterable[Callable[..., Any]]) -> "Toolbox":
         """Raises TypeError for a function whose parameters JSON cannot name, or two of one name."""
-        tools: dict[str, Tool] = {}
+        tools: dict[str, PythonTool] = {}
         for function in functions:
             if function.__name__ in tools:
                 raise TypeError(f"two tools are called {function.__name__}")
@@ -74,14 +74,14 @@ class Toolbox:
         return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
 
 
-def as_tool(function: Callable[..., Any]) -> Tool:
+def as_tool(function: Callable[..., Any]) -> PythonTool:
     """The definition comes from names, annotations, defaults and docstring; raises TypeError for `*args` and such."""
     described = read_docstring(inspect.getdoc(function) or "")
     arguments: TypeAdapter[dict[str, Any]] = TypeAdapter(_arguments_type(function, described))
     schema = _without_titles(arguments.json_schema())
     parameters = {name: schema[name] for name in ("type", "properties", *schema)}  # the order models were trained on
     definition = {"name": function.__name__, "description": described.summary, "parameters": parameters}
-    return Tool(function, {"type": "function", "function": definition}, arguments)
+    return PythonTool(function, {"type": "function", "function": definition}, arguments)
 
 
 def functions_in_file(path: Path) -> list[Callable[..., Any]]:

@@ -20,7 +20,7 @@ class Called:
 
 
 @dataclass(slots=True)
-class Reply:
+class AssistantReply:
     """One streamed reply, put together from its chunks."""
 
     text: str = ""
@@ -37,7 +37,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Watcher:
+class LoopObserver:
     """What is told while a loop runs: pieces of text, pieces of thought, and calls with their results."""
 
     on_text: Callable[[str], None] = lambda _: None
@@ -55,7 +55,7 @@ class Conversation:
     messages: list[Any] = field(default_factory=list)
     max_rounds: int = 10
 
-    def say(self, text: str, watcher: Watcher = Watcher()) -> str:
+    def say(self, text: str, watcher: LoopObserver = LoopObserver()) -> str:
         """One turn of the user: returns the model's answer; raises RuntimeError if it calls tools without end."""
         self.messages.append({"role": "user", "content": text})
         for _ in range(self.max_rounds):
@@ -69,7 +69,7 @@ class Conversation:
                 self.messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
         raise RuntimeError(f"no answer after {self.max_rounds} rounds of tool calls")
 
-    def _ask(self, watcher: Watcher) -> Reply:
+    def _ask(self, watcher: LoopObserver) -> AssistantReply:
         tools: dict[str, Any] = {"tools": self.tools.definitions} if self.tools.definitions else {}
         with self.client.chat.completions.create(
             model=self.model, messages=self.messages, stream=True, **tools
@@ -77,9 +77,9 @@ class Conversation:
             return gather(chunks, watcher)
 
 
-def gather(chunks: Iterable[ChatCompletionChunk], watcher: Watcher) -> Reply:
+def gather(chunks: Iterable[ChatCompletionChunk], watcher: LoopObserver) -> AssistantReply:
     """Put the chunks of one choice together, telling the watcher as they come."""
-    reply = Reply()
+    reply = AssistantReply()
     for delta in _deltas(chunks):
         if thought := (delta.model_extra or {}).get("reasoning_content"):
             watcher.on_thought(thought)

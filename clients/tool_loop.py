@@ -3,7 +3,7 @@
 from clients.connect import options, server_of
 from clients.example_tools import add, get_time, get_weather
 from clients.functions import Toolbox
-from clients.loop import Conversation, Watcher
+from clients.loop import Conversation, LoopObserver
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("--ask", default="What is the weather in Paris?", help="the question (default: %(default)s)")
     chosen = parser.parse_args()
     server = server_of(chosen)
-    watcher = Watcher(
+    watcher = LoopObserver(
         on_text=lambda text: print(text, end="", flush=True),
         on_call=lambda call, result: print(f"{call.name}({call.arguments}) -> {result}"),
     )

@@ -39,19 +39,19 @@ def _serve(resolved: Resolved) -> None:
         from rich.console import Console
 
         from server.cli.banner import LoadingBar, print_ready
-        from server.cli.serve import Begun, Serving, serve
+        from server.cli.serve import ServerInfo, StartedEarly, serve
 
         gc.freeze()
         gc.enable()
         console = Console()
         bar = LoadingBar(console)
 
-        def on_ready(serving: Serving) -> None:
+        def on_ready(serving: ServerInfo) -> None:
             bar.close()
             print_ready(console, serving.url, serving.model, serving.ready)
 
         try:
-            serve(resolved.settings, Begun(listener, engine), bar.show, on_ready)
+            serve(resolved.settings, StartedEarly(listener, engine), bar.show, on_ready)
         finally:
             bar.close()
 

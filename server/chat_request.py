@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from server.dialects.base import AnswerFormat, Choice, Tool
+from server.dialects.base import Choice, ResponseFormat, Tool
 from server.messages import Generate, Sampling
 
 Thinking = Literal["off", "open", "may_open"]  # how a reply begins
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ChatRequest:
     """One request for one or more replies.
 
     `messages` are plain JSON objects whose shape was validated (roles, ids, order of tool messages) and whose
@@ -27,7 +27,7 @@ class Ask:
     tool_definitions: Sequence[Mapping[str, Any]] = ()
     tools: Sequence[Tool] = ()
     choice: Choice = field(default_factory=Choice)
-    answer: AnswerFormat | None = None
+    answer: ResponseFormat | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
     thinking: bool | None = None  # None: what the template does by itself
@@ -39,7 +39,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class PartTokens:
     """Prompt tokens of one part: `system`, `tools`, `tools[i]:name`, `messages[i]`, or `template` for the rest."""
 
     part: str
@@ -47,7 +47,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedRequest:
     """A prompt ready for the door, and what reading its replies needs.
 
     `thinking` says how a reply begins: "off" with text, "open" inside a think block that the prompt opened,
@@ -57,5 +57,5 @@ class Prepared:
     generates: tuple[Generate, ...]  # one a choice
     prompt_tokens: int
     thinking: Thinking
-    shares: tuple[Share, ...] = ()
+    shares: tuple[PartTokens, ...] = ()
     dropped_messages: int = 0

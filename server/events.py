@@ -57,7 +57,7 @@ class CallClosed:
 
 
 @dataclass(frozen=True, slots=True)
-class Uncalled:
+class MissedToolCall:
     """Of a choice that might have called a tool and ended its turn by itself without a call."""
 
     named: tuple[str, ...]  # the tools that its thoughts name, first named first
@@ -69,7 +69,7 @@ class Ended:
     """The choice is over. `uncalled` is set where no call came though its thoughts named a tool, or nothing at all."""
 
     finish: FinishReason
-    uncalled: Uncalled | None = None
+    uncalled: MissedToolCall | None = None
 
 
 ParserEvent = Text | CallOpened | CallArguments | CallClosed

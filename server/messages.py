@@ -61,7 +61,7 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True):
     source: str
 
 
-class Preamble(msgspec.Struct, frozen=True, array_like=True):
+class ReasoningPhase(msgspec.Struct, frozen=True, array_like=True):
     """Free ids that may come before the constraint begins (a think block, to the API process).
 
     `open_id` None: the prompt has opened it, the first id is inside. Otherwise it is open only if the first id
@@ -86,7 +86,7 @@ class Generate(Message, frozen=True, tag="generate"):
     sampling: Sampling
     stop_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
-    preamble: Preamble | None = None
+    reasoning_phase: ReasoningPhase | None = None
     group: str | None = None
 
 
@@ -108,7 +108,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Moment(msgspec.Struct, frozen=True, array_like=True):
+class StageTime(msgspec.Struct, frozen=True, array_like=True):
     """When a sequence came to a stage of its walk, on the machine's monotonic clock, which both processes share."""
 
     stage: Stage
@@ -130,7 +130,7 @@ class Delta(Message, frozen=True, tag="delta"):
     finish: Finish | None = None
     cached: int | None = None
     forced: int = 0
-    moments: tuple[Moment, ...] = ()
+    moments: tuple[StageTime, ...] = ()
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -162,7 +162,7 @@ class Ready(Message, frozen=True, tag="ready"):
     load_s: float
 
 
-class Unable(Message, frozen=True, tag="unable"):
+class StartFailed(Message, frozen=True, tag="unable"):
     """The engine cannot start; `text` says why and what to change. The process exits afterwards."""
 
     text: str
@@ -225,5 +225,5 @@ class Pulse(Message, frozen=True, tag="pulse"):
 
 
 ToEngine = Generate | Abort | Shutdown
-FromEngine = Delta | Failed | Progress | Ready | Unable | Pulse
-EngineMail = list[Delta | Failed | Progress | Ready | Unable | Pulse]  # one list a step
+FromEngine = Delta | Failed | Progress | Ready | StartFailed | Pulse
+EngineFrame = list[Delta | Failed | Progress | Ready | StartFailed | Pulse]  # one list a step

@@ -22,15 +22,15 @@ import msgspec
 from clients.functions import Toolbox, as_tool
 from server.api.body import read_object
 from server.api.chat.schemas import read_request
-from server.api.chat.to_reply import Chunker, Style, fold
-from server.api.chat.to_request import Asking
-from server.api.chat.wire import Chunk
-from server.api.errors import Refused
+from server.api.chat.to_reply import Chunker, ReplyStyle, fold
+from server.api.chat.to_request import RequestMapper
+from server.api.chat.wire import ChatCompletionChunk
+from server.api.errors import RequestRefused
 from server.backends.child import Child
 from server.checkpoint.locate import served_name
 from server.errors import BadRequest
-from server.prompt.builder import Prompter
-from server.service import Answer, answerer_of
+from server.prompt.builder import PromptBuilder
+from server.service import Generation, build_service
 from server.settings import BUILT_IN_MODEL, resolve
 from server.startup import build_backend, open_checkpoint
 
@@ -54,13 +54,13 @@ class Chat:
             checkpoint = open_checkpoint(settings)
             undo.pop_all()
         vocab_size, api = checkpoint.tokenizer.get_vocab_size(), settings.api
-        self._asking = Asking(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
+        self._asking = RequestMapper(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="offline chat", daemon=True)
         self._thread.start()
-        prompter = Prompter(checkpoint, settings)
+        prompter = PromptBuilder(checkpoint, settings)
         self._backend = self._wait_for(_call(lambda: build_backend(settings, checkpoint, engine)))
-        self._answerer = answerer_of(checkpoint, prompter, self._backend)
+        self._answerer = build_service(checkpoint, prompter, self._backend)
         atexit.register(self.close)
         try:
             self.ready = self._wait_for(self._backend.start())
@@ -133,7 +133,7 @@ class Chat:
             body = read_object(msgspec.json.encode(body))  # as if it had come over the wire: a copy, and only JSON
             asked = read_request(body, self._asking.strict)
             ask = self._asking.ask(asked, body)
-        except Refused as refused:
+        except RequestRefused as refused:
             raise BadRequest(str(refused), param=refused.fault.param, code=refused.fault.code) from refused
         return Speaking(await self._answerer.admit(ask), self._asking.style(asked))
 
@@ -162,10 +162,10 @@ class Chat:
 class Speaking:
     """An admitted request: the reply under way, and how it is to be written."""
 
-    answer: Answer
-    style: Style
+    answer: Generation
+    style: ReplyStyle
 
-    async def chunks(self) -> AsyncGenerator[list[Chunk], None]:
+    async def chunks(self) -> AsyncGenerator[list[ChatCompletionChunk], None]:
         """The reply as the wire would carry it, a list for what comes together."""
         chunker = Chunker(self.style, dropped_messages=self.answer.prepared.dropped_messages)
         try:

@@ -17,10 +17,10 @@ from server.dialects.base import Tool
 from server.errors import BadRequest
 from server.events import CallArguments, CallClosed, CallOpened, Event, Text, Thought
 from server.messages import Delta
-from server.prompt.normalize import shape
+from server.prompt.normalize import normalize_messages
 from server.prompt.reasoning import find_thinking
 from server.prompt.render import Prompt, Renderer
-from server.reply.decoder import Reading, Turn
+from server.reply.decoder import ReplyDecoder, ReplyFormat
 from server.reply.text import Vocabulary
 
 SCHEMA: Mapping[str, Any] = {
@@ -45,7 +45,7 @@ SHOWN = 160  # characters of a reply that a fault quotes
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class SelfTestFault:
     """One case that did not come back as it went in."""
 
     case: str
@@ -66,7 +66,7 @@ class Case:
 
 
 @dataclass(slots=True)
-class Heard:
+class ParsedReply:
     """What the outbound pipeline made of a reply."""
 
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -109,7 +109,7 @@ class _Bench:
         ask_for_reply: bool = True,
     ) -> Prompt:
         """The prompt of a conversation with these tools."""
-        script = self._renderer.script(shape(messages, self.checkpoint.habits), tools, {})
+        script = self._renderer.script(normalize_messages(messages, self.checkpoint.capabilities), tools, {})
         return self._renderer.render(replace(script, ask_for_reply=ask_for_reply))
 
     def control_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -124,7 +124,7 @@ class _Bench:
         return reply[:end]
 
 
-def self_test(checkpoint: Checkpoint) -> list[Fault]:
+def self_test(checkpoint: Checkpoint) -> list[SelfTestFault]:
     """The faults found; none if all is well. Takes some tens of milliseconds, and no weights."""
     bench = _Bench(checkpoint)
     try:
@@ -133,26 +133,26 @@ def self_test(checkpoint: Checkpoint) -> list[Fault]:
             if not case.thought or THINK_OPEN in checkpoint.template.source:
                 faults += _round_trip(bench, case)
     except BadRequest as error:
-        return [Fault("template", str(error))]
+        return [SelfTestFault("template", str(error))]
     return faults
 
 
-def _tools_are_shown(bench: _Bench) -> Iterator[Fault]:
+def _tools_are_shown(bench: _Bench) -> Iterator[SelfTestFault]:
     text = bench.render([QUESTION]).text
     missing = [name for name in NAMES if name not in text]
     if missing:
-        yield Fault("tools", f"the chat template does not show the tools {', '.join(missing)} to the model")
+        yield SelfTestFault("tools", f"the chat template does not show the tools {', '.join(missing)} to the model")
 
 
-def _round_trip(bench: _Bench, case: Case) -> Iterator[Fault]:
+def _round_trip(bench: _Bench, case: Case) -> Iterator[SelfTestFault]:
     checkpoint = bench.checkpoint
     prompt = bench.render([QUESTION])
     whole = bench.render([QUESTION, _assistant(case)], ask_for_reply=False)
     if not whole.text.startswith(prompt.text):
-        yield Fault(case.name, "the chat template does not write an answer where it asks for one")
+        yield SelfTestFault(case.name, "the chat template does not write an answer where it asks for one")
         return
     reply = bench.ids_of_reply(whole.text[len(prompt.text) :])
-    reading = Reading(
+    reading = ReplyFormat(
         bench.vocabulary,
         stop_ids=frozenset(checkpoint.stop_ids),
         thinking=find_thinking(checkpoint, prompt, prefill=False),
@@ -163,18 +163,20 @@ def _round_trip(bench: _Bench, case: Case) -> Iterator[Fault]:
     fault = _difference(case, _listen(reading, reply))
     if fault:
         text = checkpoint.tokenizer.decode(reply, skip_special_tokens=False)
-        yield Fault(case.name, f"{fault}; the template writes {text[:SHOWN]!r}, read as {checkpoint.dialect.name}")
+        yield SelfTestFault(
+            case.name, f"{fault}; the template writes {text[:SHOWN]!r}, read as {checkpoint.dialect.name}"
+        )
 
 
-def _listen(reading: Reading, reply: list[int]) -> Heard:
-    turn = Turn(reading)
-    heard = Heard()
+def _listen(reading: ReplyFormat, reply: list[int]) -> ParsedReply:
+    turn = ReplyDecoder(reading)
+    heard = ParsedReply()
     for said in [*turn.feed(Delta("self-test", reply, finish="stop")), *turn.close("stop")]:
         _note(heard, said.event)
     return heard
 
 
-def _note(heard: Heard, event: Event) -> None:
+def _note(heard: ParsedReply, event: Event) -> None:
     match event:
         case CallOpened(name=name):
             heard.calls.append((name, ""))
@@ -189,7 +191,7 @@ def _note(heard: Heard, event: Event) -> None:
             heard.thought += text
 
 
-def _difference(case: Case, heard: Heard) -> str | None:
+def _difference(case: Case, heard: ParsedReply) -> str | None:
     names = [name for name, _ in heard.calls]
     if names != [name for name, _ in case.calls]:
         return f"{len(case.calls)} calls went in, {len(names)} came back"
@@ -207,13 +209,15 @@ def _difference(case: Case, heard: Heard) -> str | None:
     return None
 
 
-def _control_tokens_stay_out(bench: _Bench) -> Iterator[Fault]:
+def _control_tokens_stay_out(bench: _Bench) -> Iterator[SelfTestFault]:
     harmless = bench.control_ids(*_planted(HARMLESS))
     tokens = [token.text for token in bench.checkpoint.control_tokens if not token.text.isspace()]
     payloads = [*tokens, *(text[1:-1] for text in tokens if text[1:-1].strip())]
     leaks = [text for text in payloads if bench.control_ids(*_planted(text)) != harmless]
     if leaks:
-        yield Fault("control tokens", f"{len(leaks)} texts of a client become control tokens, {leaks[0]!r} is one")
+        yield SelfTestFault(
+            "control tokens", f"{len(leaks)} texts of a client become control tokens, {leaks[0]!r} is one"
+        )
 
 
 def _planted(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from server.backends.base import Backend
-from server.chat_request import Ask, Prepared, Share
+from server.chat_request import ChatRequest, PartTokens, PreparedRequest
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ConstraintFailed, DeadlinePassed, RequestFailed
 from server.messages import Delta, Generate
-from server.prompt.builder import Prompter
-from server.reply.decoder import Reading, Said, Turn
+from server.prompt.builder import PromptBuilder
+from server.reply.decoder import ParsedEvent, ReplyDecoder, ReplyFormat
 from server.reply.text import Vocabulary
-from server.stage_spans import Stages
+from server.stage_spans import StageSpans
 
 tracer = trace.get_tracer("toolwire")  # a no-op unless traces are sent
 
@@ -31,15 +31,15 @@ Stream = AsyncGenerator[Delta, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ChoiceEvent:
     """What one choice said."""
 
     choice: int
-    said: Said
+    said: ParsedEvent
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class TokenUsage:
     """Tokens of the whole request. `prompt_tokens` counts once, however many choices there are."""
 
     prompt_tokens: int = 0
@@ -48,7 +48,7 @@ class Tally:
     reasoning_tokens: int = 0
 
 
-class Answerer:
+class ChatService:
     """Prepares prompts off the event loop and opens the door for them.
 
     `prepare` and `count` are the Prompter's; `read` tells how the replies to a prepared prompt are read.
@@ -56,9 +56,9 @@ class Answerer:
 
     def __init__(
         self,
-        prepare: Callable[[Ask], Prepared],
-        count: Callable[[Ask], tuple[Share, ...]],
-        read: Callable[[Ask, Prepared], Reading],
+        prepare: Callable[[ChatRequest], PreparedRequest],
+        count: Callable[[ChatRequest], tuple[PartTokens, ...]],
+        read: Callable[[ChatRequest, PreparedRequest], ReplyFormat],
         backend: Backend,
     ) -> None:
         self._prepare = prepare
@@ -67,7 +67,7 @@ class Answerer:
         self._backend = backend
         self._threads = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
 
-    async def admit(self, ask: Ask, deadline_s: float | None = None) -> "Answer":
+    async def admit(self, ask: ChatRequest, deadline_s: float | None = None) -> "Generation":
         """Returns once every choice is admitted; raises the first refusal, and then nothing runs any more.
 
         `deadline_s` is on the clock of `time.monotonic`.
@@ -75,7 +75,7 @@ class Answerer:
         loop = asyncio.get_running_loop()
         with tracer.start_as_current_span("prepare"):
             prepared = await loop.run_in_executor(self._threads, self._prepare, ask)
-        answer = Answer(prepared, self._read(ask, prepared), self._backend.generate, deadline_s)
+        answer = Generation(prepared, self._read(ask, prepared), self._backend.generate, deadline_s)
         try:
             with tracer.start_as_current_span("admit") as span:
                 await answer.admitted()
@@ -85,25 +85,27 @@ class Answerer:
             raise
         return answer
 
-    async def count(self, ask: Ask) -> tuple[Share, ...]:
+    async def count(self, ask: ChatRequest) -> tuple[PartTokens, ...]:
         """The prompt's tokens by part, without answering."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._count, ask)
 
 
-def answerer_of(checkpoint: Checkpoint, prompter: Prompter, backend: Backend) -> Answerer:
+def build_service(checkpoint: Checkpoint, prompter: PromptBuilder, backend: Backend) -> ChatService:
     """The Answerer of one checkpoint over one backend."""
     think = (checkpoint.think.open, checkpoint.think.close) if checkpoint.think else ()
     tags = [token.text for token in checkpoint.control_tokens if token.id in think]
     vocabulary = Vocabulary(checkpoint.tokenizer, kept=frozenset((*checkpoint.dialect.markers, *tags)))
-    return Answerer(
+    return ChatService(
         prompter.prepare,
         prompter.count,
-        lambda ask, prepared: reading_of(checkpoint, vocabulary, ask, prepared),
+        lambda ask, prepared: reply_format(checkpoint, vocabulary, ask, prepared),
         backend,
     )
 
 
-def reading_of(checkpoint: Checkpoint, vocabulary: Vocabulary, ask: Ask, prepared: Prepared) -> Reading:
+def reply_format(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, ask: ChatRequest, prepared: PreparedRequest
+) -> ReplyFormat:
     """How the replies to a prepared prompt are read. Without tools, or where none may be called, all text is text."""
     dialect, choice = checkpoint.dialect, ask.choice
     tools = [tool for tool in ask.tools if choice.allowed is None or tool.name in choice.allowed]
@@ -111,7 +113,7 @@ def reading_of(checkpoint: Checkpoint, vocabulary: Vocabulary, ask: Ask, prepare
     # Where a call must come, it comes behind the block, under the grammar; markup inside is thought about, not meant.
     promised = choice.mode == "required" and prepared.generates[0].constraint is not None
     openers = dialect.markers[:1] if calls and not promised else ()
-    return Reading(
+    return ReplyFormat(
         vocabulary,
         stop_ids=frozenset(prepared.generates[0].stop_ids),
         thinking=prepared.thinking,
@@ -126,28 +128,28 @@ def reading_of(checkpoint: Checkpoint, vocabulary: Vocabulary, ask: Ask, prepare
     )
 
 
-class Answer:
+class Generation:
     """The replies of one request under way. Leaving it without `aclose` would leave its sequences running."""
 
     def __init__(
         self,
-        prepared: Prepared,
-        reading: Reading,
+        prepared: PreparedRequest,
+        reading: ReplyFormat,
         generate: Callable[[Generate], Stream],
         deadline_s: float | None = None,
     ) -> None:
         self.prepared = prepared
         self._deadline_s = deadline_s
-        self._turns = [Turn(reading) for _ in prepared.generates]
+        self._turns = [ReplyDecoder(reading) for _ in prepared.generates]
         self._streams: dict[int, Stream] = {i: generate(one) for i, one in enumerate(prepared.generates)}
         self._firsts: list[tuple[int, Delta]] = []
-        self.stages = Stages(len(prepared.generates))
+        self.stages = StageSpans(len(prepared.generates))
         self._cached_tokens = 0
 
     @property
-    def tally(self) -> Tally:
+    def tally(self) -> TokenUsage:
         """The tokens so far."""
-        return Tally(
+        return TokenUsage(
             self.prepared.prompt_tokens,
             min(self._cached_tokens, self.prepared.prompt_tokens),
             sum(turn.completion_tokens for turn in self._turns),
@@ -173,7 +175,7 @@ class Answer:
         self._cached_tokens = self._firsts[0][1].cached or 0
         self._hear_stages(self._firsts)
 
-    async def steps(self) -> AsyncGenerator[list[Heard], None]:
+    async def steps(self) -> AsyncGenerator[list[ChoiceEvent], None]:
         """What the choices say, a list for what arrives together; ends when all have ended."""
         try:
             yield await self._read(self._firsts)
@@ -212,11 +214,11 @@ class Answer:
         finally:
             await _cancel(waiting)
 
-    async def _read(self, arrived: Sequence[tuple[int, Delta]]) -> list[Heard]:
-        heard: list[Heard] = []
+    async def _read(self, arrived: Sequence[tuple[int, Delta]]) -> list[ChoiceEvent]:
+        heard: list[ChoiceEvent] = []
         for choice, delta in arrived:
             turn = self._turns[choice]
-            heard += [Heard(choice, said) for said in turn.feed(delta)]
+            heard += [ChoiceEvent(choice, said) for said in turn.feed(delta)]
             if turn.over:
                 await self._end(choice)
         return heard

@@ -15,20 +15,20 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
-from server.messages import Moment, Stage
+from server.messages import Stage, StageTime
 
 tracer = trace.get_tracer("toolwire")
 
 
-class Stages:
+class StageSpans:
     """The moments of one request, by choice. A backend that tells none leaves no spans here."""
 
     def __init__(self, num_choices: int) -> None:
-        self._moments: list[list[Moment]] = [[] for _ in range(num_choices)]
+        self._moments: list[list[StageTime]] = [[] for _ in range(num_choices)]
         # What the wall clock is ahead of the monotonic one. Kept, so that all spans of a request agree.
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
 
-    def hear(self, choice: int, moments: Iterable[Moment]) -> None:
+    def hear(self, choice: int, moments: Iterable[StageTime]) -> None:
         """What a Delta of this choice told."""
         self._moments[choice] += moments
 
@@ -65,7 +65,7 @@ class Stages:
         for choice, moments in enumerate(self._moments):
             yield choice, {moment.stage: self._ns(moment) for moment in moments}
 
-    def _ns(self, moment: Moment) -> int:
+    def _ns(self, moment: StageTime) -> int:
         return int(moment.time_s * 1e9) + self._epoch_ns
 
 

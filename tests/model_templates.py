@@ -12,12 +12,12 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from server.chat_request import Ask
+from server.chat_request import ChatRequest
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.dialects.registry import find
 from server.messages import Sampling
-from server.prompt.builder import Prompter
+from server.prompt.builder import PromptBuilder
 from server.settings import ApiSettings, Settings
 from tests.checkpoints import qwen_tokenizer
 
@@ -85,10 +85,10 @@ def native(name: str) -> Checkpoint:
 
 
 @functools.cache
-def prompter(name: str, limit: int = 0, **settings: Any) -> Prompter:
+def prompter(name: str, limit: int = 0, **settings: Any) -> PromptBuilder:
     """Prepares prompts with the defaults of the settings; `limit` shortens the model's context."""
     there = checkpoint(name)
-    return Prompter(replace(there, max_model_len=limit or there.max_model_len), Settings(api=ApiSettings(**settings)))
+    return PromptBuilder(replace(there, max_model_len=limit or there.max_model_len), Settings(api=ApiSettings(**settings)))
 
 
 def ids_of(name: str, messages: list[dict[str, Any]], **fields: Any) -> list[int]:
@@ -96,9 +96,9 @@ def ids_of(name: str, messages: list[dict[str, Any]], **fields: Any) -> list[int
     return prompter(name).prepare(ask(messages, **fields)).generates[0].token_ids
 
 
-def ask(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **fields: Any) -> Ask:
+def ask(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **fields: Any) -> ChatRequest:
     """A request as the API hands it over; `tools` are shown and not constrained."""
-    return Ask("req", messages, Sampling(max_tokens=1), tool_definitions=tools or (), **fields)
+    return ChatRequest("req", messages, Sampling(max_tokens=1), tool_definitions=tools or (), **fields)
 
 
 def control_ids(name: str, token_ids: list[int]) -> list[int]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.api.chat.schemas import ChatRequest, StreamOptions
-from server.api.chat.wire import CallNote, Notes, UncalledNote
+from server.api.chat.schemas import ChatCompletionRequest, StreamOptions
+from server.api.chat.wire import CallNote, MissedToolCallNote, Notes
 from server.settings import GROUPS
 from tests.live import ROOT, Live
 
@@ -70,8 +70,8 @@ def test_every_option_is_in_the_table_of_running_md() -> None:
 
 def test_every_field_of_a_request_and_every_extension_of_a_reply_is_in_api_md() -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    fields = {*ChatRequest.model_fields, *StreamOptions.model_fields}
-    notes = {name for kind in (Notes, CallNote, UncalledNote) for name in kind.__struct_fields__}
+    fields = {*ChatCompletionRequest.model_fields, *StreamOptions.model_fields}
+    notes = {name for kind in (Notes, CallNote, MissedToolCallNote) for name in kind.__struct_fields__}
     extensions = {"reasoning_content", "toolwire", *notes}
     for name in sorted(fields | extensions):
         shown = "prompt_cache_*" if name.startswith("prompt_cache_") else name

@@ -8,35 +8,35 @@ from typing import Any
 
 import pytest
 
-from server.chat_request import Ask, Prepared
+from server.chat_request import ChatRequest, PreparedRequest
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.dialects.base import Choice, Tool
 from server.errors import ConstraintFailed, DeadlinePassed, QueueFull, RequestFailed
 from server.events import CallOpened, Ended, Text, Thought
 from server.messages import Constraint, Delta, Generate, Sampling
-from server.reply.decoder import Reading
+from server.reply.decoder import ReplyFormat
 from server.reply.text import Vocabulary
-from server.service import Answer, Answerer, reading_of
+from server.service import ChatService, Generation, reply_format
 from tests.backends.scripted import Script, ScriptedBackend, deltas
 from tests.reply.alphabet import IM_END, VOCABULARY, ids_of
 
 SAMPLING = Sampling(max_tokens=10)
-ASK = Ask("a", [{"role": "user", "content": "Hi"}], SAMPLING)
+ASK = ChatRequest("a", [{"role": "user", "content": "Hi"}], SAMPLING)
 
 
-def prepared(n: int = 1, constraint: Constraint | None = None) -> Prepared:
+def prepared(n: int = 1, constraint: Constraint | None = None) -> PreparedRequest:
     ones = tuple(Generate(f"a-{i}", [1, 2, 3], SAMPLING, (IM_END,), constraint) for i in range(n))
-    return Prepared(ones, 3, "off")
+    return PreparedRequest(ones, 3, "off")
 
 
-def answerer(scripts: Sequence[Script], **reading: Any) -> tuple[Answerer, ScriptedBackend]:
+def answerer(scripts: Sequence[Script], **reading: Any) -> tuple[ChatService, ScriptedBackend]:
     backend = ScriptedBackend(lambda request: scripts[int(request.id.split("-")[1])])
-    how = Reading(VOCABULARY, frozenset({IM_END}), **reading)
-    return Answerer(lambda _: prepared(len(scripts)), lambda _: (), lambda *_: how, backend), backend
+    how = ReplyFormat(VOCABULARY, frozenset({IM_END}), **reading)
+    return ChatService(lambda _: prepared(len(scripts)), lambda _: (), lambda *_: how, backend), backend
 
 
-async def heard(answer: Answer) -> list[tuple[int, object]]:
+async def heard(answer: Generation) -> list[tuple[int, object]]:
     return [(one.choice, one.said.event) for step in [s async for s in answer.steps()] for one in step]
 
 
@@ -125,10 +125,10 @@ async def test_a_promised_call_is_not_read_out_of_the_thoughts() -> None:
     for mode, constraint, calls in (("required", Constraint("lark", ""), 1), ("auto", None, 2)):
         backend = ScriptedBackend(lambda _: script)
         plan = replace(prepared(constraint=constraint), thinking="open")
-        lane = Answerer(
+        lane = ChatService(
             lambda _, plan=plan: plan,  # type: ignore[misc]
             lambda _: (),
-            lambda ask, plan: reading_of(checkpoint, vocabulary, ask, plan),
+            lambda ask, plan: reply_format(checkpoint, vocabulary, ask, plan),
             backend,
         )
         ask = replace(ASK, tools=[Tool("f")], choice=Choice(mode))  # type: ignore[arg-type]

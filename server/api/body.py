@@ -5,7 +5,7 @@ from typing import Any
 
 import jiter
 
-from server.api.errors import Fault, Refused, not_json
+from server.api.errors import ApiError, RequestRefused, not_json
 
 MAX_DEPTH = 100  # of nested arrays and objects in a whole body; jiter itself stops at 200
 MAX_INTEGER = 1 << 63
@@ -20,9 +20,9 @@ def read_object(raw: bytes) -> dict[str, Any]:
     try:
         value = jiter.from_json(raw, allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
-        raise Refused(not_json(str(error))) from error
+        raise RequestRefused(not_json(str(error))) from error
     if not isinstance(value, dict):
-        raise Refused(not_json(f"the body must be an object, not {KINDS.get(type(value), 'null')}"))
+        raise RequestRefused(not_json(f"the body must be an object, not {KINDS.get(type(value), 'null')}"))
     _check_values(value)
     return value
 
@@ -34,16 +34,16 @@ def _check_values(body: dict[str, Any]) -> None:
     while level:
         depth += 1
         if depth > MAX_DEPTH:
-            raise Refused(not_json(f"nested deeper than {MAX_DEPTH} levels"))
+            raise RequestRefused(not_json(f"nested deeper than {MAX_DEPTH} levels"))
         below: list[Any] = []
         for holder in level:
             for value in holder.values() if isinstance(holder, dict) else holder:
                 if isinstance(value, dict | list):
                     below.append(value)
                 elif isinstance(value, float) and not math.isfinite(value):
-                    raise Refused(not_json("a number is too large for a double"))
+                    raise RequestRefused(not_json("a number is too large for a double"))
                 elif isinstance(value, int) and abs(value) > MAX_INTEGER:
-                    raise Refused(not_json("a number is too large for 64 bits"))
+                    raise RequestRefused(not_json("a number is too large for 64 bits"))
         level = below
 
 
@@ -65,6 +65,6 @@ def kind_of(value: object) -> str:
     return KINDS.get(type(value), "an unknown value")
 
 
-def bad(message: str, param: str | None, code: str | None = None) -> Refused:
+def bad(message: str, param: str | None, code: str | None = None) -> RequestRefused:
     """A 400 in OpenAI's words."""
-    return Refused(Fault(400, message, param=param, code=code))
+    return RequestRefused(ApiError(400, message, param=param, code=code))

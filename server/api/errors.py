@@ -35,7 +35,7 @@ _ENCODER = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class ApiError:
     """What a client is told. `headers` speak to its retry logic."""
 
     status: int
@@ -50,10 +50,10 @@ class Fault:
         return encode(ErrorBody(ErrorObject(self.message, self.type, self.param, self.code)))
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request refused by the API itself."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: ApiError) -> None:
         super().__init__(fault.message)
         self.fault = fault
 
@@ -89,48 +89,48 @@ _TABLE: Mapping[type[errors.ServeError], _Row] = {
 }
 
 
-def fault_of(error: errors.ServeError) -> Fault:
+def error_of(error: errors.ServeError) -> ApiError:
     """What the table says of this class of error, with what the error itself knows put in its place."""
     row = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
     headers = dict(row.headers)
     if isinstance(error, errors.Busy):
         wait_s = min(LONGEST_RETRY_S, max(1.0, error.retry_after_s))
         headers["retry-after"] = str(round(wait_s))
-    return Fault(row.status, str(error), row.type, error.param or row.param, error.code or row.code, headers)
+    return ApiError(row.status, str(error), row.type, error.param or row.param, error.code or row.code, headers)
 
 
-def unexpected() -> Fault:
+def unexpected() -> ApiError:
     """A fault of ours that no room foresaw; the log has the traceback."""
     text = "The server had an error while processing your request. The server's log tells more under the request id."
-    return Fault(500, text, "server_error", code="internal_error", headers=_DO_NOT_RETRY)
+    return ApiError(500, text, "server_error", code="internal_error", headers=_DO_NOT_RETRY)
 
 
-def not_found(method: str, path: str) -> Fault:
+def not_found(method: str, path: str) -> ApiError:
     """No such URL."""
-    return Fault(404, f"Invalid URL ({method} {path})", code="unknown_url")
+    return ApiError(404, f"Invalid URL ({method} {path})", code="unknown_url")
 
 
-def not_allowed(method: str, path: str) -> Fault:
+def not_allowed(method: str, path: str) -> ApiError:
     """The URL exists, not for this method."""
-    return Fault(405, f"Not allowed to {method} on {path}.", code="method_not_allowed")
+    return ApiError(405, f"Not allowed to {method} on {path}.", code="method_not_allowed")
 
 
-def no_such_model(name: str) -> Fault:
+def no_such_model(name: str) -> ApiError:
     """The `model` of the request is not served here."""
     text = f"The model `{name}` does not exist or you do not have access to it."
-    return Fault(404, text, code="model_not_found")
+    return ApiError(404, text, code="model_not_found")
 
 
-def not_json(detail: str) -> Fault:
+def not_json(detail: str) -> ApiError:
     """The body cannot be read."""
     text = (
         "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
         f"library correctly. The server expects a JSON payload: {detail})"
     )
-    return Fault(400, text)
+    return ApiError(400, text)
 
 
-def too_large(limit: int) -> Fault:
+def too_large(limit: int) -> ApiError:
     """The body exceeds the limit of the server."""
     text = f"The request body is larger than {limit} bytes, the most that this server takes (--max-body-bytes)."
-    return Fault(413, text, code="request_too_large")
+    return ApiError(413, text, code="request_too_large")

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from server.errors import BadSchema, ConstraintFailed
 from server.events import CallClosed, Ended
 from server.messages import DeviceReading, Pulse
-from server.service import Heard, Tally
+from server.service import ChoiceEvent, TokenUsage
 
 PREFIX = "toolwire"
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -114,10 +114,10 @@ class Metrics:
         )
         self._open = Gauge(f"{name}requests_open", "Requests being answered", registry=registry)
 
-    def watch(self) -> "Watch":
+    def watch(self) -> "RequestMetrics":
         """Follows one request from now on."""
         self._open.inc()
-        return Watch(self)
+        return RequestMetrics(self)
 
     def refused(self, path: str, status: int) -> None:
         """A request was answered with a fault before it began."""
@@ -128,7 +128,7 @@ class Metrics:
         text: bytes = generate_open_metrics(self.registry)  # type: ignore[no-untyped-call]
         return text
 
-    def _count_calls(self, heard: Iterable[Heard]) -> None:
+    def _count_calls(self, heard: Iterable[ChoiceEvent]) -> None:
         for one in heard:
             if isinstance(one.said.event, CallClosed):
                 for flag in one.said.event.flags or ("sound",):
@@ -139,14 +139,14 @@ class Metrics:
     def _count_grammar(self, outcome: str) -> None:
         self._grammars.labels(self._dialect, outcome).inc()
 
-    def _count_tokens(self, tally: Tally) -> None:
+    def _count_tokens(self, tally: TokenUsage) -> None:
         self._tokens.labels("prompt").inc(tally.prompt_tokens)
         self._tokens.labels("cached").inc(tally.cached_tokens)
         self._tokens.labels("completion").inc(tally.completion_tokens)
         self._tokens.labels("reasoning").inc(tally.reasoning_tokens)
 
 
-class Watch:
+class RequestMetrics:
     """One request's times and counts."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -155,7 +155,7 @@ class Watch:
         self._last_s: float | None = None
         self._closed = False
 
-    def step(self, heard: Iterable[Heard]) -> None:
+    def step(self, heard: Iterable[ChoiceEvent]) -> None:
         """Something of the reply has come."""
         now_s = time.perf_counter()
         if self._last_s is None:
@@ -176,7 +176,7 @@ class Watch:
         if isinstance(error, ConstraintFailed | BadSchema):
             self._metrics._count_grammar("refused")
 
-    def close(self, path: str, outcome: str, tally: Tally) -> None:
+    def close(self, path: str, outcome: str, tally: TokenUsage) -> None:
         """The request is over; `outcome` is a status, `cancelled` or `failed`. Does nothing the second time."""
         if self._closed:
             return

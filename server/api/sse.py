@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from server.api.errors import encode, fault_of, unexpected
+from server.api.errors import encode, error_of, unexpected
 from server.errors import ServeError
 
 logger = logging.getLogger("toolwire.api")
@@ -100,7 +100,7 @@ async def frames(steps: AsyncGenerator[Sequence[msgspec.Struct], None]) -> Async
         async for chunks in steps:
             yield b"".join(frame(encode(chunk)) for chunk in chunks)
     except ServeError as error:
-        yield frame(fault_of(error).body())
+        yield frame(error_of(error).body())
     except Exception:
         logger.exception("a stream failed in a way nobody foresaw")
         yield frame(unexpected().body())

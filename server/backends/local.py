@@ -31,7 +31,7 @@ from server.errors import (
 from server.messages import (
     Abort,
     Delta,
-    EngineMail,
+    EngineFrame,
     Failed,
     Generate,
     Message,
@@ -39,7 +39,7 @@ from server.messages import (
     Pulse,
     Ready,
     Shutdown,
-    Unable,
+    StartFailed,
 )
 
 logger = logging.getLogger("toolwire.engine")
@@ -49,7 +49,7 @@ CLOSE_TIMEOUT_S = 10.0
 LONGEST_BACKOFF_S = 30.0
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_mail = msgspec.msgpack.Decoder(EngineMail).decode
+_decode_mail = msgspec.msgpack.Decoder(EngineFrame).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class ProcessBackend:
             for mail in _decode_mail(await socket.recv()):
                 self._take(mail, socket)
 
-    def _take(self, mail: Delta | Failed | Progress | Ready | Unable | Pulse, socket: zmq.asyncio.Socket) -> None:
+    def _take(self, mail: Delta | Failed | Progress | Ready | StartFailed | Pulse, socket: zmq.asyncio.Socket) -> None:
         self._heard_s = time.monotonic()
         match mail:
             case Delta(id=id):
@@ -209,7 +209,7 @@ class ProcessBackend:
                 self._on_ready(mail)
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(mail)
-            case Unable(text=text):
+            case StartFailed(text=text):
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_exception(CannotStart(text))
                 else:

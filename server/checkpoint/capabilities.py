@@ -16,7 +16,7 @@ TOOL = {"type": "function", "function": {"name": "look", "description": "Looks."
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
+class TemplateCapabilities:
     """What a template does with unusual conversations.
 
     `late_system`: prints a system message in its place. `raw_arguments`: prints arguments that are a text as they
@@ -28,9 +28,9 @@ class Habits:
     splits_thoughts: bool = False
 
 
-def find_habits(template: ChatTemplate) -> Habits:
+def find_capabilities(template: ChatTemplate) -> TemplateCapabilities:
     """Tries each habit; a template that fails on a trial does not have it."""
-    return Habits(
+    return TemplateCapabilities(
         late_system=_prints_late_system(template),
         raw_arguments=_prints_raw_arguments(template),
         splits_thoughts=_splits_thoughts(template),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from server.checkpoint.capabilities import Habits, find_habits
+from server.checkpoint.capabilities import TemplateCapabilities, find_capabilities
 from server.checkpoint.encode import ControlToken, Encoder, without_added_tokens
 from server.checkpoint.folder import (
     add_late_tokens,
@@ -81,7 +81,7 @@ class Checkpoint:
     max_model_len: int
     mask: Mask
     encoder: Encoder
-    habits: Habits
+    capabilities: TemplateCapabilities
     notes: tuple[str, ...] = ()
 
     @staticmethod
@@ -126,7 +126,7 @@ class Checkpoint:
             max_model_len=_length(config, max_model_len),
             mask=Mask([token.text for token in control_tokens], template.literals),
             encoder=Encoder(without_added_tokens(tokenizer, tokenizer_text, control_tokens), control_tokens),
-            habits=find_habits(template),
+            capabilities=find_capabilities(template),
             notes=tuple(notes),
         )
 

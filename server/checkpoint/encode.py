@@ -39,7 +39,7 @@ class ControlToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class EncodedPiece:
     """Part of a rendered prompt: `token_ids` of the characters from `start` to `end`."""
 
     start: int
@@ -64,22 +64,22 @@ class Encoder:
         """The ids of a text rendered from masked input."""
         return [token_id for piece in self.pieces(text, mask) for token_id in piece.token_ids]
 
-    def pieces(self, text: str, mask: Mask) -> list[Piece]:
+    def pieces(self, text: str, mask: Mask) -> list[EncodedPiece]:
         """The ids by piece, in order, covering the whole text."""
-        pieces: list[Piece] = []
+        pieces: list[EncodedPiece] = []
         at = 0
         for match in self._tokens.finditer(text):
             if match.start() > at:
                 pieces.append(self._piece(text, at, match.start(), mask))
             found = match.group()
             token_id = self._ids[found if found in self._ids else found.strip()]
-            pieces.append(Piece(match.start(), match.end(), (token_id,), True))
+            pieces.append(EncodedPiece(match.start(), match.end(), (token_id,), True))
             at = match.end()
         if at < len(text):
             pieces.append(self._piece(text, at, len(text), mask))
         return pieces
 
-    def token_starts(self, text: str, mask: Mask, pieces: Iterable[Piece]) -> Iterator[int]:
+    def token_starts(self, text: str, mask: Mask, pieces: Iterable[EncodedPiece]) -> Iterator[int]:
         """Where in the rendered text each token begins."""
         for piece in pieces:
             if piece.control:
@@ -92,8 +92,8 @@ class Encoder:
         """The ids of outside text: no control token among them, whatever it says."""
         return list(self._encode(text)) if text else []
 
-    def _piece(self, text: str, start: int, end: int, mask: Mask) -> Piece:
-        return Piece(start, end, self._encode(mask.show(text[start:end])), False)
+    def _piece(self, text: str, start: int, end: int, mask: Mask) -> EncodedPiece:
+        return EncodedPiece(start, end, self._encode(mask.show(text[start:end])), False)
 
     def _encode(self, text: str) -> list[int]:
         with self._lock:

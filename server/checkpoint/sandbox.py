@@ -44,11 +44,11 @@ class RawArguments(str):
     __slots__ = ()
 
 
-class UsedUp(jinja2.TemplateError):
+class TemplateLimitExceeded(jinja2.TemplateError):
     """The template has taken all the time or room that one prompt may take."""
 
 
-class Allowance:
+class RenderBudget:
     """How much one rendering may still do."""
 
     def __init__(self, steps: int = MAX_STEPS, seconds: float = MAX_SECONDS, characters: int = MAX_MADE) -> None:
@@ -61,17 +61,17 @@ class Allowance:
         """One more loop pass or macro call; raises UsedUp."""
         self._steps -= 1
         if self._steps < 0:
-            raise UsedUp("it loops too often")
+            raise TemplateLimitExceeded("it loops too often")
         if self._steps % STEPS_BETWEEN_CLOCKS == 0 and time.monotonic() > self._deadline_s:
-            raise UsedUp(f"it takes longer than {self._seconds:g} s")
+            raise TemplateLimitExceeded(f"it takes longer than {self._seconds:g} s")
 
     def spend(self, characters: int) -> None:
         """So many more characters are about to be made; raises UsedUp."""
         self._characters -= characters
         if self._characters < 0 or characters > MAX_CHARACTERS:
-            raise UsedUp("it makes too much text")
+            raise TemplateLimitExceeded("it makes too much text")
         if time.monotonic() > self._deadline_s:
-            raise UsedUp(f"it takes longer than {self._seconds:g} s")
+            raise TemplateLimitExceeded(f"it takes longer than {self._seconds:g} s")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -81,7 +81,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self._allowance: ContextVar[Allowance] = ContextVar("allowance")
+        self._allowance: ContextVar[RenderBudget] = ContextVar("allowance")
         self.filters |= {name: _numbers_checked(self.filters[name]) for name in PADDING_FILTERS}
         self.filters |= {
             "tojson": to_json,
@@ -108,7 +108,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.template_class.from_code(self, self.compile(tree), self.make_globals(None))
 
     @contextmanager
-    def metered(self, allowance: Allowance) -> Iterator[None]:
+    def metered(self, allowance: RenderBudget) -> Iterator[None]:
         """Everything rendered inside by this thread counts against `allowance`."""
         token = self._allowance.set(allowance)
         try:
@@ -158,8 +158,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("it pads too far")
         return wrapped
 
-    def _current(self) -> Allowance:
-        return self._allowance.get(None) or Allowance()
+    def _current(self) -> RenderBudget:
+        return self._allowance.get(None) or RenderBudget()
 
     def _concat(self, items: list[Any]) -> str:
         return self.concat(map(str, items))

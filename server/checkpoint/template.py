@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 
-from server.checkpoint.sandbox import MAX_CHARACTERS, Allowance, Sandbox, UsedUp
+from server.checkpoint.sandbox import MAX_CHARACTERS, RenderBudget, Sandbox, TemplateLimitExceeded
 from server.errors import BadRequest, CannotStart
 
 
@@ -35,10 +35,10 @@ class ChatTemplate:
         """Whether it reads `tools` at all."""
         return "tools" in self.variables
 
-    def render(self, variables: Mapping[str, Any], allowance: Allowance | None = None) -> str:
+    def render(self, variables: Mapping[str, Any], allowance: RenderBudget | None = None) -> str:
         """The prompt's text. Raises BadRequest with the template's own words where it refuses or fails."""
         try:
-            with self._sandbox.metered(allowance or Allowance()):
+            with self._sandbox.metered(allowance or RenderBudget()):
                 text = "".join(_measured(self._template.generate({**self.strings, **variables})))
         except jinja2.TemplateError as error:
             raise BadRequest(f"The chat template refuses this conversation: {error}", param="messages") from error
@@ -55,7 +55,7 @@ def _measured(chunks: Iterator[str]) -> Iterator[str]:
     for chunk in chunks:
         left -= len(chunk)
         if left < 0:
-            raise UsedUp("it writes too much")
+            raise TemplateLimitExceeded("it writes too much")
         yield chunk
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from server.errors import CannotStart
 from server.memory.budget import GIB, MIB, Plan, Room, demand_of, plan, room_of
 from server.memory.headers import Tensor, read_headers
-from server.memory.probe import Wanted
+from server.memory.probe import DeviceSelector
 from server.memory.report import remedies, rows, size
 from server.memory.shape import Shape, read_config, read_shape
 from server.memory.start import open_probe
@@ -97,7 +97,7 @@ def _room(engine: EngineSettings, gpu_memory: str | None) -> tuple[Room, int]:
     if gpu_memory is not None:
         total = read_size(gpu_memory)
         return Room(total, total), CUDA_RUNTIME
-    wanted = Wanted(visible=read_environment().get("CUDA_VISIBLE_DEVICES"))
+    wanted = DeviceSelector(visible=read_environment().get("CUDA_VISIBLE_DEVICES"))
     if engine.device != "cpu" and engine.memory_probe != "host":
         try:
             reading = open_probe("cuda", "nvml", wanted).read()[0]

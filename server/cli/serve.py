@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from server.api.app import create_app
-from server.api.middleware.head_limits import Heads
+from server.api.middleware.head_limits import HeadLimitedProtocol
 from server.api.middleware.request_log import configure_logging
 from server.api.middleware.tracing import send_traces
 from server.backends.child import Child
@@ -20,7 +20,7 @@ from server.backends.local import ProcessBackend
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import served_name
 from server.messages import Progress, Ready
-from server.prompt.builder import Prompter
+from server.prompt.builder import PromptBuilder
 from server.settings import Settings
 from server.startup import build_backend, open_checkpoint
 
@@ -31,7 +31,7 @@ MANY_FILES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServerInfo:
     """What the start-up message tells."""
 
     url: str
@@ -41,7 +41,7 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class StartedEarly:
     """What was there before the rest was imported: a bound port, and an engine process that waits for its order."""
 
     listener: socket.socket
@@ -49,7 +49,10 @@ class Begun:
 
 
 def serve(
-    settings: Settings, begun: Begun, on_progress: Callable[[Progress], None], on_ready: Callable[[Serving], None]
+    settings: Settings,
+    begun: StartedEarly,
+    on_progress: Callable[[Progress], None],
+    on_ready: Callable[[ServerInfo], None],
 ) -> None:
     """Serve until a signal ends it. Raises CannotStart; returns after a drained shutdown."""
     api = settings.api
@@ -78,12 +81,12 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve(
     settings: Settings,
     checkpoint: Checkpoint,
-    begun: Begun,
+    begun: StartedEarly,
     on_progress: Callable[[Progress], None],
-    on_ready: Callable[[Serving], None],
+    on_ready: Callable[[ServerInfo], None],
 ) -> None:
     name = served_name(settings.model.model, settings.model.served_model_name)
-    prompter = Prompter(checkpoint, settings)
+    prompter = PromptBuilder(checkpoint, settings)
 
     def on_engine(ready: Ready) -> None:
         prompter.window.narrow(ready.max_model_len)
@@ -99,7 +102,7 @@ async def _serve(
             backlog=ACCEPT_BACKLOG,
             timeout_graceful_shutdown=int(settings.api.drain_timeout_s) + 5,
             server_header=False,
-            http=Heads,
+            http=HeadLimitedProtocol,
         )
     )
     http = asyncio.create_task(server.serve(sockets=[begun.listener]))
@@ -113,7 +116,7 @@ async def _serve(
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)  # why it failed, if it did, is of no use now
         else:
-            on_ready(Serving(f"http://{_reachable(host)}:{port}", name, checkpoint, await starting))
+            on_ready(ServerInfo(f"http://{_reachable(host)}:{port}", name, checkpoint, await starting))
         await http
     finally:
         server.should_exit = True

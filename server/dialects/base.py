@@ -44,7 +44,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerFormat:
+class ResponseFormat:
     """What plain text must be, from `response_format`. `schema` None is any JSON object."""
 
     schema: Mapping[str, Any] | None = None
@@ -52,7 +52,7 @@ class AnswerFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ConstraintSpec:
     """Everything that constrains one reply. `marker_ids` maps a marker to its token id where it is one token.
 
     `after_thinking`: a think block may come before, so that line breaks may come first, as models have learnt it.
@@ -61,7 +61,7 @@ class Wanted:
 
     tools: Sequence[Tool]
     choice: Choice
-    answer: AnswerFormat | None
+    answer: ResponseFormat | None
     marker_ids: Mapping[str, int]
     after_thinking: bool = False
     must_answer: bool = False
@@ -92,6 +92,6 @@ class Dialect:
     markers: tuple[str, ...]
     halts: tuple[str, ...]
     parser: Callable[[Sequence[Tool]], Parser]
-    constrain: Callable[[Wanted], Constraint | None]
-    shortest: Callable[[Wanted], str]
+    constrain: Callable[[ConstraintSpec], Constraint | None]
+    shortest: Callable[[ConstraintSpec], str]
     recognise: Callable[[str], bool]

@@ -18,23 +18,23 @@ import re
 from collections.abc import Generator
 from functools import partial
 
-from server.dialects.base import Dialect, Wanted
+from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import callable_tools, constraint, marker, remembering
 from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
 from server.dialects.parsing.tagged import Ending, TaggedCall
 from server.dialects.parsing.text_buffer import (
     LONGEST_NAME,
+    EventSink,
+    IncrementalParser,
     Openers,
-    Outbox,
-    Reading,
-    Steps,
-    Tape,
+    ParserCoroutine,
+    TextBuffer,
     read_name,
     read_text,
 )
 from server.dialects.schema.shortest import shortest_members
-from server.dialects.schema.validate import Offered
+from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -54,7 +54,7 @@ FORM = TagForm(
 )
 
 
-def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
+def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
     inside = False  # a tag that a call was read from is still open: its end is markup
     while True:
         opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
@@ -67,7 +67,7 @@ def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
             inside = yield from _read_call(tape, out, offered)
 
 
-def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None, bool]:
+def _read_call(tape: TextBuffer, out: EventSink, offered: ToolSet) -> Generator[None, None, bool]:
     """Read one call, or give its beginning back as text. True if its closing tag is still to come."""
     name = yield from _read_name(tape)
     tool = offered.find(name)
@@ -94,7 +94,7 @@ def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, Non
     return not closed
 
 
-def _read_name(tape: Tape) -> Generator[None, None, str]:
+def _read_name(tape: TextBuffer) -> Generator[None, None, str]:
     yield from tape.skip_space()
     while True:
         name = NAME.match(tape.text, tape.at)
@@ -105,14 +105,14 @@ def _read_name(tape: Tape) -> Generator[None, None, str]:
         yield
 
 
-def constrain(wanted: Wanted) -> Constraint | None:
+def constrain(wanted: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
     rest = f"call {marker(wanted, CLOSE)}"
     rules = tagged_calls(wanted, FORM, lambda tool: (quoted(f"{tool.name}\n"), ""))
     return constraint(wanted, openers={OPEN: rest}, separator='"\\n"', rules=rules)
 
 
-def shortest(wanted: Wanted) -> str:
+def shortest(wanted: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
     tool = callable_tools(wanted)[0]
     return f"{OPEN}{tool.name}\n{FORM.written(shortest_members(tool))}{CLOSE}"
@@ -127,7 +127,7 @@ GLM4 = Dialect(
     name="glm4",
     markers=(OPEN, CLOSE, KEY, KEY_CLOSE, VALUE, VALUE_CLOSE),
     halts=(),
-    parser=partial(Reading, _read_reply),
+    parser=partial(IncrementalParser, _read_reply),
     constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,

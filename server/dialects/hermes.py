@@ -29,13 +29,20 @@ from collections.abc import Generator
 from functools import partial
 
 from server.dialects import hermes_loose
-from server.dialects.base import Dialect, Tool, Wanted
+from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import callable_tools, constraint, is_raw, json_calls, marker, remembering
 from server.dialects.parsing.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
-from server.dialects.parsing.text_buffer import Openers, Outbox, Reading, Steps, Tape, read_text
+from server.dialects.parsing.text_buffer import (
+    EventSink,
+    IncrementalParser,
+    Openers,
+    ParserCoroutine,
+    TextBuffer,
+    read_text,
+)
 from server.dialects.schema.shortest import shortest_arguments
-from server.dialects.schema.validate import Offered
+from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -43,7 +50,7 @@ OPENERS = Openers(OPEN, *hermes_loose.OPENERS)
 OPENERS_INSIDE = Openers(OPEN, CLOSE)  # an unfinished tag: its end is markup
 
 
-def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
+def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
     inside = False
     while True:
         opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
@@ -58,7 +65,7 @@ def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
             yield from hermes_loose.read(tape, out, offered, opener)
 
 
-def _read_tag(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None, bool]:
+def _read_tag(tape: TextBuffer, out: EventSink, offered: ToolSet) -> Generator[None, None, bool]:
     """Read the calls of one tag. True if text follows before the closing tag."""
     tape.record()
     tape.take(len(OPEN))
@@ -87,7 +94,7 @@ def _read_tag(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None
     return True
 
 
-def constrain(wanted: Wanted) -> Constraint | None:
+def constrain(wanted: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
     rest = f'"\\n" call {marker(wanted, CLOSE)}'
     return constraint(wanted, openers={OPEN: rest}, separator='"\\n"', rules=json_calls(wanted, _around))
@@ -100,7 +107,7 @@ def _around(tool: Tool) -> tuple[str, str]:
     return quoted(head), quoted("}\n")
 
 
-def shortest(wanted: Wanted) -> str:
+def shortest(wanted: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
     tool = callable_tools(wanted)[0]
     return f'{OPEN}\n{{"name": {json.dumps(tool.name)}, "arguments": {shortest_arguments(tool)}}}\n{CLOSE}'
@@ -115,7 +122,7 @@ HERMES = Dialect(
     name="hermes",
     markers=(OPEN, CLOSE),
     halts=(),
-    parser=partial(Reading, _read_reply),
+    parser=partial(IncrementalParser, _read_reply),
     constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,

@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 from server.dialects.base import Tool
-from server.dialects.parsing.text_buffer import Openers, Outbox, Steps, Tape
-from server.dialects.schema.validate import Offered
+from server.dialects.parsing.text_buffer import EventSink, Openers, ParserCoroutine, TextBuffer
+from server.dialects.schema.validate import ToolSet
 from server.events import Flag
 
 ENDS = {"<tools>": "</tools>", "```json": "```"}
@@ -20,7 +20,7 @@ HEAD_LETTERS = re.compile(r'\[?(?:\{(?:"(?:n(?:a(?:m(?:e(?:"(?::(?:"[^"\\\n]{0,2
 LONGEST = 64 * 1024  # characters held back at most
 
 
-def read(tape: Tape, out: Outbox, offered: Offered, opener: str) -> Steps:
+def read(tape: TextBuffer, out: EventSink, offered: ToolSet, opener: str) -> ParserCoroutine:
     """Read on from the opener; calls if all is well, text if not."""
     tape.record()
     tape.take(len(opener))
@@ -51,7 +51,7 @@ def _without_space(text: str) -> str:
     return "".join(head.split()) + quote + name.lstrip()
 
 
-def _calls(text: str, offered: Offered) -> list[tuple[Tool, str]]:
+def _calls(text: str, offered: ToolSet) -> list[tuple[Tool, str]]:
     """Every object as a call, or none at all."""
     try:
         found = json.loads(text)
@@ -76,7 +76,7 @@ def _lines(text: str) -> list[Any]:
         return []
 
 
-def _deliver(calls: list[tuple[Tool, str]], out: Outbox, raw: str) -> None:
+def _deliver(calls: list[tuple[Tool, str]], out: EventSink, raw: str) -> None:
     flags: tuple[Flag, ...] = ("repaired",)
     for tool, arguments in calls:
         out.open(tool.name, custom=False)

@@ -14,13 +14,21 @@ import re
 from collections.abc import Generator
 from functools import partial
 
-from server.dialects.base import Dialect, Tool, Wanted
+from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import MAX_CALLS, callable_tools, constraint, is_raw, json_calls, marker, remembering
 from server.dialects.parsing.json_arguments import JsonArguments
-from server.dialects.parsing.text_buffer import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
+from server.dialects.parsing.text_buffer import (
+    EventSink,
+    IncrementalParser,
+    Openers,
+    ParserCoroutine,
+    TextBuffer,
+    read_name,
+    read_text,
+)
 from server.dialects.schema.shortest import shortest_arguments
-from server.dialects.schema.validate import Offered
+from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
 SECTION, SECTION_CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -31,7 +39,7 @@ OPENERS = Openers(SECTION, CALL)
 OPENERS_INSIDE = Openers(SECTION, CALL, CALL_CLOSE, SECTION_CLOSE)
 
 
-def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
+def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
     inside = False  # a section is open: its end is markup
     while True:
         opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
@@ -51,7 +59,7 @@ def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
         inside = yield from _read_call(tape, out, offered)
 
 
-def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None, bool]:
+def _read_call(tape: TextBuffer, out: EventSink, offered: ToolSet) -> Generator[None, None, bool]:
     """Read `<|tool_call_begin|>...<|tool_call_end|>`, or give its beginning back as text. True if it was a call."""
     tape.take(len(CALL))
     call_id = yield from read_name(tape, ARGUMENTS)
@@ -76,7 +84,7 @@ def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, Non
     return True
 
 
-def constrain(wanted: Wanted) -> Constraint | None:
+def constrain(wanted: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
     begin, end = marker(wanted, CALL), marker(wanted, SECTION_CLOSE)
     arguments, call_end = marker(wanted, ARGUMENTS), marker(wanted, CALL_CLOSE)
@@ -89,7 +97,7 @@ def constrain(wanted: Wanted) -> Constraint | None:
     return constraint(wanted, openers=openers, separator=None, rules=json_calls(wanted, around))
 
 
-def shortest(wanted: Wanted) -> str:
+def shortest(wanted: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
     tool = callable_tools(wanted)[0]
     arguments = shortest_arguments(tool)
@@ -105,7 +113,7 @@ KIMI_K2 = Dialect(
     name="kimi_k2",
     markers=(SECTION, SECTION_CLOSE, CALL, CALL_CLOSE, ARGUMENTS),
     halts=(),
-    parser=partial(Reading, _read_reply),
+    parser=partial(IncrementalParser, _read_reply),
     constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,

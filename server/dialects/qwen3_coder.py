@@ -22,14 +22,22 @@ A custom tool's free text is the parameter `input`.
 from collections.abc import Generator
 from functools import partial
 
-from server.dialects.base import Dialect, Wanted
+from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import callable_tools, constraint, marker, remembering
 from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
 from server.dialects.parsing.tagged import Ending, TaggedCall
-from server.dialects.parsing.text_buffer import Openers, Outbox, Reading, Steps, Tape, read_name, read_text
+from server.dialects.parsing.text_buffer import (
+    EventSink,
+    IncrementalParser,
+    Openers,
+    ParserCoroutine,
+    TextBuffer,
+    read_name,
+    read_text,
+)
 from server.dialects.schema.shortest import shortest_members
-from server.dialects.schema.validate import Offered
+from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -46,7 +54,7 @@ FORM = TagForm(
 )
 
 
-def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
+def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
     inside = False  # a <tool_call> that a call was read from is still open: its end is markup
     while True:
         opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
@@ -75,7 +83,7 @@ def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
         inside = called or inside
 
 
-def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, None, bool]:
+def _read_call(tape: TextBuffer, out: EventSink, offered: ToolSet) -> Generator[None, None, bool]:
     """Read `<function=name>...</function>`. False if it is not one of ours, and nothing has come out."""
     tape.take(len(FUNCTION))
     name = yield from read_name(tape, ">")
@@ -102,7 +110,7 @@ def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Generator[None, Non
     return True
 
 
-def constrain(wanted: Wanted) -> Constraint | None:
+def constrain(wanted: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
     closing = marker(wanted, CLOSE)
     openers = {OPEN: f'"\\n{FUNCTION}" call {closing}', FUNCTION: f"call {closing}"}
@@ -110,7 +118,7 @@ def constrain(wanted: Wanted) -> Constraint | None:
     return constraint(wanted, openers=openers, separator='"\\n"', rules=rules)
 
 
-def shortest(wanted: Wanted) -> str:
+def shortest(wanted: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
     tool = callable_tools(wanted)[0]
     members = FORM.written(shortest_members(tool))
@@ -126,7 +134,7 @@ QWEN3_CODER = Dialect(
     name="qwen3_coder",
     markers=(OPEN, CLOSE),
     halts=(),
-    parser=partial(Reading, _read_reply),
+    parser=partial(IncrementalParser, _read_reply),
     constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,

@@ -14,13 +14,21 @@ A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains
 
 from functools import partial
 
-from server.dialects.base import Dialect, Tool, Wanted
+from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import MAX_CALLS, callable_tools, constraint, is_raw, json_calls, remembering
 from server.dialects.parsing.json_arguments import JsonArguments
-from server.dialects.parsing.text_buffer import Openers, Outbox, Reading, Steps, Tape, read_line, read_text
+from server.dialects.parsing.text_buffer import (
+    EventSink,
+    IncrementalParser,
+    Openers,
+    ParserCoroutine,
+    TextBuffer,
+    read_line,
+    read_text,
+)
 from server.dialects.schema.shortest import shortest_arguments
-from server.dialects.schema.validate import Offered
+from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
 ACTION, INPUT, OBSERVATION = "Action:", "Action Input:", "Observation:"
@@ -31,7 +39,7 @@ OPENERS = Openers(*(f"\n{word}" for word in LINE_WORDS))
 INPUT_ENDS = Openers(f"\n{OBSERVATION}", f"\n{ACTION}", "\nThought:")
 
 
-def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
+def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
     word = yield from tape.expect(*LINE_WORDS)
     while True:
         tape.record()
@@ -50,7 +58,7 @@ def _read_reply(tape: Tape, out: Outbox, offered: Offered) -> Steps:
             return
 
 
-def _skip_label(tape: Tape, out: Outbox, word: str) -> Steps:
+def _skip_label(tape: TextBuffer, out: EventSink, word: str) -> ParserCoroutine:
     """A label goes, and one space behind it; the line break before it stays."""
     if word.startswith("\n"):
         out.hold("\n")
@@ -58,7 +66,7 @@ def _skip_label(tape: Tape, out: Outbox, word: str) -> Steps:
         tape.take(1)
 
 
-def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Steps:
+def _read_call(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
     """Read a name and its input, or give their beginning back as text."""
     name = yield from read_line(tape)
     arguments = JsonArguments(tape, out, offered, OBSERVATION, (f"\n{OBSERVATION}", f"\n{ACTION}"))
@@ -75,7 +83,7 @@ def _read_call(tape: Tape, out: Outbox, offered: Offered) -> Steps:
         out.text(tape.recorded())
 
 
-def _read_input(tape: Tape, arguments: JsonArguments, tool: Tool) -> Steps:
+def _read_input(tape: TextBuffer, arguments: JsonArguments, tool: Tool) -> ParserCoroutine:
     if is_raw(tool):
         if (yield from tape.expect(" ")):
             tape.take(1)
@@ -89,7 +97,7 @@ def _read_input(tape: Tape, arguments: JsonArguments, tool: Tool) -> Steps:
         tape.take(len((yield from tape.expect("```"))))
 
 
-def constrain(wanted: Wanted) -> Constraint | None:
+def constrain(wanted: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
     more = f' ("\\n{ACTION} " call){{0,{MAX_CALLS - 1}}}' if wanted.choice.parallel else ""
     rest = f'" " call{more} ("\\n{OBSERVATION}")?'
@@ -97,7 +105,7 @@ def constrain(wanted: Wanted) -> Constraint | None:
     return constraint(wanted, openers={ACTION: rest}, separator=None, rules=rules, line_start=True)
 
 
-def shortest(wanted: Wanted) -> str:
+def shortest(wanted: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
     tool = callable_tools(wanted)[0]
     return f"{ACTION} {tool.name}\n{INPUT} {shortest_arguments(tool)}"
@@ -112,7 +120,7 @@ REACT = Dialect(
     name="react",
     markers=(),
     halts=(f"\n{OBSERVATION}",),
-    parser=partial(Reading, _read_reply),
+    parser=partial(IncrementalParser, _read_reply),
     constrain=remembering(constrain),
     shortest=shortest,
     recognise=recognise,

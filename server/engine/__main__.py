@@ -20,7 +20,7 @@ import msgspec
 
 from server.engine.mailbox import PairMailbox
 from server.errors import CannotStart
-from server.messages import Progress, Unable
+from server.messages import Progress, StartFailed
 
 ORPHAN_CHECK_S = 0.5
 
@@ -47,19 +47,19 @@ def _serve(mailbox: PairMailbox) -> int:
     try:
         try:
             # Importing torch takes seconds: the API process has heard from us before.
-            from server.engine.assemble import EngineOrder, assemble
+            from server.engine.assemble import EngineConfig, assemble
         finally:
             order = sys.stdin.buffer.read()  # whoever has ordered listens: from here on nothing we say is lost
         if not order:
             return 0
         gc.freeze()
         gc.enable()
-        engine = assemble(msgspec.json.decode(order, type=EngineOrder), mailbox)
+        engine = assemble(msgspec.json.decode(order, type=EngineConfig), mailbox)
     except CannotStart as error:
-        mailbox.send([Unable(str(error))])
+        mailbox.send([StartFailed(str(error))])
         return 2
     except Exception as error:
-        mailbox.send([Unable(f"the engine broke while it started: {type(error).__name__}: {error}")])
+        mailbox.send([StartFailed(f"the engine broke while it started: {type(error).__name__}: {error}")])
         raise
     mailbox.send([engine.ready])
     engine.loop.run()

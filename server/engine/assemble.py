@@ -11,14 +11,14 @@ import torch
 from server.engine.blocks import Blocks
 from server.engine.compiler import Compiler
 from server.engine.limits import Limits
-from server.engine.loop import Loop, Machine
+from server.engine.loop import EngineParts, Loop
 from server.engine.ports import Mailbox
 from server.engine.scheduler import Scheduler
 from server.engine.slots import Slots
 from server.memory.budget import Plan, most_rows
-from server.memory.guard import Doors, Figures, Guard
+from server.memory.guard import AllocatorStats, Guard, GuardIO
 from server.memory.host import trim_heap
-from server.memory.probe import TorchFigures, Wanted
+from server.memory.probe import DeviceSelector, TorchFigures
 from server.memory.start import Measured, open_probe, refuse_early, settle
 from server.memory.watcher import Probe, Watcher
 from server.messages import Progress, Ready
@@ -34,7 +34,7 @@ DRAFTS_ON_CPU = 4
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOrder:
+class EngineConfig:
     """What the API process orders, as JSON. `max_model_len` 0 is the model's own; `stop_ids` may end any constraint."""
 
     checkpoint: str
@@ -62,7 +62,7 @@ class Parts:
     grammars: LlguidanceGrammars
 
 
-def assemble(order: EngineOrder, mailbox: Mailbox) -> Engine:
+def assemble(order: EngineConfig, mailbox: Mailbox) -> Engine:
     """Load the model and build everything around it; Progress goes to the mailbox. Raises CannotStart."""
     began_s = time.monotonic()
     device = choose_device(order.engine.device)
@@ -72,7 +72,7 @@ def assemble(order: EngineOrder, mailbox: Mailbox) -> Engine:
     guard = Guard.for_engine(parts.plan, _doors(device, watcher))
     compiler = Compiler(parts.grammars, mailbox.wake, time.monotonic)
     scheduler = _build_scheduler(order.engine, parts)
-    machine = Machine(parts.runner, parts.runner, parts.grammars, guard)
+    machine = EngineParts(parts.runner, parts.runner, parts.grammars, guard)
     limits = scheduler.limits
     ready = Ready(
         device=_name(device),
@@ -92,7 +92,7 @@ def assemble(order: EngineOrder, mailbox: Mailbox) -> Engine:
     return Engine(Loop(mailbox, scheduler, machine, compiler, time.monotonic), ready, close)
 
 
-def _load_parts(order: EngineOrder, probe: Probe, mailbox: Mailbox) -> Parts:
+def _load_parts(order: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
     folder, settings = Path(order.checkpoint), order.engine
     estimate = refuse_early(folder, order.max_model_len, settings, probe.read()[0])
     with ThreadPoolExecutor(1) as beside:
@@ -142,34 +142,34 @@ def _draft_tokens(settings: EngineSettings, device: torch.device) -> int:
     return DRAFTS_ON_CPU if device.type == "cpu" else 0
 
 
-def _doors(device: torch.device, watcher: Watcher) -> Doors:
+def _doors(device: torch.device, watcher: Watcher) -> GuardIO:
     def release_caches() -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         trim_heap()
 
-    def figures() -> Figures:
-        return Figures(torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device))
+    def figures() -> AllocatorStats:
+        return AllocatorStats(torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device))
 
-    return Doors(
+    return GuardIO(
         latest=watcher.latest,
         clock=time.monotonic,
         epoch_s=time.time() - time.monotonic(),
         release_caches=release_caches,
-        figures=figures if device.type == "cuda" else Figures,
+        figures=figures if device.type == "cuda" else AllocatorStats,
     )
 
 
-def _wanted(device: torch.device) -> Wanted:
+def _wanted(device: torch.device) -> DeviceSelector:
     if device.type != "cuda":
-        return Wanted()
+        return DeviceSelector()
     properties = torch.cuda.get_device_properties(device)
 
     def figures() -> TorchFigures:
         free, total = torch.cuda.mem_get_info(device)
         return TorchFigures(total, free, torch.cuda.memory_reserved(device))
 
-    return Wanted(
+    return DeviceSelector(
         index=device.index,
         uuid=str(getattr(properties, "uuid", "")),
         visible=read_environment().get("CUDA_VISIBLE_DEVICES"),

@@ -12,7 +12,7 @@ from server.engine.pipeline import Pipeline
 from server.engine.ports import Allowance, Grammars, Guard, Mailbox, Model, Pool
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.messages import Abort, EngineMail, Generate, Pulse, Shutdown
+from server.messages import Abort, EngineFrame, Generate, Pulse, Shutdown
 
 PULSE_S = 1.0
 SHORTEST_PULSE_S = 0.1  # between two pulses, however often the allowance changes
@@ -20,7 +20,7 @@ BLOCKED_S = 0.02  # between two looks at the allowance while sequences wait for 
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class EngineParts:
     """What a step needs besides its plan."""
 
     model: Model
@@ -33,7 +33,12 @@ class Loop:
     """Serves until it is told to stop."""
 
     def __init__(
-        self, mailbox: Mailbox, scheduler: Scheduler, machine: Machine, compiler: Compiler, clock: Callable[[], float]
+        self,
+        mailbox: Mailbox,
+        scheduler: Scheduler,
+        machine: EngineParts,
+        compiler: Compiler,
+        clock: Callable[[], float],
     ) -> None:
         self._mailbox = mailbox
         self._scheduler = scheduler
@@ -94,7 +99,7 @@ class Loop:
             self._scheduler.begin(sequence, compiled.matcher, compiled.closer)
 
     def _send_mail(self) -> None:
-        mail: EngineMail = [*self._scheduler.collect()]
+        mail: EngineFrame = [*self._scheduler.collect()]
         if self._clock() - self._pulsed_s >= PULSE_S:
             self._pulsed_s = self._clock()
             mail.append(self._pulse())

@@ -6,7 +6,7 @@ import os
 import msgspec
 import zmq
 
-from server.messages import EngineMail, ToEngine
+from server.messages import EngineFrame, ToEngine
 
 LINGER_MS = 1000  # how long the last words may take to leave after `close`
 
@@ -41,7 +41,7 @@ class PairMailbox:
                 break
         return mail
 
-    def send(self, mail: EngineMail) -> None:
+    def send(self, mail: EngineFrame) -> None:
         """One frame; never blocks."""
         self._socket.send(self._encode(mail))
 

@@ -11,7 +11,7 @@ whoever gets its blocks writes after it. One whose next ids were forced meanwhil
 
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.engine.step import Share, Step, bind
+from server.engine.step import ScheduledRow, Step, bind
 from server.model.batch import Row
 
 # Ids that a constrained reply has drawn one by one before the next one is computed ahead: where ids are forced, those
@@ -46,7 +46,7 @@ def plan_ahead(scheduler: Scheduler, step: Step) -> tuple[Step, tuple[int, ...]]
         start = sequence.num_computed + share.count
         if not scheduler.cache.grow(sequence, start + 1):
             return None
-        shares.append(Share(sequence, 1, ()))
+        shares.append(ScheduledRow(sequence, 1, ()))
         rows.append(Row((0,), start, sequence.blocks, 1, None))
         lines.append(line)
     if not rows or num_alive < len(scheduler.running):

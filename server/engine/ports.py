@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from server.messages import Constraint, EngineMail, MemoryReport, ToEngine
+from server.messages import Constraint, EngineFrame, MemoryReport, ToEngine
 from server.model.batch import Batch, Drawn
 
 
@@ -124,7 +124,7 @@ class Mailbox(Protocol):
     def receive(self, timeout_s: float) -> list[ToEngine]:
         """Everything that has come, in order; waits at most this long for the first message or a `wake`."""
 
-    def send(self, mail: EngineMail) -> None:
+    def send(self, mail: EngineFrame) -> None:
         """One frame; never blocks."""
 
     def wake(self) -> None:

@@ -1,13 +1,13 @@
 """How the prompt tokens of one step are dealt out: most to the oldest prompt, never all of them while others wait."""
 
 from server.engine.sequence import Sequence
-from server.engine.step import Share
+from server.engine.step import ScheduledRow
 
 OLDEST_SHARE = 0.75  # of what is left: behind a very long prompt, short ones still get on
 LEAST_PORTION = 32  # tokens; a younger prompt gets no smaller chunk unless that is all it needs
 
 
-class Portions:
+class PrefillBudget:
     """One step's chunks of prompts. `num_left` tokens are not dealt yet."""
 
     def __init__(self, num_tokens: int) -> None:
@@ -30,9 +30,9 @@ class Portions:
         for sequence in self._counts:
             self._add(sequence, self.num_left)
 
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[ScheduledRow]:
         """The chunks."""
-        return [Share(sequence, count, ()) for sequence, count in self._counts.items() if count]
+        return [ScheduledRow(sequence, count, ()) for sequence, count in self._counts.items() if count]
 
     def _add(self, sequence: Sequence, most: int) -> None:
         has = self._counts.get(sequence, 0)

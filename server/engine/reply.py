@@ -12,12 +12,12 @@ from typing import Literal
 
 from server.engine.ports import Matcher
 from server.errors import ConstraintFailed
-from server.messages import Constraint, Finish, Generate, Preamble
+from server.messages import Constraint, Finish, Generate, ReasoningPhase
 
 Span = Literal["undecided", "inside", "closing", "after"]
 
 
-class Reply:
+class OutputState:
     """Ids written so far, and what may follow.
 
     Without logprobs, ids that leave no choice are written at once (`write_forced`). With logprobs each of them is
@@ -37,9 +37,9 @@ class Reply:
         self._sampling = request.sampling
         self._stop_ids = frozenset(request.stop_ids)
         self._stop_tuple = request.stop_ids
-        self._preamble = request.preamble
+        self._preamble = request.reasoning_phase
         self._num_inside = 0
-        self._span: Span = _first_span(request.preamble)
+        self._span: Span = _first_span(request.reasoning_phase)
 
     @property
     def is_over(self) -> bool:
@@ -173,20 +173,20 @@ class Reply:
         return self.matcher.forced()
 
 
-def close_ids(preamble: Preamble) -> tuple[int, ...]:
+def close_ids(reasoning_phase: ReasoningPhase) -> tuple[int, ...]:
     """The ids that close the preamble at its limit; they end with its `end_id`."""
-    return preamble.close_ids or (preamble.end_id,)
+    return reasoning_phase.close_ids or (reasoning_phase.end_id,)
 
 
 def closing_constraint(request: Generate) -> Constraint | None:
     """The grammar of the close ids, where they have to be drawn rather than appended."""
-    preamble = request.preamble
-    if preamble is None or preamble.limit is None or request.sampling.num_logprobs is None:
+    reasoning_phase = request.reasoning_phase
+    if reasoning_phase is None or reasoning_phase.limit is None or request.sampling.num_logprobs is None:
         return None
-    return Constraint("lark", "start: " + " ".join(f"<[{token_id}]>" for token_id in close_ids(preamble)))
+    return Constraint("lark", "start: " + " ".join(f"<[{token_id}]>" for token_id in close_ids(reasoning_phase)))
 
 
-def _first_span(preamble: Preamble | None) -> Span:
-    if preamble is None:
+def _first_span(reasoning_phase: ReasoningPhase | None) -> Span:
+    if reasoning_phase is None:
         return "after"
-    return "inside" if preamble.open_id is None else "undecided"
+    return "inside" if reasoning_phase.open_id is None else "undecided"

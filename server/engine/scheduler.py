@@ -14,12 +14,12 @@ from server.engine.cache import Cache
 from server.engine.drafter import Drafter
 from server.engine.limits import Limits, find_refusal
 from server.engine.ports import Matcher
-from server.engine.prefill_budget import Portions
+from server.engine.prefill_budget import PrefillBudget
 from server.engine.queue import Queue
-from server.engine.reply import Reply
+from server.engine.reply import OutputState
 from server.engine.sequence import Sequence
 from server.engine.slots import Slots
-from server.engine.step import Share, Step, Tally, make_step
+from server.engine.step import ScheduledRow, Step, StepCounts, make_step
 from server.messages import Delta, Failed, FailureKind, Generate
 from server.model.batch import Drawn
 
@@ -34,7 +34,7 @@ class Scheduler:
         self.limits = limits
         self.cache = Cache(blocks, slots, copying=limits.copies_blocks)
         self.blocks = blocks
-        self.tally = Tally()
+        self.tally = StepCounts()
         self.running: list[Sequence] = []  # in order of arrival
         self.queue = Queue(limits.max_queue, clock)
         self._clock = clock
@@ -61,7 +61,7 @@ class Scheduler:
             self._mail.append(failed)
             return None
         seed = self.limits.seed + self._num_arrived if request.sampling.seed is None else request.sampling.seed
-        reply = Reply(request, fast_forward=self.limits.fast_forward)
+        reply = OutputState(request, fast_forward=self.limits.fast_forward)
         sequence = Sequence(request, self._num_arrived, self._clock, seed, reply)
         self._num_arrived += 1
         self._alive[request.id] = sequence
@@ -121,9 +121,9 @@ class Scheduler:
     def next_step(self, *, admit: bool) -> Step | None:
         """What to compute now; None if nothing can be. `admit` False starts nobody new."""
         num_preempted = self.tally.preemptions
-        shares: list[Share] = []
+        shares: list[ScheduledRow] = []
         num_left = self._share_streaming(shares, self._budget.num_tokens)
-        portions = Portions(self._budget.for_prompts(num_left, beside_streams=bool(shares)))
+        portions = PrefillBudget(self._budget.for_prompts(num_left, beside_streams=bool(shares)))
         for sequence in self.running:
             if sequence.in_prefill:
                 portions.deal(sequence)
@@ -179,7 +179,7 @@ class Scheduler:
 
     # -- planning --------------------------------------------------------------------------------------------------
 
-    def _share_streaming(self, shares: list[Share], budget: int) -> int:
+    def _share_streaming(self, shares: list[ScheduledRow], budget: int) -> int:
         streaming = [sequence for sequence in self.running if not sequence.in_prefill]
         if len(streaming) > budget:
             streaming.sort(key=lambda sequence: sequence.last_step)
@@ -194,11 +194,11 @@ class Scheduler:
             if drafts and not self.cache.grow(sequence, end + len(drafts)):
                 drafts = ()
             if self._grow(sequence, end):
-                shares.append(Share(sequence, count, drafts))
+                shares.append(ScheduledRow(sequence, count, drafts))
                 budget, num_spare = budget - count - len(drafts), num_spare - len(drafts)
         return budget
 
-    def _admit(self, portions: Portions, admit: bool) -> None:
+    def _admit(self, portions: PrefillBudget, admit: bool) -> None:
         reserve = sum(self._growth(sequence) for sequence in self.running)
         num_passed = 0
         for sequence in list(self.queue.sequences):
@@ -273,7 +273,7 @@ class Scheduler:
             self.tally.cached_tokens += num_cached
             self._mail.append(sequence.delta(num_cached))
 
-    def _take_drawn(self, share: Share, drawn: Drawn) -> None:
+    def _take_drawn(self, share: ScheduledRow, drawn: Drawn) -> None:
         sequence, reply = share.sequence, share.sequence.reply
         num_written = sequence.take_drawn(drawn)
         num_accepted = min(num_written, max(0, len(drawn.token_ids) - 1))

@@ -12,8 +12,8 @@ from typing import Literal
 
 from server.engine.blocks import chain_hash
 from server.engine.drafter import Drafter
-from server.engine.reply import Reply
-from server.messages import Delta, Generate, Moment, Stage, TokenLogprob
+from server.engine.reply import OutputState
+from server.messages import Delta, Generate, Stage, StageTime, TokenLogprob
 from server.model.batch import Draw, Drawn, Row
 
 State = Literal["compiling", "waiting", "running", "ended"]
@@ -22,7 +22,9 @@ State = Literal["compiling", "waiting", "running", "ended"]
 class Sequence:
     """Knows nothing of other sequences. The scheduler moves it; blocks and slot are the scheduler's to take."""
 
-    def __init__(self, request: Generate, arrival: int, clock: Callable[[], float], seed: int, reply: Reply) -> None:
+    def __init__(
+        self, request: Generate, arrival: int, clock: Callable[[], float], seed: int, reply: OutputState
+    ) -> None:
         self.request = request
         self.id = request.id
         self.arrival = arrival
@@ -51,7 +53,7 @@ class Sequence:
         self._num_forced_told = 0
         self._logprobs: list[TokenLogprob] = []
         self._clock = clock
-        self._moments = [Moment("arrived", self.arrived_s)]
+        self._moments = [StageTime("arrived", self.arrived_s)]
 
     @property
     def num_pending(self) -> int:
@@ -117,7 +119,7 @@ class Sequence:
 
     def note(self, stage: Stage) -> None:
         """It has come to this stage now; the next Delta tells."""
-        self._moments.append(Moment(stage, self._clock()))
+        self._moments.append(StageTime(stage, self._clock()))
 
     def put_back(self) -> None:
         """It has lost its blocks to others, and waits to be computed again."""

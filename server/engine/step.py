@@ -11,7 +11,7 @@ from server.model.batch import Batch, Row
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class ScheduledRow:
     """One sequence's row: `count` of its pending tokens, then drafts."""
 
     sequence: Sequence
@@ -24,7 +24,7 @@ class Step:
     """`matchers` and `extra_ids` have one entry for each row that is drawn, as `Grammars.masks` wants them."""
 
     batch: Batch
-    shares: tuple[Share, ...]
+    shares: tuple[ScheduledRow, ...]
     copies: tuple[StateCopy | BlockCopy, ...]
     matchers: tuple[tuple[Matcher, Ids[int]] | None, ...]
     extra_ids: tuple[int | None, ...]
@@ -41,7 +41,7 @@ class Step:
 
 
 @dataclass(slots=True)
-class Tally:
+class StepCounts:
     """What has been done since the start; figures only grow."""
 
     steps: int = 0
@@ -54,12 +54,12 @@ class Tally:
     preemptions: int = 0
 
 
-def make_step(shares: list[Share], copies: tuple[StateCopy | BlockCopy, ...]) -> Step:
+def make_step(shares: list[ScheduledRow], copies: tuple[StateCopy | BlockCopy, ...]) -> Step:
     """The step of these shares, in this order."""
     return bind(shares, [share.sequence.row(share.count, share.drafts) for share in shares], copies)
 
 
-def bind(shares: Ids[Share], rows: Ids[Row], copies: tuple[StateCopy | BlockCopy, ...] = ()) -> Step:
+def bind(shares: Ids[ScheduledRow], rows: Ids[Row], copies: tuple[StateCopy | BlockCopy, ...] = ()) -> Step:
     """Rows of these shares, with the matchers and extra ids that hold for their sequences now."""
     matchers, extra_ids = [], []
     for share, row in zip(shares, rows, strict=True):

@@ -39,7 +39,7 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class GuardLimits:
     """What the guard protects. Sizes in bytes."""
 
     weights: int
@@ -51,7 +51,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class AllocatorStats:
     """What torch's allocator holds: handed out, and handed out or cached."""
 
     allocated: int = 0
@@ -59,20 +59,20 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class GuardIO:
     """What the guard reaches outside itself."""
 
     latest: Latest  # newest readings
     clock: Callable[[], float]  # seconds, never backwards
     epoch_s: float  # wall time when the clock showed 0
     release_caches: Callable[[], None]  # torch's cached memory back to the device, malloc's back to the system
-    figures: Callable[[], Figures] = Figures
+    figures: Callable[[], AllocatorStats] = AllocatorStats
 
 
 class Guard:
     """The policy with its memory of the last seconds. Called between steps by the engine's thread alone."""
 
-    def __init__(self, limits: Limits, doors: Doors) -> None:
+    def __init__(self, limits: GuardLimits, doors: GuardIO) -> None:
         self._limits = limits
         self._doors = doors
         self._slab = max(1, limits.num_blocks // SLABS)
@@ -90,12 +90,12 @@ class Guard:
         self._events: deque[tuple[float, str]] = deque(maxlen=NUM_EVENTS)
 
     @classmethod
-    def for_engine(cls, found: Plan, doors: Doors) -> "Guard":
+    def for_engine(cls, found: Plan, doors: GuardIO) -> "Guard":
         """A guard for the engine that this plan describes: measured sizes where there are some."""
         slots = found.num_slots * found.state_bytes
         runtime = found.overhead + found.room.growth
         return cls(
-            Limits(
+            GuardLimits(
                 weights=found.weights,
                 activations=found.activations,
                 fixed=runtime + found.weights + found.activations + found.scratch + slots,

@@ -47,7 +47,7 @@ class TorchFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DeviceSelector:
     """Which device the model runs on, as far as is known. `figures` is None where torch does not run on a GPU."""
 
     index: int = 0  # torch's number of it
@@ -79,7 +79,7 @@ class Details:
 class GpuProbe:
     """Reads the visible GPUs; `read` never raises for what a card or driver does."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: DeviceSelector) -> None:
         self._wanted = wanted
         self._devices: list[Device] = []
         self._details: dict[str, Details] = {}

@@ -13,7 +13,7 @@ SMALL_BATCH, FEW_RUNNING, LARGE_FRACTION = 512, 16, 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReportRow:
     """One line of the table."""
 
     label: str
@@ -21,40 +21,42 @@ class Row:
     note: str = ""
 
 
-def rows(found: Plan) -> tuple[Row, ...]:
+def rows(found: Plan) -> tuple[ReportRow, ...]:
     """The table of a plan, top down: the room, what takes of it, what is left and what that holds."""
     demand, room = found.demand, found.room
     usable = room.usable(demand.memory_fraction)
     lines = [
-        Row("device", size(room.total), f"{size(room.free)} free"),
-        Row("room", size(usable), f"{demand.memory_fraction:g} of it, less what others hold"),
-        Row(
+        ReportRow("device", size(room.total), f"{size(room.free)} free"),
+        ReportRow("room", size(usable), f"{demand.memory_fraction:g} of it, less what others hold"),
+        ReportRow(
             "weights", size(found.weights), demand.dtype + ("" if demand.quantize == "none" else f", {demand.quantize}")
         ),
-        Row(
+        ReportRow(
             "activations",
             size(found.activations),
             f"{demand.max_batch_tokens} tokens, {demand.max_running} rows of logits",
         ),
-        Row("runtime", size(found.overhead + room.growth), "held before the weights, and growth"),
-        Row(
+        ReportRow("runtime", size(found.overhead + room.growth), "held before the weights, and growth"),
+        ReportRow(
             "KV per 1k tokens",
             size(1024 * found.token_bytes),
             f"{size(found.block_bytes)} a block of {demand.block_size}",
         ),
     ]
     if found.state_bytes:
-        lines.append(Row("state per sequence", size(found.state_bytes), f"{found.num_slots} of them"))
+        lines.append(ReportRow("state per sequence", size(found.state_bytes), f"{found.num_slots} of them"))
     if found.fits:
         tokens = found.num_blocks * demand.block_size
-        lines.append(Row("free for KV", size(found.left), f"{tokens} tokens and {size(found.scratch)} of scratch"))
-        lines.append(Row("longest sequence", f"{found.max_model_len} tokens"))
+        lines.append(
+            ReportRow("free for KV", size(found.left), f"{tokens} tokens and {size(found.scratch)} of scratch")
+        )
+        lines.append(ReportRow("longest sequence", f"{found.max_model_len} tokens"))
     else:
-        lines.append(Row("missing", size(found.missing), f"for {found.least_tokens} tokens of context"))
+        lines.append(ReportRow("missing", size(found.missing), f"for {found.least_tokens} tokens of context"))
     return tuple(lines)
 
 
-def as_text(lines: tuple[Row, ...]) -> str:
+def as_text(lines: tuple[ReportRow, ...]) -> str:
     """The table for a log or an error: one row a line, columns aligned."""
     label = max(len(line.label) for line in lines)
     amount = max(len(line.amount) for line in lines)

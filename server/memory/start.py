@@ -15,7 +15,7 @@ from server.errors import CannotStart
 from server.memory.budget import Plan, demand_of, divide, plan, room_of
 from server.memory.headers import Tensor, read_headers
 from server.memory.host import HostProbe
-from server.memory.probe import GpuProbe, Wanted
+from server.memory.probe import DeviceSelector, GpuProbe
 from server.memory.report import as_text, refuse, rows, size
 from server.memory.shape import Shape, read_config, read_shape
 from server.memory.watcher import Probe
@@ -42,7 +42,7 @@ class Estimate:
     plan: Plan
 
 
-def open_probe(device: str, choice: Literal["auto", "nvml", "host"], wanted: Wanted) -> Probe:
+def open_probe(device: str, choice: Literal["auto", "nvml", "host"], wanted: DeviceSelector) -> Probe:
     """The probe for a model on `device` ("cpu" or "cuda"); `choice` overrules it, for a budget tied to another device.
 
     Raises CannotStart where NVML is asked for by name, gives nothing and torch has no figures either.

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import msgspec
 
-from server.chat_request import Ask, Prepared, Share, Thinking
+from server.chat_request import ChatRequest, PartTokens, PreparedRequest, Thinking
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.mask import Mask
-from server.dialects.base import Wanted
+from server.dialects.base import ConstraintSpec
 from server.errors import PromptTooLong
 from server.messages import Generate
 from server.prompt import window
-from server.prompt.normalize import Shaped, shape
-from server.prompt.reasoning import find_thinking, preamble_for, thinking_variables
-from server.prompt.render import Prompt, Renderer, Script
+from server.prompt.normalize import NormalizedMessage, normalize_messages
+from server.prompt.reasoning import find_thinking, reasoning_phase_for, thinking_variables
+from server.prompt.render import Prompt, Renderer, TemplateInput
 from server.prompt.token_attribution import attribute
 from server.settings import Settings
 
@@ -30,13 +30,13 @@ from server.settings import Settings
 class Fitted:
     """A prompt that fits the window, and what went to make it fit."""
 
-    shaped: tuple[Shaped, ...]
-    script: Script
+    shaped: tuple[NormalizedMessage, ...]
+    script: TemplateInput
     prompt: Prompt
     dropped_messages: int = 0
 
 
-class Prompter:
+class PromptBuilder:
     """Prepares prompts for one checkpoint. Thread-safe: the API calls it off the event loop."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
@@ -47,7 +47,7 @@ class Prompter:
         mask = Mask([]) if settings.model.trust_control_tokens else checkpoint.mask
         self._renderer = Renderer(checkpoint.template, mask, checkpoint.encoder)
 
-    def prepare(self, ask: Ask) -> Prepared:
+    def prepare(self, ask: ChatRequest) -> PreparedRequest:
         """The prompt and one Generate a choice.
 
         Raises BadRequest (the template refuses), PromptTooLong, BadSchema (what is wanted cannot be constrained).
@@ -58,26 +58,26 @@ class Prompter:
         token_ids = fitted.prompt.token_ids
         max_tokens = window.reply_room(self.window.limit, len(token_ids), ask.max_tokens, self._max_new_tokens)
         thinking = find_thinking(self._checkpoint, fitted.prompt, ask.continue_final_message)
-        return Prepared(
+        return PreparedRequest(
             generates=self._generates(ask, token_ids, thinking, max_tokens),
             prompt_tokens=len(token_ids),
             thinking=thinking,
             dropped_messages=fitted.dropped_messages,
         )
 
-    def count(self, ask: Ask) -> tuple[Share, ...]:
+    def count(self, ask: ChatRequest) -> tuple[PartTokens, ...]:
         """The prompt's tokens by part; their sum is `prompt_tokens` of the same request, or what is too many.
 
         Raises BadRequest where the template refuses.
         """
         return self._shares(self._fit(ask))
 
-    def _fit(self, ask: Ask) -> Fitted:
+    def _fit(self, ask: ChatRequest) -> Fitted:
         """The whole prompt, or a shorter one where that is wanted and possible."""
-        shaped = tuple(shape(ask.messages, self._checkpoint.habits))
+        shaped = tuple(normalize_messages(ask.messages, self._checkpoint.capabilities))
         variables = thinking_variables(self._checkpoint, ask, shaped)
 
-        def render(kept: Sequence[Shaped]) -> Fitted:
+        def render(kept: Sequence[NormalizedMessage]) -> Fitted:
             script = self._renderer.script(kept, ask.tool_definitions, variables, ask.continue_final_message)
             dropped = sum(len(one.sources) for one in shaped) - sum(len(one.sources) for one in kept)
             return Fitted(tuple(kept), script, self._renderer.render(script), dropped)
@@ -89,7 +89,7 @@ class Prompter:
         largest = window.largest_prompt(self.window.limit, ask.max_tokens, self._max_new_tokens)
         return _drop_oldest(shaped, render, largest, self.window.limit) or whole
 
-    def _shares(self, fitted: Fitted) -> tuple[Share, ...]:
+    def _shares(self, fitted: Fitted) -> tuple[PartTokens, ...]:
         return attribute(self._checkpoint, self._renderer, fitted.script, fitted.prompt, fitted.shaped)
 
     def _too_long(self, fitted: Fitted) -> PromptTooLong:
@@ -104,9 +104,11 @@ class Prompter:
         opener = self._checkpoint.dialect.markers[:1]
         return tuple(self._checkpoint.marker_ids[mark] for mark in opener if mark in self._checkpoint.marker_ids)
 
-    def _generates(self, ask: Ask, token_ids: list[int], thinking: Thinking, max_tokens: int) -> tuple[Generate, ...]:
+    def _generates(
+        self, ask: ChatRequest, token_ids: list[int], thinking: Thinking, max_tokens: int
+    ) -> tuple[Generate, ...]:
         checkpoint = self._checkpoint
-        wanted = Wanted(
+        wanted = ConstraintSpec(
             ask.tools,
             ask.choice,
             ask.answer,
@@ -118,9 +120,9 @@ class Prompter:
         if ask.choice.mode == "required":
             call_tokens = len(checkpoint.tokenizer.encode(checkpoint.dialect.shortest(wanted)).ids)
         constraint = checkpoint.dialect.constrain(wanted)
-        preamble = preamble_for(checkpoint, thinking, ask.thinking_budget, call_tokens, max_tokens)
-        if preamble is not None and ask.tools and ask.choice.mode == "auto":
-            preamble = msgspec.structs.replace(preamble, break_ids=self._call_openers())
+        reasoning_phase = reasoning_phase_for(checkpoint, thinking, ask.thinking_budget, call_tokens, max_tokens)
+        if reasoning_phase is not None and ask.tools and ask.choice.mode == "auto":
+            reasoning_phase = msgspec.structs.replace(reasoning_phase, break_ids=self._call_openers())
         seed = ask.sampling.seed
         return tuple(
             Generate(
@@ -131,7 +133,7 @@ class Prompter:
                 ),
                 stop_ids=checkpoint.stop_ids,
                 constraint=constraint,
-                preamble=preamble,
+                reasoning_phase=reasoning_phase,
                 group=ask.id if ask.n > 1 else None,
             )
             for i in range(ask.n)
@@ -139,7 +141,10 @@ class Prompter:
 
 
 def _drop_oldest(
-    shaped: Sequence[Shaped], render: Callable[[Sequence[Shaped]], Fitted], largest: int, limit: int
+    shaped: Sequence[NormalizedMessage],
+    render: Callable[[Sequence[NormalizedMessage]], Fitted],
+    largest: int,
+    limit: int,
 ) -> Fitted | None:
     """The conversation without its oldest groups: as few as make it `largest` tokens, or at least fit at all."""
     groups = window.droppable(shaped)

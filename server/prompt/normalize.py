@@ -1,7 +1,7 @@
 """A conversation as clients write it -> the shape that chat templates are written for.
 
 One system message at the head, plain text for content, arguments as objects, results in the order of their calls.
-What a template can do by itself it does by itself: `Habits` says what that is, found out by trying.
+What a template can do by itself it does by itself: `TemplateCapabilities` says what that is, found out by trying.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from server.checkpoint.capabilities import Habits
+from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.sandbox import RawArguments
 
 DEEPEST = 64  # levels of arguments; deeper ones are kept as text
@@ -19,7 +19,7 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
-class Shaped:
+class NormalizedMessage:
     """One message for the template, and the positions of the client's messages that it stands for."""
 
     message: dict[str, Any]
@@ -31,13 +31,15 @@ class Shaped:
         return str(self.message["role"])
 
 
-def shape(messages: Sequence[Mapping[str, Any]], habits: Habits) -> list[Shaped]:
+def normalize_messages(
+    messages: Sequence[Mapping[str, Any]], capabilities: TemplateCapabilities
+) -> list[NormalizedMessage]:
     """The messages in template shape. Nothing that a message says is lost; unknown keys are."""
-    shaped = [_shape_one(message, i, habits) for i, message in enumerate(messages)]
-    return _gather_system(_order_results(_link_legacy(shaped)), habits)
+    shaped = [_shape_one(message, i, capabilities) for i, message in enumerate(messages)]
+    return _gather_system(_order_results(_link_legacy(shaped)), capabilities)
 
 
-def shape_tools(definitions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def normalize_tools(definitions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The tools as they were sent; a custom tool is shown as a function of one text, which is how calls write it."""
     return [_shape_custom(tool["custom"]) if "custom" in tool else dict(tool) for tool in definitions]
 
@@ -72,30 +74,30 @@ def read_arguments(written: Any) -> dict[str, Any] | RawArguments:
     return value if isinstance(value, dict) and not _is_deeper(value, DEEPEST) else RawArguments(text)
 
 
-def _shape_one(message: Mapping[str, Any], position: int, habits: Habits) -> Shaped:
+def _shape_one(message: Mapping[str, Any], position: int, capabilities: TemplateCapabilities) -> NormalizedMessage:
     role = message["role"]
     text = text_of(message.get("content"))
     if role in ("system", "developer"):
-        return Shaped({"role": "system", "content": text}, (position,))
+        return NormalizedMessage({"role": "system", "content": text}, (position,))
     if role == "assistant":
-        return Shaped(_shape_assistant(message, text, habits), (position,))
+        return NormalizedMessage(_shape_assistant(message, text, capabilities), (position,))
     named = {"name": message["name"]} if isinstance(message.get("name"), str) else {}
     if role in ("tool", "function"):
         shaped = {"role": "tool", "content": text, "tool_call_id": message.get("tool_call_id") or message.get("id")}
-        return Shaped(_without_none(shaped) | named, (position,))
-    return Shaped({"role": "user", "content": text} | named, (position,))
+        return NormalizedMessage(_without_none(shaped) | named, (position,))
+    return NormalizedMessage({"role": "user", "content": text} | named, (position,))
 
 
-def _shape_assistant(message: Mapping[str, Any], text: str, habits: Habits) -> dict[str, Any]:
+def _shape_assistant(message: Mapping[str, Any], text: str, capabilities: TemplateCapabilities) -> dict[str, Any]:
     thought = message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(thought, str) or not thought:
         thought = None
     text = text or str(message.get("refusal") or "")
-    if thought is None and habits.splits_thoughts:
+    if thought is None and capabilities.splits_thoughts:
         thought, text = _split_thought(text)
-    calls = [_shape_call(call, habits) for call in message.get("tool_calls") or ()]
+    calls = [_shape_call(call, capabilities) for call in message.get("tool_calls") or ()]
     if not calls and message.get("function_call"):
-        calls = [_shape_call({"function": message["function_call"]}, habits)]
+        calls = [_shape_call({"function": message["function_call"]}, capabilities)]
     return _without_none(
         {"role": "assistant", "content": text, "reasoning_content": thought, "tool_calls": calls or None}
     )
@@ -110,14 +112,14 @@ def _split_thought(text: str) -> tuple[str | None, str]:
     return thought.strip("\n"), answer.lstrip("\n")
 
 
-def _shape_call(call: Mapping[str, Any], habits: Habits) -> dict[str, Any]:
+def _shape_call(call: Mapping[str, Any], capabilities: TemplateCapabilities) -> dict[str, Any]:
     custom = call.get("custom")
     arguments: dict[str, Any] | RawArguments
     if custom:
         name, arguments = custom["name"], {"input": custom.get("input") or ""}
     else:
         name, arguments = call["function"]["name"], read_arguments(call["function"].get("arguments"))
-        if isinstance(arguments, RawArguments) and not habits.raw_arguments:
+        if isinstance(arguments, RawArguments) and not capabilities.raw_arguments:
             arguments = {"arguments": str(arguments)}
     function = {"name": name, "arguments": arguments}
     return _without_none({"id": call.get("id"), "type": "function", "function": function})
@@ -133,9 +135,9 @@ def _shape_custom(custom: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": _without_none(function)}
 
 
-def _link_legacy(shaped: Iterable[Shaped]) -> list[Shaped]:
+def _link_legacy(shaped: Iterable[NormalizedMessage]) -> list[NormalizedMessage]:
     """Calls and results of the legacy `function_call`, which has no ids, are given some."""
-    linked: list[Shaped] = []
+    linked: list[NormalizedMessage] = []
     latest = LEGACY_ID.format(0)
     for one in shaped:
         message = one.message
@@ -149,9 +151,9 @@ def _link_legacy(shaped: Iterable[Shaped]) -> list[Shaped]:
     return linked
 
 
-def _order_results(shaped: Sequence[Shaped]) -> list[Shaped]:
+def _order_results(shaped: Sequence[NormalizedMessage]) -> list[NormalizedMessage]:
     """Results in the order of the calls they answer: that is how models have seen them."""
-    ordered: list[Shaped] = []
+    ordered: list[NormalizedMessage] = []
     order: dict[str, int] = {}
     i = 0
     while i < len(shaped):
@@ -168,19 +170,19 @@ def _order_results(shaped: Sequence[Shaped]) -> list[Shaped]:
     return ordered
 
 
-def _gather_system(shaped: Sequence[Shaped], habits: Habits) -> list[Shaped]:
+def _gather_system(shaped: Sequence[NormalizedMessage], capabilities: TemplateCapabilities) -> list[NormalizedMessage]:
     """One system message at the head, of its leading ones, or of all where the template takes none later."""
     head = 0
     while head < len(shaped) and shaped[head].role == "system":
         head += 1
-    late_too = not habits.late_system
+    late_too = not capabilities.late_system
     gathered = [one for i, one in enumerate(shaped) if one.role == "system" and (i < head or late_too)]
     others = [one for i, one in enumerate(shaped) if one.role != "system" or (i >= head and not late_too)]
     if not gathered:
         return others
     text = "\n\n".join(one.message["content"] for one in gathered if one.message["content"])
     sources = tuple(source for one in gathered for source in one.sources)
-    return [Shaped({"role": "system", "content": text}, sources), *others]
+    return [NormalizedMessage({"role": "system", "content": text}, sources), *others]
 
 
 def _without_none(value: dict[str, Any]) -> dict[str, Any]:

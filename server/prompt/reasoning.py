@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from server.chat_request import Ask, Thinking
+from server.chat_request import ChatRequest, Thinking
 from server.checkpoint.checkpoint import Checkpoint
-from server.messages import Preamble
-from server.prompt.normalize import Shaped
+from server.messages import ReasoningPhase
+from server.prompt.normalize import NormalizedMessage
 from server.prompt.render import Prompt
 
 SWITCHES = ("enable_thinking", "thinking")  # variables of Qwen's and of other families' templates
@@ -24,7 +24,7 @@ CALL_MARGIN = 16  # tokens of line breaks, closing markup and the end of the tur
 CALL_ROOM = 2  # a forced call is given so many times the room of the shortest one
 
 
-def thinking_variables(checkpoint: Checkpoint, ask: Ask, shaped: Sequence[Shaped]) -> dict[str, Any]:
+def thinking_variables(checkpoint: Checkpoint, ask: ChatRequest, shaped: Sequence[NormalizedMessage]) -> dict[str, Any]:
     """The template's variables: the request's, and the switch of thinking where somebody set it."""
     variables = dict(ask.template_kwargs)
     name = next((name for name in SWITCHES if name in checkpoint.template.variables), None)
@@ -35,7 +35,7 @@ def thinking_variables(checkpoint: Checkpoint, ask: Ask, shaped: Sequence[Shaped
     return variables if wanted is None else {**variables, name: wanted}
 
 
-def written_switch(shaped: Sequence[Shaped]) -> bool | None:
+def written_switch(shaped: Sequence[NormalizedMessage]) -> bool | None:
     """What the last `/think` or `/no_think` of the user says."""
     for one in reversed(shaped):
         if one.role == "user" and (found := WRITTEN_SWITCH.findall(one.message["content"])):
@@ -62,9 +62,9 @@ def find_thinking(checkpoint: Checkpoint, prompt: Prompt, prefill: bool) -> Thin
     return "may_open"
 
 
-def preamble_for(
+def reasoning_phase_for(
     checkpoint: Checkpoint, thinking: Thinking, budget: int | None, call_tokens: int | None, max_tokens: int
-) -> Preamble | None:
+) -> ReasoningPhase | None:
     """The free ids before the constraint; None where no think block can come.
 
     `budget` is the request's. `call_tokens`, the tokens of a short call, is set where one is forced: thinking then
@@ -78,5 +78,5 @@ def preamble_for(
         limits.append(max_tokens - CALL_ROOM * call_tokens - CALL_MARGIN - len(close_ids))
     open_id = None if thinking == "open" else checkpoint.think.open
     if not limits:
-        return Preamble(checkpoint.think.close, open_id)
-    return Preamble(checkpoint.think.close, open_id, max(0, min(limits)), close_ids)
+        return ReasoningPhase(checkpoint.think.close, open_id)
+    return ReasoningPhase(checkpoint.think.close, open_id, max(0, min(limits)), close_ids)

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from server.checkpoint.encode import Encoder, Piece
+from server.checkpoint.encode import EncodedPiece, Encoder
 from server.checkpoint.mask import Mask
 from server.checkpoint.template import ChatTemplate
 from server.errors import BadRequest
-from server.prompt.normalize import Shaped, shape_tools
+from server.prompt.normalize import NormalizedMessage, normalize_tools
 
 # Variables that a request may not set: they are what the conversation itself says.
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
@@ -29,7 +29,7 @@ class Prompt:
     """A rendered conversation. `text` still hides what came from outside; `pieces` cover it in order."""
 
     text: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[EncodedPiece, ...]
 
     @property
     def token_ids(self) -> list[int]:
@@ -43,7 +43,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class TemplateInput:
     """What a template is given, hidden already. With `prefill` the reply goes on where the last message ends."""
 
     messages: tuple[dict[str, Any], ...]
@@ -65,11 +65,11 @@ class Renderer:
 
     def script(
         self,
-        shaped: Sequence[Shaped],
+        shaped: Sequence[NormalizedMessage],
         tools: Sequence[Mapping[str, Any]],
         variables: Mapping[str, Any],
         prefill: bool = False,
-    ) -> Script:
+    ) -> TemplateInput:
         """Hides everything from outside. Raises BadRequest for variables that a request may not set."""
         taken = sorted(variables.keys() & (RESERVED | self._template.strings.keys()))
         if taken:
@@ -79,14 +79,14 @@ class Renderer:
             text = "continue_final_message needs a last message of the assistant, without calls"
             raise BadRequest(text, param="messages")
         messages = tuple(self._hide_message(one.message) for one in shaped)
-        return Script(messages, self._hide_tools(tools), self._mask.hide_all(variables), prefill)
+        return TemplateInput(messages, self._hide_tools(tools), self._mask.hide_all(variables), prefill)
 
-    def render(self, script: Script) -> Prompt:
+    def render(self, script: TemplateInput) -> Prompt:
         """Text and ids. Raises BadRequest where the template refuses or fails."""
         text = self.render_text(script)
         return Prompt(text, tuple(self._encoder.pieces(text, self._mask)))
 
-    def render_text(self, script: Script) -> str:
+    def render_text(self, script: TemplateInput) -> str:
         """The text alone, still hidden."""
         messages = list(script.messages)
         if script.prefill:
@@ -120,7 +120,7 @@ class Renderer:
             if known is not None:
                 self._tools.move_to_end(key)
                 return known
-        hidden = tuple(self._mask.hide_all(tool) for tool in shape_tools(tools))
+        hidden = tuple(self._mask.hide_all(tool) for tool in normalize_tools(tools))
         with self._lock:
             self._tools[key] = hidden
             if len(self._tools) > KEPT_TOOL_LISTS:

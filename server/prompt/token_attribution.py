@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from server.chat_request import Share
+from server.chat_request import PartTokens
 from server.checkpoint.checkpoint import Checkpoint
-from server.prompt.normalize import Shaped
-from server.prompt.render import Prompt, Renderer, Script
+from server.prompt.normalize import NormalizedMessage
+from server.prompt.render import Prompt, Renderer, TemplateInput
 
 MARKS = re.compile("[\ud900-\ud9ff][\uda00-\udaff]")
 BASE = 256
@@ -36,8 +36,12 @@ class Mark:
 
 
 def attribute(
-    checkpoint: Checkpoint, renderer: Renderer, script: Script, prompt: Prompt, shaped: Sequence[Shaped]
-) -> tuple[Share, ...]:
+    checkpoint: Checkpoint,
+    renderer: Renderer,
+    script: TemplateInput,
+    prompt: Prompt,
+    shaped: Sequence[NormalizedMessage],
+) -> tuple[PartTokens, ...]:
     """The shares of a rendered prompt, in the order of its parts; parts of no token are left out.
 
     Where the template's text changes with the marks in it, everything is the template's.
@@ -45,23 +49,23 @@ def attribute(
     parts = [*(_tool_part(tool, i) for i, tool in enumerate(script.tools)), *map(_message_part, shaped)]
     marked = renderer.render_text(_with_marks(script)) if len(parts) <= MOST_PARTS else ""
     if MARKS.sub("", marked) != prompt.text:
-        return (Share(REST, prompt.num_tokens),)
+        return (PartTokens(REST, prompt.num_tokens),)
     starts, owners = _regions(prompt, _marks(marked), parts, _Joints.of(prompt, checkpoint))
     counts: dict[str, int] = dict.fromkeys([SYSTEM, TOOLS, *parts, REST], 0)
     for at in renderer.token_starts(prompt):
         counts[owners[bisect_right(starts, at) - 1]] += 1
-    return tuple(Share(part, count) for part, count in counts.items() if count)
+    return tuple(PartTokens(part, count) for part, count in counts.items() if count)
 
 
 def _tool_part(tool: Mapping[str, Any], position: int) -> str:
     return f"{TOOLS}[{position}]:{tool.get('function', tool).get('name', '')}"
 
 
-def _message_part(one: Shaped) -> str:
+def _message_part(one: NormalizedMessage) -> str:
     return SYSTEM if one.role == "system" and one.sources[0] == 0 else f"messages[{one.sources[0]}]"
 
 
-def _with_marks(script: Script) -> Script:
+def _with_marks(script: TemplateInput) -> TemplateInput:
     tools = tuple(_mark_ends(tool, _mark(i)) for i, tool in enumerate(script.tools))
     first = len(tools)
     messages = tuple(_mark_message(message, _mark(first + i)) for i, message in enumerate(script.messages))

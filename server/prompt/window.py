@@ -10,7 +10,7 @@ room for the whole reply, up to a quarter of the window.
 from collections.abc import Sequence
 
 from server.errors import PromptTooLong
-from server.prompt.normalize import Shaped
+from server.prompt.normalize import NormalizedMessage
 
 SMALLEST_REPLY = 1
 LARGEST_SHARE = 4  # dropping leaves at most one part in so many to the reply
@@ -60,7 +60,7 @@ def too_long(limit: int, messages: int, functions: int) -> PromptTooLong:
     return PromptTooLong(text, param="messages", code="context_length_exceeded")
 
 
-def droppable(shaped: Sequence[Shaped]) -> list[list[int]]:
+def droppable(shaped: Sequence[NormalizedMessage]) -> list[list[int]]:
     """Groups of positions in `shaped`, oldest first, in the order in which they may go.
 
     First whole turns (a user message and what answers it), never the last one; then rounds of the last turn (an
@@ -74,13 +74,13 @@ def droppable(shaped: Sequence[Shaped]) -> list[list[int]]:
     return [*old, *rounds[:-1]]
 
 
-def without(shaped: Sequence[Shaped], groups: Sequence[Sequence[int]]) -> list[Shaped]:
+def without(shaped: Sequence[NormalizedMessage], groups: Sequence[Sequence[int]]) -> list[NormalizedMessage]:
     """The conversation without these groups."""
     gone = {position for group in groups for position in group}
     return [one for i, one in enumerate(shaped) if i not in gone]
 
 
-def _split(shaped: Sequence[Shaped], positions: Sequence[int], role: str) -> list[list[int]]:
+def _split(shaped: Sequence[NormalizedMessage], positions: Sequence[int], role: str) -> list[list[int]]:
     """Runs of positions, a new one at each message of this role; what stands before the first is a run as well."""
     runs: list[list[int]] = []
     for position in positions:

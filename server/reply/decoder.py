@@ -11,14 +11,24 @@ from typing import Literal
 
 from server.dialects.base import Parser
 from server.dialects.parsing.repeats import Repeats
-from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, FinishReason, Text, Thought, Uncalled
+from server.events import (
+    CallArguments,
+    CallClosed,
+    CallOpened,
+    Ended,
+    Event,
+    FinishReason,
+    MissedToolCall,
+    Text,
+    Thought,
+)
 from server.messages import Delta, TokenLogprob
 from server.reply.text import StopStrings, TextStream, Vocabulary
 from server.reply.think import ThinkSpan, named_in
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReplyFormat:
     """How the replies to one request are read. `parser` None: all text is the answer's."""
 
     vocabulary: Vocabulary
@@ -36,7 +46,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredToken:
     """One written token: its bytes, the log of its probability, and the likeliest alternatives, best first."""
 
     piece: bytes
@@ -45,21 +55,21 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ParsedEvent:
     """An event, and the tokens that wrote it where logprobs were asked for."""
 
     event: Event
-    tokens: tuple[Scored, ...] = ()
+    tokens: tuple[ScoredToken, ...] = ()
 
 
-class Turn:
+class ReplyDecoder:
     """Reads one choice: `feed` each Delta, `close` if the sequence was cut off without a last one.
 
     The events are those of `server.events`, ended by one `Ended`; any cutting of the ids into Deltas gives the same
     ones, adjacent pieces joined. Once `over` is set no further id is wanted: the sequence may be aborted.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: ReplyFormat) -> None:
         self._reading = reading
         self._text = TextStream(reading.vocabulary)
         self._think = ThinkSpan(reading.thinking, reading.think_tags, reading.call_markers)
@@ -68,7 +78,9 @@ class Turn:
         self._stops = StopStrings(reading.stop)
         self._repeats = Repeats()
         self._call: list[str] = []  # name and arguments of the call that is open
-        self._pending: deque[tuple[Scored, str]] = deque()  # tokens whose event is not settled, and what they wrote
+        self._pending: deque[tuple[ScoredToken, str]] = (
+            deque()
+        )  # tokens whose event is not settled, and what they wrote
         self._thoughts: list[str] = []
         self._blank = True  # no text has come out, or nothing but white space
         self._cut = False  # the reply was ended by its limit, whatever closing it brings to an end
@@ -77,9 +89,9 @@ class Turn:
         self.completion_tokens = 0
         self.reasoning_tokens = 0
 
-    def feed(self, delta: Delta) -> list[Said]:
+    def feed(self, delta: Delta) -> list[ParsedEvent]:
         """The events that these ids settle."""
-        said: list[Said] = []
+        said: list[ParsedEvent] = []
         scores: list[TokenLogprob] | list[None] = delta.logprobs or [None] * len(delta.token_ids)
         last = len(delta.token_ids) - 1
         for position, (token_id, score) in enumerate(zip(delta.token_ids, scores, strict=True)):
@@ -93,24 +105,24 @@ class Turn:
             said += self.close(delta.finish)
         return _joined(said)
 
-    def close(self, finish: Literal["stop", "length"]) -> list[Said]:
+    def close(self, finish: Literal["stop", "length"]) -> list[ParsedEvent]:
         """What was held back, and the end."""
         if self.over:
             return []
         self._cut = finish == "length"
-        said: list[Said] = []
+        said: list[ParsedEvent] = []
         for span in self._think.close():
             said += self._after_think(span)
         if not self.over:
             said += self._parse(self._halts.close())
         return _joined(said if self.over else said + self._end())
 
-    def _take(self, token_id: int, score: TokenLogprob | None) -> list[Said]:
+    def _take(self, token_id: int, score: TokenLogprob | None) -> list[ParsedEvent]:
         text = self._text.feed(token_id)
         if score is not None and not self._reading.vocabulary.drops(token_id):
             self._pending.append((self._scored(score), text))
         was_inside = self._think.inside
-        said: list[Said] = []
+        said: list[ParsedEvent] = []
         for span in self._think.feed(text, token_id in self._reading.call_ids):
             if self.over:
                 break
@@ -120,29 +132,29 @@ class Turn:
             self._pending.clear()  # only the answer's tokens have logprobs in a reply
         return said
 
-    def _after_think(self, span: Thought | Text) -> list[Said]:
+    def _after_think(self, span: Thought | Text) -> list[ParsedEvent]:
         if isinstance(span, Thought):
             self._thoughts.append(span.text)
-            return [Said(span)]
+            return [ParsedEvent(span)]
         said = self._parse(self._halts.feed(span.text))
         if self._halts.matched is not None and not self.over:
             said += self._end()
         return said
 
-    def _parse(self, text: str) -> list[Said]:
+    def _parse(self, text: str) -> list[ParsedEvent]:
         if self._parser is None:
             return self._write(text)
-        said: list[Said] = []
+        said: list[ParsedEvent] = []
         for event in self._parser.feed(text) if text else ():
             said += self._pass_on(event)
             if self.over:
                 break
         return said
 
-    def _pass_on(self, event: Text | CallOpened | CallArguments | CallClosed) -> list[Said]:
+    def _pass_on(self, event: Text | CallOpened | CallArguments | CallClosed) -> list[ParsedEvent]:
         if isinstance(event, Text):
             return self._write(event.text)
-        said: list[Said] = []
+        said: list[ParsedEvent] = []
         if isinstance(event, CallOpened):
             said += self._release(self._stops.close())
             self._call = [event.name]
@@ -151,29 +163,29 @@ class Turn:
             self._call.append(event.text)
         else:
             return self._close_call(event)
-        return [*said, Said(event, self._tokens_so_far())]
+        return [*said, ParsedEvent(event, self._tokens_so_far())]
 
-    def _close_call(self, event: CallClosed) -> list[Said]:
+    def _close_call(self, event: CallClosed) -> list[ParsedEvent]:
         looping = self._repeats.feed(self._call[0], "".join(self._call[1:]))
         if looping:
             event = replace(event, flags=(*event.flags, "repeated"))
-        said = [Said(event, self._tokens_so_far())]
+        said = [ParsedEvent(event, self._tokens_so_far())]
         if looping or not self._reading.parallel:
             said += self._finished()
         return said
 
-    def _write(self, text: str) -> list[Said]:
+    def _write(self, text: str) -> list[ParsedEvent]:
         said = self._release(self._stops.feed(text))
         if self._stops.matched is not None:
             said += self._finished()
         return said
 
-    def _release(self, text: str) -> list[Said]:
+    def _release(self, text: str) -> list[ParsedEvent]:
         self._blank = self._blank and not text.strip()
-        return [Said(Text(text), self._tokens_of(text))] if text else []
+        return [ParsedEvent(Text(text), self._tokens_of(text))] if text else []
 
-    def _end(self) -> list[Said]:
-        said: list[Said] = []
+    def _end(self) -> list[ParsedEvent]:
+        said: list[ParsedEvent] = []
         for event in self._parser.close() if self._parser else ():
             said += self._pass_on(event)
             if self.over:
@@ -181,33 +193,33 @@ class Turn:
         said += self._release(self._stops.close())
         return [*said, *self._finished(None if self._cut or self.calls else self._uncalled())]
 
-    def _finished(self, uncalled: Uncalled | None = None) -> list[Said]:
+    def _finished(self, uncalled: MissedToolCall | None = None) -> list[ParsedEvent]:
         self.over = True
         reason: FinishReason = "length" if self._cut else "tool_calls" if self.calls else "stop"
-        return [Said(Ended(reason, uncalled))]
+        return [ParsedEvent(Ended(reason, uncalled))]
 
-    def _uncalled(self) -> Uncalled | None:
+    def _uncalled(self) -> MissedToolCall | None:
         named = named_in("".join(self._thoughts), self._reading.free_to_call)
         planned = bool(named) and not self._reading.answers_result
         noted = self._reading.free_to_call and (self._blank or planned)
-        return Uncalled(named, self._blank) if noted else None
+        return MissedToolCall(named, self._blank) if noted else None
 
-    def _scored(self, score: TokenLogprob) -> Scored:
+    def _scored(self, score: TokenLogprob) -> ScoredToken:
         piece = self._reading.vocabulary.piece
         top = tuple((piece(token_id), logprob) for token_id, logprob in score.top)
-        return Scored(piece(score.token_id), score.logprob, top)
+        return ScoredToken(piece(score.token_id), score.logprob, top)
 
-    def _tokens_so_far(self) -> tuple[Scored, ...]:
+    def _tokens_so_far(self) -> tuple[ScoredToken, ...]:
         tokens = tuple(token for token, _ in self._pending)
         self._pending.clear()
         return tokens
 
-    def _tokens_of(self, text: str) -> tuple[Scored, ...]:
+    def _tokens_of(self, text: str) -> tuple[ScoredToken, ...]:
         """The tokens that wrote this text. Markup before it is dropped; a token may write more than it."""
         written = "".join(part for _, part in self._pending)
         start = max(0, written.find(text))
         end = start + len(text)
-        tokens: list[Scored] = []
+        tokens: list[ScoredToken] = []
         at = 0
         while self._pending and at < end:
             token, part = self._pending.popleft()
@@ -215,18 +227,18 @@ class Turn:
             if token.piece and (at > start or not part):
                 tokens.append(token)
         if at > end:  # the rest is still to come, in another event
-            self._pending.appendleft((Scored(b"", 0.0), written[end:at]))
+            self._pending.appendleft((ScoredToken(b"", 0.0), written[end:at]))
         return tuple(tokens)
 
 
-def _joined(said: Iterable[Said]) -> list[Said]:
+def _joined(said: Iterable[ParsedEvent]) -> list[ParsedEvent]:
     """Adjacent pieces of the same kind as one, so that a step makes few chunks."""
-    out: list[Said] = []
+    out: list[ParsedEvent] = []
     for new in said:
         old = out[-1] if out else None
         joined = _join(old.event, new.event) if old else None
         if old is not None and joined is not None:
-            out[-1] = Said(joined, old.tokens + new.tokens)
+            out[-1] = ParsedEvent(joined, old.tokens + new.tokens)
         else:
             out.append(new)
     return out

@@ -13,7 +13,7 @@ from server.api.app import create_app
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError
 from server.messages import Generate, Pulse
-from server.prompt.builder import Prompter
+from server.prompt.builder import PromptBuilder
 from server.settings import ApiSettings, Settings
 from tests.backends.scripted import Script, ScriptedBackend, deltas
 from tests.checkpoints import tiny_checkpoint
@@ -81,7 +81,7 @@ def serve(checkpoint: Checkpoint) -> Serve:
         settings = Settings(api=replace(ApiSettings(), **api))
         write = script if callable(script) else _always(script)
         backend = ScriptedBackend(write) if pulse is None else ScriptedBackend(write, pulse)
-        app = create_app(settings, checkpoint, Prompter(checkpoint, settings), backend, MODEL)
+        app = create_app(settings, checkpoint, PromptBuilder(checkpoint, settings), backend, MODEL)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             yield Served(app, http, backend)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from server.api.body import read_object
-from server.api.errors import Refused
+from server.api.errors import RequestRefused
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ from server.api.errors import Refused
     ids=lambda raw: repr(raw[:24]),
 )
 def test_is_refused_in_the_envelope(raw: bytes) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RequestRefused) as refused:
         read_object(raw)
     fault = refused.value.fault
     assert (fault.status, fault.type, fault.param, fault.code) == (400, "invalid_request_error", None, None)

@@ -20,8 +20,8 @@ from server.messages import (
     Pulse,
     Ready,
     Shutdown,
+    StartFailed,
     ToEngine,
-    Unable,
 )
 
 
@@ -34,11 +34,11 @@ def main() -> None:
     socket.connect(options.address)
     encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(ToEngine).decode
 
-    def say(*mail: Delta | Failed | Progress | Ready | Unable | Pulse) -> None:
+    def say(*mail: Delta | Failed | Progress | Ready | StartFailed | Pulse) -> None:
         socket.send(encode(list(mail)))
 
     if order == "unable":
-        say(Unable("no such thing as a free model"))
+        say(StartFailed("no such thing as a free model"))
         time.sleep(0.1)
         raise SystemExit(1)
     if order == "crash":

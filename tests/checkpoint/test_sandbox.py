@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from server.checkpoint.sandbox import Allowance
+from server.checkpoint.sandbox import RenderBudget
 from server.checkpoint.template import ChatTemplate
 from server.errors import BadRequest, CannotStart
 
@@ -92,7 +92,7 @@ def test_no_template_runs_for_ever_or_fills_memory(source: str) -> None:
     template = ChatTemplate(source, "test", {})
     begun = time.thread_time()
     with pytest.raises(BadRequest):
-        template.render({"messages": MESSAGES}, Allowance(steps=20_000, seconds=3, characters=1 << 24))
+        template.render({"messages": MESSAGES}, RenderBudget(steps=20_000, seconds=3, characters=1 << 24))
     assert time.thread_time() - begun < 20
 
 

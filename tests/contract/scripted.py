@@ -14,7 +14,7 @@ from server.api.app import create_app
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.messages import Generate
-from server.prompt.builder import Prompter
+from server.prompt.builder import PromptBuilder
 from server.settings import Settings
 from tests.backends.scripted import Script, ScriptedBackend, deltas
 from tests.contract.asking import MODEL
@@ -38,7 +38,7 @@ def scripted_server() -> Iterator[str]:
         return deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
 
     settings = Settings()
-    app = create_app(settings, checkpoint, Prompter(checkpoint, settings), ScriptedBackend(write), MODEL)
+    app = create_app(settings, checkpoint, PromptBuilder(checkpoint, settings), ScriptedBackend(write), MODEL)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))

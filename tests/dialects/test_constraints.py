@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from server.dialects.base import AnswerFormat, Choice, CustomFormat, Dialect, Tool, Wanted
+from server.dialects.base import Choice, ConstraintSpec, CustomFormat, Dialect, ResponseFormat, Tool
 from server.dialects.glm4 import GLM4
 from server.dialects.hermes import HERMES
 from server.dialects.react import REACT
@@ -27,7 +27,7 @@ LOOK = Tool("look", {"type": "object", "properties": {"at": {"type": "string"}},
 GO = Tool("go", {"type": "object", "properties": {"n": {"type": "integer"}}})
 
 
-def accepts(dialect: Dialect, want: Wanted, text: str) -> bool:
+def accepts(dialect: Dialect, want: ConstraintSpec, text: str) -> bool:
     """Whether the reply may be exactly this."""
     constraint = dialect.constrain(want)
     assert constraint is not None
@@ -175,20 +175,20 @@ def test_case_27_auto_without_parallel_calls_ends_after_the_first(dialect: Diale
 @every_dialect
 def test_case_26_an_answer_format_with_tools_admits_valid_json_or_a_valid_call(dialect: Dialect) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
-    want = Wanted([GO], Choice("auto"), AnswerFormat(schema), MARKER_IDS)
+    want = ConstraintSpec([GO], Choice("auto"), ResponseFormat(schema), MARKER_IDS)
     assert accepts(dialect, want, '{"ok": true}')
     assert accepts(dialect, want, write_call(dialect.name, "go", {"n": 1}, 0).lstrip())
     assert not accepts(dialect, want, "Sure!")
     assert not accepts(dialect, want, '{"ok": 1}')
-    assert not accepts(dialect, Wanted([GO], Choice("none"), AnswerFormat(schema), MARKER_IDS), "Sure!")
-    assert accepts(dialect, Wanted([], Choice("none"), AnswerFormat(None), {}), '{"any": [1, null]}')
+    assert not accepts(dialect, ConstraintSpec([GO], Choice("none"), ResponseFormat(schema), MARKER_IDS), "Sure!")
+    assert accepts(dialect, ConstraintSpec([], Choice("none"), ResponseFormat(None), {}), '{"any": [1, null]}')
 
 
 @every_dialect
 def test_case_18_behind_a_think_block_a_forced_call_may_begin_with_a_blank_line(dialect: Dialect) -> None:
     call = write_call(dialect.name, "go", {"n": 1}, 0).lstrip()
     plain = wanted([GO], FORCED)
-    after = Wanted([GO], FORCED, None, MARKER_IDS, after_thinking=True)
+    after = ConstraintSpec([GO], FORCED, None, MARKER_IDS, after_thinking=True)
     assert [accepts(dialect, want, f"\n\n{call}") for want in (plain, after)] == [False, True]
     assert accepts(dialect, after, call)
     assert tell(dialect, [GO], f"\n\n{call}") == [Call("go", '{"n": 1}')]
@@ -196,7 +196,7 @@ def test_case_18_behind_a_think_block_a_forced_call_may_begin_with_a_blank_line(
 
 @every_dialect
 def test_nothing_is_constrained_where_nothing_is_wanted(dialect: Dialect) -> None:
-    assert dialect.constrain(Wanted([], Choice("none"), None, MARKER_IDS)) is None
+    assert dialect.constrain(ConstraintSpec([], Choice("none"), None, MARKER_IDS)) is None
 
 
 @every_dialect
@@ -344,7 +344,7 @@ def test_objects_inside_arguments_keep_the_schema_s_order_where_the_page_says_so
 def test_tags_that_are_tokens_of_the_vocabulary_are_written_as_tokens() -> None:
     """GLM's own vocabulary has its tags; three of Qwen's tokens stand in for them here."""
     spare = {"</arg_value>": 151_659, "<arg_key>": 151_660, "</arg_key>": 151_661, "<arg_value>": 151_662}
-    constraint = GLM4.constrain(Wanted([LOOK], FORCED, None, {**MARKER_IDS, **spare}))
+    constraint = GLM4.constrain(ConstraintSpec([LOOK], FORCED, None, {**MARKER_IDS, **spare}))
     assert constraint is not None
     matcher = grammars().compile(constraint)
     head = [MARKER_IDS["<tool_call>"], *ids_of("look\n"), spare["<arg_key>"], *ids_of("at"), spare["</arg_key>"]]

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from tokenizers import Tokenizer
 
-from server.dialects.base import Choice, Dialect, Tool, Wanted
+from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from server.model.sampling.grammar import GrammarMatcher, LlguidanceGrammars
 from tests.checkpoints import END_OF_TEXT, IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE, qwen_tokenizer
 
@@ -59,13 +59,13 @@ def text_of(token_ids: Sequence[int]) -> str:
     return str(tokenizer().decode(list(token_ids), skip_special_tokens=False))
 
 
-def wanted(tools: Sequence[Tool], choice: Choice, markers: bool = True) -> Wanted:
+def wanted(tools: Sequence[Tool], choice: Choice, markers: bool = True) -> ConstraintSpec:
     """What is wanted of a reply that may call these tools."""
-    return Wanted(tools, choice, None, MARKER_IDS if markers else {})
+    return ConstraintSpec(tools, choice, None, MARKER_IDS if markers else {})
 
 
 def walk(
-    dialect: Dialect, want: Wanted, seed: object, most: int = 600, haste: float = 0.5, begun: Sequence[int] = ()
+    dialect: Dialect, want: ConstraintSpec, seed: object, most: int = 600, haste: float = 0.5, begun: Sequence[int] = ()
 ) -> Walk:
     """Write one reply under the dialect's constraint. `haste` is how often an ending is tried first.
 

@@ -8,9 +8,9 @@ import pytest
 
 from server.engine.blocks import Blocks
 from server.engine.compiler import Compiler
-from server.engine.loop import Loop, Machine
+from server.engine.loop import EngineParts, Loop
 from server.engine.scheduler import Scheduler
-from server.messages import Abort, Constraint, Delta, EngineMail, Failed, Generate, Pulse, Shutdown, ToEngine
+from server.messages import Abort, Constraint, Delta, EngineFrame, Failed, Generate, Pulse, Shutdown, ToEngine
 from tests.engine.toys import (
     Clock,
     ToyAllowance,
@@ -31,7 +31,7 @@ class ToyMailbox:
     clock: Clock
     script: list[list[ToEngine]]
     wanted: set[str]
-    sent: list[EngineMail] = field(default_factory=list)
+    sent: list[EngineFrame] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     woken: threading.Event = field(default_factory=threading.Event)
 
@@ -46,7 +46,7 @@ class ToyMailbox:
         self.clock.advance(min(timeout_s, 0.5))
         return []
 
-    def send(self, mail: EngineMail) -> None:
+    def send(self, mail: EngineFrame) -> None:
         assert mail
         self.sent.append(mail)
 
@@ -97,7 +97,7 @@ class Stage:
         self.scheduler = Scheduler(limits, self.blocks, None, self.clock)
         self.model, self.pool = ToyModel(4), ToyPool()
         self.guard = ToyGuard(ToyAllowance(32))
-        self.machine = Machine(self.model, self.pool, grammars or ToyGrammars(), self.guard)
+        self.machine = EngineParts(self.model, self.pool, grammars or ToyGrammars(), self.guard)
         compiler = Compiler(self.machine.grammars, self.mailbox.wake, self.clock, timeout_s)
         self.loop = Loop(self.mailbox, self.scheduler, self.machine, compiler, self.clock)
 

@@ -19,7 +19,7 @@ from server.messages import (
     Abort,
     Constraint,
     Delta,
-    EngineMail,
+    EngineFrame,
     Failed,
     FromEngine,
     Generate,
@@ -28,7 +28,7 @@ from server.messages import (
     Ready,
     Sampling,
     Shutdown,
-    Unable,
+    StartFailed,
 )
 from server.model.cpu.library import open_library
 from server.settings import EngineSettings
@@ -51,7 +51,7 @@ class Driver:
 
     def mail(self) -> Iterator[FromEngine]:
         """Everything it tells, until it is silent."""
-        decode = msgspec.msgpack.Decoder(EngineMail).decode
+        decode = msgspec.msgpack.Decoder(EngineFrame).decode
         while self.socket.poll(SILENCE_S * 1000):
             yield from decode(self.socket.recv())
 
@@ -101,7 +101,7 @@ def engine(folder: Path, settings: str) -> Iterator[Driver]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     with engine(tmp_path_factory.mktemp("engine"), order(kv_cache_tokens=1024, dtype="float32")) as driver:
-        assert isinstance(driver.until(Ready, Unable), Ready)
+        assert isinstance(driver.until(Ready, StartFailed), Ready)
         yield driver
 
 
@@ -128,7 +128,7 @@ def test_long_seeded_replies_in_bfloat16_are_the_same_alone_in_a_crowd_and_behin
         return Generate(f"{run}{index}", prompt, Sampling(max_tokens=70, temperature=1.2, seed=index, ignore_eos=True))
 
     with engine(tmp_path, order(kv_cache_tokens=4096, dtype="bfloat16")) as driver:
-        assert isinstance(driver.until(Ready, Unable), Ready)
+        assert isinstance(driver.until(Ready, StartFailed), Ready)
         alone = [ids(driver.ask(request(index, "alone"))[f"alone{index}"]) for index in range(16)]
         assert len(set(map(tuple, alone))) == 16 and all(len(reply) == 70 for reply in alone)
         for run in ("crowd", "again"):
@@ -171,8 +171,8 @@ def test_signals_are_left_to_the_parent_and_shutdown_ends_cleanly(running: Drive
 
 def test_engine_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     with engine(tmp_path, order(checkpoint=str(tmp_path))) as driver:
-        told = driver.until(Unable, Ready)
-        assert isinstance(told, Unable)
+        told = driver.until(StartFailed, Ready)
+        assert isinstance(told, StartFailed)
         assert str(tmp_path) in told.text
         assert driver.process.wait(20) == 2
 

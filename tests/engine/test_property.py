@@ -4,12 +4,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.slots import Slots
-from server.messages import Constraint, Generate, Preamble
+from server.messages import Constraint, Generate, ReasoningPhase
 from tests.engine.toys import Bench, ask, write_alone
 
 HEADS = ([1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3, 4, 6, 6], [2, 1], [])
 PATTERNS = (None, None, "4 5 ? 6 ? ?", "? ? 4 4 4 4", "5 5 5")
-PREAMBLES = (None, None, Preamble(6), Preamble(6, open_id=5), Preamble(6, limit=2, close_ids=(4, 6)))
+PREAMBLES = (None, None, ReasoningPhase(6), ReasoningPhase(6, open_id=5), ReasoningPhase(6, limit=2, close_ids=(4, 6)))
 STEPS_PER_REQUEST = 150
 
 
@@ -28,7 +28,7 @@ def requests(draw: st.DrawFn, index: int) -> Generate:
         min_tokens=draw(st.integers(0, 3)),
         num_logprobs=draw(st.sampled_from([None, None, 0])),
         constraint=None if pattern is None else Constraint("lark", pattern),
-        preamble=draw(st.sampled_from(PREAMBLES)),
+        reasoning_phase=draw(st.sampled_from(PREAMBLES)),
     )
 
 
@@ -95,7 +95,7 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
             assert lone(request)[0][: len(bench.ids(id))] == bench.ids(id)
             continue
         assert (bench.ids(id), bench.end(id)) == lone(request)
-        if request.preamble is None:
+        if request.reasoning_phase is None:
             assert bench.ids(id) == write_alone(request, request.sampling.seed or 0)
         if request.sampling.num_logprobs is not None:
             told = [entry.token_id for mail in bench.deltas(id) for entry in mail.logprobs or ()]

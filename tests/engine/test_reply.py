@@ -2,22 +2,22 @@
 
 import pytest
 
-from server.engine.reply import Reply, closing_constraint
+from server.engine.reply import OutputState, closing_constraint
 from server.errors import ConstraintFailed
-from server.messages import Generate, Preamble
+from server.messages import Generate, ReasoningPhase
 from tests.engine.toys import STOP, ToyMatcher, ask
 
 END, OPEN = 6, 5
 
 
-def start(request: Generate, pattern: str | None = None, closer: str | None = None) -> Reply:
-    reply = Reply(request, fast_forward=True)
+def start(request: Generate, pattern: str | None = None, closer: str | None = None) -> OutputState:
+    reply = OutputState(request, fast_forward=True)
     reply.begin(None if pattern is None else ToyMatcher(pattern), None if closer is None else ToyMatcher(closer))
     return reply
 
 
 def test_constraint_begins_behind_the_preamble() -> None:
-    reply = start(ask("a", [1], preamble=Preamble(END)), "4 ? 4")
+    reply = start(ask("a", [1], reasoning_phase=ReasoningPhase(END)), "4 ? 4")
     assert reply.active_matcher is None
     reply.write([1, 2, 3])
     assert reply.write_forced() == 0
@@ -30,7 +30,7 @@ def test_constraint_begins_behind_the_preamble() -> None:
 
 
 def test_constraint_holds_from_the_first_id_where_no_preamble_is_opened() -> None:
-    reply = start(ask("a", [1], preamble=Preamble(END, open_id=OPEN)), "4 4 ?")
+    reply = start(ask("a", [1], reasoning_phase=ReasoningPhase(END, open_id=OPEN)), "4 4 ?")
     assert reply.extra_id == OPEN
     assert reply.active_matcher is not None
     assert reply.write_forced() == 0, "the opening id is another choice"
@@ -41,7 +41,7 @@ def test_constraint_holds_from_the_first_id_where_no_preamble_is_opened() -> Non
 
 def test_constraint_holds_from_an_id_that_breaks_the_preamble_off() -> None:
     """A call begun inside a think block was returned without its arguments being held to the schema."""
-    reply = start(ask("a", [1], preamble=Preamble(END, break_ids=(4,))), "4 3 ?")
+    reply = start(ask("a", [1], reasoning_phase=ReasoningPhase(END, break_ids=(4,))), "4 3 ?")
     reply.write([1, 2])
     assert reply.active_matcher is None
     assert reply.cut_drafts([1, 4, 2]) == [1]
@@ -51,7 +51,7 @@ def test_constraint_holds_from_an_id_that_breaks_the_preamble_off() -> None:
 
 
 def test_opened_preamble_does_not_move_the_matcher() -> None:
-    reply = start(ask("a", [1], preamble=Preamble(END, open_id=OPEN)), "4 4 ?")
+    reply = start(ask("a", [1], reasoning_phase=ReasoningPhase(END, open_id=OPEN)), "4 4 ?")
     reply.write([OPEN, 1, 1])
     assert reply.active_matcher is None
     reply.write([END])
@@ -60,7 +60,7 @@ def test_opened_preamble_does_not_move_the_matcher() -> None:
 
 
 def test_preamble_is_closed_at_its_limit_with_ids_that_are_not_drawn() -> None:
-    reply = start(ask("a", [1], max_tokens=20, preamble=Preamble(END, limit=2, close_ids=(3, 3, END))), "4 ?")
+    reply = start(ask("a", [1], max_tokens=20, reasoning_phase=ReasoningPhase(END, limit=2, close_ids=(3, 3, END))), "4 ?")
     reply.write([1])
     assert reply.write_forced() == 0
     reply.write([1])
@@ -70,14 +70,14 @@ def test_preamble_is_closed_at_its_limit_with_ids_that_are_not_drawn() -> None:
 
 
 def test_limit_of_none_inside_closes_at_once() -> None:
-    reply = start(ask("a", [1], preamble=Preamble(END, limit=0)))
+    reply = start(ask("a", [1], reasoning_phase=ReasoningPhase(END, limit=0)))
     reply.write_forced()
     assert reply.written_ids == [END]
     assert reply.finish is None
 
 
 def test_close_ids_are_drawn_under_a_mask_where_logprobs_are_wanted() -> None:
-    request = ask("a", [1], max_tokens=20, num_logprobs=2, preamble=Preamble(END, limit=1, close_ids=(3, END)))
+    request = ask("a", [1], max_tokens=20, num_logprobs=2, reasoning_phase=ReasoningPhase(END, limit=1, close_ids=(3, END)))
     closing = closing_constraint(request)
     assert closing is not None
     assert closing.source == f"start: <[3]> <[{END}]>"
@@ -93,8 +93,8 @@ def test_close_ids_are_drawn_under_a_mask_where_logprobs_are_wanted() -> None:
 
 
 def test_stop_id_inside_the_preamble_is_banned_only_if_a_constraint_is_unmet() -> None:
-    assert start(ask("a", [1], preamble=Preamble(END)), "4").banned_ids == (STOP,)
-    free = start(ask("a", [1], preamble=Preamble(END)))
+    assert start(ask("a", [1], reasoning_phase=ReasoningPhase(END)), "4").banned_ids == (STOP,)
+    free = start(ask("a", [1], reasoning_phase=ReasoningPhase(END)))
     assert free.banned_ids == ()
     free.write([1, STOP, 2])
     assert (free.written_ids, free.finish) == ([1, STOP], "stop")
@@ -111,9 +111,9 @@ def test_min_tokens_and_ignore_eos_ban_stop_ids() -> None:
 def test_drafts_are_cut_where_other_rules_begin() -> None:
     assert list(start(ask("a", [1], max_tokens=3)).cut_drafts([1, 1, 1, 1])) == [1, 1]
     assert list(start(ask("a", [1], max_tokens=9, min_tokens=2)).cut_drafts([1, 1, 1])) == [1]
-    assert list(start(ask("a", [1], preamble=Preamble(END))).cut_drafts([1, END, 1])) == [1]
-    assert list(start(ask("a", [1], preamble=Preamble(END, limit=2))).cut_drafts([1, 1, 1])) == [1]
-    assert list(start(ask("a", [1], preamble=Preamble(END, open_id=OPEN))).cut_drafts([1, 1])) == []
+    assert list(start(ask("a", [1], reasoning_phase=ReasoningPhase(END))).cut_drafts([1, END, 1])) == [1]
+    assert list(start(ask("a", [1], reasoning_phase=ReasoningPhase(END, limit=2))).cut_drafts([1, 1, 1])) == [1]
+    assert list(start(ask("a", [1], reasoning_phase=ReasoningPhase(END, open_id=OPEN))).cut_drafts([1, 1])) == []
     assert list(start(ask("a", [1]), "? ? 4 ?").cut_drafts([1, 2, 3])) == [1, 2]
 
 
@@ -129,7 +129,7 @@ def test_grammar_that_becomes_too_complex_is_the_fault_of_one_request() -> None:
         def advance(self, token_ids: object) -> bool:
             raise ConstraintFailed("the grammar is too complex")
 
-    reply = Reply(ask("a", [1]), fast_forward=True)
+    reply = OutputState(ask("a", [1]), fast_forward=True)
     reply.begin(Tired("? ?"), None)
     reply.write([1])
     assert reply.fault == "the grammar is too complex"

@@ -8,7 +8,7 @@ import sys
 
 import msgspec
 
-from server.memory.probe import GpuProbe, TorchFigures, Wanted
+from server.memory.probe import DeviceSelector, GpuProbe, TorchFigures
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     index, uuid, visible, reserved = sys.argv[1:]
     gib = 1 << 30
     figures = None if reserved == "none" else lambda: TorchFigures(24 * gib, 9 * gib, int(reserved))
-    probe = GpuProbe(Wanted(int(index), uuid, None if visible == "unset" else visible, figures))
+    probe = GpuProbe(DeviceSelector(int(index), uuid, None if visible == "unset" else visible, figures))
     for _ in sys.stdin:
         sys.stdout.write(msgspec.json.encode(probe.read()).decode() + "\n")
         sys.stdout.flush()

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.memory.budget import GIB, MIB, headroom
-from server.memory.guard import GRACE_S, NUM_EVENTS, PENALTY_S, RECOVER_S, Doors, Figures, Guard, Limits
+from server.memory.guard import GRACE_S, NUM_EVENTS, PENALTY_S, RECOVER_S, AllocatorStats, Guard, GuardIO, GuardLimits
 from server.messages import DeviceReading
 
 TOTAL, BLOCKS, BLOCK = 24 * GIB, 640, 8 * MIB  # a pool of 5 GiB in slabs of 10 blocks
@@ -21,10 +21,10 @@ class World:
         self.others = 0
         self.released = 0
         self.readings = (self.look(),)
-        limits = Limits(
+        limits = GuardLimits(
             weights=15 * GIB, activations=GIB, fixed=FIXED, num_blocks=BLOCKS, block_bytes=BLOCK, room=22 * GIB
         )
-        doors = Doors(lambda: self.readings, lambda: self.now_s, 1e9, self.release, lambda: Figures(7, 9))
+        doors = GuardIO(lambda: self.readings, lambda: self.now_s, 1e9, self.release, lambda: AllocatorStats(7, 9))
         self.guard = Guard(limits, doors)
 
     def look(self, own: int = 2 * GIB) -> DeviceReading:

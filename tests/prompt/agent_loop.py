@@ -9,7 +9,7 @@ common with them, in whole blocks, is not computed again.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.prompt.normalize import shape
+from server.prompt.normalize import normalize_messages
 from server.prompt.render import Renderer
 from tests.model_templates import TEMPLATES, checkpoint, ids_of
 
@@ -79,8 +79,8 @@ def _ids_of_reply(name: str, messages: list[dict[str, Any]], reply: dict[str, An
     """The ids that the model writes: those of its turn as the template writes it, up to its end."""
     there = checkpoint(name)
     renderer = Renderer(there.template, there.mask, there.encoder)
-    prompt = renderer.render(renderer.script(shape(messages, there.habits), TOOLS, {})).text
-    script = renderer.script(shape([*messages, reply], there.habits), TOOLS, {})
+    prompt = renderer.render(renderer.script(normalize_messages(messages, there.capabilities), TOOLS, {})).text
+    script = renderer.script(normalize_messages([*messages, reply], there.capabilities), TOOLS, {})
     whole = renderer.render(replace(script, ask_for_reply=False)).text
     assert whole.startswith(prompt)
     ids = [one for piece in there.encoder.pieces(whole[len(prompt) :], there.mask) for one in piece.token_ids]

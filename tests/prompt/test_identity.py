@@ -38,7 +38,7 @@ def test_ids_are_those_of_apply_chat_template(name: str) -> None:
         assert ours == theirs, f"{text_of(name, ours)!r}\n{text_of(name, theirs)!r}"
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if checkpoint(name).habits.splits_thoughts])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if checkpoint(name).capabilities.splits_thoughts])
 def test_ids_are_the_same_for_thoughts_within_the_content(name: str) -> None:
     """The tags are control tokens that the template itself reads: cutting them out first must change nothing."""
     inventor = Inventor(seed=2)

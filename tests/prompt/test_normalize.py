@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from server.checkpoint.capabilities import Habits
+from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.sandbox import RawArguments
-from server.prompt.normalize import read_arguments, shape, shape_tools
+from server.prompt.normalize import normalize_messages, normalize_tools, read_arguments
 from tests.model_templates import TEMPLATES, checkpoint, ids_of, text_of
 
 WITH_TOOLS = [name for name in TEMPLATES if name != "qwen15"]
@@ -125,7 +125,7 @@ def test_c28_late_and_several_system_messages_are_all_read(name: str) -> None:
     assert "rule one\n\nrule two" in text
     assert text.count("rule three") == 1
     in_place = text.index("rule three") > text.index("Sunny.")
-    assert in_place == checkpoint(name).habits.late_system
+    assert in_place == checkpoint(name).capabilities.late_system
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
@@ -142,7 +142,7 @@ def test_legacy_function_calls_render_as_calls(name: str) -> None:
         assert text == prompt(name, called('{"city": "Paris"}'))
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if checkpoint(name).habits.splits_thoughts])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if checkpoint(name).capabilities.splits_thoughts])
 def test_case_46_a_thought_is_taken_from_wherever_it_stands(name: str) -> None:
     """Clients send it as `reasoning_content`, as `reasoning`, or within the content as other servers gave it."""
     forms: list[dict[str, Any]] = [
@@ -158,19 +158,19 @@ def test_case_46_a_thought_is_taken_from_wherever_it_stands(name: str) -> None:
 def test_a_tag_that_is_only_mentioned_stays() -> None:
     """Cutting at any closing tag would throw away the half of an answer that explains it."""
     text = "The tag </think> closes what <think> opens."
-    (shaped,) = shape([{"role": "assistant", "content": text}], Habits(splits_thoughts=True))
+    (shaped,) = normalize_messages([{"role": "assistant", "content": text}], TemplateCapabilities(splits_thoughts=True))
     assert shaped.message["content"] == text
 
 
 def test_custom_tools_are_shown_and_remembered_as_functions_of_one_text() -> None:
     """No model was trained on free-text tools; what parsers read is what the history must show."""
     grammar = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[0-9]+"}}
-    (shown,) = shape_tools([{"type": "custom", "custom": {"name": "run", "description": "Runs.", "format": grammar}}])
+    (shown,) = normalize_tools([{"type": "custom", "custom": {"name": "run", "description": "Runs.", "format": grammar}}])
     assert shown["function"]["name"] == "run"
     assert list(shown["function"]["parameters"]["properties"]) == ["input"]
     assert "[0-9]+" in json.dumps(shown)
     call = {"id": "1", "type": "custom", "custom": {"name": "run", "input": "12"}}
-    (message,) = shape([{"role": "assistant", "tool_calls": [call]}], Habits())
+    (message,) = normalize_messages([{"role": "assistant", "tool_calls": [call]}], TemplateCapabilities())
     assert message.message["tool_calls"][0]["function"] == {"name": "run", "arguments": {"input": "12"}}
 
 

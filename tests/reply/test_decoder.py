@@ -13,7 +13,7 @@ from server.dialects.base import Tool
 from server.dialects.hermes import HERMES
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, Text, Thought
 from server.messages import Delta, TokenLogprob
-from server.reply.decoder import Reading, Said, Turn
+from server.reply.decoder import ParsedEvent, ReplyDecoder, ReplyFormat
 from server.reply.think import ThinkSpan
 from tests.reply.alphabet import IM_END, VOCABULARY, ids_of
 
@@ -24,8 +24,8 @@ CLOCK_CALL = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 Thinking = Literal["off", "open", "may_open"]
 
 
-def reading(thinking: Thinking = "off", *, tools: bool = True, **others: object) -> Reading:
-    return Reading(
+def reading(thinking: Thinking = "off", *, tools: bool = True, **others: object) -> ReplyFormat:
+    return ReplyFormat(
         VOCABULARY,
         stop_ids=frozenset({IM_END}),
         thinking=thinking,
@@ -41,8 +41,8 @@ def deltas(ids: Sequence[int], cuts: Iterable[int], finish: Literal["stop", "len
     return [*pieces[:-1], Delta("x", pieces[-1].token_ids, finish=finish)]
 
 
-def events(how: Reading, script: Sequence[Delta]) -> list[Event]:
-    turn = Turn(how)
+def events(how: ReplyFormat, script: Sequence[Delta]) -> list[Event]:
+    turn = ReplyDecoder(how)
     said = [one for delta in script for one in turn.feed(delta)]
     assert turn.over
     return joined(one.event for one in said)
@@ -63,7 +63,7 @@ def joined(parts: Iterable[Event]) -> list[Event]:
     return out
 
 
-def at_every_split(how: Reading, text: str, finish: Literal["stop", "length"] = "stop") -> list[Event]:
+def at_every_split(how: ReplyFormat, text: str, finish: Literal["stop", "length"] = "stop") -> list[Event]:
     """The events, checked to be the same for the whole, one id at a time, and every cut into two."""
     ids = [*ids_of(text), IM_END] if finish == "stop" else ids_of(text)
     whole = events(how, deltas(ids, [], finish))
@@ -191,7 +191,7 @@ def test_the_same_call_without_end_is_stopped() -> None:
 
 
 def test_tokens_are_counted_as_they_were_written() -> None:
-    turn = Turn(reading("may_open"))
+    turn = ReplyDecoder(reading("may_open"))
     text = "<think>\nhm\n</think>\n\nHi"
     turn.feed(Delta("x", [*ids_of(text), IM_END], finish="stop"))
     assert turn.completion_tokens == len(ids_of(text)) + 1
@@ -201,7 +201,7 @@ def test_tokens_are_counted_as_they_were_written() -> None:
 def test_the_stop_id_counts_and_writes_nothing_even_if_it_is_no_special_token() -> None:
     how = reading(tools=False)
     close_tag = ids_of("</tool_call>")[0]
-    turn = Turn(Reading(how.vocabulary, frozenset({close_tag})))
+    turn = ReplyDecoder(ReplyFormat(how.vocabulary, frozenset({close_tag})))
     said = turn.feed(Delta("x", [*ids_of("a"), close_tag], finish="stop"))
     assert [one.event for one in said] == [Text("a"), Ended("stop")]
     assert turn.completion_tokens == 2
@@ -211,10 +211,10 @@ def scored(ids: Sequence[int]) -> list[TokenLogprob]:
     return [TokenLogprob(token_id, -0.5 - position, ((token_id, -0.5),)) for position, token_id in enumerate(ids)]
 
 
-def say(how: Reading, text: str, step: int) -> list[Said]:
-    turn, ids = Turn(how), [*ids_of(text), IM_END]
+def say(how: ReplyFormat, text: str, step: int) -> list[ParsedEvent]:
+    turn, ids = ReplyDecoder(how), [*ids_of(text), IM_END]
     scores = scored(ids)
-    said: list[Said] = []
+    said: list[ParsedEvent] = []
     for at in range(0, len(ids), step):
         last = at + step >= len(ids)
         piece = Delta("x", ids[at : at + step], scores[at : at + step], "stop" if last else None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from server.api.body import bad
-from server.api.errors import Refused
+from server.api.errors import RequestRefused
 
 Plain = Mapping[str, Any]
 
@@ -94,5 +94,5 @@ def _answering_legacy_calls(messages: Sequence[Plain]) -> Iterator[Plain]:
             yield message
 
 
-def _misplaced(text: str, index: int, name: str) -> Refused:
+def _misplaced(text: str, index: int, name: str) -> RequestRefused:
     return bad(text, f"messages.[{index}].{name}")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.api.body import bad
-from server.api.errors import Fault, fault_of, no_such_model, too_large, unexpected
+from server.api.errors import ApiError, error_of, no_such_model, too_large, unexpected
 from server.errors import DeadlinePassed, EngineDied, NoMemory, PromptTooLong, QueueFull, Starting
 
 WEATHER = {
@@ -125,45 +125,45 @@ def _frames(chunks: list[Mapping[str, Any]]) -> str:
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 
 
-def _told(fault: Fault) -> Mapping[str, Any]:
+def _told(fault: ApiError) -> Mapping[str, Any]:
     body: Mapping[str, Any] = json.loads(fault.body())
     return body
 
 
 CHUNKS: tuple[Mapping[str, Any], ...] = tuple(_chunks())
-_BROKEN = _told(fault_of(EngineDied("the engine process ended (exit code -9) while this request ran")))
+_BROKEN = _told(error_of(EngineDied("the engine process ended (exit code -9) while this request ran")))
 STREAM_EXAMPLES: Mapping[str, Any] = {
     "tool call": {"value": _frames(_chunks())},
     "fault in the middle": {"value": _frames([*_chunks()[:3], _BROKEN])},
 }
 _TOO_HOT = "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 3 instead."
 _TOO_LONG = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3000 tokens."
-FAULTS: Mapping[str, tuple[str, tuple[Fault, ...]]] = {
+FAULTS: Mapping[str, tuple[str, tuple[ApiError, ...]]] = {
     "400": (
         "The request cannot be served as it stands; the first fault in OpenAI's order of fields.",
         (
             bad(_TOO_HOT, "temperature", "decimal_above_max_value").fault,
             bad("Missing required parameter: 'messages'.", "messages", "missing_required_parameter").fault,
-            fault_of(PromptTooLong(_TOO_LONG)),
+            error_of(PromptTooLong(_TOO_LONG)),
         ),
     ),
-    "401": ("No key, or a wrong one.", (Fault(401, "Incorrect API key provided.", code="invalid_api_key"),)),
+    "401": ("No key, or a wrong one.", (ApiError(401, "Incorrect API key provided.", code="invalid_api_key"),)),
     "404": ("A model that is not served here.", (no_such_model("gpt-x"),)),
     "408": (
         "The body did not arrive in time.",
-        (Fault(408, "The request body did not arrive within 60 s.", code="body_timeout"),),
+        (ApiError(408, "The request body did not arrive within 60 s.", code="body_timeout"),),
     ),
     "413": ("The body is too large.", (too_large(16 * 1024 * 1024),)),
-    "429": ("The queue is full, or the key's own limit is reached.", (fault_of(QueueFull("1024 requests wait")),)),
-    "500": ("A fault of the server.", (fault_of(EngineDied("the engine process ended")), unexpected())),
+    "429": ("The queue is full, or the key's own limit is reached.", (error_of(QueueFull("1024 requests wait")),)),
+    "500": ("A fault of the server.", (error_of(EngineDied("the engine process ended")), unexpected())),
     "503": (
         "The model is not loaded yet, or memory is short.",
-        (fault_of(Starting("loading weights", 0.4)), fault_of(NoMemory("the device's memory has been short for 30 s"))),
+        (error_of(Starting("loading weights", 0.4)), error_of(NoMemory("the device's memory has been short for 30 s"))),
     ),
-    "504": ("The deadline has passed.", (fault_of(DeadlinePassed("the request's deadline has passed")),)),
+    "504": ("The deadline has passed.", (error_of(DeadlinePassed("the request's deadline has passed")),)),
 }
 
 
-def fault_examples(faults: tuple[Fault, ...]) -> dict[str, Any]:
+def fault_examples(faults: tuple[ApiError, ...]) -> dict[str, Any]:
     """The bodies of these faults, named by their codes."""
     return {fault.code or fault.type: {"value": _told(fault)} for fault in faults}

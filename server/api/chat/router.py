@@ -12,18 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import bad, read_object
-from server.api.chat.schemas import ChatRequest, read_request
-from server.api.chat.to_reply import Chunker, Style, fold
-from server.api.chat.to_request import Asking
-from server.api.chat.wire import Chunk
-from server.api.errors import Fault, Refused, encode, no_such_model
-from server.api.metrics import Metrics, Watch
+from server.api.chat.schemas import ChatCompletionRequest, read_request
+from server.api.chat.to_reply import Chunker, ReplyStyle, fold
+from server.api.chat.to_request import RequestMapper
+from server.api.chat.wire import ChatCompletionChunk
+from server.api.errors import ApiError, RequestRefused, encode, no_such_model
+from server.api.metrics import Metrics, RequestMetrics
 from server.api.middleware.request_log import prompt_logger
 from server.api.middleware.tracing import traced
 from server.api.sse import EventStream, unless_gone
-from server.chat_request import Ask
+from server.chat_request import ChatRequest
 from server.errors import ServeError
-from server.service import Answer, Answerer
+from server.service import ChatService, Generation
 from server.settings import ApiSettings
 
 PATH = "/v1/chat/completions"
@@ -32,17 +32,19 @@ LARGE_BODY = 64 * 1024  # bytes; larger ones are validated off the event loop
 TIMEOUT_HEADER = "x-request-timeout"  # seconds; may only shorten the server's own deadline
 
 
-class Chat:
+class ChatHandler:
     """Answers chat requests."""
 
-    def __init__(self, settings: ApiSettings, model: str, asking: Asking, answerer: Answerer, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ApiSettings, model: str, asking: RequestMapper, answerer: ChatService, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._model = model
         self._asking = asking
         self._answerer = answerer
         self._metrics = metrics
 
-    async def read(self, request: Request) -> tuple[ChatRequest, Ask]:
+    async def read(self, request: Request) -> tuple[ChatCompletionRequest, ChatRequest]:
         """The validated request; raises Refused or a ServeError."""
         raw = await read_body(request)
         if len(raw) > LARGE_BODY:
@@ -71,7 +73,7 @@ class Chat:
 
         return EventStream(steps, self._settings.ping_interval_s, release)
 
-    async def _whole(self, ask: Ask, style: Style, deadline_s: float | None) -> bytes:
+    async def _whole(self, ask: ChatRequest, style: ReplyStyle, deadline_s: float | None) -> bytes:
         watch = self._metrics.watch()
         try:
             answer = await self._answerer.admit(ask, deadline_s)
@@ -82,7 +84,9 @@ class Chat:
         chunks = [chunk async for step in steps for chunk in step]
         return encode(fold(chunks, answer.tally, style))
 
-    async def _steps(self, answer: Answer, style: Style, watch: Watch) -> AsyncGenerator[list[Chunk], None]:
+    async def _steps(
+        self, answer: Generation, style: ReplyStyle, watch: RequestMetrics
+    ) -> AsyncGenerator[list[ChatCompletionChunk], None]:
         """The chunks of the reply, a list for what comes together."""
         watch.admitted(constrained=answer.prepared.generates[0].constraint is not None)
         chunker = Chunker(style, dropped_messages=answer.prepared.dropped_messages)
@@ -104,7 +108,7 @@ class Chat:
             await answer.aclose()
             watch.close(PATH, outcome, answer.tally)
 
-    def _read(self, raw: bytes) -> tuple[ChatRequest, Ask]:
+    def _read(self, raw: bytes) -> tuple[ChatCompletionRequest, ChatRequest]:
         body = read_object(raw)
         asked = read_request(body, self._settings.strict)
         self.check_model(asked.model)
@@ -114,7 +118,7 @@ class Chat:
     def check_model(self, name: Any) -> None:
         """Raises Refused (404) for a model that is not served."""
         if name != self._model and not self._settings.allow_any_model:
-            raise Refused(no_such_model(str(name)))
+            raise RequestRefused(no_such_model(str(name)))
 
     def _deadline(self, request: Request) -> float | None:
         limits = [self._settings.request_timeout_s] if self._settings.request_timeout_s else []
@@ -130,11 +134,11 @@ class Chat:
 
 
 async def logged(
-    steps: AsyncGenerator[list[Chunk], None], answer: Answer, style: Style
-) -> AsyncGenerator[list[Chunk], None]:
+    steps: AsyncGenerator[list[ChatCompletionChunk], None], answer: Generation, style: ReplyStyle
+) -> AsyncGenerator[list[ChatCompletionChunk], None]:
     """The same steps; with `--log-prompts` the whole reply is kept, and written to the log when it has ended."""
     keep = prompt_logger.isEnabledFor(logging.INFO)
-    written: list[Chunk] = []
+    written: list[ChatCompletionChunk] = []
     async with aclosing(steps):
         async for chunks in steps:
             if keep:
@@ -152,4 +156,4 @@ async def read_body(request: Request) -> bytes:
             return await request.body()
     except TimeoutError as error:
         text = f"The request body did not arrive within {BODY_TIMEOUT_S:.0f} s."
-        raise Refused(Fault(408, text, code="body_timeout", headers={"connection": "close"})) from error
+        raise RequestRefused(ApiError(408, text, code="body_timeout", headers={"connection": "close"})) from error

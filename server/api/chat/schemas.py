@@ -91,7 +91,7 @@ Refused = Annotated[Any, AfterValidator(_refuse), WithJsonSchema({"type": "null"
 NO_EFFECT = "Accepted, no effect."
 
 
-class ChatRequest(Part):
+class ChatCompletionRequest(Part):
     """POST /v1/chat/completions."""
 
     model: str
@@ -158,7 +158,7 @@ class ChatRequest(Part):
     )
 
 
-def read_request(body: dict[str, Any], strict: bool) -> ChatRequest:
+def read_request(body: dict[str, Any], strict: bool) -> ChatCompletionRequest:
     """The validated request; raises Refused with the first fault. `strict` refuses unknown keys."""
     if not body.get("model"):
         raise bad("you must provide a model parameter", None)
@@ -167,7 +167,9 @@ def read_request(body: dict[str, Any], strict: bool) -> ChatRequest:
     if strict:
         _refuse_unknown(body)
     try:
-        request = ChatRequest.model_validate({name: value for name, value in body.items() if value is not None})
+        request = ChatCompletionRequest.model_validate(
+            {name: value for name, value in body.items() if value is not None}
+        )
     except ValidationError as error:
         raise refusal_of(error) from error
     _check_together(request)
@@ -177,7 +179,7 @@ def read_request(body: dict[str, Any], strict: bool) -> ChatRequest:
 def _refuse_unknown(body: dict[str, Any]) -> None:
     options = body.get("stream_options")
     holders: tuple[tuple[str, Any, type[BaseModel]], ...] = (
-        ("", body, ChatRequest),
+        ("", body, ChatCompletionRequest),
         ("stream_options.", options, StreamOptions),
     )
     for prefix, holder, model in holders:
@@ -186,7 +188,7 @@ def _refuse_unknown(body: dict[str, Any]) -> None:
             raise bad(f"Unknown parameter: '{path}'.", path, "unknown_parameter")
 
 
-def _check_together(request: ChatRequest) -> None:
+def _check_together(request: ChatCompletionRequest) -> None:
     """Fields that are right alone and wrong together."""
     if request.top_logprobs is not None and not request.logprobs:
         text = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."

@@ -12,7 +12,9 @@ from msgspec import UNSET
 from server.api.chat.wire import (
     CallDelta,
     CallNote,
-    Chunk,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionTokenLogprob,
     ChunkChoice,
     ChunkDelta,
     CompletionDetails,
@@ -24,25 +26,23 @@ from server.api.chat.wire import (
     FunctionHeader,
     FunctionPart,
     Logprobs,
+    MissedToolCallNote,
     Notes,
     PromptDetails,
-    Reply,
     ReplyChoice,
     ReplyMessage,
-    TokenLogprob,
     TopLogprob,
-    UncalledNote,
     Usage,
 )
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
-from server.reply.decoder import Scored
-from server.service import Heard, Tally
+from server.reply.decoder import ScoredToken
+from server.service import ChoiceEvent, TokenUsage
 
 ALPHANUMERICS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
+class ReplyStyle:
     """How a reply is to be written, as the request says."""
 
     model: str
@@ -58,7 +58,7 @@ class _Call:
     id: str
     custom: bool
     pieces: int = 0
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: list[ChatCompletionTokenLogprob] = field(default_factory=list)
 
 
 class Chunker:
@@ -68,7 +68,7 @@ class Chunker:
     finish reason. Clients lose data where two share a chunk.
     """
 
-    def __init__(self, style: Style, dropped_messages: int = 0) -> None:
+    def __init__(self, style: ReplyStyle, dropped_messages: int = 0) -> None:
         self.id = f"chatcmpl-{new_id()}"
         self._style = style
         self._dropped_messages = dropped_messages
@@ -76,11 +76,11 @@ class Chunker:
         self._calls: dict[tuple[int, int], _Call] = {}
         self._notes: dict[int, list[CallNote]] = {}
 
-    def open(self, n: int) -> list[Chunk]:
+    def open(self, n: int) -> list[ChatCompletionChunk]:
         """One role chunk a choice, in order: a client's list of choices grows by them."""
         return [self._chunk(index, ChunkDelta(role="assistant", content="")) for index in range(n)]
 
-    def feed(self, heard: Heard) -> list[Chunk]:
+    def feed(self, heard: ChoiceEvent) -> list[ChatCompletionChunk]:
         """The chunks of one event."""
         index, event = heard.choice, heard.said.event
         match event:
@@ -99,21 +99,21 @@ class Chunker:
             case Ended():
                 return [self._finish(index, event)]
 
-    def close(self, tally: Tally) -> list[Chunk]:
+    def close(self, tally: TokenUsage) -> list[ChatCompletionChunk]:
         """The usage chunk, where it was asked for."""
         if not self._style.include_usage:
             return []
         return [self._new([], usage=usage_of(tally))]
 
-    def _new(self, choices: list[ChunkChoice], usage: Usage | None = None) -> Chunk:
-        chunk = Chunk(self.id, self._created, self._style.model, choices)
+    def _new(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
+        chunk = ChatCompletionChunk(self.id, self._created, self._style.model, choices)
         if self._style.service_tier:
             chunk.service_tier = "default"
         if self._style.include_usage:
             chunk.usage = usage
         return chunk
 
-    def _chunk(self, index: int, delta: ChunkDelta, logprobs: Logprobs | None = None) -> Chunk:
+    def _chunk(self, index: int, delta: ChunkDelta, logprobs: Logprobs | None = None) -> ChatCompletionChunk:
         return self._new([ChunkChoice(index, delta, logprobs)])
 
     def _header(self, call_index: int, name: str, call: _Call) -> ChunkDelta:
@@ -125,7 +125,9 @@ class Chunker:
             header = CallDelta(call_index, call.id, "function", FunctionHeader(name, ""))
         return ChunkDelta(tool_calls=[header])
 
-    def _piece(self, index: int, call_index: int, text: str, tokens: tuple[Scored, ...]) -> list[Chunk]:
+    def _piece(
+        self, index: int, call_index: int, text: str, tokens: tuple[ScoredToken, ...]
+    ) -> list[ChatCompletionChunk]:
         call = self._calls[index, call_index]
         self._note_tokens(call, tokens)
         if not text:
@@ -139,7 +141,7 @@ class Chunker:
             piece = CallDelta(call_index, function=FunctionPart(text))
         return [self._chunk(index, ChunkDelta(tool_calls=[piece]))]
 
-    def _close_call(self, index: int, closed: CallClosed, tokens: tuple[Scored, ...]) -> list[Chunk]:
+    def _close_call(self, index: int, closed: CallClosed, tokens: tuple[ScoredToken, ...]) -> list[ChatCompletionChunk]:
         call = self._calls[index, closed.index]
         # An empty string is no JSON; a call that was cut off before its arguments began keeps what there is: nothing.
         missing = not call.pieces and not call.custom and "truncated" not in closed.flags
@@ -152,7 +154,7 @@ class Chunker:
             self._notes.setdefault(index, []).append(note)
         return chunks
 
-    def _finish(self, index: int, ended: Ended) -> Chunk:
+    def _finish(self, index: int, ended: Ended) -> ChatCompletionChunk:
         finish: Finish = ended.finish
         if finish == "tool_calls":
             finish = self._style.finish_of_calls
@@ -160,15 +162,15 @@ class Chunker:
                 finish = "function_call"
         chunk = self._new([ChunkChoice(index, ChunkDelta(), None, finish)])
         calls = self._notes.get(index, [])
-        uncalled = ended.uncalled and UncalledNote(index, list(ended.uncalled.named), ended.uncalled.blank)
+        uncalled = ended.uncalled and MissedToolCallNote(index, list(ended.uncalled.named), ended.uncalled.blank)
         if calls or uncalled or self._dropped_messages:
             chunk.toolwire = Notes(calls, self._dropped_messages, [uncalled] if uncalled else [])
         return chunk
 
-    def _logprobs(self, tokens: Iterable[Scored]) -> Logprobs | None:
+    def _logprobs(self, tokens: Iterable[ScoredToken]) -> Logprobs | None:
         return Logprobs([_logprob(token) for token in tokens]) if self._style.logprobs else None
 
-    def _note_tokens(self, call: _Call, tokens: Iterable[Scored]) -> None:
+    def _note_tokens(self, call: _Call, tokens: Iterable[ScoredToken]) -> None:
         call.logprobs += [_logprob(token) for token in tokens]
 
 
@@ -180,15 +182,15 @@ class _Choice:
     thoughts: list[str] = field(default_factory=list)
     calls: dict[int, FunctionCall | CustomCall] = field(default_factory=dict)
     function_call: FunctionHeader | None = None
-    logprobs: list[TokenLogprob] | None = None
+    logprobs: list[ChatCompletionTokenLogprob] | None = None
     finish: Finish = "stop"
 
 
-def fold(chunks: Iterable[Chunk], tally: Tally, style: Style) -> Reply:
+def fold(chunks: Iterable[ChatCompletionChunk], tally: TokenUsage, style: ReplyStyle) -> ChatCompletion:
     """The whole reply that these chunks of one stream, all of them, add up to."""
     choices: dict[int, _Choice] = {}
     notes = Notes()
-    first: Chunk | None = None
+    first: ChatCompletionChunk | None = None
     for chunk in chunks:
         first = first or chunk
         for choice in chunk.choices:
@@ -198,7 +200,7 @@ def fold(chunks: Iterable[Chunk], tally: Tally, style: Style) -> Reply:
             notes = Notes(notes.calls + new.calls, new.dropped_messages, notes.uncalled + new.uncalled)
     assert first is not None, "a stream begins with its role chunks"
     whole = [_whole_choice(index, choices[index], style) for index in sorted(choices)]
-    reply = Reply(first.id, first.created, first.model, whole, usage_of(tally))
+    reply = ChatCompletion(first.id, first.created, first.model, whole, usage_of(tally))
     reply.service_tier = first.service_tier
     if notes != Notes():
         reply.toolwire = notes
@@ -239,7 +241,7 @@ def _add_call(choice: _Choice, new: CallDelta) -> None:
         call.function.arguments += new.function.arguments
 
 
-def _whole_choice(index: int, choice: _Choice, style: Style) -> ReplyChoice:
+def _whole_choice(index: int, choice: _Choice, style: ReplyStyle) -> ReplyChoice:
     content = "".join(choice.content)
     called = choice.calls or choice.function_call
     message = ReplyMessage("assistant", None if called and not content else content)
@@ -253,7 +255,7 @@ def _whole_choice(index: int, choice: _Choice, style: Style) -> ReplyChoice:
     return ReplyChoice(index, message, logprobs, choice.finish)
 
 
-def usage_of(tally: Tally) -> Usage:
+def usage_of(tally: TokenUsage) -> Usage:
     """OpenAI's usage object."""
     return Usage(
         tally.prompt_tokens,
@@ -269,9 +271,9 @@ def new_id() -> str:
     return "".join(secrets.choice(ALPHANUMERICS) for _ in range(24))
 
 
-def _logprob(token: Scored) -> TokenLogprob:
+def _logprob(token: ScoredToken) -> ChatCompletionTokenLogprob:
     top = [TopLogprob(_show(piece), logprob, list(piece)) for piece, logprob in token.top]
-    return TokenLogprob(_show(token.piece), token.logprob, list(token.piece), top)
+    return ChatCompletionTokenLogprob(_show(token.piece), token.logprob, list(token.piece), top)
 
 
 def _show(piece: bytes) -> str:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from server.api.body import bad
 from server.api.chat.conversation import in_order
-from server.api.chat.schemas import ChatRequest
-from server.api.chat.to_reply import Style
+from server.api.chat.schemas import ChatCompletionRequest
+from server.api.chat.to_reply import ReplyStyle
 from server.api.chat.tool_schemas import (
     AnyTool,
     Function,
@@ -18,9 +18,9 @@ from server.api.chat.tool_schemas import (
     JsonSchemaFormat,
     ToolChoice,
 )
-from server.chat_request import Ask
+from server.chat_request import ChatRequest
 from server.checkpoint.checkpoint import SamplingDefaults
-from server.dialects.base import AnswerFormat, Choice, CustomFormat, Tool
+from server.dialects.base import Choice, CustomFormat, ResponseFormat, Tool
 from server.dialects.schema.check import check_answer, check_parameters
 from server.messages import Sampling
 
@@ -28,7 +28,7 @@ LONGEST_STRICT_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class RequestMapper:
     """How this server reads requests: what they may name, and what they leave to it.
 
     `defaults` are the checkpoint's own; where it has none, OpenAI's hold.
@@ -40,7 +40,7 @@ class Asking:
     named_finish: Literal["tool_calls", "stop"] = "tool_calls"
     must_answer: bool = False
 
-    def ask(self, request: ChatRequest, body: Mapping[str, Any]) -> Ask:
+    def ask(self, request: ChatCompletionRequest, body: Mapping[str, Any]) -> ChatRequest:
         """The Ask; raises Refused or BadSchema. `body` is the request as it was sent."""
         messages = in_order(body["messages"])
         definitions, tools = self._tools(request, body)
@@ -53,7 +53,7 @@ class Asking:
             raise bad(f"Invalid type for '{at}': expected a boolean.", at, "invalid_type")
         if thinking is None and request.reasoning_effort is not None:
             thinking = request.reasoning_effort != "none"
-        return Ask(
+        return ChatRequest(
             id=secrets.token_hex(12),
             messages=messages,
             sampling=self._sampling(request, limit),
@@ -72,13 +72,13 @@ class Asking:
             must_answer=self.must_answer if request.must_answer is None else request.must_answer,
         )
 
-    def style(self, request: ChatRequest) -> Style:
+    def style(self, request: ChatCompletionRequest) -> ReplyStyle:
         """How the reply is to be written."""
         options = request.stream_options
         legacy = bool(request.functions)
         choice = request.function_call if legacy else request.tool_choice
         named = choice is not None and choice.named
-        return Style(
+        return ReplyStyle(
             model=request.model,
             include_usage=bool(request.stream and options and options.include_usage),
             logprobs=bool(request.logprobs),
@@ -87,7 +87,9 @@ class Asking:
             service_tier=request.service_tier is not None,
         )
 
-    def _tools(self, request: ChatRequest, body: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[Tool]]:
+    def _tools(
+        self, request: ChatCompletionRequest, body: Mapping[str, Any]
+    ) -> tuple[list[Mapping[str, Any]], list[Tool]]:
         """The client's own tool objects for the template, and the same tools for the dialect."""
         if request.functions:
             if request.tools:
@@ -127,7 +129,7 @@ class Asking:
         check_parameters(function.parameters, strict, self.strict, function.name, f"{path}.parameters")
         return Tool(function.name, function.parameters, strict)
 
-    def _sampling(self, request: ChatRequest, limit: int | None) -> Sampling:
+    def _sampling(self, request: ChatCompletionRequest, limit: int | None) -> Sampling:
         """The request's own values, over the checkpoint's, over OpenAI's."""
         for token_id in request.logit_bias or {}:
             if token_id >= self.vocab_size:
@@ -157,7 +159,7 @@ class Asking:
         )
 
 
-def _choice(request: ChatRequest, tools: Sequence[Tool]) -> Choice:
+def _choice(request: ChatCompletionRequest, tools: Sequence[Tool]) -> Choice:
     legacy = bool(request.functions)
     asked, field = (request.function_call, "function_call") if legacy else (request.tool_choice, "tool_choice")
     offered = "functions" if legacy else "tools"
@@ -187,13 +189,13 @@ def _check_names(asked: ToolChoice, tools: Sequence[Tool], field: str, offered: 
             raise bad(f"Invalid value for '{field}': {text}", field)
 
 
-def _answer(request: ChatRequest, strict_flag: bool) -> AnswerFormat | None:
+def _answer(request: ChatCompletionRequest, strict_flag: bool) -> ResponseFormat | None:
     wanted = request.response_format
     if isinstance(wanted, JsonObjectFormat):
-        return AnswerFormat()
+        return ResponseFormat()
     if isinstance(wanted, JsonSchemaFormat):
         schema, strict = wanted.json_schema.schema_, bool(wanted.json_schema.strict)
         if schema is not None:
             check_answer(schema, strict, strict_flag, wanted.json_schema.name)
-        return AnswerFormat(schema, strict)
+        return ResponseFormat(schema, strict)
     return None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from server.api.body import bad, kind_of
-from server.api.errors import Refused
+from server.api.errors import RequestRefused
 
 NO_CODE = "no_code"
 # Branches of a union are tagged so that their names can be taken out of a path again.
@@ -59,7 +59,7 @@ def listed(values: Sequence[str]) -> str:
     return f"{', '.join(quoted[:-1])}, and {quoted[-1]}"
 
 
-def refusal_of(error: ValidationError, first: Sequence[str] = ()) -> Refused:
+def refusal_of(error: ValidationError, first: Sequence[str] = ()) -> RequestRefused:
     """The fault to be told: one of the fields in `first` that is missing, else the first in the order of fields."""
     details = error.errors(include_url=False)
     for name in first:
@@ -80,7 +80,7 @@ def path_of(location: Sequence[int | str]) -> str:
     return path
 
 
-def _render(detail: ErrorDetails) -> Refused:
+def _render(detail: ErrorDetails) -> RequestRefused:
     path = path_of(detail["loc"])
     kind, value, values = detail["type"], detail["input"], detail.get("ctx", {})
     if "at" in values:  # a fault of ours

@@ -19,7 +19,7 @@ class TopLogprob(msgspec.Struct):
     bytes: list[int]
 
 
-class TokenLogprob(msgspec.Struct):
+class ChatCompletionTokenLogprob(msgspec.Struct):
     """One token of the reply. `token` shows bytes that are no whole character as U+FFFD; `bytes` are exact."""
 
     token: str
@@ -31,7 +31,7 @@ class TokenLogprob(msgspec.Struct):
 class Logprobs(msgspec.Struct):
     """Tokens of the content, in order."""
 
-    content: list[TokenLogprob]
+    content: list[ChatCompletionTokenLogprob]
     refusal: None = None
 
 
@@ -118,10 +118,10 @@ class CallNote(msgspec.Struct, omit_defaults=True):
     index: int
     flags: list[str] = []
     raw: str = ""
-    logprobs: list[TokenLogprob] = []
+    logprobs: list[ChatCompletionTokenLogprob] = []
 
 
-class UncalledNote(msgspec.Struct):
+class MissedToolCallNote(msgspec.Struct):
     """A choice whose thoughts named a tool, or that is blank, and that ended without a call (extension)."""
 
     choice: int
@@ -134,10 +134,10 @@ class Notes(msgspec.Struct, omit_defaults=True):
 
     calls: list[CallNote] = []
     dropped_messages: int = 0
-    uncalled: list[UncalledNote] = []
+    uncalled: list[MissedToolCallNote] = []
 
 
-class Chunk(msgspec.Struct):
+class ChatCompletionChunk(msgspec.Struct):
     """One event of a stream."""
 
     id: str
@@ -195,7 +195,7 @@ class ReplyChoice(msgspec.Struct):
     finish_reason: Finish
 
 
-class Reply(msgspec.Struct):
+class ChatCompletion(msgspec.Struct):
     """The whole answer to a request without `stream`."""
 
     id: str

@@ -9,15 +9,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import bad, kind_of, read_object
-from server.api.chat.router import Chat, read_body
-from server.api.errors import Refused, fault_of, no_such_model
+from server.api.chat.router import ChatHandler, read_body
+from server.api.errors import RequestRefused, error_of, no_such_model
 from server.api.metrics import CONTENT_TYPE, Metrics
 from server.api.middleware.auth import respond
 from server.backends.base import Backend
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError, Starting
 from server.prompt.window import Window
-from server.service import Answerer
+from server.service import ChatService
 
 MOST_TOKENS = 1 << 20
 
@@ -49,7 +49,7 @@ class Info:
         """GET /v1/models/{id}; the id may hold slashes."""
         name = request.path_params["id"]
         if name != self._model["id"]:
-            raise Refused(no_such_model(name))
+            raise RequestRefused(no_such_model(name))
         return as_json(self._described())
 
     def _described(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Info:
         try:
             pulse = await self._backend.health()
         except ServeError as error:
-            fault = fault_of(error)
+            fault = error_of(error)
             reply = respond(fault)
             if isinstance(error, Starting):
                 body = msgspec.json.decode(fault.body())
@@ -102,7 +102,7 @@ class Info:
 class Counting:
     """Texts and requests in tokens, without generating any."""
 
-    def __init__(self, chat: Chat, answerer: Answerer, checkpoint: Checkpoint, window: Window) -> None:
+    def __init__(self, chat: ChatHandler, answerer: ChatService, checkpoint: Checkpoint, window: Window) -> None:
         self._chat = chat
         self._answerer = answerer
         self._checkpoint = checkpoint
@@ -149,7 +149,7 @@ class Counting:
         return as_json({"prompt": text})
 
 
-def _wrong(name: str, expected: str, value: Any) -> Refused:
+def _wrong(name: str, expected: str, value: Any) -> RequestRefused:
     if value is None:
         return bad(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
     text = f"Invalid type for '{name}': expected {expected}, but got {kind_of(value)} instead."

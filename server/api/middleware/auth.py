@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.errors import Fault, Refused, too_large, unexpected
+from server.api.errors import ApiError, RequestRefused, too_large, unexpected
 from server.api.middleware.request_log import request_id_in_logs
 from server.errors import CannotStart
 
@@ -28,12 +28,12 @@ OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 LOOKING_PATHS = frozenset({"/metrics", "/v1/memory", "/tokenize", "/detokenize", "/docs", "/openapi.json"})
 
 
-def respond(fault: Fault) -> Response:
+def respond(fault: ApiError) -> Response:
     """A fault as a whole reply."""
     return Response(fault.body(), fault.status, {"content-type": "application/json", **fault.headers})
 
 
-class Edge:
+class ErrorBoundary:
     """The edge of a request: it gets its id, and whatever nobody foresaw ends here as a 500 for it alone."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -65,7 +65,7 @@ class Edge:
                     await respond(unexpected())(scope, receive, stamp)
 
 
-class Keys:
+class ApiKeys:
     """The keys that open the API, from the settings and from a file that may change while the server runs.
 
     Only their digests are kept, and comparing takes the same time whichever key comes close.
@@ -115,10 +115,10 @@ class Keys:
         return keys
 
 
-class Access:
+class AuthMiddleware:
     """Lets in who has a key, and no body beyond the limit."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int, open_metrics: bool) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, max_body_bytes: int, open_metrics: bool) -> None:
         self._app = app
         self._keys = keys
         self._max_body_bytes = max_body_bytes
@@ -131,7 +131,7 @@ class Access:
             return
         try:
             await self._admit(scope, receive, send)
-        except Refused as refused:
+        except RequestRefused as refused:
             await respond(refused.fault)(scope, receive, send)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,7 +140,7 @@ class Access:
             self._check_key(headers)
         announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self._max_body_bytes:
-            raise Refused(too_large(self._max_body_bytes))
+            raise RequestRefused(too_large(self._max_body_bytes))
         num_bytes = 0
 
         async def count() -> Message:
@@ -149,7 +149,7 @@ class Access:
             if message["type"] == "http.request":
                 num_bytes += len(message.get("body", b""))
                 if num_bytes > self._max_body_bytes:
-                    raise Refused(too_large(self._max_body_bytes))
+                    raise RequestRefused(too_large(self._max_body_bytes))
             return message
 
         await self._app(scope, count, send)
@@ -160,10 +160,10 @@ class Access:
         key = key or headers.get("x-api-key", "")
         if not key:
             text = "You didn't provide an API key. Send it in an Authorization header: Authorization: Bearer YOUR_KEY"
-            raise Refused(Fault(401, text, headers={"www-authenticate": "Bearer"}))
+            raise RequestRefused(ApiError(401, text, headers={"www-authenticate": "Bearer"}))
         if not self._keys.fits(key):
             text = "Incorrect API key provided."
-            raise Refused(Fault(401, text, code="invalid_api_key", headers={"www-authenticate": "Bearer"}))
+            raise RequestRefused(ApiError(401, text, code="invalid_api_key", headers={"www-authenticate": "Bearer"}))
 
 
 def _digests(keys: Iterable[str]) -> frozenset[bytes]:

@@ -9,13 +9,13 @@ import secrets
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.api.errors import Fault
+from server.api.errors import ApiError
 
 MAX_HEAD_BYTES = 64 * 1024  # and what one read brings at most
 HEAD_TIMEOUT_S = 30.0
 
 
-class Heads(HttpToolsProtocol):
+class HeadLimitedProtocol(HttpToolsProtocol):
     """Hangs up on a head that is too long (431, in OpenAI's error object) or does not end in time."""
 
     _overdue: asyncio.TimerHandle | None = None
@@ -64,7 +64,7 @@ class Heads(HttpToolsProtocol):
 
 def _too_long() -> bytes:
     text = f"The request's headers are longer than {MAX_HEAD_BYTES} bytes, the most that this server takes."
-    body = Fault(431, text, code="headers_too_large").body()
+    body = ApiError(431, text, code="headers_too_large").body()
     head = (
         "HTTP/1.1 431 Request Header Fields Too Large\r\n"
         f"x-request-id: req_{secrets.token_hex(16)}\r\n"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.errors import Fault, Refused
+from server.api.errors import ApiError, RequestRefused
 
 MINUTE_S = 60.0
 MAX_IDLE_CLIENTS = 10_000  # addresses are cheap to come by: beyond this, those who owe nothing are forgotten
@@ -31,7 +31,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ClientWindow:
     """What a client is told after a request was counted. `reset_s` is when its bucket is full again."""
 
     limit: int
@@ -47,7 +47,7 @@ class Standing:
         }
 
 
-class Ledger:
+class RateLimiter:
     """Accounts of all clients. `rate_limit_rpm` and `max_concurrent` 0 are no limit; `now_s` is a monotonic clock."""
 
     def __init__(self, rate_limit_rpm: int, max_concurrent: int, now_s: Callable[[], float] = time.monotonic) -> None:
@@ -57,18 +57,18 @@ class Ledger:
         self._accounts: dict[str, Account] = {}
         self._forgot_s = -math.inf
 
-    def take(self, client: str) -> Standing | None:
+    def take(self, client: str) -> ClientWindow | None:
         """Count one request; raises Refused (429). Whoever took must `give_back`. None where no rate is limited."""
         account = self._account(client)
         if self._max_concurrent and account.running >= self._max_concurrent:
             text = f"{account.running} requests of this client run already, the limit is {self._max_concurrent}."
-            raise Refused(_too_many(text, wait_s=1.0))
+            raise RequestRefused(_too_many(text, wait_s=1.0))
         if self._rpm and account.left < 1:
             wait_s = (1 - account.left) * MINUTE_S / self._rpm
             text = (
                 f"Rate limit reached for requests per min. Limit: {self._rpm} / min. Try again in {as_duration(wait_s)}"
             )
-            raise Refused(_too_many(text, wait_s, self._standing(account)))
+            raise RequestRefused(_too_many(text, wait_s, self._standing(account)))
         account.running += 1
         if not self._rpm:
             return None
@@ -101,14 +101,14 @@ class Ledger:
             if account.running or self._refilled(account, now_s) < self._rpm
         }
 
-    def _standing(self, account: Account) -> Standing:
-        return Standing(self._rpm, int(account.left), (self._rpm - account.left) * MINUTE_S / self._rpm)
+    def _standing(self, account: Account) -> ClientWindow:
+        return ClientWindow(self._rpm, int(account.left), (self._rpm - account.left) * MINUTE_S / self._rpm)
 
 
-class Limits:
+class RateLimitMiddleware:
     """ASGI room: counts what is asked of the model under `/v1/`; looking at models or health is free."""
 
-    def __init__(self, app: ASGIApp, ledger: Ledger, by_key: bool) -> None:
+    def __init__(self, app: ASGIApp, ledger: RateLimiter, by_key: bool) -> None:
         self._app = app
         self._ledger = ledger
         self._by_key = by_key
@@ -155,7 +155,7 @@ def as_duration(seconds: float) -> str:
     return f"{int(minutes)}m{rest:.0f}s" if minutes else f"{rest:.3g}s"
 
 
-def _too_many(text: str, wait_s: float, standing: Standing | None = None) -> Fault:
+def _too_many(text: str, wait_s: float, standing: ClientWindow | None = None) -> ApiError:
     headers = {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
     headers |= standing.headers() if standing else {}
-    return Fault(429, text, "requests", code="rate_limit_exceeded", headers=headers)
+    return ApiError(429, text, "requests", code="rate_limit_exceeded", headers=headers)

@@ -81,7 +81,7 @@ class LineFormatter(logging.Formatter):
         return _CREDENTIAL.sub(rf"\g<1>{STRUCK_OUT}", text)
 
 
-class RequestLog:
+class RequestLogMiddleware:
     """ASGI room: one line a request when it has ended, whichever way: method, path, status, seconds, bytes.
 
     Neither the query string nor any header is written: keys travel in both.

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.middleware.request_log import QUIET_PATHS
 from server.errors import CannotStart, ServeError
-from server.service import Answer
+from server.service import Generation
 
 tracer = trace.get_tracer("toolwire")
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def send_traces() -> Callable[[], None]:
     return provider.shutdown
 
 
-class Traces:
+class TracingMiddleware:
     """ASGI room: one span a request, in the client's trace where it sent one."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -68,7 +68,7 @@ class Traces:
             await self._app(scope, receive, watch)
 
 
-async def traced(steps: AsyncGenerator[list[T], None], answer: Answer) -> AsyncGenerator[list[T], None]:
+async def traced(steps: AsyncGenerator[list[T], None], answer: Generation) -> AsyncGenerator[list[T], None]:
     """The same steps, within a span that ends when they do, however they do."""
     # Never made current: a generator may be closed from elsewhere.
     span = tracer.start_span("generate", start_time=answer.stages.began_ns)

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from server.api.chat.examples import EXAMPLES, FAULTS, REPLY_EXAMPLE, STREAM_EXAMPLES, fault_examples
-from server.api.chat.schemas import ChatRequest
-from server.api.chat.wire import Chunk, Reply
+from server.api.chat.schemas import ChatCompletionRequest
+from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
 from server.api.errors import ErrorBody
 from server.api.openapi.struct_schemas import schemas_of
 
@@ -25,8 +25,8 @@ REQUEST_ID = {"x-request-id": {"description": "The client's own id, or a new one
 
 def describe() -> dict[str, Any]:
     """The document, complete: every path, every status that it may answer with."""
-    _, asked = models_json_schema([(ChatRequest, "validation")], ref_template="#/components/schemas/{model}")
-    sent = schemas_of((Reply, Chunk, ErrorBody), REF)
+    _, asked = models_json_schema([(ChatCompletionRequest, "validation")], ref_template="#/components/schemas/{model}")
+    sent = schemas_of((ChatCompletion, ChatCompletionChunk, ErrorBody), REF)
     return {
         "openapi": "3.1.0",
         "info": {"title": "toolwire", "version": VERSION, "description": "OpenAI-compatible chat with tools."},
@@ -60,7 +60,7 @@ def _asking_paths() -> dict[str, Any]:
     counting = "Count a request's prompt tokens, by part, without answering it."
     hello = {"text": {"value": {"prompt": "Hello!"}}}
     some = {"ids": {"value": {"tokens": [1, 2, 3]}}}
-    chat = _ref("ChatRequest")
+    chat = _ref("ChatCompletionRequest")
     answer = _operation("Answer a conversation, calling tools.", chat, EXAMPLES, _replied(), ASKING_FAULTS)
     count = _operation(counting, chat, EXAMPLES, _json(counted), COUNTING_FAULTS)
     return {
@@ -77,9 +77,9 @@ def _replied() -> dict[str, Any]:
         "description": "The reply, or with `stream` its chunks as server-sent events.",
         "headers": REQUEST_ID,
         "content": {
-            "application/json": {"schema": _ref("Reply"), "example": REPLY_EXAMPLE},
+            "application/json": {"schema": _ref("ChatCompletion"), "example": REPLY_EXAMPLE},
             "text/event-stream": {
-                "schema": {"type": "string", "description": events, "contentSchema": _ref("Chunk")},
+                "schema": {"type": "string", "description": events, "contentSchema": _ref("ChatCompletionChunk")},
                 "examples": STREAM_EXAMPLES,
             },
         },

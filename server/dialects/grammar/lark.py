@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from server.dialects.base import AnswerFormat, Tool, Wanted
+from server.dialects.base import ConstraintSpec, ResponseFormat, Tool
 from server.dialects.grammar.json_grammar import SHARED_RULES, JsonRules, quoted
 from server.dialects.schema.custom import check_format
 from server.dialects.schema.normalize import COMPACT
@@ -31,23 +31,23 @@ NOT_BLANK = r"/(?s:.*)\S(?s:.*)/"
 
 # Made once, here: msgspec builds what it knows of a dataclass at its first use, and a second thread that comes upon the
 # half-built table crashes the process (msgspec 0.22).
-_read_wanted = msgspec.json.Decoder(Wanted).decode
+_read_wanted = msgspec.json.Decoder(ConstraintSpec).decode
 
 
-def remembering(build: Callable[[Wanted], Constraint | None]) -> Callable[[Wanted], Constraint | None]:
+def remembering(build: Callable[[ConstraintSpec], Constraint | None]) -> Callable[[ConstraintSpec], Constraint | None]:
     """`build` with a memory of what was wanted lately: the same tools again cost a look at their text."""
 
     @lru_cache(maxsize=64)
     def built(text: bytes) -> Constraint | None:
         return build(_read_wanted(text))
 
-    def constrain(wanted: Wanted) -> Constraint | None:
+    def constrain(wanted: ConstraintSpec) -> Constraint | None:
         return built(msgspec.json.encode(wanted))
 
     return constrain
 
 
-def callable_tools(wanted: Wanted) -> list[Tool]:
+def callable_tools(wanted: ConstraintSpec) -> list[Tool]:
     """The tools that `tool_choice` leaves."""
     if wanted.choice.mode == "none":
         return []
@@ -55,7 +55,7 @@ def callable_tools(wanted: Wanted) -> list[Tool]:
     return [tool for tool in wanted.tools if allowed is None or tool.name in allowed]
 
 
-def marker(wanted: Wanted, text: str) -> str:
+def marker(wanted: ConstraintSpec, text: str) -> str:
     """A marker as its token, or spelled out where the vocabulary has none."""
     token_id = wanted.marker_ids.get(text)
     return quoted(text) if token_id is None else f"<[{token_id}]>"
@@ -66,7 +66,7 @@ def pattern_of(text: str) -> str:
     return "".join({"\n": r"\n", "/": r"\/"}.get(char) or re.escape(char) for char in text)
 
 
-def json_calls(wanted: Wanted, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
+def json_calls(wanted: ConstraintSpec, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
     """Rules by which `call` is one call whose arguments are JSON, with the pieces `around` them for each tool."""
     tools = callable_tools(wanted)
     yield one_of_calls(tools)
@@ -84,7 +84,7 @@ def one_of_calls(tools: Sequence[Tool]) -> str:
     return "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
 
 
-def _arguments_rules(rule: str, wanted: Wanted, tool: Tool) -> Iterator[str]:
+def _arguments_rules(rule: str, wanted: ConstraintSpec, tool: Tool) -> Iterator[str]:
     """Rules by which `rule` is a function's arguments as a JSON object."""
     rules = JsonRules(rule, lenient=not tool.strict)
     piece = rules.piece(held_arguments(wanted, tool))
@@ -114,7 +114,7 @@ def raw_piece(tool: Tool) -> str:
 
 
 def constraint(
-    wanted: Wanted,
+    wanted: ConstraintSpec,
     *,
     openers: Mapping[str, str],
     separator: str | None,
@@ -151,7 +151,7 @@ def constraint(
     return Constraint(kind="lark", source="\n".join([*lines, *SHARED_RULES]) + "\n")
 
 
-def _start(wanted: Wanted, calls: bool, repeats: bool) -> str:
+def _start(wanted: ConstraintSpec, calls: bool, repeats: bool) -> str:
     several = f"first further{{0,{MAX_CALLS - 1}}}" if wanted.choice.parallel and repeats else "first"
     lead = '("\\n\\n")? ' if wanted.after_thinking else ""
     if not calls:
@@ -165,7 +165,7 @@ def _start(wanted: Wanted, calls: bool, repeats: bool) -> str:
     return "start: open_call* TEXT?" if wanted.choice.parallel else "start: open_call | TEXT?"
 
 
-def _free_text(wanted: Wanted, openers: Mapping[str, str]) -> Iterator[str]:
+def _free_text(wanted: ConstraintSpec, openers: Mapping[str, str]) -> Iterator[str]:
     opened = []
     for i, (opener, rest) in enumerate(openers.items()):
         if opener in wanted.marker_ids:
@@ -188,7 +188,7 @@ def _lines_of_text(openers: Mapping[str, str]) -> Iterator[str]:
     yield f"TEXT: /(?s:.+)/ & ~/({words})(?s:.*)/"
 
 
-def _answer_rules(answer: AnswerFormat) -> Iterator[str]:
+def _answer_rules(answer: ResponseFormat) -> Iterator[str]:
     schema = answer.schema if answer.schema is not None else {"type": "object"}
     rules = JsonRules("answer", lenient=not answer.strict)
     check_possible(schema, "Invalid schema for response_format", "response_format", "invalid_json_schema")

@@ -8,7 +8,7 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
-from server.dialects.base import Tool, Wanted
+from server.dialects.base import ConstraintSpec, Tool
 from server.dialects.grammar.json_grammar import DEFINITIONS, JsonRules, plain_members
 from server.dialects.grammar.lark import callable_tools, marker, one_of_calls, pattern_of, raw_piece
 from server.dialects.parsing.tagged import INPUT
@@ -57,14 +57,14 @@ class TagForm:
         return "".join(f"{self.head(name)}{text}{self.tail}" for name, text in members)
 
 
-def _literal(wanted: Wanted, form: TagForm, text: str) -> str:
+def _literal(wanted: ConstraintSpec, form: TagForm, text: str) -> str:
     """An expression for this very text, its tags as tokens where the vocabulary has them."""
     known = [tag for tag in form.tags if tag in wanted.marker_ids]
     parts = re.split("(" + "|".join(map(re.escape, known)) + ")", text) if known else [text]
     return " ".join(marker(wanted, part) for part in parts if part)
 
 
-def tagged_calls(wanted: Wanted, form: TagForm, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
+def tagged_calls(wanted: ConstraintSpec, form: TagForm, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
     """Rules by which `call` is one call in this form, with the pieces `around` its arguments for each tool."""
     tools = callable_tools(wanted)
     yield one_of_calls(tools)
@@ -80,7 +80,7 @@ def tagged_calls(wanted: Wanted, form: TagForm, around: Callable[[Tool], tuple[s
             yield from _tagged_rules(f"arguments_{i}", wanted, tool, form)
 
 
-def _raw_rules(wanted: Wanted, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
+def _raw_rules(wanted: ConstraintSpec, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
     """Rules by which `rule` is raw text of this terminal with the tail behind it."""
     if form.closing in wanted.marker_ids:  # a token ends the text: nothing in the text can be taken for it
         yield f"{rule}: {terminal} {_literal(wanted, form, form.tail)}"
@@ -89,7 +89,7 @@ def _raw_rules(wanted: Wanted, form: TagForm, rule: str, terminal: str) -> Itera
     yield f"{rule}[lazy]: {rule.upper()}_WHOLE"
 
 
-def _tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
+def _tagged_rules(rule: str, wanted: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
     """Rules by which `rule` is the arguments of one call."""
     held = variants(held_arguments(wanted, tool))
     plain = [one for variant in held if (one := possible(variant).schema) is not False] or [
@@ -105,7 +105,7 @@ def _tagged_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Itera
 class _TaggedValues:
     """Rules for the tagged values of one tool's arguments."""
 
-    def __init__(self, prefix: str, wanted: Wanted, tool: Tool, form: TagForm) -> None:
+    def __init__(self, prefix: str, wanted: ConstraintSpec, tool: Tool, form: TagForm) -> None:
         self._wanted = wanted
         self._tool = tool
         self._form = form
@@ -192,7 +192,7 @@ class _TaggedValues:
         return _literal(self._wanted, self._form, text)
 
 
-def _input_rules(rule: str, wanted: Wanted, tool: Tool, form: TagForm) -> Iterator[str]:
+def _input_rules(rule: str, wanted: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
     """Rules by which `rule` is a custom tool's free text with its tail."""
     if tool.format is None:
         yield f"{rule}: raw_value"

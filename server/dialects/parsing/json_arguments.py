@@ -6,8 +6,8 @@ from collections.abc import Generator
 
 from server.dialects.base import Tool
 from server.dialects.parsing.json_stream import JsonText
-from server.dialects.parsing.text_buffer import Openers, Outbox, Steps, Tape
-from server.dialects.schema.validate import Offered
+from server.dialects.parsing.text_buffer import EventSink, Openers, ParserCoroutine, TextBuffer
+from server.dialects.schema.validate import ToolSet
 from server.events import Flag
 
 INPUT = re.compile(r'\{\s*"input"\s*:\s*(?=")')
@@ -22,7 +22,9 @@ class JsonArguments:
     The tape must be recording from where the call's own text begins.
     """
 
-    def __init__(self, tape: Tape, out: Outbox, offered: Offered, end: str, stops: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tape: TextBuffer, out: EventSink, offered: ToolSet, end: str, stops: tuple[str, ...] = ()
+    ) -> None:
         self._tape = tape
         self._out = out
         self._offered = offered
@@ -78,7 +80,7 @@ class JsonArguments:
         self.is_read = True
         return found.group()
 
-    def _stream_object(self) -> Steps:
+    def _stream_object(self) -> ParserCoroutine:
         """Pass on an object as it is written."""
         self._open()
         value = JsonText(self._end)
@@ -86,7 +88,7 @@ class JsonArguments:
         if value.broken:
             yield from self._give_rest()
 
-    def _run(self, value: JsonText) -> Steps:
+    def _run(self, value: JsonText) -> ParserCoroutine:
         while True:
             text, end = value.feed(self._tape.text, self._tape.at, self._tape.ended)
             self._tape.take(end - self._tape.at)
@@ -107,7 +109,7 @@ class JsonArguments:
         elif not value.done:
             self.flag("truncated")
 
-    def _give_rest(self) -> Steps:
+    def _give_rest(self) -> ParserCoroutine:
         """The arguments are no JSON from here on: the model's text, but for the brace that closes the call."""
         while True:
             stop = self._stops.search(self._tape.text, self._tape.at)
@@ -120,7 +122,7 @@ class JsonArguments:
                 return
             yield
 
-    def _read_early(self, found: str) -> Steps:
+    def _read_early(self, found: str) -> ParserCoroutine:
         text = yield from self._collect()
         if text is None:
             return
@@ -146,7 +148,7 @@ class JsonArguments:
                 return None
             yield
 
-    def _read_input(self, found: str) -> Steps:
+    def _read_input(self, found: str) -> ParserCoroutine:
         """Free text: the only member `input`, or the value itself if that is a string."""
         if found == "{":
             while not (head := INPUT.match(self._tape.text, self._tape.at)):
@@ -161,14 +163,14 @@ class JsonArguments:
             return None
         return (yield from self._stream_string() if found == '"' else self._read_odd_input())
 
-    def _read_odd_input(self) -> Steps:
+    def _read_odd_input(self) -> ParserCoroutine:
         text = yield from self._collect()
         self.is_read = text is not None
         if text is not None and text != "{}":  # behind `{}` the text itself may follow
             self._early = text
             self.flag("repaired")
 
-    def _stream_string(self) -> Steps:
+    def _stream_string(self) -> ParserCoroutine:
         self._open()
         value = JsonText(self._end, within="{")
         begun = False

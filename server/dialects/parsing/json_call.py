@@ -5,8 +5,8 @@ from collections.abc import Generator
 
 from server.dialects.parsing.json_arguments import JsonArguments, decoded
 from server.dialects.parsing.json_stream import JsonText
-from server.dialects.parsing.text_buffer import Openers, Outbox, Steps, Tape
-from server.dialects.schema.validate import Offered
+from server.dialects.parsing.text_buffer import EventSink, Openers, ParserCoroutine, TextBuffer
+from server.dialects.schema.validate import ToolSet
 
 SHORT = 256  # keys and names are no longer; so nothing is held back for long to find out
 STRING = re.compile(rf'"(?:[^"\\\n]|\\.){{0,{SHORT}}}"' + "|" + rf"'[^'\\\n]{{0,{SHORT}}}'")
@@ -21,7 +21,9 @@ class JsonCall:
     The tape must be recording from where the call's own text begins: that is what comes back where it is no call.
     """
 
-    def __init__(self, tape: Tape, out: Outbox, offered: Offered, end: str, stops: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tape: TextBuffer, out: EventSink, offered: ToolSet, end: str, stops: tuple[str, ...] = ()
+    ) -> None:
         self._tape = tape
         self._out = out
         self._offered = offered
@@ -93,7 +95,7 @@ class JsonCall:
             yield from self._pass_through()
         return self._arguments.tool is not None
 
-    def _pass_through(self) -> Steps:
+    def _pass_through(self) -> ParserCoroutine:
         """No tool of this name was offered: the whole call is text."""
         self._is_text = True
         self._out.text(self._tape.recorded())
@@ -108,7 +110,7 @@ class JsonCall:
             self._out.text((yield from self._tape.skip_space()))
             self._out.text(self._tape.take(len((yield from self._tape.expect(self._end)))))
 
-    def _read_raw_input(self) -> Steps:
+    def _read_raw_input(self) -> ParserCoroutine:
         """A custom tool's text may stand behind an object without arguments."""
         arguments = self._arguments
         if arguments.tool is None or not arguments.tool.custom or arguments.is_open:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from server.dialects.base import Tool
 from server.dialects.parsing.coerce import Types, as_json, quoted_json
-from server.dialects.parsing.text_buffer import SPACE, Outbox, Tape, overlap
-from server.dialects.schema.validate import Offered
+from server.dialects.parsing.text_buffer import SPACE, EventSink, TextBuffer, overlap
+from server.dialects.schema.validate import ToolSet
 from server.events import Flag
 
 INPUT = "input"  # the only argument of a custom tool
@@ -29,7 +29,7 @@ class Ending:
 class TaggedCall:
     """Writes one call. Arguments are read from the tape one by one, then the call is finished."""
 
-    def __init__(self, tape: Tape, out: Outbox, offered: Offered, tool: Tool) -> None:
+    def __init__(self, tape: TextBuffer, out: EventSink, offered: ToolSet, tool: Tool) -> None:
         self._tape = tape
         self._out = out
         self._offered = offered
@@ -110,7 +110,7 @@ class TaggedCall:
             yield
 
 
-def _find_end(tape: Tape, endings: Sequence[Ending]) -> tuple[int, Ending | None]:
+def _find_end(tape: TextBuffer, endings: Sequence[Ending]) -> tuple[int, Ending | None]:
     """Where the value ends and by what; with None, how far it certainly goes on."""
     at = tape.at
     while True:
@@ -126,7 +126,7 @@ def _find_end(tape: Tape, endings: Sequence[Ending]) -> tuple[int, Ending | None
         at = start + 1
 
 
-def _is_followed(tape: Tape, at: int, ending: Ending) -> bool | None:
+def _is_followed(tape: TextBuffer, at: int, ending: Ending) -> bool | None:
     space = SPACE.match(tape.text, at)
     at = space.end() if space else at
     if tape.text.startswith(ending.before, at):

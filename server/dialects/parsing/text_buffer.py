@@ -1,22 +1,22 @@
-"""The two ends of every parser: the `Tape` that text comes in on, and the `Outbox` that events leave by.
+"""The two ends of every parser: the `TextBuffer` that text comes in on, and the `EventSink` that events leave by.
 
 A parser is written as one generator that reads the tape and yields where it needs more text, so it reads like the
-format it describes. `Reading` turns that generator into the `feed` and `close` of the Parser protocol.
+format it describes. `IncrementalParser` turns that generator into the `feed` and `close` of the Parser protocol.
 """
 
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 
 from server.dialects.base import Tool
-from server.dialects.schema.validate import Offered
+from server.dialects.schema.validate import ToolSet
 from server.events import CallArguments, CallClosed, CallOpened, Flag, ParserEvent, Text
 
-Steps = Generator[None, None, None]
+ParserCoroutine = Generator[None, None, None]
 SPACE = re.compile(r"\s*")
 LONGEST_NAME = 256
 
 
-class Tape:
+class TextBuffer:
     """Text that is still to be read. What is taken while recording can be had back whole."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Tape:
         return found
 
 
-class Outbox:
+class EventSink:
     """Events in the order they were settled. A gap is white space that disappears only if a call follows it."""
 
     def __init__(self) -> None:
@@ -135,13 +135,15 @@ class Outbox:
         self.text(gap)
 
 
-class Reading:
+class IncrementalParser:
     """A parser: runs a dialect's `read` as far as the text goes. The tools are those that a reply may call."""
 
-    def __init__(self, read: Callable[[Tape, Outbox, Offered], Steps], tools: Sequence[Tool]) -> None:
-        self._tape = Tape()
-        self._out = Outbox()
-        self._steps = read(self._tape, self._out, Offered(tools))
+    def __init__(
+        self, read: Callable[[TextBuffer, EventSink, ToolSet], ParserCoroutine], tools: Sequence[Tool]
+    ) -> None:
+        self._tape = TextBuffer()
+        self._out = EventSink()
+        self._steps = read(self._tape, self._out, ToolSet(tools))
 
     def feed(self, text: str) -> list[ParserEvent]:
         """Events that the text so far settles."""
@@ -158,7 +160,7 @@ class Reading:
         return self._out.collect()
 
 
-def read_text(tape: Tape, out: Outbox, openers: "Openers") -> Generator[None, None, str]:
+def read_text(tape: TextBuffer, out: EventSink, openers: "Openers") -> Generator[None, None, str]:
     """Pass text on until one of `openers` stands next on the tape; "" at the end of the reply.
 
     White space alone, and one line break right before an opener, belong to the format if a call follows.
@@ -186,7 +188,7 @@ def read_text(tape: Tape, out: Outbox, openers: "Openers") -> Generator[None, No
         yield
 
 
-def read_name(tape: Tape, stop: str) -> Generator[None, None, str | None]:
+def read_name(tape: TextBuffer, stop: str) -> Generator[None, None, str | None]:
     """Take a name and the `stop` behind it; None, and nothing taken, if no name of a tolerable length stands here."""
     while True:
         end = tape.text.find(stop, tape.at, tape.at + LONGEST_NAME + len(stop))
@@ -201,7 +203,7 @@ def read_name(tape: Tape, stop: str) -> Generator[None, None, str | None]:
         yield
 
 
-def read_line(tape: Tape) -> Generator[None, None, str]:
+def read_line(tape: TextBuffer) -> Generator[None, None, str]:
     """Take the rest of a line, without spaces around it; "", and nothing taken, if it is too long for a name."""
     while True:
         end = tape.text.find("\n", tape.at, tape.at + LONGEST_NAME)

@@ -5,14 +5,14 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from server.dialects.base import CustomFormat, Wanted
+from server.dialects.base import ConstraintSpec, CustomFormat
 from server.errors import BadSchema
 
 LONGEST_DEFINITION = 64 * 1024
 LIMITS = LLParserLimits(step_lexer_fuel=100_000, step_max_items=6_000, max_items_in_row=4_000, verbose_errors=False)
 
 
-def check_format(wanted: Wanted) -> None:
+def check_format(wanted: ConstraintSpec) -> None:
     """Raise BadSchema, naming the tool, where a custom tool's grammar does not compile."""
     for place, tool in enumerate(wanted.tools):
         fault = format_fault(tool.format) if tool.format is not None else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from server.dialects.base import Tool, Wanted
+from server.dialects.base import ConstraintSpec, Tool
 from server.dialects.schema.normalize import COMPACT, constrained, normalised
 from server.dialects.schema.references import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST
 from server.dialects.schema.satisfiable import Possible, context, possible
@@ -33,7 +33,7 @@ def holdable(schema: Any, strict: bool, param: str) -> Any:
     return json.loads(held)
 
 
-def held_arguments(wanted: Wanted, tool: Tool) -> Any:
+def held_arguments(wanted: ConstraintSpec, tool: Tool) -> Any:
     """What of a tool's schema the grammar holds; raises BadSchema under strict where that is not all of it.
 
     Where a call is forced, raises it for a schema that nothing satisfies. Otherwise the call is flagged.

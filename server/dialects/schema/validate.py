@@ -13,7 +13,7 @@ from server.dialects.schema.normalize import normalised
 from server.events import Flag
 
 
-class Offered:
+class ToolSet:
     """The tools that a reply may call, by name."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:

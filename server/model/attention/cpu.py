@@ -15,7 +15,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from server.model.attention.step_plan import Chunk, Folding, Piece, RowPlan, ShortRows, StepPlan, plan_step
+from server.model.attention.step_plan import (
+    BlockRun,
+    PairReduction,
+    QueryChunk,
+    RowPlan,
+    ShortRows,
+    StepPlan,
+    plan_step,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +196,7 @@ def _attend_one_row(rows: ShortRows, own: Tensor, keys: Tensor, values: Tensor, 
 
 
 def _attend_many_rows(
-    rows: ShortRows, folding: Folding, own: Tensor, keys: Tensor, values: Tensor, scaling: float
+    rows: ShortRows, folding: PairReduction, own: Tensor, keys: Tensor, values: Tensor, scaling: float
 ) -> Tensor:
     """Softmax over each row's pairs: block maxima, sums and products, folded row by row.
 
@@ -211,7 +219,7 @@ def _attend_many_rows(
     return result[:num_rows].view(num_rows, kv_heads * groups, tokens, head_dim).to(values.dtype)
 
 
-def _products(left: Tensor, cache: Tensor, pieces: Sequence[Piece]) -> Tensor:
+def _products(left: Tensor, cache: Tensor, pieces: Sequence[BlockRun]) -> Tensor:
     """Each pair's matrix times its block's: [pairs, KV heads, m, k] by [blocks, KV heads, k, n]."""
     if len(pieces) == 1:
         return torch.matmul(left, _read(cache, pieces[0]))
@@ -221,25 +229,25 @@ def _products(left: Tensor, cache: Tensor, pieces: Sequence[Piece]) -> Tensor:
     return result
 
 
-def _read(cache: Tensor, piece: Piece) -> Tensor:
+def _read(cache: Tensor, piece: BlockRun) -> Tensor:
     if isinstance(piece.blocks, slice):
         return cache[piece.blocks]
     return cache.index_select(0, piece.blocks)
 
 
-def _fold_max(of_pairs: Tensor, folding: Folding) -> Tensor:
+def _fold_max(of_pairs: Tensor, folding: PairReduction) -> Tensor:
     """[pairs, n] -> each pair's row maximum, [pairs, n]."""
     of_rows = of_pairs.index_select(0, folding.pairs_of.flatten()).view(*folding.pairs_of.shape, -1).amax(1)
     return of_rows.index_select(0, folding.row_of)
 
 
-def _fold_sum(of_pairs: Tensor, folding: Folding) -> Tensor:
+def _fold_sum(of_pairs: Tensor, folding: PairReduction) -> Tensor:
     """[pairs, ...] -> [rows, ...] in float32."""
     of_rows = torch.zeros((folding.pairs_of.shape[0], *of_pairs.shape[1:]), dtype=torch.float32)
     return of_rows.index_add_(0, folding.row_of, of_pairs.float())
 
 
-def _attend_chunk(chunk: Chunk, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+def _attend_chunk(chunk: QueryChunk, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
     """[num_tokens, heads, head_dim] -> the same.
 
     A tile of queries meets all keys up to its own end in two plain products: four times as fast as torch's fused

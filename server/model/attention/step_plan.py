@@ -33,7 +33,7 @@ class RowPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Folding:
+class PairReduction:
     """Which row each pair belongs to, and back."""
 
     row_of: Tensor  # [pairs]
@@ -41,7 +41,7 @@ class Folding:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class BlockRun:
     """Neighbouring pairs and their blocks: a slice of the pool, read in place, or stray ones, to be gathered."""
 
     pairs: slice
@@ -60,13 +60,13 @@ class ShortRows:
     num_rows: int
     num_tokens: int  # of each row
     strangers: bool  # whether a piece holds blocks of others
-    pieces: tuple[Piece, ...]
-    folding: Folding | None  # None: one row owns all
+    pieces: tuple[BlockRun, ...]
+    folding: PairReduction | None  # None: one row owns all
     bias: Tensor  # [pairs, 1, 1, num_tokens, block_size], 0 or -inf
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class QueryChunk:
     """One row with many tokens."""
 
     first_token: int
@@ -84,7 +84,7 @@ class StepPlan:
     write_offsets: Tensor  # [num_tokens]
     fresh_blocks: Tensor | None  # begun but not filled in this step: what others left there must not be read
     short: tuple[ShortRows, ...]
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[QueryChunk, ...]
 
 
 def plan_step(rows: Sequence[RowPlan], block_size: int, block_bytes: int) -> StepPlan:
@@ -95,7 +95,7 @@ def plan_step(rows: Sequence[RowPlan], block_size: int, block_bytes: int) -> Ste
     near = max(1, PIECE_BYTES // block_bytes)
     write_blocks, write_offsets = write_places(rows, block_size)
     short: list[ShortRows] = []
-    chunks: list[Chunk] = []
+    chunks: list[QueryChunk] = []
     first_token = i = 0
     while i < len(rows):
         num_tokens = rows[i].num_tokens
@@ -103,7 +103,7 @@ def plan_step(rows: Sequence[RowPlan], block_size: int, block_bytes: int) -> Ste
             end = rows[i].start + num_tokens
             read = torch.tensor(rows[i].blocks[: -(-end // block_size)])
             tile = min(MOST_TILE, max(LEAST_TILE, TILE_PLACES // end))
-            chunks.append(Chunk(first_token, num_tokens, rows[i].start, tile, read))
+            chunks.append(QueryChunk(first_token, num_tokens, rows[i].start, tile, read))
             i += 1
             first_token += num_tokens
             continue
@@ -174,12 +174,12 @@ def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int, near
         num_tokens=num_tokens,
         strangers=len(order) > len(physical),
         pieces=pieces,
-        folding=None if len(rows) == 1 else Folding(torch.from_numpy(row_of), torch.from_numpy(_invert(row_of))),
+        folding=None if len(rows) == 1 else PairReduction(torch.from_numpy(row_of), torch.from_numpy(_invert(row_of))),
         bias=torch.from_numpy(bias[:, None, None]),
     )
 
 
-def _cut_pieces(physical: NDArray[np.int64], near: int, max_gap: int) -> tuple[NDArray[np.int64], tuple[Piece, ...]]:
+def _cut_pieces(physical: NDArray[np.int64], near: int, max_gap: int) -> tuple[NDArray[np.int64], tuple[BlockRun, ...]]:
     """The order in which pairs are computed, -1 for a stranger's, and the pieces that they form.
 
     A run of blocks is read in place, with up to `max_gap` strangers between two of ours; one of fewer than `near`
@@ -190,7 +190,7 @@ def _cut_pieces(physical: NDArray[np.int64], near: int, max_gap: int) -> tuple[N
     steps, same_turn = np.diff(physical[order]), np.diff(turn[order]) == 0
     cuts = np.flatnonzero(~same_turn | (steps > max_gap + 1)) + 1
     orders: list[NDArray[np.int64]] = []
-    pieces: list[Piece] = []
+    pieces: list[BlockRun] = []
     stray: list[NDArray[np.int64]] = []
     num_pairs = 0
     for run in np.split(order, cuts):
@@ -201,12 +201,12 @@ def _cut_pieces(physical: NDArray[np.int64], near: int, max_gap: int) -> tuple[N
         places = np.full(high - low, -1)
         places[physical[run] - low] = run
         orders.append(places)
-        pieces.append(Piece(slice(num_pairs, num_pairs + high - low), slice(low, high)))
+        pieces.append(BlockRun(slice(num_pairs, num_pairs + high - low), slice(low, high)))
         num_pairs += high - low
     if stray:
         orders.append(np.concatenate(stray))
         blocks = physical[orders[-1]]
-        pieces.append(Piece(slice(num_pairs, num_pairs + len(blocks)), torch.from_numpy(blocks)))
+        pieces.append(BlockRun(slice(num_pairs, num_pairs + len(blocks)), torch.from_numpy(blocks)))
     return np.concatenate(orders), tuple(pieces)
 
 

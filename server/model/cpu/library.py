@@ -19,7 +19,7 @@ def _fields(integers: str, numbers: str, pointers: str) -> list[tuple[str, Any]]
     return [(name, kind) for names, kind in kinds for name in names.split()]
 
 
-class Layer(ctypes.Structure):
+class LayerStruct(ctypes.Structure):
     """One decoder layer's weights."""
 
     _fields_ = _fields(
@@ -30,13 +30,13 @@ class Layer(ctypes.Structure):
     )
 
 
-class Model(ctypes.Structure):
+class ModelStruct(ctypes.Structure):
     """A dense decoder."""
 
     _fields_ = _fields("is_bf16 hidden inner heads kv_heads head_dim num_layers", "epsilon scaling", "layers norm")
 
 
-class Step(ctypes.Structure):
+class StepStruct(ctypes.Structure):
     """What is computed at once."""
 
     _fields_ = _fields(
@@ -46,7 +46,7 @@ class Step(ctypes.Structure):
     )
 
 
-class Attention(ctypes.Structure):
+class AttentionStruct(ctypes.Structure):
     """One layer's attention over a step."""
 
     _fields_ = _fields(

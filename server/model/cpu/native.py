@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from server.model.attention.cpu import Attends, BlockMemory, PoolShape
 from server.model.attention.step_plan import RowPlan
-from server.model.cpu.library import Attention, Layer, Model, Step, open_library, the_library
+from server.model.cpu.library import AttentionStruct, LayerStruct, ModelStruct, StepStruct, open_library, the_library
 from server.model.layers.decoder import is_silu, rotates_whole_heads
 from server.model.layers.recurrent import RecurrentStep
 
@@ -82,8 +82,8 @@ class NativeBody:
         attention = first.self_attn
         self._held: list[Tensor] = []  # what the kernels read
         self._angles_like = torch.empty(0, dtype=torch.float32)
-        self._layers = (Layer * len(decoder.layers))(*(self._layer(layer) for layer in decoder.layers))
-        self._model = Model(
+        self._layers = (LayerStruct * len(decoder.layers))(*(self._layer(layer) for layer in decoder.layers))
+        self._model = ModelStruct(
             is_bf16=attention.q_proj.weight.dtype == torch.bfloat16,
             hidden=attention.q_proj.in_features,
             inner=first.mlp.down_proj.in_features,
@@ -103,7 +103,7 @@ class NativeBody:
         embedded: Tensor = self._embedding(ids)
         cosines, sines = self._rotary(self._angles_like, positions.unsqueeze(0))
         results = torch.empty_like(embedded)
-        step = Step(
+        step = StepStruct(
             num_tokens=len(ids),
             num_rows=len(paged.rows),
             num_threads=torch.get_num_threads(),
@@ -122,10 +122,10 @@ class NativeBody:
         self._library.toolwire_compute(model, ctypes.byref(step))
         return results
 
-    def _layer(self, layer: Any) -> Layer:
+    def _layer(self, layer: Any) -> LayerStruct:
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
-        return Layer(
+        return LayerStruct(
             query=self._at(lay_out(attention.q_proj)),
             key=self._at(lay_out(attention.k_proj)),
             value=self._at(lay_out(attention.v_proj)),
@@ -232,7 +232,7 @@ class NativeStep:
         library, pool, layer = the_library(), self.pool, self.layer_of[layer_index]
         query, key, value = (part.contiguous() for part in (query, key, value))
         results = torch.empty_like(query)
-        step = Attention(
+        step = AttentionStruct(
             is_bf16=query.dtype == torch.bfloat16,
             heads=query.shape[1],
             kv_heads=key.shape[1],

@@ -24,7 +24,7 @@ from torch import Tensor
 from server.model.attention.gpu import CudaKvPool, TiledStep
 from server.model.attention.tiles import TILE_FIELDS, TilePlan, Tiles, join_blocks, shares_of
 from server.model.batch import Row
-from server.model.graphs.graph_sampler import StaticDraw, Ways
+from server.model.graphs.graph_sampler import SamplingVariant, StaticDraw
 from server.model.loading.loaded_model import LoadedModel
 from server.model.sampling.argmax import likeliest
 from server.model.sampling.masks import Masks
@@ -156,7 +156,7 @@ class DecodeGraphs:
         self._pool = pool
         self._memory = torch.cuda.graph_pool_handle()  # one for all: only one of them runs at a time
         self._recorded: dict[int, Recorded[Decoded]] = {}
-        self._draws: dict[tuple[int, Ways], Recorded[Tensor]] = {}
+        self._draws: dict[tuple[int, SamplingVariant], Recorded[Tensor]] = {}
         self._times_moved = pool.times_moved
         self._broken: set[str] = set()  # what could not be recorded, until the pool moves
 
@@ -210,8 +210,8 @@ class DecodeGraphs:
     def record_draws(self) -> None:
         """Record every way to draw from the largest step, so that what recordings take is taken."""
         largest = self._recorded.get(max(self._static.sizes))
-        for ways in starmap(Ways, product((False, True), repeat=3)):
-            if largest is not None and ways != Ways():  # the likeliest ids are found in the step
+        for ways in starmap(SamplingVariant, product((False, True), repeat=3)):
+            if largest is not None and ways != SamplingVariant():  # the likeliest ids are found in the step
                 self._record_draw(largest.result, ways)
 
     def _record(self, size: int) -> Recorded[Decoded] | None:
@@ -220,7 +220,7 @@ class DecodeGraphs:
             self._recorded[size] = recorded
         return recorded
 
-    def _record_draw(self, decoded: Decoded, ways: Ways) -> Recorded[Tensor] | None:
+    def _record_draw(self, decoded: Decoded, ways: SamplingVariant) -> Recorded[Tensor] | None:
         recorded = self._recording(DRAWING, partial(self._static.draws.compute, decoded.logits, ways))
         if recorded is not None:
             self._draws[len(decoded.logits), ways] = recorded

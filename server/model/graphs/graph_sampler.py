@@ -37,7 +37,7 @@ HARDEST = np.array([[1.0, 1.0, MOST_K, 1.0]], dtype=np.float32)  # what the sett
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
+class SamplingVariant:
     """What some row of a step needs besides its likeliest id; each combination is a recording of its own."""
 
     cut: bool = False  # top_k, perhaps with top_p and min_p
@@ -57,7 +57,7 @@ class StaticDraw:
         self._hosts = [torch.zeros(length, dtype=torch.int32, pin_memory=device.type == "cuda") for _ in range(2)]
         self._line = torch.zeros(length, dtype=torch.int32, device=device)
 
-    def fill(self, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None) -> Ways | None:
+    def fill(self, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None) -> SamplingVariant | None:
         """Write the draws of a step into the buffers: what they need, or None if they are not for this class."""
         if self._vocab_size <= MOST_K or not all(_is_plain(row) for row in rows):
             return None
@@ -77,7 +77,7 @@ class StaticDraw:
             self._write_masks(words, rows, masks)
             used += words.size
         self._line[:used].copy_(self._hosts[0][:used], non_blocking=True)
-        return Ways(bool(cut.any()), bool((drawn & ~cut).any()), is_masked)
+        return SamplingVariant(bool(cut.any()), bool((drawn & ~cut).any()), is_masked)
 
     def _write_masks(self, words: NDArray[np.int32], rows: Sequence[DrawRow], masks: Masks | None) -> None:
         words[:] = -1
@@ -90,7 +90,7 @@ class StaticDraw:
             for token_id in row.draw.banned_ids:
                 bits[row.first_line, token_id // 32] &= ~np.uint32(1 << token_id % 32)
 
-    def compute(self, logits: Tensor, ways: Ways) -> Tensor:
+    def compute(self, logits: Tensor, ways: SamplingVariant) -> Tensor:
         """logits [lines, vocab] -> ids [lines], int64. No shape and no address in it depends on the rows."""
         num_lines = logits.shape[0]
         numbers, settings, words = torch.tensor_split(self._line, self._parts.tolist())

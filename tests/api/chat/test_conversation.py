@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from server.api.chat.conversation import in_order
-from server.api.errors import Refused
+from server.api.errors import RequestRefused
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -35,7 +35,7 @@ def result(call_id: str | None, content: str = "ok", **others: Any) -> dict[str,
 def test_a_result_without_its_call_or_a_call_without_its_result_is_refused(
     messages: list[dict[str, Any]], param: str, words: str
 ) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RequestRefused) as refused:
         in_order(messages)
     assert refused.value.fault.param == param
     assert refused.value.fault.code is None

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from server.api.chat.schemas import ChatRequest, read_request
-from server.api.chat.to_request import Asking
-from server.api.errors import Refused
-from server.chat_request import Ask
+from server.api.chat.schemas import ChatCompletionRequest, read_request
+from server.api.chat.to_request import RequestMapper
+from server.api.errors import RequestRefused
+from server.chat_request import ChatRequest
 from server.checkpoint.checkpoint import SamplingDefaults
-from server.dialects.base import AnswerFormat, Choice, CustomFormat
+from server.dialects.base import Choice, CustomFormat, ResponseFormat
 from server.errors import BadSchema
 from tests.api.conftest import WEATHER
 
@@ -22,15 +22,15 @@ def request(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [USER], **fields}
 
 
-def ask(body: dict[str, Any], strict: bool = False, defaults: SamplingDefaults | None = None) -> Ask:
-    return Asking(defaults or SamplingDefaults(), 1000, strict).ask(read_request(body, strict), body)
+def ask(body: dict[str, Any], strict: bool = False, defaults: SamplingDefaults | None = None) -> ChatRequest:
+    return RequestMapper(defaults or SamplingDefaults(), 1000, strict).ask(read_request(body, strict), body)
 
 
 def refused(body: dict[str, Any], strict: bool = False) -> tuple[str | None, str | None, str]:
     """param, code and message of the fault."""
     try:
         ask(body, strict)
-    except Refused as error:
+    except RequestRefused as error:
         assert (error.fault.status, error.fault.type) == (400, "invalid_request_error")
         return error.fault.param, error.fault.code, error.fault.message
     except BadSchema as error:
@@ -169,7 +169,7 @@ def test_unknown_keys_are_ignored_unless_strict() -> None:
 
 
 def test_every_optional_field_may_be_null() -> None:
-    ask(request(**{name: None for name in ChatRequest.model_fields if name not in ("model", "messages")}))
+    ask(request(**{name: None for name in ChatCompletionRequest.model_fields if name not in ("model", "messages")}))
     message = {
         "role": "assistant",
         "content": None,
@@ -235,8 +235,8 @@ def test_answer_formats() -> None:
     schema = {"type": "object", "properties": {}}
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": None}}
     assert ask(request(response_format={"type": "text"})).answer is None
-    assert ask(request(response_format={"type": "json_object"})).answer == AnswerFormat()
-    assert ask(request(response_format=wanted)).answer == AnswerFormat(schema, False)
+    assert ask(request(response_format={"type": "json_object"})).answer == ResponseFormat()
+    assert ask(request(response_format=wanted)).answer == ResponseFormat(schema, False)
 
 
 def test_sampling_comes_from_the_request_then_the_checkpoint_then_openai() -> None:
@@ -275,6 +275,6 @@ def test_reasoning_effort_turns_thinking_on_or_off_unless_the_template_is_told()
 
 def test_usage_in_streams_only_where_it_was_asked_for() -> None:
     options = {"include_usage": True, "include_obfuscation": True}
-    asking = Asking(SamplingDefaults(), 1000)
+    asking = RequestMapper(SamplingDefaults(), 1000)
     assert asking.style(read_request(request(stream=True, stream_options=options), False)).include_usage
     assert not asking.style(read_request(request(stream=True), False)).include_usage

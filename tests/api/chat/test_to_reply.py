@@ -6,14 +6,14 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.api.chat.to_reply import Chunker, Style, fold
-from server.api.chat.wire import Chunk, Notes
+from server.api.chat.to_reply import Chunker, ReplyStyle, fold
+from server.api.chat.wire import ChatCompletionChunk, Notes
 from server.api.errors import encode
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, Text, Thought
-from server.reply.decoder import Said, Scored
-from server.service import Heard, Tally
+from server.reply.decoder import ParsedEvent, ScoredToken
+from server.service import ChoiceEvent, TokenUsage
 
-TALLY = Tally(5, 2, 7, 3)
+TALLY = TokenUsage(5, 2, 7, 3)
 words = st.text(min_size=1, max_size=4)
 
 
@@ -39,27 +39,27 @@ def replies(draw: st.DrawFn) -> list[Event]:
 
 
 @st.composite
-def interleaved(draw: st.DrawFn) -> tuple[int, list[Heard]]:
+def interleaved(draw: st.DrawFn) -> tuple[int, list[ChoiceEvent]]:
     """Several choices, whose events come in any order that keeps each choice's own."""
     choices = draw(st.lists(replies(), min_size=1, max_size=3))
     left = [list(events) for events in choices]
     heard = []
     while any(left):
         index = draw(st.sampled_from([i for i, events in enumerate(left) if events]))
-        heard.append(Heard(index, Said(left[index].pop(0))))
+        heard.append(ChoiceEvent(index, ParsedEvent(left[index].pop(0))))
     return len(choices), heard
 
 
-def chunks_of(n: int, heard: list[Heard], style: Style) -> list[Chunk]:
+def chunks_of(n: int, heard: list[ChoiceEvent], style: ReplyStyle) -> list[ChatCompletionChunk]:
     chunker = Chunker(style)
     return [*chunker.open(n), *(chunk for one in heard for chunk in chunker.feed(one)), *chunker.close(TALLY)]
 
 
 @settings(max_examples=120, deadline=None)
 @given(interleaved())
-def test_every_clause_of_a_stream(drawn: tuple[int, list[Heard]]) -> None:
+def test_every_clause_of_a_stream(drawn: tuple[int, list[ChoiceEvent]]) -> None:
     n, heard = drawn
-    chunks = [json.loads(encode(chunk)) for chunk in chunks_of(n, heard, Style("m", include_usage=True))]
+    chunks = [json.loads(encode(chunk)) for chunk in chunks_of(n, heard, ReplyStyle("m", include_usage=True))]
     *chunks, usage = chunks
     assert usage["choices"] == [] and usage["usage"]["total_tokens"] == 12
     assert all(chunk["usage"] is None and len(chunk["choices"]) == 1 for chunk in chunks)
@@ -89,9 +89,9 @@ def check_deltas(deltas: list[dict[str, Any]]) -> None:
 
 @settings(max_examples=120, deadline=None)
 @given(interleaved())
-def test_the_fold_is_what_the_events_said(drawn: tuple[int, list[Heard]]) -> None:
+def test_the_fold_is_what_the_events_said(drawn: tuple[int, list[ChoiceEvent]]) -> None:
     n, heard = drawn
-    style = Style("m")
+    style = ReplyStyle("m")
     whole = json.loads(encode(fold(chunks_of(n, heard, style), TALLY, style)))
     for index, choice in enumerate(whole["choices"]):
         events = [one.said.event for one in heard if one.choice == index]
@@ -114,8 +114,8 @@ def test_the_fold_is_what_the_events_said(drawn: tuple[int, list[Heard]]) -> Non
 
 
 def test_what_has_nothing_to_say_is_not_sent() -> None:
-    style = Style("m")
-    chunks = chunks_of(1, [Heard(0, Said(Ended("stop")))], style)
+    style = ReplyStyle("m")
+    chunks = chunks_of(1, [ChoiceEvent(0, ParsedEvent(Ended("stop")))], style)
     assert b"toolwire" not in b"".join(encode(chunk) for chunk in chunks)
     assert b"usage" not in b"".join(encode(chunk) for chunk in chunks)
     assert encode(Notes([], 2)) == b'{"dropped_messages":2}'
@@ -123,9 +123,9 @@ def test_what_has_nothing_to_say_is_not_sent() -> None:
 
 def test_a_token_that_is_half_a_character_is_told_by_its_bytes() -> None:
     piece = "ä".encode()[:1]
-    said = Said(Text("ä"), (Scored(piece, -0.5, ((piece, -0.5),)), Scored("ä".encode()[1:], -0.1)))
-    style = Style("m", logprobs=True)
-    whole = fold(chunks_of(1, [Heard(0, said), Heard(0, Said(Ended("stop")))], style), TALLY, style)
+    said = ParsedEvent(Text("ä"), (ScoredToken(piece, -0.5, ((piece, -0.5),)), ScoredToken("ä".encode()[1:], -0.1)))
+    style = ReplyStyle("m", logprobs=True)
+    whole = fold(chunks_of(1, [ChoiceEvent(0, said), ChoiceEvent(0, ParsedEvent(Ended("stop")))], style), TALLY, style)
     logprobs = whole.choices[0].logprobs
     assert logprobs is not None
     assert b"".join(bytes(token.bytes) for token in logprobs.content).decode() == "ä"

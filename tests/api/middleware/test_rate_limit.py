@@ -7,8 +7,8 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.api.errors import Refused
-from server.api.middleware.rate_limit import MAX_IDLE_CLIENTS, Ledger, Limits, as_duration, client_of
+from server.api.errors import RequestRefused
+from server.api.middleware.rate_limit import MAX_IDLE_CLIENTS, RateLimiter, RateLimitMiddleware, as_duration, client_of
 from tests.api.conftest import MODEL, Serve
 from tests.backends.scripted import Script
 
@@ -25,15 +25,15 @@ class Clock:
         return self.now_s
 
 
-def refusal(ledger: Ledger, client: str) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal(ledger: RateLimiter, client: str) -> RequestRefused:
+    with pytest.raises(RequestRefused) as caught:
         ledger.take(client)
     return caught.value
 
 
 def test_the_bucket_empties_and_refills_evenly() -> None:
     clock = Clock()
-    ledger = Ledger(60, 0, clock)
+    ledger = RateLimiter(60, 0, clock)
     standings = [ledger.take("a") for _ in range(60)]
     assert [standing.remaining for standing in standings if standing] == list(range(59, -1, -1))
     refused = refusal(ledger, "a").fault
@@ -48,7 +48,7 @@ def test_the_bucket_empties_and_refills_evenly() -> None:
 def test_a_refused_request_costs_nothing() -> None:
     """Counting refusals would lock out a client that retries too early for good."""
     clock = Clock()
-    ledger = Ledger(1, 0, clock)
+    ledger = RateLimiter(1, 0, clock)
     ledger.take("a")
     for _ in range(100):
         refusal(ledger, "a")
@@ -57,13 +57,13 @@ def test_a_refused_request_costs_nothing() -> None:
 
 
 def test_clients_do_not_share_a_bucket() -> None:
-    ledger = Ledger(1, 0, Clock())
+    ledger = RateLimiter(1, 0, Clock())
     ledger.take("a")
     assert ledger.take("b") is not None
 
 
 def test_running_requests_are_counted_and_given_back() -> None:
-    ledger = Ledger(0, 2, Clock())
+    ledger = RateLimiter(0, 2, Clock())
     assert ledger.take("a") is None
     ledger.take("a")
     assert refusal(ledger, "a").fault.status == 429
@@ -74,7 +74,7 @@ def test_running_requests_are_counted_and_given_back() -> None:
 def test_idle_clients_are_forgotten() -> None:
     """A flood of addresses must not fill the memory."""
     clock = Clock()
-    ledger = Ledger(60, 0, clock)
+    ledger = RateLimiter(60, 0, clock)
     for number in range(MAX_IDLE_CLIENTS):
         ledger.take(str(number))
         ledger.give_back(str(number))
@@ -108,7 +108,7 @@ async def no_mail() -> Message:
 
 async def test_a_request_is_given_back_whatever_ends_it() -> None:
     """A stream whose client left would otherwise block its key until the server is started again."""
-    ledger = Ledger(10, 1, Clock())
+    ledger = RateLimiter(10, 1, Clock())
     sent: list[Message] = []
     release = asyncio.Event()
 
@@ -119,10 +119,10 @@ async def test_a_request_is_given_back_whatever_ends_it() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    room = Limits(app, ledger, by_key=True)
+    room = RateLimitMiddleware(app, ledger, by_key=True)
     running = asyncio.create_task(room(scope_of(), no_mail, send))
     await asyncio.sleep(0)
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         await room(scope_of(), no_mail, send)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -133,7 +133,7 @@ async def test_a_request_is_given_back_whatever_ends_it() -> None:
 
 
 async def test_looking_is_free() -> None:
-    ledger = Ledger(1, 1, Clock())
+    ledger = RateLimiter(1, 1, Clock())
     passed: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +142,7 @@ async def test_looking_is_free() -> None:
     async def send(message: Message) -> None:
         raise AssertionError("nothing is sent")
 
-    room = Limits(app, ledger, by_key=True)
+    room = RateLimitMiddleware(app, ledger, by_key=True)
     for scope in (scope_of("GET", "/v1/models"), scope_of("GET", "/health"), scope_of("POST", "/tokenize")) * 3:
         await room(scope, no_mail, send)
     assert len(passed) == 9

@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.api.middleware.request_log import (
     LineFormatter,
-    RequestLog,
+    RequestLogMiddleware,
     configure_logging,
     prompt_logger,
     request_id_in_logs,
@@ -107,7 +107,7 @@ async def test_a_request_is_one_line_however_it_ends(lines: io.StringIO, whole: 
         assert message["type"].startswith("http.response")
 
     scope = {"type": "http", "method": "POST", "path": "/v1/x", "query_string": b"api_key=abc", "headers": []}
-    room = RequestLog(app)
+    room = RequestLogMiddleware(app)
     if whole:
         await room(scope, no_mail, send)
     else:

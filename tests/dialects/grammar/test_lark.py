@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.dialects.base import Choice, Dialect, Tool, Wanted
+from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from tests.dialects.fuzz import write_call
 from tests.dialects.test_constraints import accepts, every_dialect
 from tests.dialects.walking import MARKER_IDS, wanted
@@ -53,7 +53,7 @@ def test_case_44_where_an_answer_must_come_the_turn_cannot_end_before_text_or_a_
         assert accepts(dialect, want, "\n\nMild.\n") is (choice.mode != "required")
         assert accepts(dialect, want, f"Hm.{call}") is (choice.mode == "auto")
         assert accepts(dialect, want, call if choice.mode == "auto" else call.strip()) is (choice.mode != "none")
-    alone = Wanted([], Choice("none"), None, MARKER_IDS, must_answer=True)
+    alone = ConstraintSpec([], Choice("none"), None, MARKER_IDS, must_answer=True)
     assert accepts(dialect, alone, "\n\nMild.\n") and not accepts(dialect, alone, "\n\n")
 
 

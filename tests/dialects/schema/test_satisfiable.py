@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.dialects.base import AnswerFormat, Choice, Dialect, Tool, Wanted
+from server.dialects.base import Choice, ConstraintSpec, Dialect, ResponseFormat, Tool
 from server.dialects.registry import DIALECTS
 from server.dialects.schema.normalize import normalised
 from server.dialects.schema.satisfiable import possible
@@ -159,7 +159,7 @@ def test_strings_of_several_schemas_are_written_as_strings(dialect: Dialect) -> 
 def test_an_answer_that_nothing_satisfies_is_refused_by_its_place(dialect: Dialect) -> None:
     schema = {"type": "object", "properties": {"n": CROSSED}, "required": ["n"]}
     with pytest.raises(BadSchema, match=r"\('properties', 'n'\)") as caught:
-        dialect.constrain(Wanted([], Choice("none"), AnswerFormat(schema), {}))
+        dialect.constrain(ConstraintSpec([], Choice("none"), ResponseFormat(schema), {}))
     assert (caught.value.param, caught.value.code) == ("response_format", "invalid_json_schema")
 
 

@@ -13,7 +13,7 @@ from server.messages import Sampling
 from server.model.attention.gpu import CudaKvPool
 from server.model.batch import Batch, Draw, Row
 from server.model.graphs.decode_graphs import DecodeGraphs, StaticDecode
-from server.model.graphs.graph_sampler import MOST_K, StaticDraw, Ways
+from server.model.graphs.graph_sampler import MOST_K, SamplingVariant, StaticDraw
 from server.model.loading.loader import load
 from server.model.runner import Runner, pool_shape
 from server.model.sampling.masks import Masks
@@ -125,10 +125,10 @@ def test_nothing_that_is_recorded_waits_for_the_device() -> None:
     assert static.fill([Row([5], 3, [0], 1, draw)]) == 2
     rows = [DrawRow(draw, (), 0)]
     ways = static.draws.fill(rows, 1, masks_for(random.Random(1), rows, 9))
-    assert ways == Ways(cut=True, masked=True)
+    assert ways == SamplingVariant(cut=True, masked=True)
     with torch.inference_mode(), Watching():
         decoded = static.compute(2)
-        for one in (ways, Ways(whole=True), Ways(True, True, True)):
+        for one in (ways, SamplingVariant(whole=True), SamplingVariant(True, True, True)):
             static.draws.compute(decoded.logits, one)
     with pytest.raises(AssertionError, match="nonzero"), Watching():
         torch.nonzero(decoded.likeliest)

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from server.checkpoint.locate import BUILT_IN_FOLDER
-from server.dialects.base import Choice, Dialect, Tool, Wanted
+from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from server.dialects.hermes import HERMES
 from server.dialects.registry import DIALECTS
 from server.errors import ConstraintFailed
@@ -31,7 +31,7 @@ FORCED = Choice("required", parallel=False)
 
 
 def compiled(dialect: Dialect = HERMES, choice: Choice = FORCED) -> GrammarMatcher:
-    constraint = dialect.constrain(Wanted([WEATHER], choice, None, MARKER_IDS))
+    constraint = dialect.constrain(ConstraintSpec([WEATHER], choice, None, MARKER_IDS))
     assert constraint is not None
     return grammars().compile(constraint)
 
@@ -61,7 +61,7 @@ def test_forced_ids_are_those_that_the_tokenizer_itself_would_cut(dialect: Diale
 def test_forced_text_that_spells_a_control_token_is_never_that_token(dialect: Dialect, word: str) -> None:
     """Such an enum failed its request: the control token was forced, and then refused."""
     tool = Tool("say", {"type": "object", "properties": {"word": {"const": word}}, "required": ["word"]})
-    constraint = dialect.constrain(Wanted([tool], FORCED, None, MARKER_IDS))
+    constraint = dialect.constrain(ConstraintSpec([tool], FORCED, None, MARKER_IDS))
     assert constraint is not None
     matcher, written = grammars().compile(constraint), []
     while not matcher.is_over():
