@@ -88,7 +88,9 @@ def native(name: str) -> Checkpoint:
 def prompter(name: str, limit: int = 0, **settings: Any) -> PromptBuilder:
     """Prepares prompts with the defaults of the settings; `limit` shortens the model's context."""
     there = checkpoint(name)
-    return PromptBuilder(replace(there, max_model_len=limit or there.max_model_len), Settings(api=ApiSettings(**settings)))
+    return PromptBuilder(
+        replace(there, max_model_len=limit or there.max_model_len), Settings(api=ApiSettings(**settings))
+    )
 
 
 def ids_of(name: str, messages: list[dict[str, Any]], **fields: Any) -> list[int]:

@@ -60,7 +60,9 @@ def test_opened_preamble_does_not_move_the_matcher() -> None:
 
 
 def test_preamble_is_closed_at_its_limit_with_ids_that_are_not_drawn() -> None:
-    reply = start(ask("a", [1], max_tokens=20, reasoning_phase=ReasoningPhase(END, limit=2, close_ids=(3, 3, END))), "4 ?")
+    reply = start(
+        ask("a", [1], max_tokens=20, reasoning_phase=ReasoningPhase(END, limit=2, close_ids=(3, 3, END))), "4 ?"
+    )
     reply.write([1])
     assert reply.write_forced() == 0
     reply.write([1])
@@ -77,7 +79,9 @@ def test_limit_of_none_inside_closes_at_once() -> None:
 
 
 def test_close_ids_are_drawn_under_a_mask_where_logprobs_are_wanted() -> None:
-    request = ask("a", [1], max_tokens=20, num_logprobs=2, reasoning_phase=ReasoningPhase(END, limit=1, close_ids=(3, END)))
+    request = ask(
+        "a", [1], max_tokens=20, num_logprobs=2, reasoning_phase=ReasoningPhase(END, limit=1, close_ids=(3, END))
+    )
     closing = closing_constraint(request)
     assert closing is not None
     assert closing.source == f"start: <[3]> <[{END}]>"

@@ -145,7 +145,9 @@ def test_d10_a_forced_call_fits_behind_the_thoughts() -> None:
     """`required`, thinking and a small limit would otherwise end inside the thoughts."""
     prepare = PromptBuilder(native("qwen3"), Settings()).prepare
     for max_tokens in (40, 100, 400):
-        reasoning_phase = prepare(request(choice=Choice("required"), max_tokens=max_tokens)).generates[0].reasoning_phase
+        reasoning_phase = (
+            prepare(request(choice=Choice("required"), max_tokens=max_tokens)).generates[0].reasoning_phase
+        )
         assert reasoning_phase
         assert reasoning_phase.limit is not None
         shortest = checkpoint("qwen3").tokenizer.encode('<tool_call>\n{"name": "wait", "arguments": {}}\n</tool_call>')

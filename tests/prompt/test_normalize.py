@@ -165,7 +165,9 @@ def test_a_tag_that_is_only_mentioned_stays() -> None:
 def test_custom_tools_are_shown_and_remembered_as_functions_of_one_text() -> None:
     """No model was trained on free-text tools; what parsers read is what the history must show."""
     grammar = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[0-9]+"}}
-    (shown,) = normalize_tools([{"type": "custom", "custom": {"name": "run", "description": "Runs.", "format": grammar}}])
+    (shown,) = normalize_tools(
+        [{"type": "custom", "custom": {"name": "run", "description": "Runs.", "format": grammar}}]
+    )
     assert shown["function"]["name"] == "run"
     assert list(shown["function"]["parameters"]["properties"]) == ["input"]
     assert "[0-9]+" in json.dumps(shown)
