@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
@@ -23,7 +24,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m 'not gpu' $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m 'not gpu' $(TESTS)
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu $(TESTS)

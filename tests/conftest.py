@@ -1,4 +1,4 @@
-"""One server with the built-in model for all tests that need no options of their own."""
+"""Options and environment of a run, and one server with the built-in model that tests share."""
 
 import os
 import signal
@@ -6,17 +6,56 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import caches
 from tests.live import Live, live_server
+
+# What the engine sets for itself (server/settings.py): OpenMP threads sleep soon, and caches of products stay small.
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "10000",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
+    "MALLOC_ARENA_MAX": "1",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run tests marked long too, and the others with more cases")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Triton's kernels run in its interpreter, except in `make test-gpu`; Triton asks for it once, when imported.
+    """Set what torch, OpenMP and Triton read once, when they are imported. Workers inherit it.
 
-    A run that a shell has put into the background is deaf to SIGINT, and so would be every server that a test starts.
+    Triton's kernels run in its interpreter, except in `make test-gpu`. Workers share the cores.
+    A run that a shell has put into the background ignores SIGINT, and so would every server that a test starts.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if workers := config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     if config.option.markexpr != "gpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests marked long unless `--long` asks for them."""
+    if not config.getoption("long"):
+        left_out = [item for item in items if "long" in item.keywords]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if "long" not in item.keywords]
+
+
+@pytest.fixture(scope="session")
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether this run has `--long`."""
+    return bool(request.config.getoption("long"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _models_of_one_module() -> Iterator[None]:
+    """Models and tokenizers that a module loads are dropped with it."""
+    yield
+    caches.clear()
 
 
 @pytest.fixture(scope="session")

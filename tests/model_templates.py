@@ -3,9 +3,7 @@
 The tokenizer knows the control tokens of all of them at once, so that each template is attacked with every one.
 """
 
-import functools
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,17 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from server.chat_request import ChatRequest
+from server.checkpoint.capabilities import find_capabilities
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
+from server.checkpoint.mask import Mask
+from server.checkpoint.template import ChatTemplate
 from server.dialects.registry import find
 from server.messages import Sampling
 from server.prompt.builder import PromptBuilder
 from server.settings import ApiSettings, Settings
-from tests.checkpoints import qwen_tokenizer
+from tests.caches import cached
+from tests.checkpoints import cache_folder, make_once, qwen_tokenizer
 
 FOLDER = Path(__file__).parent / "templates"
 ROOT = Path(__file__).parents[1]
@@ -46,10 +48,12 @@ OTHER_TOKENS = (
 NUM_SPECIAL = 15  # of OTHER_TOKENS; the rest is added, but not special
 
 
-@functools.cache
 def folder() -> Path:
-    """A checkpoint's folder without weights; made once a run."""
-    made = Path(tempfile.mkdtemp(prefix="toolwire-prompts-"))
+    """A checkpoint's folder without weights; made once."""
+    return make_once(cache_folder() / "prompts", _write)
+
+
+def _write(made: Path) -> None:
     source = qwen_tokenizer()
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     tokenizer.add_special_tokens(
@@ -64,7 +68,6 @@ def folder() -> Path:
         config["added_tokens_decoder"][token_id] = {"content": text, "special": i < NUM_SPECIAL, **flags}
     (made / "tokenizer_config.json").write_text(json.dumps(config))
     (made / "config.json").write_text(json.dumps({"model_type": "qwen3", "max_position_embeddings": 32768}))
-    return made
 
 
 def folder_of(name: str) -> Path:
@@ -72,19 +75,28 @@ def folder_of(name: str) -> Path:
     return BUILT_IN_FOLDER if name == BUILT_IN else folder()
 
 
-@functools.cache
+@cached
+def opened(folder: Path) -> Checkpoint:
+    """The checkpoint that lends its tokenizer to all templates of this folder. The dialect is no part of a prompt."""
+    return Checkpoint.open(folder, chat_template=str(TEMPLATES[BUILT_IN][0]), dialect="hermes")
+
+
+@cached
 def checkpoint(name: str) -> Checkpoint:
-    """The checkpoint under this template. The dialect is no part of a prompt, so one does for all."""
-    return Checkpoint.open(folder_of(name), chat_template=str(TEMPLATES[name][0]), dialect="hermes")
+    """The checkpoint under this template."""
+    base, path = opened(folder_of(name)), TEMPLATES[name][0]
+    template = ChatTemplate(path.read_text(encoding="utf-8"), str(path), base.template.strings)
+    mask = Mask([token.text for token in base.control_tokens], template.literals)
+    return replace(base, template=template, mask=mask, capabilities=find_capabilities(template))
 
 
-@functools.cache
+@cached
 def native(name: str) -> Checkpoint:
     """The same with the dialect that its template writes."""
     return replace(checkpoint(name), dialect=find(TEMPLATES[name][1]))
 
 
-@functools.cache
+@cached
 def prompter(name: str, limit: int = 0, **settings: Any) -> PromptBuilder:
     """Prepares prompts with the defaults of the settings; `limit` shortens the model's context."""
     there = checkpoint(name)

@@ -64,6 +64,7 @@ def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     assert rate_at(1000, 1.0) == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [2])
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, workers: int) -> None:
     shutil.copy(SHIPPED / "tokenizer.json", tmp_path)
@@ -76,6 +77,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, workers: int) -> Non
     assert torch.load(tmp_path / "checkpoint.pt")["progress"][0] == 3
 
 
+@pytest.mark.long
 def test_new_layers_change_nothing_at_first_and_learn_from_there(tmp_path: Path) -> None:
     """Weights, averages or momenta under a wrong name would cost what was learnt."""
     shutil.copy(SHIPPED / "tokenizer.json", tmp_path)

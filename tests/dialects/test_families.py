@@ -4,7 +4,6 @@ All tools, both ways: `python -m tests.dialects.forced`.
 """
 
 import asyncio
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from server.checkpoint.checkpoint import Checkpoint
 from server.self_test import self_test
+from tests.caches import cached
 from tests.dialects.forced import EMPTY, Outcome, endings, faults, request_for, run, serve, tools_for
 from tests.dialects.over_http import Reply, ask
 from tests.families import FAMILIES, family_checkpoint
@@ -38,7 +38,7 @@ class Served:
         return FAMILIES[self.family].dialect
 
 
-@functools.cache
+@cached
 def opened(family: str) -> Checkpoint:
     """The family's checkpoint as the API knows it."""
     return Checkpoint.open(family_checkpoint(family))

@@ -3,13 +3,13 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from server.model.sampling.grammar import GrammarMatcher, LlguidanceGrammars
+from tests.caches import cached
 from tests.checkpoints import END_OF_TEXT, IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE, qwen_tokenizer
 
 MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}
@@ -30,19 +30,19 @@ class Walk:
     ended: bool
 
 
-@cache
+@cached
 def grammars() -> LlguidanceGrammars:
     """The engine's grammars over the real Qwen vocabulary."""
     return LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", VOCAB_SIZE, STOP_IDS, num_threads=1)
 
 
-@cache
+@cached
 def tokenizer() -> Tokenizer:
     """The same vocabulary, to read and write text."""
     return Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
 
 
-@cache
+@cached
 def ids_of(text: str) -> tuple[int, ...]:
     """The ids of a text; markers are one token each."""
     return tuple(tokenizer().encode(text, add_special_tokens=False).ids)

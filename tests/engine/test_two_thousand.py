@@ -8,7 +8,7 @@ import pytest
 
 from tests.live import Live, live_server
 
-NUM_REQUESTS = 2000
+NUM_REQUESTS, LONG_NUM_REQUESTS = 200, 2000
 CLIENTS = 64
 WINDOW = 256
 OPTIONS = ("--max-model-len", str(WINDOW), "--kv-cache-tokens", str(4 * WINDOW), "--threads", "1")
@@ -33,9 +33,9 @@ async def ask(client: httpx.AsyncClient, number: int) -> tuple[int, str]:
     return 200, answer["choices"][0]["finish_reason"]
 
 
-async def ask_all(server: Live) -> list[tuple[int, str]]:
+async def ask_all(server: Live, num_requests: int) -> list[tuple[int, str]]:
     """All requests from `CLIENTS` clients at once."""
-    numbers = iter(range(NUM_REQUESTS))
+    numbers = iter(range(num_requests))
     outcomes: list[tuple[int, str]] = []
 
     async def work(client: httpx.AsyncClient) -> None:
@@ -48,10 +48,12 @@ async def ask_all(server: Live) -> list[tuple[int, str]]:
 
 
 @pytest.mark.timeout(900)  # half a minute on two idle cores, several on busy ones
-async def test_two_thousand_requests_through_a_cache_of_four_are_all_answered() -> None:
+async def test_many_requests_through_a_cache_of_four_are_all_answered(is_long: bool) -> None:
+    """Two hundred requests; two thousand with --long."""
+    num_requests = LONG_NUM_REQUESTS if is_long else NUM_REQUESTS
     with live_server(*OPTIONS, "--allow-any-model") as server:
-        outcomes = await ask_all(server)
-        assert len(outcomes) == NUM_REQUESTS
+        outcomes = await ask_all(server, num_requests)
+        assert len(outcomes) == num_requests
         assert [outcome for outcome in outcomes if outcome[0] != 200] == []
         assert {finish for _, finish in outcomes} <= {"stop", "length"}
         assert server.process.poll() is None

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from server.model.runner import Runner, Ticket
 from server.model.sampling.grammar import LlguidanceGrammars
 from server.model.sampling.masks import Masks
 from server.model.sampling.sampler import Drawing
+from tests.caches import cached
 from tests.checkpoints import Kind, qwen_tokenizer
 from tests.engine.toys import Bench
 from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of
@@ -199,7 +199,7 @@ def written(requests: Sequence[Generate], place: float, draft_tokens: int = 0) -
     return told, bench, exhausted.failed
 
 
-@cache
+@cached
 def undisturbed(kind: str) -> Written:
     """The same requests with memory enough, nothing drafted."""
     return written(sampled(8) if kind == "sampled" else repeating(float(kind)), NEVER)[0]

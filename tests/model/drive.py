@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,20 +13,21 @@ from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
+from tests.caches import cached
 from tests.checkpoints import Kind, tiny_checkpoint
 
 BLOCK_SIZE = 16
 GREEDY = Sampling(max_tokens=64, temperature=0.0)
 
 
-@cache
+@cached
 def loaded(kind: Kind, kernels: bool = True) -> LoadedModel:
-    """Our model, once a session; with the compiled kernels, or as torch computes it."""
+    """Our model, once a module; with the compiled kernels, or as torch computes it."""
     settings = EngineSettings(device="cpu", cpu_kernels=kernels)
     return load(tiny_checkpoint(kind), settings, lambda fraction: None)
 
 
-@cache
+@cached
 def reference(kind: Kind) -> Any:
     """The same checkpoint as transformers runs it."""
     return transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind)).eval()

@@ -1,23 +1,29 @@
 """On clean text our ids are those of transformers' apply_chat_template, for every template under test."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 
+from tests.caches import cached
 from tests.model_templates import TEMPLATES, checkpoint, folder_of, ids_of, text_of
 from tests.prompt.conversations import Inventor, as_sent
 
 CONVERSATIONS = 300
 WITHOUT_CALLS = {"qwen15"}
 WITHOUT_THOUGHTS = {"qwen15"}
+SPLITS_THOUGHTS = ["qwen3", "qwen3_thinking", "qwen35", "glm45", "built_in"]
 
 
-@functools.cache
+@cached
 def reference(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_the_templates_that_split_thoughts_are_known() -> None:
+    found = [name for name in TEMPLATES if checkpoint(name).capabilities.splits_thoughts]
+    assert found == SPLITS_THOUGHTS
 
 
 def ids_of_transformers(name: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], **options: Any) -> Any:
@@ -38,7 +44,7 @@ def test_ids_are_those_of_apply_chat_template(name: str) -> None:
         assert ours == theirs, f"{text_of(name, ours)!r}\n{text_of(name, theirs)!r}"
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if checkpoint(name).capabilities.splits_thoughts])
+@pytest.mark.parametrize("name", SPLITS_THOUGHTS)
 def test_ids_are_the_same_for_thoughts_within_the_content(name: str) -> None:
     """The tags are control tokens that the template itself reads: cutting them out first must change nothing."""
     inventor = Inventor(seed=2)

@@ -1,0 +1,31 @@
+"""Caches of models and tokenizers that are emptied when a test module ends, so that a run's memory has a bound."""
+
+import ctypes
+import functools
+import gc
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_caches: list["functools._lru_cache_wrapper[object]"] = []
+
+
+def cached(function: Callable[P, R]) -> Callable[P, R]:
+    """As functools.cache, until the test module ends."""
+    wrapper = functools.cache(function)
+    _caches.append(wrapper)  # type: ignore[arg-type]
+    return wrapper  # type: ignore[return-value]
+
+
+def clear() -> None:
+    """Empty them all and hand the memory back to the operating system."""
+    if not any(cache.cache_info().currsize for cache in _caches):
+        return
+    for cache in _caches:
+        cache.cache_clear()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
