@@ -27,7 +27,7 @@ app = typer.Typer(
 def _serve(resolved: Resolved) -> None:
     """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
     from server.backends.child import Child
-    from server.cli.listener import listen, share_one_heap
+    from server.cli.launch import listen, share_one_heap
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves, both signals end a start alike
     api = resolved.settings.api

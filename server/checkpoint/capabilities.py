@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from server.checkpoint.sandbox import RawArguments
+from server.checkpoint.template_environment import RawArguments
 from server.checkpoint.template import ChatTemplate
 from server.errors import BadRequest
 

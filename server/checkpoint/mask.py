@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from server.checkpoint.sandbox import RawArguments
+from server.checkpoint.template_environment import RawArguments
 
 FIRST_SENTINEL = 0xDC00
 MOST_SENTINELS = 0x400

@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 
-from server.checkpoint.sandbox import MAX_CHARACTERS, RenderBudget, Sandbox, TemplateLimitExceeded
+from server.checkpoint.template_environment import MAX_CHARACTERS, RenderBudget, Sandbox, TemplateLimitExceeded
 from server.errors import BadRequest, CannotStart
 
 

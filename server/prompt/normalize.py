@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any
 
 from server.checkpoint.capabilities import TemplateCapabilities
-from server.checkpoint.sandbox import RawArguments
+from server.checkpoint.template_environment import RawArguments
 
 DEEPEST = 64  # levels of arguments; deeper ones are kept as text
 LEGACY_ID = "call_legacy_{}"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from server.checkpoint.capabilities import TemplateCapabilities
-from server.checkpoint.sandbox import RawArguments
+from server.checkpoint.template_environment import RawArguments
 from server.prompt.normalize import normalize_messages, normalize_tools, read_arguments
 from tests.model_templates import TEMPLATES, checkpoint, ids_of, text_of
 

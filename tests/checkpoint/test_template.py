@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from server.checkpoint.sandbox import RenderBudget
+from server.checkpoint.template_environment import RenderBudget
 from server.checkpoint.template import ChatTemplate
 from server.errors import BadRequest, CannotStart
 
