@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from server.checkpoint.template_environment import RawArguments
 from server.checkpoint.template import ChatTemplate
+from server.checkpoint.template_environment import RawArguments
 from server.errors import BadRequest
 
 ODD = '{"city": Paris'

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from server.checkpoint.template_environment import RenderBudget
 from server.checkpoint.template import ChatTemplate
+from server.checkpoint.template_environment import RenderBudget
 from server.errors import BadRequest, CannotStart
 
 MESSAGES = [{"role": "user", "content": "a <b> & 'c' é 東"}, {"role": "assistant", "content": "x\ny"}]
