@@ -1,10 +1,6 @@
-"""The `toolwire` command: reads the options, builds what a command needs, and stands aside."""
+"""Entry point of `toolwire`: registers the commands; each imports its own module, so that none waits for another's."""
 
-import dataclasses
-import gc
 import os
-import signal
-import subprocess
 import sys
 from typing import Annotated
 
@@ -12,7 +8,7 @@ import typer
 
 from server.cli.options import takes_settings
 from server.errors import CannotStart
-from server.settings import BUILT_IN_MODEL, GROUPS, Resolved
+from server.settings import Resolved
 
 app = typer.Typer(
     name="toolwire",
@@ -22,57 +18,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+# Commands with a parser of their own: everything behind their name goes to it, `--help` too.
+FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-def _serve(resolved: Resolved) -> None:
+@app.command("serve")
+@takes_settings
+def serve(resolved: Resolved) -> None:
     """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
-    from server.backends.child import Child
-    from server.cli.launch import listen, share_one_heap
+    from server.cli.launch import launch
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it serves, both signals end a start alike
-    api = resolved.settings.api
-    share_one_heap()
-    with listen(api.host, api.port) as listener, Child() as engine:
-        # Importing takes a second here, and longer in the engine: both at once. What is imported stays: looking for
-        # garbage among it takes time, now and while replies are written.
-        gc.disable()
-        from rich.console import Console
-
-        from server.cli.banner import LoadingBar, print_ready
-        from server.cli.serve import ServerInfo, StartedEarly, serve
-
-        gc.freeze()
-        gc.enable()
-        console = Console()
-        bar = LoadingBar(console)
-
-        def on_ready(serving: ServerInfo) -> None:
-            bar.close()
-            print_ready(console, serving.url, serving.model, serving.ready)
-
-        try:
-            serve(resolved.settings, StartedEarly(listener, engine), bar.show, on_ready)
-        finally:
-            bar.close()
+    launch(resolved.settings)
 
 
-def _config(resolved: Resolved) -> None:
+@app.command("config")
+@takes_settings
+def config(resolved: Resolved) -> None:
     """Print every option, its value and where it came from."""
-    from rich.console import Console
-    from rich.table import Table
+    from server.cli.config import print_settings
 
-    table = Table("option", "value", "from")
-    for group, kind in GROUPS.items():
-        values = getattr(resolved.settings, group)
-        for field in dataclasses.fields(kind):
-            value = getattr(values, field.name)
-            shown = "********" if field.metadata["secret"] and value else str(value)
-            table.add_row(field.name, shown, resolved.origins[field.name])
-    Console().print(table)
-
-
-app.command("serve")(takes_settings(_serve))
-app.command("config")(takes_settings(_config))
+    print_settings(resolved)
 
 
 @app.command("check")
@@ -82,53 +47,36 @@ def check(
     dialect: Annotated[str, typer.Option(help="Tool format to force.")] = "auto",
 ) -> None:
     """Send tool calls through a checkpoint's template, tokenizer and parser, and see whether they come back."""
-    from rich.console import Console
+    from server.cli.check import check_model
 
-    from server.checkpoint.checkpoint import Checkpoint
-    from server.checkpoint.locate import locate
-    from server.self_test import self_test
-
-    folder = locate(model, weights=False)
-    checkpoint = Checkpoint.open(folder, chat_template=chat_template, dialect=dialect)
-    console = Console()
-    console.print(f"dialect {checkpoint.dialect.name}, context {checkpoint.max_model_len:,} tokens")
-    if faults := self_test(checkpoint):
-        raise CannotStart("the self-test of tool calls failed:\n" + "\n".join(f"  {fault}" for fault in faults))
-    console.print("self-test passed: every call came back as it was sent")
+    check_model(model, chat_template, dialect)
 
 
-@app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def plan(context: typer.Context, model: Annotated[str, typer.Argument(help="Folder or hub id.")]) -> None:
-    """Print what a model needs of memory, without loading it: toolwire plan MODEL [--gpu-memory 24GiB]."""
-    from server.checkpoint.locate import BUILT_IN_FOLDER
-
-    place = str(BUILT_IN_FOLDER) if model == BUILT_IN_MODEL else model
-    command = [sys.executable, "-m", "server.cli.plan", place, *context.args]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+@app.command("plan", context_settings=FORWARDED)
+def plan(context: typer.Context) -> None:
+    """Print how much memory a model needs, without loading it: toolwire plan MODEL [--gpu-memory 24GiB]."""
+    _run_module("server.cli.plan", context.args)
 
 
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-
-
-@app.command("chat", context_settings=PASSED_ON)
+@app.command("chat", context_settings=FORWARDED)
 def chat(context: typer.Context) -> None:
     """Chat in the terminal with a running server; --tools FILE offers the functions of a Python file as tools."""
     _run_module("clients.chat", context.args)
 
 
-@app.command("top", context_settings=PASSED_ON)
+@app.command("top", context_settings=FORWARDED)
 def top(context: typer.Context) -> None:
     """Watch a running server: throughput, queue, KV cache and memory."""
     _run_module("server.cli.top", context.args)
 
 
 def _run_module(name: str, arguments: list[str]) -> None:
-    """Hand over to a program of its own, with its own options; Ctrl-C is its business alone."""
+    """Replace this process by `python -m name`."""
     os.execv(sys.executable, [sys.executable, "-m", name, *arguments])
 
 
 def main() -> None:
-    """Run the command; a fault at start-up is one line and exit code 2."""
+    """Run the command; a fault at start is one line and exit code 2."""
     try:
         app()
     except CannotStart as error:

@@ -1,6 +1,7 @@
-"""What the terminal shows while the server starts, and once it serves."""
+"""Terminal output of a start: progress while the model loads, and a summary once the server is ready."""
 
 import json
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -35,7 +36,7 @@ class LoadingBar:
         self._tasks: dict[str, TaskID] = {}
 
     def show(self, loading: Loading) -> None:
-        """Move the bar of this stage."""
+        """Update the bar of this stage."""
         if loading.stage not in self._tasks:
             if self._console.is_terminal and not self._tasks:
                 self._bars.start()
@@ -45,22 +46,23 @@ class LoadingBar:
         self._bars.update(self._tasks[loading.stage], completed=loading.fraction)
 
     def close(self) -> None:
-        """Leave the finished bars on the screen."""
-        if self._console.is_terminal and self._tasks:  # one that never began would leave an empty line
+        """Stop updating; the bars stay on the screen."""
+        if self._console.is_terminal and self._tasks:  # a display without bars would leave an empty line
             self._bars.stop()
 
 
-def print_ready(console: Console, url: str, model: str, ready: Ready) -> None:
-    """URL, model, device, sizes, and a curl command that can be pasted as it is."""
-    note = "  (a small demonstration model: it calls tools, it knows nothing)" if model == BUILT_IN_NAME else ""
+def print_ready(console: Console, url: str, model: str, ready: Ready, notes: Sequence[str] = ()) -> None:
+    """URL, model, device, sizes, notes on the checkpoint, and a curl command that can be pasted as it is."""
+    remark = "  (a small demonstration model: it calls tools, it knows nothing)" if model == BUILT_IN_NAME else ""
     table = Table.grid(padding=(0, 2))
     rows = (
         ("URL", f"{url}/v1"),
-        ("Model", f"{model}{note}"),
+        ("Model", f"{model}{remark}"),
         ("Device", f"{ready.device}, {ready.dtype}"),
         ("Context", f"{ready.max_model_len:,} tokens"),
         ("KV cache", f"{ready.num_blocks * ready.block_size:,} tokens"),
         ("Loaded in", f"{ready.load_s:.1f} s"),
+        *(("Note", note) for note in notes),
     )
     for name, value in rows:
         table.add_row(f"[bold]{name}[/bold]", escape(value))
@@ -71,7 +73,7 @@ def print_ready(console: Console, url: str, model: str, ready: Ready) -> None:
 
 
 def example_curl(url: str, model: str) -> str:
-    """A tool call to paste into a shell."""
+    """A shell command that requests a tool call."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "What is the weather in Paris?"}],

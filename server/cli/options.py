@@ -1,4 +1,4 @@
-"""The settings as command-line options: one typer option a field, grouped, none written by hand."""
+"""Command-line options of `toolwire`: one typer option for each field of the settings, grouped."""
 
 import dataclasses
 import inspect

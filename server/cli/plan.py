@@ -1,4 +1,4 @@
-"""`toolwire plan MODEL`: where the memory would go, from config.json and safetensors headers. Loads no weights.
+"""`toolwire plan MODEL`: memory use by purpose, from config.json and safetensors headers. Loads no weights.
 
 Exit code 0 if the model fits, 2 if it does not or cannot be read.
 """
@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafete
 from rich.console import Console
 from rich.table import Table
 
+from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.errors import CannotStart
 from server.memory.budget import GIB, MIB, Plan, Room, demand_of, plan, room_of
 from server.memory.headers import Tensor, read_headers
@@ -22,11 +23,18 @@ from server.memory.probe import DeviceSelector
 from server.memory.report import remedies, rows, size
 from server.memory.shape import Shape, read_config, read_shape
 from server.memory.start import open_probe
-from server.settings import EngineSettings, config_path_from_environment, read_environment, read_file, resolve
+from server.settings import (
+    BUILT_IN_MODEL,
+    EngineSettings,
+    config_path_from_environment,
+    read_environment,
+    read_file,
+    resolve,
+)
 
-CUDA_RUNTIME = 512 * MIB  # what a CUDA context and torch's kernels take; measured at start where there is a card
+CUDA_RUNTIME_BYTES = 512 * MIB  # a CUDA context and torch's kernels; measured at start where there is a GPU
 UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": MIB, "GIB": GIB, "TIB": 1 << 40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-EXIT_REFUSED = 2
+EXIT_DOES_NOT_FIT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,14 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     try:
         engine, max_model_len = _settings(options)
-        shape, tensors = _read_model(options.model)
+        model = str(BUILT_IN_FOLDER) if options.model == BUILT_IN_MODEL else options.model
+        shape, tensors = _read_model(model)
         room, overhead = _room(engine, options.gpu_memory)
         found = plan(shape, tensors, demand_of(engine, max_model_len, shape), room, overhead)
     except CannotStart as error:
         Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
-        return EXIT_REFUSED
+        return EXIT_DOES_NOT_FIT
     _show(console, options.model, found, () if found.fits else remedies(shape, tensors, found))
-    return 0 if found.fits else EXIT_REFUSED
+    return 0 if found.fits else EXIT_DOES_NOT_FIT
 
 
 def read_size(text: str) -> int:
@@ -57,29 +66,27 @@ def read_size(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="toolwire plan", description=__doc__, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(
+        prog="toolwire plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "model", metavar="MODEL", help="Folder or hub id of the checkpoint; a hub id is not downloaded."
     )
     parser.add_argument(
-        "--gpu-memory", metavar="SIZE", help="Plan for a card of this size (24GiB) instead of this machine."
+        "--gpu-memory", metavar="SIZE", help="Plan for a GPU of this size (24GiB) instead of this machine."
     )
     parser.add_argument("--config", metavar="FILE", default="", help="TOML file with settings.")
     parser.add_argument("--max-model-len", metavar="N", help="Context length in tokens; 0 takes what fits.")
     for field in dataclasses.fields(EngineSettings):
         flag = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=_plain(field))
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=_help_of(field))
         else:
-            parser.add_argument(flag, metavar="X", help=_plain(field))
+            parser.add_argument(flag, metavar="X", help=_help_of(field))
     return parser
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the description's lines."""
-
-
-def _plain(field: "dataclasses.Field[object]") -> str:
+def _help_of(field: "dataclasses.Field[object]") -> str:
     return f"{field.metadata['help']} [default: {field.default}]".replace("%", "%%")
 
 
@@ -93,19 +100,19 @@ def _settings(options: argparse.Namespace) -> tuple[EngineSettings, int]:
 
 
 def _room(engine: EngineSettings, gpu_memory: str | None) -> tuple[Room, int]:
-    """The room to plan for, and what the runtime takes of it before the weights."""
+    """The memory to plan for, and the bytes that the runtime takes of it before the weights."""
     if gpu_memory is not None:
         total = read_size(gpu_memory)
-        return Room(total, total), CUDA_RUNTIME
-    wanted = DeviceSelector(visible=read_environment().get("CUDA_VISIBLE_DEVICES"))
+        return Room(total, total), CUDA_RUNTIME_BYTES
+    selector = DeviceSelector(visible=read_environment().get("CUDA_VISIBLE_DEVICES"))
     if engine.device != "cpu" and engine.memory_probe != "host":
         try:
-            reading = open_probe("cuda", "nvml", wanted).read()[0]
-            return room_of(reading), CUDA_RUNTIME
+            reading = open_probe("cuda", "nvml", selector).read()[0]
+            return room_of(reading), CUDA_RUNTIME_BYTES
         except CannotStart as error:
             if engine.device == "cuda" or engine.memory_probe == "nvml":
-                raise CannotStart("no GPU can be read here; name its size with --gpu-memory 24GiB") from error
-    return room_of(open_probe("cpu", "auto", wanted).read()[0]), 0
+                raise CannotStart("no GPU can be read here; give its size with --gpu-memory 24GiB") from error
+    return room_of(open_probe("cpu", "auto", selector).read()[0]), 0
 
 
 def _read_model(model: str) -> tuple[Shape, tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""`toolwire top`: a running server in the terminal, from its `/metrics` and `/v1/memory`. It changes nothing."""
+"""`toolwire top`: live view of a running server in the terminal, from its `/metrics` and `/v1/memory`; read-only."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 BAR_WIDTH = 40
-HISTORY = 60  # samples in the little curve
+HISTORY = 60  # samples of the throughput curve
 CURVE = " ▁▂▃▄▅▆▇█"
 TIMEOUT_S = 5.0
 LEVELS = {0: ("calm", "green"), 1: ("tight", "yellow"), 2: ("critical", "red")}
@@ -28,7 +28,7 @@ LEVELS = {0: ("calm", "green"), 1: ("tight", "yellow"), 2: ("critical", "red")}
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the server said at one moment. `values` sums each metric over its labels; `buckets` are cumulative."""
+    """Metrics and memory report of one moment. `values` sums each metric over its labels; `buckets` are cumulative."""
 
     time_s: float
     values: Mapping[str, float]
@@ -36,7 +36,7 @@ class Sample:
     memory: Mapping[str, Any]
 
     def of(self, name: str) -> float:
-        """A metric by its name without the prefix; 0 if the server does not tell it."""
+        """A metric by its name without the prefix; 0 if the server does not export it."""
         return self.values.get(f"toolwire_{name}", 0.0)
 
 
@@ -56,25 +56,25 @@ def read_metrics(text: str) -> tuple[dict[str, float], dict[str, dict[float, flo
 
 
 def read_sample(url: str, key: str) -> Sample:
-    """Ask the server; raises OSError (urllib's errors are) where it does not answer."""
+    """Query the server; raises OSError (urllib's errors are) where it does not answer."""
     values, buckets = read_metrics(_get(f"{url}/metrics", key).decode())
     try:
         memory = json.loads(_get(f"{url}/v1/memory", key))
     except urllib.error.HTTPError as error:
-        if error.code != 503:  # the engine loads, or starts again
+        if error.code != 503:  # the engine is loading or restarting
             raise
         memory = {}
     return Sample(time.monotonic(), values, buckets, memory)
 
 
 def draw(url: str, history: Sequence[Sample]) -> Panel:
-    """The whole screen for these samples, the newest last."""
+    """Render the screen from these samples, the newest last."""
     newest = history[-1]
-    before = history[max(0, len(history) - 6)]  # rates over the last few samples: one alone flickers
+    before = history[max(0, len(history) - 6)]  # rates over the last few samples: a single one flickers
     parts: list[Text | Table] = [
-        _speeds(newest, before),
+        _throughput(newest, before),
         _curve(history),
-        _bars(newest),
+        _memory_bars(newest),
         _latencies(newest, history[0]),
         _counts(newest),
     ]
@@ -83,11 +83,11 @@ def draw(url: str, history: Sequence[Sample]) -> Panel:
     return Panel(Group(state, *parts, *_events(newest)), title=f"toolwire  {url}", border_style="dim")
 
 
-def _speeds(newest: Sample, before: Sample) -> Table:
+def _throughput(newest: Sample, before: Sample) -> Table:
     table = Table.grid(padding=(0, 3))
     cells = [
-        ("written", f"{_rate('engine_output_tokens_total', newest, before):,.0f} tok/s"),
-        ("read", f"{_rate('engine_prompt_tokens_total', newest, before):,.0f} tok/s"),
+        ("output", f"{_rate('engine_output_tokens_total', newest, before):,.0f} tok/s"),
+        ("prompt", f"{_rate('engine_prompt_tokens_total', newest, before):,.0f} tok/s"),
         ("cached", f"{_rate('engine_cached_tokens_total', newest, before):,.0f} tok/s"),
         ("requests", f"{_rate('requests_total', newest, before):,.1f} /s"),
         ("running", f"{newest.of('sequences_running'):,.0f}"),
@@ -104,7 +104,7 @@ def _curve(history: Sequence[Sample]) -> Text:
     return Text("".join(CURVE[round(rate / top * (len(CURVE) - 1))] for rate in rates), "cyan")
 
 
-def _bars(newest: Sample) -> Table:
+def _memory_bars(newest: Sample) -> Table:
     table = Table.grid(padding=(0, 1))
     total, used = newest.of("kv_blocks_total"), newest.of("kv_blocks_used")
     cached = newest.of("kv_blocks_cached")
@@ -121,7 +121,7 @@ def _bars(newest: Sample) -> Table:
 
 def _latencies(newest: Sample, first: Sample) -> Table:
     table = Table.grid(padding=(0, 3))
-    table.add_row(*(Text(title, "dim") for title in ("latency", "half under", "95 % under")))
+    table.add_row(*(Text(title, "dim") for title in ("latency", "p50", "p95")))
     rows = (
         ("first token", "toolwire_time_to_first_token_seconds"),
         ("between steps", "toolwire_inter_token_seconds"),
@@ -134,9 +134,9 @@ def _latencies(newest: Sample, first: Sample) -> Table:
 
 
 def _counts(newest: Sample) -> Text:
-    told = ("engine_preemptions_total", "engine_restarts_total", "memory_ooms_total", "tool_calls_total")
+    names = ("engine_preemptions_total", "engine_restarts_total", "memory_ooms_total", "tool_calls_total")
     return Text(
-        "   ".join(f"{name.removesuffix('_total').replace('_', ' ')} {newest.of(name):,.0f}" for name in told), "dim"
+        "   ".join(f"{name.removesuffix('_total').replace('_', ' ')} {newest.of(name):,.0f}" for name in names), "dim"
     )
 
 
@@ -164,7 +164,7 @@ def quantile(buckets: Mapping[float, float], share: float) -> float | None:
 
 def _grown(newer: Mapping[float, float], older: Mapping[float, float]) -> dict[float, float]:
     grown = {edge: count - older.get(edge, 0.0) for edge, count in newer.items()}
-    return grown if any(grown.values()) else dict(newer)  # nothing since we look: what was before
+    return grown if any(grown.values()) else dict(newer)  # no observation since this program began: show all of them
 
 
 def _rate(name: str, newer: Sample, older: Sample) -> float:
@@ -205,9 +205,9 @@ def main() -> None:
     """python -m server.cli.top"""
     parser = argparse.ArgumentParser(prog="toolwire top", description="Watch a running server.")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    parser.add_argument("--key", default="", help="API key, where the server wants one")
-    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two looks (default: %(default)s)")
-    parser.add_argument("--once", action="store_true", help="print one picture and end")
+    parser.add_argument("--key", default="", help="API key, if the server requires one")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between samples (default: %(default)s)")
+    parser.add_argument("--once", action="store_true", help="print one sample and exit")
     chosen = parser.parse_args()
     url, console = chosen.url.rstrip("/").removesuffix("/v1"), Console()
     try:

@@ -1,17 +1,15 @@
-"""What is said before the server serves."""
-
-import dataclasses
+"""Warnings before the server starts."""
 
 import pytest
 
 from server.cli.serve import warn_if_open_to_all
-from server.settings import ApiSettings, Settings
+from server.settings import ApiSettings
 
 
 @pytest.mark.parametrize(
     ("api", "warns"),
     [
-        ({}, False),  # 127.0.0.1 unless told otherwise
+        ({}, False),  # 127.0.0.1 by default
         ({"host": "localhost"}, False),
         ({"host": "0.0.0.0"}, True),
         ({"host": "::"}, True),
@@ -19,9 +17,9 @@ from server.settings import ApiSettings, Settings
         ({"host": "0.0.0.0", "api_key_file": "keys"}, False),
     ],
 )
-def test_a_server_that_everybody_reaches_without_a_key_is_warned_of(
+def test_a_server_reachable_without_a_key_logs_a_warning(
     api: dict[str, str], warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A model server found open on the internet was one whose owner had not noticed."""
-    warn_if_open_to_all(Settings(api=dataclasses.replace(ApiSettings(), **api)))  # type: ignore[arg-type]
+    warn_if_open_to_all(ApiSettings(**api))  # type: ignore[arg-type]
     assert bool([record for record in caplog.records if record.levelname == "WARNING"]) is warns

@@ -1,4 +1,4 @@
-"""The terminal view: what it makes of the server's own words, and that it works against a real one."""
+"""`toolwire top`: rates and quantiles from metrics text, and a run against a real server."""
 
 import math
 import subprocess
@@ -34,7 +34,7 @@ MEMORY = {
 }
 
 
-def picture(*history: Sample) -> str:
+def rendered(*history: Sample) -> str:
     console = Console(width=120, record=True, file=None, force_terminal=False)
     with console.capture() as capture:
         console.print(draw("http://x", history))
@@ -58,8 +58,8 @@ def test_there_is_no_quantile_of_nothing() -> None:
 
 
 @pytest.mark.parametrize(("used", "total", "cached"), [(0, 0, 0), (5, 10, 5), (10, 10, 0), (11, 10, 3), (1, 1000, 1)])
-def test_a_bar_is_as_wide_as_any_other(used: int, total: int, cached: int) -> None:
-    """A server that tells no blocks yet, or more than all, must not break the picture."""
+def test_every_bar_has_the_same_width(used: int, total: int, cached: int) -> None:
+    """A server that reports no blocks yet, or more than all, must not break the layout."""
     assert len(bar(used, total, cached).plain) == BAR_WIDTH
 
 
@@ -67,7 +67,7 @@ def test_rates_are_differences_over_time() -> None:
     values, buckets = read_metrics(METRICS)
     older = Sample(10.0, {**values, "toolwire_engine_output_tokens_total": 100}, buckets, MEMORY)
     newer = Sample(12.0, {**values, "toolwire_engine_output_tokens_total": 500}, buckets, MEMORY)
-    shown = picture(older, newer)
+    shown = rendered(older, newer)
     assert "200 tok/s" in shown
     assert "3.0 GiB of 4.0 GiB" in shown
     assert "level tight" in shown
@@ -77,15 +77,15 @@ def test_a_restarted_engine_gives_no_negative_rate() -> None:
     values, buckets = read_metrics(METRICS)
     older = Sample(10.0, {**values, "toolwire_engine_output_tokens_total": 500}, buckets, {})
     newer = Sample(12.0, {**values, "toolwire_engine_output_tokens_total": 10}, buckets, {})
-    assert "0 tok/s" in picture(older, newer)
+    assert "0 tok/s" in rendered(older, newer)
 
 
-def test_it_draws_a_real_server(live: Live) -> None:
+def test_it_renders_a_real_server(live: Live) -> None:
     live.client().chat.completions.create(model="toolwire-demo", messages=[{"role": "user", "content": "Hello!"}])
     command = [sys.executable, "-m", "server", "top", "--once", "--url", live.url]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-    for word in ("ready", "KV cache", "first token", "written"):
+    for word in ("ready", "KV cache", "first token", "output"):
         assert word in ended.stdout
 
 
