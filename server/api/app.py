@@ -1,6 +1,4 @@
-"""The routes, and which room answers each. Every reply that is no success is OpenAI's error object."""
-
-from collections.abc import Awaitable, Callable
+"""FastAPI application: the routers of all surfaces, the error envelope, the middleware."""
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -8,12 +6,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
-from server.api.chat.router import ChatHandler
+from server.api.chat.router import ChatHandler, chat_router
 from server.api.chat.to_request import RequestMapper
-from server.api.errors import ApiError, RequestRefused, error_of, not_allowed, not_found
-from server.api.info.router import Counting, Info, as_json
+from server.api.errors import ApiError, RequestRefused, error_of, error_response, not_allowed, not_found
+from server.api.info.health import health_router
+from server.api.info.memory import memory_router
+from server.api.info.models import models_router
+from server.api.info.tokens import tokens_router
 from server.api.metrics import Metrics
-from server.api.middleware.auth import ApiKeys, AuthMiddleware, ErrorBoundary, respond
+from server.api.middleware.auth import ApiKeys, AuthMiddleware
+from server.api.middleware.error_boundary import ErrorBoundary
 from server.api.middleware.rate_limit import RateLimiter, RateLimitMiddleware
 from server.api.middleware.request_log import RequestLogMiddleware
 from server.api.middleware.tracing import TracingMiddleware
@@ -27,101 +29,86 @@ from server.prompt.builder import PromptBuilder
 from server.service import build_service
 from server.settings import ApiSettings, Settings
 
-CLIENT_GONE = 499  # nobody reads it; logs do
-Route = Callable[[Request], Awaitable[Response]]
+CLIENT_GONE = 499  # never sent, only logged
 
 
 def create_app(
     settings: Settings, checkpoint: Checkpoint, prompter: PromptBuilder, backend: Backend, name: str
 ) -> FastAPI:
-    """The whole API over a backend that someone else starts and closes; until it is up, requests get a 503.
+    """The whole API over a backend that the caller starts and closes; until it is up, requests get a 503.
 
     `name` is what clients write in `model`. Raises CannotStart where the key file cannot be read.
     """
     keep_streams_through_shutdown()
-    metrics = Metrics(checkpoint.dialect.name)
-    answerer = build_service(checkpoint, prompter, backend)
-    vocab_size, api = checkpoint.tokenizer.get_vocab_size(), settings.api
-    asking = RequestMapper(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
-    chat = ChatHandler(settings.api, name, asking, answerer, metrics)
+    api, metrics, window = settings.api, Metrics(checkpoint.dialect.name), prompter.window
+    service = build_service(checkpoint, prompter, backend)
+    vocab_size = checkpoint.tokenizer.get_vocab_size()
+    mapper = RequestMapper(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
+    chat = ChatHandler(api, name, mapper, service, metrics)
     app = FastAPI(
         title="toolwire",
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # FastAPI's own spans would double ours, and tell the query string; older versions ignore this.
+        # FastAPI's own spans would double ours and record the query string; older versions ignore this.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    info = Info(name, prompter.window, backend, metrics)
-    _add_routes(app, chat, info, Counting(chat, answerer, checkpoint, prompter.window))
+    app.include_router(chat_router(chat))
+    app.include_router(tokens_router(chat, service, checkpoint, window))
+    app.include_router(models_router(name, window))
+    app.include_router(memory_router(backend))
+    app.include_router(health_router(backend, metrics))
     _add_description(app)
-    _add_fault_handlers(app, metrics)
-    _add_middleware(app, settings.api)
+    _add_error_handlers(app, metrics)
+    _add_middleware(app, api)
     return app
-
-
-def _add_routes(app: FastAPI, chat: ChatHandler, info: Info, counting: Counting) -> None:
-    routes: tuple[tuple[str, str, Route], ...] = (
-        ("POST", "/v1/chat/completions", chat.answer),
-        ("POST", "/v1/chat/completions/input_tokens", counting.input_tokens),
-        ("POST", "/tokenize", counting.tokenize),
-        ("POST", "/detokenize", counting.detokenize),
-        ("GET", "/v1/models", info.models),
-        ("GET", "/v1/models/{id:path}", info.model),
-        ("GET", "/v1/memory", info.memory),
-        ("GET", "/", info.health),
-        ("GET", "/health", info.health),
-        ("GET", "/ready", info.ready),
-        ("GET", "/metrics", info.metrics),
-    )
-    for method, path, route in routes:
-        app.add_route(path, route, methods=[method])
 
 
 def _add_description(app: FastAPI) -> None:
     document = describe()
     shown = page(document)
 
-    async def openapi(_: Request) -> Response:
-        return as_json(document)
-
-    async def docs(_: Request) -> HTMLResponse:
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
         return HTMLResponse(shown)
 
-    app.add_route("/openapi.json", openapi, methods=["GET"])
-    app.add_route("/docs", docs, methods=["GET"])
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, object]:
+        return document
 
 
-def _add_fault_handlers(app: FastAPI, metrics: Metrics) -> None:
-    def tell(request: Request, fault: ApiError) -> Response:
-        metrics.refused(request.url.path if fault.status not in (404, 405) else "other", fault.status)
-        return respond(fault)
+def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Every reply that is no success is OpenAI's error object."""
+
+    def respond(request: Request, error: ApiError) -> Response:
+        metrics.refused(request.url.path if error.status not in (404, 405) else "other", error.status)
+        return error_response(error)
 
     async def serve_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServeError)
-        return tell(request, error_of(error))
+        return respond(request, error_of(error))
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestRefused)
-        return tell(request, error.fault)
+        return respond(request, error.fault)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         method, path = request.method, request.url.path
         known = {404: not_found(method, path), 405: not_allowed(method, path)}
-        reply = tell(request, known.get(error.status_code, ApiError(error.status_code, str(error.detail))))
+        reply = respond(request, known.get(error.status_code, ApiError(error.status_code, str(error.detail))))
         reply.headers.update(error.headers or {})
         return reply
 
-    async def gone(_: Request, error: Exception) -> Response:
+    async def client_gone(_: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
     app.add_exception_handler(ServeError, serve_error)
     app.add_exception_handler(RequestRefused, refused)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(ClientGone, gone)
-    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(ClientGone, client_gone)
+    app.add_exception_handler(ClientDisconnect, client_gone)
 
 
 def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:

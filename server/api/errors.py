@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
+from starlette.responses import Response
 
 from server import errors
 
@@ -34,6 +35,11 @@ def encode(value: msgspec.Struct) -> bytes:
 _ENCODER = msgspec.json.Encoder()
 
 
+def json_response(value: msgspec.Struct, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A struct as a whole reply."""
+    return Response(encode(value), status, headers, "application/json")
+
+
 @dataclass(frozen=True, slots=True)
 class ApiError:
     """What a client is told. `headers` speak to its retry logic."""
@@ -45,9 +51,18 @@ class ApiError:
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def envelope(self) -> ErrorBody:
+        """The body of a reply, or the data of a stream's event."""
+        return ErrorBody(ErrorObject(self.message, self.type, self.param, self.code))
+
     def body(self) -> bytes:
-        """The JSON of the error object, all four keys present."""
-        return encode(ErrorBody(ErrorObject(self.message, self.type, self.param, self.code)))
+        """The JSON of the envelope."""
+        return encode(self.envelope())
+
+
+def error_response(error: ApiError) -> Response:
+    """An error as a whole reply."""
+    return json_response(error.envelope(), error.status, error.headers)
 
 
 class RequestRefused(Exception):

@@ -147,7 +147,7 @@ async def test_the_openapi_document_describes_every_route_and_resolves(serve: Se
                 check(one)
 
     check(document)
-    fields = document["components"]["schemas"]["ChatRequest"]["properties"]
+    fields = document["components"]["schemas"]["ChatCompletionRequest"]["properties"]
     assert {"tools", "tool_choice", "logit_bias", "thinking_budget"} <= set(fields)
     assert "thinking_budget" in shown and "tool result" in shown
     assert not any(fetched in shown for fetched in ("<script", "src=", "@import")), "it works offline"
@@ -158,7 +158,15 @@ async def test_the_openapi_document_describes_every_route_and_resolves(serve: Se
 def fits(document: Any, name: str, value: Any) -> None:
     """Raises where a value is not what the document says of it; keys that it does not name are no part of it."""
     schemas = json.loads(json.dumps(document["components"]["schemas"]))
-    for kind in ("Reply", "ReplyChoice", "ReplyMessage", "Chunk", "ChunkChoice", "ChunkDelta", "ErrorObject"):
+    for kind in (
+        "ChatCompletion",
+        "ReplyChoice",
+        "ReplyMessage",
+        "ChatCompletionChunk",
+        "ChunkChoice",
+        "ChunkDelta",
+        "ErrorObject",
+    ):
         schemas[kind]["additionalProperties"] = False
     schema = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
     jsonschema.Draft202012Validator(schema).validate(value)
@@ -169,10 +177,10 @@ async def test_what_is_sent_is_what_the_openapi_document_says(serve: Serve, repl
     async with serve(reply(CALL)) as served:
         document = (await served.http.get("/openapi.json")).json()
         asked: dict[str, Any] = {"tools": [WEATHER], "service_tier": "auto"}
-        fits(document, "Reply", (await served.chat(**asked)).json())
+        fits(document, "ChatCompletion", (await served.chat(**asked)).json())
         events = events_of((await served.chat(**asked, stream=True, stream_options={"include_usage": True})).text)
         for event in events:
-            fits(document, "Chunk", json.loads(event))
+            fits(document, "ChatCompletionChunk", json.loads(event))
         assert len(events) > 4
         fits(document, "ErrorBody", (await served.chat(n=0)).json())
 
@@ -182,14 +190,14 @@ async def test_the_examples_of_the_openapi_document_fit_it(serve: Serve) -> None
         document = (await served.http.get("/openapi.json")).json()
     operation = document["paths"]["/v1/chat/completions"]["post"]
     for example in operation["requestBody"]["content"]["application/json"]["examples"].values():
-        fits(document, "ChatRequest", example["value"])
+        fits(document, "ChatCompletionRequest", example["value"])
     assert {"200", "400", "401", "404", "408", "413", "429", "500", "503", "504"} == set(operation["responses"])
     for status, told in operation["responses"].items():
         if status == "200":
-            fits(document, "Reply", told["content"]["application/json"]["example"])
+            fits(document, "ChatCompletion", told["content"]["application/json"]["example"])
             for example in told["content"]["text/event-stream"]["examples"].values():
                 for event in events_of(example["value"]):
-                    fits(document, "ErrorBody" if '"error"' in event else "Chunk", json.loads(event))
+                    fits(document, "ErrorBody" if '"error"' in event else "ChatCompletionChunk", json.loads(event))
         else:
             for example in told["content"]["application/json"]["examples"].values():
                 fits(document, "ErrorBody", example["value"])

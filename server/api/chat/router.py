@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -131,6 +132,13 @@ class ChatHandler:
             if not 0 < limits[-1] < float("inf"):
                 raise bad(f"Invalid header '{TIMEOUT_HEADER}': expected seconds, but got '{sent}'.", None)
         return time.monotonic() + min(limits) if limits else None
+
+
+def chat_router(handler: ChatHandler) -> APIRouter:
+    """Route of chat completions."""
+    router = APIRouter()
+    router.add_api_route(PATH, handler.answer, methods=["POST"])
+    return router
 
 
 async def logged(

@@ -1,68 +1,23 @@
-"""Who may come in, how much they may bring, and the id under which each request is known. Pure ASGI.
-
-Starlette's BaseHTTPMiddleware would put a queue between a stream and its client; nothing here does.
-"""
+"""API keys, and the limit on the size of a body."""
 
 import hashlib
 import hmac
 import logging
-import re
-import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.errors import ApiError, RequestRefused, too_large, unexpected
-from server.api.middleware.request_log import request_id_in_logs
+from server.api.errors import ApiError, RequestRefused, error_response, too_large
 from server.errors import CannotStart
 
 logger = logging.getLogger("toolwire.api")
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 RELOAD_INTERVAL_S = 1.0
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 LOOKING_PATHS = frozenset({"/metrics", "/v1/memory", "/tokenize", "/detokenize", "/docs", "/openapi.json"})
-
-
-def respond(fault: ApiError) -> Response:
-    """A fault as a whole reply."""
-    return Response(fault.body(), fault.status, {"content-type": "application/json", **fault.headers})
-
-
-class ErrorBoundary:
-    """The edge of a request: it gets its id, and whatever nobody foresaw ends here as a 500 for it alone."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Every reply carries `x-request-id`: the client's own if it sent a decent one."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        sent = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(16)}"
-        started = False
-
-        async def stamp(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        scope.setdefault("state", {})["request_id"] = request_id
-        with request_id_in_logs(request_id):
-            try:
-                await self._app(scope, receive, stamp)
-            except Exception:
-                logger.exception("a request failed in a way nobody foresaw")
-                if not started:
-                    await respond(unexpected())(scope, receive, stamp)
 
 
 class ApiKeys:
@@ -132,7 +87,7 @@ class AuthMiddleware:
         try:
             await self._admit(scope, receive, send)
         except RequestRefused as refused:
-            await respond(refused.fault)(scope, receive, send)
+            await error_response(refused.fault)(scope, receive, send)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from server.api.middleware import head_limits as heads
+from server.api.middleware import head_limits
 
 OK = {"type": "http.response.start", "status": 204, "headers": [(b"content-length", b"0")]}
 Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -25,7 +25,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for half a minute."""
-    monkeypatch.setattr(heads, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(head_limits, "HEAD_TIMEOUT_S", 0.3)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ async def peer() -> AsyncIterator[Peer]:
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(
-        lambda: heads.Heads(config, state, {}, asyncio.get_running_loop()), "127.0.0.1", 0
+        lambda: head_limits.HeadLimitedProtocol(config, state, {}, asyncio.get_running_loop()), "127.0.0.1", 0
     )
     async with server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())

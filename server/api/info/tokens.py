@@ -1,0 +1,108 @@
+"""Token counts without generation: of a chat request, of plain text, of token ids."""
+
+import asyncio
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from fastapi import APIRouter
+from pydantic import FailFast, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.body import read_object
+from server.api.chat.fields import Part
+from server.api.chat.router import ChatHandler, read_body
+from server.api.chat.validation_errors import refusal_of
+from server.api.errors import json_response
+from server.checkpoint.checkpoint import Checkpoint
+from server.prompt.window import Window
+from server.service import ChatService
+
+MAX_TOKENS = 1 << 20
+MAX_TOKEN_ID = (1 << 31) - 1
+T = TypeVar("T", bound=Part)
+
+
+class TokenizeRequest(Part):
+    """Plain text, in which nothing is a control token."""
+
+    prompt: str
+
+
+class DetokenizeRequest(Part):
+    """Token ids, control tokens among them."""
+
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], FailFast(), Field(max_length=MAX_TOKENS)]
+
+
+class PartCount(msgspec.Struct):
+    """Tokens of one part of a prompt, such as `tools` or `messages[0]`."""
+
+    part: str
+    tokens: int
+
+
+class InputTokens(msgspec.Struct, tag_field="object", tag="chat.completion.input_tokens"):
+    """Length of a request's prompt, and the tokens of each of its parts."""
+
+    input_tokens: int
+    max_model_len: int
+    parts: list[PartCount]
+
+
+class Tokenized(msgspec.Struct):
+    """Token ids of a text."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Detokenized(msgspec.Struct):
+    """Text of token ids, control tokens shown."""
+
+    prompt: str
+
+
+def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoint, window: Window) -> APIRouter:
+    """Routes that count and convert tokens, by the code that prepares prompts."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions/input_tokens")
+    async def count_input_tokens(request: Request) -> Response:
+        _, chat_request = await chat.read(request)
+        counts = await service.count(chat_request)
+        parts = [PartCount(one.part, one.tokens) for one in counts]
+        return json_response(InputTokens(sum(one.tokens for one in counts), window.limit, parts))
+
+    @router.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        body = await read_body(request)
+        token_ids = await asyncio.to_thread(_tokenize, checkpoint, body)  # long texts take a while
+        return json_response(Tokenized(token_ids, len(token_ids), window.limit))
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        body = await read_body(request)
+        return json_response(Detokenized(await asyncio.to_thread(_detokenize, checkpoint, body)))
+
+    return router
+
+
+def _tokenize(checkpoint: Checkpoint, body: bytes) -> list[int]:
+    mask = checkpoint.mask
+    return checkpoint.encoder.encode(mask.hide(_read(TokenizeRequest, body).prompt), mask)
+
+
+def _detokenize(checkpoint: Checkpoint, body: bytes) -> str:
+    token_ids = _read(DetokenizeRequest, body).tokens
+    text: str = checkpoint.tokenizer.decode(token_ids, skip_special_tokens=False)
+    return text
+
+
+def _read(model: type[T], body: bytes) -> T:
+    values: dict[str, Any] = {name: value for name, value in read_object(body).items() if value is not None}
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise refusal_of(error) from error
