@@ -1,5 +1,9 @@
-# make serve   set up and serve the built-in model      make serve PORT=8001 ARGS='--model ./my-model'
-# make test    set up and run every check               make install   the environment alone
+# make serve       set up and serve the built-in model      make serve PORT=8001 ARGS='--model ./my-model'
+# make test        set up and run every check but the long ones, on JOBS=2 workers
+# make test-long   the tests with --long (50,000 fuzzed replies, trainings, 2,000 requests), then ten minutes of faults
+# make unit        the tests without other people's clients      make unit TESTS=tests/engine JOBS=0
+# make lint        ruff, mypy, import-linter
+# make install     the environment alone
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -7,24 +11,30 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m 'not gpu'
 
-.PHONY: install serve test lint unit test-gpu clean system system-test image image-test faults monitoring-test
+.PHONY: install serve test test-long lint unit test-gpu clean system system-test image image-test faults monitoring-test
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
 
 install: $(VENV)/.installed
 
-test: $(VENV)/.installed-dev lint unit
+test: $(VENV)/.installed-compat lint
+	$(PYTEST) $(TESTS)
+
+test-long: $(VENV)/.installed-compat
+	$(PYTEST) --long $(TESTS)
+	$(BIN)/python -m benchmarks.faults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check server clients demo tests benchmarks
-	$(BIN)/ruff format --check server clients
+	$(BIN)/ruff format --check server clients demo tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m 'not gpu' $(TESTS)
+	$(PYTEST) --ignore tests/contract/compat $(TESTS)
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu $(TESTS)
@@ -70,11 +80,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard server/model/cpu/c
 
 $(VENV)/.installed-dev: $(VENV)/.installed | system-test
 	@$(PIP) install -c constraints.txt -e '.[dev]'
-	@# of qwen-agent only the vocabulary is read; autogen pins an older protobuf than the traces need, instructor an older
-	@# jiter than the server has, and both run with these
-	@$(PIP) install -c constraints.txt --no-deps qwen-agent autogen-core autogen-ext instructor
+	@$(PIP) install -c constraints.txt --no-deps qwen-agent  # of which only the vocabulary is read
 	@for folder in $(NODE_FOLDERS); do \
 	  [ ! -f $$folder/package-lock.json ] || (cd $$folder && npm ci --silent --no-audit --no-fund) || exit 1; done
+	@touch $@
+
+# autogen pins an older protobuf than the traces need, instructor an older jiter than the server has; both run with these.
+$(VENV)/.installed-compat: $(VENV)/.installed-dev
+	@$(PIP) install -c constraints.txt -e '.[compat]'
+	@$(PIP) install -c constraints.txt --no-deps autogen-core autogen-ext instructor
 	@touch $@
 
 clean:
