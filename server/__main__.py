@@ -9,6 +9,7 @@ import typer
 from server.cli.options import takes_settings
 from server.errors import CannotStart
 from server.settings import Resolved
+from server.version import version
 
 app = typer.Typer(
     name="toolwire",
@@ -20,6 +21,21 @@ app = typer.Typer(
 )
 # Commands with a parser of their own: everything behind their name goes to it, `--help` too.
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(f"toolwire {version()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Accept the options that stand before a command."""
 
 
 @app.command("serve")
