@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import caches
-from tests.live import Live, live_server
+from tests.live import Live, SharedServer
 
 # What the engine sets for itself (server/settings.py): OpenMP threads sleep soon, and caches of products stay small.
 ENVIRONMENT = {
@@ -59,7 +59,14 @@ def _models_of_one_module() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def live() -> Iterator[Live]:
-    """The built-in model behind a real server process, shared by the whole run."""
-    with live_server() as server:
-        yield server
+def built_in_server() -> Iterator[SharedServer]:
+    """What `live` starts: one server a worker, restarted after a test that stops it."""
+    shared = SharedServer()
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def live(built_in_server: SharedServer) -> Live:
+    """The built-in model behind a real server process. A test may stop it."""
+    return built_in_server.get()

@@ -1,19 +1,19 @@
-"""A real server process for tests: started on a free port, waited for, ended."""
+"""Real server processes for tests: started on a free port, waited for, stopped."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import openai
+import psutil
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 120.0
@@ -21,7 +21,7 @@ START_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A running server. `log` is the file that its output goes to; `clients` are closed when it ends."""
+    """A running server. `log` is the file with its output; `clients` are closed when it stops."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -37,10 +37,54 @@ class Live:
         """Everything printed so far, both streams."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def wait_until_ready(self) -> None:
+        """Raises AssertionError with its output if it exits, or is not ready in time."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            assert self.process.poll() is None, f"the server exited with {self.process.returncode}:\n{self.output()}"
+            if f"listening on {self.url}" in self.output() and httpx.get(f"{self.url}/ready").status_code == 200:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"the server was not ready after {START_TIMEOUT_S} s:\n{self.output()}")
+
+    def engine(self) -> psutil.Process:
+        """Its engine process."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if "server.engine" in child.cmdline())
+
+
+class SharedServer:
+    """One server with these options for many tests; started at its first use, and again after a test has stopped it."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._arguments = arguments
+        self._running = ExitStack()
+        self._server: Live | None = None
+
+    def get(self) -> Live:
+        """The running server."""
+        if self._server is None or self._server.process.poll() is not None:
+            self.close()
+            self._server = self._running.enter_context(live_server(*self._arguments))
+        return self._server
+
+    def close(self) -> None:
+        """Stop it."""
+        self._server = None
+        self._running.close()
+
 
 @contextmanager
 def live_server(*arguments: str, **environment: str) -> Iterator[Live]:
-    """`toolwire serve` on a free port, ready to answer; ended by SIGTERM."""
+    """`toolwire serve` on a free port, ready for requests; stopped by SIGTERM."""
+    with listening_server(*arguments, **environment) as server:
+        server.wait_until_ready()
+        yield server
+
+
+@contextmanager
+def listening_server(*arguments: str, **environment: str) -> Iterator[Live]:
+    """The same, as soon as its port is open: it may still be loading the model."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "server", "serve", "--port", "0", *arguments]
@@ -50,7 +94,7 @@ def live_server(*arguments: str, **environment: str) -> Iterator[Live]:
             )
         try:
             with ExitStack() as clients:
-                yield Live(_wait_until_ready(process, log), process, log, clients)
+                yield Live(_wait_for_url(process, log), process, log, clients)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -61,15 +105,13 @@ def live_server(*arguments: str, **environment: str) -> Iterator[Live]:
                 process.wait()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
-        text = log.read_text(encoding="utf-8", errors="replace")
-        if process.poll() is not None:
-            raise AssertionError(f"the server ended with {process.returncode}:\n{text}")
-        if found := re.search(r"listening on (http://\S+)", text):
-            url = found.group(1)
-            if httpx.get(f"{url}/ready").status_code == 200:
-                return url
-        time.sleep(0.05)
-    raise AssertionError(f"the server was not ready after {START_TIMEOUT_S} s:\n{log.read_text()}")
+        with suppress(psutil.NoSuchProcess):
+            for connection in psutil.Process(process.pid).net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    return f"http://127.0.0.1:{connection.laddr.port}"
+        assert process.poll() is None, f"the server exited with {process.returncode}:\n{log.read_text()}"
+        time.sleep(0.02)
+    raise AssertionError(f"the server did not listen after {START_TIMEOUT_S} s:\n{log.read_text()}")

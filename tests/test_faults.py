@@ -1,4 +1,4 @@
-"""The short play of benchmarks/faults.py: crowd, malformed requests, slow clients, kill -9, SIGTERM."""
+"""The short version of benchmarks/faults.py: crowd, malformed requests, slow clients, kill -9, SIGTERM."""
 
 import pytest
 
@@ -6,7 +6,8 @@ from benchmarks.crowd import OutOfShape, check_stream
 from benchmarks.faults import Footprint, Scale, leaks, play
 from benchmarks.malformed import KINDS, Malformed, Raw, fault_in, malformed
 
-# In so short a time caches and allocators are not yet full: memory is held to 5 % by the long version alone.
+# After so short a warm-up caches and allocators still grow: by 16 % of the API process's 100 MB and 7 % of the engine's
+# 440 MB at most, over three seeds. The long version allows 5 %.
 SHORT = Scale(
     clients=24,
     seconds=5,
@@ -15,7 +16,7 @@ SHORT = Scale(
     killed_streams=8,
     drained_streams=32,
     warm_up_s=3,
-    rss_tolerance=1.0,
+    rss_tolerance=0.35,
 )
 SEED = 7
 

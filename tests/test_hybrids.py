@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.checkpoints import TOOL_CALL, Kind
-from tests.contract.asking import calls_of, chunks_of, deltas_of, finish_of, text_of
+from tests.contract.requests import calls_of, chunks_of, deltas_of, finish_of, text_of
 from tests.live import Live, live_server
 from tests.published import write_published
 

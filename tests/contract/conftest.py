@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.contract.asking import KEY, SLASHED
+from tests.contract.requests import KEY, SLASHED
 from tests.contract.scripted import scripted_server
 from tests.live import Live, live_server
 

@@ -17,7 +17,7 @@ from server.messages import Generate
 from server.prompt.builder import PromptBuilder
 from server.settings import Settings
 from tests.backends.scripted import Script, ScriptedBackend, deltas
-from tests.contract.asking import MODEL
+from tests.contract.requests import MODEL
 
 CALLS = "\n".join(
     f'<tool_call>\n{{"name": "get_weather", "arguments": {{"city": "{city}"}}}}\n</tool_call>'

@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from tests.contract.asking import CHAT, HELLO, KEY, LOCKED, MODEL, SLASHED, USER, fault, ok, post, refused
+from tests.contract.requests import CHAT, HELLO, KEY, LOCKED, MODEL, SLASHED, USER, fault, ok, post, refused
 from tests.live import Live
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.asking import HELLO, MODEL, NO_ARGUMENTS, TWO_CITIES, USER, WEATHER, fault, ok, post, refused
+from tests.contract.requests import HELLO, MODEL, NO_ARGUMENTS, TWO_CITIES, USER, WEATHER, fault, ok, post, refused
 from tests.live import Live
 
 

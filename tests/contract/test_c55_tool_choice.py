@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.contract.asking import (
+from tests.contract.requests import (
     HELLO,
     NAMED,
     NO_ARGUMENTS,

@@ -3,7 +3,7 @@
 import json
 import time
 
-from tests.contract.asking import HELLO, MODEL, NAMED, NO_ARGUMENTS, TWO_CITIES, WEATHER, ok
+from tests.contract.requests import HELLO, MODEL, NAMED, NO_ARGUMENTS, TWO_CITIES, WEATHER, ok
 from tests.live import Live
 
 KEYS = {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}

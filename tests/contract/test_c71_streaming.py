@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.contract.asking import (
+from tests.contract.requests import (
     CHAT,
     HELLO,
     MODEL,

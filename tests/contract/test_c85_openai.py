@@ -10,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.contract.asking import MODEL, TWO_CITIES, USER, WEATHER
+from tests.contract.requests import MODEL, TWO_CITIES, USER, WEATHER
 from tests.live import Live
 
 NODE = Path(__file__).parent / "node"

@@ -1,7 +1,5 @@
 """C91, C99, C100 and the OpenAPI document: what is beside the chat."""
 
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -11,8 +9,8 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.contract.asking import HELLO, KEY, LOCKED, MODEL, SLASHED, fault
-from tests.live import ROOT, Live
+from tests.contract.requests import CHAT, HELLO, KEY, LOCKED, MODEL, SLASHED, fault
+from tests.live import Live, listening_server
 
 CASES = 60  # a path
 
@@ -44,41 +42,22 @@ def test_c99_alive(live: Live, path: str, method: str) -> None:
 
 
 def test_c100_before_the_model_is_loaded_nothing_hangs() -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "server", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    url = f"http://127.0.0.1:{port}"
     body = {"model": MODEL, "messages": [HELLO], "max_tokens": 1}
     statuses: list[int] = []
-    try:
+    with listening_server() as server:
         deadline_s = time.monotonic() + 90
         while 200 not in statuses:
             assert time.monotonic() < deadline_s
-            try:
-                answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
-            except httpx.ConnectError:
-                time.sleep(0.02)
-                continue
-            statuses.append(answer.status_code)
-            if answer.status_code != 200:
-                error = fault(answer, 503)
+            response = httpx.post(f"{server.url}{CHAT}", json=body, timeout=60)
+            statuses.append(response.status_code)
+            if response.status_code != 200:
+                error = fault(response, 503)
                 assert error["code"] == "model_loading"
-                assert 0 < int(answer.headers["retry-after"]) <= 120
-                assert httpx.get(f"{url}/health").status_code == 200
-                assert httpx.get(f"{url}/ready").status_code in (200, 503)
+                assert 0 < int(response.headers["retry-after"]) <= 120
+                assert httpx.get(f"{server.url}/health").status_code == 200
+                assert httpx.get(f"{server.url}/ready").status_code in (200, 503)
                 time.sleep(0.1)
-        assert set(statuses) <= {200, 503}
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    assert set(statuses) == {200, 503}
 
 
 def test_the_openapi_document_holds_under_fuzzing(live: Live) -> None:

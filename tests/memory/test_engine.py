@@ -177,4 +177,4 @@ def test_a_card_that_is_too_small_is_refused_with_the_table(tmp_path: Path) -> N
     with pytest.raises(AssertionError, match="does not fit") as caught, server:
         raise RuntimeError("it started")
     text = str(caught.value)
-    assert "the server ended with 2" in text and "KV per 1k tokens" in text and "what would make it fit" in text
+    assert "the server exited with 2" in text and "KV per 1k tokens" in text and "what would make it fit" in text

@@ -15,7 +15,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.contract.asking import MODEL
+from tests.contract.requests import MODEL
 from tests.live import Live
 
 # Deprecations and unclosed sockets inside a client are its own affair.
