@@ -76,12 +76,6 @@ class Scene:
     faults: list[str]
 
 
-def engine_of(server: Live) -> psutil.Process:
-    """The engine process of a running server."""
-    children = psutil.Process(server.process.pid).children()
-    return next(child for child in children if "server.engine" in child.cmdline())
-
-
 def footprint(server: Live) -> Footprint:
     """Waits until nothing runs and every block is back, then measures."""
     deadline_s = time.monotonic() + IDLE_TIMEOUT_S
@@ -93,7 +87,7 @@ def footprint(server: Live) -> Footprint:
         if not (used or running or waiting or open_requests) or time.monotonic() > deadline_s:
             break
         time.sleep(0.5)
-    api, engine = psutil.Process(server.process.pid), engine_of(server)
+    api, engine = psutil.Process(server.process.pid), server.engine()
     rss = (api.memory_info().rss, engine.memory_info().rss)
     return Footprint(*rss, api.num_fds(), engine.num_fds(), used, running + waiting, open_requests)
 
@@ -220,7 +214,7 @@ def killed_engine(server: Live, streams: int) -> Scene:
     def kill() -> None:
         nonlocal killed_s
         killed_s = time.monotonic()
-        engine_of(server).send_signal(signal.SIGKILL)
+        server.engine().send_signal(signal.SIGKILL)
 
     ends = asyncio.run(_open_streams(server, streams, 1500, kill))
     told_s = time.monotonic() - killed_s
@@ -241,7 +235,7 @@ def killed_engine(server: Live, streams: int) -> Scene:
 
 def drained(server: Live, streams: int) -> Scene:
     """SIGTERM: every running stream is finished, new connections are not taken, exit code 0, no process is left."""
-    engine = engine_of(server)
+    engine = server.engine()
     ends = asyncio.run(_open_streams(server, streams, 150, lambda: server.process.send_signal(signal.SIGTERM)))
     began_s = time.monotonic()
     code = server.process.wait(30)

@@ -16,7 +16,6 @@ import httpx
 import psutil
 
 from benchmarks.crowd import CHAT
-from benchmarks.faults import engine_of
 from benchmarks.peers import machine
 from tests.live import Live, live_server
 
@@ -62,7 +61,7 @@ class Crowd:
 
 async def measure(server: Live, streams: int, seconds: float) -> list[Cost]:
     """Without a stream, with open ones, and with as many again that wait."""
-    engine = engine_of(server)
+    engine = server.engine()
     async with httpx.AsyncClient(base_url=server.url, timeout=None, limits=httpx.Limits()) as http:
         await http.post(CHAT, json=BODY | {"stream": False, "max_tokens": 8})  # what is loaded once is loaded
         crowd = Crowd(http)
