@@ -20,7 +20,7 @@ RUN apt-get update -q && apt-get install -q -y --no-install-recommends g++ libc6
 RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/toolwire
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 # A pip.conf may be lent to the build (--secret id=pip,src=…); it is in no layer. The dependencies come before the code,
 # in a layer that a change of the code leaves as it is; torch comes first, from the index that was chosen.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
