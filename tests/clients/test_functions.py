@@ -1,4 +1,4 @@
-"""Functions as tools: what a model reads of them, and what a call of a model comes to."""
+"""Functions as tools: the definitions derived from them, and calls with valid and invalid arguments."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ import jsonschema
 import pytest
 from pydantic import Field
 
-from clients.docstrings import read_docstring
 from clients.functions import Toolbox, functions_in_file
 
 
@@ -72,7 +71,7 @@ def test_arguments_are_converted_to_the_annotated_types() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "named"),
     [
         ("search", "{}", "query"),
         ("search", '{"query": "x", "colour": 1}', "colour"),
@@ -80,12 +79,12 @@ def test_arguments_are_converted_to_the_annotated_types() -> None:
         ("find", "{}", "search"),
     ],
 )
-def test_what_the_model_did_wrong_is_told_to_it(name: str, arguments: str, told: str) -> None:
-    """A loop that raises on the model's mistake ends the conversation; one that tells it lets the model try again."""
-    assert told in json.loads(Toolbox.of([search]).call(name, arguments))["error"]
+def test_invalid_arguments_become_an_error_result(name: str, arguments: str, named: str) -> None:
+    """A loop that raises on the model's mistake ends the conversation; an error result lets the model try again."""
+    assert named in json.loads(Toolbox.of([search]).call(name, arguments))["error"]
 
 
-def test_what_a_tool_raises_is_told_to_the_model() -> None:
+def test_an_exception_of_a_tool_becomes_an_error_result() -> None:
     def fail() -> str:
         raise OSError("the disk\nis full")
 
@@ -113,17 +112,37 @@ def test_parameters_that_json_cannot_name_are_refused() -> None:
 
 
 def test_a_file_offers_its_own_public_functions(tmp_path: Path) -> None:
-    """An imported or private function offered as a tool would let the model call what nobody meant it to."""
+    """An imported or private function offered as a tool would let the model call what was not meant as one."""
     path = tmp_path / "mine.py"
     path.write_text(
         "from os import remove\nfrom json import dumps\n\ndef _no(): ...\n\ndef yes(x: int) -> int:\n    return x\n"
     )
     assert [function.__name__ for function in functions_in_file(path)] == ["yes"]
-    with pytest.raises(ValueError, match="no Python file"):
+    with pytest.raises(ValueError, match="not a Python file"):
         functions_in_file(tmp_path / "absent.py")
 
 
-def test_sphinx_docstrings_are_read() -> None:
-    described = read_docstring("Add numbers.\n\n:param a: first\n   number\n:param int b: second\n:returns: sum")
-    assert described.summary == "Add numbers."
-    assert described.parameters == {"a": "first number", "b": "second"}
+@pytest.mark.parametrize(
+    "docstring",
+    [
+        "Add numbers.\n\n:param a: first\n   number\n:param int b: second\n:returns: sum",
+        "Add numbers.\n\nParameters\n----------\na : int\n    first\n    number\nb : int\n    second\n",
+        "Add\nnumbers.\n\nArgs:\n  a: first number\n  b (int): second\n\nRaises:\n  c: no parameter\n",
+    ],
+    ids=["sphinx", "numpy", "google"],
+)
+def test_docstrings_are_read(docstring: str) -> None:
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    add.__doc__ = docstring
+    function = Toolbox.of([add]).definitions[0]["function"]
+    described = {name: schema["description"] for name, schema in function["parameters"]["properties"].items()}
+    assert (function["description"], described) == ("Add numbers.", {"a": "first number", "b": "second"})
+
+
+def test_a_function_without_docstring_is_a_tool() -> None:
+    def ping() -> str:
+        return "pong"
+
+    assert Toolbox.of([ping]).definitions[0]["function"]["description"] == ""
