@@ -85,7 +85,7 @@ def opened(folder: Path) -> Checkpoint:
 def checkpoint(name: str) -> Checkpoint:
     """The checkpoint under this template."""
     base, path = opened(folder_of(name)), TEMPLATES[name][0]
-    template = ChatTemplate(path.read_text(encoding="utf-8"), str(path), base.template.strings)
+    template = ChatTemplate(path.read_text(encoding="utf-8"), str(path), base.template.token_variables)
     mask = Mask([token.text for token in base.control_tokens], template.literals)
     return replace(base, template=template, mask=mask, capabilities=find_capabilities(template))
 

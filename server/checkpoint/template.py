@@ -1,4 +1,4 @@
-"""A model's chat template: what it is made of, and the text it makes of a conversation."""
+"""Chat template of a checkpoint: its source, the texts and variables in it, and rendering."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,27 +6,29 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 
-from server.checkpoint.template_environment import MAX_CHARACTERS, RenderBudget, Sandbox, TemplateLimitExceeded
+from server.checkpoint.template_environment import RenderBudget, TemplateEnvironment
 from server.errors import BadRequest, CannotStart
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"  # around reasoning, in the templates and replies of every family
 
 
 class ChatTemplate:
-    """One compiled template. `strings` are the tokenizer's own variables (`bos_token` and so on).
+    """One compiled template. `token_variables` are the tokenizer's own variables (`bos_token` and so on).
 
     `literals` are the texts that it may print by itself, `variables` the names that it reads. Thread-safe.
-    Raises CannotStart if the source is no template.
+    Raises CannotStart if the source cannot be compiled.
     """
 
-    def __init__(self, source: str, origin: str, strings: Mapping[str, str]) -> None:
+    def __init__(self, source: str, origin: str, token_variables: Mapping[str, str]) -> None:
         self.source = source
         self.origin = origin
-        self.strings = dict(strings)
-        self._sandbox = Sandbox()
+        self.token_variables = dict(token_variables)
+        self._environment = TemplateEnvironment()
         try:
-            tree = self._sandbox.parse(source)
+            tree = self._environment.parse(source)
             self.literals = frozenset(_literals(tree))
             self.variables = frozenset(meta.find_undeclared_variables(tree))
-            self._template = self._sandbox.compiled(tree)
+            self._template = self._environment.compile_tree(tree)
         except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
             raise CannotStart(f"the chat template {origin} cannot be compiled: {error}") from error
 
@@ -35,28 +37,18 @@ class ChatTemplate:
         """Whether it reads `tools` at all."""
         return "tools" in self.variables
 
-    def render(self, variables: Mapping[str, Any], allowance: RenderBudget | None = None) -> str:
-        """The prompt's text. Raises BadRequest with the template's own words where it refuses or fails."""
+    def render(self, variables: Mapping[str, Any], budget: RenderBudget | None = None) -> str:
+        """The prompt's text. Raises BadRequest with the template's own message where it refuses or fails."""
         try:
-            with self._sandbox.metered(allowance or RenderBudget()):
-                text = "".join(_measured(self._template.generate({**self.strings, **variables})))
+            with self._environment.limited(budget or RenderBudget()):
+                return self._template.render({**self.token_variables, **variables})
         except jinja2.TemplateError as error:
             raise BadRequest(f"The chat template refuses this conversation: {error}", param="messages") from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            said = f"{type(error).__name__}: {error}"
-            raise BadRequest(f"The chat template fails on this conversation: {said}", param="messages") from error
+            cause = f"{type(error).__name__}: {error}"
+            raise BadRequest(f"The chat template fails on this conversation: {cause}", param="messages") from error
         except RecursionError as error:
             raise BadRequest("The chat template goes too deep on this conversation", param="messages") from error
-        return text
-
-
-def _measured(chunks: Iterator[str]) -> Iterator[str]:
-    left = MAX_CHARACTERS
-    for chunk in chunks:
-        left -= len(chunk)
-        if left < 0:
-            raise TemplateLimitExceeded("it writes too much")
-        yield chunk
 
 
 def _literals(tree: nodes.Template) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Where chat templates run: the environment that transformers builds, with every loop and every growing text metered.
+"""Jinja environment of chat templates: the one that transformers builds, with a budget of time and text a rendering.
 
-jinja2's sandbox keeps a template from reaching Python; it does not keep it from looping for hours or from filling
-memory. Here each loop pass and macro call counts, the clock is read on the way, and whatever multiplies text or
-numbers is measured before it is made.
+jinja2's sandbox keeps a template from reaching Python, but not from looping for hours or filling memory, and a running
+template cannot be stopped from another thread. So loop passes, macro calls and text are charged to a budget, and each
+charge checks the clock. Text is charged before it is made where one operation can multiply it, else afterwards.
 """
 
 import functools
@@ -25,175 +25,188 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 2_000_000  # loop passes and macro calls
 MAX_SECONDS = 5.0
-MAX_CHARACTERS = 64 << 20  # of the prompt, and of any one text made on the way
-MAX_MADE = 256 << 20  # characters of all of these
-MAX_ITEMS = 1 << 20  # of a list made by + or *
+MAX_CHARACTERS = 256 << 20
+ITEM_CHARACTERS = 8  # charged for an item of a list
 MAX_BITS = 4096  # of a number
+MAX_EXPONENT = 64
 MAX_PADDING = 1 << 16
-STEPS_BETWEEN_CLOCKS = 256
-PADDING_METHODS = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs"})
-PADDING_FILTERS = ("center", "indent", "batch", "slice", "wordwrap", "truncate", "round")
-LONG_NUMBER = re.compile(r"\d{5}|\*")
+PADDING = frozenset({"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice", "zfill"})
+GROWING_FILTERS = {
+    "batch", "center", "e", "escape", "forceescape", "format", "indent", "list", "pprint", "round", "slice", "string",
+    "urlize", "wordwrap", "xmlattr",
+}  # fmt: skip
+LONG_PADDING = re.compile(r"\d{5}|%[-#0 +.\d]*\*|\{[^{}]*\{")  # as in "%99999d", "%*d" and "{:{}}"
+CONCATENATE = "toolwire_concatenate"
 
 
 class RawArguments(str):
-    """Arguments of an earlier call that are no JSON object, kept to the letter."""
+    """Arguments of an earlier call that are not a JSON object; templates print them unchanged."""
 
     __slots__ = ()
 
 
 class TemplateLimitExceeded(jinja2.TemplateError):
-    """The template has taken all the time or room that one prompt may take."""
+    """The template has used up the time or the text of one rendering."""
 
 
 class RenderBudget:
-    """How much one rendering may still do."""
+    """Time and characters left to one rendering. Every text made on the way counts, not only the prompt."""
 
-    def __init__(self, steps: int = MAX_STEPS, seconds: float = MAX_SECONDS, characters: int = MAX_MADE) -> None:
-        self._steps = steps
+    def __init__(self, seconds: float = MAX_SECONDS, characters: int = MAX_CHARACTERS) -> None:
         self._seconds = seconds
-        self._characters = characters
         self._deadline_s = time.monotonic() + seconds
-
-    def tick(self) -> None:
-        """One more loop pass or macro call; raises UsedUp."""
-        self._steps -= 1
-        if self._steps < 0:
-            raise TemplateLimitExceeded("it loops too often")
-        if self._steps % STEPS_BETWEEN_CLOCKS == 0 and time.monotonic() > self._deadline_s:
-            raise TemplateLimitExceeded(f"it takes longer than {self._seconds:g} s")
+        self._characters = characters
 
     def spend(self, characters: int) -> None:
-        """So many more characters are about to be made; raises UsedUp."""
+        """Charge so many characters and check the clock. Raises TemplateLimitExceeded."""
         self._characters -= characters
-        if self._characters < 0 or characters > MAX_CHARACTERS:
+        if self._characters < 0:
             raise TemplateLimitExceeded("it makes too much text")
         if time.monotonic() > self._deadline_s:
             raise TemplateLimitExceeded(f"it takes longer than {self._seconds:g} s")
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    """Thread-safe; what runs inside `metered` counts against that allowance."""
+class TemplateEnvironment(ImmutableSandboxedEnvironment):
+    """Thread-safe; what a template does inside `limited` is charged to that budget."""
 
     intercepted_binops = frozenset({"*", "**", "+", "%"})
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self._allowance: ContextVar[RenderBudget] = ContextVar("allowance")
-        self.filters |= {name: _numbers_checked(self.filters[name]) for name in PADDING_FILTERS}
-        self.filters |= {
-            "tojson": to_json,
-            "replace": self._replace,
-            "join": self._join,
-            "toolwire_concat": self._concat,
-        }
+        self._budget: ContextVar[RenderBudget] = ContextVar("budget")
+        self.filters |= {name: self._charged(name, self.filters[name]) for name in GROWING_FILTERS}
+        self.filters |= {"tojson": self._to_json, "replace": self._replace, "join": self._join, CONCATENATE: self._join}
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
             "dict": _make_dict,
-            "namespace": _PlainNamespace,
+            "namespace": _Namespace,
         }
         self.globals.pop("lipsum")
 
-    def compiled(self, tree: nodes.Template) -> jinja2.Template:
-        """The tree as a template, with a tick at the head of each loop and macro and each `~` measured."""
+    def compile_tree(self, tree: nodes.Template) -> jinja2.Template:
+        """The tree as a template that charges its loop passes, macro calls and `~`."""
         blocks: Iterable[Any] = tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))
         for block in blocks:
-            call = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
+            call = nodes.Call(nodes.EnvironmentAttribute("spend"), [], [], None, None)
             block.body.insert(0, nodes.ExprStmt(call))
-        _Measuring().visit(tree)
+        _ConcatToFilter().visit(tree)
         tree.set_environment(self)
         return self.template_class.from_code(self, self.compile(tree), self.make_globals(None))
 
     @contextmanager
-    def metered(self, allowance: RenderBudget) -> Iterator[None]:
-        """Everything rendered inside by this thread counts against `allowance`."""
-        token = self._allowance.set(allowance)
+    def limited(self, budget: RenderBudget) -> Iterator[None]:
+        """Charge everything that this thread renders inside to `budget`."""
+        token = self._budget.set(budget)
         try:
             yield
         finally:
-            self._allowance.reset(token)
+            self._budget.reset(token)
 
-    def tick(self) -> None:
-        """Called by templates at the head of each loop pass and macro."""
-        self._current().tick()
+    def spend(self, characters: int = 0) -> None:
+        """Charge the budget of the rendering. Raises TemplateLimitExceeded."""
+        self._current().spend(characters)
 
     def concat(self, parts: Iterable[str]) -> str:
-        """Joins what macros, blocks and the whole template print."""
-        parts = list(parts)
-        self._current().spend(sum(map(len, parts)))
-        return "".join(parts)
+        """Join what a template, macro or block prints."""
+        spend = self._current().spend
+        charged = []
+        for part in parts:
+            spend(len(part) + ITEM_CHARACTERS)
+            charged.append(part)
+        return "".join(charged)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """`left operator right`, unless that is of absurd size."""
+        """`left operator right`. Raises TemplateLimitExceeded or SecurityError if the result is too large."""
         if operator == "+":
-            self._check_sum(left, right)
-        elif operator == "*":
-            self._check_product(left, right)
-        elif operator == "**" and not (_small(left) and _small(right) and abs(right) <= 64):
+            self.spend(_characters(left) + _characters(right))
+        elif operator == "%" and isinstance(left, str):
+            _check_layout(left)
+        elif operator == "*" and (size := _characters(left) + _characters(right)):
+            self.spend(size * max(0, *(times for times in (left, right, 0) if isinstance(times, int))))
+        elif operator in ("*", "**") and not (_is_small(left) and _is_small(right)):
+            raise SecurityError("it makes too large a number")
+        elif operator == "**" and abs(right) > MAX_EXPONENT:
             raise SecurityError("it raises to too high a power")
-        elif operator == "%" and isinstance(left, str) and LONG_NUMBER.search(left):
-            raise SecurityError("it pads too far")
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """A call from a template; methods of strings that could fill memory are measured."""
-        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(owner, str):
-            if name in PADDING_METHODS:
-                _check_numbers((*args, *kwargs.values()))
-                self._current().spend(len(owner) + MAX_PADDING)
-            elif name == "replace":
-                return self._replace(owner, *args, **kwargs)
-            elif name == "join":
-                return self._join(args[0], owner)
-        return super().call(context, obj, *args, **kwargs)
+        """A call from a template; methods of strings are charged like the filters of the same name."""
+        owner = getattr(obj, "__self__", None)
+        if not isinstance(owner, str):
+            return super().call(context, obj, *args, **kwargs)
+        if obj.__name__ == "replace":
+            return self._replace(owner, *args, **kwargs)
+        if obj.__name__ == "join":
+            return self._join(args[0], owner)
+        if obj.__name__ in PADDING:
+            self._spend_on_padding(owner, *args, *kwargs.values())
+        result = super().call(context, obj, *args, **kwargs)
+        self.spend(_characters(result))
+        return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """jinja2's safe `format`, for layouts without long numbers."""
+        """jinja2's safe `format`, for layouts that do not pad far."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None and LONG_NUMBER.search(value.__self__):
-            raise SecurityError("it pads too far")
+        if wrapped is not None:
+            _check_layout(value.__self__)
         return wrapped
 
     def _current(self) -> RenderBudget:
-        return self._allowance.get(None) or RenderBudget()
+        return self._budget.get(None) or RenderBudget()  # none where the compiler evaluates constants
 
-    def _concat(self, items: list[Any]) -> str:
-        return self.concat(map(str, items))
+    def _charged(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)  # keeps jinja2's marks of what the filter is passed
+        def charged(*args: Any, **kwargs: Any) -> Any:
+            if name in PADDING:
+                self._spend_on_padding(*args, *kwargs.values())
+            elif name == "format":
+                _check_layout(str(args[0]))
+            result = function(*args, **kwargs)
+            self.spend(_characters(result))
+            return result
+
+        return charged
+
+    def _spend_on_padding(self, value: Any, *arguments: Any) -> None:
+        """Charge the padding of each line and tab. Raises SecurityError if it is too wide."""
+        widths = [len(one) if isinstance(one, str) else abs(one) for one in arguments if isinstance(one, str | int)]
+        width = max(widths, default=0)
+        if width > MAX_PADDING:
+            raise SecurityError("it pads too far")
+        text = value if isinstance(value, str) else ""
+        self.spend(width * (1 + text.count("\n") + text.count("\t")))
 
     def _replace(self, s: Any, old: Any, new: Any, count: int | None = None) -> str:
         text, old, new = str(s), str(old), str(new)
-        self._current().spend(len(text) + text.count(old) * len(new))
+        self.spend(len(text) + text.count(old) * len(new))
         return text.replace(old, new, -1 if count is None else count)
 
     def _join(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
-        items = list(value)
-        if attribute is not None:
-            items = [self.getitem(item, attribute) for item in items]
+        items = value if attribute is None else (self.getitem(item, attribute) for item in value)
         texts = [str(item) for item in items]
-        self._current().spend(sum(map(len, texts)) + len(texts) * len(str(d)))
+        self.spend(sum(map(len, texts)) + len(texts) * len(str(d)))
         return str(d).join(texts)
 
-    def _check_sum(self, left: Any, right: Any) -> None:
-        if isinstance(left, str) and isinstance(right, str):
-            self._current().spend(len(left) + len(right))
-        elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
-            if len(left) + len(right) > MAX_ITEMS:
-                raise SecurityError("it makes too long a list")
-            self._current().spend(len(left) + len(right))
-
-    def _check_product(self, left: Any, right: Any) -> None:
-        for many, times in ((left, right), (right, left)):
-            if isinstance(many, str | list | tuple) and isinstance(times, int):
-                if not isinstance(many, str) and len(many) * times > MAX_ITEMS:
-                    raise SecurityError("it makes too long a list")
-                self._current().spend(len(many) * max(0, times))
-                return
-        if not (_small(left) and _small(right)):
-            raise SecurityError("it makes too large a number")
+    def _to_json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """JSON as transformers writes it: no HTML escapes, key order kept."""
+        if isinstance(value, RawArguments):
+            return str(value)
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        if indent is not None:
+            self._spend_on_padding("", indent)
+            return self.concat(encoder.iterencode(value))
+        text = encoder.encode(value)
+        self.spend(len(text))
+        return text
 
 
 class _Generation(Extension):
@@ -206,40 +219,26 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _Measuring(NodeTransformer):
-    """Puts a measured filter in the place of each `~`."""
+class _ConcatToFilter(NodeTransformer):
+    """Replaces each `~`, which jinja2 does not let an environment intercept, by a filter."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return nodes.Filter(nodes.List(node.nodes), "toolwire_concat", [], [], None, None, lineno=node.lineno)
+        return nodes.Filter(nodes.List(node.nodes), CONCATENATE, [], [], None, None, lineno=node.lineno)
 
 
-class _PlainNamespace(Namespace):
-    """`namespace(...)` without underscored names, through which a template could reach the interpreter."""
+class _Namespace(Namespace):
+    """`namespace(...)` without names that begin with an underscore, as in transformers: they reach the interpreter."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
-        Namespace.__init__(self, {_plain_name(name): value for name, value in dict(*rest, **kwargs).items()})
+        Namespace.__init__(self, {_public_name(name): value for name, value in dict(*rest, **kwargs).items()})
 
     def __setitem__(self, name: str, value: Any) -> None:
-        super().__setitem__(_plain_name(name), value)
+        super().__setitem__(_public_name(name), value)
 
 
-def to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers does it: no HTML escapes, key order kept. Arguments that are no JSON come out as they are."""
-    if isinstance(value, RawArguments):
-        return str(value)
-    _check_numbers((indent,))
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _plain_name(name: str) -> str:
+def _public_name(name: str) -> str:
     if name.startswith("_"):
         raise SecurityError(f"a namespace takes no name that begins with an underscore, such as {name}")
     return name
@@ -257,20 +256,16 @@ def _strftime_now(layout: str) -> str:
     return datetime.now().strftime(layout)
 
 
-def _small(value: Any) -> bool:
+def _characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return len(value) * ITEM_CHARACTERS if isinstance(value, list | tuple) else 0
+
+
+def _is_small(value: Any) -> bool:
     return not isinstance(value, int) or value.bit_length() <= MAX_BITS
 
 
-def _check_numbers(values: Iterable[Any]) -> None:
-    for value in values:
-        if isinstance(value, int) and abs(value) > MAX_PADDING:
-            raise SecurityError("it pads too far")
-
-
-def _numbers_checked(wrapped: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(wrapped)  # keeps jinja2's marks of what the filter is passed
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        _check_numbers((*args, *kwargs.values()))
-        return wrapped(*args, **kwargs)
-
-    return checked
+def _check_layout(layout: str) -> None:
+    if LONG_PADDING.search(layout):
+        raise SecurityError("it pads too far")

@@ -71,7 +71,7 @@ class Renderer:
         prefill: bool = False,
     ) -> TemplateInput:
         """Hides everything from outside. Raises BadRequest for variables that a request may not set."""
-        taken = sorted(variables.keys() & (RESERVED | self._template.strings.keys()))
+        taken = sorted(variables.keys() & (RESERVED | self._template.token_variables.keys()))
         if taken:
             names = ", ".join(taken)
             raise BadRequest(f"chat_template_kwargs may not set {names}", param="chat_template_kwargs")

@@ -1,4 +1,4 @@
-"""Templates run as in transformers, and cannot take a server down with them."""
+"""Chat templates render as in transformers, within a budget of time and text."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ SAME = (
     "{% generation %}{{ messages[0].content }}{% endgeneration %}!",
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     "{% macro f(x, y='z') %}{{ x ~ y }}{% endmacro %}{{ f(1) }}{{ f(messages[0].content, y=none) }}",
-    "{{ '%s-%d' % ('a', 3) }}{{ '{}|{:>4}'.format('b', 7) }}",
+    "{{ '**%s**-%d' % ('a', 3) }}{{ '{}|{:>4}|{:*^5}'.format('b', 7, 'c') }}",
     "{{ messages | map(attribute='role') | join(', ') }}{{ ', '.join(['a', 'b']) }}",
     "{{ messages[0].content | replace('a', 'bb') }}{{ messages[0].content.replace('a', 'cc', 1) }}",
     "{{ 'x' * 3 ~ 2 ** 5 ~ (7 % 4) ~ [1] * 2 ~ ([1] + [2]) }}",
@@ -41,14 +41,14 @@ def render(source: str, **variables: Any) -> str:
 
 
 @pytest.mark.parametrize("source", SAME)
-def test_text_is_that_of_transformers(source: str) -> None:
-    """One helper that behaves differently changes the prompt of every model that uses it."""
+def test_text_equals_that_of_transformers(source: str) -> None:
+    """A helper that behaves differently changes the prompt of every model that uses it."""
     texts, _ = render_jinja_template([MESSAGES], chat_template=source, bos_token="<s>")
     assert render(source) == texts[0]
 
 
 def test_strftime_now_and_raise_exception() -> None:
-    """Both are in templates of today."""
+    """Published templates use both."""
     assert render("{{ strftime_now('%Y') }}") == time.strftime("%Y")
     with pytest.raises(BadRequest, match="only users please") as fault:
         render("{{ raise_exception('only users please') }}")
@@ -84,16 +84,22 @@ def test_strftime_now_and_raise_exception() -> None:
         "{{ '{:>9999999999}'.format(1) }}",
         "{{ messages | tojson(indent=9999999999) }}",
         "{{ range(999999999) | list }}",
+        "{{ '%9999999999d' | format(1) }}",
+        "{{ '{:>{}}'.format(1, 9999999999) }}",
+        "{{ ('\n' * 999999) | indent(9999) }}",
+        "{{ ('\t' * 999999).expandtabs(9999) }}",
+        "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | string %}{% endfor %}",
+        "{{ ([[1] * 9999] * 99) | tojson(indent=9999) }}",
         "{{ lipsum(n=99999) }}",
     ],
 )
-def test_no_template_runs_for_ever_or_fills_memory(source: str) -> None:
-    """A checkpoint from the hub brings code of a stranger, and its first prompt must not be the server's last."""
+def test_no_template_loops_forever_or_fills_memory(source: str) -> None:
+    """A checkpoint from the hub brings a program that nobody here has read."""
     template = ChatTemplate(source, "test", {})
-    begun = time.thread_time()
+    begin_s = time.thread_time()
     with pytest.raises(BadRequest):
-        template.render({"messages": MESSAGES}, RenderBudget(steps=20_000, seconds=3, characters=1 << 24))
-    assert time.thread_time() - begun < 20
+        template.render({"messages": MESSAGES}, RenderBudget(seconds=0.3, characters=1 << 24))
+    assert time.thread_time() - begin_s < 5
 
 
 @pytest.mark.parametrize(
@@ -106,24 +112,24 @@ def test_no_template_runs_for_ever_or_fills_memory(source: str) -> None:
         "{{ namespace(__class__=1) }}",
         "{% set ns = namespace() %}{% set ns.__init__ = 1 %}",
         "{{ raise_exception.__globals__ }}",
-        "{{ self._TemplateReference__context.environment.tick.__func__ }}",
+        "{{ self._TemplateReference__context.environment.spend.__func__ }}",
     ],
 )
-def test_the_sandbox_is_closed(source: str) -> None:
-    """What is refused raises or prints nothing; Python is out of reach, and messages stay as they are."""
+def test_a_template_reaches_neither_python_nor_the_messages(source: str) -> None:
+    """What is refused raises or prints nothing."""
     before = [dict(message) for message in MESSAGES]
     with contextlib.suppress(BadRequest):
         assert render(source) in ("", "None")
     assert before == MESSAGES
 
 
-def test_a_broken_source_is_no_template() -> None:
-    """Said at start, not at the first request."""
+def test_a_source_that_does_not_compile_is_refused() -> None:
+    """At start, not at the first request."""
     with pytest.raises(CannotStart, match="test"):
         ChatTemplate("{% for %}", "test", {})
 
 
-def test_faults_of_a_template_are_the_requests_and_say_why() -> None:
+def test_an_error_in_a_template_is_a_bad_request_with_its_cause() -> None:
     """A 500 would hide what the client can change."""
     with pytest.raises(BadRequest, match="TypeError"):
         render("{{ messages + 1 }}")
