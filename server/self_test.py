@@ -1,10 +1,10 @@
-"""Round trip of tool calls through this checkpoint's template, tokenizer and parser, before anything is served.
+"""Self-test at start: tool calls survive a round trip, and text from clients never becomes a control token.
 
     calls -> template -> ids -> text -> parser -> the same calls?
 
-The template writes calls into the history just as the model was trained to write them. If the parser does not read
-them back, it is the wrong one, or it is broken, and no client would ever see a call. And every control token is
-planted in every place of a conversation: whatever the template does, none may come through.
+The template writes calls into the history as the model was trained to write them. If the parser does not read them
+back, it is the wrong one or broken, and no client would ever receive a call. For the second part every control token
+is put into every field of a conversation that a client can set.
 """
 
 import json
@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.checkpoint.checkpoint import THINK_CLOSE, THINK_OPEN, Checkpoint
+from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
 from server.dialects.base import Tool
 from server.errors import BadRequest
 from server.events import CallArguments, CallClosed, CallOpened, Event, Text, Thought
@@ -41,12 +42,12 @@ DEFINITIONS = tuple(
 )
 QUESTION = {"role": "user", "content": "Begin."}
 HARMLESS = "plain"
-SHOWN = 160  # characters of a reply that a fault quotes
+MAX_QUOTED = 160  # of a reply, in a fault
 
 
 @dataclass(frozen=True, slots=True)
 class SelfTestFault:
-    """One case that did not come back as it went in."""
+    """A case whose reply was not parsed as it was written."""
 
     case: str
     text: str
@@ -57,7 +58,7 @@ class SelfTestFault:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What an assistant says: calls by name and arguments, and text and thought beside them."""
+    """An assistant's message: calls by name and arguments, with text and reasoning."""
 
     name: str
     calls: tuple[tuple[str, Mapping[str, Any]], ...]
@@ -67,7 +68,7 @@ class Case:
 
 @dataclass(slots=True)
 class ParsedReply:
-    """What the outbound pipeline made of a reply."""
+    """What the decoder read from a reply."""
 
     calls: list[tuple[str, str]] = field(default_factory=list)
     text: str = ""
@@ -92,7 +93,7 @@ CASES = (
 )
 
 
-class _Bench:
+class _Pipeline:
     """Renders and encodes small conversations with one checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -117,7 +118,7 @@ class _Bench:
         return [token_id for token_id in self.render(messages, tools).token_ids if token_id in self._control]
 
     def ids_of_reply(self, text: str) -> list[int]:
-        """The ids of a rendered reply up to the end of its turn."""
+        """The ids of a rendered reply up to its first stop id."""
         pieces = self.checkpoint.encoder.pieces(text, self.checkpoint.mask)
         reply = [token_id for piece in pieces for token_id in piece.token_ids]
         end = next((i for i, token_id in enumerate(reply) if token_id in self.checkpoint.stop_ids), len(reply))
@@ -125,103 +126,104 @@ class _Bench:
 
 
 def self_test(checkpoint: Checkpoint) -> list[SelfTestFault]:
-    """The faults found; none if all is well. Takes some tens of milliseconds, and no weights."""
-    bench = _Bench(checkpoint)
+    """The faults found, none if the checkpoint passes. Takes tens of milliseconds; needs no weights."""
+    pipeline = _Pipeline(checkpoint)
     try:
-        faults = [*_tools_are_shown(bench), *_control_tokens_stay_out(bench)]
+        faults = [*_check_tools_are_rendered(pipeline), *_check_control_tokens(pipeline)]
         for case in CASES:
             if not case.thought or THINK_OPEN in checkpoint.template.source:
-                faults += _round_trip(bench, case)
+                faults += _check_round_trip(pipeline, case)
     except BadRequest as error:
         return [SelfTestFault("template", str(error))]
     return faults
 
 
-def _tools_are_shown(bench: _Bench) -> Iterator[SelfTestFault]:
-    text = bench.render([QUESTION]).text
+def _check_tools_are_rendered(pipeline: _Pipeline) -> Iterator[SelfTestFault]:
+    text = pipeline.render([QUESTION]).text
     missing = [name for name in NAMES if name not in text]
     if missing:
         yield SelfTestFault("tools", f"the chat template does not show the tools {', '.join(missing)} to the model")
 
 
-def _round_trip(bench: _Bench, case: Case) -> Iterator[SelfTestFault]:
-    checkpoint = bench.checkpoint
-    prompt = bench.render([QUESTION])
-    whole = bench.render([QUESTION, _assistant(case)], ask_for_reply=False)
+def _check_round_trip(pipeline: _Pipeline, case: Case) -> Iterator[SelfTestFault]:
+    checkpoint = pipeline.checkpoint
+    prompt = pipeline.render([QUESTION])
+    whole = pipeline.render([QUESTION, _assistant_message(case)], ask_for_reply=False)
     if not whole.text.startswith(prompt.text):
         yield SelfTestFault(case.name, "the chat template does not write an answer where it asks for one")
         return
-    reply = bench.ids_of_reply(whole.text[len(prompt.text) :])
-    reading = ReplyFormat(
-        bench.vocabulary,
+    reply = pipeline.ids_of_reply(whole.text[len(prompt.text) :])
+    reply_format = ReplyFormat(
+        pipeline.vocabulary,
         stop_ids=frozenset(checkpoint.stop_ids),
         thinking=find_thinking(checkpoint, prompt, prefill=False),
         call_markers=checkpoint.dialect.markers[:1],
         halts=checkpoint.dialect.halts,
         parser=lambda: checkpoint.dialect.parser([Tool(name, SCHEMA) for name in NAMES]),
     )
-    fault = _difference(case, _listen(reading, reply))
+    fault = _find_difference(case, _decode(reply_format, reply))
     if fault:
         text = checkpoint.tokenizer.decode(reply, skip_special_tokens=False)
         yield SelfTestFault(
-            case.name, f"{fault}; the template writes {text[:SHOWN]!r}, read as {checkpoint.dialect.name}"
+            case.name,
+            f"{fault}; the template writes {text[:MAX_QUOTED]!r}, read as {checkpoint.dialect.name}",
         )
 
 
-def _listen(reading: ReplyFormat, reply: list[int]) -> ParsedReply:
-    turn = ReplyDecoder(reading)
-    heard = ParsedReply()
-    for said in [*turn.feed(Delta("self-test", reply, finish="stop")), *turn.close("stop")]:
-        _note(heard, said.event)
-    return heard
+def _decode(reply_format: ReplyFormat, reply: list[int]) -> ParsedReply:
+    decoder = ReplyDecoder(reply_format)
+    parsed = ParsedReply()
+    for item in [*decoder.feed(Delta("self-test", reply, finish="stop")), *decoder.close("stop")]:
+        _record(parsed, item.event)
+    return parsed
 
 
-def _note(heard: ParsedReply, event: Event) -> None:
+def _record(parsed: ParsedReply, event: Event) -> None:
     match event:
         case CallOpened(name=name):
-            heard.calls.append((name, ""))
+            parsed.calls.append((name, ""))
         case CallArguments(text=text):
-            name, so_far = heard.calls[-1]
-            heard.calls[-1] = (name, so_far + text)
+            name, so_far = parsed.calls[-1]
+            parsed.calls[-1] = (name, so_far + text)
         case CallClosed(flags=flags):
-            heard.flags += flags
+            parsed.flags += flags
         case Text(text=text):
-            heard.text += text
+            parsed.text += text
         case Thought(text=text):
-            heard.thought += text
+            parsed.thought += text
 
 
-def _difference(case: Case, heard: ParsedReply) -> str | None:
-    names = [name for name, _ in heard.calls]
+def _find_difference(case: Case, parsed: ParsedReply) -> str | None:
+    names = [name for name, _ in parsed.calls]
     if names != [name for name, _ in case.calls]:
         return f"{len(case.calls)} calls went in, {len(names)} came back"
     # Templates of XML formats write booleans as Python does, which the parser repairs.
-    flags = sorted(set(heard.flags) - {"repaired"})
+    flags = sorted(set(parsed.flags) - {"repaired"})
     if flags:
         return f"a call came back {' and '.join(flags)}"
-    for (_, arguments), (_, text) in zip(case.calls, heard.calls, strict=True):
+    for (_, arguments), (_, text) in zip(case.calls, parsed.calls, strict=True):
         if json.loads(text) != arguments:
             return f"arguments went in as {json.dumps(arguments, ensure_ascii=False)} and came back as {text}"
-    if heard.text.strip() != case.text:
-        return f"the text went in as {case.text!r} and came back as {heard.text!r}"
-    if heard.thought.strip() != case.thought:
-        return f"the thought went in as {case.thought!r} and came back as {heard.thought!r}"
+    if parsed.text.strip() != case.text:
+        return f"the text went in as {case.text!r} and came back as {parsed.text!r}"
+    if parsed.thought.strip() != case.thought:
+        return f"the thought went in as {case.thought!r} and came back as {parsed.thought!r}"
     return None
 
 
-def _control_tokens_stay_out(bench: _Bench) -> Iterator[SelfTestFault]:
-    harmless = bench.control_ids(*_planted(HARMLESS))
-    tokens = [token.text for token in bench.checkpoint.control_tokens if not token.text.isspace()]
+def _check_control_tokens(pipeline: _Pipeline) -> Iterator[SelfTestFault]:
+    expected = pipeline.control_ids(*_conversation_of(HARMLESS))
+    tokens = [token.text for token in pipeline.checkpoint.control_tokens if not token.text.isspace()]
     payloads = [*tokens, *(text[1:-1] for text in tokens if text[1:-1].strip())]
-    leaks = [text for text in payloads if bench.control_ids(*_planted(text)) != harmless]
+    leaks = [text for text in payloads if pipeline.control_ids(*_conversation_of(text)) != expected]
     if leaks:
         yield SelfTestFault(
             "control tokens", f"{len(leaks)} texts of a client become control tokens, {leaks[0]!r} is one"
         )
 
 
-def _planted(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A conversation that says `text` wherever a client may, and its tools."""
+def _conversation_of(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Messages and tools that hold `text` in every field that a client can set."""
     function = {"name": NAMES[0], "arguments": {text: text, "tags": [text]}}
     call = {"id": text, "type": "function", "function": function}
     messages: list[dict[str, Any]] = [
@@ -236,7 +238,7 @@ def _planted(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return messages, [{"type": "function", "function": {"name": text, "description": text, "parameters": schema}}]
 
 
-def _assistant(case: Case) -> dict[str, Any]:
+def _assistant_message(case: Case) -> dict[str, Any]:
     calls = [
         {"id": f"functions.{name}:{i}", "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
         for i, (name, arguments) in enumerate(case.calls)

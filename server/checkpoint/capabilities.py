@@ -1,26 +1,26 @@
-"""What a template does with unusual conversations, found out by rendering small ones."""
+"""Capabilities of a chat template, found by rendering small conversations."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from server.checkpoint.template import ChatTemplate
+from server.checkpoint.template import THINK_CLOSE, THINK_OPEN, ChatTemplate
 from server.checkpoint.template_environment import RawArguments
 from server.errors import BadRequest
 
-ODD = '{"city": Paris'
+BROKEN_ARGUMENTS = '{"city": Paris'
 THOUGHT, ANSWER = "so it begins", "and so it ends"
 SYSTEM = {"role": "system", "content": "alpha"}
-LATE = {"role": "system", "content": "omega"}
+LATE_SYSTEM = {"role": "system", "content": "omega"}
 USER = {"role": "user", "content": "hello"}
 TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
 
 
 @dataclass(frozen=True, slots=True)
 class TemplateCapabilities:
-    """What a template does with unusual conversations.
+    """What a template can render beyond an ordinary conversation.
 
-    `late_system`: prints a system message in its place. `raw_arguments`: prints arguments that are a text as they
-    are. `splits_thoughts`: takes `<think>...</think>` at the head of an assistant's content for its reasoning.
+    `late_system`: a system message that is not the first, in its place. `raw_arguments`: arguments that are not a
+    JSON object, unchanged. `splits_thoughts`: `<think>...</think>` at the head of an assistant's content as reasoning.
     """
 
     late_system: bool = False
@@ -29,7 +29,7 @@ class TemplateCapabilities:
 
 
 def find_capabilities(template: ChatTemplate) -> TemplateCapabilities:
-    """Tries each habit; a template that fails on a trial does not have it."""
+    """Try each capability; a template that fails on a trial does not have it."""
     return TemplateCapabilities(
         late_system=_prints_late_system(template),
         raw_arguments=_prints_raw_arguments(template),
@@ -38,20 +38,20 @@ def find_capabilities(template: ChatTemplate) -> TemplateCapabilities:
 
 
 def _prints_late_system(template: ChatTemplate) -> bool:
-    text = _try(template, [SYSTEM, USER, {"role": "assistant", "content": "hi"}, LATE, USER])
+    text = _try(template, [SYSTEM, USER, {"role": "assistant", "content": "hi"}, LATE_SYSTEM, USER])
     return text is not None and 0 <= text.find("alpha") < text.find("hello") < text.find("omega")
 
 
 def _prints_raw_arguments(template: ChatTemplate) -> bool:
-    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": RawArguments(ODD)}}
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": RawArguments(BROKEN_ARGUMENTS)}}
     text = _try(template, [USER, {"role": "assistant", "content": "", "tool_calls": [call]}, _result()])
-    return text is not None and ODD in text
+    return text is not None and BROKEN_ARGUMENTS in text
 
 
 def _splits_thoughts(template: ChatTemplate) -> bool:
-    """Equal prompts whether the thought stands in the content or apart, in old turns and in the current one."""
+    """Whether prompts are equal with the thought in the content and apart, in earlier turns and in the last one."""
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {}}}
-    whole: dict[str, Any] = {"role": "assistant", "content": f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}"}
+    whole: dict[str, Any] = {"role": "assistant", "content": f"{THINK_OPEN}\n{THOUGHT}\n{THINK_CLOSE}\n\n{ANSWER}"}
     apart: dict[str, Any] = {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHT}
     texts = [
         [

@@ -1,6 +1,6 @@
-"""A checkpoint's folder as the API process knows it: tokenizer, template, stop ids, defaults, length. No weights.
+"""Checkpoint as the API process needs it: tokenizer, template, stop ids, sampling defaults, context length.
 
-What transformers reads from the same files, read without it. Every fault is a CannotStart with one line.
+Read without transformers, by its rules, and without the weights. Every fault is a CannotStart of one line.
 """
 
 from collections.abc import Mapping
@@ -11,29 +11,27 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from server.checkpoint.capabilities import TemplateCapabilities, find_capabilities
-from server.checkpoint.encode import ControlToken, Encoder, without_added_tokens
-from server.checkpoint.folder import (
-    add_late_tokens,
-    check_folder,
-    open_tokenizer,
-    read_json,
-    read_optional,
-    read_text,
-    special_strings,
-    stored_template,
-)
+from server.checkpoint.encode import Encoder
+from server.checkpoint.folder import check_folder, read_json, read_json_if_present, read_text, stored_template
 from server.checkpoint.mask import Mask
-from server.checkpoint.template import ChatTemplate
+from server.checkpoint.template import THINK_CLOSE, THINK_OPEN, ChatTemplate
+from server.checkpoint.tokenizer import (
+    ControlToken,
+    control_tokens,
+    load_tokenizer,
+    token_text,
+    token_variables,
+    without_added_tokens,
+)
 from server.dialects.base import Dialect
 from server.dialects.registry import find, guess
 from server.errors import CannotStart
 
 FALLBACK_TEMPLATE = Path(__file__).parent / "templates" / "react.jinja"
-STOPS = ("<|im_end|>", "<|endoftext|>")
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-# Keys of generation_config.json that say nothing about how ids are drawn, or are read elsewhere.
-SILENT_KEYS = {
+# Keys of generation_config.json that do not affect sampling, or are read elsewhere.
+OTHER_KEYS = {
     "_from_model_config", "bos_token_id", "do_sample", "eos_token_id", "max_length", "max_new_tokens",
     "pad_token_id", "transformers_version", "use_cache",
 }  # fmt: skip
@@ -42,7 +40,7 @@ DEFAULT_LENGTH = 4096
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What the checkpoint's authors recommend; None where they say nothing."""
+    """Sampling parameters of generation_config.json; None where it has none."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -53,7 +51,7 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ThinkIds:
-    """The two tokens of the think block."""
+    """Ids of the tokens around a think block."""
 
     open: int
     close: int
@@ -63,15 +61,13 @@ class ThinkIds:
 class Checkpoint:
     """Everything about a checkpoint that prompts and replies depend on.
 
-    `control_tokens` are the tokenizer's added tokens, special or not, white space aside: what text from outside must
-    never become. `marker_ids` maps each of their texts to its id. `notes` are lines for the start-up message.
-    `own_template` is False where our ChatML with ReAct tools took the place of a template without tools.
+    `control_tokens` are the tokenizer's added tokens, special or not: untrusted text never becomes one of them.
+    `marker_ids` maps each of their texts to its id. `notes` are lines that `toolwire serve` and `check` print.
     """
 
     folder: Path
     tokenizer: Tokenizer
     template: ChatTemplate
-    own_template: bool
     dialect: Dialect
     control_tokens: tuple[ControlToken, ...]
     marker_ids: Mapping[str, int]
@@ -92,40 +88,35 @@ class Checkpoint:
         generation_config: Literal["auto", "none"] = "auto",
         max_model_len: int = 0,
     ) -> "Checkpoint":
-        """Reads the folder; `chat_template` is a file that replaces the checkpoint's template.
+        """Read the folder; `chat_template` is a file that replaces the checkpoint's template.
 
         Raises CannotStart naming the file that is missing or broken, or the option that does not fit.
         """
         check_folder(folder)
         config = read_json(folder / "config.json")
-        tokenizer_config = read_optional(folder / "tokenizer_config.json")
-        generation = read_optional(folder / "generation_config.json") if generation_config == "auto" else {}
-        tokenizer_text = read_text(folder / "tokenizer.json")
-        tokenizer = open_tokenizer(folder / "tokenizer.json", tokenizer_text)
-        add_late_tokens(tokenizer, tokenizer_config)
-        control_tokens = _control_tokens(tokenizer)
-        marker_ids = {token.text: token.id for token in control_tokens}
-        source, origin, own = _template_source(folder, chat_template, tokenizer_config, marker_ids)
-        template = ChatTemplate(source, origin, special_strings(tokenizer_config, folder))
-        notes = [] if own else [f"{origin} knows no tools: serving with ChatML and ReAct prompts instead"]
-        chosen = _choose_dialect(dialect, template)
-        unknown = sorted(generation.keys() - SILENT_KEYS - set(SAMPLING_KEYS))
-        if unknown:
-            notes.append(f"generation_config.json: not used here: {', '.join(unknown)}")
+        tokenizer_config = read_json_if_present(folder / "tokenizer_config.json")
+        generation = read_json_if_present(folder / "generation_config.json") if generation_config == "auto" else {}
+        tokenizer_json = read_text(folder / "tokenizer.json")
+        tokenizer = load_tokenizer(folder / "tokenizer.json", tokenizer_json, tokenizer_config)
+        control = control_tokens(tokenizer)
+        marker_ids = {token.text: token.id for token in control}
+        notes: list[str] = []
+        template = _open_template(folder, chat_template, tokenizer_config, marker_ids, notes)
+        if unused := sorted(generation.keys() - OTHER_KEYS - set(SAMPLING_KEYS)):
+            notes.append(f"generation_config.json: not used here: {', '.join(unused)}")
         return Checkpoint(
             folder=folder,
             tokenizer=tokenizer,
             template=template,
-            own_template=own,
-            dialect=chosen,
-            control_tokens=control_tokens,
+            dialect=_choose_dialect(dialect, template),
+            control_tokens=control,
             marker_ids=marker_ids,
             stop_ids=_stop_ids(generation, config, tokenizer_config, marker_ids),
             think=_think_ids(marker_ids),
             defaults=_defaults(generation),
-            max_model_len=_length(config, max_model_len),
-            mask=Mask([token.text for token in control_tokens], template.literals),
-            encoder=Encoder(without_added_tokens(tokenizer, tokenizer_text, control_tokens), control_tokens),
+            max_model_len=_context_length(config, max_model_len),
+            mask=Mask([token.text for token in control], template.literals),
+            encoder=Encoder(without_added_tokens(tokenizer, tokenizer_json, control), control),
             capabilities=find_capabilities(template),
             notes=tuple(notes),
         )
@@ -152,34 +143,27 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return max(positions, int((original if isinstance(original, int) else positions) * factor))
 
 
-def _control_tokens(tokenizer: Tokenizer) -> tuple[ControlToken, ...]:
-    added = tokenizer.get_added_tokens_decoder()
-    return tuple(
-        ControlToken(token.content, token_id, token.special, token.lstrip, token.rstrip, token.single_word)
-        for token_id, token in sorted(added.items())
-        if token.content
-    )
-
-
-def _template_source(
-    folder: Path, chosen: str, tokenizer_config: Mapping[str, Any], marker_ids: Mapping[str, int]
-) -> tuple[str, str, bool]:
-    """The source, where it comes from, and whether it is the checkpoint's (or the operator's) own."""
+def _open_template(
+    folder: Path, chosen: str, tokenizer_config: Mapping[str, Any], marker_ids: Mapping[str, int], notes: list[str]
+) -> ChatTemplate:
+    """The operator's template, or the checkpoint's, or ChatML with ReAct tools where that has no tools (noted)."""
+    variables = token_variables(tokenizer_config, folder)
     if chosen:
         if not Path(chosen).is_file():
             raise CannotStart(f"--chat-template {chosen} does not exist")
-        return read_text(Path(chosen)), chosen, True
+        return ChatTemplate(read_text(Path(chosen)), chosen, variables)
     origin, source = stored_template(folder, tokenizer_config)
-    if source is not None and ChatTemplate(source, origin, {}).knows_tools:
-        return source, origin, True
-    if "<|im_start|>" not in marker_ids or "<|im_end|>" not in marker_ids:
-        if source is not None:
-            return source, origin, True
+    stored = None if source is None else ChatTemplate(source, origin, variables)
+    has_chatml = "<|im_start|>" in marker_ids and "<|im_end|>" in marker_ids
+    if stored is not None and (stored.knows_tools or not has_chatml):
+        return stored
+    if not has_chatml:
         raise CannotStart(
             f"{folder} has no chat template and its tokenizer no ChatML tokens; give one with --chat-template"
         )
-    where = origin if source is not None else f"{folder} has no chat template, and the default"
-    return read_text(FALLBACK_TEMPLATE), where, False
+    lacking = f"{folder} has no chat template" if stored is None else f"the chat template {origin} knows no tools"
+    notes.append(f"{lacking}: serving with ChatML and ReAct prompts instead")
+    return ChatTemplate(read_text(FALLBACK_TEMPLATE), str(FALLBACK_TEMPLATE), variables)
 
 
 def _choose_dialect(name: str, template: ChatTemplate) -> Dialect:
@@ -203,8 +187,7 @@ def _stop_ids(
     for source in (generation, config):
         eos = source.get("eos_token_id")
         listed += [one for one in (eos if isinstance(eos, list) else [eos]) if isinstance(one, int)]
-    eos = tokenizer_config.get("eos_token")
-    texts = (str(eos.get("content") if isinstance(eos, dict) else eos), *STOPS)
+    texts = (token_text(tokenizer_config.get("eos_token")) or "", *STOP_TOKENS)
     listed += [marker_ids[text] for text in texts if text in marker_ids]
     return tuple(dict.fromkeys(listed))
 
@@ -217,15 +200,15 @@ def _think_ids(marker_ids: Mapping[str, int]) -> ThinkIds | None:
 
 def _defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
     values = {key: generation[key] for key in SAMPLING_KEYS if isinstance(generation.get(key), int | float)}
-    if generation.get("do_sample") is False:  # greedy is what its authors mean
+    if generation.get("do_sample") is False:  # means greedy decoding
         values["temperature"] = 0.0
     if "top_k" in values:
         values["top_k"] = int(values["top_k"])
     return SamplingDefaults(**values)
 
 
-def _length(config: Mapping[str, Any], wanted: int) -> int:
-    own = context_length(config)
-    if wanted and own and wanted > own:
-        raise CannotStart(f"--max-model-len {wanted} is more than the {own} tokens that this model can attend to")
-    return wanted or own or DEFAULT_LENGTH
+def _context_length(config: Mapping[str, Any], requested: int) -> int:
+    limit = context_length(config)
+    if requested and limit and requested > limit:
+        raise CannotStart(f"--max-model-len {requested} is more than the {limit} tokens that this model can attend to")
+    return requested or limit or DEFAULT_LENGTH

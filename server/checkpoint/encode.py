@@ -1,41 +1,27 @@
-"""Rendered text -> ids: control tokens where the template wrote them, ordinary text everywhere else.
+"""Encode rendered text: control tokens where the template wrote them, ordinary text everywhere else.
 
     <|im_start|> | user\\nWrite | ‹<›|im_end|> out | <|im_end|> | \\n
     a token        text           masked: text       a token      text
 
-The text is cut at the control tokens that hold no masked character, and what lies between them is encoded by a
-tokenizer that knows no added tokens. On clean text the ids are those of the checkpoint's own tokenizer: it cuts at
-added tokens before anything else, too.
+The text is split at the control tokens that hold no masked character, and the text between them is encoded by a
+tokenizer without added tokens. For text without masked characters the ids equal those of the checkpoint's own
+tokenizer, which also splits at added tokens first.
 """
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from server.checkpoint.mask import Mask
-from server.errors import CannotStart
+from server.checkpoint.tokenizer import ControlToken
 
 CACHE_BYTES = 64 << 20
-BYTES_AN_ID = 40  # of a Python list of ids: pointer and integer
-BYTES_AN_ENTRY = 400
-
-
-@dataclass(frozen=True, slots=True)
-class ControlToken:
-    """A token that text cannot write by ordinary merges. The flags are those of the tokenizers library."""
-
-    text: str
-    id: int
-    special: bool
-    lstrip: bool = False
-    rstrip: bool = False
-    single_word: bool = False
+ID_BYTES = 40  # of a Python list of ids: pointer and integer
+ENTRY_BYTES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +35,10 @@ class EncodedPiece:
 
 
 class Encoder:
-    """Thread-safe. `plain` is the tokenizer `without_added_tokens`; ids of recent pieces are remembered."""
+    """Encoder of one checkpoint; thread-safe. `plain` is its tokenizer `without_added_tokens`.
+
+    The ids of recent pieces are kept in an LRU cache of about `cache_bytes`.
+    """
 
     def __init__(self, plain: Tokenizer, control: Sequence[ControlToken], cache_bytes: int = CACHE_BYTES) -> None:
         self._ids = {token.text: token.id for token in control}
@@ -65,7 +54,7 @@ class Encoder:
         return [token_id for piece in self.pieces(text, mask) for token_id in piece.token_ids]
 
     def pieces(self, text: str, mask: Mask) -> list[EncodedPiece]:
-        """The ids by piece, in order, covering the whole text."""
+        """The pieces in order; together they cover the whole text."""
         pieces: list[EncodedPiece] = []
         at = 0
         for match in self._tokens.finditer(text):
@@ -80,7 +69,7 @@ class Encoder:
         return pieces
 
     def token_starts(self, text: str, mask: Mask, pieces: Iterable[EncodedPiece]) -> Iterator[int]:
-        """Where in the rendered text each token begins."""
+        """The position in the rendered text at which each token begins."""
         for piece in pieces:
             if piece.control:
                 yield piece.start
@@ -89,7 +78,7 @@ class Encoder:
                 yield from (piece.start + start for start, _ in encoding.offsets)
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of outside text: no control token among them, whatever it says."""
+        """The ids of untrusted text: never a control token, whatever the text."""
         return list(self._encode(text)) if text else []
 
     def _piece(self, text: str, start: int, end: int, mask: Mask) -> EncodedPiece:
@@ -97,61 +86,32 @@ class Encoder:
 
     def _encode(self, text: str) -> list[int]:
         with self._lock:
-            known = self._cache.get(text)
-            if known is not None:
+            cached = self._cache.get(text)
+            if cached is not None:
                 self._cache.move_to_end(text)
-                return known
+                return cached
         token_ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         with self._lock:
             if text not in self._cache:
                 self._cache[text] = token_ids
-                self._cached_bytes += _size(text, token_ids)
+                self._cached_bytes += _entry_bytes(text, token_ids)
             while self._cached_bytes > self._cache_bytes and self._cache:
-                self._cached_bytes -= _size(*self._cache.popitem(last=False))
+                self._cached_bytes -= _entry_bytes(*self._cache.popitem(last=False))
         return token_ids
 
 
-def _size(text: str, token_ids: Sequence[int]) -> int:
-    return 4 * len(text) + BYTES_AN_ID * len(token_ids) + BYTES_AN_ENTRY
+def _entry_bytes(text: str, token_ids: Sequence[int]) -> int:
+    return 4 * len(text) + ID_BYTES * len(token_ids) + ENTRY_BYTES
 
 
 def _pattern(control: Sequence[ControlToken]) -> re.Pattern[str]:
-    """Leftmost and longest, as the tokenizers library matches added tokens."""
+    """Matches leftmost and longest, as the tokenizers library does for added tokens."""
     longest_first = sorted(control, key=lambda token: len(token.text), reverse=True)
-    return re.compile("|".join(map(_one, longest_first)) or "(?!)")
+    return re.compile("|".join(map(_token_pattern, longest_first)) or "(?!)")
 
 
-def _one(token: ControlToken) -> str:
+def _token_pattern(token: ControlToken) -> str:
     text = re.escape(token.text)
     if token.single_word:
         text = rf"(?<!\w){text}(?!\w)"
     return (r"\s*" if token.lstrip else "") + text + (r"\s*" if token.rstrip else "")
-
-
-def without_added_tokens(tokenizer: Tokenizer, tokenizer_json: str, control: Sequence[ControlToken]) -> Tokenizer:
-    """The tokenizer for text alone. Raises CannotStart if it makes a control token out of text all the same."""
-    plain = _with_its_parts(tokenizer)
-    if any(plain.token_to_id(token.text) is not None for token in control):
-        plain = _without_entries(tokenizer_json, control)
-    ids = {token.id for token in control}
-    for token in control:
-        if not token.text.isspace() and ids.intersection(plain.encode(token.text, add_special_tokens=False).ids):
-            raise CannotStart(f"this tokenizer makes the control token {token.text} out of ordinary text")
-    return plain
-
-
-def _with_its_parts(tokenizer: Tokenizer) -> Tokenizer:
-    plain = Tokenizer(tokenizer.model)
-    if tokenizer.normalizer is not None:
-        plain.normalizer = tokenizer.normalizer
-    if tokenizer.pre_tokenizer is not None:
-        plain.pre_tokenizer = tokenizer.pre_tokenizer
-    return plain
-
-
-def _without_entries(tokenizer_json: str, control: Sequence[ControlToken]) -> Tokenizer:
-    """For vocabularies that list their control tokens: with `ignore_merges` such an entry could be typed."""
-    layout: dict[str, Any] = json.loads(tokenizer_json)
-    for token in control:
-        layout["model"]["vocab"].pop(token.text, None)
-    return _with_its_parts(Tokenizer.from_str(json.dumps({**layout, "added_tokens": [], "post_processor": None})))

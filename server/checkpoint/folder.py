@@ -1,19 +1,15 @@
-"""The files of a checkpoint's folder, read or refused with one line that names the file."""
+"""Files of a checkpoint's folder. Every fault is a CannotStart of one line that names the file."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
-
 from server.errors import CannotStart
-
-ADDED_TOKEN_KEYS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def check_folder(folder: Path) -> None:
-    """Raises CannotStart unless the folder can hold a checkpoint that we read."""
+    """Raise CannotStart unless the folder has a config.json and a tokenizer.json."""
     if not folder.exists():
         raise CannotStart(f"{folder} does not exist")
     if not folder.is_dir():
@@ -46,54 +42,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_optional(path: Path) -> dict[str, Any]:
-    """The same, or nothing where there is no such file."""
+def read_json_if_present(path: Path) -> dict[str, Any]:
+    """A file's JSON object, empty if there is no such file; raises CannotStart."""
     return read_json(path) if path.is_file() else {}
 
 
-def open_tokenizer(path: Path, text: str) -> Tokenizer:
-    """The tokenizer that a file's text describes; raises CannotStart."""
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the only type that tokenizers raises
-        raise CannotStart(f"{path} is no tokenizer: {error}") from error
-
-
-def add_late_tokens(tokenizer: Tokenizer, tokenizer_config: Mapping[str, Any]) -> None:
-    """Tokens that tokenizer_config.json alone names; transformers adds them in the order of their ids."""
-    listed = tokenizer_config.get("added_tokens_decoder")
-    entries = listed.items() if isinstance(listed, dict) else ()
-    for _, entry in sorted(entries, key=lambda pair: int(pair[0])):
-        if isinstance(entry, dict) and tokenizer.token_to_id(entry["content"]) is None:
-            token = AddedToken(**{key: item for key, item in entry.items() if key in ADDED_TOKEN_KEYS})
-            if token.special:
-                tokenizer.add_special_tokens([token])
-            else:
-                tokenizer.add_tokens([token])
-
-
 def stored_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Where the checkpoint keeps its chat template, and the template; None if it has none."""
+    """The file that holds the checkpoint's chat template, and the template; None if it has none."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return str(path), read_text(path)
     stored = tokenizer_config.get("chat_template")
     origin = str(folder / "tokenizer_config.json")
-    if isinstance(stored, list):  # named ones; transformers takes tool_use where there are tools
+    if isinstance(stored, list):  # named templates; transformers takes tool_use if there are tools
         named = {entry["name"]: entry["template"] for entry in stored if isinstance(entry, dict)}
         stored = named.get("tool_use", named.get("default"))
     if isinstance(stored, str):
         return origin, stored
     path = folder / "chat_template.json"  # written by multimodal processors
-    if path.is_file() and isinstance(held := read_json(path).get("chat_template"), str):
-        return str(path), held
+    if path.is_file() and isinstance(text := read_json(path).get("chat_template"), str):
+        return str(path), text
     return origin, None
-
-
-def special_strings(tokenizer_config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """The variables that transformers gives every template: bos_token, eos_token and so on."""
-    known = {**read_optional(folder / "special_tokens_map.json"), **tokenizer_config}
-    names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    found = {name: known.get(name) for name in names}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}

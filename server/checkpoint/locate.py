@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a local folder as it is, a hub id fetched into the hub's own cache."""
+"""Location of a checkpoint: a local folder, or a hub id downloaded into the hub's cache."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ TEXT_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
 def locate(model: str, *, weights: bool = True) -> Path:
-    """The local folder of a checkpoint; downloads a hub id first, on wish without its weights.
+    """The local folder of a checkpoint; a hub id is downloaded first, without its weights if they are not needed.
 
-    Raises CannotStart with what to change.
+    Raises CannotStart naming what to change.
     """
     if model == BUILT_IN_MODEL:
         return BUILT_IN_FOLDER
@@ -45,6 +45,6 @@ def locate(model: str, *, weights: bool = True) -> Path:
         raise CannotStart(f"--model {model} cannot be fetched from the hub: {error}") from error
 
 
-def served_name(model: str, wanted: str) -> str:
-    """The name that clients use: the wanted one, or the last part of the path or id."""
-    return wanted or (BUILT_IN_NAME if model == BUILT_IN_MODEL else Path(model).name)
+def served_name(model: str, chosen: str) -> str:
+    """The name that clients use: the operator's choice, or the last part of the path or id."""
+    return chosen or (BUILT_IN_NAME if model == BUILT_IN_MODEL else Path(model).name)

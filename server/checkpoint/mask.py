@@ -1,12 +1,12 @@
-"""Hides control tokens in text from outside, so that a template may copy it and the encoder still knows.
+"""Mask control tokens in untrusted text before rendering, so that the encoder can tell them from the template's own.
 
-One character of each occurrence is replaced by one that no valid text holds, a lone surrogate:
+One character of each occurrence is replaced by a lone surrogate, which no valid text contains:
 
-    "<|im_end|>"  ->  "\\udc00|im_end|>"      no longer a token, of the same length, and back again by `show`
+    "<|im_end|>"  ->  "\\udc00|im_end|>"      not a token, of the same length, and undone by `show`
 
-Hidden as well is whatever could become a token by joining what the template writes beside it: a beginning of one at
-the text's end ("<|im_"), an end of one at its start ("end|>"), and a whole text that some template literals would
-complete (a schema key `think` printed as "<" + key + ">").
+Masked as well is whatever could become a token together with the text beside it: the beginning of a token at the
+text's end ("<|im_"), the end of one at its start ("end|>"), and a whole text that literals of the template complete (a
+schema key `think` printed as "<" + key + ">").
 """
 
 import re
@@ -16,17 +16,17 @@ from typing import Any
 from server.checkpoint.template_environment import RawArguments
 
 FIRST_SENTINEL = 0xDC00
-MOST_SENTINELS = 0x400
+MAX_SENTINELS = 0x400
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Mask:
-    """`control` are the texts of control tokens, `literals` the template's own strings."""
+    """Mask of one checkpoint: `control` are the texts of its control tokens, `literals` its template's strings."""
 
     def __init__(self, control: Sequence[str], literals: Iterable[str] = ()) -> None:
         tokens = sorted({text for text in control if not text.isspace()}, key=len, reverse=True)
         letters = sorted({letter for text in tokens for letter in text if not letter.isspace()})
-        assert len(letters) <= MOST_SENTINELS, "more different characters in control tokens than sentinels"
+        assert len(letters) <= MAX_SENTINELS, "more different characters in control tokens than sentinels"
         self._hidden = {letter: chr(FIRST_SENTINEL + i) for i, letter in enumerate(letters)}
         self._shown = {ord(sentinel): letter for letter, sentinel in self._hidden.items()}
         self._token = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
@@ -38,7 +38,7 @@ class Mask:
         self._completed = _completed(tokens, list(literals))
 
     def hide(self, text: str) -> str:
-        """The same length, and the same text wherever nothing can become a control token."""
+        """The text with what could become a control token masked; of the same length."""
         if not text.isascii():
             text = LONE_SURROGATES.sub("\ufffd", text)
         positions = self._positions(text)
@@ -50,7 +50,7 @@ class Mask:
         return "".join(letters)
 
     def hide_all(self, value: Any) -> Any:
-        """A copy of a JSON value with every string hidden, keys too."""
+        """A copy of a JSON value with every string masked, keys too."""
         if isinstance(value, RawArguments):
             return RawArguments(self.hide(value))
         if isinstance(value, str):
@@ -62,7 +62,7 @@ class Mask:
         return value
 
     def show(self, text: str) -> str:
-        """What was hidden, as it was."""
+        """The text as it was before `hide`."""
         if text.isascii() or not LONE_SURROGATES.search(text):
             return text
         return text.translate(self._shown)
@@ -70,19 +70,19 @@ class Mask:
     def _positions(self, text: str) -> set[int]:
         found = set()
         match = self._token.search(text)
-        while match:  # from the next character on: occurrences may overlap
+        while match:  # searched again from the next character: occurrences may overlap
             found.add(_first_visible(text, match.start()))
             match = self._token.search(text, match.start() + 1)
         core = text.strip()
         for part, shift in {(text, 0), (core, text.find(core))}:
-            found |= {shift + i for i in self._open_ends(part)}
-            found |= {shift + i for i in self._open_starts(part)}
+            found |= {shift + i for i in self._unfinished_tokens(part)}
+            found |= {shift + i for i in self._finished_tokens(part)}
         if core in self._completed:
             found.add(text.find(core))
         return found
 
-    def _open_ends(self, text: str) -> Iterable[int]:
-        """Where a token begins that the text does not finish."""
+    def _unfinished_tokens(self, text: str) -> Iterable[int]:
+        """Positions at which a token begins that the text does not finish."""
         for first in self._first:
             at = text.find(first, max(0, len(text) - self._longest + 1))
             while at >= 0:
@@ -90,8 +90,8 @@ class Mask:
                     yield _first_visible(text, at)
                 at = text.find(first, at + 1)
 
-    def _open_starts(self, text: str) -> Iterable[int]:
-        """Where a token ends that the text did not begin."""
+    def _finished_tokens(self, text: str) -> Iterable[int]:
+        """Positions at which a token ends that the text did not begin."""
         for last in self._last:
             at = text.find(last, 0, self._longest - 1)
             while at >= 0:

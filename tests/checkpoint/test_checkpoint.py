@@ -1,4 +1,4 @@
-"""What a checkpoint's folder says, and one clear line where it is no checkpoint."""
+"""Checkpoint: everything read from its folder, and one line where the folder cannot be served."""
 
 import json
 import shutil
@@ -16,141 +16,138 @@ SOURCE = TEMPLATES["qwen3"][0].read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
-    """A folder to break: the built-in model's small tokenizer, without weights."""
+def folder(tmp_path: Path) -> Path:
+    """The built-in model's tokenizer with a template of Qwen3, without weights."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUILT_IN_FOLDER / name, tmp_path)
-    change(tmp_path / "config.json", max_position_embeddings=32768)
+    update(tmp_path / "config.json", max_position_embeddings=32768)
     (tmp_path / "chat_template.jinja").write_text(SOURCE, encoding="utf-8")
     return tmp_path
 
 
-def change(path: Path, **values: Any) -> None:
-    held = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({key: item for key, item in {**held, **values}.items() if item is not ...}))
+def update(path: Path, **values: Any) -> None:
+    current = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({key: item for key, item in {**current, **values}.items() if item is not ...}))
 
 
-def test_everything_is_read(made: Path) -> None:
-    """The whole picture at once."""
-    change(made / "generation_config.json", eos_token_id=[2, 0], temperature=0.6, top_k=20, top_p=0.95)
-    there = Checkpoint.open(made)
-    assert there.dialect.name == "hermes"
-    assert there.stop_ids == (2, 0)
-    assert there.think
-    assert (there.think.open, there.think.close) == (there.marker_ids["<think>"], there.marker_ids["</think>"])
-    assert there.marker_ids["<tool_call>"] == there.tokenizer.token_to_id("<tool_call>")
-    assert there.defaults == SamplingDefaults(temperature=0.6, top_p=0.95, top_k=20)
-    assert there.max_model_len == 32768
-    assert there.own_template
-    assert there.notes == ()
+def test_everything_is_read(folder: Path) -> None:
+    """All fields of one checkpoint."""
+    update(folder / "generation_config.json", eos_token_id=[2, 0], temperature=0.6, top_k=20, top_p=0.95)
+    opened = Checkpoint.open(folder)
+    assert opened.dialect.name == "hermes"
+    assert opened.stop_ids == (2, 0)
+    assert opened.think
+    assert (opened.think.open, opened.think.close) == (opened.marker_ids["<think>"], opened.marker_ids["</think>"])
+    assert opened.marker_ids["<tool_call>"] == opened.tokenizer.token_to_id("<tool_call>")
+    assert opened.defaults == SamplingDefaults(temperature=0.6, top_p=0.95, top_k=20)
+    assert opened.max_model_len == 32768
+    assert opened.notes == ()
 
 
 @pytest.mark.parametrize("broken", ["missing", "file", "empty", "no tokenizer", "no json", "list", "bad tokenizer"])
-def test_what_is_no_checkpoint_is_said_in_one_line(made: Path, broken: str) -> None:
+def test_a_folder_without_a_checkpoint_is_refused_in_one_line(folder: Path, broken: str) -> None:
     """A traceback at start tells a newcomer nothing."""
-    place = made
+    path = folder
     match broken:
         case "missing":
-            place = made / "nowhere"
+            path = folder / "nowhere"
         case "file":
-            place = made / "config.json"
+            path = folder / "config.json"
         case "empty":
-            (made / "config.json").unlink()
+            (folder / "config.json").unlink()
         case "no tokenizer":
-            (made / "tokenizer.json").unlink()
+            (folder / "tokenizer.json").unlink()
         case "no json":
-            (made / "config.json").write_text("{")
+            (folder / "config.json").write_text("{")
         case "list":
-            (made / "config.json").write_text("[]")
+            (folder / "config.json").write_text("[]")
         case "bad tokenizer":
-            (made / "tokenizer.json").write_text("{}")
+            (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CannotStart) as fault:
-        Checkpoint.open(place)
-    assert str(place) in str(fault.value)
+        Checkpoint.open(path)
+    assert str(path) in str(fault.value)
     assert "\n" not in str(fault.value)
 
 
-def test_template_file_of_the_operator_wins(made: Path, tmp_path: Path) -> None:
+def test_the_operators_template_file_takes_precedence(folder: Path, tmp_path: Path) -> None:
     """`--chat-template FILE` replaces a broken template without touching the checkpoint."""
     other = tmp_path / "other.jinja"
     other.write_text(TEMPLATES["qwen3_coder"][0].read_text())
-    assert Checkpoint.open(made, chat_template=str(other)).dialect.name == "qwen3_coder"
+    assert Checkpoint.open(folder, chat_template=str(other)).dialect.name == "qwen3_coder"
     with pytest.raises(CannotStart, match="does not exist"):
-        Checkpoint.open(made, chat_template=str(tmp_path / "none.jinja"))
+        Checkpoint.open(folder, chat_template=str(tmp_path / "none.jinja"))
     other.write_text("{% if %}")
     with pytest.raises(CannotStart, match="cannot be compiled"):
-        Checkpoint.open(made, chat_template=str(other))
+        Checkpoint.open(folder, chat_template=str(other))
 
 
 @pytest.mark.parametrize("stored", ["text", "named", "processor"])
-def test_template_is_found_where_transformers_finds_it(made: Path, stored: str) -> None:
+def test_template_is_found_where_transformers_finds_it(folder: Path, stored: str) -> None:
     """Older checkpoints keep it in tokenizer_config.json, some as a list of named ones."""
-    (made / "chat_template.jinja").unlink()
+    (folder / "chat_template.jinja").unlink()
     plain = {"name": "default", "template": "{{ messages }}"}
     match stored:
         case "text":
-            change(made / "tokenizer_config.json", chat_template=SOURCE)
+            update(folder / "tokenizer_config.json", chat_template=SOURCE)
         case "named":
             listed = [plain, {"name": "tool_use", "template": SOURCE}]
-            change(made / "tokenizer_config.json", chat_template=listed)
+            update(folder / "tokenizer_config.json", chat_template=listed)
         case "processor":
-            change(made / "chat_template.json", chat_template=SOURCE)
-    there = Checkpoint.open(made)
-    assert there.template.source == SOURCE
-    assert there.own_template
+            update(folder / "chat_template.json", chat_template=SOURCE)
+    opened = Checkpoint.open(folder)
+    assert opened.template.source == SOURCE
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATES["qwen15"][0].read_text()])
-def test_a_model_without_tools_in_its_template_gets_ours(made: Path, template: str | None) -> None:
-    """Qwen1.5 has been trained on ReAct, but its template knows nothing of it: tools would be dropped in silence."""
-    (made / "chat_template.jinja").unlink()
+def test_a_template_without_tools_is_replaced_by_react(folder: Path, template: str | None) -> None:
+    """Qwen1.5 was trained on ReAct, but its template does not render tools: they would be dropped silently."""
+    (folder / "chat_template.jinja").unlink()
     if template is not None:
-        change(made / "tokenizer_config.json", chat_template=template)
-    there = Checkpoint.open(made)
-    assert there.dialect.name == "react"
-    assert not there.own_template
-    assert "ReAct" in there.notes[0]
+        update(folder / "tokenizer_config.json", chat_template=template)
+    opened = Checkpoint.open(folder)
+    assert opened.dialect.name == "react"
+    assert "ReAct" in opened.notes[0]
 
 
-def test_no_template_and_no_chatml_is_refused(made: Path) -> None:
+def test_no_template_and_no_chatml_is_refused(folder: Path) -> None:
     """A guess at the format of an unknown model would give garbage."""
-    (made / "chat_template.jinja").unlink()
-    tokenizer = json.loads((made / "tokenizer.json").read_text())
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["added_tokens"] = [one for one in tokenizer["added_tokens"] if "im_" not in one["content"]]
-    (made / "tokenizer.json").write_text(json.dumps(tokenizer))
-    change(made / "tokenizer_config.json", added_tokens_decoder={})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    update(folder / "tokenizer_config.json", added_tokens_decoder={})
     with pytest.raises(CannotStart, match="--chat-template"):
-        Checkpoint.open(made)
+        Checkpoint.open(folder)
 
 
-def test_an_unknown_tool_format_is_refused_unless_named(made: Path) -> None:
-    """With a parser guessed wrong, calls would come out as text."""
-    (made / "chat_template.jinja").write_text("{{ messages[0].content }}{{ tools }}")
+def test_an_unknown_tool_format_is_refused_unless_named(folder: Path) -> None:
+    """With the wrong parser, calls would be returned as text."""
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}{{ tools }}")
     with pytest.raises(CannotStart, match="--dialect"):
-        Checkpoint.open(made)
-    assert Checkpoint.open(made, dialect="hermes").dialect.name == "hermes"
+        Checkpoint.open(folder)
+    assert Checkpoint.open(folder, dialect="hermes").dialect.name == "hermes"
     with pytest.raises(CannotStart, match="hermes"):
-        Checkpoint.open(made, dialect="nonsense")
+        Checkpoint.open(folder, dialect="nonsense")
 
 
-def test_generation_config_can_be_left_unread(made: Path) -> None:
-    """`--generation-config none` is for those who want OpenAI's defaults."""
-    change(made / "generation_config.json", temperature=0.6, typical_p=0.9, transformers_version="5")
-    assert Checkpoint.open(made).notes == ("generation_config.json: not used here: typical_p",)
-    assert Checkpoint.open(made, generation_config="none").defaults == SamplingDefaults()
-    change(made / "generation_config.json", do_sample=False)
-    assert Checkpoint.open(made).defaults.temperature == 0.0
+def test_generation_config_can_be_ignored(folder: Path) -> None:
+    """`--generation-config none` gives OpenAI's defaults."""
+    update(folder / "generation_config.json", temperature=0.6, typical_p=0.9, transformers_version="5")
+    assert Checkpoint.open(folder).notes == ("generation_config.json: not used here: typical_p",)
+    assert Checkpoint.open(folder, generation_config="none").defaults == SamplingDefaults()
+    update(folder / "generation_config.json", do_sample=False)
+    assert Checkpoint.open(folder).defaults.temperature == 0.0
 
 
-def test_tokens_that_stand_in_the_tokenizers_configuration_alone_are_control_tokens(made: Path) -> None:
-    """transformers adds them, so the template's own tags would otherwise be encoded as text."""
-    config = json.loads((made / "tokenizer_config.json").read_text())
+def test_tokens_listed_only_in_tokenizer_config_are_control_tokens(folder: Path) -> None:
+    """transformers adds them; otherwise the template's own tags would be encoded as text."""
+    config = json.loads((folder / "tokenizer_config.json").read_text())
     last = max(map(int, config["added_tokens_decoder"]))
     flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
-    config["added_tokens_decoder"][str(last + 1)] = {"content": "<|late|>", "special": True, **flags}
-    (made / "tokenizer_config.json").write_text(json.dumps(config))
-    there = Checkpoint.open(made)
-    assert there.marker_ids["<|late|>"] == there.tokenizer.get_vocab_size() - 1
+    config["added_tokens_decoder"][str(last + 1)] = {"content": "<|added|>", "special": True, **flags}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    opened = Checkpoint.open(folder)
+    assert opened.marker_ids["<|added|>"] == opened.tokenizer.get_vocab_size() - 1
 
 
 @pytest.mark.parametrize(
@@ -180,12 +177,12 @@ def test_tokens_that_stand_in_the_tokenizers_configuration_alone_are_control_tok
     ],
 )
 def test_context_length(config: dict[str, Any], length: int | None) -> None:
-    """Too short refuses what fits; too long lets the model run over its positions."""
+    """Too short refuses requests that fit; too long exceeds the model's positions."""
     assert context_length(config) == length
 
 
-def test_max_model_len_shortens_and_never_stretches(made: Path) -> None:
-    """Beyond its positions a model writes nonsense, and nothing says why."""
-    assert Checkpoint.open(made, max_model_len=1000).max_model_len == 1000
+def test_max_model_len_shortens_and_never_extends(folder: Path) -> None:
+    """Beyond its positions a model writes nonsense, without an error."""
+    assert Checkpoint.open(folder, max_model_len=1000).max_model_len == 1000
     with pytest.raises(CannotStart, match="32768"):
-        Checkpoint.open(made, max_model_len=32769)
+        Checkpoint.open(folder, max_model_len=32769)
