@@ -1,4 +1,4 @@
-"""The parts that a server and an offline chat are both made of: a checkpoint that was read, a door to its engine."""
+"""Checkpoint and backend built from the settings, for the server and for offline chat."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from server.settings import Settings
 
 
 def open_checkpoint(settings: Settings) -> Checkpoint:
-    """The checkpoint that the settings name, read and self-tested. Raises CannotStart."""
+    """The checkpoint of the settings, read and self-tested. Raises CannotStart."""
     model = settings.model
     checkpoint = Checkpoint.open(
         locate(model.model),
@@ -37,14 +37,14 @@ def build_backend(
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_ready: Callable[[Ready], None] = lambda _: None,
 ) -> ProcessBackend:
-    """The engine's door for this checkpoint; `engine` waits for its order, which is given by `start`.
+    """A backend for this checkpoint over the process `engine`, to which its `start` sends the configuration.
 
-    `on_ready` hears of every engine that has come up, also of one that was started again.
+    `on_ready` is called for every engine that becomes ready, restarted ones included.
     """
-    order = {
+    config = {
         "checkpoint": str(checkpoint.folder),
-        "max_model_len": settings.model.max_model_len,  # 0: as much of the model's own as memory holds
+        "max_model_len": settings.model.max_model_len,  # 0: the model's own length, or what memory holds of it
         "engine": settings.engine,
         "stop_ids": checkpoint.stop_ids,  # they may end any constraint
     }
-    return ProcessBackend(EngineCommand(msgspec.json.encode(order).decode()), on_progress, engine, on_ready)
+    return ProcessBackend(EngineCommand(msgspec.json.encode(config).decode()), on_progress, engine, on_ready)

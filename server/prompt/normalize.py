@@ -11,11 +11,11 @@ from math import isfinite
 from typing import Any
 
 from server.checkpoint.capabilities import TemplateCapabilities
+from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
 from server.checkpoint.template_environment import RawArguments
 
 DEEPEST = 64  # levels of arguments; deeper ones are kept as text
 LEGACY_ID = "call_legacy_{}"
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)

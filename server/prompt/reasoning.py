@@ -13,13 +13,13 @@ from typing import Any
 
 from server.chat_request import ChatRequest, Thinking
 from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.template import THINK_OPEN
 from server.messages import ReasoningPhase
 from server.prompt.normalize import NormalizedMessage
 from server.prompt.render import Prompt
 
 SWITCHES = ("enable_thinking", "thinking")  # variables of Qwen's and of other families' templates
 WRITTEN_SWITCH = re.compile(r"(?<!\S)/(no_)?think(?!\S)")
-THINK_TAG = "<think>"
 CALL_MARGIN = 16  # tokens of line breaks, closing markup and the end of the turn around a forced call
 CALL_ROOM = 2  # a forced call is given so many times the room of the shortest one
 
@@ -57,7 +57,7 @@ def find_thinking(checkpoint: Checkpoint, prompt: Prompt, prefill: bool) -> Thin
         if piece.token_ids[0] == checkpoint.think.close:
             return "off"
         break
-    if prefill or THINK_TAG not in checkpoint.template.source:
+    if prefill or THINK_OPEN not in checkpoint.template.source:
         return "off"
     return "may_open"
 

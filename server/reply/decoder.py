@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
 from server.dialects.base import Parser
 from server.dialects.parsing.repeats import Repeats
 from server.events import (
@@ -34,7 +35,6 @@ class ReplyFormat:
     vocabulary: Vocabulary
     stop_ids: frozenset[int]
     thinking: Literal["off", "open", "may_open"] = "off"
-    think_tags: tuple[str, str] = ("<think>", "</think>")
     call_ids: frozenset[int] = frozenset()  # each opens a call, inside a think block as well
     call_markers: tuple[str, ...] = ()  # their texts do, where the vocabulary has no such token
     halts: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class ReplyDecoder:
     def __init__(self, reading: ReplyFormat) -> None:
         self._reading = reading
         self._text = TextStream(reading.vocabulary)
-        self._think = ThinkSpan(reading.thinking, reading.think_tags, reading.call_markers)
+        self._think = ThinkSpan(reading.thinking, (THINK_OPEN, THINK_CLOSE), reading.call_markers)
         self._halts = StopStrings(reading.halts)
         self._parser = reading.parser() if reading.parser else None
         self._stops = StopStrings(reading.stop)
