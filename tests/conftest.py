@@ -45,6 +45,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if "long" not in item.keywords]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests advise (`record_property("advice", ...)`); xdist sends it here from its workers."""
+    reports = terminalreporter.getreports("passed")
+    advice = [value for report in reports for name, value in report.user_properties if name == "advice"]
+    if advice:
+        terminalreporter.section("advice")
+    for line in advice:
+        terminalreporter.write_line(str(line))
+
+
 @pytest.fixture(scope="session")
 def is_long(request: pytest.FixtureRequest) -> bool:
     """Whether this run has `--long`."""
