@@ -1,4 +1,4 @@
-"""The self-test passes where template, tokenizer and parser belong together, and names the fault where not."""
+"""The self-test passes if template, tokenizer and parser match, and names the fault if they do not."""
 
 from dataclasses import replace
 
@@ -22,8 +22,8 @@ def test_template_and_parser_of_one_family_agree(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
-def test_the_dialect_is_found_from_the_template(name: str) -> None:
-    """The wrong parser flag is what users of other servers ask about most."""
+def test_the_dialect_is_detected_from_the_template(name: str) -> None:
+    """A wrong parser option is the most frequent question of users of other servers."""
     dialect = guess(native(name).template.source)
     assert dialect
     assert dialect.name == TEMPLATES[name][1]
@@ -36,7 +36,7 @@ def test_the_built_in_model_passes() -> None:
 
 @pytest.mark.parametrize("name, wrong", [("qwen3", "react"), ("qwen3", "qwen3_coder"), ("qwen3_coder", "kimi_k2")])
 def test_the_wrong_parser_is_named(name: str, wrong: str) -> None:
-    """A parser that reads nothing answers every call as text, and nobody is told."""
+    """A parser that finds no call returns every call as text, without an error."""
     faults = self_test(replace(native(name), dialect=find(wrong)))
     assert any(fault.case == "one call" and f"read as {wrong}" in fault.text for fault in faults)
 
@@ -52,7 +52,7 @@ def test_the_wrong_parser_is_named(name: str, wrong: str) -> None:
     ],
 )
 def test_a_broken_template_is_named(old: str, new: str, case: str) -> None:
-    """A quantised or fine-tuned copy often comes with a template somebody edited."""
+    """A quantised or fine-tuned copy often comes with an edited template."""
     source = native("qwen3").template.source
     assert old in source
     broken = ChatTemplate(source.replace(old, new), "broken", {})
@@ -60,9 +60,9 @@ def test_a_broken_template_is_named(old: str, new: str, case: str) -> None:
 
 
 def test_a_leak_of_control_tokens_is_named() -> None:
-    """The boundary is tried against the template that is served, not against those we know."""
-    there = native("qwen3")
-    faults = self_test(replace(there, mask=Mask([])))
+    """The test runs on the template that is served, not only on those known here."""
+    qwen3 = native("qwen3")
+    faults = self_test(replace(qwen3, mask=Mask([])))
     assert {fault.case for fault in faults} >= {"control tokens"}
     assert "'<|endoftext|>' is one" in faults[0].text
     coder = native("qwen3_coder")  # prints "<" + key + ">"
