@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from server.checkpoint.capabilities import TemplateCapabilities, find_capabilities
 from server.checkpoint.encode import Encoder
-from server.checkpoint.folder import check_folder, read_json, read_json_if_present, read_text, stored_template
+from server.checkpoint.folder import check_folder, read_json_if_present, read_text, stored_template
 from server.checkpoint.mask import Mask
 from server.checkpoint.template import THINK_CLOSE, THINK_OPEN, ChatTemplate
 from server.checkpoint.tokenizer import (
@@ -23,6 +23,7 @@ from server.checkpoint.tokenizer import (
     token_variables,
     without_added_tokens,
 )
+from server.config_json import context_length, read_config
 from server.dialects.base import Dialect
 from server.dialects.registry import find, guess
 from server.errors import CannotStart
@@ -93,7 +94,7 @@ class Checkpoint:
         Raises CannotStart naming the file that is missing or broken, or the option that does not fit.
         """
         check_folder(folder)
-        config = read_json(folder / "config.json")
+        config = read_config(folder)
         tokenizer_config = read_json_if_present(folder / "tokenizer_config.json")
         generation = read_json_if_present(folder / "generation_config.json") if generation_config == "auto" else {}
         tokenizer_json = read_text(folder / "tokenizer.json")
@@ -120,27 +121,6 @@ class Checkpoint:
             capabilities=find_capabilities(template),
             notes=tuple(notes),
         )
-
-
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """Tokens that the model can attend to, from its config.json; None if that file does not say.
-
-    Rotary scaling that transformers applies by a factor (YaRN, linear, dynamic) stretches the original length.
-    """
-    text = config.get("text_config")
-    config = {**config, **text} if isinstance(text, dict) else config
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int) or positions < 1:
-        return None
-    rope = config.get("rope_parameters") or config.get("rope_scaling")
-    if not isinstance(rope, dict):
-        return positions
-    kind = rope.get("rope_type", rope.get("type"))
-    factor = rope.get("factor")
-    if kind not in ("yarn", "linear", "dynamic") or not isinstance(factor, int | float):
-        return positions
-    original = rope.get("original_max_position_embeddings")
-    return max(positions, int((original if isinstance(original, int) else positions) * factor))
 
 
 def _open_template(

@@ -1,10 +1,10 @@
 """Files of a checkpoint's folder. Every fault is a CannotStart of one line that names the file."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from server.config_json import read_json
 from server.errors import CannotStart
 
 
@@ -29,17 +29,6 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CannotStart(f"cannot read {path}: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's JSON object; raises CannotStart."""
-    try:
-        value = json.loads(read_text(path))
-    except ValueError as error:
-        raise CannotStart(f"{path} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CannotStart(f"{path} holds no JSON object")
-    return value
 
 
 def read_json_if_present(path: Path) -> dict[str, Any]:

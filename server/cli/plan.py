@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from server.checkpoint.locate import BUILT_IN_FOLDER
+from server.config_json import read_config
 from server.errors import CannotStart
 from server.memory.budget import GIB, MIB, Plan, Room, demand_of, plan, room_of
 from server.memory.headers import Tensor, read_headers
 from server.memory.probe import DeviceSelector
 from server.memory.report import remedies, rows, size
-from server.memory.shape import Shape, read_config, read_shape
+from server.memory.shape import Shape, read_shape
 from server.memory.start import open_probe
 from server.settings import (
     BUILT_IN_MODEL,

@@ -4,15 +4,15 @@ Field names are those of transformers' Qwen2, Qwen3, Qwen3-MoE, Qwen3-Next and Q
 multimodal configuration keeps them under `text_config`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from server.config_json import context_length, text_fields
 from server.errors import CannotStart
 
 HYBRID_TYPES = ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
+DEFAULT_POSITIONS = 32768
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAST_TILE = 8  # tokens of a chunk that attend at a time; see model.plan
 SMALLEST_BLOCK = 16  # tokens; sums are kept for each block, smaller ones are not usual
@@ -71,22 +71,9 @@ class Shape:
         return self.linear_layers * (recurrent + convolution)
 
 
-def read_config(folder: Path) -> Mapping[str, Any]:
-    """The checkpoint's config.json; raises CannotStart if it cannot be read."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CannotStart(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise CannotStart(f"{path} does not hold a JSON object")
-    return cast(Mapping[str, Any], config)
-
-
 def read_shape(config: Mapping[str, Any]) -> Shape:
     """The shape that a configuration describes; raises CannotStart naming a field that is missing or no number."""
-    text = config.get("text_config")
-    fields: Mapping[str, Any] = text if isinstance(text, Mapping) else config
+    fields = text_fields(config)
     hidden, heads = _whole(fields, "hidden_size"), _whole(fields, "num_attention_heads")
     linear = _linear_layers(fields)
     experts = _whole(fields, "num_experts", _whole(fields, "num_local_experts", 0))
@@ -96,7 +83,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
             _whole(fields, "intermediate_size", 0), _whole(fields, "shared_expert_intermediate_size", 0)
         ),
         vocab_size=_whole(fields, "vocab_size"),
-        max_positions=_positions(fields),
+        max_positions=context_length(config) or _whole(fields, "max_position_embeddings", DEFAULT_POSITIONS),
         num_heads=heads,
         num_kv_heads=_whole(fields, "num_key_value_heads", heads),
         head_dim=_whole(fields, "head_dim", hidden // max(heads, 1)),
@@ -113,18 +100,6 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         tied=bool(config.get("tie_word_embeddings", fields.get("tie_word_embeddings", False))),
         dtype=_dtype(config, fields),
     )
-
-
-def _positions(fields: Mapping[str, Any]) -> int:
-    """Tokens that the model attends to; YaRN and its like stretch the original length by a factor."""
-    positions = _whole(fields, "max_position_embeddings", 32768)
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling")
-    if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) not in ("yarn", "linear", "dynamic"):
-        return positions
-    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
-    if not isinstance(factor, int | float):
-        return positions
-    return max(positions, int((original if isinstance(original, int) else positions) * factor))
 
 
 def _linear_layers(fields: Mapping[str, Any]) -> int:

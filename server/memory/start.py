@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from server.config_json import read_config
 from server.errors import CannotStart
 from server.memory.budget import Plan, demand_of, divide, plan, room_of
 from server.memory.headers import Tensor, read_headers
 from server.memory.host import HostProbe
 from server.memory.probe import DeviceSelector, GpuProbe
 from server.memory.report import as_text, refuse, rows, size
-from server.memory.shape import Shape, read_config, read_shape
+from server.memory.shape import Shape, read_shape
 from server.memory.watcher import Probe
 from server.messages import DeviceReading
 from server.settings import EngineSettings

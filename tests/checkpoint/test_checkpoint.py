@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.checkpoint.checkpoint import Checkpoint, SamplingDefaults, context_length
+from server.checkpoint.checkpoint import Checkpoint, SamplingDefaults
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.errors import CannotStart
 from tests.model_templates import TEMPLATES
@@ -148,37 +148,6 @@ def test_tokens_listed_only_in_tokenizer_config_are_control_tokens(folder: Path)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     opened = Checkpoint.open(folder)
     assert opened.marker_ids["<|added|>"] == opened.tokenizer.get_vocab_size() - 1
-
-
-@pytest.mark.parametrize(
-    "config, length",
-    [
-        ({"max_position_embeddings": 4096}, 4096),
-        ({"text_config": {"max_position_embeddings": 262144}, "model_type": "qwen3_5"}, 262144),
-        ({}, None),
-        ({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 131072),
-        (
-            {
-                "max_position_embeddings": 32768,
-                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
-            },
-            131072,
-        ),
-        (
-            {
-                "max_position_embeddings": 131072,
-                "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
-            },
-            131072,
-        ),
-        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2}}, 8192),
-        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 4096),
-        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "mrope", "mrope_section": [1]}}, 4096),
-    ],
-)
-def test_context_length(config: dict[str, Any], length: int | None) -> None:
-    """Too short refuses requests that fit; too long exceeds the model's positions."""
-    assert context_length(config) == length
 
 
 def test_max_model_len_shortens_and_never_extends(folder: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 import transformers
 
+from server.config_json import read_config
 from server.memory.budget import Demand, activation_bytes, sampling_bytes
 from server.memory.headers import read_headers, weight_bytes
-from server.memory.shape import Shape, read_config, read_shape
+from server.memory.shape import Shape, read_shape
 from server.messages import Sampling
 from server.model.batch import Batch, Draw, Row
 from server.model.loading.loaded_model import LoadedModel

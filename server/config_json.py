@@ -1,0 +1,50 @@
+"""Fields of a checkpoint's config.json that both processes read, without transformers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from server.errors import CannotStart
+
+SCALED_BY_FACTOR = ("yarn", "linear", "dynamic")  # kinds of rotary scaling
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; raises CannotStart if it cannot be read."""
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object; raises CannotStart naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CannotStart(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise CannotStart(f"{path} does not hold a JSON object")
+    return value
+
+
+def text_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of the language model: a multimodal configuration keeps them under `text_config`."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else config
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Tokens that the model can attend to; None if the file does not say.
+
+    Rotary scaling by a factor (YaRN, linear, dynamic) multiplies the original length, as in transformers.
+    """
+    fields = text_fields(config)
+    positions = fields.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling")
+    if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) not in SCALED_BY_FACTOR:
+        return positions
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
+    if not isinstance(factor, int | float):
+        return positions
+    return max(positions, int((original if isinstance(original, int) else positions) * factor))
