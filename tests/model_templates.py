@@ -39,6 +39,7 @@ TEMPLATES = {
     "glm45": (FOLDER / "glm45.jinja", "glm4"),
     BUILT_IN: (BUILT_IN_FOLDER / "chat_template.jinja", "hermes"),  # with its own tokenizer
 }
+SPLITS_THOUGHTS = ["qwen3", "qwen3_thinking", "qwen35", "glm45", BUILT_IN]  # templates that cut thoughts out of content
 OTHER_TOKENS = (
     "<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|tool_calls_section_begin|>",
     "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>",

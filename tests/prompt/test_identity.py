@@ -7,13 +7,12 @@ import pytest
 import transformers
 
 from tests.caches import cached
-from tests.model_templates import TEMPLATES, checkpoint, folder_of, ids_of, text_of
+from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, checkpoint, folder_of, ids_of, text_of
 from tests.prompt.conversations import Inventor, as_sent
 
 CONVERSATIONS = 300
 WITHOUT_CALLS = {"qwen15"}
 WITHOUT_THOUGHTS = {"qwen15"}
-SPLITS_THOUGHTS = ["qwen3", "qwen3_thinking", "qwen35", "glm45", "built_in"]
 
 
 @cached

@@ -8,7 +8,7 @@ import pytest
 from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.template_environment import RawArguments
 from server.prompt.normalize import normalize_messages, normalize_tools, read_arguments
-from tests.model_templates import TEMPLATES, checkpoint, ids_of, text_of
+from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, checkpoint, ids_of, text_of
 
 WITH_TOOLS = [name for name in TEMPLATES if name != "qwen15"]
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
@@ -142,7 +142,7 @@ def test_legacy_function_calls_render_as_calls(name: str) -> None:
         assert text == prompt(name, called('{"city": "Paris"}'))
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if checkpoint(name).capabilities.splits_thoughts])
+@pytest.mark.parametrize("name", SPLITS_THOUGHTS)
 def test_case_46_a_thought_is_taken_from_wherever_it_stands(name: str) -> None:
     """Clients send it as `reasoning_content`, as `reasoning`, or within the content as other servers gave it."""
     forms: list[dict[str, Any]] = [
