@@ -1,4 +1,4 @@
-"""Many requests at once with asyncio: they share the server's batch, so ten take little longer than one."""
+"""Concurrent requests with asyncio: the server batches them, so that eight take little longer than one."""
 
 import asyncio
 
@@ -11,8 +11,8 @@ from clients.functions import Toolbox
 CITIES = ("Paris", "Rome", "Oslo", "Madrid", "Berlin", "Vienna", "Prague", "Dublin")
 
 
-async def ask(client: AsyncOpenAI, model: str, city: str) -> str:
-    """The call that a question about one city comes to."""
+async def request_call(client: AsyncOpenAI, model: str, city: str) -> str:
+    """Return the tool call that the model makes for a question about one city."""
     reply = await client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": f"What is the weather in {city}?"}],
@@ -23,16 +23,16 @@ async def ask(client: AsyncOpenAI, model: str, city: str) -> str:
     return ", ".join(f"{call.function.name}({call.function.arguments})" for call in calls if call.type == "function")
 
 
-async def ask_all(client: AsyncOpenAI, model: str) -> list[str]:
-    """One answer a city, in their order."""
+async def request_calls(client: AsyncOpenAI, model: str) -> list[str]:
+    """Return one call a city, in the order of `CITIES`."""
     async with client:
-        return await asyncio.gather(*(ask(client, model, city) for city in CITIES))
+        return await asyncio.gather(*(request_call(client, model, city) for city in CITIES))
 
 
 def main() -> None:
     """python -m clients.asynchronous"""
     server = server_of(options(__doc__ or "").parse_args())
-    for city, call in zip(CITIES, asyncio.run(ask_all(server.async_client(), server.model)), strict=True):
+    for city, call in zip(CITIES, asyncio.run(request_calls(server.async_client(), server.model)), strict=True):
         print(f"{city}: {call}")
 
 

@@ -1,4 +1,4 @@
-"""A terminal chat with tools: `toolwire chat --tools FILE` offers the functions of a Python file to the model."""
+"""Terminal chat with tools: `toolwire chat --tools FILE` offers the functions of a Python file to the model."""
 
 import sys
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from clients.connect import Server, options, server_of
 from clients.functions import Toolbox, functions_in_file
-from clients.loop import Called, Conversation, LoopObserver
+from clients.loop import Conversation, LoopObserver, StreamedCall
 
-HELP = "/tools lists the tools, /reset forgets the conversation, /quit or Ctrl-D ends; Ctrl-C stops a reply"
+HELP = "/tools lists the tools, /reset starts a new conversation, /quit or Ctrl-D ends; Ctrl-C stops a reply"
 LONGEST_RESULT_SHOWN = 300
 
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def chat(console: Console, server: Server, tools: Toolbox, system: str) -> None:
-    """Lines from standard input until it ends; a terminal gets a prompt, a pipe does not."""
+    """Answer lines from standard input until it ends; prompts are printed only on a terminal."""
     start = [{"role": "system", "content": system}] if system else []
     conversation = Conversation(server.client(), server.model, tools, list(start))
     console.print(f"[dim]{escape(server.model)}: {HELP}[/dim]")
@@ -53,19 +53,19 @@ def chat(console: Console, server: Server, tools: Toolbox, system: str) -> None:
             case "/tools":
                 _print_tools(console, tools)
             case text:
-                _say(console, conversation, text)
+                _send(console, conversation, text)
 
 
-def _say(console: Console, conversation: Conversation, text: str) -> None:
-    """One turn; whatever ends it early, the conversation stays as it was before."""
+def _send(console: Console, conversation: Conversation, text: str) -> None:
+    """Send one user message; if the reply is stopped or fails, the conversation is restored."""
     num_before = len(conversation.messages)
-    watcher = LoopObserver(
+    observer = LoopObserver(
         on_text=lambda piece: console.print(piece, end="", markup=False, soft_wrap=True),
-        on_thought=lambda piece: console.print(piece, end="", markup=False, soft_wrap=True, style="dim italic"),
+        on_reasoning=lambda piece: console.print(piece, end="", markup=False, soft_wrap=True, style="dim italic"),
         on_call=lambda call, result: _print_call(console, call, result),
     )
     try:
-        conversation.say(text, watcher)
+        conversation.send(text, observer)
         console.print()
     except KeyboardInterrupt:
         console.print("[dim] (stopped)[/dim]")
@@ -75,7 +75,7 @@ def _say(console: Console, conversation: Conversation, text: str) -> None:
         del conversation.messages[num_before:]
 
 
-def _print_call(console: Console, call: Called, result: str) -> None:
+def _print_call(console: Console, call: StreamedCall, result: str) -> None:
     shown = result if len(result) <= LONGEST_RESULT_SHOWN else result[:LONGEST_RESULT_SHOWN] + " …"
     console.print(f"[cyan]{escape(call.name)}[/cyan]({escape(call.arguments)})", soft_wrap=True)
     console.print(f"[dim]  = {escape(shown)}[/dim]", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Tools to try a model with. `toolwire chat --tools clients/example_tools.py` offers every function of this file."""
+"""Example tools. `toolwire chat --tools clients/example_tools.py` offers every function of this file."""
 
 from typing import Any, Literal
 

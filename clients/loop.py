@@ -1,4 +1,4 @@
-"""The tool loop: ask, run what the model calls, hand back the results, until it answers in words. Streamed."""
+"""Streamed tool loop: send a request, run the tool calls, return their results, until the model answers with text."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from clients.functions import Toolbox
 
 
 @dataclass(slots=True)
-class Called:
-    """One call of a reply, put together from its pieces."""
+class StreamedCall:
+    """One tool call of a reply, accumulated from its chunks."""
 
     id: str
     name: str
@@ -21,13 +21,13 @@ class Called:
 
 @dataclass(slots=True)
 class AssistantReply:
-    """One streamed reply, put together from its chunks."""
+    """One streamed reply, accumulated from its chunks."""
 
     text: str = ""
-    calls: list[Called] = field(default_factory=list)
+    calls: list[StreamedCall] = field(default_factory=list)
 
     def as_message(self) -> dict[str, Any]:
-        """The reply as the conversation keeps it."""
+        """Return the reply as a message of the conversation."""
         calls = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in self.calls
@@ -38,16 +38,16 @@ class AssistantReply:
 
 @dataclass(frozen=True, slots=True)
 class LoopObserver:
-    """What is told while a loop runs: pieces of text, pieces of thought, and calls with their results."""
+    """Callbacks of a running loop: text and reasoning as they arrive, and calls with their results."""
 
     on_text: Callable[[str], None] = lambda _: None
-    on_thought: Callable[[str], None] = lambda _: None
-    on_call: Callable[[Called, str], None] = lambda _called, _result: None
+    on_reasoning: Callable[[str], None] = lambda _: None
+    on_call: Callable[[StreamedCall, str], None] = lambda _call, _result: None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Who is asked, with which tools; `messages` grows by every turn."""
+    """A client, its tools and the messages so far; `messages` grows with every turn."""
 
     client: OpenAI
     model: str
@@ -55,40 +55,40 @@ class Conversation:
     messages: list[Any] = field(default_factory=list)
     max_rounds: int = 10
 
-    def say(self, text: str, watcher: LoopObserver = LoopObserver()) -> str:
-        """One turn of the user: returns the model's answer; raises RuntimeError if it calls tools without end."""
+    def send(self, text: str, observer: LoopObserver = LoopObserver()) -> str:
+        """Send a user message and return the model's answer; raises RuntimeError after `max_rounds` rounds of calls."""
         self.messages.append({"role": "user", "content": text})
         for _ in range(self.max_rounds):
-            reply = self._ask(watcher)
+            reply = self._request(observer)
             self.messages.append(reply.as_message())
             if not reply.calls:
                 return reply.text
             for call in reply.calls:
                 result = self.tools.call(call.name, call.arguments)
-                watcher.on_call(call, result)
+                observer.on_call(call, result)
                 self.messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
         raise RuntimeError(f"no answer after {self.max_rounds} rounds of tool calls")
 
-    def _ask(self, watcher: LoopObserver) -> AssistantReply:
+    def _request(self, observer: LoopObserver) -> AssistantReply:
         tools: dict[str, Any] = {"tools": self.tools.definitions} if self.tools.definitions else {}
         with self.client.chat.completions.create(
             model=self.model, messages=self.messages, stream=True, **tools
         ) as chunks:
-            return gather(chunks, watcher)
+            return gather(chunks, observer)
 
 
-def gather(chunks: Iterable[ChatCompletionChunk], watcher: LoopObserver) -> AssistantReply:
-    """Put the chunks of one choice together, telling the watcher as they come."""
+def gather(chunks: Iterable[ChatCompletionChunk], observer: LoopObserver) -> AssistantReply:
+    """Accumulate the chunks of one choice and pass them to the observer as they arrive."""
     reply = AssistantReply()
     for delta in _deltas(chunks):
-        if thought := (delta.model_extra or {}).get("reasoning_content"):
-            watcher.on_thought(thought)
+        if reasoning := (delta.model_extra or {}).get("reasoning_content"):
+            observer.on_reasoning(reasoning)
         if delta.content:
             reply.text += delta.content
-            watcher.on_text(delta.content)
+            observer.on_text(delta.content)
         for piece in delta.tool_calls or ():
-            if piece.index == len(reply.calls):  # the first piece of a call brings its id and name
-                reply.calls.append(Called(piece.id or "", (piece.function and piece.function.name) or ""))
+            if piece.index == len(reply.calls):  # the first chunk of a call carries its id and name
+                reply.calls.append(StreamedCall(piece.id or "", (piece.function and piece.function.name) or ""))
             if piece.function and piece.function.arguments:
                 reply.calls[piece.index].arguments += piece.function.arguments
     return reply
@@ -96,5 +96,5 @@ def gather(chunks: Iterable[ChatCompletionChunk], watcher: LoopObserver) -> Assi
 
 def _deltas(chunks: Iterable[ChatCompletionChunk]) -> Iterator[Any]:
     for chunk in chunks:
-        if chunk.choices:  # the chunk with the usage has none
+        if chunk.choices:  # the usage chunk has none
             yield chunk.choices[0].delta

@@ -1,4 +1,4 @@
-"""Several calls in one reply: run side by side in threads, their results handed back in one go."""
+"""Parallel tool calls: the calls of one reply run in threads, and their results are returned in one request."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

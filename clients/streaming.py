@@ -1,4 +1,4 @@
-"""A tool call while it is written: the SDK's own stream events, argument pieces as they come."""
+"""Streamed tool call: the SDK's stream events, with the argument deltas as they arrive."""
 
 from clients.connect import options, server_of
 from clients.example_tools import get_weather

@@ -1,4 +1,4 @@
-"""An answer as a typed object: the schema of a pydantic model holds every token of the reply to its shape."""
+"""Structured output: the JSON Schema of a pydantic model constrains every token of the reply."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from clients.connect import options, server_of
 
 
 class Trip(BaseModel):
-    """What is to be read out of a sentence."""
+    """The fields to extract from a sentence."""
 
     city: str
     days: int

@@ -1,4 +1,4 @@
-"""One tool call, the plain way: ask, run the function, hand back its result, read the answer."""
+"""One tool call: send a request, run the function, return its result, read the answer."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A streamed tool loop: calls are run until the model answers in words."""
+"""Streamed tool loop: calls are run until the model answers with text."""
 
 from clients.connect import options, server_of
 from clients.example_tools import add, get_time, get_weather
@@ -12,11 +12,11 @@ def main() -> None:
     parser.add_argument("--ask", default="What is the weather in Paris?", help="the question (default: %(default)s)")
     chosen = parser.parse_args()
     server = server_of(chosen)
-    watcher = LoopObserver(
+    observer = LoopObserver(
         on_text=lambda text: print(text, end="", flush=True),
         on_call=lambda call, result: print(f"{call.name}({call.arguments}) -> {result}"),
     )
-    Conversation(server.client(), server.model, Toolbox.of([get_weather, get_time, add])).say(chosen.ask, watcher)
+    Conversation(server.client(), server.model, Toolbox.of([get_weather, get_time, add])).send(chosen.ask, observer)
     print()
 
 

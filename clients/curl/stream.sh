@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same call as server-sent events, one line a piece: stream.sh [URL [MODEL]]
+# The same call as server-sent events: stream.sh [URL [MODEL]]
 set -euo pipefail
 curl -sS --fail-with-body -N "${1:-http://127.0.0.1:8000}/v1/chat/completions" \
   -H "Authorization: Bearer ${TOOLWIRE_API_KEY:-none}" -H 'Content-Type: application/json' -d @- <<JSON

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The second half of a tool loop: the call and its result go in, words come out: tool_result.sh [URL [MODEL]]
+# The second request of a tool loop: a call and its result in, the answer out: tool_result.sh [URL [MODEL]]
 set -euo pipefail
 curl -sS --fail-with-body "${1:-http://127.0.0.1:8000}/v1/chat/completions" \
   -H "Authorization: Bearer ${TOOLWIRE_API_KEY:-none}" -H 'Content-Type: application/json' -d @- <<JSON

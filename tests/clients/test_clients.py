@@ -1,4 +1,4 @@
-"""Every client runs as its reader would run it, against the real server."""
+"""Every client, run as a user would run it, against a real server."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.live import ROOT, Live
 
 
 def run(*command: str, text: str = "", **environment: str) -> str:
-    """What the command printed; it must have ended well."""
+    """Return the standard output of a command that must exit with 0."""
     ended = subprocess.run(
         command, input=text, capture_output=True, text=True, timeout=60, cwd=ROOT, env={**os.environ, **environment}
     )
@@ -21,11 +21,11 @@ def run(*command: str, text: str = "", **environment: str) -> str:
 
 
 def client(live: Live, name: str, *options: str, text: str = "") -> str:
-    """What `python -m clients.NAME` printed."""
+    """Return the standard output of `python -m clients.NAME`."""
     return run(sys.executable, "-m", f"clients.{name}", "--url", f"{live.url}/v1", *options, text=text)
 
 
-def test_a_call_its_result_and_the_answer(live: Live) -> None:
+def test_a_tool_call_its_result_and_the_answer(live: Live) -> None:
     lines = client(live, "tool_call").splitlines()
     assert lines[0].startswith('get_weather({"city": "Oslo"')
     assert '"temperature"' in lines[0]
@@ -40,13 +40,13 @@ def test_arguments_are_streamed_in_pieces(live: Live) -> None:
     assert "tokens read" in output
 
 
-def test_many_requests_at_once_are_answered_each_its_own(live: Live) -> None:
+def test_concurrent_requests_each_get_their_own_reply(live: Live) -> None:
     lines = client(live, "asynchronous").splitlines()
     assert len(lines) == 8
     assert all("get_weather({" in line for line in lines)
 
 
-def test_parallel_calls_are_run_and_handed_back(live: Live) -> None:
+def test_parallel_calls_are_run_and_their_results_returned(live: Live) -> None:
     lines = client(live, "parallel_calls").splitlines()
     calls = [line for line in lines if " -> " in line]
     assert [city in line for city, line in zip(("Paris", "Rome"), calls, strict=True)] == [True, True]
@@ -56,14 +56,14 @@ def test_a_structured_reply_is_an_object(live: Live) -> None:
     assert client(live, "structured_output").startswith("city=")
 
 
-def test_the_tool_loop_ends_in_words(live: Live) -> None:
+def test_the_tool_loop_ends_with_text(live: Live) -> None:
     output = client(live, "tool_loop", "--ask", "What is the weather in Rome?")
     assert "get_weather(" in output.splitlines()[0]
     assert output.splitlines()[-1].strip()
 
 
 def test_chat_runs_functions_of_a_file(live: Live) -> None:
-    """`toolwire chat` as a whole: the command finds the client, the client finds the tools, the calls are shown."""
+    """`toolwire chat` end to end: the command starts the client, the client loads the tools, the calls are shown."""
     tools = ("--tools", str(ROOT / "clients" / "example_tools.py"))
     command = (sys.executable, "-m", "server", "chat", "--url", f"{live.url}/v1", *tools)
     output = run(*command, text="/tools\nWhat is the weather in Paris?\n/reset\nHello!\n/quit\nnever sent\n")
@@ -72,14 +72,14 @@ def test_chat_runs_functions_of_a_file(live: Live) -> None:
     assert '  = {"city": "Paris"' in output
 
 
-def test_chat_says_in_one_line_that_no_server_answers(tmp_path: Path) -> None:
+def test_chat_reports_an_unreachable_server_in_one_line(tmp_path: Path) -> None:
     command = (sys.executable, "-m", "server", "chat", "--url", "http://127.0.0.1:9/v1")
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert ended.returncode == 1
     assert ended.stderr.strip() == "no server answers at http://127.0.0.1:9/v1; start one with: toolwire serve"
 
 
-def test_chat_help_is_its_own() -> None:
+def test_chat_has_its_own_help() -> None:
     assert "--tools" in run(sys.executable, "-m", "server", "chat", "--help")
 
 
