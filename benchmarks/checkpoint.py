@@ -1,10 +1,10 @@
-"""Write a checkpoint of a real model's shape with random weights, to measure speed without a download.
+"""Checkpoints with the shape of a real model and random weights, to measure speed without a download.
 
     python -m benchmarks.checkpoint 0.6B /tmp/qwen3-0.6b
     python -m benchmarks.checkpoint hybrid /tmp/qwen3.5-0.24b
 
 Needs the Qwen vocabulary: pip install --no-deps qwen-agent==0.0.34. The rows of the embedding whose tokens are not
-plain printable ASCII are scaled by 0.2, so that greedy output is text and never ends by itself.
+plain printable ASCII are scaled by 0.2, so that greedy output is text and never reaches an end token.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from tests.checkpoints import END_OF_TEXT, IM_END, VOCAB_SIZE, qwen_tokenizer
 
-# As Qwen3.5: three layers in four with a recurrent state, the fourth with gated attention; 240 million weights.
+# As Qwen3.5: three of four layers have a recurrent state, the fourth gated attention; 240 million weights.
 HYBRID: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 2048,
@@ -50,7 +50,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
         "tie_word_embeddings": False,
     },
-    "tiny": {  # to measure everything but the model: HTTP and scheduling
+    "tiny": {  # measures everything but the model: HTTP and scheduling
         "hidden_size": 256,
         "intermediate_size": 768,
         "num_hidden_layers": 6,
@@ -63,7 +63,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
-    """A complete Qwen3 or Qwen3.5 checkpoint in bfloat16; left alone if the folder holds one already."""
+    """Write a complete Qwen3 or Qwen3.5 checkpoint in bfloat16, unless the folder already holds one."""
     if (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,16 +75,16 @@ def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
     model = transformers.AutoModelForCausalLM.from_config(config_of(shape))
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
-        quiet = _ids_that_are_not_plain(folder / "tokenizer.json")
-        model.get_output_embeddings().weight[quiet] *= 0.2
+        damped = _is_not_printable_ascii(folder / "tokenizer.json")
+        model.get_output_embeddings().weight[damped] *= 0.2
     model.generation_config = transformers.GenerationConfig(eos_token_id=[IM_END, END_OF_TEXT], do_sample=False)
     model.save_pretrained(folder)
     return folder
 
 
 def config_of(shape: str) -> Any:
-    """transformers' configuration of a model of this shape."""
-    fields = {
+    """Return the transformers configuration of a model of this shape."""
+    fields: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "max_position_embeddings": 40960,
         "bos_token_id": END_OF_TEXT,
@@ -97,13 +97,14 @@ def config_of(shape: str) -> Any:
     return transformers.Qwen3Config(**SHAPES[shape], **fields, rope_parameters=rope)
 
 
-def _ids_that_are_not_plain(tokenizer_file: Path) -> torch.Tensor:
+def _is_not_printable_ascii(tokenizer_file: Path) -> torch.Tensor:
+    """Return a mask over the vocabulary [vocab_size]."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    quiet = torch.ones(VOCAB_SIZE, dtype=torch.bool)
+    mask = torch.ones(VOCAB_SIZE, dtype=torch.bool)
     for text, token_id in tokenizer.get_vocab().items():
         plain = text.replace("Ġ", " ")
-        quiet[token_id] = not (plain.isascii() and plain.isprintable()) or token_id >= END_OF_TEXT
-    return quiet
+        mask[token_id] = not (plain.isascii() and plain.isprintable()) or token_id >= END_OF_TEXT
+    return mask
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The engine alone, in one process, beside transformers' generate() on the same weights in the same run.
+"""Speed of the model runner alone, compared with transformers' generate() on the same weights in the same run.
 
     python -m benchmarks.engine /tmp/qwen3-0.6b [--threads 2] [--block-size 16] [--no-peer]
 
-Figures are medians over the steps of one run; tokens per second over all streams. On a machine that is shared, give
---cpu-time: seconds are then those that this process computed, not those that passed.
+Figures are medians over the steps of one run; tokens per second over all streams. On a shared machine use --cpu-time,
+which measures the CPU time of this process instead of wall time.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CHUNK_TOKENS = 2048
 
 
 class Stream:
-    """One sequence in its own run of blocks."""
+    """One sequence in its own contiguous KV blocks."""
 
     def __init__(self, prompt: list[int], first_block: int, num_blocks: int) -> None:
         self.prompt = prompt
@@ -37,7 +37,7 @@ class Stream:
         self.num_computed = 0
 
     def row(self, limit: int = CHUNK_TOKENS) -> Row:
-        """Everything pending, up to `limit` tokens."""
+        """Return a row of the tokens not computed yet, at most `limit`."""
         ids = self.ids[self.num_computed : self.num_computed + limit]
         last = self.num_computed + len(ids) == len(self.ids)
         draw = Draw(GREEDY, 0, self.prompt, self.ids[len(self.prompt) :]) if last else None
@@ -45,7 +45,7 @@ class Stream:
 
 
 def step(runner: Runner, streams: list[Stream], clock: Clock = time.perf_counter) -> float:
-    """One step of these streams; seconds."""
+    """Run one step of these streams and return its seconds."""
     began = clock()
     rows = [stream.row() for stream in streams]
     batch = Batch(tuple(rows))
@@ -58,12 +58,12 @@ def step(runner: Runner, streams: list[Stream], clock: Clock = time.perf_counter
 
 
 def random_prompt(length: int, seed: int) -> list[int]:
-    """Ids of plain tokens."""
+    """Return ids of ordinary tokens."""
     return torch.randint(1000, 20_000, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def measure(runner: Runner, prompt_tokens: int, streams: int, steps: int, clock: Clock) -> tuple[float, float]:
-    """(seconds of the prefill, decode tokens per second over all streams)."""
+    """Return the seconds of one prefill, and decode tokens per second over all streams."""
     block_size = runner.pool.shape.block_size
     per_stream = -(-(prompt_tokens + steps + 2) // block_size)
     group = [Stream(random_prompt(prompt_tokens, i), i * (per_stream + 3), per_stream) for i in range(streams)]
@@ -73,7 +73,7 @@ def measure(runner: Runner, prompt_tokens: int, streams: int, steps: int, clock:
 
 
 def measure_generate(model: Any, prompt_tokens: int, streams: int, steps: int, clock: Clock) -> float:
-    """Decode tokens per second of transformers' generate(): two lengths, so that the prefill drops out."""
+    """Return decode tokens per second of transformers' generate(); the prefill is subtracted by a second length."""
     ids = torch.tensor([random_prompt(prompt_tokens, i) for i in range(streams)])
     seconds = []
     for new_tokens in (1, 1 + steps):
@@ -90,6 +90,7 @@ def measure_generate(model: Any, prompt_tokens: int, streams: int, steps: int, c
 
 
 def main() -> None:
+    """Print one line for each number of streams and prompt length."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--threads", type=int, default=0)
@@ -108,8 +109,8 @@ def main() -> None:
     for prompt_tokens, streams in ((128, 1), (2000, 1), (128, 8), (128, 16), (128, 32)):
         first_s, rate = measure(runner, prompt_tokens, streams, options.steps, clock)
         print(f"{streams:3d} x {prompt_tokens:4d}: first {first_s:.2f} s, decode {rate:.1f} tok/s", end="", flush=True)
-        beside = measure_generate(peer, prompt_tokens, streams, options.steps, clock) if peer else None
-        print("" if beside is None else f", generate {beside:.1f} tok/s", flush=True)
+        peer_rate = measure_generate(peer, prompt_tokens, streams, options.steps, clock) if peer else None
+        print("" if peer_rate is None else f", generate {peer_rate:.1f} tok/s", flush=True)
 
 
 if __name__ == "__main__":

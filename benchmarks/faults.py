@@ -1,9 +1,9 @@
-"""Load and faults against a real server: python -m benchmarks.faults
+"""Load and fault injection against a real server: python -m benchmarks.faults
 
-Two acts. In the first, one server gets a crowd of clients of which many leave in the middle, then malformed requests,
-while other clients drip a byte a second; afterwards it must hold what it held before: blocks, file handles, memory.
-In the second, servers meet kill -9 of the engine in the middle of streams, and SIGTERM in the middle of streams.
-Exit code 1, and the faults in words, if anything was lost, hung, leaked or out of shape.
+First, many clients, of which 40 % disconnect early, and then malformed requests, while other clients send one byte a
+second; afterwards the server must hold no more blocks, file descriptors and memory than before. Then kill -9 of the
+engine while replies are streamed, and SIGTERM while replies are streamed. Exits with 1 and prints the faults if a reply
+was lost, a request hung, something leaked or a reply was malformed.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from benchmarks.peers import machine
 from tests.live import Live, live_server
 
 RESULTS = Path(__file__).parent / "results"
-KV_TOKENS = 16_384  # small, so that the warm-up has touched all of its memory, and the crowd must wait and be preempted
+KV_TOKENS = 16_384  # small, so that the warm-up touches all of it, and requests must wait and be preempted
 IDLE_TIMEOUT_S = 30.0
 HEARTBEAT_S = 1.5
-FD_TOLERANCE = 2  # a connection kept alive, the file that a metric is read from
+FD_TOLERANCE = 2  # a keep-alive connection, the file that a metric is read from
 RECOVERY_TIMEOUT_S = 90.0
 BEGIN_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 120.0
@@ -42,21 +42,21 @@ SENDERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of everything."""
+    """Size of each part of the run."""
 
     clients: int = 64
     seconds: float = 60.0
     malformed: int = 10_000
-    lorises: int = 64
+    slow_clients: int = 64
     killed_streams: int = 16
     drained_streams: int = 32
-    warm_up_s: float = 120.0  # until caches of compiled products and grammars, and heaps, are as large as they get
+    warm_up_s: float = 120.0  # until the caches of kernels and grammars, and the heaps, have reached their size
     rss_tolerance: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a server holds while nobody asks anything."""
+    """Resources that an idle server holds."""
 
     api_rss: int
     engine_rss: int
@@ -68,8 +68,8 @@ class Footprint:
 
 
 @dataclass(slots=True)
-class Scene:
-    """One part of the play."""
+class Part:
+    """Result of one part of the run."""
 
     name: str
     figures: dict[str, Any]
@@ -77,9 +77,9 @@ class Scene:
 
 
 def footprint(server: Live) -> Footprint:
-    """Waits until nothing runs and every block is back, then measures."""
+    """Wait until nothing runs and every block is free, then measure."""
     deadline_s = time.monotonic() + IDLE_TIMEOUT_S
-    time.sleep(HEARTBEAT_S)  # what the server tells is as old as the engine's last heartbeat
+    time.sleep(HEARTBEAT_S)  # the server's metrics are as old as the engine's last heartbeat
     while True:
         text = httpx.get(f"{server.url}/metrics", timeout=END_TIMEOUT_S).text
         names = ("kv_blocks_used", "sequences_running", "sequences_waiting", "requests_open")
@@ -98,7 +98,7 @@ def _metric(text: str, name: str) -> int:
 
 
 def leaks(before: Footprint, after: Footprint, rss_tolerance: float) -> list[str]:
-    """What the server holds now that it did not hold before."""
+    """Return what the server holds in excess of `before`."""
     found = []
     for name in ("api_rss", "engine_rss"):
         was, now = getattr(before, name), getattr(after, name)
@@ -117,8 +117,8 @@ def leaks(before: Footprint, after: Footprint, rss_tolerance: float) -> list[str
     return found
 
 
-async def send_malformed(url: str, count: int, seed: int) -> Scene:
-    """`count` malformed requests, some at a time, each reply checked."""
+async def send_malformed(url: str, count: int, seed: int) -> Part:
+    """Send `count` malformed requests, `SENDERS` at a time, and check each reply."""
     kinds: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
     faults: list[str] = []
@@ -133,44 +133,44 @@ async def send_malformed(url: str, count: int, seed: int) -> Scene:
                 faults.append(f"{request.kind} {number}: no reply")
                 continue
             kinds[request.kind] += 1
-            statuses[str(reply.status or "hung up")] += 1
+            statuses[str(reply.status or "closed")] += 1
             if fault := fault_in(request, reply):
                 faults.append(f"{request.kind} {number}: {fault}")
 
     began_s = time.monotonic()
     await asyncio.gather(*(sender() for _ in range(SENDERS)))
     elapsed_s = round(time.monotonic() - began_s, 1)
-    return Scene("malformed", {"seconds": elapsed_s, "kinds": dict(kinds), "statuses": dict(statuses)}, faults)
+    return Part("malformed", {"seconds": elapsed_s, "kinds": dict(kinds), "statuses": dict(statuses)}, faults)
 
 
-async def first_act(server: Live, scale: Scale, seed: int) -> list[Scene]:
-    """Crowd and malformed requests with slow clients beside them; then the server must be as it was."""
-    async with lorises(server, scale):  # caches, threads and heaps fill up once, by what will fill them again
+async def load_parts(server: Live, scale: Scale, seed: int) -> list[Part]:
+    """Run load and malformed requests beside slow clients; afterwards the server must hold what it held before."""
+    async with slow_clients(server, scale):  # warm-up: caches, threads and heaps grow to the size this load needs
         await crowd(server.url, scale.clients, scale.warm_up_s, seed)
         await send_malformed(server.url, scale.malformed, seed + 1)
     before = await asyncio.to_thread(footprint, server)
-    async with lorises(server, scale):
+    async with slow_clients(server, scale):
         report = await crowd(server.url, scale.clients, scale.seconds, seed + 2)
         bad = await send_malformed(server.url, scale.malformed, seed + 3)
     ends: dict[str, Any] = {"clients": scale.clients, "seconds": scale.seconds, "ends": dict(report.ends)}
-    scenes = [Scene("crowd", ends, report.faults), bad]
+    parts = [Part("crowd", ends, report.faults), bad]
     after = await asyncio.to_thread(footprint, server)
     held = {"before": asdict(before), "after": asdict(after)}
-    return [*scenes, Scene("held afterwards", held, leaks(before, after, scale.rss_tolerance))]
+    return [*parts, Part("held afterwards", held, leaks(before, after, scale.rss_tolerance))]
 
 
 @contextlib.asynccontextmanager
-async def lorises(server: Live, scale: Scale) -> AsyncIterator[None]:
-    """Slow clients beside whatever else goes on."""
+async def slow_clients(server: Live, scale: Scale) -> AsyncIterator[None]:
+    """Keep slow clients connected within the block."""
     stop = asyncio.Event()
-    dripping = asyncio.create_task(slow_loris(server.url, scale.lorises, stop))
+    sending = asyncio.create_task(slow_loris(server.url, scale.slow_clients, stop))
     yield
     stop.set()
-    await dripping
+    await sending
 
 
 async def _open_streams(server: Live, count: int, max_tokens: int, meanwhile: Any) -> Counter[str]:
-    """`count` long streams; `meanwhile` is called once all have begun. How they ended."""
+    """Open `count` long streams, call `meanwhile` once all have begun, and count how they ended."""
     begun = 0
     all_begun = asyncio.Event()
     body = {
@@ -188,7 +188,7 @@ async def _open_streams(server: Live, count: int, max_tokens: int, meanwhile: An
             async for line in reply.aiter_lines():
                 if line.startswith("data: "):
                     data.append(line.removeprefix("data: "))
-                    begun += len(data) == 2  # the role, and something said
+                    begun += len(data) == 2  # the role, then the first text
                     if begun == count:
                         all_begun.set()
         return check_stream(data)
@@ -202,12 +202,12 @@ async def _open_streams(server: Live, count: int, max_tokens: int, meanwhile: An
         for reader in hanging:
             reader.cancel()
         ends = await asyncio.gather(*readers, return_exceptions=True)
-    told = Counter(end if isinstance(end, str) else f"{type(end).__name__}: {end}" for end in ends)
-    return told if begun >= count else told + Counter({f"only {begun} had begun": 1})
+    counts = Counter(end if isinstance(end, str) else f"{type(end).__name__}: {end}" for end in ends)
+    return counts if begun >= count else counts + Counter({f"only {begun} had begun": 1})
 
 
-def killed_engine(server: Live, streams: int) -> Scene:
-    """kill -9 of the engine: every stream gets an error event, `/ready` tells, the engine comes back."""
+def killed_engine(server: Live, streams: int) -> Part:
+    """Kill the engine with SIGKILL: every stream must get an error event, `/ready` 503, and the engine must restart."""
     killed_s = 0.0
     statuses: set[int] = set()
 
@@ -217,24 +217,29 @@ def killed_engine(server: Live, streams: int) -> Scene:
         server.engine().send_signal(signal.SIGKILL)
 
     ends = asyncio.run(_open_streams(server, streams, 1500, kill))
-    told_s = time.monotonic() - killed_s
+    ended_s = time.monotonic() - killed_s
     while (status := httpx.get(f"{server.url}/ready", timeout=END_TIMEOUT_S).status_code) != 200:
         statuses.add(status)
         if time.monotonic() - killed_s > RECOVERY_TIMEOUT_S:
-            return Scene("kill -9", {"ends": dict(ends)}, ["the engine did not come back"])
+            return Part("kill -9", {"ends": dict(ends)}, ["the engine did not restart"])
         time.sleep(0.05)
-    back_s = time.monotonic() - killed_s
+    ready_s = time.monotonic() - killed_s
     body = {"model": "toolwire-demo", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 10}
     reply = httpx.post(f"{server.url}{CHAT}", json=body, timeout=END_TIMEOUT_S)
     faults = [f"a stream ended with {end}" for end in ends if end != "error event"]
-    faults += [] if statuses == {503} else [f"/ready said {statuses} meanwhile"]
+    faults += [] if statuses == {503} else [f"/ready answered {statuses} meanwhile"]
     faults += [] if reply.status_code == 200 else [f"afterwards: {reply.status_code}"]
-    figures = {"streams": streams, "ends": dict(ends), "told_s": round(told_s, 2), "ready_again_s": round(back_s, 2)}
-    return Scene("kill -9", figures, faults)
+    figures = {
+        "streams": streams,
+        "ends": dict(ends),
+        "streams_ended_s": round(ended_s, 2),
+        "ready_again_s": round(ready_s, 2),
+    }
+    return Part("kill -9", figures, faults)
 
 
-def drained(server: Live, streams: int) -> Scene:
-    """SIGTERM: every running stream is finished, new connections are not taken, exit code 0, no process is left."""
+def drained(server: Live, streams: int) -> Part:
+    """Send SIGTERM: running streams must finish, the exit code must be 0, and no process may be left."""
     engine = server.engine()
     ends = asyncio.run(_open_streams(server, streams, 150, lambda: server.process.send_signal(signal.SIGTERM)))
     began_s = time.monotonic()
@@ -244,19 +249,19 @@ def drained(server: Live, streams: int) -> Scene:
     faults += ["the engine outlived the server"] if engine.is_running() else []
     faults += ["a traceback was logged"] if "Traceback" in server.output() else []
     seconds = round(time.monotonic() - began_s, 2)
-    return Scene("SIGTERM", {"streams": streams, "ends": dict(ends), "ended_after_s": seconds}, faults)
+    return Part("SIGTERM", {"streams": streams, "ends": dict(ends), "ended_after_s": seconds}, faults)
 
 
-def play(scale: Scale, seed: int) -> Iterator[Scene]:
-    """All scenes on one server, so that a fault of one shows in the next."""
+def run_parts(scale: Scale, seed: int) -> Iterator[Part]:
+    """Run all parts on one server, so that a fault of one shows in the next."""
     with live_server("--kv-cache-tokens", str(KV_TOKENS)) as server:
-        yield from asyncio.run(first_act(server, scale, seed))
+        yield from asyncio.run(load_parts(server, scale, seed))
         yield killed_engine(server, scale.killed_streams)
         yield drained(server, scale.drained_streams)
 
 
 def main() -> None:
-    """Play, print, write the results file."""
+    """Run, print, and write the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in asdict(Scale()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
@@ -264,11 +269,11 @@ def main() -> None:
     parser.add_argument("--name", default="", help="write benchmarks/results/NAME.json")
     options = vars(parser.parse_args())
     name, seed = options.pop("name"), options.pop("seed")
-    scenes = []
-    for scene in play(Scale(**options), seed):
-        scenes.append(scene)
-        print(f"{scene.name}: {json.dumps(scene.figures)}", flush=True)
-        for fault, count in Counter(scene.faults).most_common(20):
+    parts = []
+    for part in run_parts(Scale(**options), seed):
+        parts.append(part)
+        print(f"{part.name}: {json.dumps(part.figures)}", flush=True)
+        for fault, count in Counter(part.faults).most_common(20):
             print(f"  FAULT {count} x {fault}")
     if name:
         result = {
@@ -276,11 +281,11 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d"),
             "machine": machine(),
             "seed": seed,
-            "scenes": [asdict(scene) | {"faults": dict(Counter(scene.faults).most_common(20))} for scene in scenes],
+            "parts": [asdict(part) | {"faults": dict(Counter(part.faults).most_common(20))} for part in parts],
         }
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(any(scene.faults for scene in scenes))
+    sys.exit(any(part.faults for part in parts))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What constraints cost: milliseconds to build and compile, cold and cached, and microseconds a mask.
+"""Cost of constraints: milliseconds to build and compile, cold and cached, and microseconds a mask.
 
     python -m benchmarks.grammar
 
-Real Qwen vocabulary (151,936 ids). A mask is measured along one reply that the grammar admits, token by token; `forced`
-is the share of its tokens that need no drawing. The first mask at a place is dearer: the lexer's states are made then.
-Times are the process's own: what else runs on the machine does not count.
+Real Qwen vocabulary (151,936 ids). Masks are measured along one reply that the grammar admits, token by token; `forced`
+is the share of its tokens that the grammar forces. The first mask in a state costs more: the lexer's states are built
+then. Times are CPU times of the process, so that other load on the machine does not count.
 """
 
 import json
@@ -33,26 +33,26 @@ TEXT = "Let me look that up for you. The weather service knows, and 3 < 4.\n"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one tool set in one mode and format."""
+    """Cost of one tool set in one mode and format."""
 
-    build_ms: float  # schemas -> grammar source, not seen before
+    build_ms: float  # schemas -> grammar source, not cached
     compile_ms: float
-    again_ms: float  # both, the same tools once more
+    again_ms: float  # both, for the same tools a second time
     mask_us: float  # median
     mask_p99_us: float
     forced: float
 
 
 def cost(dialect: Dialect, tools: list[Tool], choice: Choice) -> Cost:
-    """Measure once; every tool set is new to the caches because of its names."""
-    wanted = ConstraintSpec(tools, choice, None, MARKER_IDS)
+    """Measure once; the names of every tool set are new, so that no cache knows it."""
+    spec = ConstraintSpec(tools, choice, None, MARKER_IDS)
     begun = time.process_time()
-    constraint = dialect.constrain(wanted)
+    constraint = dialect.constrain(spec)
     built = time.process_time()
     assert constraint is not None
     matcher = grammars().compile(constraint)
     compiled = time.process_time()
-    again = dialect.constrain(wanted)
+    again = dialect.constrain(spec)
     assert again is not None
     grammars().compile(again)
     done = time.process_time()
@@ -68,18 +68,18 @@ def cost(dialect: Dialect, tools: list[Tool], choice: Choice) -> Cost:
 
 
 def masks_along(dialect: Dialect, matcher: object, choice: Choice, name: str) -> tuple[list[float], float]:
-    """Microseconds of each mask along a reply, and the share of forced ids."""
+    """Return the microseconds of each mask along a reply, and the share of forced ids."""
     call = write_call(dialect.name, name, ARGUMENTS, 0)
     ids = ids_of(TEXT + call if choice.mode == "auto" else call.lstrip())
     times, forced, at = [], 0, 0
     while at < len(ids):
-        due = matcher.forced()  # type: ignore[attr-defined]
+        forced_ids = matcher.forced()  # type: ignore[attr-defined]
         begun = time.process_time()
         grammars().masks([(matcher, ())], [None])  # type: ignore[list-item]
         times.append((time.process_time() - begun) * 1e6)
-        step = due or ids[at : at + 1]
+        step = forced_ids or ids[at : at + 1]
         assert matcher.advance(step)  # type: ignore[attr-defined]
-        at, forced = at + len(step), forced + len(due)
+        at, forced = at + len(step), forced + len(forced_ids)
     return times, forced / len(ids)
 
 
@@ -101,7 +101,7 @@ def main() -> None:
                     for tool in make_tools(count)
                 ]
                 tools = [*fresh[:-1], Tool(f"weather_{serial}", WEATHER.parameters)]
-                found = cost(dialect, tools, Choice(mode))  # type: ignore[arg-type]
+                found = cost(dialect, tools, Choice(mode))
                 size = sum(len(json.dumps(tool.parameters)) for tool in tools) / 1e3
                 sys.stdout.write(
                     f"{dialect.name:14}{mode:10}{count:6}{size:7.1f}{found.build_ms:10.2f}{found.compile_ms:12.2f}"

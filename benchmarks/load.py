@@ -1,9 +1,9 @@
-"""Drives any OpenAI-compatible server and measures what a client sees: python -m benchmarks.load URL MODEL.
+"""Load generator for any OpenAI-compatible server, measured at the client: python -m benchmarks.load URL MODEL.
 
-Closed loop: each of `streams` clients sends its next request when its last one has ended. Open loop: requests come at
-random moments of a given rate, whether the server keeps up or not. Tokens are counted by the server's own `usage`, or
-by arrivals where it sends none; times are the client's. Used by `benchmarks.peers` for every server alike. What the
-client computes is taken from the machine that the server has, so it reads by aiohttp, msgspec and uvloop.
+Closed loop: each of `streams` clients sends its next request when its last one has ended. Open loop: requests are sent
+at random times of a given rate, whether the server keeps up or not. Tokens are those of the server's `usage`, or the
+number of chunks if it sends none; times are the client's. `benchmarks.peers` uses it for every server. The client runs
+on the server's machine, so it is kept cheap with aiohttp, msgspec and uvloop.
 """
 
 import argparse
@@ -21,13 +21,13 @@ import aiohttp
 import msgspec
 import uvloop
 
-PATIENCE_S = 600.0
+TIMEOUT_S = 600.0
 WORDS = ("the", "server", "reads", "one", "token", "after", "another", "and", "writes", "what", "it", "has", "learned")
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One streamed reply as its client saw it. Times in seconds from sending."""
+    """One streamed reply as its client received it. Times in seconds from sending."""
 
     first_token_s: float
     total_s: float
@@ -40,7 +40,7 @@ class Exchange:
 
     @property
     def decode_per_s(self) -> float:
-        """Tokens after the first by the time they took; the last may show in no text, so the end counts."""
+        """Tokens after the first, per second, up to the end: the last token may carry no text."""
         return (self.completion_tokens - 1) / max(self.total_s - self.first_token_s, 1e-9)
 
 
@@ -60,24 +60,24 @@ class Summary:
 
 
 def words(count: int, seed: int) -> str:
-    """Plain text of `count` short words, different for each seed."""
+    """Return text of `count` short words, different for each seed."""
     return " ".join(WORDS[(seed * 7 + i * (seed % 5 + 1)) % len(WORDS)] for i in range(count))
 
 
 def connect(url: str) -> aiohttp.ClientSession:
-    """A client of the server at this address, with as many connections as are asked for."""
-    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    """Return a client of the server at this address, without a limit on connections."""
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
 
 async def exchange(client: aiohttp.ClientSession, body: dict[str, Any]) -> Exchange:
-    """Send one chat request with `stream` and read it to the end; raises on any error."""
+    """Send one streamed chat request and read it to the end. Raises RuntimeError on an error status or event."""
     began_s = time.perf_counter()
     arrivals: list[float] = []
     usage: dict[str, Any] = {}
     finish, pieces, total_s = "", [], 0.0
-    asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    async with client.post("/v1/chat/completions", json=asked) as reply:
+    payload = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    async with client.post("/v1/chat/completions", json=payload) as reply:
         if reply.status != 200:
             raise RuntimeError(f"{reply.status}: {(await reply.text())[:300]}")
         async for chunk in _chunks(reply):
@@ -110,7 +110,7 @@ async def exchange(client: aiohttp.ClientSession, body: dict[str, Any]) -> Excha
 
 
 async def closed_loop(url: str, bodies: Sequence[dict[str, Any]], streams: int) -> tuple[list[Exchange], float]:
-    """All bodies by `streams` clients; the exchanges and the seconds from the first to the last byte."""
+    """Send all bodies from `streams` clients; return the exchanges and the seconds from first to last byte."""
     waiting = list(reversed(bodies))
     done: list[Exchange] = []
 
@@ -125,23 +125,23 @@ async def closed_loop(url: str, bodies: Sequence[dict[str, Any]], streams: int) 
 
 
 async def open_loop(url: str, bodies: Sequence[dict[str, Any]], per_s: float) -> tuple[list[Exchange], float]:
-    """The bodies at random moments, `per_s` in a second on average (a Poisson process, the same for every server)."""
+    """Send the bodies as a Poisson process of `per_s` requests a second, the same for every server."""
     rng = random.Random(0)
-    moments = list(itertools.accumulate(rng.expovariate(per_s) for _ in bodies))
+    times_s = list(itertools.accumulate(rng.expovariate(per_s) for _ in bodies))
 
-    async def work(client: aiohttp.ClientSession, moment_s: float, body: dict[str, Any]) -> Exchange:
-        await asyncio.sleep(moment_s)
+    async def work(client: aiohttp.ClientSession, at_s: float, body: dict[str, Any]) -> Exchange:
+        await asyncio.sleep(at_s)
         return await exchange(client, body)
 
     async with connect(url) as client:
         began_s = time.perf_counter()
-        pairs = zip(moments, bodies, strict=True)
-        done = await asyncio.gather(*(work(client, moment_s, body) for moment_s, body in pairs))
+        pairs = zip(times_s, bodies, strict=True)
+        done = await asyncio.gather(*(work(client, at_s, body) for at_s, body in pairs))
         return list(done), time.perf_counter() - began_s
 
 
 def summarise(done: Sequence[Exchange], wall_s: float, streams: int) -> Summary:
-    """Medians and totals of one workload."""
+    """Return medians and totals of one workload."""
     gaps = sorted(gap for item in done for gap in item.gaps_s) or [0.0]
     firsts = sorted(item.first_token_s for item in done)
     prompt = sum(item.prompt_tokens for item in done) or 1

@@ -1,6 +1,6 @@
-"""Requests that no client should send, as bytes on a socket, and what counts as a proper reply to them.
+"""Malformed requests as bytes on a socket, and the check of the replies to them.
 
-Each kind is a function of a random generator, so that request `number` of a seed is the same bytes wherever it runs.
+Each kind is a function of a random generator, so that request `number` of a seed is always the same bytes.
 """
 
 import asyncio
@@ -14,33 +14,33 @@ from urllib.parse import urlsplit
 REPLY_TIMEOUT_S = 60.0
 CHAT = "/v1/chat/completions"
 Tolerance = Literal[
-    "reply",  # a reply in OpenAI's shape
-    "http",  # what is no HTTP may also be answered by the HTTP parser's own words, or by hanging up
-    "none",  # the client left before the request was whole: nobody can be answered
+    "reply",  # a reply in OpenAI's format
+    "http",  # the HTTP parser may also answer in plain text or close the connection
+    "none",  # the client disconnected before the request was complete: no reply is possible
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """One request. After `raw` the sending side is closed where `hang_up` says so."""
+    """One request. With `half_close` the sending side is closed after `raw`."""
 
     kind: str
     raw: bytes
     tolerance: Tolerance = "reply"
-    hang_up: bool = False
+    half_close: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A reply as it came; status 0 if the server hung up without one."""
+    """A reply as received; status 0 if the server closed the connection without one."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
-def sound_body() -> dict[str, Any]:
-    """What the faults are worked into: cheap to answer where it stays sound, even without its end."""
+def valid_body() -> dict[str, Any]:
+    """Return the valid body that faults are put into; cheap to answer where it stays valid."""
     tool = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
     return {
         "model": "toolwire-demo",
@@ -52,7 +52,7 @@ def sound_body() -> dict[str, Any]:
 
 
 def request_bytes(body: bytes, path: str = CHAT, method: str = "POST", length: int | None = None) -> bytes:
-    """HTTP/1.1 with one header of our own: the server closes after its reply."""
+    """Return an HTTP/1.1 request with `Connection: close`."""
     head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
@@ -69,8 +69,8 @@ HUGE = ("1e400", "-1e400", "1" * 5000, "9" * 19, "1e308", "NaN", "Infinity", "-I
 
 
 def fuzzed_json(rng: random.Random) -> Malformed:
-    """Bytes of a sound body deleted, doubled or exchanged."""
-    text = bytearray(json.dumps(sound_body()).encode())
+    """Delete, repeat or replace bytes of a valid body."""
+    text = bytearray(json.dumps(valid_body()).encode())
     for _ in range(rng.randint(1, 8)):
         at = rng.randrange(len(text))
         match rng.randrange(3):
@@ -84,8 +84,8 @@ def fuzzed_json(rng: random.Random) -> Malformed:
 
 
 def wrong_types(rng: random.Random) -> Malformed:
-    """A field, or a message's or tool's field, of another type."""
-    body = sound_body()
+    """Give a field of the body, a message or a tool another type."""
+    body = valid_body()
     target: dict[str, Any] = rng.choice([body, body["messages"][0], body["tools"][0], body["tools"][0]["function"]])
     name = rng.choice(FIELDS) if target is body else rng.choice([*target, "tool_calls", "tool_call_id", "strict"])
     target[name] = rng.choice(WRONG_VALUES)
@@ -93,40 +93,40 @@ def wrong_types(rng: random.Random) -> Malformed:
 
 
 def huge_numbers(rng: random.Random) -> Malformed:
-    """Numbers that no double, no 64 bits, or no patience holds."""
+    """Set numbers that exceed a double, 64 bits, or a reasonable length."""
     numeric = ("max_tokens", "temperature", "top_p", "n", "seed", "top_logprobs", "presence_penalty", "top_k")
-    text = json.dumps({**sound_body(), rng.choice(numeric): 424242}).replace("424242", rng.choice(HUGE))
+    text = json.dumps({**valid_body(), rng.choice(numeric): 424242}).replace("424242", rng.choice(HUGE))
     return Malformed("huge numbers", request_bytes(text.encode()))
 
 
 def deep_nesting(rng: random.Random) -> Malformed:
-    """Arrays or objects inside each other, beyond any parser's stack."""
+    """Nest arrays or objects deeper than a parser's stack."""
     depth = rng.choice((90, 130, 250, 1_000, 20_000, 100_000))
     opened, closed = rng.choice((("[", "]"), ('{"a":', "}"), ('{"anyOf":[', "]}")))
     nested = opened * depth + "1" + closed * rng.choice((depth, depth, 0))
-    place = rng.choice(('"parameters": {"x": @}', '"parameters": @', '"description": @'))
-    body = json.dumps(sound_body())
+    position = rng.choice(('"parameters": {"x": @}', '"parameters": @', '"description": @'))
+    body = json.dumps(valid_body())
     start = body.index('"parameters"')
-    text = body[:start] + place.replace("@", nested) + "}}]}"
+    text = body[:start] + position.replace("@", nested) + "}}]}"
     return Malformed("deep nesting", request_bytes(text.encode()))
 
 
 def invalid_utf8(rng: random.Random) -> Malformed:
-    """Bytes that are no text, surrogates without their other half, control characters."""
+    """Insert invalid bytes, lone surrogates or control characters."""
     bad = rng.choice((b"\xff\xfe", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\\ud800", b"\x00", b"\\u0000"))
-    body = json.dumps(sound_body()).encode().replace(b"Paris", b"Pa" + bad + b"ris")
+    body = json.dumps(valid_body()).encode().replace(b"Paris", b"Pa" + bad + b"ris")
     return Malformed("invalid UTF-8", request_bytes(body))
 
 
 def truncated_body(rng: random.Random) -> Malformed:
-    """The client leaves in the middle of what it announced."""
-    body = json.dumps(sound_body()).encode()
+    """Disconnect before the announced length is sent."""
+    body = json.dumps(valid_body()).encode()
     raw = request_bytes(body[: rng.randrange(len(body))], length=len(body) + rng.randrange(100))
-    return Malformed("truncated body", raw, "none", hang_up=True)
+    return Malformed("truncated body", raw, "none", half_close=True)
 
 
 def odd_bodies(rng: random.Random) -> Malformed:
-    """Whole and valid JSON, but nothing that could be a request."""
+    """Send a complete body that is no request: empty, other JSON, or other formats."""
     body = rng.choice(
         (
             b"", b"null", b"[]", b'"text"', b"1", b"{}", b'{"messages": []}', b'{"model": "a", "model": "b"}',
@@ -138,8 +138,8 @@ def odd_bodies(rng: random.Random) -> Malformed:
 
 
 def odd_tools(rng: random.Random) -> Malformed:
-    """Schemas that are none, that never end, or that cost more than they should."""
-    parameters = rng.choice(
+    """Send invalid, infinitely recursive or expensive schemas."""
+    parameters: Any = rng.choice(
         (
             {"$ref": "#"}, {"type": "nonsense"}, {"type": "object", "properties": []}, {"pattern": "((a+)+)+$"},
             {"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}, {"enum": ["x" * 50] * 2000},
@@ -148,14 +148,14 @@ def odd_tools(rng: random.Random) -> Malformed:
             {"type": "array", "items": {"type": "integer"}, "minItems": 10**8}, {"allOf": [False]},
         )
     )  # fmt: skip
-    body = sound_body()
+    body = valid_body()
     body["tools"][0]["function"]["parameters"] = parameters
     body["tool_choice"] = rng.choice(("auto", "required"))
     return Malformed("odd tools", request_bytes(json.dumps(body).encode()))
 
 
 def odd_urls(rng: random.Random) -> Malformed:
-    """Paths that do not exist, methods that are not allowed."""
+    """Use paths that do not exist and methods that are not allowed."""
     path = rng.choice(
         (
             "/",
@@ -174,7 +174,7 @@ def odd_urls(rng: random.Random) -> Malformed:
 
 
 def broken_http(rng: random.Random) -> Malformed:
-    """What is no HTTP, or HTTP that contradicts itself."""
+    """Send bytes that are not HTTP, or contradictory HTTP."""
     raw = rng.choice(
         (
             b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST / HTTP/9.9\r\n\r\n", b"\r\n" * 50, b"\x00" * 500,
@@ -185,7 +185,7 @@ def broken_http(rng: random.Random) -> Malformed:
             b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * 20_000 + b"\r\n",
         )
     )  # fmt: skip
-    return Malformed("broken HTTP", raw, "none", hang_up=True)
+    return Malformed("broken HTTP", raw, "none", half_close=True)
 
 
 KINDS: tuple[Callable[[random.Random], Malformed], ...] = (
@@ -195,33 +195,33 @@ KINDS: tuple[Callable[[random.Random], Malformed], ...] = (
 
 
 def malformed(number: int, seed: int) -> Malformed:
-    """Request `number` of a seed; the kinds take turns."""
+    """Return request `number` of a seed; the kinds alternate."""
     return KINDS[number % len(KINDS)](random.Random(f"{seed}/{number}"))
 
 
 async def send_raw(url: str, request: Malformed) -> Raw:
-    """Send it and read until the server closes; raises TimeoutError if it never does."""
-    place = urlsplit(url)
-    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    """Send a request and read until the server closes. Raises TimeoutError if it does not."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
         async with asyncio.timeout(REPLY_TIMEOUT_S):
             try:
                 writer.write(request.raw)
                 await writer.drain()
-                if request.hang_up:
+                if request.half_close:
                     writer.write_eof()
                 received = await reader.read(-1)
             except OSError:
-                return Raw(0, {}, b"")  # it hung up while we were still talking
+                return Raw(0, {}, b"")  # the server closed while the request was being sent
     finally:
         writer.close()
     return _parse(received)
 
 
 def fault_in(request: Malformed, reply: Raw) -> str:
-    """What is wrong with the reply; nothing if it is in shape."""
+    """Return what is wrong with the reply, or an empty string."""
     if reply.status == 0:
-        return "" if request.tolerance != "reply" else "hung up without a reply"
+        return "" if request.tolerance != "reply" else "closed the connection without a reply"
     if reply.status >= 500 and reply.status != 503:
         return f"answered {reply.status}: {reply.body[:300]!r}"
     if request.tolerance != "reply" and reply.headers.get("content-type", "").startswith("text/plain"):
@@ -234,8 +234,8 @@ def fault_in(request: Malformed, reply: Raw) -> str:
         error = json.loads(reply.body)["error"]
     except (ValueError, KeyError, TypeError):
         return f"{reply.status} is no error object: {reply.body[:300]!r}"
-    wanted = {"message", "type", "param", "code"}
-    return "" if wanted <= error.keys() and error["message"] else f"{reply.status} lacks {wanted - error.keys()}"
+    required = {"message", "type", "param", "code"}
+    return "" if required <= error.keys() and error["message"] else f"{reply.status} lacks {required - error.keys()}"
 
 
 def _parse(received: bytes) -> Raw:

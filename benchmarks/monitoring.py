@@ -1,9 +1,9 @@
-"""The shipped Prometheus files and dashboard against a real Prometheus: python -m benchmarks.monitoring
+"""Check of the shipped Prometheus files and dashboard with a real Prometheus: python -m benchmarks.monitoring
 
-Needs `prometheus` and `promtool` (apt-get install prometheus). promtool reads the configuration and plays the alerts
-of deploy/prometheus/alerts_test.yml; then Prometheus scrapes a server behind a key, as docker-compose.yml has it do,
-while clients ask, leave and are refused; and every expression of the dashboard and every alert must come to something.
-Exit code 1, and what is wrong in words, if one does not.
+Needs `prometheus` and `promtool` (apt-get install prometheus). promtool checks the configuration and runs the tests of
+deploy/prometheus/alerts_test.yml; then Prometheus scrapes a server behind an API key, as configured in
+docker-compose.yml, under load; every expression of the dashboard and every alert must give a result. Exits with 1 and
+prints the faults otherwise.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ from benchmarks.crowd import crowd
 from tests.live import Live, live_server
 
 ROOT = Path(__file__).parent.parent
-FILES = ROOT / "docker" / "prometheus"
-DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "toolwire.json"
+FILES = ROOT / "deploy" / "prometheus"
+DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "toolwire.json"
 KEY = "key-of-the-monitoring"
-RATE_INTERVAL = "20s"  # what Grafana puts for $__rate_interval: four scrapes
+RATE_INTERVAL = "20s"  # Grafana's value of $__rate_interval: four scrapes
 TRAFFIC_S = 25.0
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def main() -> int:
-    """Check everything; returns the exit code."""
+    """Run all checks and return the exit code."""
     missing = [name for name in ("prometheus", "promtool") if shutil.which(name) is None]
     if missing:
         print(f"missing: {', '.join(missing)}; apt-get install prometheus", file=sys.stderr)
@@ -49,15 +49,15 @@ def main() -> int:
         faults += [*report.faults, *check_target(url), *check_dashboard(url), *check_alerts(url)]
     for fault in faults:
         print(f"FAIL  {fault}")
-    print("monitoring holds" if not faults else f"{len(faults)} faults")
+    print("all checks passed" if not faults else f"{len(faults)} faults")
     return 1 if faults else 0
 
 
 def check_files() -> list[str]:
-    """What promtool finds in the shipped files."""
+    """Return the faults that promtool finds in the shipped files."""
     faults = []
     commands = [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]]
-    # The key is lent by compose as a file that only the container has: its syntax is checked here, its use below.
+    # The key is a compose secret, a file that exists in the container only: checked here for syntax, used below.
     commands.append(["check", "config", "--syntax-only", "prometheus.yml"])
     for command in commands:
         ended = subprocess.run(["promtool", *command], capture_output=True, text=True, cwd=FILES, check=False)
@@ -69,7 +69,7 @@ def check_files() -> list[str]:
 
 @contextmanager
 def scraping(server: Live) -> Iterator[str]:
-    """A Prometheus with the shipped configuration, but for where the server and its key are; its address."""
+    """Run Prometheus with the shipped configuration, adapted to the server's address and key; yield its URL."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "api_key").write_text(KEY)
@@ -92,7 +92,7 @@ def scraping(server: Live) -> Iterator[str]:
 
 
 def check_target(url: str) -> list[str]:
-    """Whether the server is scraped, behind its key."""
+    """Check that the server is scraped with its API key."""
     (target,) = httpx.get(f"{url}/api/v1/targets").json()["data"]["activeTargets"]
     took_ms = target["lastScrapeDuration"] * 1000
     print(f"target {target['scrapePool']}: {target['health']}, scraped in {took_ms:.1f} ms {target['lastError']}")
@@ -100,11 +100,11 @@ def check_target(url: str) -> list[str]:
 
 
 def check_dashboard(url: str) -> list[str]:
-    """The expressions of the dashboard that come to nothing."""
+    """Return the expressions of the dashboard that give no result."""
     faults = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel["targets"]:
-            found = ask(url, target["expr"].replace("$__rate_interval", RATE_INTERVAL))
+            found = query(url, target["expr"].replace("$__rate_interval", RATE_INTERVAL))
             shown = ", ".join(f"{_label(target, one)} {float(one['value'][1]):.4g}" for one in found)
             print(f"{panel['title']}: {shown or 'NOTHING'}")
             if not found or any(math.isnan(float(one["value"][1])) for one in found):
@@ -113,9 +113,9 @@ def check_dashboard(url: str) -> list[str]:
 
 
 def check_alerts(url: str) -> list[str]:
-    """Alerts that cannot be evaluated, that read series which do not exist, or that fire without a cause."""
+    """Return alerts that cannot be evaluated, that read series which do not exist, or that fire."""
     faults = []
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while True:
         (group,) = httpx.get(f"{url}/api/v1/rules").json()["data"]["groups"]
         if all(rule["health"] != "unknown" for rule in group["rules"]) or time.monotonic() > deadline_s:
@@ -126,15 +126,15 @@ def check_alerts(url: str) -> list[str]:
         if rule["health"] != "ok" or rule["state"] == "firing":
             faults.append(f"alert {rule['name']}: {rule['health']} {rule['state']} {rule.get('lastError', '')}")
         faults += [
-            f"alert {rule['name']} reads {name}, which the server does not tell"
+            f"alert {rule['name']} reads {name}, which the server does not export"
             for name in sorted(set(re.findall(r"toolwire_\w+", rule["query"])))
-            if not ask(url, name)
+            if not query(url, name)
         ]
     return faults
 
 
-def ask(url: str, expression: str) -> list[dict[str, Any]]:
-    """An instant query's result."""
+def query(url: str, expression: str) -> list[dict[str, Any]]:
+    """Return the result of an instant query."""
     answer = httpx.get(f"{url}/api/v1/query", params={"query": expression}).json()
     assert answer["status"] == "success", answer
     result: list[dict[str, Any]] = answer["data"]["result"]
@@ -146,7 +146,7 @@ def _label(target: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline_s and process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(url).status_code == 200:

@@ -1,10 +1,10 @@
-"""Each installed server in turn on this machine, the same workloads, one results file and one table with ratios.
+"""Comparison with other servers on this machine: the same workloads, one results file, one table with ratios.
 
     python -m benchmarks.peers [--servers toolwire,vllm,llamacpp,transformers] [--checkpoints 0.6B,tiny,hybrid,built-in]
 
-Makes the checkpoints that are not there yet, starts each server alone, drives it with the workloads of
-`benchmarks/measure.py` and writes `benchmarks/results/NAME.json`; how peers are installed is said in
-`benchmarks/servers.py`, and one that is not is skipped. `python -m benchmarks.table FILE` renews `docs/performance.md`.
+Makes missing checkpoints, starts one server at a time, runs the workloads of `benchmarks/measure.py` and writes
+`benchmarks/results/NAME.json`. Servers that are not installed are skipped; `benchmarks/servers.py` says how to install
+them. `python -m benchmarks.table FILE` updates `docs/performance.md`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 
 def machine() -> dict[str, str]:
-    """What the figures were taken on."""
+    """Return CPU, Python version and commit, for a results file."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
@@ -38,14 +38,14 @@ def machine() -> dict[str, str]:
 
 
 def find_checkpoint(name: str, folder: Path) -> Path:
-    """The checkpoint of this name, made if it is not there."""
+    """Return the checkpoint of this name, and make it if it is missing."""
     if name == "built-in":
         return HERE.parent / "server" / "demo_model"
     return make_checkpoint(name, folder / name).absolute()
 
 
 def measure_server(name: str, checkpoint: Path, shape: str, options: argparse.Namespace) -> Figures:
-    """One server's figures, none where it is not installed or does not start."""
+    """Return one server's figures, none if it is not installed or does not start."""
     python = find_python(name, options.peers_dir)
     if python is None:
         print(f"{name}: skipped, not installed", file=sys.stderr)
@@ -64,7 +64,7 @@ def measure_server(name: str, checkpoint: Path, shape: str, options: argparse.Na
 
 
 def medians(rounds: Sequence[Figures]) -> Figures:
-    """Of each figure over the rounds that have it."""
+    """Return the median of each figure over the rounds that have it."""
     figures = dict.fromkeys(figure for row in rounds for figure in row)
     return {figure: statistics.median(row[figure] for row in rounds if figure in row) for figure in figures}
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--checkpoints-dir", type=Path, default=Path(".cache/checkpoints"))
     parser.add_argument("--workloads", default="", help="names of functions in measure.py, and streams; all if empty")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=1, help="all servers in turn, so often: machines drift")
+    parser.add_argument("--rounds", type=int, default=1, help="times that all servers run in turn: machines drift")
     parser.add_argument("--name", default="peers")
     options = parser.parse_args()
     figures: dict[str, dict[str, Figures]] = {}

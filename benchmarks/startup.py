@@ -1,8 +1,8 @@
-"""From the command to `/ready`: the median of several starts, with the CPU time and the memory of both processes.
+"""Start-up time, from the command to `/ready`: the median of several starts, with CPU time and memory.
 
     python -m benchmarks.startup [MODEL] [--times 5]
 
-MODEL is a folder; the built-in model if left out. The first start, which fills the file cache, is not counted.
+MODEL is a folder (default: the built-in model). The first start, which fills the file cache, is not counted.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class Start:
 
 
 def start_once(model: str) -> Start:
-    """Start the server, wait until it is ready, end it. Raises RuntimeError if it does not come up."""
+    """Start the server, wait until it is ready, stop it. Raises RuntimeError if it does not become ready."""
     port = free_port()
     began_s = time.perf_counter()
     command = [sys.executable, "-m", "server", "serve", "--port", str(port), "--model", model]
@@ -43,7 +43,7 @@ def start_once(model: str) -> Start:
     try:
         while not _is_ready(port):
             if server.poll() is not None or time.perf_counter() - began_s > TIMEOUT_S:
-                raise RuntimeError(f"{' '.join(command)} does not come up")
+                raise RuntimeError(f"{' '.join(command)} did not become ready")
             time.sleep(POLL_S)
         ready_s = time.perf_counter() - began_s
         api = psutil.Process(server.pid)

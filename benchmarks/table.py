@@ -1,6 +1,6 @@
 """Ratios, Markdown tables and the chart of results files: python -m benchmarks.table benchmarks/results/peers*.json.
 
-Rewrites what stands between the marks in `docs/performance.md` and draws `docs/performance.svg` (needs matplotlib: the
+Rewrites the text between the markers in `docs/performance.md` and draws `docs/performance.svg` (needs matplotlib: the
 extra `bench`).
 """
 
@@ -22,7 +22,7 @@ Row = Mapping[str, float]
 
 
 def ratios(rows: Mapping[str, Row]) -> dict[str, float]:
-    """toolwire against the best peer, per figure; above 1 is better."""
+    """Return toolwire's ratio to the best peer for each figure; above 1 is better."""
     found: dict[str, float] = {}
     for figure, own in rows.get("toolwire", {}).items():
         peers = [row[figure] for name, row in rows.items() if name != "toolwire" and row.get(figure)]
@@ -32,11 +32,12 @@ def ratios(rows: Mapping[str, Row]) -> dict[str, float]:
 
 
 def is_lower_better(figure: str) -> bool:
+    """Return whether a lower value of this figure is better, from the unit in its name."""
     return figure.endswith(LOWER_IS_BETTER) and not figure.endswith("_per_s")
 
 
 def markdown(rows: Mapping[str, Row]) -> str:
-    """One checkpoint's figures, a column for each server."""
+    """Return a table of one checkpoint's figures with a column for each server."""
     ratio = ratios(rows)
     lines = ["| figure | " + " | ".join(rows) + " | toolwire / best peer |", "|---" * (len(rows) + 2) + "|"]
     for figure in dict.fromkeys(figure for row in rows.values() for figure in row):
@@ -47,7 +48,7 @@ def markdown(rows: Mapping[str, Row]) -> str:
 
 
 def report(result: Mapping[str, Any]) -> str:
-    """All tables with where they come from."""
+    """Return all tables, with the command, commit and machine that they come from."""
     origin = f"Command: `{result['command']}`, commit {result['machine']['commit']}, {result['date']}, "
     parts = [origin + f"{result['machine']['cpu']}, Python {result['machine']['python']}."]
     parts += [f"### {name}\n\n{markdown(rows)}" for name, rows in result["figures"].items()]
@@ -55,8 +56,8 @@ def report(result: Mapping[str, Any]) -> str:
 
 
 def draw(results: Sequence[Mapping[str, Any]], target: Path) -> None:
-    """A bar for each ratio to the best peer, at a logarithmic scale: right of 1 is faster."""
-    from matplotlib.figure import Figure  # only who draws needs it
+    """Draw a bar for each ratio to the best peer on a logarithmic scale; right of 1 is faster."""
+    from matplotlib.figure import Figure  # needed for the chart only
 
     bars = [
         (f"{name}: {figure.removesuffix('_s').removesuffix('_tok_per').replace('_', ' ')}", ratio[figure])
@@ -79,6 +80,7 @@ def draw(results: Sequence[Mapping[str, Any]], target: Path) -> None:
 
 
 def main() -> None:
+    """Update the document and the chart."""
     results = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
     text = DOCUMENT.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]

@@ -1,4 +1,4 @@
-"""The workloads that every server is driven with, in the same words: chat streams and an agent's tool loop."""
+"""Workloads that are sent to every server alike: chat streams and an agent's tool loop."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ class AgentRun:
 
 
 def chat(model: str, prompt_words: int, max_tokens: int, seed: int, head: str = "") -> dict[str, Any]:
-    """A greedy request whose reply runs to `max_tokens`."""
+    """Return a greedy request whose reply has `max_tokens` tokens."""
     return {
         "model": model,
         "messages": [{"role": "user", "content": head + words(prompt_words, seed)}],
@@ -59,26 +59,26 @@ PARAMETERS = {
 
 
 def make_tools(count: int = NUM_TOOLS) -> list[dict[str, Any]]:
-    """Tools of enums, booleans and bounded numbers, so that no server's grammar can idle on white space."""
+    """Return tools of enums, booleans and bounded numbers: no server's grammar can spend tokens on white space."""
     tools = []
     for noun in NOUNS[:count]:
         function = {
             "name": f"update_{noun}",
-            "description": f"Update one {noun}.",  # in words that the built-in model knows: it decides in `agents_auto`
+            "description": f"Update one {noun}.",  # words that the built-in model knows: it decides in `agents_auto`
             "parameters": PARAMETERS,
-            "strict": True,  # some servers hold a forced call to its schema only then
+            "strict": True,  # some servers constrain a forced call to its schema only then
         }
         tools.append({"type": "function", "function": function})
     return tools
 
 
 async def run_chats(url: str, bodies: Sequence[dict[str, Any]], streams: int) -> tuple[list[Exchange], float]:
-    """A closed loop over chat requests."""
+    """Run a closed loop over chat requests."""
     return await closed_loop(url, bodies, streams)
 
 
 async def run_agents(url: str, model: str, names: Sequence[int], *, forced: bool) -> tuple[list[AgentRun], float]:
-    """Tool loops at once, one a name, each ten rounds with the same twenty tools; runs and seconds in all."""
+    """Run one concurrent tool loop for each name, ten rounds with the same twenty tools; runs and total seconds."""
     async with connect(url) as client:
         began_s = time.perf_counter()
         runs = await asyncio.gather(*(_agent(client, model, number, forced) for number in names))
@@ -86,14 +86,14 @@ async def run_agents(url: str, model: str, names: Sequence[int], *, forced: bool
 
 
 async def forced_call(url: str, model: str, seed: int) -> Exchange:
-    """One named call with five arguments, streamed."""
+    """Stream one named call with five arguments."""
     body = _call_body(model, [{"role": "user", "content": f"Update the order, please. {words(20, seed)}"}], forced=True)
     async with connect(url) as client:
         return await exchange(client, body)
 
 
 def is_valid(arguments: str) -> bool:
-    """Whether a call's arguments are complete JSON that keeps the schema."""
+    """Return whether a call's arguments are complete JSON that is valid against the schema."""
     try:
         return Draft202012Validator(PARAMETERS).is_valid(json.loads(arguments))
     except json.JSONDecodeError:
@@ -120,8 +120,8 @@ async def _agent(client: aiohttp.ClientSession, model: str, number: int, forced:
     seconds, firsts, done = [], [], []
     for index in range(ROUNDS):
         values = f"with priority {1 + index % 9}, with status pending, with channel email and with notify on"
-        ask = f"Please update the order with action read, {values}."
-        messages.append({"role": "user", "content": ask})
+        question = f"Please update the order with action read, {values}."
+        messages.append({"role": "user", "content": question})
         began_s = time.perf_counter()
         reply = await exchange(client, _call_body(model, messages, forced=forced))
         done.append(reply)
@@ -130,7 +130,7 @@ async def _agent(client: aiohttp.ClientSession, model: str, number: int, forced:
             seconds.append(time.perf_counter() - began_s)
             firsts.append(reply.first_token_s)
         elif forced:
-            break  # what this server forces is not held to the schema: more of it tells nothing
+            break  # this server does not constrain forced calls to the schema: more rounds show nothing
         call = {"name": f"update_{NOUNS[0]}", "arguments": reply.text if valid else "{}"}
         calls = [{"id": f"call_{number}_{index}", "type": "function", "function": call}]
         messages.append({"role": "assistant", "content": "", "tool_calls": calls})

@@ -1,8 +1,8 @@
-"""Writes CHECKPOINT/model.gguf from a Qwen3 checkpoint, for llama.cpp: run with the peer's own interpreter.
+"""Conversion of a Qwen3 checkpoint to CHECKPOINT/model.gguf for llama.cpp; run it with the peer's interpreter.
 
     PEERS_DIR/llamacpp/bin/python -m benchmarks.write_gguf CHECKPOINT
 
-Weights stay in bfloat16 bit for bit; norms become float32, as llama.cpp wants them.
+Weights stay bit-identical in bfloat16; norms become float32, as llama.cpp requires.
 """
 
 import json
@@ -24,7 +24,7 @@ OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight"
 
 
 def gguf_name(name: str) -> str:
-    """model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight"""
+    """Translate a name: model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight."""
     if name in OUTSIDE:
         return OUTSIDE[name]
     layer, _, inner = name.removeprefix("model.layers.").partition(".")
@@ -32,7 +32,7 @@ def gguf_name(name: str) -> str:
 
 
 def write_weights(writer: Any, file: Path) -> None:
-    """Every tensor of a bfloat16 safetensors file, from its bytes: https://huggingface.co/docs/safetensors."""
+    """Add every tensor of a bfloat16 safetensors file (format: https://huggingface.co/docs/safetensors)."""
     size = int.from_bytes(file.open("rb").read(8), "little")
     content = np.memmap(file, np.uint8, "r")
     header = json.loads(content[8 : 8 + size].tobytes())
@@ -50,6 +50,7 @@ def write_weights(writer: Any, file: Path) -> None:
 
 
 def write_tokenizer(writer: Any, folder: Path) -> None:
+    """Add vocabulary, merges and chat template."""
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     added = {entry["id"]: entry["content"] for entry in content["added_tokens"]}
     ids = {token_id: text for text, token_id in content["model"]["vocab"].items()} | added
@@ -69,6 +70,7 @@ def write_tokenizer(writer: Any, folder: Path) -> None:
 
 
 def main() -> None:
+    """Write the file beside the checkpoint."""
     folder = Path(sys.argv[1])
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(folder / "model.gguf", "qwen3")

@@ -1,4 +1,4 @@
-"""Figures of several rounds become one row; a round that failed must not hide the others."""
+"""Medians of several rounds; a round that failed must not hide the others."""
 
 from benchmarks.peers import medians
 

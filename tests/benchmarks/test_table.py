@@ -1,4 +1,4 @@
-"""The table of the peers says who is faster; a ratio turned round would boast where it should confess."""
+"""Ratios and tables of the comparison with other servers; an inverted ratio would claim the opposite."""
 
 from benchmarks.table import markdown, ratios
 
@@ -9,12 +9,12 @@ ROWS = {
 }
 
 
-def test_above_one_is_better_whether_more_or_less_is_wanted() -> None:
+def test_a_ratio_above_one_is_better_for_every_unit() -> None:
     found = ratios(ROWS)
     assert found == {"decode_tok_per_s": 1.5, "start_s": 2.0, "gap_p99_ms": 0.8, "memory_mib": 10.0}
 
 
-def test_toolwire_stands_against_the_best_peer_and_gaps_are_shown() -> None:
+def test_toolwire_is_compared_with_the_best_peer_and_missing_figures_are_dashes() -> None:
     lines = markdown(ROWS).splitlines()
     assert lines[2] == "| decode_tok_per_s | 30 | 20 | 15 | 1.50 |"
     assert lines[-1] == "| alone_s | 1 | - | - | - |"
