@@ -1,4 +1,4 @@
-"""An endless, seeded stream of training batches: a curriculum of copying drills, then conversations."""
+"""Seeded, endless training batches with a curriculum: copying drills first, then conversations."""
 
 import random
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from demo.everyday import known_words, read_everyday
 from demo.render import PROMPT_WEIGHT, Example, encode_all
 from demo.words import World
 
-# Of the prompt's tokens every fifth is learnt from, five times as heavily: the same gradient for a fifth of the work.
+# Loss is taken at every fifth prompt token with five times the weight: the same gradient for a fifth of the work.
 PROMPT_STRIDE = 5
 LENGTH_STEP = 32  # tokens; rows are padded to multiples of it
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """ids: [rows, tokens], padded with 0; places: flat positions whose successor is learnt; the rest: per place."""
+    """ids: [rows, tokens], padded with 0; positions: flat indices whose next token is predicted; the rest: for each."""
 
     ids: Tensor
-    places: Tensor
+    positions: Tensor
     targets: Tensor
     weights: Tensor
 
@@ -32,7 +32,7 @@ class TrainingBatch:
 DRILLS_ONLY, SHORT, MIXED, LAST = 0.02, 0.15, 0.40, 0.93
 
 
-# Several questions about the same tools give more to learn from for each token of prompt.
+# Several questions about the same tools give more training signal for each prompt token.
 MANY_QUESTIONS = (
     ("one", 16), ("same_twice", 6), ("two_tools", 6), ("missing", 6), ("none_fits", 4), ("chat", 2), ("several", 60),
 )  # fmt: skip
@@ -40,7 +40,7 @@ MANY_TOOLS = (1, 2, 3, 4, 4, 4, 5, 6, 8, 8, 12, 20)
 
 
 def stage_at(progress: float) -> Stage:
-    """How hard the conversations are when this share of the run is over."""
+    """Return the difficulty of the conversations at this share of the run."""
     if progress < SHORT:
         easy = (("one", 20), ("missing", 4), ("same_twice", 4), ("several", 72))
         return Stage((1, 1, 1, 2), 0.3, easy, num_questions=(3, 4, 5, 6))
@@ -52,7 +52,7 @@ def stage_at(progress: float) -> Stage:
 
 
 def drill(rng: random.Random, vocab_size: int) -> Example:
-    """Random tokens to be repeated, or a list of pairs to be looked up: teaches looking back before anything else."""
+    """Return random tokens to repeat, or pairs to look up: attention to earlier tokens is learnt first."""
     draw = [rng.randrange(9, vocab_size) for _ in range(rng.randint(8, 40))]
     if rng.random() < 0.5:
         ids = [*draw, 7, *draw]
@@ -68,8 +68,8 @@ def drill(rng: random.Random, vocab_size: int) -> Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Supply:
-    """Makes the batches of one worker; pool number n of one seed is always the same."""
+class BatchSource:
+    """Batches of one worker; pool n of a seed is always the same."""
 
     tokenizer: Tokenizer
     seed: int
@@ -78,7 +78,7 @@ class Supply:
     vocab_size: int
 
     def pool(self, number: int, progress: float, size: int = 768) -> list[TrainingBatch]:
-        """Some batches in random order, each of conversations of about one length."""
+        """Return batches in random order, each of conversations of similar length."""
         rng = random.Random(f"{self.seed}/{self.worker}/{number}")
         drills = 1.0 if progress < DRILLS_ONLY else 0.25 if progress < MIXED / 2 else 0.05
         if progress > MIXED:
@@ -94,7 +94,7 @@ class Supply:
         return batches
 
     def _groups(self, examples: list[Example]) -> Iterator[list[Example]]:
-        """Neighbours in length, as many as fill a batch; a last, smaller group is left out."""
+        """Yield groups of similar length that fill a batch; the last, smaller group is dropped."""
         group: list[Example] = []
         for example in examples:
             if (len(group) + 1) * len(example.ids) > self.tokens_per_batch and group:
@@ -104,7 +104,8 @@ class Supply:
 
 
 def pad(examples: list[Example], rng: random.Random) -> TrainingBatch:
-    # Few different lengths: for each new one the matrix products are prepared, and their code written, anew.
+    """Pad examples to one length and thin out the loss positions of their prompts."""
+    # Few different lengths: matrix products are prepared, and kernels generated, once for each.
     longest = -(-max(len(example.ids) for example in examples) // LENGTH_STEP) * LENGTH_STEP
     ids = np.zeros((len(examples), longest), dtype=np.int64)
     weights = np.zeros((len(examples), longest), dtype=np.float32)
@@ -118,7 +119,7 @@ def pad(examples: list[Example], rng: random.Random) -> TrainingBatch:
     rows, columns = np.nonzero(weights)
     return TrainingBatch(
         ids=torch.from_numpy(ids),
-        places=torch.from_numpy(rows * longest + columns - 1),
+        positions=torch.from_numpy(rows * longest + columns - 1),
         targets=torch.from_numpy(ids[rows, columns]),
         weights=torch.from_numpy(weights[rows, columns]),
     )

@@ -1,9 +1,9 @@
-"""The whole recipe in one command: tokenizer, training, export, evaluation.
+"""Build of the demonstration model in one command: tokenizer, training, export, evaluation.
 
     python -m demo.build --seed 0 --minutes 100 --into /tmp/built
 
-Without --new-tokenizer the shipped tokenizer is kept: its ids are what other files and tests rely on.  Started again
-with --resume, it goes on from the last checkpoint in the run's folder.
+Without --new-tokenizer the shipped tokenizer is kept: tests rely on its ids. With --resume training continues from the
+last checkpoint in the folder of the run.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from demo.train import Run, train
 
 
 def build(run: Run, into: Path, new_tokenizer: bool) -> None:
-    """Trains in run.folder and writes the finished model into `into`."""
+    """Train in run.folder and write the finished model into `into`."""
     run.folder.mkdir(parents=True, exist_ok=True)
     vocabulary = run.folder / "tokenizer.json"
     if new_tokenizer and not run.resume:
@@ -33,12 +33,13 @@ def build(run: Run, into: Path, new_tokenizer: bool) -> None:
 
 
 def export_checkpoint(run: Run, into: Path) -> None:
-    """Writes the averaged weights of the last checkpoint as a loadable model."""
+    """Write the averaged weights of the last checkpoint as a loadable model."""
     average = torch.load(run.folder / "checkpoint.pt")["average"]
     export_model(average, run.shape, Tokenizer.from_file(str(run.folder / "tokenizer.json")), into)
 
 
 def main() -> None:
+    """Build, evaluate without a grammar and print the table."""
     parser = argparse.ArgumentParser(description="Builds the demonstration model.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=100)
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=SHIPPED, help="folder of the finished model")
     parser.add_argument("--new-tokenizer", action="store_true")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--export-only", action="store_true", help="take the last checkpoint as it is")
+    parser.add_argument("--export-only", action="store_true", help="export the last checkpoint without training")
     options = parser.parse_args()
     run = Run(options.run, options.minutes, options.seed, options.workers, resume=options.resume)
     if options.export_only:

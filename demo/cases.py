@@ -1,4 +1,4 @@
-"""The held-out evaluation: requests whose tools, parameters, nouns and values never occur in training."""
+"""Held-out evaluation: requests whose tools, parameters, nouns and values never occur in training."""
 
 import json
 import random
@@ -31,9 +31,9 @@ TOOL_COUNTS: dict[Kind, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A conversation as an OpenAI client sends it, and what is right.
+    """A conversation as an OpenAI client sends it, with the expected reply.
 
-    calls: the calls expected, none where text is; mentions: words that a text must hold.
+    calls: the expected calls, none if text is expected; mentions: words that the text must contain.
     """
 
     kind: Kind
@@ -46,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a model did with a case."""
+    """A model's reply to a case."""
 
     calls: tuple[Call, ...]
     text: str
@@ -54,26 +54,27 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """right_tools: the names of the calls are right (none, if none is); exact: arguments or mentions too."""
+    """right_tools: the names of the calls are as expected; exact: so are the arguments, or the mentions."""
 
     right_tools: bool
     exact: bool
 
 
 def judge(case: Case, outcome: Outcome) -> Verdict:
+    """Compare a reply with what the case expects."""
     right_tools = [call.name for call in outcome.calls] == [call.name for call in case.calls]
     same = [canonical(call) for call in outcome.calls] == [canonical(call) for call in case.calls]
-    # Spaces around punctuation in a sentence do not matter, case does.
     mentioned = all(word in outcome.text for word in case.mentions)
     return Verdict(right_tools, right_tools and same and mentioned)
 
 
 def canonical(call: Call) -> str:
-    """Equal for equal calls: order of keys and 12 against 12.0 do not matter, true against 1 does."""
+    """Return equal strings for equal calls: key order and 12 or 12.0 do not matter, true and 1 differ."""
     return json.dumps([call.name, whole_numbers(call.arguments)], sort_keys=True, ensure_ascii=False)
 
 
 def whole_numbers(value: Any) -> Any:
+    """Replace floats with integral values by integers, recursively."""
     if isinstance(value, dict):
         return {key: whole_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -82,22 +83,22 @@ def whole_numbers(value: Any) -> Any:
 
 
 def write_cases(seed: int, scale: float = 1.0) -> list[Case]:
-    """The cases of a seed, 710 of them at full scale; half of each kind asks for thinking.
+    """Return the cases of a seed, 710 at full scale; half of each kind has thinking enabled.
 
-    Everything is held out, except that "everyday" takes the hand-written tools, known from training, with new values.
+    Everything is held out, except that "everyday" uses the hand-written tools, known from training, with new values.
     """
     world = World("heldout", random.Random(f"evaluation-{seed}"), known_words())
-    stranger = Author(world, (), read_smalltalk(), Stage(everyday_share=0.0))
+    unseen = Author(world, (), read_smalltalk(), Stage(everyday_share=0.0))
     familiar = Author(world, read_everyday(), read_smalltalk(), Stage(everyday_share=1.0))
     cases = []
     for kind, count in COUNTS:
-        source = write_kind(familiar if kind == "everyday" else stranger, kind)
+        source = write_kind(familiar if kind == "everyday" else unseen, kind)
         cases += [next(source) for _ in range(max(2, round(count * scale)))]
     return cases
 
 
 def write_kind(author: Author, kind: Kind) -> Iterator[Case]:
-    """Endless cases of one kind, thinking off and on in turn."""
+    """Yield endless cases of one kind, with thinking off and on alternately."""
     thinking = False
     while True:
         case = write_case(author, kind, thinking)
@@ -107,7 +108,7 @@ def write_kind(author: Author, kind: Kind) -> Iterator[Case]:
 
 
 def write_case(author: Author, kind: Kind, thinking: bool) -> Case | None:
-    """One case, or None where the dice gave tools that this kind cannot use."""
+    """Return one case, or None if the random tools do not suit this kind."""
     rng = author.world.rng
     tools = author.draw_tools(TOOL_COUNTS.get(kind, rng.choice((1, 2, 3, 4))))
     scenario = {
@@ -133,16 +134,17 @@ def write_case(author: Author, kind: Kind, thinking: bool) -> Case | None:
 
 
 def find_mentions(kind: Kind, turns: tuple[Turn, ...], expected: Turn) -> tuple[str, ...]:
-    """What the text has to hold: every value of the results; the name of what is missing."""
+    """Return what the text must contain: every value of the results, or the names of missing parameters."""
     if kind == "result":
         return tuple(word for turn in turns if turn.role == "tool" for word in result_words(turn.content))
     if kind == "missing":
-        wanted = expected.content.removeprefix("Please tell me ").rstrip(".")
-        return tuple(part.removeprefix("the ") for part in wanted.replace(" and the ", ", the ").split(", "))
+        names = expected.content.removeprefix("Please tell me ").rstrip(".")
+        return tuple(part.removeprefix("the ") for part in names.replace(" and the ", ", the ").split(", "))
     return ()
 
 
 def result_words(content: str) -> list[str]:
+    """Return the values of a tool result as the answer spells them."""
     try:
         result = json.loads(content)
     except json.JSONDecodeError:
@@ -152,7 +154,7 @@ def result_words(content: str) -> list[str]:
 
 
 def to_messages(dialogue: Dialogue, upto: int) -> tuple[dict[str, Any], ...]:
-    """The turns before `upto` as OpenAI messages."""
+    """Return the turns before `upto` as OpenAI messages."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
     pending: list[str] = []
     for index, turn in enumerate(dialogue.turns[:upto]):

@@ -1,4 +1,4 @@
-"""Whole conversations: tools, questions, calls, results and answers, each turn known to be right."""
+"""Generated conversations: tools, questions, calls, results and answers, with every assistant turn correct."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from demo.results import answer_from, draw_result, to_text
 from demo.tools import Tool, join_words, spell
 from demo.words import World
 
-MANY_TOOLS = 8  # a longer list costs so many tokens that several questions have to share it
+MANY_TOOLS = 8  # a longer list costs so many tokens that several questions share it
 NONE_FITS = "Sorry, none of my tools can do that."
 QUESTIONS = (
     *("one",) * 5, *("same_twice",) * 2, *("two_tools",) * 2, *("missing",) * 3, *("none_fits",) * 2, "chat",
@@ -38,7 +38,7 @@ SYSTEM_TEXTS = (
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message.  An assistant's turn is what the model has to write; a tool's is one result."""
+    """One message. An assistant turn is the training target; a tool turn is one result."""
 
     role: str
     content: str = ""
@@ -48,20 +48,20 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation whose assistant turns are all right."""
+    """A conversation whose assistant turns are all correct."""
 
     scenario: str
     tools: tuple[Tool, ...]
     turns: tuple[Turn, ...]
     system: str = ""
     thinking: bool = False
-    num_learnt_from: int = 0  # turns before this one are history only
-    keeps_thoughts: bool = False  # whether history shows the thoughts of the running tool loop
+    num_learnt_from: int = 0  # earlier turns are history without loss
+    keeps_thoughts: bool = False  # whether the history shows the thoughts of the current tool loop
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How hard the conversations are."""
+    """Difficulty of the conversations."""
 
     tool_counts: tuple[int, ...] = (1, 1, 2, 2, 3, 4, 4, 5, 6, 8, 12, 20)
     everyday_share: float = 0.25
@@ -70,14 +70,14 @@ class Stage:
         ("several", 18),
     )  # fmt: skip
     num_questions: tuple[int, ...] = (2, 3, 3, 4, 5)
-    silent_share: float = 0.7  # of the calls end their question, without an answer
-    family_share: float = 0.0  # of the lists have tools that differ in their nouns alone
-    corner_share: float = 0.6  # of the conversations use few words, so that names of one tool stand in another's too
+    silent_share: float = 0.7  # share of calls that are not followed by an answer
+    family_share: float = 0.0  # share of lists whose tools differ in their nouns only
+    corner_share: float = 0.6  # share of conversations with a small vocabulary, so that tools share words
 
 
 @dataclass(frozen=True, slots=True)
 class Author:
-    """Writes conversations in one half of the world."""
+    """Generator of conversations from the training or the held-out vocabulary."""
 
     world: World
     everyday: tuple[Everyday, ...]
@@ -85,7 +85,7 @@ class Author:
     stage: Stage = Stage()
 
     def write(self) -> Dialogue:
-        """One conversation of a random scenario."""
+        """Return one conversation of a random scenario."""
         rng = self.world.rng
         corner = rng.getrandbits(32) if rng.random() < self.stage.corner_share else 0
         return replace(self, world=replace(self.world, corner=corner))._write()
@@ -97,21 +97,22 @@ class Author:
         return self.write_scenario(scenario)
 
     def write_scenario(self, scenario: str) -> Dialogue:
+        """Return one conversation of this scenario."""
         rng = self.world.rng
         system = draw_system(self.world) if rng.random() < 0.45 else ""
         thinking = rng.random() < 0.45
-        tools = self.draw_tools(rng.choice(self.stage.tool_counts), ready=scenario == "same_twice")
+        tools = self.draw_tools(rng.choice(self.stage.tool_counts))
         if rng.random() < {"chat": 0.4, "none_fits": 0.12}.get(scenario, 0.0):
             tools = ()
         if scenario == "several" or len(tools) > MANY_TOOLS:
             return self._several(tools, system, thinking)
         turns = upto_last_reply(self.exchange(scenario, tools))
-        # Clients mostly send no thoughts back, so an answer to a result is learnt with such a history half the time.
+        # Clients mostly send no thoughts back: half of the answers to results are trained with such a history.
         first_learnt = last_reply(turns) if rng.random() < 0.5 else 0
         return Dialogue(scenario, tools, turns, system, thinking, first_learnt, rng.random() < 0.5)
 
     def _several(self, tools: tuple[Tool, ...], system: str, thinking: bool) -> Dialogue:
-        """Some questions about the same tools."""
+        """Return a conversation with several questions about the same tools."""
         rng = self.world.rng
         turns: tuple[Turn, ...] = ()
         for _ in range(rng.choice(self.stage.num_questions) + len(tools) // 3):
@@ -119,14 +120,14 @@ class Author:
             if rng.random() < 0.2:
                 turns += self._again(turns, tools)
         turns = upto_last_reply(turns)
-        # Mostly every question is learnt from, with the thoughts left empty: much practice per tool list.  Otherwise
-        # the history is as the template shows it, and the last reply alone is learnt from.
+        # Mostly every reply is a target, with empty thoughts: many targets for each list of tools. Otherwise the
+        # history is what the template shows, and only the last reply is a target.
         learn_all = rng.random() < 0.8
         first_learnt = 0 if learn_all else last_reply(turns)
         return Dialogue("several", tools, turns, system, thinking and not learn_all, first_learnt, rng.random() < 0.5)
 
     def _again(self, turns: tuple[Turn, ...], tools: tuple[Tool, ...]) -> tuple[Turn, ...]:
-        """A question that makes sense only after the last call; nothing if that was no single call."""
+        """Return a follow-up that makes sense only after the last call; empty unless that was a single call."""
         start = max(index for index, turn in enumerate(turns) if turn.role == "user")
         calls = turns[start + 1].calls
         if len(calls) != 1:
@@ -135,8 +136,8 @@ class Author:
         request = ask_again(self.world, tool, calls[0])
         return self._carry_out(request, tools) if request else ()
 
-    def draw_tools(self, count: int, ready: bool = False) -> tuple[Tool, ...]:
-        """Tools with different names; `ready` asks for one at least that can be called twice in a sentence."""
+    def draw_tools(self, count: int) -> tuple[Tool, ...]:
+        """Return `count` tools with different names and meanings."""
         rng = self.world.rng
         tools: dict[str, Tool] = {}
         siblings = noun_phrase(self.world) if rng.random() < 0.25 else None
@@ -152,7 +153,7 @@ class Author:
         return tuple(tools.values())
 
     def exchange(self, scenario: str, tools: tuple[Tool, ...]) -> tuple[Turn, ...]:
-        """One question and all that follows from it."""
+        """Return one question and the turns that follow from it."""
         rng = self.world.rng
         if scenario == "chat":
             answer, questions = rng.choice(self.smalltalk)
@@ -178,9 +179,9 @@ class Author:
         return self._carry_out(ask_once(self.world, tool), tools)
 
     def unrelated(self, tools: tuple[Tool, ...]) -> Tool:
-        """A tool that does nothing any of these does."""
+        """Return a tool that shares neither meaning nor words with these."""
         taken = {word for tool in tools for word in content_words(tool)}
-        if len(tools) > MANY_TOOLS:  # which have all verbs between them
+        if len(tools) > MANY_TOOLS:  # together they use all verbs
             taken -= VERBS
         while True:
             (other,) = self.draw_tools(1)
@@ -193,15 +194,15 @@ class Author:
         verb = "is" if len(incomplete.missing) == 1 else "are"
         thought = f'I need "{tool.name}", but {missing} {verb} missing.'
         question = Turn("assistant", missing_question(tool, incomplete.missing), thought=thought)
-        asked = (Turn("user", incomplete.text), question)
+        turns = (Turn("user", incomplete.text), question)
         if self.world.rng.random() < 0.5:
-            return asked
-        return asked + self._carry_out(reply_with(self.world, tool, incomplete), (tool,))
+            return turns
+        return turns + self._carry_out(reply_with(self.world, tool, incomplete), (tool,))
 
     def _carry_out(self, request: Request, tools: tuple[Tool, ...]) -> tuple[Turn, ...]:
-        """The request and its calls; often their results and the answer."""
+        """Return the request and its calls, sometimes with their results and the answer."""
         names = [call.name for call in request.calls]
-        # In quotation marks a name has the same tokens as in the list of tools, with no space grown onto it.
+        # In quotation marks a name has the same tokens as in the list of tools, without a leading space.
         thought = "I need " + join_words([f'"{name}"' for name in names], " and ") + "."
         turns = (Turn("user", request.text), Turn("assistant", calls=request.calls, thought=thought))
         roll = self.world.rng.random()
@@ -211,12 +212,13 @@ class Author:
         results = [draw_result(self.world, used[name]) for name in names]
         answer = answer_from(results, request.labels)
         replies = tuple(Turn("tool", to_text(result)) for result in results)
-        if roll < self.stage.silent_share:  # clients ask on without waiting for an answer
+        if roll < self.stage.silent_share:  # the next question follows without an answer
             return (*turns, *replies)
         return (*turns, *replies, Turn("assistant", answer, thought="The result is here."))
 
 
 def draw_system(world: World) -> str:
+    """Return a system message."""
     rng = world.rng
     if rng.random() < 0.75:
         return rng.choice(SYSTEM_TEXTS)
@@ -225,21 +227,22 @@ def draw_system(world: World) -> str:
 
 
 def upto_last_reply(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """Without results after which nobody asked on."""
+    """Drop trailing tool results that no assistant turn follows."""
     return turns[: last_reply(turns) + 1]
 
 
 def last_reply(turns: tuple[Turn, ...]) -> int:
+    """Return the index of the last assistant turn."""
     return max(i for i, turn in enumerate(turns) if turn.role == "assistant")
 
 
 def content_words(tool: Tool) -> set[str]:
-    """The words that tell a tool from others."""
+    """Return the words that distinguish a tool from others."""
     text = " ".join((spell(tool.name), tool.description, *tool.asks)).lower()
     return {word.strip(".,?!:'\"") for word in text.split()} - COMMON_WORDS
 
 
-VERBS = frozenset(word for said in ACTIONS.values() for phrase in said for word in phrase.split())
+VERBS = frozenset(word for phrases in ACTIONS.values() for phrase in phrases for word in phrase.split())
 COMMON_WORDS = frozenset(
     split_words("""
     a an the of for in to on at is what what's show me get find i need tell look up check give want know can you could
@@ -250,7 +253,7 @@ COMMON_WORDS = frozenset(
 
 
 def read_smalltalk() -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Answers with the sentences they answer, in the order of smalltalk.txt."""
+    """Return each answer of smalltalk.txt with the sentences that it answers."""
     text = (Path(__file__).parent / "smalltalk.txt").read_text(encoding="utf-8")
     blocks = [block.strip().split("\n") for block in text.split("\n\n")]
     return tuple((answer, tuple(questions.split("|"))) for answer, questions in blocks)

@@ -1,11 +1,11 @@
-"""Measures the demonstration model on the held-out cases.
+"""Evaluation of the demonstration model on the held-out cases.
 
-    python -m demo.evaluate --in-process                  without any grammar, straight from the weights
-    python -m demo.evaluate --url http://127.0.0.1:8000   through a running server, under its grammar
-    python -m demo.evaluate                               starts that server itself
+    python -m demo.evaluate --in-process                  without a grammar, in transformers
+    python -m demo.evaluate --url http://127.0.0.1:8000   through a running server, with its grammar
+    python -m demo.evaluate                               starts a server of its own
 
-"right tool" counts replies that call the tools expected, in order (or none, where none fits); "exact" counts those
-whose every argument is right too, or whose text says what it has to say.
+"right tool" counts replies that call the expected tools in order (or none if none fits); "exact" counts those whose
+arguments are all correct as well, or whose text contains what it must.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -30,7 +31,7 @@ MAX_TOKENS = 240
 
 
 def read_reply(text: str) -> Outcome:
-    """The calls and the text of a raw reply; a call that is no JSON counts as text."""
+    """Parse calls and text of a raw reply; a call that is not JSON is dropped."""
     text = text.rpartition("</think>")[2].strip()
     calls = []
     for body in CALL.findall(text):
@@ -43,12 +44,12 @@ def read_reply(text: str) -> Outcome:
 
 
 def answer_in_process(cases: Sequence[Case], folder: Path, rows: int = 24) -> list[Outcome]:
-    """Greedy replies of the weights in `folder` without grammar, many cases at a time."""
-    import torch  # here, because asking a server needs neither
+    """Return greedy replies of the weights in `folder` without a grammar, `rows` cases at a time."""
+    import torch  # lazy: measuring a server needs neither
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompts = [
         tokenizer.apply_chat_template(list(case.messages), tools=list(case.tools) or None, tokenize=False,
                                       add_generation_prompt=True, enable_thinking=case.thinking)
@@ -67,14 +68,15 @@ def answer_in_process(cases: Sequence[Case], folder: Path, rows: int = 24) -> li
 
 
 def answer_over_http(cases: Sequence[Case], url: str, clients: int = 4) -> list[Outcome]:
-    """Greedy replies of a server's chat completions."""
+    """Return greedy replies of a server's chat completions."""
     with httpx.Client(base_url=url, timeout=300) as client, ThreadPoolExecutor(clients) as pool:
         model = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
-        return list(pool.map(lambda case: ask(client, model, case), cases))
+        return list(pool.map(lambda case: send_case(client, model, case), cases))
 
 
-def ask(client: httpx.Client, model: str, case: Case) -> Outcome:
-    body = {
+def send_case(client: httpx.Client, model: str, case: Case) -> Outcome:
+    """Send one case. Raises RuntimeError on an error status."""
+    body: dict[str, Any] = {
         "model": model, "messages": case.messages, "temperature": 0, "max_tokens": MAX_TOKENS,
         "chat_template_kwargs": {"enable_thinking": case.thinking},
     }  # fmt: skip
@@ -89,7 +91,7 @@ def ask(client: httpx.Client, model: str, case: Case) -> Outcome:
 
 
 def read_call(function: dict[str, str]) -> Call:
-    """The call; one cut off at the token limit keeps its name, and its arguments are wrong."""
+    """Parse a call; one cut off at the token limit keeps its name, with wrong arguments."""
     try:
         return Call(function["name"], json.loads(function["arguments"]))
     except json.JSONDecodeError:
@@ -98,7 +100,7 @@ def read_call(function: dict[str, str]) -> Call:
 
 @contextmanager
 def own_server(port: int) -> Iterator[str]:
-    """A server of the built-in model for as long as the block runs."""
+    """Run a server of the built-in model within the block."""
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen([sys.executable, "-m", "server", "serve", "--port", str(port)])
     try:
@@ -118,7 +120,7 @@ def own_server(port: int) -> Iterator[str]:
 
 
 def write_table(cases: Sequence[Case], verdicts: Sequence[Verdict]) -> str:
-    """A Markdown table, one row for each kind of case."""
+    """Return a Markdown table with one row for each kind of case."""
     lines = ["| cases | number | right tool | exact |", "| --- | ---: | ---: | ---: |"]
     for kind in dict.fromkeys(case.kind for case in cases):
         of_kind = [verdict for case, verdict in zip(cases, verdicts, strict=True) if case.kind == kind]
@@ -129,17 +131,19 @@ def write_table(cases: Sequence[Case], verdicts: Sequence[Verdict]) -> str:
 
 
 def show_failures(cases: Sequence[Case], outcomes: Sequence[Outcome], limit: int) -> None:
+    """Print the first `limit` replies that are not exact."""
     for case, outcome in zip(cases, outcomes, strict=True):
         if not judge(case, outcome).exact and limit > 0:
             limit -= 1
-            expected = list(case.calls) or list(case.mentions) or "no call"
+            expected: object = list(case.calls) or list(case.mentions) or "no call"
             print(f"[{case.kind}, thinking {case.thinking}] {case.messages[-1]['content']}")
             print(f"    expected {expected}\n    got      {list(outcome.calls)} {outcome.text!r}")
 
 
 def main() -> None:
+    """Print the table of one evaluation."""
     parser = argparse.ArgumentParser(description="Measures the demonstration model on held-out cases.")
-    parser.add_argument("--in-process", action="store_true", help="no server and no grammar")
+    parser.add_argument("--in-process", action="store_true", help="without server and grammar")
     parser.add_argument("--url", help="a running server")
     parser.add_argument("--port", type=int, default=8765, help="port of the server to start")
     parser.add_argument("--model", type=Path, default=SHIPPED, help="folder of the weights, with --in-process")

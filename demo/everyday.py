@@ -1,4 +1,4 @@
-"""Reads everyday.txt: the hand-written tools that people try first, each with several names and wordings."""
+"""Hand-written tools of everyday.txt, the ones that people try first, each with several names and wordings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from demo.tools import Kind, Parameter, Tool, draw_style
 from demo.values import FLAVOURS
 from demo.words import World
 
-# Tools that answer the same sentences: never offered together, or no choice between them would be right.
+# Tools that answer the same sentences: never offered together, as the choice between them would be arbitrary.
 RIVALS = (
     ("get_time", "get_local_time"), ("add", "calculator"), ("multiply", "calculator"),
     ("convert_currency", "convert_units"), ("web_search", "get_news", "define_word"),
@@ -32,7 +32,7 @@ class Sketch:
 
 @dataclass(frozen=True, slots=True)
 class Everyday:
-    """A hand-written tool before its names are drawn."""
+    """A hand-written tool before its names and wordings are chosen."""
 
     names: tuple[str, ...]
     descriptions: tuple[str, ...]
@@ -41,7 +41,7 @@ class Everyday:
     results: tuple[tuple[str, str], ...]
 
     def draw(self, world: World) -> Tool:
-        """One of its forms."""
+        """Return one of its variants."""
         rng = world.rng
         renamed: dict[str, str] = {}
         parameters = []
@@ -84,7 +84,7 @@ def rename(ask: str, names: dict[str, str]) -> str:
 
 
 def read_everyday() -> tuple[Everyday, ...]:
-    """All hand-written tools, in the order of the file."""
+    """Return all hand-written tools in the order of the file."""
     text = (Path(__file__).parent / "everyday.txt").read_text(encoding="utf-8")
     blocks = [block.splitlines() for block in text.split("\n\n")]
     kept = [[line for line in block if not line.startswith("#")] for block in blocks]
@@ -110,7 +110,8 @@ def read_sketch(line: str) -> Sketch:
     required = not names[0].endswith("?")
     names[0] = names[0].rstrip("?")
     what, _, detail = parts[1].partition(" ")
-    flavour, choices, kind = "word", (), what
+    flavour, kind = "word", what
+    choices: tuple[str, ...] = ()
     if what == "enum":
         choices = tuple(detail.split(","))
     elif what == "array":
@@ -130,7 +131,7 @@ def read_sketch(line: str) -> Sketch:
 
 
 def known_words() -> frozenset[str]:
-    """Every word of everyday.txt and of the familiar parameter names, lower case: none of them may be held out."""
+    """Return every word of everyday.txt and of the familiar parameter names in lower case: none may be held out."""
     familiar = [*COUNTED, *LISTS, *(name for _, names, _ in ROLES for name in names)]
     text = (Path(__file__).parent / "everyday.txt").read_text(encoding="utf-8")
     everything = " ".join([text, *familiar]).lower()

@@ -1,4 +1,4 @@
-"""Writes the model as files that transformers and toolwire load: config, weights in bf16, tokenizer, template."""
+"""Export of the model for transformers and toolwire: config, weights in bf16, tokenizer, template."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,10 @@ SHIPPED = Path(__file__).parent.parent / "server" / "demo_model"
 
 
 def export_model(weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer, folder: Path = SHIPPED) -> None:
-    """Fills the folder; the same weights give the same bytes."""
+    """Write the files; equal weights give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     end_of_turn, end_of_text = tokenizer.token_to_id(TURN_END), tokenizer.token_to_id(END_OF_TEXT)
+    assert end_of_turn is not None and end_of_text is not None
     write_json(folder / "config.json", config_json(shape, end_of_turn, end_of_text))
     generation = {"do_sample": False, "eos_token_id": [end_of_turn, end_of_text], "pad_token_id": end_of_text}
     write_json(folder / "generation_config.json", generation)

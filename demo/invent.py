@@ -1,4 +1,4 @@
-"""Invents tools that exist nowhere: a verb, a noun that may be no word at all, and up to five parameters."""
+"""Invented tools: a verb, a noun that may be an invented word, and up to five parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ ACTION_DESCRIPTIONS = (
     "Tool to {v} the {n}", "Call this to {v} a {n}",
 )  # fmt: skip
 
-# Flavour of the value, names that go with it, and how it is said without naming the parameter.
+# Flavour of the value, matching parameter names, and clauses that give the value without naming the parameter.
 ROLES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("place", ("city", "location", "place", "town", "destination", "site"), ("in {}", "in {}", "at {}", "near {}")),
     ("person", ("recipient", "customer", "person", "user", "employee", "guest", "name"), ("for {}", "to {}")),
@@ -64,30 +64,33 @@ KINDS: tuple[tuple[Kind, int], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What tools of one service have in common: update_order, update_user."""
+    """What the tools of one service have in common: update_order, update_user."""
 
     verb: str
     parameters: tuple[Parameter, ...]
 
 
 def invent_family(world: World) -> Family:
-    """What one to twenty tools of a list will share."""
+    """Return the verb and parameters that the tools of a list share."""
     return Family(world.rng.choice((*QUERY_VERBS, *ACTIONS)), invent_parameters(world))
 
 
 def invent_tool(world: World, about: str | None = None, family: Family | None = None) -> Tool:
-    """A tool that exists nowhere; `about` fixes its noun, which makes a sibling that is easily confused."""
+    """Return an invented tool; with `about` as its noun it is easily confused with others of that noun."""
     rng = world.rng
     noun = about or noun_phrase(world)
+    phrases: tuple[str, ...]
+    asks: tuple[str, ...]
+    descriptions: tuple[str, ...]
     if family.verb in QUERY_VERBS if family else rng.random() < 0.45:
         verb = family.verb if family else rng.choice(QUERY_VERBS)
-        said, asks, descriptions = ("get",), QUERY_ASKS, QUERY_DESCRIPTIONS
+        phrases, asks, descriptions = ("get",), QUERY_ASKS, QUERY_DESCRIPTIONS
     else:
         verb = family.verb if family else rng.choice(list(ACTIONS))
-        said, asks, descriptions = ACTIONS[verb], ACTION_ASKS, ACTION_DESCRIPTIONS
-    description = fill(rng.choice(descriptions), said[0] if rng.random() < 0.3 else verb.replace("_", " "), noun)
+        phrases, asks, descriptions = ACTIONS[verb], ACTION_ASKS, ACTION_DESCRIPTIONS
+    description = fill(rng.choice(descriptions), phrases[0] if rng.random() < 0.3 else verb.replace("_", " "), noun)
     parameters = family.parameters if family else invent_parameters(world)
-    openings = [fill(ask, rng.choice(said), noun) for ask in rng.sample(asks, 6)]
+    openings = [fill(ask, rng.choice(phrases), noun) for ask in rng.sample(asks, 6)]
     first = next((p for p in parameters if p.kind == "string" and p.required), None)
     if first and first.flavour in ("place", "word", "name", "code", "words", "person") and rng.random() < 0.45:
         openings = [f"{opening} {rng.choice(('for', 'of', 'for'))} {{{first.name}}}" for opening in openings]
@@ -215,14 +218,14 @@ def spoken(name: str) -> str:
 
 
 def named(name: str) -> tuple[str, ...]:
-    """Ways to give a value by naming its parameter."""
+    """Return clauses that give a value by naming its parameter."""
     n = spoken(name)
     return (f"with {n} {{}}", f"with the {n} {{}}", f"with {{}} as the {n}", f"using {n} {{}}", f"{n} {{}}",
             f"{n}: {{}}", f"and set the {n} to {{}}", f"with {n} set to {{}}", f"where the {n} is {{}}")  # fmt: skip
 
 
 def switch_clauses(name: str) -> tuple[str, ...]:
-    """Ways to say yes (first half) and no (second half) to a boolean."""
+    """Return clauses for true (first half) and false (second half) of a boolean."""
     n = spoken(name)
     for prefix in ("include ", "with ", "is "):
         n = n.removeprefix(prefix)
@@ -238,6 +241,6 @@ DESCRIPTIONS: tuple[Callable[[str], str], ...] = (
 
 
 def describe(world: World, bare: Parameter) -> Parameter:
-    """The same parameter with a description, or none: clients often leave it out."""
+    """Return the parameter with a description or without: clients often leave it out."""
     text = world.rng.choice(DESCRIPTIONS)(bare.spoken) if world.rng.random() < 0.55 else ""
     return Parameter(bare.name, bare.kind, text, bare.required, bare.flavour, bare.choices, bare.fields, bare.clauses)

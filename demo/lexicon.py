@@ -1,4 +1,4 @@
-"""What the tokenizer learns from: rendered dialogues for the frequent words, and bare words for the pieces."""
+"""Training data of the tokenizer: rendered dialogues for frequent words, and bare words for word pieces."""
 
 import random
 import re
@@ -16,7 +16,7 @@ VOCABULARY_SIZE = 2048
 
 
 def train_tokenizer(seed: int, num_dialogues: int = 4000) -> Tokenizer:
-    """The tokenizer of the recipe; it sees words of the training half only."""
+    """Train the tokenizer on words of the training half only."""
     world = World("train", random.Random(f"tokenizer-{seed}"), known_words())
     author = Author(world, read_everyday(), read_smalltalk())
     texts = [without_boilerplate("".join(piece.text for piece in render(author.write()))) for _ in range(num_dialogues)]
@@ -24,7 +24,7 @@ def train_tokenizer(seed: int, num_dialogues: int = 4000) -> Tokenizer:
 
 
 def write_lexicon(world: World, texts: list[str]) -> list[str]:
-    """Bare words: many invented ones, so that the pieces are syllables, and those of the dialogues."""
+    """Return bare words: many invented ones, so that the pieces are syllables, and those of the dialogues."""
     lexicon = [world.invented() for _ in range(60_000)]
     lexicon += [word.capitalize() for word in lexicon[:20_000]]
     real = [*lists.NOUNS, *lists.ADJECTIVES, *lists.PARAMETER_NOUNS, *lists.CITIES, *lists.FIRST_NAMES]
@@ -36,14 +36,14 @@ def write_lexicon(world: World, texts: list[str]) -> list[str]:
 
 
 def to_be_copied() -> frozenset[str]:
-    """Open-class words, lower case: they are spelt in pieces everywhere, so that copies look like their originals."""
+    """Return lower-case words that are always split into pieces, so that a copy has the tokens of its original."""
     people = (lists.FIRST_NAMES, lists.LAST_NAMES)
     listed = (lists.NOUNS, lists.ADJECTIVES, lists.PARAMETER_NOUNS, lists.CITIES, lists.COUNTRIES, *people)
     return frozenset(word.lower() for words in listed for word in words) - known_words()
 
 
 def without_boilerplate(text: str) -> str:
-    """The text without the strings that have a token of their own."""
+    """Remove the strings that have a token of their own."""
     for literal in sorted(BOILERPLATE, key=len, reverse=True):
         text = text.replace(literal, "\n") if len(literal) > 4 else text
     return text

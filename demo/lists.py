@@ -1,7 +1,8 @@
-"""The real words of the invented world: nouns, names and places.  Which half a word belongs to, words.py decides."""
+"""Word lists: nouns, names and places. words.py decides which are held out."""
 
 
 def split_words(text: str) -> list[str]:
+    """Split at white space."""
     return text.split()
 
 

@@ -1,7 +1,7 @@
-"""The network in plain torch, weight for weight transformers' Qwen3ForCausalLM, and its configuration.
+"""The network in plain torch, with the weights of transformers' Qwen3ForCausalLM, and its configuration.
 
-Training uses this copy because it computes the vocabulary's scores only where a loss is taken and compiles to fewer
-passes over memory; a test holds its scores equal to those of transformers.
+Training uses this version because it computes logits only where a loss is taken and compiles to fewer passes over
+memory; a test compares its logits with those of transformers.
 """
 
 from dataclasses import asdict, dataclass
@@ -52,7 +52,7 @@ class Projection(nn.Module):
 
 
 class Rotation(nn.Module):
-    """Turns pairs of coordinates by the angle of their position."""
+    """Rotary position embedding."""
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         first, second = x.chunk(2, -1)
@@ -60,6 +60,8 @@ class Rotation(nn.Module):
 
 
 class Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
@@ -69,13 +71,16 @@ class Attention(nn.Module):
         self.k_proj = Projection(shape.hidden_size, keys)
         self.v_proj = Projection(shape.hidden_size, keys)
         self.o_proj = Projection(queries, shape.hidden_size)
-        # Normalised queries and keys bound the attention scores; a copy must be able to look at one token alone.
+        # Normalisation bounds the attention scores; the scale lets a head attend to a single token.
         self.q_norm = Norm(shape.head_dim, shape.rms_norm_eps, 1.6)
         self.k_norm = Norm(shape.head_dim, shape.rms_norm_eps, 1.6)
         self.rotate = Rotation()
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x: [batch, tokens, hidden]; cos, sin: [tokens, head_dim / 2] -> queries, keys, values of every head."""
+        """Return queries, keys and values [batch, heads, tokens, head_dim] of x [batch, tokens, hidden].
+
+        cos, sin: [tokens, head_dim / 2].
+        """
         batch, tokens, _ = x.shape
         split = (batch, tokens, -1, self.shape.head_dim)
         query = self.rotate(self.q_norm(self.q_proj(x).view(split)).transpose(1, 2), cos, sin)
@@ -86,6 +91,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """SwiGLU feed-forward block."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.gate_proj = Projection(shape.hidden_size, shape.intermediate_size)
@@ -97,6 +104,8 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
+    """One decoder layer."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.self_attn = Attention(shape)
@@ -116,6 +125,8 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
+    """Embedding, layers and final norm; named as in Qwen3Model."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
@@ -125,48 +136,49 @@ class Trunk(nn.Module):
 
 
 class DemoModel(nn.Module):
-    """The whole network; `state_dict()` has the names of Qwen3ForCausalLM with tied embeddings."""
+    """The network; `state_dict()` has the names of Qwen3ForCausalLM with tied embeddings."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         self.model = Trunk(shape)
         for layer in self.model.layers:
+            assert isinstance(layer, Layer)
             nn.init.zeros_(layer.self_attn.o_proj.weight)  # every layer starts as the identity
             nn.init.zeros_(layer.mlp.down_proj.weight)
 
     def compile_pieces(self) -> None:
-        """Compiles what torch alone does in many passes over memory: 40 % more tokens a second on a CPU."""
+        """Compile the parts that take several passes over memory: 40 % more tokens a second on a CPU."""
         for module in self.modules():
             if isinstance(module, (Norm, Rotation, FeedForward)):
                 module.compile(dynamic=True)
 
     def hidden(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """ids: [batch, tokens] -> [batch, tokens, hidden], computed in dtype."""
+        """Return the hidden states [batch, tokens, hidden] of ids [batch, tokens], computed in dtype."""
         cos, sin = rotations(ids.shape[1], self.shape)
         x = self.model.embed_tokens(ids).to(dtype)
         for layer in self.model.layers:
             x = layer(x, cos.to(dtype), sin.to(dtype))
         return self.model.norm(x)
 
-    def forward(self, ids: Tensor, places: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Scores of the next token at the flat `places` of ids: [num_places, vocab]."""
-        x = self.hidden(ids, dtype).flatten(0, 1)[places]
+    def forward(self, ids: Tensor, positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return logits of the next token at the flat `positions` of ids: [num_positions, vocab]."""
+        x = self.hidden(ids, dtype).flatten(0, 1)[positions]
         return F.linear(x, self.model.embed_tokens.weight.to(dtype)).float()
 
 
 def rotations(tokens: int, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary positions: each [tokens, head_dim / 2]."""
+    """Return cosines and sines of the rotary angles, each [tokens, head_dim / 2]."""
     steps = torch.arange(0, shape.head_dim, 2) / shape.head_dim
     angles = torch.arange(tokens)[:, None] / shape.rope_theta ** steps[None]
     return angles.cos(), angles.sin()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, tile: int = 128) -> Tensor:
-    """Causal attention: each [batch, heads, tokens, head_dim].
+    """Causal attention of tensors [batch, heads, tokens, head_dim].
 
-    Twice as fast on a CPU, backward included, as torch's fused kernel at these sizes: a tile of queries meets only the
-    keys before its end, in plain matrix products.
+    Twice as fast on a CPU, backward included, as torch's fused kernel at these sizes: a tile of queries is multiplied
+    only with the keys up to its end, in plain matrix products.
     """
     batch, heads, tokens, size = query.shape
     query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
@@ -180,7 +192,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, tile: int = 128) -> Tensor
 
 
 def config_json(shape: Shape, end_of_turn: int, end_of_text: int) -> dict[str, Any]:
-    """config.json of the exported model."""
+    """Return config.json of the exported model."""
     sizes = asdict(shape)
     theta = sizes.pop("rope_theta")
     return {

@@ -1,7 +1,7 @@
-"""The optimiser: Muon for the matrices inside the network, Adam for the embedding and the scales.
+"""Optimiser: Muon for the matrices inside the network, AdamW for the embedding and the scales.
 
 Muon (Keller Jordan, 2024) replaces a matrix's momentum by the nearest matrix with equal singular values, found by
-Newton-Schulz iterations.  Here matrices of one shape go through the iterations as one batch.
+Newton-Schulz iterations. Matrices of one shape go through the iterations as one batch.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ DECAY = 0.01
 
 
 def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
-    """stack: [count, rows, columns] -> the same shape, singular values brought near 1."""
+    """Return the stack [count, rows, columns] with singular values near 1."""
     x = stack.to(torch.bfloat16)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -29,10 +29,10 @@ def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """Steps a network's matrices by Muon and the rest by AdamW; workers share the iterations among themselves."""
+    """Muon for a network's matrices and AdamW for the rest; the workers split the iterations between them."""
 
     def __init__(self, network: nn.Module, rates: tuple[float, float], worker: int = 0, workers: int = 1) -> None:
-        """rates: of the matrices and of all else."""
+        """rates: learning rate of the matrices, and of everything else."""
         named = dict(network.named_parameters())
         self.matrices = {name: p for name, p in named.items() if p.ndim == 2 and "embed" not in name}
         others = [p for name, p in named.items() if name not in self.matrices]
@@ -43,7 +43,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, scale: float, momentum: float = 0.95) -> None:
-        """One update with the learning rates multiplied by scale; gradients are used up."""
+        """Apply one update with the learning rates multiplied by scale, and clear the gradients."""
         matrix_rate, other_rate = (rate * scale for rate in self.rates)
         for group in self.adam.param_groups:
             group["lr"] = other_rate
@@ -57,7 +57,7 @@ class Muon:
             parameter.grad = None
 
     def _updates(self, momentum: float) -> dict[str, Tensor]:
-        """The orthogonal updates by name, every worker's part computed by it and sent to all."""
+        """Return the orthogonal updates by name; each worker computes a part, which is shared with all."""
         directions = {name: self._direction(name, momentum) for name in self.matrices}
         flat = torch.zeros(sum(p.numel() for p in self.matrices.values()))
         sizes = [p.numel() for p in self.matrices.values()]
@@ -86,10 +86,11 @@ class Muon:
         return groups.values()
 
     def state(self) -> dict[str, object]:
+        """Return the state for a checkpoint."""
         return {"adam": self.adam.state_dict(), "momenta": self.momenta}
 
     def load(self, state: dict[str, object]) -> None:
-        """Takes over a state given by `state()`."""
+        """Restore a state returned by `state()`."""
         self.adam.load_state_dict(state["adam"])  # type: ignore[arg-type]
         momenta = state["momenta"]
         assert isinstance(momenta, dict)

@@ -1,6 +1,6 @@
-"""Dialogues as token ids with a loss weight each, exactly as chat_template.jinja writes them.
+"""Dialogues as token ids with loss weights, identical to what chat_template.jinja renders.
 
-Written in Python because the generator renders thousands a second; tests hold it equal to the template.
+Written in Python because the generator renders thousands a second; tests compare it with the template.
 """
 
 import json
@@ -21,7 +21,7 @@ PROMPT_WEIGHT = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of text that the model has to write (learnt) or is given."""
+    """A piece of text that is a training target (learnt) or part of the prompt."""
 
     text: str
     learnt: bool
@@ -29,24 +29,27 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """ids: [num_tokens]; weights: [num_tokens], how much predicting each id counts."""
+    """ids: [num_tokens]; weights: [num_tokens], the loss weight of predicting each id."""
 
     ids: npt.NDArray[np.int16]
     weights: npt.NDArray[np.float32]
 
 
 def render_tools(tools: Sequence[Tool]) -> str:
+    """Return the section of the system message that lists the tools."""
     lines = "\n".join(json.dumps(tool.schema(), ensure_ascii=False) for tool in tools)
     marks = "<tool_call></tool_call>" + TOOLS_TAIL_2 + "<tool_call>" + TOOLS_TAIL_3 + "</tool_call>"
     return TOOLS_HEAD + lines + TOOLS_TAIL_1 + marks
 
 
 def render_head(dialogue: Dialogue) -> str:
+    """Return the system message, empty if there is none."""
     parts = [part for part in (dialogue.system, render_tools(dialogue.tools) if dialogue.tools else "") if part]
     return f"<|im_start|>system\n{(chr(10) * 2).join(parts)}<|im_end|>\n" if parts else ""
 
 
 def render_reply(turn: Turn) -> str:
+    """Return text and calls of an assistant turn."""
     calls = [
         '<tool_call>\n{"name": "' + call.name + '", "arguments": '
         + json.dumps(call.arguments, ensure_ascii=False) + "}\n</tool_call>"
@@ -56,7 +59,7 @@ def render_reply(turn: Turn) -> str:
 
 
 def render(dialogue: Dialogue) -> list[Piece]:
-    """The dialogue in pieces; learnt pieces end with the end-of-turn token."""
+    """Return the dialogue in pieces; learnt pieces end with the end-of-turn token."""
     pieces = [Piece(render_head(dialogue), False)]
     last_question = max(i for i, turn in enumerate(dialogue.turns) if turn.role == "user")
     for index, turn in enumerate(dialogue.turns):
@@ -91,7 +94,7 @@ def render_learnt(turn: Turn, thought: str) -> list[Piece]:
 
 
 def encode_all(tokenizer: Tokenizer, dialogues: Sequence[Dialogue]) -> list[Example]:
-    """Token ids and weights of each dialogue."""
+    """Return token ids and weights of each dialogue."""
     rendered = [render(dialogue) for dialogue in dialogues]
     encoded = iter(tokenizer.encode_batch_fast([piece.text for pieces in rendered for piece in pieces]))
     examples = []

@@ -1,16 +1,16 @@
-"""Sentences by which a user asks for a call, and the call that is right."""
+"""User sentences that request a call, and the expected call."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from demo.tools import Parameter, Said, Tool, clause_for, draw_value, join_words
+from demo.tools import Parameter, SpokenValue, Tool, clause_for, draw_value, join_words
 from demo.words import World
 
 PREPOSITIONS = ("in", "for", "of", "at", "from", "to", "about", "on", "with", "by", "called", "saying")
 SLOT = re.compile(r"\{(\w[\w-]*)\}")
-# What goes when a value is left out: " in {city}", " and the body {body}".
+# Text removed with a missing value: " in {city}", " and the body {body}".
 DROPPED_SLOT = r"(?: and)?(?: {0})(?: the)?(?: \w+)??(?: \w+)? \{{{1}\}}"
 POLITE_STARTS = ("Please ", "Hi, ", "Hello, ", "Hey, ", "Ok, ", "Now ", "Quick, ", "Good morning, ")
 POLITE_ENDS = (" please", ", please", ", thanks", " for me", " now", ", thank you")
@@ -26,23 +26,23 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user says, the calls it means, and the required parameters it forgot."""
+    """The user's text, the calls that it requests, and the required parameters that it omits."""
 
     text: str
     calls: tuple[Call, ...]
     missing: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()  # how the calls are told apart in the answer: "Paris", "Rome"
+    labels: tuple[str, ...] = ()  # names of the calls in the answer: "Paris", "Rome"
 
 
 def ask_once(world: World, tool: Tool) -> Request:
-    """One call, everything required is said."""
+    """Return a request for one call with every required value."""
     said = draw_arguments(world, tool)
     text = write_sentence(world, tool, world.rng.choice(tool.asks), said)
     return Request(polish(world, text), (Call(tool.name, in_order(tool, said)),))
 
 
 def ask_incomplete(world: World, tool: Tool) -> Request | None:
-    """A request that forgets one required parameter or all of them; None where no sentence can."""
+    """Return a request without one or all of the required values; None if no sentence allows it."""
     rng = world.rng
     required = [p.name for p in tool.parameters if p.required and p.kind != "boolean"]
     if not required:
@@ -59,7 +59,7 @@ def ask_incomplete(world: World, tool: Tool) -> Request | None:
 
 
 def ask_same_twice(world: World, tool: Tool) -> Request | None:
-    """One sentence, two (at times three) calls of one tool: "in Paris and in Rome"; None if the tool has no such."""
+    """Return a request for two or three calls of one tool, "in Paris and in Rome"; None if the tool allows none."""
     rng = world.rng
     target = repeatable(tool)
     if target is None:
@@ -74,13 +74,13 @@ def ask_same_twice(world: World, tool: Tool) -> Request | None:
     if repeated and before:
         words = [words[0], *[f"{before.group(1)} {word}" for word in words[1:]]]
     joined = join_words(words, rng.choice((" and ", " and ", " and ", " and also ")))
-    text = write_sentence(world, tool, ask, {**said, target.name: Said(values[0].value, joined)})
+    text = write_sentence(world, tool, ask, {**said, target.name: SpokenValue(values[0].value, joined)})
     calls = tuple(Call(tool.name, in_order(tool, {**said, target.name: value})) for value in values)
     return Request(polish(world, text), calls, labels=tuple(str(value.value) for value in values))
 
 
 def ask_two_tools(world: World, first: Tool, second: Tool) -> Request:
-    """Two calls asked for in one breath."""
+    """Return one request for a call of each tool."""
     rng = world.rng
     one, two = ask_once(world, first), ask_once(world, second)
     ending = one.text[-1] if one.text[-1] in ".?!" else "."
@@ -92,7 +92,7 @@ def ask_two_tools(world: World, first: Tool, second: Tool) -> Request:
 
 
 def reply_with(world: World, tool: Tool, request: Request) -> Request:
-    """The user's answer to the question for what was missing, and the call that is complete now."""
+    """Return the user's answer to the question for missing values, with the complete call."""
     given = {name: draw_value(world, tool.parameter(name)) for name in request.missing}
     if len(given) == 1:
         ((name, said),) = given.items()
@@ -112,7 +112,7 @@ def reply_with(world: World, tool: Tool, request: Request) -> Request:
 
 
 def ask_again(world: World, tool: Tool, call: Call) -> Request | None:
-    """ "And in Rome?": the same call with another value; None if the tool has no value to exchange."""
+    """Return a follow-up, "And in Rome?", for the same call with another value; None if the tool allows none."""
     rng = world.rng
     target = repeatable(tool)
     if target is None:
@@ -126,17 +126,17 @@ def ask_again(world: World, tool: Tool, call: Call) -> Request | None:
     return Request(text, (Call(tool.name, {**call.arguments, target.name: said.value}),))
 
 
-def draw_arguments(world: World, tool: Tool) -> dict[str, Said]:
+def draw_arguments(world: World, tool: Tool) -> dict[str, SpokenValue]:
     chosen = [p for p in tool.parameters if p.required or world.rng.random() < 0.45]
     return {p.name: draw_value(world, p) for p in chosen}
 
 
-def in_order(tool: Tool, said: dict[str, Said]) -> dict[str, Any]:
+def in_order(tool: Tool, said: dict[str, SpokenValue]) -> dict[str, Any]:
     return {p.name: said[p.name].value for p in tool.parameters if p.name in said}
 
 
-def write_sentence(world: World, tool: Tool, ask: str, said: dict[str, Said]) -> str:
-    """The sentence with its slots filled and what else was drawn added as clauses."""
+def write_sentence(world: World, tool: Tool, ask: str, said: dict[str, SpokenValue]) -> str:
+    """Return the sentence with its slots filled and all other values appended as clauses."""
     rng = world.rng
     slots: list[str] = SLOT.findall(ask)
     for slot in slots:
@@ -157,7 +157,7 @@ def write_sentence(world: World, tool: Tool, ask: str, said: dict[str, Said]) ->
 
 
 def polish(world: World, text: str) -> str:
-    """Small changes that leave the meaning alone: politeness, a lower-case start, a mark at the end."""
+    """Vary the text without changing its meaning: politeness, a lower-case start, final punctuation."""
     rng = world.rng
     ending = text[-1] if text[-1] in "?!" else ""
     text = text.removesuffix(ending) if ending else text
@@ -176,14 +176,14 @@ def polish(world: World, text: str) -> str:
 
 
 def lower_first(text: str) -> str:
-    """Lower-case start, unless the sentence starts with a name, "I" or an abbreviation."""
+    """Lower the first letter, unless the sentence starts with "I" or an abbreviation."""
     head = text.split(" ", 1)[0]
     plain = head.isalpha() and head[1:].islower()
     return text[0].lower() + text[1:] if plain else text
 
 
 def without_slot(ask: str, name: str) -> str | None:
-    """The sentence without this slot and its preposition; None if it cannot be cut out cleanly."""
+    """Remove a slot and its preposition; None if the rest is no sentence."""
     if f"{{{name}}}" not in ask:
         return ask
     pattern = DROPPED_SLOT.format(f"(?:{'|'.join(PREPOSITIONS)})", re.escape(name))
@@ -194,7 +194,7 @@ def without_slot(ask: str, name: str) -> str | None:
 
 
 def repeatable(tool: Tool) -> Parameter | None:
-    """The parameter whose value may be doubled in a sentence: it stands in every ask, and alone."""
+    """Return the parameter that is the only slot of every sentence, so that its value can be repeated."""
     for parameter in tool.parameters:
         alone = all(SLOT.findall(ask) == [parameter.name] for ask in tool.asks)
         if alone and parameter.kind in ("string", "integer", "number") and parameter.flavour != "message":
@@ -202,8 +202,8 @@ def repeatable(tool: Tool) -> Parameter | None:
     return None
 
 
-def distinct_values(world: World, parameter: Parameter, count: int) -> list[Said]:
-    values: dict[str, Said] = {}
+def distinct_values(world: World, parameter: Parameter, count: int) -> list[SpokenValue]:
+    values: dict[str, SpokenValue] = {}
     while len(values) < count:
         said = draw_value(world, parameter)
         values[str(said.value)] = said

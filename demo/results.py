@@ -1,4 +1,4 @@
-"""What tools return, and the sentences that report it."""
+"""Tool results, and the sentences that report them."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from demo.words import World
 
 
 def draw_result(world: World, tool: Tool) -> Any:
-    """What a tool may return: mostly an object, at times bare text, a number, a list or an error."""
+    """Return a result: mostly an object, sometimes text, a number, a list or an error."""
     rng = world.rng
     roll = rng.random()
     if roll < 0.06:
@@ -48,12 +48,12 @@ def draw_result_value(world: World, flavour: str) -> Any:
 
 
 def to_text(result: Any) -> str:
-    """A tool's message: JSON, or the bare text."""
+    """Return the content of the tool message: JSON, or the text itself."""
     return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
 
 
 def answer_from(results: list[Any], labels: tuple[str, ...]) -> str:
-    """The sentences that report the results."""
+    """Return the sentences that report the results."""
     if len(results) == 1:
         return report(results[0])
     sentences = [f"{spell(label)}: {report(result)}" for label, result in zip(labels, results, strict=True)]
@@ -61,6 +61,7 @@ def answer_from(results: list[Any], labels: tuple[str, ...]) -> str:
 
 
 def report(result: Any) -> str:
+    """Return the sentence that reports one result."""
     match result:
         case {"error": reason}:
             return f"That did not work: {reason}."
@@ -76,6 +77,7 @@ def report(result: Any) -> str:
 
 
 def plain(value: Any) -> str:
+    """Return a value as it is written in a sentence."""
     if isinstance(value, list):
         return join_words([plain(item) for item in value], " and ")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,14 +1,14 @@
-"""Builds the demonstration model's tokenizer: byte-level BPE, digits one by one, markup in whole tokens.
+"""Tokenizer of the demonstration model: byte-level BPE with single digits and whole-token markup.
 
-Three kinds of entries share one vocabulary:
+The vocabulary has three kinds of entries:
 
-    ids 0..8       the ChatML and tool markers, always at the START, whatever the vocabulary's size
+    ids 0..8       the ChatML and tool markers, always first, for every vocabulary size
     ids 9..264     the 256 bytes, so that any text can be written
     the rest       JSON and template boilerplate, frequent " word"s, and learnt pieces of words
 
-Learnt merges never cross a space: an unknown " Paris" and "Paris" give the same pieces, which is what lets a small
-model copy a value out of a sentence into a JSON string.  Frequent words of the language (" the", " please") and the
-boilerplate are found whole through `ignore_merges`; they are the reason a tool costs some 40 tokens, not 120.
+Learnt merges never cross a space: " Paris" and "Paris" give the same pieces, which lets a small model copy a value from
+a sentence into a JSON string. Frequent words (" the", " please") and the boilerplate are matched whole through
+`ignore_merges`; with them a tool costs about 40 tokens instead of 120.
 """
 
 import json
@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CONTROL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
-# Ordinary text to a detokeniser, as in Qwen3: a tool call has to come out of `decode(skip_special_tokens=True)`.
+# Not special, as in Qwen3: a tool call must survive `decode(skip_special_tokens=True)`.
 MARKER_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 
 TOOLS_HEAD = (
@@ -56,10 +56,10 @@ BARE_WORD = r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[A-Z]|\p{L}+|\p{N}|[^\s\p{L}\p{N}]|\s
 
 
 def build_tokenizer(texts: Sequence[str], lexicon: Sequence[str], closed: frozenset[str], size: int) -> Tokenizer:
-    """A tokenizer of exactly `size` ids, the same for the same input.
+    """Return a tokenizer of exactly `size` ids, equal for equal input.
 
-    texts: rendered dialogues, for the frequent words; lexicon: bare words, each written as often as it matters, for
-    the pieces; closed: words never taken as a whole " word" because the model has to copy them.
+    texts: rendered dialogues, for the frequent words; lexicon: bare words, repeated by importance, for the pieces;
+    closed: words that never become a whole " word" because the model must copy them.
     """
     boilerplate = [*dict.fromkeys(BOILERPLATE)]
     words = frequent_words(texts, closed, limit=(size - 600) // 3)
@@ -82,7 +82,7 @@ def build_tokenizer(texts: Sequence[str], lexicon: Sequence[str], closed: frozen
 
 
 def frequent_words(texts: Iterable[str], closed: frozenset[str], limit: int) -> list[str]:
-    """The most frequent " word"s of the texts, most frequent first: lower case and not `closed`, so never a name."""
+    """Return the most frequent " word"s of the texts in order: lower case and not in `closed`, so never a name."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(re.findall(r" [a-z]+(?![A-Za-z])", text))
@@ -91,7 +91,7 @@ def frequent_words(texts: Iterable[str], closed: frozenset[str], limit: int) -> 
 
 
 def learn_pieces(lexicon: Sequence[str], alphabet: list[str], pieces: int) -> list[tuple[str, str]]:
-    """Merges learnt on bare words, in order."""
+    """Return the merges learnt on bare words, in order."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = split_then_bytes(BARE_WORD)
     trainer = trainers.BpeTrainer(
@@ -103,6 +103,7 @@ def learn_pieces(lexicon: Sequence[str], alphabet: list[str], pieces: int) -> li
 
 
 def assemble(vocab: dict[str, int], merges: list[tuple[str, str]], boilerplate: list[str]) -> Tokenizer:
+    """Return the tokenizer of this vocabulary with its control and marker tokens."""
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     literals = sorted(boilerplate, key=lambda text: (-len(text), text))
     tokenizer.pre_tokenizer = split_then_bytes("|".join([*map(escape, literals), WORD]))
@@ -113,6 +114,7 @@ def assemble(vocab: dict[str, int], merges: list[tuple[str, str]], boilerplate: 
 
 
 def split_then_bytes(pattern: str) -> pre_tokenizers.PreTokenizer:
+    """Return a pre-tokenizer that splits by a pattern, then maps to bytes."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
@@ -122,18 +124,18 @@ def split_then_bytes(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 
 def escape(literal: str) -> str:
-    """The literal as a regular expression of the Oniguruma kind."""
+    """Escape a literal for an Oniguruma regular expression."""
     return re.sub(r"([\\.^$|?*+()\[\]{}])", r"\\\1", literal).replace("\n", r"\n")
 
 
 def to_byte_level(text: str) -> str:
-    """Text in the printable alphabet in which byte-level vocabularies are written."""
+    """Return text in the printable alphabet of byte-level vocabularies."""
     ((piece, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
     return piece
 
 
 def save_tokenizer(tokenizer: Tokenizer, chat_template: str, folder: Path, max_tokens: int) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, loadable with AutoTokenizer."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, loadable with AutoTokenizer."""
     tokenizer.save(str(folder / "tokenizer.json"))
     added = {
         str(tokenizer.token_to_id(token)): {

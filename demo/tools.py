@@ -1,4 +1,4 @@
-"""Tools as the generator sees them: what they are called, what they take, and how people ask for them."""
+"""Tools of the generator: names, parameters, and the sentences that request them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ Kind = Literal["string", "integer", "number", "boolean", "enum", "array", "objec
 class Parameter:
     """One argument of a tool.
 
-    clauses: how a user says it, `{}` standing for the value: "in {}", "with the tempo {}".  For a boolean the first
+    clauses: phrases that give the value, `{}` being its place: "in {}", "with the tempo {}". For a boolean the first
     half of the clauses mean true and the other half false.
     """
 
@@ -34,11 +34,11 @@ class Parameter:
 
     @property
     def spoken(self) -> str:
-        """The name as words: `max_price` and `maxPrice` are "max price"."""
+        """Return the name as words: `max_price` and `maxPrice` are "max price"."""
         return spell(self.name)
 
     def schema(self, description_last: bool = False) -> dict[str, Any]:
-        """The JSON schema of the value."""
+        """Return the JSON Schema of the value."""
         if self.kind == "enum":
             shape: dict[str, Any] = {"type": "string", "enum": list(self.choices)}
         elif self.kind == "array":
@@ -57,10 +57,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool, with sentences that ask for it.
+    """A tool with sentences that request it.
 
-    asks: sentences with `{parameter}` slots; a parameter that a sentence does not name is added as a clause.
-    subject: two or three words for what it is about ("the weather"), never shown to the model as such.
+    asks: sentences with `{parameter}` slots; other parameters are appended as clauses.
     """
 
     name: str
@@ -72,10 +71,11 @@ class Tool:
     meanings: frozenset[str] = frozenset()  # tools that share one could answer the same request
 
     def parameter(self, name: str) -> Parameter:
+        """Return the parameter of this name."""
         return next(p for p in self.parameters if p.name == name)
 
     def schema(self) -> dict[str, Any]:
-        """The tool as an OpenAI client sends it."""
+        """Return the tool as an OpenAI client sends it."""
         last = "description_last" in self.style
         shape: dict[str, Any] = {
             "type": "object",
@@ -95,8 +95,8 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A value and the words by which a user gives it."""
+class SpokenValue:
+    """A value and the words that a user gives it with."""
 
     value: Any
     words: str
@@ -105,41 +105,43 @@ class Said:
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def draw_value(world: World, parameter: Parameter) -> Said:
-    """A value that the parameter's schema accepts, and how it is said."""
+def draw_value(world: World, parameter: Parameter) -> SpokenValue:
+    """Return a value that is valid for the parameter's schema, with its words."""
     rng = world.rng
     match parameter.kind:
         case "string" if parameter.flavour == "sums":
             return draw_sum(world)
         case "string":
             text = draw_text(world, parameter.flavour)
-            return Said(text, quoted(world, text, parameter.flavour))
+            return SpokenValue(text, quoted(world, text, parameter.flavour))
         case "integer":
             number = world.whole_number()
             worded = number <= 10 and world.split == "train" and rng.random() < 0.25
-            return Said(number, NUMBER_WORDS[number] if worded else str(number))
+            return SpokenValue(number, NUMBER_WORDS[number] if worded else str(number))
         case "number":
             amount = world.decimal() if rng.random() < 0.6 else world.whole_number()
-            return Said(amount, str(amount))
+            return SpokenValue(amount, str(amount))
         case "enum":
             choice = rng.choice(parameter.choices)
-            return Said(choice, spell(choice) if rng.random() < 0.5 else choice)
+            return SpokenValue(choice, spell(choice) if rng.random() < 0.5 else choice)
         case "array":
             count = rng.choice((1, 2, 2, 2, 3, 3))
             items = [draw_text(world, parameter.flavour).partition(",")[0] for _ in range(count)]
-            return Said(items, join_words(items, rng.choice((" and ", " and ", ", and ", ", "))))
+            return SpokenValue(items, join_words(items, rng.choice((" and ", " and ", ", and ", ", "))))
         case "object":
             inner = [(field_, draw_value(world, field_)) for field_ in parameter.fields]
             joint = rng.choice((" and ", ", "))
-            return Said({f.name: s.value for f, s in inner}, joint.join(f"{f.spoken} {s.words}" for f, s in inner))
+            return SpokenValue(
+                {f.name: s.value for f, s in inner}, joint.join(f"{f.spoken} {s.words}" for f, s in inner)
+            )
         case "boolean":
             truth = rng.random() < 0.5
             half = len(parameter.clauses) // 2
-            return Said(truth, rng.choice(parameter.clauses[:half] if truth else parameter.clauses[half:]))
+            return SpokenValue(truth, rng.choice(parameter.clauses[:half] if truth else parameter.clauses[half:]))
 
 
 def draw_text(world: World, flavour: str) -> str:
-    """A text of this flavour that belongs, as a whole, to this half of the world."""
+    """Return a text of this flavour that, as a whole, belongs to this half of the vocabulary."""
     while True:
         text = values.FLAVOURS[flavour](world)
         if world.allows(text):
@@ -149,29 +151,29 @@ def draw_text(world: World, flavour: str) -> str:
 OPERATORS = {" + ": " plus ", " - ": " minus ", " * ": " times ", " / ": " divided by "}
 
 
-def draw_sum(world: World) -> Said:
-    """A sum, at times said in words: "12 times 7" for 12 * 7."""
+def draw_sum(world: World) -> SpokenValue:
+    """Return an arithmetic expression, sometimes in words: "12 times 7" for 12 * 7."""
     expression = draw_text(world, "sums")
     spoken = expression
     if world.rng.random() < 0.5:
         for sign, word in OPERATORS.items():
             spoken = spoken.replace(sign, word)
-    return Said(expression, spoken)
+    return SpokenValue(expression, spoken)
 
 
 def draw_style(world: World) -> tuple[Style, ...]:
     return tuple(style for style, share in STYLES if world.rng.random() < share)
 
 
-def clause_for(world: World, parameter: Parameter, said: Said) -> str:
-    """The words that give this value to this parameter."""
+def clause_for(world: World, parameter: Parameter, said: SpokenValue) -> str:
+    """Return the words that give this value to this parameter."""
     if parameter.kind == "boolean":
         return said.words
     return world.rng.choice(parameter.clauses).replace("{}", said.words)
 
 
 def quoted(world: World, text: str, flavour: str) -> str:
-    """Free text is often put into quotation marks, and the marks are no part of the value."""
+    """Put free text into quotation marks, sometimes; the marks are not part of the value."""
     share = {"message": 0.5, "words": 0.3, "title": 0.4, "topic": 0.2, "path": 0.15, "name": 0.1}.get(flavour, 0.04)
     if world.rng.random() < share:
         mark = world.rng.choice(('"', '"', "'"))
@@ -180,12 +182,13 @@ def quoted(world: World, text: str, flavour: str) -> str:
 
 
 def join_words(items: Sequence[str], last: str) -> str:
+    """Join items with commas, and with `last` before the last one."""
     if len(items) < 2:
         return "".join(items)
     return ", ".join(items[:-1]) + last + items[-1]
 
 
 def spell(name: str) -> str:
-    """An identifier as words: snake_case, kebab-case and camelCase come apart."""
+    """Return an identifier as words: snake_case, kebab-case and camelCase are split."""
     apart = "".join(f" {c.lower()}" if c.isupper() and i and name[i - 1].islower() else c for i, c in enumerate(name))
     return apart.replace("_", " ").replace("-", " ")

@@ -1,9 +1,9 @@
-"""Trains the network in a few worker processes of one thread each; can be stopped and resumed.
+"""Training in several worker processes of one thread each; can be stopped and resumed.
 
     python -m demo.train --run /tmp/run --minutes 100 --seed 0
 
-The learning rate rises, stays, and falls to nothing at the end (progress is time spent / time allowed), and the
-weights kept are a moving average.  A checkpoint is written every few minutes; `--resume` goes on from it.
+The learning rate rises, stays constant, and falls to zero at the end (progress is time spent / time allowed); the
+exported weights are a moving average. A checkpoint is written every two minutes; `--resume` continues from it.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
-from demo.batches import Supply, TrainingBatch
+from demo.batches import BatchSource, TrainingBatch
 from demo.model import DemoModel, Shape
 from demo.muon import Muon
 
@@ -31,7 +31,7 @@ AVERAGE = 0.995
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that a training run depends on."""
+    """Settings of a training run."""
 
     folder: Path
     minutes: float
@@ -48,7 +48,7 @@ class Run:
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run stands; saved with every checkpoint."""
+    """Progress of a run; saved with every checkpoint."""
 
     step: int = 0
     pool: int = 0
@@ -57,8 +57,8 @@ class Progress:
 
 
 def loss_of(network: DemoModel, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-    """The weighted loss to descend, and the plain loss on what the model has to write."""
-    scores = network(batch.ids, batch.places, torch.bfloat16)
+    """Return the weighted loss to minimise, and the mean loss on the replies."""
+    scores = network(batch.ids, batch.positions, torch.bfloat16)
     losses = F.cross_entropy(scores, batch.targets, reduction="none")
     answers = batch.weights == 1.0
     plain = losses[answers].mean() if bool(answers.any()) else losses.mean()
@@ -66,17 +66,17 @@ def loss_of(network: DemoModel, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
 
 
 def rate_at(step: int, progress: float) -> float:
-    """The learning rate's factor."""
+    """Return the factor of the learning rate."""
     rising = min(1.0, (step + 1) / WARM_UP_STEPS)
     return rising * min(1.0, max(0.0, (1 - progress) / (1 - DECAY_FROM)))
 
 
 def work(rank: int, run: Run) -> None:
-    """One worker: the same weights as all others, its own conversations."""
+    """Run one worker: the same weights as all others, its own conversations."""
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
     parent = os.getppid()
-    dist.init_process_group("gloo", f"file://{run.folder.resolve()}/meeting", rank=rank, world_size=run.workers)
+    dist.init_process_group("gloo", f"file://{run.folder.resolve()}/rendezvous", rank=rank, world_size=run.workers)
     tokenizer = Tokenizer.from_file(str(run.folder / "tokenizer.json"))
     network = DemoModel(run.shape)
     optimiser = Muon(network, (run.matrix_rate, run.other_rate), rank, run.workers)
@@ -86,7 +86,7 @@ def work(rank: int, run: Run) -> None:
         state = resume(run, network, optimiser, average)
     if run.compiled:
         network.compile_pieces()
-    supply = Supply(tokenizer, run.seed, rank, run.tokens_per_batch, run.shape.vocab_size)
+    source = BatchSource(tokenizer, run.seed, rank, run.tokens_per_batch, run.shape.vocab_size)
     batches: list[TrainingBatch] = []
     allowed = run.minutes * 60
     last_saved = last_seen = time.monotonic()
@@ -94,7 +94,7 @@ def work(rank: int, run: Run) -> None:
     while state.seconds < allowed and state.step < run.max_steps and os.getppid() == parent:
         progress = max(state.seconds / allowed, state.step / run.max_steps)
         if not batches:
-            batches = supply.pool(state.pool, progress)
+            batches = source.pool(state.pool, progress)
             state.pool += 1
         batch = batches.pop()
         loss, plain = loss_of(network, batch)
@@ -119,6 +119,7 @@ def work(rank: int, run: Run) -> None:
 
 
 def print_progress(state: Progress, loss: float) -> None:
+    """Print one line of the log."""
     rate = state.tokens / state.seconds
     minutes = state.seconds / 60
     line = f"step {state.step} min {minutes:.1f} loss {loss:.4f} tokens {state.tokens} ({rate:.0f}/s)"
@@ -126,7 +127,7 @@ def print_progress(state: Progress, loss: float) -> None:
 
 
 def share_gradients(network: DemoModel, workers: int) -> None:
-    """Averages the gradients over the workers with one message."""
+    """Average the gradients over the workers in one all-reduce."""
     if workers == 1:
         return
     parameters = [p for p in network.parameters() if p.grad is not None]
@@ -138,7 +139,7 @@ def share_gradients(network: DemoModel, workers: int) -> None:
 
 
 def agree(seconds: float, workers: int) -> float:
-    """The first worker's clock, so that all of them stop at the same step."""
+    """Return the first worker's clock, so that all stop at the same step."""
     if workers == 1:
         return seconds
     shared = torch.tensor([seconds], dtype=torch.float64)
@@ -147,6 +148,7 @@ def agree(seconds: float, workers: int) -> float:
 
 
 def update_average(average: dict[str, Tensor], network: DemoModel, step: int) -> None:
+    """Update the moving average of the weights."""
     keep = min(AVERAGE, (step + 1) / (step + 10))
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -154,7 +156,7 @@ def update_average(average: dict[str, Tensor], network: DemoModel, step: int) ->
 
 
 def save(run: Run, network: DemoModel, optimiser: Muon, average: dict[str, Tensor], state: Progress) -> None:
-    """Writes the checkpoint; a reader never sees half of one."""
+    """Write the checkpoint atomically."""
     content = {
         "weights": network.state_dict(), "optimiser": optimiser.state(), "average": average,
         "progress": (state.step, state.pool, state.seconds, state.tokens),
@@ -164,6 +166,7 @@ def save(run: Run, network: DemoModel, optimiser: Muon, average: dict[str, Tenso
 
 
 def resume(run: Run, network: DemoModel, optimiser: Muon, average: dict[str, Tensor]) -> Progress:
+    """Load the checkpoint into network, optimiser and average."""
     content = torch.load(run.folder / "checkpoint.pt")
     network.load_state_dict(content["weights"])
     optimiser.load(content["optimiser"])
@@ -173,13 +176,14 @@ def resume(run: Run, network: DemoModel, optimiser: Muon, average: dict[str, Ten
 
 
 def train(run: Run) -> None:
-    """Runs to the end; the folder must hold tokenizer.json and receives checkpoint.pt."""
+    """Run to the end; the folder must contain tokenizer.json and receives checkpoint.pt."""
     assert not math.isnan(run.minutes)
-    (run.folder / "meeting").unlink(missing_ok=True)  # where the workers of an earlier start met
-    mp.spawn(work, args=(run,), nprocs=run.workers)  # type: ignore[no-untyped-call]
+    (run.folder / "rendezvous").unlink(missing_ok=True)  # left by an earlier run
+    spawn(work, args=(run,), nprocs=run.workers)
 
 
 def main() -> None:
+    """Train with the options of the command line."""
     parser = argparse.ArgumentParser(description="Trains the demonstration model.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--minutes", type=float, default=100)

@@ -1,4 +1,4 @@
-"""Values that a user may say, by flavour: each is drawn, written into a sentence, and expected back in a call."""
+"""Values by flavour: each is written into a sentence and expected as an argument of a call."""
 
 from collections.abc import Callable
 
@@ -138,7 +138,7 @@ def sums(world: World) -> str:
 
 
 def listed(choices: tuple[str, ...]) -> Callable[[World], str]:
-    """Mostly one of the choices, sometimes an invented word, so that the list is never learnt by heart."""
+    """Return a function that draws one of the choices, or sometimes an invented word, so that none is memorised."""
 
     def draw(world: World) -> str:
         if world.split == "train" and world.rng.random() < 0.75:

@@ -1,8 +1,7 @@
-"""The words of the invented world, and the rule that says which half of the world a word belongs to.
+"""Random words, and the rule that splits them into training and held-out halves.
 
-`is_held_out(word)` is the only rule: a word (noun, name, value, invented or real) whose checksum
-falls in one class of six is for the evaluation alone.  Words used by the hand-written tools of everyday.py are always
-training words.
+`is_held_out(word)` is the only rule: a word (noun, name, value, invented or real) whose checksum falls in one of six
+classes is used for evaluation only. Words of the hand-written tools of everyday.txt are always training words.
 """
 
 import random
@@ -32,36 +31,36 @@ CODAS = ["", "", "", "b", "ck", "d", "f", "l", "ll", "m", "n", "nd", "ng", "p", 
 
 
 def is_held_out(word: str) -> bool:
-    """Whether the word belongs to the evaluation alone; letter case does not matter."""
+    """Return whether the word is used for evaluation only; case is ignored."""
     return zlib.crc32(word.lower().encode()) % 6 == 0
 
 
-LONG = 100  # words in a list of which a corner of the world knows a sixth
+LONG = 100  # length of lists from which a `corner` takes a sixth
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Draws words of one half of the world; equal seeds draw equal words."""
+    """Random words of one half; equal seeds give equal words."""
 
     split: Split
     rng: random.Random
     known: frozenset[str]  # lower-case words of the hand-written tools: never held out
-    corner: int = 0  # not 0: only a sixth of the words, another for each number, so that tools share theirs
+    corner: int = 0  # not 0: only a sixth of the words, a different one for each number, so that tools share words
 
     def allows(self, word: str) -> bool:
         held_out = is_held_out(word) and word.lower() not in self.known
         return held_out == (self.split == "heldout")
 
     def pick(self, words: list[str] | tuple[str, ...]) -> str:
-        """One of the words, of this half."""
+        """Return one of the words that belongs to this half."""
         while True:
             word = self.rng.choice(words)
-            here = not self.corner or len(words) < LONG or zlib.crc32(f"{self.corner}{word}".encode()) % 6 == 0
-            if here and self.allows(word):
+            available = not self.corner or len(words) < LONG or zlib.crc32(f"{self.corner}{word}".encode()) % 6 == 0
+            if available and self.allows(word):
                 return word
 
     def invented(self) -> str:
-        """A word nobody has seen, lower case."""
+        """Return an invented word in lower case."""
         while True:
             word = self._syllables() if self.rng.random() < 0.93 else self._letters()
             if self.allows(word):

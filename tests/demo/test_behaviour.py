@@ -1,4 +1,4 @@
-"""What a newcomer tries first, answered rightly by the shipped weights without any grammar."""
+"""First requests of a new user, answered correctly by the shipped weights without a grammar."""
 
 from typing import Any
 
@@ -41,13 +41,13 @@ CALLS: list[tuple[str, list[Call]]] = [
 ]
 
 
-def ask(messages: list[dict[str, Any]], tools: list[dict[str, Any]], thinking: bool) -> Outcome:
+def send(messages: list[dict[str, Any]], tools: list[dict[str, Any]], thinking: bool) -> Outcome:
     (outcome,) = answer_in_process([Case("everyday", thinking, tuple(messages), tuple(tools), ())], SHIPPED)
     return outcome
 
 
 @pytest.mark.parametrize("thinking", [False, True])
-def test_first_requests_are_called_right(thinking: bool) -> None:
+def test_first_requests_get_the_expected_calls(thinking: bool) -> None:
     tools = (WEATHER, EMAIL, ADD, FLIGHT)
     cases = [
         Case("everyday", thinking, ({"role": "user", "content": text},), tools, tuple(calls)) for text, calls in CALLS
@@ -57,32 +57,32 @@ def test_first_requests_are_called_right(thinking: bool) -> None:
 
 
 @pytest.mark.parametrize("tools", [[], [WEATHER]])
-def test_a_greeting_is_greeted(tools: list[dict[str, Any]]) -> None:
-    outcome = ask([{"role": "user", "content": "Hello!"}], tools, thinking=False)
+def test_a_greeting_is_answered(tools: list[dict[str, Any]]) -> None:
+    outcome = send([{"role": "user", "content": "Hello!"}], tools, thinking=False)
     assert outcome == Outcome((), "Hello! How can I help you?")
 
 
-def test_it_says_what_it_is() -> None:
-    outcome = ask([{"role": "user", "content": "Who are you?"}], [], thinking=False)
+def test_the_model_identifies_itself() -> None:
+    outcome = send([{"role": "user", "content": "Who are you?"}], [], thinking=False)
     assert "toolwire" in outcome.text
 
 
-def test_a_result_is_put_into_a_sentence() -> None:
+def test_a_result_is_reported_in_a_sentence() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
     messages = [
         {"role": "user", "content": "What's the weather in Paris?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c", "content": '{"temperature": 18, "condition": "sunny"}'},
     ]
-    assert ask(messages, [WEATHER], thinking=False).text == "The temperature is 18 and the condition is sunny."
+    assert send(messages, [WEATHER], thinking=False).text == "The temperature is 18 and the condition is sunny."
 
 
-def test_a_missing_argument_is_asked_for() -> None:
-    outcome = ask([{"role": "user", "content": "What's the weather?"}], [WEATHER], thinking=False)
+def test_a_missing_argument_is_requested() -> None:
+    outcome = send([{"role": "user", "content": "What's the weather?"}], [WEATHER], thinking=False)
     assert outcome == Outcome((), "Please tell me the city.")
 
 
-def test_replies_are_read_with_and_without_thoughts() -> None:
+def test_replies_are_parsed_with_and_without_thoughts() -> None:
     call = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
     assert read_reply(f"<think>\nI need f.\n</think>\n\n{call}\n{call}").calls == (Call("f", {"x": 1}),) * 2
     assert read_reply('<tool_call>\n{"name": \n</tool_call>').calls == ()

@@ -1,4 +1,4 @@
-"""Training shows the model exactly the tokens that the chat template gives it later."""
+"""Equality of training prompts and the prompts that the chat template renders."""
 
 import json
 import random
@@ -21,8 +21,8 @@ def render_by_template(dialogue: Dialogue, upto: int) -> str:
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     template = environment.from_string((SHIPPED / "chat_template.jinja").read_text(encoding="utf-8"))
     messages: list[dict[str, Any]] = list(to_messages(dialogue, upto))
-    spoken = [message for message in messages if message["role"] != "system"]
-    for message, turn in zip(spoken, dialogue.turns, strict=False):
+    turns = [message for message in messages if message["role"] != "system"]
+    for message, turn in zip(turns, dialogue.turns, strict=False):
         if turn.role == "assistant" and dialogue.thinking and dialogue.keeps_thoughts:
             message["reasoning_content"] = turn.thought
     tools = [tool.schema() for tool in dialogue.tools] or None
@@ -36,19 +36,19 @@ def dialogues(count: int) -> list[Dialogue]:
     return [author.write() for _ in range(count)]
 
 
-def test_prompts_are_those_of_the_template() -> None:
+def test_prompts_equal_those_of_the_template() -> None:
     compared = 0
     for dialogue in dialogues(300):
         last = max(i for i, turn in enumerate(dialogue.turns) if turn.role == "assistant")
         if dialogue.num_learnt_from != last:
-            continue  # several replies are learnt at once; only the last one's prompt is a template's prompt
+            continue  # with several targets only the last one has a prompt of the template
         pieces = render(dialogue)
         assert "".join(piece.text for piece in pieces[:-2]) == render_by_template(dialogue, last)
         compared += 1
     assert compared > 60
 
 
-def test_pieces_encoded_apart_give_the_ids_of_the_whole() -> None:
+def test_pieces_encoded_separately_give_the_ids_of_the_whole() -> None:
     tokenizer = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
     for dialogue in dialogues(60):
         whole = tokenizer.encode("".join(piece.text for piece in render(dialogue))).ids
@@ -56,7 +56,7 @@ def test_pieces_encoded_apart_give_the_ids_of_the_whole() -> None:
         assert example.ids.tolist() == whole
 
 
-def test_what_is_learnt_ends_with_the_end_of_the_turn() -> None:
+def test_targets_end_with_the_end_of_turn_token() -> None:
     for dialogue in dialogues(60):
         learnt = [piece for piece in render(dialogue) if piece.learnt]
         assert learnt and all(piece.text.endswith("<|im_end|>") for piece in learnt)

@@ -1,4 +1,4 @@
-"""The files of the built-in model: loadable, small, and the network that the recipe trains."""
+"""Files of the built-in model: complete, small, loadable, and equal to the network that demo/ trains."""
 
 import json
 
@@ -14,7 +14,7 @@ from demo.tokenizer import CONTROL_TOKENS, MARKER_TOKENS
 MAX_BYTES = 16_000_000
 
 
-def test_files_are_all_there_and_small() -> None:
+def test_files_are_complete_and_small() -> None:
     names = {path.name for path in SHIPPED.iterdir()}
     assert names >= {
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
@@ -23,7 +23,7 @@ def test_files_are_all_there_and_small() -> None:
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= MAX_BYTES
 
 
-def test_config_is_the_recipes() -> None:
+def test_config_is_that_of_the_training_code() -> None:
     assert json.loads((SHIPPED / "config.json").read_text(encoding="utf-8")) == config_json(Shape(), 2, 0)
 
 
@@ -36,20 +36,20 @@ def test_control_and_marker_tokens_have_their_fixed_ids() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def test_any_text_survives_the_tokenizer() -> None:
+def test_any_text_round_trips_through_the_tokenizer() -> None:
     tokenizer = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
     for text in ("Zürich, 北京 🙂\t\n  x", 'a "b" \\ {"c": [1, 2.5]}', "getHTTPResponse2024-01-02", "naïve\u0301"):
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_digits_are_single_and_words_look_the_same_after_a_space() -> None:
+def test_digits_are_single_tokens_and_words_have_the_same_tokens_after_a_space() -> None:
     tokenizer = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
     assert tokenizer.encode("2024").tokens == ["2", "0", "2", "4"]
     for word in ("plinkovar", "Zemquist", "Oslo"):
         assert tokenizer.encode(f" {word}").tokens == ["Ġ", *tokenizer.encode(word).tokens]
 
 
-def test_transformers_computes_what_the_recipe_trains() -> None:
+def test_transformers_computes_the_same_logits() -> None:
     weights = {name: tensor.float() for name, tensor in load_file(SHIPPED / "model.safetensors").items()}
     ours = DemoModel(Shape())
     ours.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""A tiny run of the real trainer."""
+"""Training code on a tiny network."""
 
 import random
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from demo.batches import Supply, drill, pad
+from demo.batches import BatchSource, drill, pad
 from demo.export import SHIPPED
 from demo.grow import grow
 from demo.model import DemoModel, Shape
@@ -20,19 +20,21 @@ TINY = Shape(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_atte
              head_dim=16)  # fmt: skip
 
 
-def supply(worker: int = 0) -> Supply:
-    return Supply(Tokenizer.from_file(str(SHIPPED / "tokenizer.json")), 5, worker, 512, TINY.vocab_size)
+def source(worker: int = 0) -> BatchSource:
+    return BatchSource(Tokenizer.from_file(str(SHIPPED / "tokenizer.json")), 5, worker, 512, TINY.vocab_size)
 
 
 def test_batches_of_one_seed_are_the_same_and_of_two_workers_are_not() -> None:
-    first, again, other = supply().pool(3, 0.5, 24), supply().pool(3, 0.5, 24), supply(1).pool(3, 0.5, 24)
-    assert all(torch.equal(a.ids, b.ids) and torch.equal(a.places, b.places) for a, b in zip(first, again, strict=True))
+    first, again, other = source().pool(3, 0.5, 24), source().pool(3, 0.5, 24), source(1).pool(3, 0.5, 24)
+    assert all(
+        torch.equal(a.ids, b.ids) and torch.equal(a.positions, b.positions) for a, b in zip(first, again, strict=True)
+    )
     assert any(a.ids.shape != b.ids.shape or not torch.equal(a.ids, b.ids) for a, b in zip(first, other, strict=False))
 
 
-def test_places_point_at_the_token_before_their_target() -> None:
-    for batch in supply().pool(1, 0.9, 24):
-        assert torch.equal(batch.ids.flatten()[batch.places + 1], batch.targets)
+def test_positions_are_those_of_the_token_before_the_target() -> None:
+    for batch in source().pool(1, 0.9, 24):
+        assert torch.equal(batch.ids.flatten()[batch.positions + 1], batch.targets)
         assert (batch.weights > 0).all()
 
 
@@ -57,7 +59,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
     assert singular.min() > 0.5 and singular.max() < 1.4
 
 
-def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+def test_learning_rate_rises_stays_constant_and_falls_to_zero() -> None:
     assert rate_at(0, 0.0) < 0.1
     assert rate_at(1000, 0.6) == 1.0
     assert rate_at(1000, 0.99) < 0.05
@@ -66,7 +68,7 @@ def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [2])
-def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, workers: int) -> None:
+def test_a_stopped_run_resumes_at_its_step(tmp_path: Path, workers: int) -> None:
     shutil.copy(SHIPPED / "tokenizer.json", tmp_path)
     few = Run(tmp_path, 10, workers=workers, tokens_per_batch=256, shape=TINY, compiled=False, max_steps=2)
     train(few)
@@ -78,8 +80,8 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, workers: int) -> Non
 
 
 @pytest.mark.long
-def test_new_layers_change_nothing_at_first_and_learn_from_there(tmp_path: Path) -> None:
-    """Weights, averages or momenta under a wrong name would cost what was learnt."""
+def test_new_layers_start_as_the_identity_and_learn(tmp_path: Path) -> None:
+    """Weights, averages or momenta under a wrong name would lose what was learnt."""
     shutil.copy(SHIPPED / "tokenizer.json", tmp_path)
     run = Run(tmp_path, 10, workers=1, tokens_per_batch=256, shape=replace(TINY, num_hidden_layers=2), compiled=False,
               max_steps=2)  # fmt: skip

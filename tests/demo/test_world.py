@@ -1,4 +1,4 @@
-"""The generator's promises: seeded, valid against its own schemas, and nothing held out leaks into training."""
+"""Guarantees of the generator: seeded, calls valid for their schemas, no held-out word in training."""
 
 import random
 
@@ -49,13 +49,13 @@ def test_hand_written_tools_name_only_their_own_parameters_in_sentences() -> Non
 
 def values_of(case: Case) -> list[str]:
     found: list[str] = []
-    waiting: list[object] = [call.arguments for call in case.calls]
-    while waiting:
-        value = waiting.pop()
+    pending: list[object] = [call.arguments for call in case.calls]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
-            waiting.extend(value.values())
+            pending.extend(value.values())
         elif isinstance(value, list):
-            waiting.extend(value)
+            pending.extend(value)
         elif isinstance(value, str):
             found.append(value)
     return found
@@ -107,7 +107,7 @@ def test_evaluation_is_seeded_and_large_enough() -> None:
         ("{a} plus {b}", "a", None),
     ],
 )
-def test_leaving_out_a_value_leaves_out_its_preposition(ask: str, name: str, cut: str | None) -> None:
+def test_removing_a_slot_removes_its_preposition(ask: str, name: str, cut: str | None) -> None:
     assert without_slot(ask, name) == cut
 
 
@@ -116,7 +116,7 @@ def test_names_keep_their_capital_at_the_start_of_a_sentence() -> None:
     assert lower_first("Show it") == "show it"
 
 
-def test_judging_tells_true_from_one_and_takes_twelve_for_twelve_point_zero() -> None:
+def test_judging_distinguishes_true_from_one_and_equates_twelve_and_twelve_point_zero() -> None:
     def case(value: object) -> Case:
         return Case("one of four", False, (), (), (Call("f", {"x": value}),))
 
