@@ -2,27 +2,27 @@
 #
 #   BASE_IMAGE       any Debian-like image with python3 (3.11 to 3.13), its venv module and CA certificates
 #   TORCH_INDEX_URL  pip index that torch is taken from. Empty: pip's default index, whose Linux wheel carries CUDA and
-#                    runs on CPUs as well. The PyTorch project's CPU index makes an image a quarter that size; one of
-#                    its CUDA indices chooses another CUDA. Either way constraints.txt fixes the version.
+#                    runs on CPUs as well. The PyTorch project's CPU index makes an image of a quarter of the size; its
+#                    CUDA indices provide other CUDA versions. constraints.txt pins the version of torch.
 #
-# Weights are never baked in: mount them at /models, or let hub ids be fetched into the volume /cache.
+# The image holds no weights: mount them at /models, or let hub ids be downloaded into the volume /cache.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
 ARG TORCH_INDEX_URL=""
 SHELL ["/bin/sh", "-euc"]
-# g++ compiles the kernels for CPUs and, with Python's headers, Triton's launcher for GPUs; both stay in this stage.
-# The base image is free to be any: no version fits all.
+# g++ compiles the CPU kernels and, with Python's headers, Triton's launcher for GPUs; both stay in this stage.
+# Versions are not pinned, because they depend on the base image.
 # hadolint ignore=DL3008
 RUN apt-get update -q && apt-get install -q -y --no-install-recommends g++ libc6-dev python3-dev \
     && rm -rf /var/lib/apt/lists/*
-# pip lives in an environment of its own, so that the one that is shipped holds nothing to install with.
+# pip has an environment of its own, so that the environment in the image cannot install packages.
 RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/toolwire
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-# A pip.conf may be lent to the build (--secret id=pip,src=…); it is in no layer. The dependencies come before the code,
-# in a layer that a change of the code leaves as it is; torch comes first, from the index that was chosen.
+# A pip.conf may be passed as a secret (--secret id=pip,src=…); no layer contains it. Dependencies are installed before
+# the code, in a layer that stays cached when the code changes; torch comes first, from its own index.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     mkdir server clients && touch server/__init__.py clients/__init__.py; \
     pip="/pip/bin/pip --python /opt/toolwire/bin/python --no-cache-dir"; \
@@ -51,12 +51,12 @@ ENV PATH=/opt/toolwire/bin:${PATH} \
     TOOLWIRE_LOG_FORMAT=json
 VOLUME ["/models", "/cache"]
 WORKDIR /cache
-# By number, so that an orchestrator can see that it is not root.
+# A number, so that an orchestrator can verify that it is not root.
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['TOOLWIRE_PORT']}/health\", timeout=4)"]
-# In exec form the server itself is process 1 and gets SIGTERM: it drains, then ends.
+# In exec form the server is process 1 and receives SIGTERM: it drains, then exits.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["toolwire"]
 CMD ["serve"]

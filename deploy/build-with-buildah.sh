@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds the image where no Docker engine is at hand, with buildah and debootstrap from Debian's packages
-# (apt-get install buildah debootstrap), as root:
+# Build the image without a Docker engine, as root, with buildah and debootstrap from Debian's packages
+# (apt-get install buildah debootstrap):
 #
 #   deploy/build-with-buildah.sh [IMAGE [options of buildah build…]]
 #
-# BASE_IMAGE        an image to build on; left out, a small Debian with python3 is made by debootstrap
+# BASE_IMAGE        base image; by default a small Debian with python3, made by debootstrap
 # TORCH_INDEX_URL   see Dockerfile
-# STORE             where images are kept (default build/images); vfs keeps a whole copy a layer: some 10 GB
+# STORE             folder of the images (default build/images); vfs keeps a full copy of each layer: about 10 GB
 #
-# What the machine's pip needs goes in by options, for example
+# Files that this machine's pip needs are passed as options of buildah, for example
 #   deploy/build-with-buildah.sh toolwire:local --secret id=pip,src=/etc/pip.conf --volume /srv/wheels:/srv/wheels:ro
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +21,7 @@ mkdir -p "$store"
 
 buildah() { command buildah --storage-driver vfs --root "$store/root" --runroot "$store/run" "$@"; }
 
-make_base() { # NAME: Debian with python3, and nothing that an image would not need
+make_base() { # NAME: a minimal Debian with python3
   local tree="$store/debian"
   [ -x "$tree/usr/bin/python3" ] || debootstrap --variant=minbase \
     --include=python3,python3-venv,ca-certificates "$suite" "$tree"
@@ -38,6 +38,6 @@ if [ -z "${BASE_IMAGE:-}" ]; then
   buildah inspect --type image "$BASE_IMAGE" >/dev/null 2>&1 || make_base "$BASE_IMAGE"
 fi
 
-# --format docker: the OCI format has no place for HEALTHCHECK
+# --format docker: the OCI format has no HEALTHCHECK
 buildah build --isolation chroot --format docker --tag "$image" \
   --build-arg BASE_IMAGE="$BASE_IMAGE" --build-arg TORCH_INDEX_URL="${TORCH_INDEX_URL:-}" "$@" .

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts an image that deploy/build-with-buildah.sh built and asks of it what a container must do:
-# no root, nothing to build or install with, healthy, a tool call, and SIGTERM in the middle of a stream lets it finish.
+# Test a container of an image that deploy/build-with-buildah.sh built: it does not run as root, has no tools to build or
+# install with, becomes healthy, makes a tool call, and on SIGTERM finishes a running stream before it exits.
 #
 #   deploy/smoke-test.sh [IMAGE]          STORE as for build-with-buildah.sh, PORT of this machine (default 8765)
 set -euo pipefail
@@ -17,7 +17,7 @@ inside() { buildah run --isolation chroot --env TOOLWIRE_PORT="$port" "$containe
 pass() { echo "ok    $*"; }
 fail() { echo "FAIL  $*"; sed 's/^/      /' "$work/log" 2>/dev/null | tail -n 40; exit 1; }
 
-descendant() { # PID WORD: the youngest process below PID whose command line holds WORD
+descendant() { # PID WORD: the deepest descendant of PID whose command line contains WORD
   local child
   for child in $(pgrep -P "$1"); do
     descendant "$child" "$2" && return
@@ -41,11 +41,11 @@ for tool in gcc cc g++ make git curl wget; do
   if inside sh -c "command -v $tool" >/dev/null 2>&1; then fail "$tool is in the image"; fi
 done
 if inside /opt/toolwire/bin/python -m pip --version >/dev/null 2>&1; then fail "pip is in the environment"; fi
-if inside sh -c 'echo x > /opt/toolwire/x' 2>/dev/null; then fail "the user may change the program"; fi
+if inside sh -c 'echo x > /opt/toolwire/x' 2>/dev/null; then fail "the user can change the program"; fi
 pass "has no build tools, and the user cannot change the program"
 if inside /opt/toolwire/bin/python -c 'import triton' 2>/dev/null; then
-  inside sh -c 'ls /opt/toolwire/share/toolwire/triton/cuda_utils-*.so' >/dev/null || fail "Triton could launch nothing"
-  pass "has what Triton launches kernels with"
+  inside sh -c 'ls /opt/toolwire/share/toolwire/triton/cuda_utils-*.so' >/dev/null || fail "Triton cannot launch kernels"
+  pass "contains Triton's launcher"
 fi
 
 mapfile -t command < <(buildah inspect --type container "$container" | python3 -c "
@@ -74,7 +74,7 @@ inside "${health[@]}" || fail "the healthcheck fails: ${health[*]}"
 pass "the healthcheck is green"
 
 clients/curl/tool_call.sh "$url" >"$work/call" || fail "no tool call: $(cat "$work/call")"
-python3 - "$work/call" <<'PYTHON' || fail "not the call that was asked for: $(cat "$work/call")"
+python3 - "$work/call" <<'PYTHON' || fail "not the expected call: $(cat "$work/call")"
 import json, sys
 choice = json.load(open(sys.argv[1]))["choices"][0]
 assert choice["finish_reason"] == "tool_calls"
