@@ -1,7 +1,7 @@
 # make serve       set up and serve the built-in model      make serve PORT=8001 ARGS='--model ./my-model'
 # make test        set up and run every check but the long ones, on JOBS=2 workers
 # make test-long   the tests with --long (50,000 fuzzed replies, trainings, 2,000 requests), then ten minutes of faults
-# make unit        the tests without other people's clients      make unit TESTS=tests/engine JOBS=0
+# make unit        the tests without foreign clients (the dev extra alone)      make unit TESTS=tests/engine JOBS=0
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone
 PYTHON ?= python3

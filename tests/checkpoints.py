@@ -62,7 +62,7 @@ SPLIT = (
 
 
 def cache_folder() -> Path:
-    """Where checkpoints stay between test runs."""
+    """The folder that keeps checkpoints between test runs."""
     return Path(tempfile.gettempdir()) / f"toolwire-checkpoints-{LAYOUT}"
 
 
@@ -77,7 +77,7 @@ def tiny_checkpoint(kind: Kind, folder: Path | None = None) -> Path:
 
 
 def make_once(folder: Path, write: Any) -> Path:
-    """Written beside and renamed, so that a folder that exists is complete, whoever else writes it now."""
+    """Written beside and renamed, so that a folder that exists is complete, with several writers too."""
     if (folder / "tokenizer.json").exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def _tokenizer_config() -> dict[str, Any]:
 
 
 def _write_checkpoint(kind: Kind, folder: Path) -> None:
-    # Here, not at the top: tests of the API lane want the tokenizer alone, and these two take six seconds.
+    # Here, not at the top: tests of the API process need the tokenizer alone, and these two take six seconds.
     import torch
     import transformers
 

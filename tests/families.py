@@ -1,4 +1,4 @@
-"""Checkpoints of the families whose calls are read here: random weights, and the tokens and templates of each.
+"""Checkpoints of the model families whose calls are parsed: random weights, and the tokens and templates of each.
 
 Every family has the real Qwen vocabulary, and beside it the added tokens that its own tokenizer has for roles and
 calls, special or not as there. The templates are those of `tests/templates`.
@@ -67,9 +67,9 @@ def _write(family: Family, folder: Path) -> None:
     for text, special in [*((text, True) for text in family.special), *((text, False) for text in family.tags)]:
         token = AddedToken(text, normalized=False, special=special)
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
-        told = {"content": text, "special": special}
-        told |= dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
-        config["added_tokens_decoder"][str(tokenizer.token_to_id(text))] = told
+        added = {"content": text, "special": special}
+        added |= dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+        config["added_tokens_decoder"][str(tokenizer.token_to_id(text))] = added
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     generation = _read(folder / "generation_config.json")

@@ -1,4 +1,4 @@
-"""Commands in the documents are run: a fenced block behind `<!-- run -->` must end with exit code 0.
+"""Commands in the documents, run: a fenced block behind `<!-- run -->` must end with exit code 0.
 
 The address `http://127.0.0.1:8000` in them is replaced by that of the test's own server.
 """
@@ -28,7 +28,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize(("language", "text"), BLOCKS)
 def test_a_block_of_the_documents_runs(language: str, text: str, live: Live, tmp_path: Path) -> None:
-    """A command that a reader pastes and that fails is worse than none."""
+    """A command that a reader pastes must not fail."""
     script = text.replace("http://127.0.0.1:8000", live.url)
     runners = {"python": [sys.executable, "-c", script], "bash": ["bash", "-ec", script]}
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
@@ -58,7 +58,7 @@ def test_the_readme_shows_both_commands() -> None:
 
 
 def test_every_option_is_in_the_table_of_running_md() -> None:
-    """An option that only `--help` knows is found by nobody who plans a deployment."""
+    """An option that only `--help` shows is missed when a deployment is planned."""
     text = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
     for kind in GROUPS.values():
         for field in dataclasses.fields(kind):

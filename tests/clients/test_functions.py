@@ -14,7 +14,7 @@ from clients.functions import Toolbox, functions_in_file
 
 @dataclass
 class Place:
-    """Where something is."""
+    """A point on the map."""
 
     city: str
     zip: str = ""

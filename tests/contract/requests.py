@@ -1,4 +1,4 @@
-"""How the contract asks: bare HTTP where the wire matters, and what every reply is held against."""
+"""Requests of the contract over bare HTTP, and the checks that every reply must pass."""
 
 import json
 from collections.abc import Iterable
@@ -51,21 +51,21 @@ def post(
 
 
 def ok(server: Live, **fields: Any) -> dict[str, Any]:
-    """The reply, held against the SDK's own type."""
-    answer = post(server, **fields)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["x-request-id"]
-    body: dict[str, Any] = answer.json()
+    """The reply, validated by the SDK's own type."""
+    response = post(server, **fields)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-request-id"]
+    body: dict[str, Any] = response.json()
     ChatCompletion.model_validate(body, strict=True)
     return body
 
 
-def fault(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
-    """The error object of a reply, held against the envelope."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["x-request-id"]
-    assert answer.headers.get("x-should-retry") != "true"
-    body = answer.json()
+def fault(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    """The error object of a reply, its envelope checked."""
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
+    assert response.headers.get("x-should-retry") != "true"
+    body = response.json()
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -78,25 +78,25 @@ def fault(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
 
 
 def refused(server: Live, param: str | None, code: str | None, **fields: Any) -> str:
-    """The message of the 400 that these fields get."""
+    """The message of the 400 for these fields."""
     error = fault(post(server, **fields))
     assert (error["param"], error["code"]) == (param, code), error
     return str(error["message"])
 
 
 def stream(server: Live, **fields: Any) -> list[dict[str, Any]]:
-    """The chunks of a stream, whose framing is checked byte by byte."""
-    answer = post(server, stream=True, **fields)
-    assert answer.status_code == 200, answer.text
-    return chunks_of(answer)
+    """The chunks of a stream; its framing is checked byte by byte."""
+    response = post(server, stream=True, **fields)
+    assert response.status_code == 200, response.text
+    return chunks_of(response)
 
 
-def chunks_of(answer: httpx.Response) -> list[dict[str, Any]]:
-    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert answer.headers["cache-control"] == "no-cache"
-    assert answer.headers["x-accel-buffering"] == "no"
-    assert answer.headers["x-request-id"]
-    text = answer.content.decode()
+def chunks_of(response: httpx.Response) -> list[dict[str, Any]]:
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert response.headers["x-request-id"]
+    text = response.content.decode()
     assert text.endswith("data: [DONE]\n\n")
     frames = [frame for frame in text.removesuffix("data: [DONE]\n\n").split("\n\n") if frame != ": ping"]
     assert frames.pop() == ""

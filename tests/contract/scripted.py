@@ -1,6 +1,6 @@
-"""The whole API over HTTP with an engine's double that always writes two calls, then a sentence about the results.
+"""The API over HTTP with a scripted backend that always writes two calls, then a sentence about the results.
 
-What the clients make of two calls at once must not hang on how well a small model counts cities.
+Whether clients handle two calls at once must not depend on the built-in model.
 """
 
 import socket

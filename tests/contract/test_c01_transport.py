@@ -11,8 +11,8 @@ from tests.live import Live
 
 @pytest.mark.parametrize("raw", [b"", b"not json", b'{"model":', b'{"a":\xff}', b'{"model": NaN}', b"[" * 10_000])
 def test_c01_a_body_that_is_no_json(live: Live, raw: bytes) -> None:
-    answer = httpx.post(live.url + CHAT, content=raw, headers={"content-type": "application/json"})
-    error = fault(answer)
+    response = httpx.post(live.url + CHAT, content=raw, headers={"content-type": "application/json"})
+    error = fault(response)
     assert error["type"] == "invalid_request_error" and error["param"] is None and error["code"] is None
     assert error["message"].startswith("We could not parse the JSON body of your request.")
 
@@ -108,12 +108,12 @@ def test_c20_both_limits(live: Live) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_c21_a_prompt_beyond_the_window(live: Live, stream: bool) -> None:
-    answer = post(live, messages=[{"role": "user", "content": "word " * 20_000}], stream=stream)
-    error = fault(answer)
+    response = post(live, messages=[{"role": "user", "content": "word " * 20_000}], stream=stream)
+    error = fault(response)
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
     limit = httpx.get(f"{live.url}/v1/models").json()["data"][0]["max_model_len"]
     assert str(limit) in error["message"]
-    assert answer.headers["content-type"] == "application/json"
+    assert response.headers["content-type"] == "application/json"
 
 
 def test_c22_unknown_keys(live: Live, guarded: Live) -> None:
@@ -173,12 +173,12 @@ def test_c24_response_format_without_a_type(live: Live) -> None:
 
 @pytest.mark.timeout(300)
 def test_c25_no_fault_asks_to_be_repeated(small: Live) -> None:
-    """`fault` checks it for every 4xx of this suite. Overload is told by 429 or 503 with a short Retry-After."""
-    asked = {"messages": [HELLO], "max_tokens": 6000, "ignore_eos": True}
-    with httpx.stream("POST", small.url + CHAT, json={"model": MODEL, "stream": True, **asked}, timeout=60) as running:
+    """`fault` checks it for every 4xx of this suite. Overload is a 429 or 503 with a short Retry-After."""
+    fields = {"messages": [HELLO], "max_tokens": 6000, "ignore_eos": True}
+    with httpx.stream("POST", small.url + CHAT, json={"model": MODEL, "stream": True, **fields}, timeout=60) as running:
         assert running.status_code == 200
         for streamed in (False, True):
-            overloaded = post(small, **asked, stream=streamed)
+            overloaded = post(small, **fields, stream=streamed)
             error = fault(overloaded, 429)
             assert (error["type"], error["code"]) == ("requests", "rate_limit_exceeded")
             assert 0 < int(overloaded.headers["retry-after"]) <= 120

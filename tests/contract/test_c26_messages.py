@@ -1,4 +1,4 @@
-"""C26-C42: the shapes of messages, and what they must be to each other."""
+"""C26-C42: the forms of messages, and their order."""
 
 from typing import Any
 
@@ -23,13 +23,13 @@ def result(call_id: str, content: Any = "21 degrees, sunny") -> dict[str, Any]:
 
 
 def prompt_tokens(server: Live, messages: list[dict[str, Any]], **more: Any) -> int:
-    answer = post(server, {"model": MODEL, "messages": messages, **more}, path="/v1/chat/completions/input_tokens")
-    assert answer.status_code == 200, answer.text
-    return int(answer.json()["input_tokens"])
+    response = post(server, {"model": MODEL, "messages": messages, **more}, path="/v1/chat/completions/input_tokens")
+    assert response.status_code == 200, response.text
+    return int(response.json()["input_tokens"])
 
 
 def content(server: Live, messages: list[dict[str, Any]]) -> str | None:
-    """Asked twice: the second time the prompt is cached, whoever asked it first, and sums are rounded alike."""
+    """Sent twice: the second time the prompt is cached for certain, and sums are rounded alike."""
     for _ in range(2):
         reply = ok(server, messages=messages, temperature=0, max_tokens=24)
     text: str | None = reply["choices"][0]["message"]["content"]
@@ -137,7 +137,7 @@ def test_c40_any_arguments_in_the_history(live: Live, arguments: Any) -> None:
 
 
 def test_c40_broken_arguments_reach_the_model_as_they_were(live: Live) -> None:
-    """Not `{}`: the model is to see its own slip."""
+    """Not `{}`: the model must see its own mistake."""
 
     def count(arguments: str) -> int:
         message = {"role": "assistant", "content": None, "tool_calls": [call("a", arguments=arguments)]}

@@ -1,4 +1,4 @@
-"""C43-C54: what a tool may be."""
+"""C43-C54: definitions of tools, valid and invalid."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ def named(name: str) -> dict[str, Any]:
 
 
 def arguments_of(server: Live, one: dict[str, Any], **fields: Any) -> str:
-    """What the model calls this tool with when it must."""
+    """The arguments of a forced call of this tool."""
     name = one["function"]["name"]
     reply = ok(server, tools=[one], tool_choice=named(name), parallel_tool_calls=False, **fields)["choices"][0]
     assert reply["finish_reason"] == "tool_calls", reply
@@ -105,9 +105,9 @@ def test_c51_recursive_strict_schema(live: Live) -> None:
         },
     }
     one = tool("draw", strict=True, parameters=schema)
-    asked: dict[str, Any] = {"tools": [one], "tool_choice": named("draw"), "parallel_tool_calls": False}
+    fields: dict[str, Any] = {"tools": [one], "tool_choice": named("draw"), "parallel_tool_calls": False}
     # How deep it goes is the model's affair; of eight that go their own ways some end in time, and all of these fit.
-    choices = ok(live, **asked, max_tokens=256, n=8, seed=0, temperature=2)["choices"]
+    choices = ok(live, **fields, max_tokens=256, n=8, seed=0, temperature=2)["choices"]
     ended = [choice["message"] for choice in choices if choice["finish_reason"] == "tool_calls"]
     assert ended
     for message in ended:

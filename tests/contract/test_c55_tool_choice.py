@@ -1,4 +1,4 @@
-"""C55-C65: what may be called, and that what is called follows its schema."""
+"""C55-C65: tool_choice, and arguments that follow their schemas."""
 
 import json
 import re
@@ -188,14 +188,20 @@ def custom(syntax: str, definition: str) -> dict[str, Any]:
 def test_c64_custom_tools_follow_their_grammar(live: Live, syntax: str, definition: str) -> None:
     tool = custom(syntax, definition)
     choice = {"type": "custom", "custom": {"name": "run"}}
-    asked = {"tools": [tool], "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 200, "temperature": 0}
-    ok(live, **asked)  # from now on the prompt is cached, and sums are rounded alike
-    (call,) = calls(ok(live, **asked))
+    fields = {
+        "tools": [tool],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 200,
+        "temperature": 0,
+    }
+    ok(live, **fields)  # from now on the prompt is cached, and sums are rounded alike
+    (call,) = calls(ok(live, **fields))
     assert set(call) == {"id", "type", "custom"} and call["type"] == "custom"
     assert re.fullmatch(r"[a-c]{3,5}-[0-9]{2}", call["custom"]["input"])
     pieces = [
         delta["tool_calls"][0]
-        for chunk in stream(live, **asked)
+        for chunk in stream(live, **fields)
         for delta in [chunk["choices"][0]["delta"]]
         if "tool_calls" in delta
     ]

@@ -1,4 +1,4 @@
-"""C71-C84: streams, clause by clause: each is a real client's crash."""
+"""C71-C84: streams, clause by clause; each has crashed a real client."""
 
 import asyncio
 import json
@@ -51,9 +51,9 @@ def running(server: Live) -> int:
 def test_c71_framing_and_a_prompt_first_event(live: Live) -> None:
     """`chunks_of` checks every frame."""
     body = {"model": MODEL, "messages": [HELLO], "stream": True, "max_tokens": 200, "ignore_eos": True}
-    with httpx.stream("POST", live.url + CHAT, json=body, timeout=60) as answer:
+    with httpx.stream("POST", live.url + CHAT, json=body, timeout=60) as response:
         began_s = time.monotonic()
-        first = next(answer.iter_lines())
+        first = next(response.iter_lines())
         assert time.monotonic() - began_s < 1
         assert first.startswith("data: {")
     stream(live, messages=[HELLO], max_tokens=4)
@@ -98,10 +98,10 @@ def test_c74_one_thing_a_chunk_calls_in_order(live: Live, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_c75_the_stream_is_the_whole_reply_in_pieces(live: Live, kind: str) -> None:
-    asked = {"temperature": 0, **KINDS[kind]}
-    ok(live, **asked)  # from now on the prompt is cached for both
-    chunks = stream(live, **asked)
-    whole = ok(live, **asked)["choices"][0]
+    fields = {"temperature": 0, **KINDS[kind]}
+    ok(live, **fields)  # from now on the prompt is cached for both
+    chunks = stream(live, **fields)
+    whole = ok(live, **fields)["choices"][0]
     last = chunks[-1]["choices"][0]
     assert last["delta"] == {} and last["finish_reason"] == finish_of(chunks) == whole["finish_reason"]
     assert text_of(chunks) == (whole["message"]["content"] or "")
@@ -135,8 +135,8 @@ def test_c78_arguments_come_as_they_are_written(live: Live) -> None:
         "max_tokens": 400,
         "stream": True,
     }
-    with httpx.stream("POST", live.url + CHAT, json=body, timeout=120) as answer:
-        for line in answer.iter_lines():
+    with httpx.stream("POST", live.url + CHAT, json=body, timeout=120) as response:
+        for line in response.iter_lines():
             if '"arguments"' in line:
                 arrivals.append(time.monotonic())
     assert len(arrivals) >= 10
@@ -145,11 +145,11 @@ def test_c78_arguments_come_as_they_are_written(live: Live) -> None:
 
 @pytest.mark.timeout(300)
 def test_c79_a_fault_in_mid_stream(small: Live) -> None:
-    """The engine is killed under a stream: the stream says so and ends properly, and the next request is served."""
+    """The engine is killed during a stream: it ends with an error event, and the next request is served."""
     body = {"model": MODEL, "messages": [HELLO], "stream": True, "max_tokens": 6000, "ignore_eos": True}
     lines: list[str] = []
-    with httpx.stream("POST", small.url + CHAT, json=body, timeout=60) as answer:
-        for line in answer.iter_lines():
+    with httpx.stream("POST", small.url + CHAT, json=body, timeout=60) as response:
+        for line in response.iter_lines():
             lines.append(line)
             if len(lines) == 9:
                 children = psutil.Process(small.process.pid).children()
@@ -169,19 +169,19 @@ def test_c80_a_client_that_leaves_frees_its_place(live: Live, streamed: bool) ->
     body = {"model": MODEL, "messages": [HELLO], "stream": streamed, "max_tokens": 6000, "ignore_eos": True}
     before = running(live)
     if streamed:
-        with httpx.stream("POST", live.url + CHAT, json=body, timeout=60) as answer:
-            next(answer.iter_lines())
+        with httpx.stream("POST", live.url + CHAT, json=body, timeout=60) as response:
+            next(response.iter_lines())
     else:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(live.url + CHAT, json=body, timeout=1)
-    deadline_s = time.monotonic() + 5  # two seconds, and the heartbeat that tells of it
+    deadline_s = time.monotonic() + 5  # two seconds, and the heartbeat that reports it
     while running(live) > before:
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
 
 
 def test_c81_sixteen_streams_at_once_do_not_mix(live: Live) -> None:
-    """Each is told to write its own number: what it writes must hold it, and no other's."""
+    """Each must write its own number, and no other's."""
 
     def ask(number: int) -> tuple[str, set[str]]:
         mark = f"mark{number:03d}"
@@ -213,10 +213,15 @@ def test_c83_a_stop_string_never_leaks(live: Live) -> None:
     for start in range(1, min(len(whole) - 3, 12)):
         stop = whole[start : start + 3]
         expected = whole[: whole.index(stop)]
-        asked: dict[str, Any] = {"messages": [HELLO], "temperature": 0, "max_tokens": 40, "stop": [stop, "never said"]}
-        chunks = stream(live, **asked)
+        fields: dict[str, Any] = {
+            "messages": [HELLO],
+            "temperature": 0,
+            "max_tokens": 40,
+            "stop": [stop, "never written"],
+        }
+        chunks = stream(live, **fields)
         assert (text_of(chunks), finish_of(chunks)) == (expected, "stop")
-        assert ok(live, **asked)["choices"][0]["message"]["content"] == expected
+        assert ok(live, **fields)["choices"][0]["message"]["content"] == expected
 
 
 def test_c84_roles_of_all_choices_first(live: Live) -> None:

@@ -32,8 +32,8 @@ TOOL = openai.pydantic_function_tool(GetWeather)
 
 
 def test_c85_stream_helper_with_a_pydantic_tool(live: Live) -> None:
-    asked: dict[str, Any] = {"messages": [TWO_CITIES], "tools": [TOOL], "tool_choice": "required", "max_tokens": 400}
-    with live.client().chat.completions.stream(model=MODEL, **asked) as stream:
+    fields: dict[str, Any] = {"messages": [TWO_CITIES], "tools": [TOOL], "tool_choice": "required", "max_tokens": 400}
+    with live.client().chat.completions.stream(model=MODEL, **fields) as stream:
         events = list(stream)
         final = stream.get_final_completion()
     done = [event for event in events if event.type == "tool_calls.function.arguments.done"]
@@ -68,10 +68,15 @@ def test_c86_parse_tools(live: Live) -> None:
 
 
 def test_c86_parse_an_answer(live: Live) -> None:
-    asked: dict[str, Any] = {"messages": [USER], "response_format": Mood, "max_tokens": 200, "reasoning_effort": "none"}
-    reply = live.client().chat.completions.parse(model=MODEL, **asked)
+    fields: dict[str, Any] = {
+        "messages": [USER],
+        "response_format": Mood,
+        "max_tokens": 200,
+        "reasoning_effort": "none",
+    }
+    reply = live.client().chat.completions.parse(model=MODEL, **fields)
     assert isinstance(reply.choices[0].message.parsed, Mood)
-    with live.client().chat.completions.stream(model=MODEL, **asked) as stream:
+    with live.client().chat.completions.stream(model=MODEL, **fields) as stream:
         assert isinstance(stream.get_final_completion().choices[0].message.parsed, Mood)
 
 
@@ -115,19 +120,19 @@ def test_c87_node_streams_a_tool_loop(live: Live, script: str, parallel: str) ->
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_c90_a_tool_loop_of_three_rounds(live: Live, streamed: bool) -> None:
-    """Call, result, text; then again, on top of what was said."""
+    """Call, result, text; then again in the same conversation."""
     client = live.client()
     messages: list[Any] = []
     ids: set[str] = set()
 
     def ask(choice: str) -> Any:
-        asked: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "model": MODEL, "messages": messages, "tools": [WEATHER], "tool_choice": choice, "temperature": 0,
             "max_tokens": 300,
         }  # fmt: skip
         if not streamed:
-            return client.chat.completions.create(**asked).choices[0]
-        with client.chat.completions.stream(**asked) as stream:
+            return client.chat.completions.create(**fields).choices[0]
+        with client.chat.completions.stream(**fields) as stream:
             return stream.get_final_completion().choices[0]
 
     for city in ("Paris", "Rome", "Oslo"):

@@ -1,4 +1,4 @@
-"""C91, C99, C100 and the OpenAPI document: what is beside the chat."""
+"""C91, C99, C100: models, health, start-up; and the OpenAPI document under fuzzing."""
 
 import time
 from typing import Any
@@ -36,9 +36,9 @@ def test_c91_an_id_with_a_slash(guarded: Live) -> None:
 @pytest.mark.parametrize("path", ["/", "/health"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_c99_alive(live: Live, path: str, method: str) -> None:
-    answer = httpx.request(method, live.url + path)
-    assert answer.status_code == 200 and answer.headers["x-request-id"]
-    assert bool(answer.content) == (method == "GET")
+    response = httpx.request(method, live.url + path)
+    assert response.status_code == 200 and response.headers["x-request-id"]
+    assert bool(response.content) == (method == "GET")
 
 
 def test_c100_before_the_model_is_loaded_nothing_hangs() -> None:
@@ -69,13 +69,13 @@ def test_the_openapi_document_holds_under_fuzzing(live: Live) -> None:
     def check(case: Any) -> None:
         if isinstance(case.body, dict):
             case.body = {**case.body, "max_tokens": 2, "n": 1} if "model" in case.body else case.body
-        answer = case.call(base_url=live.url, timeout=60)
-        statuses.add(answer.status_code)
-        assert answer.status_code < 500 or case.path == "/ready", answer.text
-        assert answer.headers["x-request-id"]
-        if answer.status_code >= 400:
-            assert set(answer.json()) == {"error"}
-            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        response = case.call(base_url=live.url, timeout=60)
+        statuses.add(response.status_code)
+        assert response.status_code < 500 or case.path == "/ready", response.text
+        assert response.headers["x-request-id"]
+        if response.status_code >= 400:
+            assert set(response.json()) == {"error"}
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
     for operation in schema.get_all_operations():
         strategy = operation.ok().as_strategy()

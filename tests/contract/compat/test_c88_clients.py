@@ -1,7 +1,7 @@
-"""C88 and C89: other people's clients, each in a tool loop of three rounds with two calls at once.
+"""C88 and C89: foreign clients, each in a tool loop of three rounds with two calls at once.
 
-Each meets the built-in model behind the real server, and a scripted reply of two calls, which a small model writes
-only when it feels like it.
+Each is run against the built-in model behind the real server, and against a scripted reply of two calls, which a small
+model writes only now and then.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from tests.contract.requests import MODEL
 from tests.live import Live
 
-# Deprecations and unclosed sockets inside a client are its own affair.
+# Deprecations and unclosed sockets inside a client are not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 QUESTION = "What is the weather in Paris and in Rome?"
@@ -53,8 +53,8 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 
 @pytest.fixture(autouse=True)
-def other_peoples_sockets() -> Iterator[None]:
-    """What a client leaves open is closed here, where its warnings count for nothing."""
+def foreign_sockets() -> Iterator[None]:
+    """Close sockets that a client leaves open, where its warnings are ignored."""
     yield
     gc.collect()
 
@@ -83,9 +83,9 @@ def test_c88_langchain(place: Place) -> None:
     for _ in range(3):
         called = chat.bind_tools([tool], tool_choice="any").invoke(messages)
         messages += [called, *(ToolMessage(RESULT, tool_call_id=call["id"]) for call in called.tool_calls)]
-        said = chat.bind_tools([tool], tool_choice="none").invoke(messages)
-        assert called.tool_calls and said.content and not said.tool_calls
-        messages += [said, HumanMessage(QUESTION)]
+        reply = chat.bind_tools([tool], tool_choice="none").invoke(messages)
+        assert called.tool_calls and reply.content and not reply.tool_calls
+        messages += [reply, HumanMessage(QUESTION)]
 
 
 def test_c89_autogen(place: Place) -> None:
@@ -113,10 +113,10 @@ def test_c89_autogen(place: Place) -> None:
         tool = FunctionTool(get_weather, description="Get the current weather for a city")
         messages: list[Any] = [UserMessage(content=QUESTION, source="user")]
         for _ in range(3):
-            asked: dict[str, Any] = {"tools": [tool], "tool_choice": "required"}
-            streamed = [part async for part in client.create_stream(messages, **asked)][-1]
+            options: dict[str, Any] = {"tools": [tool], "tool_choice": "required"}
+            streamed = [part async for part in client.create_stream(messages, **options)][-1]
             assert not isinstance(streamed, str)
-            whole = await client.create(messages, **asked)
+            whole = await client.create(messages, **options)
             assert whole.finish_reason == streamed.finish_reason == "function_calls"
             assert [call.name for call in whole.content] == [call.name for call in streamed.content]
             place.check([call.arguments for call in whole.content])
@@ -129,10 +129,10 @@ def test_c89_autogen(place: Place) -> None:
                 AssistantMessage(content=streamed.content, source="assistant"),
                 FunctionExecutionResultMessage(content=results),
             ]
-            said = await client.create(messages, tools=[tool], tool_choice="none")
-            assert isinstance(said.content, str) and said.content
+            reply = await client.create(messages, tools=[tool], tool_choice="none")
+            assert isinstance(reply.content, str) and reply.content
             messages += [
-                AssistantMessage(content=said.content, source="assistant"),
+                AssistantMessage(content=reply.content, source="assistant"),
                 UserMessage(content=QUESTION, source="user"),
             ]
         await client.close()
@@ -146,14 +146,14 @@ def test_c89_litellm(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     import litellm
 
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "model": f"openai/{MODEL}", "api_base": f"{place.url}/v1", "api_key": "any", "tools": [tool],
         "temperature": 0, "max_tokens": 300, "num_retries": 0,
     }  # fmt: skip
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
     for _ in range(3):
-        whole = litellm.completion(messages=messages, tool_choice="required", **asked)
-        pieces = list(litellm.completion(messages=messages, tool_choice="required", stream=True, **asked))
+        whole = litellm.completion(messages=messages, tool_choice="required", **options)
+        pieces = list(litellm.completion(messages=messages, tool_choice="required", stream=True, **options))
         streamed = litellm.stream_chunk_builder(pieces, messages=messages)
         for reply in (whole, streamed):
             assert reply.choices[0].finish_reason == "tool_calls"
@@ -162,9 +162,9 @@ def test_c89_litellm(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         called = streamed.choices[0].message
         results = [{"role": "tool", "tool_call_id": call.id, "content": RESULT} for call in called.tool_calls]
         messages += [called.model_dump(exclude_none=True), *results]
-        said = litellm.completion(messages=messages, tool_choice="none", **asked).choices[0].message
-        assert said.content and not said.tool_calls
-        messages += [said.model_dump(exclude_none=True), {"role": "user", "content": QUESTION}]
+        reply = litellm.completion(messages=messages, tool_choice="none", **options).choices[0].message
+        assert reply.content and not reply.tool_calls
+        messages += [reply.model_dump(exclude_none=True), {"role": "user", "content": QUESTION}]
 
 
 def test_c89_instructor(live: Live) -> None:
@@ -178,11 +178,11 @@ def test_c89_instructor(live: Live) -> None:
 
     with openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0) as bare:
         client = instructor.from_openai(bare, mode=instructor.Mode.TOOLS)
-        asked: dict[str, Any] = {"model": MODEL, "max_retries": 0, "temperature": 0, "max_tokens": 300}
+        options: dict[str, Any] = {"model": MODEL, "max_retries": 0, "temperature": 0, "max_tokens": 300}
         messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
         for _ in range(3):
-            whole = client.create(response_model=Weather, messages=messages, **asked)
-            *parts, last = client.create_partial(response_model=Weather, messages=messages, **asked)
+            whole = client.create(response_model=Weather, messages=messages, **options)
+            *parts, last = client.create_partial(response_model=Weather, messages=messages, **options)
             assert whole.city and last.city
             assert all(last.city.startswith(part.city or "") for part in parts)
             messages += [{"role": "assistant", "content": whole.city}, messages[0]]
@@ -214,9 +214,9 @@ def test_c89_smolagents(place: Place) -> None:
     for _ in range(2):  # its own default is tool_choice "required"
         reply = model.generate(messages, tools_to_call_from=[get_weather])
         assert reply.tool_calls
-        said = f"The weather: {RESULT}"
+        reply = f"The weather: {RESULT}"
         messages += [
-            ChatMessage(role=MessageRole.ASSISTANT, content=[{"type": "text", "text": said}]),
+            ChatMessage(role=MessageRole.ASSISTANT, content=[{"type": "text", "text": reply}]),
             ChatMessage(role=MessageRole.USER, content=[{"type": "text", "text": "And now?"}]),
         ]
     assert model.generate(messages, reasoning_effort="none").content  # thinking, a small model may reach its limit
@@ -227,11 +227,11 @@ def test_c89_llm(place: Place, streamed: bool) -> None:
     import llm
     from llm.default_plugins.openai_models import Chat
 
-    asked: list[str] = []
+    cities: list[str] = []
 
     def get_weather(city: str) -> str:
         """Get the current weather for a city"""
-        asked.append(city)
+        cities.append(city)
         return RESULT
 
     model = Chat(model_id="toolwire", model_name=MODEL, api_base=f"{place.url}/v1", supports_tools=True)
@@ -244,7 +244,7 @@ def test_c89_llm(place: Place, streamed: bool) -> None:
         )  # fmt: skip
         assert chain.text()
     if place.scripted:
-        assert asked[:2] == ["Paris", "Rome"]
+        assert cities[:2] == ["Paris", "Rome"]
 
 
 def test_c89_pydantic_ai(place: Place) -> None:
@@ -252,25 +252,25 @@ def test_c89_pydantic_ai(place: Place) -> None:
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    asked: list[str] = []
+    cities: list[str] = []
     model = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=f"{place.url}/v1", api_key="any"))
     agent = Agent(model, model_settings={"temperature": 0, "max_tokens": 300})
 
     @agent.tool_plain
     def get_weather(city: str) -> str:
         """Get the current weather for a city"""
-        asked.append(city)
+        cities.append(city)
         return RESULT
 
     async def loop() -> None:
         history: Any = None
         for _ in range(3):
-            answer = await agent.run(QUESTION, message_history=history)
-            assert answer.output
-            history = answer.all_messages()
+            result = await agent.run(QUESTION, message_history=history)
+            assert result.output
+            history = result.all_messages()
         async with agent.run_stream(QUESTION) as stream:
             assert await stream.get_output()
 
     asyncio.run(loop())
     if place.scripted:
-        assert sorted(asked[:2]) == ["Paris", "Rome"]  # it runs both at once
+        assert sorted(cities[:2]) == ["Paris", "Rome"]  # it runs both at once
