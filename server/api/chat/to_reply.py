@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from server.api.chat.wire import (
     CallDelta,
+    CalledFunction,
     CallNote,
     ChatCompletion,
     ChatCompletionChunk,
@@ -19,12 +20,11 @@ from server.api.chat.wire import (
     ChunkDelta,
     CompletionDetails,
     CustomCall,
+    CustomDelta,
     CustomInput,
-    CustomPart,
     Finish,
     FunctionCall,
-    FunctionHeader,
-    FunctionPart,
+    FunctionDelta,
     Logprobs,
     MissedToolCallNote,
     Notes,
@@ -118,11 +118,11 @@ class Chunker:
 
     def _header(self, call_index: int, name: str, call: _Call) -> ChunkDelta:
         if self._style.legacy_functions:
-            return ChunkDelta(function_call=FunctionHeader(name, ""))
+            return ChunkDelta(function_call=FunctionDelta(name=name, arguments=""))
         if call.custom:
-            header = CallDelta(call_index, call.id, "custom", custom=CustomPart("", name))
+            header = CallDelta(call_index, call.id, "custom", custom=CustomDelta(name=name, input=""))
         else:
-            header = CallDelta(call_index, call.id, "function", FunctionHeader(name, ""))
+            header = CallDelta(call_index, call.id, "function", FunctionDelta(name=name, arguments=""))
         return ChunkDelta(tool_calls=[header])
 
     def _piece(
@@ -134,11 +134,11 @@ class Chunker:
             return []
         call.pieces += 1
         if self._style.legacy_functions:
-            return [self._chunk(index, ChunkDelta(function_call=FunctionPart(text)))]
+            return [self._chunk(index, ChunkDelta(function_call=FunctionDelta(arguments=text)))]
         if call.custom:
-            piece = CallDelta(call_index, custom=CustomPart(text))
+            piece = CallDelta(call_index, custom=CustomDelta(input=text))
         else:
-            piece = CallDelta(call_index, function=FunctionPart(text))
+            piece = CallDelta(call_index, function=FunctionDelta(arguments=text))
         return [self._chunk(index, ChunkDelta(tool_calls=[piece]))]
 
     def _close_call(self, index: int, closed: CallClosed, tokens: tuple[ScoredToken, ...]) -> list[ChatCompletionChunk]:
@@ -181,7 +181,7 @@ class _Choice:
     content: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     calls: dict[int, FunctionCall | CustomCall] = field(default_factory=dict)
-    function_call: FunctionHeader | None = None
+    function_call: CalledFunction | None = None
     logprobs: list[ChatCompletionTokenLogprob] | None = None
     finish: Finish = "stop"
 
@@ -217,8 +217,8 @@ def _add(choice: _Choice, new: ChunkChoice) -> None:
         for call in delta.tool_calls:
             _add_call(choice, call)
     if delta.function_call is not UNSET:
-        if isinstance(delta.function_call, FunctionHeader):
-            choice.function_call = FunctionHeader(delta.function_call.name, "")
+        if isinstance(delta.function_call.name, str):
+            choice.function_call = CalledFunction(delta.function_call.name, "")
         elif choice.function_call is not None:
             choice.function_call.arguments += delta.function_call.arguments
     if new.logprobs is not None:
@@ -231,8 +231,8 @@ def _add_call(choice: _Choice, new: CallDelta) -> None:
     if isinstance(new.id, str):
         if new.custom is not UNSET:
             choice.calls[new.index] = CustomCall(new.id, CustomInput(str(new.custom.name), ""))
-        elif isinstance(new.function, FunctionHeader):
-            choice.calls[new.index] = FunctionCall(new.id, FunctionHeader(new.function.name, ""))
+        elif new.function is not UNSET:
+            choice.calls[new.index] = FunctionCall(new.id, CalledFunction(str(new.function.name), ""))
         return
     call = choice.calls[new.index]
     if isinstance(call, CustomCall) and new.custom is not UNSET:

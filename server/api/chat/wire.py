@@ -1,4 +1,4 @@
-"""What leaves the server as JSON: chunks, whole replies, errors. Field order is the order on the wire.
+"""Structs sent to clients: chunks and whole replies. Field order is the order on the wire.
 
 A field that is `UNSET` is not sent at all; None is sent as null. Clients tell the two apart.
 """
@@ -12,7 +12,7 @@ Finish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class TopLogprob(msgspec.Struct):
-    """An alternative at one place."""
+    """A likely token at one position."""
 
     token: str
     logprob: float
@@ -35,45 +35,38 @@ class Logprobs(msgspec.Struct):
     refusal: None = None
 
 
-class FunctionPart(msgspec.Struct):
-    """The name only in a call's first chunk; the arguments' pieces joined are JSON."""
+class FunctionDelta(msgspec.Struct, kw_only=True):
+    """Name in a call's first chunk only; the pieces of `arguments` joined are JSON."""
 
-    arguments: str
     name: str | UnsetType = UNSET
-
-
-class FunctionHeader(msgspec.Struct):
-    """The first chunk's function, and the legacy `function_call`."""
-
-    name: str
     arguments: str
 
 
-class CustomPart(msgspec.Struct):
-    """Free text of a custom tool."""
+class CustomDelta(msgspec.Struct, kw_only=True):
+    """Name in a call's first chunk only; the pieces of `input` joined are the text."""
 
+    name: str | UnsetType = UNSET
     input: str
-    name: str | UnsetType = UNSET
 
 
 class CallDelta(msgspec.Struct):
-    """The header of a call has id, type and name; every later piece only index and text."""
+    """First chunk of a call with id, type and name; later ones with index and a piece of text only."""
 
     index: int
     id: str | UnsetType = UNSET
     type: Literal["function", "custom"] | UnsetType = UNSET
-    function: FunctionPart | FunctionHeader | UnsetType = UNSET
-    custom: CustomPart | UnsetType = UNSET
+    function: FunctionDelta | UnsetType = UNSET
+    custom: CustomDelta | UnsetType = UNSET
 
 
 class ChunkDelta(msgspec.Struct):
-    """Exactly one of: the role, a thought, text, a piece of a call, nothing (then the finish reason stands)."""
+    """Exactly one of: role, reasoning, text, a piece of a call; nothing where the finish reason is set."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[CallDelta] | UnsetType = UNSET
-    function_call: FunctionPart | FunctionHeader | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct):
@@ -86,14 +79,14 @@ class ChunkChoice(msgspec.Struct):
 
 
 class PromptDetails(msgspec.Struct):
-    """Prompt tokens that the prefix cache held."""
+    """Prompt tokens found in the prefix cache."""
 
     cached_tokens: int = 0
     audio_tokens: int = 0
 
 
 class CompletionDetails(msgspec.Struct):
-    """Written tokens that were thoughts."""
+    """Generated tokens that were reasoning."""
 
     reasoning_tokens: int = 0
     audio_tokens: int = 0
@@ -112,7 +105,7 @@ class Usage(msgspec.Struct):
 
 
 class CallNote(msgspec.Struct, omit_defaults=True):
-    """What is to be known about a call beyond OpenAI's fields (extension)."""
+    """Flags, raw text and logprobs of one call (extension)."""
 
     choice: int
     index: int
@@ -122,7 +115,7 @@ class CallNote(msgspec.Struct, omit_defaults=True):
 
 
 class MissedToolCallNote(msgspec.Struct):
-    """A choice whose thoughts named a tool, or that is blank, and that ended without a call (extension)."""
+    """A choice whose reasoning named a tool, or that is blank, and that ended without a call (extension)."""
 
     choice: int
     named: list[str]
@@ -130,7 +123,7 @@ class MissedToolCallNote(msgspec.Struct):
 
 
 class Notes(msgspec.Struct, omit_defaults=True):
-    """The `toolwire` object (extension): absent when there is nothing to say."""
+    """The `toolwire` object (extension): absent when there is nothing to report."""
 
     calls: list[CallNote] = []
     dropped_messages: int = 0
@@ -151,27 +144,32 @@ class ChatCompletionChunk(msgspec.Struct):
     toolwire: Notes | UnsetType = UNSET
 
 
-class FunctionCall(msgspec.Struct):
-    """A call of a function tool: its arguments are a string that holds JSON."""
+class CalledFunction(msgspec.Struct):
+    """A function's name and its arguments, a string that holds JSON."""
+
+    name: str
+    arguments: str
+
+
+class FunctionCall(msgspec.Struct, tag_field="type", tag="function"):
+    """A call of a function tool."""
 
     id: str
-    function: FunctionHeader
-    type: Literal["function"] = "function"
+    function: CalledFunction
 
 
 class CustomInput(msgspec.Struct):
-    """A call of a custom tool: free text."""
+    """A custom tool's name and its input, free text."""
 
     name: str
     input: str
 
 
-class CustomCall(msgspec.Struct):
+class CustomCall(msgspec.Struct, tag_field="type", tag="custom"):
     """A call of a custom tool."""
 
     id: str
     custom: CustomInput
-    type: Literal["custom"] = "custom"
 
 
 class ReplyMessage(msgspec.Struct):
@@ -183,7 +181,7 @@ class ReplyMessage(msgspec.Struct):
     annotations: list[Any] = []
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[FunctionCall | CustomCall] | UnsetType = UNSET
-    function_call: FunctionHeader | UnsetType = UNSET
+    function_call: CalledFunction | UnsetType = UNSET
 
 
 class ReplyChoice(msgspec.Struct):
@@ -196,7 +194,7 @@ class ReplyChoice(msgspec.Struct):
 
 
 class ChatCompletion(msgspec.Struct):
-    """The whole answer to a request without `stream`."""
+    """Reply to a request without `stream`."""
 
     id: str
     created: int
