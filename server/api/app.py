@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from server.api.chat.router import ChatHandler, chat_router
 from server.api.chat.to_request import RequestMapper
@@ -19,7 +19,7 @@ from server.api.middleware.error_boundary import ErrorBoundary
 from server.api.middleware.rate_limit import RateLimiter, RateLimitMiddleware
 from server.api.middleware.request_log import RequestLogMiddleware
 from server.api.middleware.tracing import TracingMiddleware
-from server.api.openapi.document import describe
+from server.api.openapi.document import DocumentedApp
 from server.api.openapi.page import page
 from server.api.sse import ClientGone, keep_streams_through_shutdown
 from server.backends.base import Backend
@@ -28,6 +28,7 @@ from server.errors import ServeError
 from server.prompt.builder import PromptBuilder
 from server.service import build_service
 from server.settings import ApiSettings, Settings
+from server.version import version
 
 CLIENT_GONE = 499  # never sent, only logged
 
@@ -45,8 +46,17 @@ def create_app(
     vocab_size = checkpoint.tokenizer.get_vocab_size()
     mapper = RequestMapper(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
     chat = ChatHandler(api, name, mapper, service, metrics)
-    app = FastAPI(
+    app = DocumentedApp(
+        routers=(
+            chat_router(chat),
+            tokens_router(chat, service, checkpoint, window),
+            models_router(name, window),
+            memory_router(backend),
+            health_router(backend, metrics),
+        ),
         title="toolwire",
+        version=version(),
+        description="OpenAI-compatible chat with tools.",
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -54,28 +64,12 @@ def create_app(
         # FastAPI's own spans would double ours and record the query string; older versions ignore this.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.include_router(chat_router(chat))
-    app.include_router(tokens_router(chat, service, checkpoint, window))
-    app.include_router(models_router(name, window))
-    app.include_router(memory_router(backend))
-    app.include_router(health_router(backend, metrics))
-    _add_description(app)
+    # Plain functions, which run in a thread.
+    app.add_route("/openapi.json", lambda _: JSONResponse(app.openapi()))
+    app.add_route("/docs", lambda _: HTMLResponse(page(app.openapi())))
     _add_error_handlers(app, metrics)
     _add_middleware(app, api)
     return app
-
-
-def _add_description(app: FastAPI) -> None:
-    document = describe()
-    shown = page(document)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(shown)
-
-    @app.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> dict[str, object]:
-        return document
 
 
 def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:

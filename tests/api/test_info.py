@@ -10,6 +10,7 @@ import msgspec
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import EngineDied, Starting
 from server.messages import MemoryReport
+from server.version import version
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve, events_of
 from tests.backends.scripted import PULSE, Script
 
@@ -132,8 +133,11 @@ async def test_the_openapi_document_describes_every_route_and_resolves(serve: Se
     async with serve() as served:
         document = (await served.http.get("/openapi.json")).json()
         shown = (await served.http.get("/docs")).text
-    paths = set(document["paths"])
-    assert {"/v1/chat/completions", "/v1/models", "/tokenize", "/ready", "/metrics", "/v1/memory"} <= paths
+    assert set(document["paths"]) == {
+        "/v1/chat/completions", "/v1/chat/completions/input_tokens", "/tokenize", "/detokenize", "/v1/models",
+        "/v1/models/{id}", "/v1/memory", "/health", "/ready", "/metrics",
+    }  # fmt: skip
+    assert document["info"]["version"] == version()
 
     def check(value: Any) -> None:
         if isinstance(value, dict):
@@ -152,7 +156,7 @@ async def test_the_openapi_document_describes_every_route_and_resolves(serve: Se
     assert "thinking_budget" in shown and "tool result" in shown
     assert not any(fetched in shown for fetched in ("<script", "src=", "@import")), "it works offline"
     assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
-    assert "fault in the middle" in shown and "context_length_exceeded" in shown
+    assert "error in the middle" in shown and "context_length_exceeded" in shown
 
 
 def fits(document: Any, name: str, value: Any) -> None:
@@ -188,16 +192,15 @@ async def test_what_is_sent_is_what_the_openapi_document_says(serve: Serve, repl
 async def test_the_examples_of_the_openapi_document_fit_it(serve: Serve) -> None:
     async with serve() as served:
         document = (await served.http.get("/openapi.json")).json()
-    operation = document["paths"]["/v1/chat/completions"]["post"]
-    for example in operation["requestBody"]["content"]["application/json"]["examples"].values():
-        fits(document, "ChatCompletionRequest", example["value"])
-    assert {"200", "400", "401", "404", "408", "413", "429", "500", "503", "504"} == set(operation["responses"])
-    for status, told in operation["responses"].items():
-        if status == "200":
-            fits(document, "ChatCompletion", told["content"]["application/json"]["example"])
-            for example in told["content"]["text/event-stream"]["examples"].values():
-                for event in events_of(example["value"]):
-                    fits(document, "ErrorBody" if '"error"' in event else "ChatCompletionChunk", json.loads(event))
-        else:
-            for example in told["content"]["application/json"]["examples"].values():
-                fits(document, "ErrorBody", example["value"])
+    operations = [one for path in document["paths"].values() for one in path.values()]
+    bodies = [one["requestBody"] for one in operations if "requestBody" in one]
+    for described in [*bodies, *(reply for one in operations for reply in one["responses"].values())]:
+        json_content = described["content"].get("application/json", {})
+        examples = [one["value"] for one in json_content.get("examples", {}).values()]
+        for example in examples or [json_content["example"]] if json_content else ():
+            fits(document, json_content["schema"]["$ref"].rsplit("/", 1)[1], example)
+    chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert {"200", "400", "401", "404", "408", "413", "429", "500", "503", "504"} == set(chat)
+    for example in chat["200"]["content"]["text/event-stream"]["examples"].values():
+        for event in events_of(example["value"]):
+            fits(document, "ErrorBody" if '"error"' in event else "ChatCompletionChunk", json.loads(event))

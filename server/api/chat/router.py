@@ -13,14 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import bad, read_object
+from server.api.chat.examples import REPLY, REQUESTS, STREAMS
 from server.api.chat.schemas import ChatCompletionRequest, read_request
 from server.api.chat.to_reply import Chunker, ReplyStyle, fold
 from server.api.chat.to_request import RequestMapper
-from server.api.chat.wire import ChatCompletionChunk
+from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
 from server.api.errors import ApiError, RequestRefused, encode, no_such_model
 from server.api.metrics import Metrics, RequestMetrics
 from server.api.middleware.request_log import prompt_logger
 from server.api.middleware.tracing import traced
+from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, ref
 from server.api.sse import EventStream, unless_gone
 from server.chat_request import ChatRequest
 from server.errors import ServeError
@@ -137,8 +139,36 @@ class ChatHandler:
 def chat_router(handler: ChatHandler) -> APIRouter:
     """Route of chat completions."""
     router = APIRouter()
-    router.add_api_route(PATH, handler.answer, methods=["POST"])
+    router.add_api_route(
+        PATH,
+        handler.answer,
+        methods=["POST"],
+        operation_id="createChatCompletion",
+        summary="Answer a conversation, calling tools.",
+        openapi_extra={**json_body(ChatCompletionRequest, REQUESTS), "parameters": [_TIMEOUT_PARAMETER]},
+        responses={200: _REPLY, **error_replies(400, 401, 404, 408, 413, 429, 500, 503, 504)},
+    )
     return router
+
+
+_TIMEOUT_PARAMETER = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "Extension. Seconds that this request may take; only ever shortens the server's own deadline.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+_EVENTS = "Each event is `data: ` and a chunk, the last `data: [DONE]`. An error in the middle is an ErrorBody."
+_REPLY = {
+    "description": "The reply, or with `stream` its chunks as server-sent events.",
+    "headers": REQUEST_ID,
+    "content": {
+        "application/json": {"schema": ref(ChatCompletion), "example": REPLY},
+        "text/event-stream": {
+            "schema": {"type": "string", "description": _EVENTS, "contentSchema": ref(ChatCompletionChunk)},
+            "examples": STREAMS,
+        },
+    },
+}
 
 
 async def logged(

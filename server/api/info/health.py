@@ -9,8 +9,11 @@ from starlette.responses import Response
 
 from server.api.errors import ErrorBody, error_of, json_response
 from server.api.metrics import CONTENT_TYPE, Metrics
+from server.api.openapi.operations import RETRY_AFTER, error_replies, json_reply
 from server.backends.base import Backend
 from server.errors import ServeError, Starting
+
+READY = {"status": "ready", "running": 0, "waiting": 0}
 
 
 class Health(msgspec.Struct):
@@ -46,12 +49,22 @@ def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
 
     @router.get("/", include_in_schema=False)
     @router.head("/", include_in_schema=False)
-    @router.get("/health")
+    @router.get(
+        "/health",
+        operation_id="getHealth",
+        summary="The API process lives; says nothing of the engine.",
+        responses={200: json_reply(Health, {"status": "ok"}), **error_replies(500)},
+    )
     @router.head("/health", include_in_schema=False)
     async def health() -> Response:
         return json_response(Health("ok"))
 
-    @router.get("/ready")
+    @router.get(
+        "/ready",
+        operation_id="getReadiness",
+        summary="The model is loaded and the engine answers.",
+        responses={200: json_reply(Ready, READY), 503: NOT_READY, **error_replies(500)},
+    )
     @router.head("/ready", include_in_schema=False)
     async def ready() -> Response:
         try:
@@ -60,7 +73,12 @@ def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
             return _not_ready(error)
         return json_response(Ready("ready", pulse.running, pulse.waiting))
 
-    @router.get("/metrics")
+    @router.get(
+        "/metrics",
+        operation_id="getMetrics",
+        summary="Prometheus metrics.",
+        responses={200: METRICS, **error_replies(401, 500)},
+    )
     @router.head("/metrics", include_in_schema=False)
     async def prometheus_metrics() -> Response:
         try:
@@ -71,6 +89,25 @@ def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
         return Response(metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     return router
+
+
+_LOADING = Starting("loading weights", 0.4)
+NOT_READY = json_reply(
+    NotReady,
+    {**msgspec.to_builtins(error_of(_LOADING).envelope()), "progress": {"stage": "loading weights", "fraction": 0.4}},
+    "The engine does not answer; while the model is loading, with the progress.",
+)
+NOT_READY["headers"] |= RETRY_AFTER
+METRICS = {
+    "description": "OpenMetrics text.",
+    "content": {
+        "application/openmetrics-text": {
+            "schema": {"type": "string"},
+            "example": "# TYPE toolwire_requests counter\n"
+            'toolwire_requests_total{path="/v1/chat/completions",outcome="200"} 1.0\n# EOF\n',
+        }
+    },
+}
 
 
 def _not_ready(error: ServeError) -> Response:

@@ -5,9 +5,17 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.api.errors import json_response
+from server.api.openapi.operations import error_replies, json_reply
 from server.backends.base import Backend
 from server.errors import Starting
 from server.messages import MemoryReport
+
+EXAMPLE = {
+    "object": "memory",
+    "level": "calm",
+    "kv_bytes": 62914560,
+    "blocks": {"total": 1024, "allowed": 1024, "used": 3, "cached": 40, "free": 981},
+}
 
 
 class BlockCounts(msgspec.Struct):
@@ -30,7 +38,12 @@ def memory_router(backend: Backend) -> APIRouter:
     """Route that shows the memory of the engine; 503 until its first report."""
     router = APIRouter()
 
-    @router.get("/v1/memory")
+    @router.get(
+        "/v1/memory",
+        operation_id="getMemory",
+        summary="Report what the memory guard knows and did.",
+        responses={200: json_reply(Memory, EXAMPLE), **error_replies(401, 500, 503)},
+    )
     @router.head("/v1/memory", include_in_schema=False)
     async def memory() -> Response:
         pulse = await backend.health()

@@ -7,7 +7,16 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.api.errors import RequestRefused, json_response, no_such_model
+from server.api.openapi.operations import error_replies, json_reply
 from server.prompt.window import Window
+
+EXAMPLE = {
+    "id": "toolwire-demo",
+    "object": "model",
+    "created": 1790000000,
+    "owned_by": "toolwire",
+    "max_model_len": 2048,
+}
 
 
 class Model(msgspec.Struct, tag_field="object", tag="model"):
@@ -33,12 +42,22 @@ def models_router(name: str, window: Window) -> APIRouter:
     def described() -> Model:
         return Model(name, created, "toolwire", window.limit)
 
-    @router.get("/v1/models")
+    @router.get(
+        "/v1/models",
+        operation_id="listModels",
+        summary="List the models served here: one.",
+        responses={200: json_reply(ModelList, {"object": "list", "data": [EXAMPLE]}), **error_replies(401, 500)},
+    )
     @router.head("/v1/models", include_in_schema=False)
     async def list_models() -> Response:
         return json_response(ModelList([described()]))
 
-    @router.get("/v1/models/{id:path}")  # an id may hold slashes
+    @router.get(
+        "/v1/models/{id:path}",  # an id may hold slashes
+        operation_id="retrieveModel",
+        summary="Describe one model.",
+        responses={200: json_reply(Model, EXAMPLE), **error_replies(401, 404, 500)},
+    )
     @router.head("/v1/models/{id:path}", include_in_schema=False)
     async def retrieve_model(id: str) -> Response:
         if id != name:

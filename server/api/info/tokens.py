@@ -10,16 +10,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import read_object
+from server.api.chat.examples import REQUESTS
 from server.api.chat.fields import Part
 from server.api.chat.router import ChatHandler, read_body
+from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.validation_errors import refusal_of
 from server.api.errors import json_response
+from server.api.openapi.operations import error_replies, json_body, json_reply
 from server.checkpoint.checkpoint import Checkpoint
 from server.prompt.window import Window
 from server.service import ChatService
 
 MAX_TOKENS = 1 << 20
 MAX_TOKEN_ID = (1 << 31) - 1
+COUNTED = {
+    "object": "chat.completion.input_tokens",
+    "input_tokens": 180,
+    "max_model_len": 2048,
+    "parts": [{"part": "messages[0]", "tokens": 14}, {"part": "tools", "tokens": 166}],
+}
+TOKENIZED = {"tokens": [9707, 0], "count": 2, "max_model_len": 2048}
+CONVERSION_ERRORS = (400, 401, 408, 413, 500)
 T = TypeVar("T", bound=Part)
 
 
@@ -68,20 +79,38 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
     """Routes that count and convert tokens, by the code that prepares prompts."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions/input_tokens")
+    @router.post(
+        "/v1/chat/completions/input_tokens",
+        operation_id="countInputTokens",
+        summary="Count a request's prompt tokens, by part, without answering it.",
+        openapi_extra=json_body(ChatCompletionRequest, REQUESTS),
+        responses={200: json_reply(InputTokens, COUNTED), **error_replies(400, 401, 404, 408, 413, 429, 500)},
+    )
     async def count_input_tokens(request: Request) -> Response:
         _, chat_request = await chat.read(request)
         counts = await service.count(chat_request)
         parts = [PartCount(one.part, one.tokens) for one in counts]
         return json_response(InputTokens(sum(one.tokens for one in counts), window.limit, parts))
 
-    @router.post("/tokenize")
+    @router.post(
+        "/tokenize",
+        operation_id="tokenize",
+        summary="Convert plain text to token ids.",
+        openapi_extra=json_body(TokenizeRequest, {"text": {"prompt": "Hello!"}}),
+        responses={200: json_reply(Tokenized, TOKENIZED), **error_replies(*CONVERSION_ERRORS)},
+    )
     async def tokenize(request: Request) -> Response:
         body = await read_body(request)
         token_ids = await asyncio.to_thread(_tokenize, checkpoint, body)  # long texts take a while
         return json_response(Tokenized(token_ids, len(token_ids), window.limit))
 
-    @router.post("/detokenize")
+    @router.post(
+        "/detokenize",
+        operation_id="detokenize",
+        summary="Convert token ids to text.",
+        openapi_extra=json_body(DetokenizeRequest, {"ids": {"tokens": [9707, 0]}}),
+        responses={200: json_reply(Detokenized, {"prompt": "Hello!"}), **error_replies(*CONVERSION_ERRORS)},
+    )
     async def detokenize(request: Request) -> Response:
         body = await read_body(request)
         return json_response(Detokenized(await asyncio.to_thread(_detokenize, checkpoint, body)))
