@@ -7,12 +7,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from server.api.chat.router import ChatHandler, chat_router
+from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.to_request import RequestMapper
-from server.api.errors import ApiError, RequestRefused, error_of, error_response, not_allowed, not_found
-from server.api.info.health import health_router
-from server.api.info.memory import memory_router
-from server.api.info.models import models_router
-from server.api.info.tokens import tokens_router
+from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
+from server.api.errors import ApiError, ErrorBody, RequestRefused, error_of, error_response, not_allowed, not_found
+from server.api.info.health import Health, NotReady, Ready, health_router
+from server.api.info.memory import Memory, memory_router
+from server.api.info.models import Model, ModelList, models_router
+from server.api.info.tokens import (
+    Detokenized,
+    DetokenizeRequest,
+    InputTokens,
+    Tokenized,
+    TokenizeRequest,
+    tokens_router,
+)
 from server.api.metrics import Metrics
 from server.api.middleware.auth import ApiKeys, AuthMiddleware
 from server.api.middleware.error_boundary import ErrorBoundary
@@ -30,6 +39,11 @@ from server.service import build_service
 from server.settings import ApiSettings, Settings
 from server.version import version
 
+REQUESTS = (ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
+REPLIES = (
+    ChatCompletion, ChatCompletionChunk, ErrorBody, InputTokens, Tokenized, Detokenized, Model, ModelList, Memory,
+    Health, Ready, NotReady,
+)  # fmt: skip
 CLIENT_GONE = 499  # never sent, only logged
 
 
@@ -54,6 +68,8 @@ def create_app(
             memory_router(backend),
             health_router(backend, metrics),
         ),
+        requests=REQUESTS,
+        replies=REPLIES,
         title="toolwire",
         version=version(),
         description="OpenAI-compatible chat with tools.",

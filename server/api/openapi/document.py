@@ -7,22 +7,11 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.api.chat.schemas import ChatCompletionRequest
-from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
-from server.api.errors import ErrorBody
-from server.api.info.health import Health, NotReady, Ready
-from server.api.info.memory import Memory
-from server.api.info.models import Model, ModelList
-from server.api.info.tokens import Detokenized, DetokenizeRequest, InputTokens, Tokenized, TokenizeRequest
 from server.api.openapi.operations import REF
 
-REQUESTS = (ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
-REPLIES = (
-    ChatCompletion, ChatCompletionChunk, ErrorBody, InputTokens, Tokenized, Detokenized, Model, ModelList, Memory,
-    Health, Ready, NotReady,
-)  # fmt: skip
 SECURITY_SCHEMES = {
     "key": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -30,11 +19,17 @@ SECURITY_SCHEMES = {
 
 
 class DocumentedApp(FastAPI):
-    """FastAPI over `routers`, whose bodies are read and written by the server itself."""
+    """FastAPI over `routers`, which read their bodies as `requests` and write `replies` by themselves."""
 
-    def __init__(self, routers: Sequence[APIRouter], **options: Any) -> None:
+    def __init__(
+        self,
+        routers: Sequence[APIRouter],
+        requests: Sequence[type[BaseModel]],
+        replies: Sequence[type[msgspec.Struct]],
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self._routers = routers
+        self._routers, self._requests, self._replies = routers, requests, replies
         self._lock = threading.Lock()  # the document is requested by threads
         for router in routers:
             self.include_router(router)
@@ -46,10 +41,17 @@ class DocumentedApp(FastAPI):
                 document = super().openapi()
                 for router in self._routers:
                     _restore_declared(document, router)
-                document["components"] = {"schemas": _schemas(), "securitySchemes": SECURITY_SCHEMES}
+                document["components"] = {"schemas": self._schemas(), "securitySchemes": SECURITY_SCHEMES}
                 document["security"] = [{}, *({name: []} for name in SECURITY_SCHEMES)]
             assert self.openapi_schema is not None
             return self.openapi_schema
+
+    def _schemas(self) -> dict[str, Any]:
+        _, requests = models_json_schema(
+            [(model, "validation") for model in self._requests], ref_template=REF.replace("{name}", "{model}")
+        )
+        _, replies = msgspec.json.schema_components(self._replies, ref_template=REF)
+        return {**requests["$defs"], **replies}
 
 
 def _restore_declared(document: dict[str, Any], router: APIRouter) -> None:
@@ -60,11 +62,3 @@ def _restore_declared(document: dict[str, Any], router: APIRouter) -> None:
                 operation = document["paths"][route.path_format][method.lower()]
                 operation |= route.openapi_extra or {}
                 operation["responses"] = {str(status): response for status, response in route.responses.items()}
-
-
-def _schemas() -> dict[str, Any]:
-    _, requests = models_json_schema(
-        [(model, "validation") for model in REQUESTS], ref_template=REF.replace("{name}", "{model}")
-    )
-    _, replies = msgspec.json.schema_components(REPLIES, ref_template=REF)
-    return {**requests["$defs"], **replies}
