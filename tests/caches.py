@@ -16,7 +16,7 @@ _caches: list["functools._lru_cache_wrapper[object]"] = []
 def cached(function: Callable[P, R]) -> Callable[P, R]:
     """As functools.cache, until the test module ends."""
     wrapper = functools.cache(function)
-    _caches.append(wrapper)  # type: ignore[arg-type]
+    _caches.append(wrapper)
     return wrapper  # type: ignore[return-value]
 
 

@@ -14,9 +14,9 @@ KEY = "key-of-the-contract"
 SLASHED = "org/name"
 LOCKED = {"authorization": f"Bearer {KEY}"}
 CHAT = "/v1/chat/completions"
-USER = {"role": "user", "content": "What is the weather in Paris in celsius?"}
-HELLO = {"role": "user", "content": "Hello!"}
-TWO_CITIES = {"role": "user", "content": "What is the weather in Paris and in Rome?"}
+USER: Any = {"role": "user", "content": "What is the weather in Paris in celsius?"}
+HELLO: Any = {"role": "user", "content": "Hello!"}
+TWO_CITIES: Any = {"role": "user", "content": "What is the weather in Paris and in Rome?"}
 
 
 def function(
@@ -38,8 +38,11 @@ WEATHER = function(
     unit={"type": "string", "enum": ["celsius", "fahrenheit"]},
 )
 SEARCH = function("search_web", "Search the web", query={"type": "string", "description": "What to search for"})
-NO_ARGUMENTS = {"type": "function", "function": {"name": "get_time", "description": "Get the current time"}}
-NAMED = {"type": "function", "function": {"name": "get_weather"}}
+NO_ARGUMENTS: Any = {
+    "type": "function",
+    "function": {"name": "get_time", "description": "Get the current time"},
+}
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 
 def post(

@@ -1,6 +1,7 @@
 """C01-C25: transport, errors and the range of every field."""
 
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -174,7 +175,7 @@ def test_c24_response_format_without_a_type(live: Live) -> None:
 @pytest.mark.timeout(300)
 def test_c25_no_fault_asks_to_be_repeated(small: Live) -> None:
     """`fault` checks it for every 4xx of this suite. Overload is a 429 or 503 with a short Retry-After."""
-    fields = {"messages": [HELLO], "max_tokens": 6000, "ignore_eos": True}
+    fields: dict[str, Any] = {"messages": [HELLO], "max_tokens": 6000, "ignore_eos": True}
     with httpx.stream("POST", small.url + CHAT, json={"model": MODEL, "stream": True, **fields}, timeout=60) as running:
         assert running.status_code == 200
         for streamed in (False, True):

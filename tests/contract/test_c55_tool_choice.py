@@ -115,9 +115,9 @@ def test_c60_choices_that_are_none(live: Live) -> None:
 def test_c61_a_choice_without_tools(live: Live) -> None:
     for choice in ("required", NAMED, allowed("auto", "get_weather")):
         refused(live, "tool_choice", None, tool_choice=choice)
-    for choice in ("none", "auto", None):
-        ok(live, messages=[HELLO], tool_choice=choice, max_tokens=2)
-        ok(live, messages=[HELLO], tools=[], tool_choice=choice, max_tokens=2, parallel_tool_calls=False)
+    for allowed_choice in ("none", "auto", None):
+        ok(live, messages=[HELLO], tool_choice=allowed_choice, max_tokens=2)
+        ok(live, messages=[HELLO], tools=[], tool_choice=allowed_choice, max_tokens=2, parallel_tool_calls=False)
 
 
 def test_c62_one_call_or_several(live: Live) -> None:

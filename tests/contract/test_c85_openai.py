@@ -87,13 +87,13 @@ def test_c86_a_reply_cut_off_is_the_sdks_own_error(live: Live) -> None:
 
 def test_faults_are_the_sdks_own_errors(live: Live) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
-        live.client().chat.completions.create(model=MODEL, messages=[USER], temperature=3)  # type: ignore[list-item]
+        live.client().chat.completions.create(model=MODEL, messages=[USER], temperature=3)
     assert (bad.value.code, bad.value.param, bad.value.type) == (
         "decimal_above_max_value", "temperature", "invalid_request_error",
     )  # fmt: skip
     assert bad.value.request_id
     with pytest.raises(openai.NotFoundError) as missing:
-        live.client().chat.completions.create(model="none", messages=[USER])  # type: ignore[list-item]
+        live.client().chat.completions.create(model="none", messages=[USER])
     assert missing.value.code == "model_not_found"
 
 

@@ -20,7 +20,7 @@ from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
 
-SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 2048}  # fmt: skip
 PROMPT = [(place * 37) % 2000 + 9 for place in range(70)]
 METHODS: dict[str, dict[str, str]] = {"gptq": {}, "awq": {"quant_method": "awq", "format": "gemm"}}
@@ -29,7 +29,7 @@ METHODS: dict[str, dict[str, str]] = {"gptq": {}, "awq": {"quant_method": "awq",
 def make_base(folder: Path) -> None:
     """A small Qwen3 with random weights, as it would be before it is quantized."""
     torch.manual_seed(0)
-    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES, tie_word_embeddings=False))
+    model: Any = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES, tie_word_embeddings=False))
     for weight in model.parameters():
         if weight.ndim == 2:
             torch.nn.init.normal_(weight, 0.0, 0.06)
