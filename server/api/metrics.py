@@ -1,9 +1,9 @@
-"""Prometheus names and their updates. One registry an app, so that two apps in a process do not share counters."""
+"""Prometheus metrics. One registry an app, so that two apps in a process do not share counters."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN_METRICS
@@ -14,6 +14,7 @@ from server.errors import BadSchema, ConstraintFailed
 from server.events import CallClosed, Ended
 from server.messages import DeviceReading, Pulse
 from server.service import ChoiceEvent, TokenUsage
+from server.version import version
 
 PREFIX = "toolwire"
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -23,14 +24,14 @@ CONTENT_TYPE = OPEN_METRICS
 
 
 class PulseGauges(Collector):
-    """The engine's own counts, as its last heartbeat told them."""
+    """Counts of the engine, from its last heartbeat."""
 
     def __init__(self) -> None:
         self.pulse: Pulse | None = None
         self.restarts = 0
 
     def collect(self) -> Iterable[Metric]:
-        """Nothing but the restarts while no heartbeat was heard."""
+        """All metrics of the engine; without a heartbeat only its restarts and `engine_up 0`."""
         yield _counter("engine_restarts", "Times the engine was started again", self.restarts)
         yield _gauge("engine_up", "1 while the engine answers", 0 if self.pulse is None else 1)
         if self.pulse is not None:
@@ -38,24 +39,24 @@ class PulseGauges(Collector):
 
 
 def _of_pulse(pulse: Pulse) -> Iterator[Metric]:
-    yield _gauge("sequences_running", "Sequences that write", pulse.running)
-    yield _gauge("sequences_waiting", "Sequences that wait", pulse.waiting)
+    yield _gauge("sequences_running", "Sequences being generated", pulse.running)
+    yield _gauge("sequences_waiting", "Sequences waiting for admission", pulse.waiting)
     yield _gauge("kv_blocks_total", "KV blocks", pulse.total_blocks)
     yield _gauge("kv_blocks_used", "KV blocks held by sequences", pulse.used_blocks)
     yield _gauge("kv_blocks_cached", "Free KV blocks whose content may be reused", pulse.cached_blocks)
     yield _counter("engine_steps", "Steps computed", pulse.steps)
     yield _counter("engine_prompt_tokens", "Prompt tokens computed", pulse.prompt_tokens)
     yield _counter("engine_cached_tokens", "Prompt tokens found in the prefix cache", pulse.cached_tokens)
-    yield _counter("engine_output_tokens", "Tokens written", pulse.output_tokens)
-    yield _counter("engine_forced_tokens", "Tokens that a grammar left no choice about", pulse.forced_tokens)
+    yield _counter("engine_output_tokens", "Tokens generated", pulse.output_tokens)
+    yield _counter("engine_forced_tokens", "Tokens that a grammar determined", pulse.forced_tokens)
     yield _counter("engine_drafted_tokens", "Tokens drafted", pulse.drafted_tokens)
-    yield _counter("engine_accepted_tokens", "Drafted tokens that were right", pulse.accepted_tokens)
-    yield _counter("engine_preemptions", "Sequences put back to make room", pulse.preemptions)
+    yield _counter("engine_accepted_tokens", "Drafted tokens accepted", pulse.accepted_tokens)
+    yield _counter("engine_preemptions", "Sequences preempted for lack of KV blocks", pulse.preemptions)
     if pulse.memory is not None:
         yield _gauge("memory_level", "0 calm, 1 tight, 2 critical", LEVELS.index(pulse.memory.level))
         yield _gauge("memory_kv_bytes", "Bytes of the KV cache", pulse.memory.kv_bytes)
         yield _gauge("memory_allocated_bytes", "Bytes allocated on the device", pulse.memory.allocated_bytes)
-        yield _counter("memory_ooms", "Times the device had no memory left", pulse.memory.ooms)
+        yield _counter("memory_ooms", "Times the device ran out of memory", pulse.memory.ooms)
         yield _gauge("memory_allowed_blocks", "KV blocks that memory allows now", pulse.memory.allowed_blocks)
         yield from _of_devices(pulse.memory.devices)
 
@@ -63,22 +64,22 @@ def _of_pulse(pulse: Pulse) -> Iterator[Metric]:
 def _of_devices(devices: tuple[DeviceReading, ...]) -> Iterator[Metric]:
     figures: dict[str, tuple[str, Callable[[DeviceReading], float | None]]] = {
         "device_total_bytes": ("Memory of the device", lambda device: device.total),
-        "device_free_bytes": ("Memory that nobody holds", lambda device: device.free),
-        "device_own_bytes": ("Memory that the engine holds", lambda device: device.own),
-        "device_utilisation": ("Share of time that the device computes", lambda device: device.utilisation),
+        "device_free_bytes": ("Free memory of the device", lambda device: device.free),
+        "device_own_bytes": ("Memory held by the engine", lambda device: device.own),
+        "device_utilisation": ("Share of time that the device computes, 0 to 1", lambda device: device.utilisation),
         "device_temperature_celsius": ("Temperature of the device", lambda device: device.temperature_c),
         "device_healthy": ("1 while the device reports no fault", lambda device: int(device.healthy)),
     }
     for name, (text, figure) in figures.items():
-        metric = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["place", "name", "uuid"])
-        for place, device in enumerate(devices):
+        metric = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["device", "name", "uuid"])
+        for index, device in enumerate(devices):
             if (value := figure(device)) is not None:
-                metric.add_metric([str(place), device.name, device.uuid], value)
+                metric.add_metric([str(index), device.name, device.uuid], value)
         yield metric
 
 
 class Metrics:
-    """What the API counts."""
+    """Counters of the API, and the gauges of the engine behind it."""
 
     def __init__(self, dialect: str) -> None:
         self.registry = CollectorRegistry()
@@ -101,17 +102,19 @@ class Metrics:
         self._tokens = Counter(f"{name}tokens", "Tokens of finished requests", ["kind"], registry=registry)
         self._calls = Counter(f"{name}tool_calls", "Calls returned", ["dialect", "flag"], registry=registry)
         self._uncalled = Counter(
-            f"{name}uncalled",
-            "Replies without a call whose thoughts named a tool, or that are blank",
+            f"{name}missed_tool_calls",
+            "Replies without a call whose reasoning named a tool, or that are blank",
             ["dialect", "reply"],
             registry=registry,
         )
         self._grammars = Counter(
             f"{name}grammars",
-            "Grammars of replies: held, or refused as unusable",
+            "Grammars of replies: held (enforced), or refused as unusable",
             ["dialect", "outcome"],
             registry=registry,
         )
+        build = Info(f"{name}build", "Version and tool dialect of this server", registry=registry)
+        build.info({"version": version(), "dialect": dialect})
         self._open = Gauge(f"{name}requests_open", "Requests being answered", registry=registry)
 
     def watch(self) -> "RequestMetrics":
@@ -120,11 +123,11 @@ class Metrics:
         return RequestMetrics(self)
 
     def refused(self, path: str, status: int) -> None:
-        """A request was answered with a fault before it began."""
+        """Count a request that was refused before it began."""
         self._requests.labels(path, str(status)).inc()
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """The metrics as OpenMetrics text."""
         text: bytes = generate_open_metrics(self.registry)  # type: ignore[no-untyped-call]
         return text
 

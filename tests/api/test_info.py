@@ -9,13 +9,14 @@ import msgspec
 
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import EngineDied, Starting
-from server.messages import MemoryReport
+from server.messages import DeviceReading, MemoryReport
 from server.version import version
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve, events_of
 from tests.backends.scripted import PULSE, Script
 
 Reply = Callable[..., Script]
-MEMORY = MemoryReport(level="tight", kv_bytes=7)
+DEVICE = DeviceReading("H100", "GPU-1", "nvml", total=3, used=1, free=2)
+MEMORY = MemoryReport(level="tight", kv_bytes=7, devices=(DEVICE,))
 
 
 async def test_models_are_listed_and_found_by_ids_with_slashes(serve: Serve, checkpoint: Checkpoint) -> None:
@@ -85,6 +86,8 @@ async def test_metrics_count_requests_tokens_and_calls(serve: Serve, reply: Repl
         "toolwire_engine_up 1",
         "toolwire_engine_steps_total 5",
         "toolwire_memory_level 1",
+        'toolwire_device_free_bytes{device="0",name="H100",uuid="GPU-1"} 2',
+        f'toolwire_build_info{{dialect="hermes",version="{version()}"}} 1.0',
     ):
         assert line in text, line
 

@@ -1,4 +1,4 @@
-"""Counts that must come back to nothing, and outcomes that must be told apart."""
+"""Counts that must return to zero, and outcomes that must be distinguished."""
 
 import asyncio
 from collections.abc import Callable
@@ -32,7 +32,7 @@ async def test_a_stream_is_counted_once_and_is_open_no_more(serve: Serve, reply:
 
 @pytest.mark.parametrize("sends", [0, 1, 2])
 async def test_a_client_that_leaves_at_once_does_not_stay_open(serve: Serve, reply: Reply, sends: int) -> None:
-    """Whoever left before the first step was asked for used to be counted as open until the server ended."""
+    """A client that left before the first chunk was counted as open until the server ended."""
     body = b'{"model": "%s", "stream": true, "messages": [{"role": "user", "content": "Hi"}]}' % MODEL.encode()
     async with serve(reply("Hello there")) as served:
         mail: list[Message] = [{"type": "http.request", "body": body}]

@@ -172,9 +172,9 @@ async def test_case_44_a_turn_that_ends_without_the_call_that_its_thoughts_name_
     )
     if noted is not None:
         reply_kind = "blank" if noted[1] else "text"
-        assert f'toolwire_uncalled_total{{dialect="hermes",reply="{reply_kind}"}} 2.0' in counted
+        assert f'toolwire_missed_tool_calls_total{{dialect="hermes",reply="{reply_kind}"}} 2.0' in counted
     else:
-        assert "toolwire_uncalled_total{" not in counted
+        assert "toolwire_missed_tool_calls_total{" not in counted
 
 
 @pytest.mark.parametrize(
