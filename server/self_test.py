@@ -150,7 +150,9 @@ def _check_round_trip(pipeline: _Pipeline, case: Case) -> Iterator[SelfTestFault
     prompt = pipeline.render([QUESTION])
     whole = pipeline.render([QUESTION, _assistant_message(case)], ask_for_reply=False)
     if not whole.text.startswith(prompt.text):
-        yield SelfTestFault(case.name, "the chat template does not write an answer where it asks for one")
+        yield SelfTestFault(
+            case.name, "the chat template renders a reply in another place than after its generation prompt"
+        )
         return
     reply = pipeline.ids_of_reply(whole.text[len(prompt.text) :])
     reply_format = ReplyFormat(

@@ -59,7 +59,7 @@ class RenderBudget:
         self._characters = characters
 
     def spend(self, characters: int) -> None:
-        """Charge so many characters and check the clock. Raises TemplateLimitExceeded."""
+        """Charge this many characters and check the clock. Raises TemplateLimitExceeded."""
         self._characters -= characters
         if self._characters < 0:
             raise TemplateLimitExceeded("it makes too much text")

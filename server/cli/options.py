@@ -21,9 +21,9 @@ TITLES: Mapping[str, str] = {"model": "Model", "engine": "Engine and memory", "a
 
 
 def takes_settings(command: Callable[[Resolved], None]) -> Callable[..., None]:
-    """A typer command with every setting as an option, and `--config FILE`.
+    """Wrap a command into one with every setting as an option, and `--config FILE`.
 
-    Options left out are None here, so that `resolve` can tell them from a value that equals the default.
+    Options that are not given are None here, so that `resolve` can distinguish them from values equal to the default.
     """
 
     def wrapped(**arguments: Any) -> None:

@@ -46,7 +46,7 @@ def test_everything_is_read(folder: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["missing", "file", "empty", "no tokenizer", "no json", "list", "bad tokenizer"])
 def test_a_folder_without_a_checkpoint_is_refused_in_one_line(folder: Path, broken: str) -> None:
-    """A traceback at start tells a newcomer nothing."""
+    """A traceback at start does not say what to change."""
     path = folder
     match broken:
         case "missing":

@@ -1,4 +1,4 @@
-"""Hiding keeps lengths, is undone by showing, and leaves nothing that a tokenizer could match."""
+"""`Mask.hide` keeps lengths, is undone by `show`, and leaves no text that encodes as a control token."""
 
 import re
 
@@ -20,7 +20,7 @@ mask = Mask(TOKENS, ["</", "<", ">", "plain"])
 
 @given(TEXTS)
 def test_showing_undoes_hiding_and_lengths_stay(text: str) -> None:
-    """Templates slice, trim and measure what they print; and what was sent must be what the model reads."""
+    """Templates slice, trim and measure texts, and the model must read what the client sent."""
     hidden = mask.hide(text)
     assert len(hidden) == len(text)
     assert mask.show(hidden) == text
@@ -29,20 +29,20 @@ def test_showing_undoes_hiding_and_lengths_stay(text: str) -> None:
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.sampled_from(["", " ", "</", "<", ">", "plain"]))
-def test_no_token_is_left_however_texts_are_joined(texts: list[str], between: str) -> None:
-    """Templates print texts side by side, trimmed or not, and beside literals of their own."""
+def test_joined_texts_contain_no_token(texts: list[str], between: str) -> None:
+    """Templates join texts, trimmed or not, with each other and with their literals."""
     for joined in (between.join(map(mask.hide, texts)), between.join(mask.hide(text).strip() for text in texts)):
         assert not ANY_TOKEN.search(joined), joined
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="<>[]＜｜", exclude_categories=["Cs"])))
-def test_other_text_is_left_alone(text: str) -> None:
-    """A template compares texts (types, roles, switches): hiding more than it must would break that."""
+def test_other_text_is_unchanged(text: str) -> None:
+    """Templates compare texts (types, roles, switches): masking more than necessary would break that."""
     if text.strip() not in ("think", "b", "|im_start|", "|im_end|", "a", "im_start|", "/think"):
         assert mask.hide(text) == text
 
 
-def test_what_literals_complete_is_hidden() -> None:
+def test_text_that_literals_complete_is_hidden() -> None:
     """`"<" + key + ">"` with the key `think`."""
     assert mask.hide("think") != "think"
     assert mask.hide(" think ") != " think "
@@ -51,17 +51,17 @@ def test_what_literals_complete_is_hidden() -> None:
 
 
 def test_overlapping_tokens_are_all_hidden() -> None:
-    """Hiding the first alone would uncover the second."""
+    """Masking only the first would leave the second."""
     assert not ANY_TOKEN.search(mask.hide("<a><b>"))
 
 
 def test_lone_surrogates_from_outside_are_replaced() -> None:
-    """They are what hides tokens: let in, they would be shown as something that nobody wrote."""
+    """`show` would turn them into text that the client did not send."""
     assert mask.hide("a\udc00b\ud800") == "a\ufffdb\ufffd"
 
 
 def test_keys_and_deep_values_are_hidden_and_other_values_kept() -> None:
-    """A schema's keys are the client's text as much as its descriptions."""
+    """A schema's keys come from the client like its descriptions."""
     value = {"<think>": [{"a": "<think>", "n": 1, "f": 1.5, "t": True, "z": None}]}
     hidden = mask.hide_all(value)
     ((key, items),) = hidden.items()
@@ -71,6 +71,6 @@ def test_keys_and_deep_values_are_hidden_and_other_values_kept() -> None:
 
 
 @pytest.mark.parametrize("tokens", [[], ["\n"], ["x"]])
-def test_odd_vocabularies_do_no_harm(tokens: list[str]) -> None:
+def test_unusual_vocabularies(tokens: list[str]) -> None:
     """A tokenizer without added tokens, or with white space among them."""
     assert Mask(tokens).show(Mask(tokens).hide("a x b\n")) == "a x b\n"

@@ -94,7 +94,7 @@ def test_strftime_now_and_raise_exception() -> None:
     ],
 )
 def test_no_template_loops_forever_or_fills_memory(source: str) -> None:
-    """A checkpoint from the hub brings a program that nobody here has read."""
+    """The template of a checkpoint from the hub is an untrusted program."""
     template = ChatTemplate(source, "test", {})
     begin_s = time.thread_time()
     with pytest.raises(BadRequest):

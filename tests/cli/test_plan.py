@@ -1,4 +1,4 @@
-"""`toolwire plan`: the table, the advice, the exit code; no torch, no weights, no download."""
+"""`toolwire plan`: table, remedies and exit code, without torch, weights or downloads."""
 
 import http.server
 import json
@@ -45,7 +45,7 @@ def test_the_worked_example_in_the_documentation_is_what_is_printed(
 
 
 def test_the_sums_of_the_worked_example() -> None:
-    """Each number of docs/memory.md, from the shape of the model by hand."""
+    """Each number of docs/memory.md, computed from the shape of the model."""
     shape, tensors, _ = real_model("Qwen3-8B")
     found = plan(shape, tensors, Demand("bfloat16"), Room(24 * GIB, 24 * GIB), 512 * MIB)
     assert found.weights == 2 * 8_190_735_360
@@ -73,22 +73,22 @@ def test_an_option_that_cannot_be_read_is_named(qwen3_8b: Path, capsys: pytest.C
     assert "max_model_len" in capsys.readouterr().err
 
 
-def flags_of(offer: str) -> list[str]:
-    return offer.partition(":")[0].split()
+def flags_of(remedy: str) -> list[str]:
+    return remedy.partition(":")[0].split()
 
 
 @pytest.mark.parametrize("name", ["Qwen3-0.6B", "Qwen3-8B", "Qwen3-32B", "Qwen3.5-9B", "Qwen3.5-27B", "Qwen3-30B-A3B"])
 @pytest.mark.parametrize("gib", [2, 8, 16, 24, 48])
-def test_every_offer_is_true(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, gib: int) -> None:
-    """What is said to fit does fit: each offer is tried as it is printed."""
+def test_every_remedy_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, gib: int) -> None:
+    """Each remedy is applied as it is printed."""
     shape, tensors, config = real_model(name)
     found = plan(shape, tensors, Demand("bfloat16", max_model_len=32_768), Room(gib * GIB, gib * GIB), 512 * MIB)
     if found.fits:
         return
     write_headers(tmp_path, tensors, config)
-    for offer in remedies(shape, tensors, found):
-        arguments = ["--max-model-len", "32768", *flags_of(offer)]
-        assert main([str(tmp_path), "--gpu-memory", f"{gib}GiB", *arguments]) == 0, offer
+    for remedy in remedies(shape, tensors, found):
+        arguments = ["--max-model-len", "32768", *flags_of(remedy)]
+        assert main([str(tmp_path), "--gpu-memory", f"{gib}GiB", *arguments]) == 0, remedy
     capsys.readouterr()
 
 
@@ -116,7 +116,7 @@ def test_sizes(text: str, num_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "24 XB", "many"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(CannotStart, match="24GiB"):
         read_size(text)
 
@@ -153,10 +153,10 @@ def test_planning_imports_no_torch() -> None:
 
 
 class Hub(http.server.SimpleHTTPRequestHandler):
-    """A hub with one checkpoint; remembers how many bytes it gave."""
+    """A hub with one checkpoint; counts the bytes that it sends."""
 
     folder: Path
-    given: list[int]
+    sent: list[int]
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -172,9 +172,9 @@ class Hub(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             return
         total = path.stat().st_size
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        begin, end = (int(asked[1]), min(int(asked[2]), total - 1)) if asked else (0, total - 1)
-        self.send_response(206 if asked else 200)
+        requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        begin, end = (int(requested[1]), min(int(requested[2]), total - 1)) if requested else (0, total - 1)
+        self.send_response(206 if requested else 200)
         self.send_header("ETag", '"1"')
         self.send_header("X-Repo-Commit", "0" * 40)
         self.send_header("Accept-Ranges", "bytes")
@@ -183,21 +183,21 @@ class Hub(http.server.SimpleHTTPRequestHandler):
         if with_body:
             with path.open("rb") as file:
                 file.seek(begin)
-                self.given.append(self.wfile.write(file.read(end - begin + 1)))
+                self.sent.append(self.wfile.write(file.read(end - begin + 1)))
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing on the test's output."""
+        """No request log in the output of the tests."""
 
 
 @contextmanager
 def hub_of(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    given: list[int] = []
-    handler = type("OneHub", (Hub,), {"folder": folder, "given": given})
+    sent: list[int] = []
+    handler = type("OneHub", (Hub,), {"folder": folder, "sent": sent})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", given
+        yield f"http://127.0.0.1:{server.server_port}", sent
     finally:
         server.shutdown()
         thread.join()
@@ -205,8 +205,8 @@ def hub_of(folder: Path) -> Iterator[tuple[str, list[int]]]:
 
 
 def test_a_hub_id_is_planned_from_its_headers_alone(qwen3_8b: Path, tmp_path: Path) -> None:
-    """16 GB of weights stay where they are."""
-    with hub_of(qwen3_8b) as (url, given):
+    """16 GB of weights are not downloaded."""
+    with hub_of(qwen3_8b) as (url, sent):
         environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path)}
         done = subprocess.run(
             [sys.executable, "-m", "server.cli.plan", "Qwen/Qwen3-8B", *CARD],
@@ -217,10 +217,10 @@ def test_a_hub_id_is_planned_from_its_headers_alone(qwen3_8b: Path, tmp_path: Pa
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    assert "15.26 GiB" in done.stdout and 0 < sum(given) < MIB
+    assert "15.26 GiB" in done.stdout and 0 < sum(sent) < MIB
 
 
-def test_a_hub_that_has_no_such_model_is_said(qwen3_8b: Path, tmp_path: Path) -> None:
+def test_an_unknown_hub_id_is_refused(qwen3_8b: Path, tmp_path: Path) -> None:
     with hub_of(tmp_path) as (url, _):
         environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path)}
         command = [sys.executable, "-m", "server.cli.plan", "Qwen/Nothing", *CARD]
