@@ -16,12 +16,12 @@ from server.api.chat.wire import CallNote, MissedToolCallNote, Notes
 from server.settings import GROUPS
 from tests.live import ROOT, Live
 
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "demo" / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = ("*.md", "docs/*.md", "docs/internals/*.md", "demo/*.md", "clients/*.md")
+DOCUMENTS = sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
 BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = [
     pytest.param(language, text, id=f"{path.relative_to(ROOT)}-{number}")
     for path in DOCUMENTS
-    if path.exists()
     for number, (language, text) in enumerate(BLOCK.findall(path.read_text(encoding="utf-8")))
 ]
 
