@@ -50,6 +50,14 @@ def test_every_link_between_documents_leads_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+def test_files_named_in_contributing_md_exist() -> None:
+    """A guide that names a file which has moved sends its reader on a search."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {path for path in re.findall(r"`((?:server|tests|docs|deploy)/[^`]*)`", text) if "NAME" not in path}
+    assert len(named) > 30
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
+
+
 def test_the_readme_shows_both_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     first_screen = text.splitlines()[:60]
