@@ -29,7 +29,7 @@ from server.api.middleware.rate_limit import RateLimiter, RateLimitMiddleware
 from server.api.middleware.request_log import RequestLogMiddleware
 from server.api.middleware.tracing import TracingMiddleware
 from server.api.openapi.document import DocumentedApp
-from server.api.openapi.page import page
+from server.api.openapi.page import render_page
 from server.api.sse import ClientGone, keep_streams_through_shutdown
 from server.backends.base import Backend
 from server.checkpoint.checkpoint import Checkpoint
@@ -82,7 +82,7 @@ def create_app(
     )
     # Plain functions, which run in a thread.
     app.add_route("/openapi.json", lambda _: JSONResponse(app.openapi()))
-    app.add_route("/docs", lambda _: HTMLResponse(page(app.openapi())))
+    app.add_route("/docs", lambda _: HTMLResponse(render_page(app.openapi())))
     _add_error_handlers(app, metrics)
     _add_middleware(app, api)
     return app
@@ -124,8 +124,8 @@ def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
     """The last one added is the first to see a request."""
     keys = ApiKeys(settings.api_key, settings.api_key_file)
-    ledger = RateLimiter(settings.rate_limit_rpm, settings.max_concurrent_per_key)
-    app.add_middleware(RateLimitMiddleware, ledger=ledger, by_key=keys.wanted)
+    limiter = RateLimiter(settings.rate_limit_rpm, settings.max_concurrent_per_key)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, by_key=keys.required)
     app.add_middleware(
         AuthMiddleware, keys=keys, max_body_bytes=settings.max_body_bytes, open_metrics=settings.open_metrics
     )

@@ -1,4 +1,4 @@
-"""Bytes of a request -> a JSON object, or a refusal: no input may get further, or cost more, than it should."""
+"""Parse and bound a JSON body."""
 
 import math
 from typing import Any
@@ -14,8 +14,8 @@ MAX_INTEGER = 1 << 63
 def read_object(raw: bytes) -> dict[str, Any]:
     """The body as an object.
 
-    Raises Refused (400) for what is no JSON by RFC 8259 (NaN, invalid UTF-8, lone surrogates), for a key said twice,
-    for numbers no double or 64-bit integer holds, for nesting beyond MAX_DEPTH, and for anything but an object.
+    Raises RequestRefused (400) for what is no JSON by RFC 8259 (NaN, invalid UTF-8, lone surrogates), for duplicate
+    keys, for numbers no double or 64-bit integer holds, for nesting beyond MAX_DEPTH, and for anything but an object.
     """
     try:
         value = jiter.from_json(raw, allow_inf_nan=False, catch_duplicate_keys=True)
@@ -28,7 +28,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
 
 
 def _check_values(body: dict[str, Any]) -> None:
-    """Walks the tree level by level, without recursion."""
+    """Walk the tree level by level, without recursion. Raises RequestRefused."""
     level: list[Any] = [body]
     depth = 0
     while level:
@@ -36,8 +36,8 @@ def _check_values(body: dict[str, Any]) -> None:
         if depth > MAX_DEPTH:
             raise RequestRefused(not_json(f"nested deeper than {MAX_DEPTH} levels"))
         below: list[Any] = []
-        for holder in level:
-            for value in holder.values() if isinstance(holder, dict) else holder:
+        for container in level:
+            for value in container.values() if isinstance(container, dict) else container:
                 if isinstance(value, dict | list):
                     below.append(value)
                 elif isinstance(value, float) and not math.isfinite(value):
@@ -59,12 +59,12 @@ KINDS = {
 
 
 def kind_of(value: object) -> str:
-    """What OpenAI's messages call a JSON value."""
+    """Name of a JSON value's type in OpenAI's error messages."""
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return "an array of objects"
     return KINDS.get(type(value), "an unknown value")
 
 
 def bad(message: str, param: str | None, code: str | None = None) -> RequestRefused:
-    """A 400 in OpenAI's words."""
+    """A 400 to raise."""
     return RequestRefused(ApiError(400, message, param=param, code=code))

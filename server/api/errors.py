@@ -1,4 +1,4 @@
-"""Every fault as an HTTP status and OpenAI's error object: one table, for bodies and for events of a stream."""
+"""Errors as HTTP statuses and OpenAI's error object: one table, for bodies and for events of a stream."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,13 +22,13 @@ class ErrorObject(msgspec.Struct):
 
 
 class ErrorBody(msgspec.Struct):
-    """What every fault looks like, as a body and as an event of a stream."""
+    """Envelope of every error, as a body and as an event of a stream."""
 
     error: ErrorObject
 
 
 def encode(value: msgspec.Struct) -> bytes:
-    """The JSON of a struct, UTF-8, without blanks."""
+    """JSON of a struct: UTF-8, without blanks."""
     return _ENCODER.encode(value)
 
 
@@ -36,13 +36,13 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def json_response(value: msgspec.Struct, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A struct as a whole reply."""
+    """A struct as the body of a reply."""
     return Response(encode(value), status, headers, "application/json")
 
 
 @dataclass(frozen=True, slots=True)
 class ApiError:
-    """What a client is told. `headers` speak to its retry logic."""
+    """An error as sent to clients. `headers` steer their retries."""
 
     status: int
     message: str
@@ -52,21 +52,21 @@ class ApiError:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def envelope(self) -> ErrorBody:
-        """The body of a reply, or the data of a stream's event."""
+        """Body of a reply, or data of a stream's event."""
         return ErrorBody(ErrorObject(self.message, self.type, self.param, self.code))
 
     def body(self) -> bytes:
-        """The JSON of the envelope."""
+        """JSON of the envelope."""
         return encode(self.envelope())
 
 
 def error_response(error: ApiError) -> Response:
-    """An error as a whole reply."""
+    """A reply with the error's envelope, status and headers."""
     return json_response(error.envelope(), error.status, error.headers)
 
 
 class RequestRefused(Exception):
-    """A request refused by the API itself."""
+    """A request refused by the API itself, with the error that is sent."""
 
     def __init__(self, fault: ApiError) -> None:
         super().__init__(fault.message)
@@ -82,7 +82,7 @@ class _Row:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-# A fault that comes back the same way must not be repeated by the SDK three times over.
+# The SDK must not retry what fails the same way each time.
 _DO_NOT_RETRY = {"x-should-retry": "false"}
 
 _TABLE: Mapping[type[errors.ServeError], _Row] = {
@@ -105,7 +105,7 @@ _TABLE: Mapping[type[errors.ServeError], _Row] = {
 
 
 def error_of(error: errors.ServeError) -> ApiError:
-    """What the table says of this class of error, with what the error itself knows put in its place."""
+    """The table's entry for this class of error, with the param, code and wait that the error itself names."""
     row = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
     headers = dict(row.headers)
     if isinstance(error, errors.Busy):
@@ -115,29 +115,29 @@ def error_of(error: errors.ServeError) -> ApiError:
 
 
 def unexpected() -> ApiError:
-    """A fault of ours that no room foresaw; the log has the traceback."""
+    """A 500 for an unhandled exception; the log has the traceback."""
     text = "The server had an error while processing your request. The server's log tells more under the request id."
     return ApiError(500, text, "server_error", code="internal_error", headers=_DO_NOT_RETRY)
 
 
 def not_found(method: str, path: str) -> ApiError:
-    """No such URL."""
+    """A 404 for a URL that does not exist."""
     return ApiError(404, f"Invalid URL ({method} {path})", code="unknown_url")
 
 
 def not_allowed(method: str, path: str) -> ApiError:
-    """The URL exists, not for this method."""
+    """A 405 for a method that the URL does not have."""
     return ApiError(405, f"Not allowed to {method} on {path}.", code="method_not_allowed")
 
 
 def no_such_model(name: str) -> ApiError:
-    """The `model` of the request is not served here."""
+    """A 404 for a `model` that is not served here."""
     text = f"The model `{name}` does not exist or you do not have access to it."
     return ApiError(404, text, code="model_not_found")
 
 
 def not_json(detail: str) -> ApiError:
-    """The body cannot be read."""
+    """A 400 for a body that cannot be parsed."""
     text = (
         "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
         f"library correctly. The server expects a JSON payload: {detail})"
@@ -146,6 +146,6 @@ def not_json(detail: str) -> ApiError:
 
 
 def too_large(limit: int) -> ApiError:
-    """The body exceeds the limit of the server."""
+    """A 413 for a body beyond `limit` bytes."""
     text = f"The request body is larger than {limit} bytes, the most that this server takes (--max-body-bytes)."
     return ApiError(413, text, code="request_too_large")

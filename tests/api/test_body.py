@@ -1,4 +1,4 @@
-"""Bytes that are no decent JSON: a 400 each, never a 500, and no more work than they are worth."""
+"""Malformed bodies: a 400 each, never a 500, in time proportional to their size."""
 
 import json
 import time
@@ -45,7 +45,7 @@ def test_is_refused_in_the_envelope(raw: bytes) -> None:
     assert fault.message.startswith("We could not parse the JSON body of your request.")
 
 
-def test_decent_json_is_read_as_it_is() -> None:
+def test_valid_json_is_read_unchanged() -> None:
     value = {"text": "Grüße 🏔 \u0000", "deep": [[[[1.5, -2, True, None]]]], "": {}}
     assert read_object(json.dumps(value).encode()) == value
 

@@ -1,6 +1,6 @@
-"""The faults that pydantic finds, in OpenAI's words: code, param path and message. Only the first is told.
+"""Validation errors of pydantic as OpenAI's: code, param path and message. Only the first is sent.
 
-Our own checks raise `fault(code, text)` inside validators; `{P}` in a text is the path, known here alone.
+Our own validators raise `fault(code, text)`; `{P}` in a text stands for the path, which is known only here.
 """
 
 import re
@@ -14,7 +14,7 @@ from server.api.body import bad, kind_of
 from server.api.errors import RequestRefused
 
 NO_CODE = "no_code"
-# Branches of a union are tagged so that their names can be taken out of a path again.
+# Marks the tags of a union's branches, so that `path_of` can leave them out.
 TAG = "~"
 
 _EXPECTED = {
@@ -31,7 +31,7 @@ _EXPECTED = {
 
 
 def fault(code: str | None, text: str, at: str = "", **values: Any) -> PydanticCustomError:
-    """A fault found by a validator of ours; `at` is where it lies below the validated value, as `.name` or `[0]`."""
+    """An error of our own validators; `at` is its path below the validated value, as `.name` or `[0]`."""
     return PydanticCustomError(code or NO_CODE, text, {"at": at, **values})
 
 
@@ -59,14 +59,9 @@ def listed(values: Sequence[str]) -> str:
     return f"{', '.join(quoted[:-1])}, and {quoted[-1]}"
 
 
-def refusal_of(error: ValidationError, first: Sequence[str] = ()) -> RequestRefused:
-    """The fault to be told: one of the fields in `first` that is missing, else the first in the order of fields."""
-    details = error.errors(include_url=False)
-    for name in first:
-        for detail in details:
-            if detail["loc"] == (name,) and detail["type"] == "missing":
-                return _render(detail)
-    return _render(details[0])
+def refusal_of(error: ValidationError) -> RequestRefused:
+    """A 400 for the first error, in the order of fields."""
+    return _render(error.errors(include_url=False)[0])
 
 
 def path_of(location: Sequence[int | str]) -> str:
@@ -83,7 +78,7 @@ def path_of(location: Sequence[int | str]) -> str:
 def _render(detail: ErrorDetails) -> RequestRefused:
     path = path_of(detail["loc"])
     kind, value, values = detail["type"], detail["input"], detail.get("ctx", {})
-    if "at" in values:  # a fault of ours
+    if "at" in values:  # from `fault`
         path = (path + values["at"]).removeprefix(".")
         return bad(detail["msg"].replace("{P}", path), path, None if kind == NO_CODE else kind)
     if kind == "missing":

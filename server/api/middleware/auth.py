@@ -17,13 +17,13 @@ logger = logging.getLogger("toolwire.api")
 
 RELOAD_INTERVAL_S = 1.0
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
-LOOKING_PATHS = frozenset({"/metrics", "/v1/memory", "/tokenize", "/detokenize", "/docs", "/openapi.json"})
+MONITORING_PATHS = frozenset({"/metrics", "/v1/memory", "/tokenize", "/detokenize", "/docs", "/openapi.json"})
 
 
 class ApiKeys:
-    """The keys that open the API, from the settings and from a file that may change while the server runs.
+    """API keys from the settings and from a file that may change while the server runs.
 
-    Only their digests are kept, and comparing takes the same time whichever key comes close.
+    Only digests are kept, and they are compared in constant time. Raises CannotStart for a file that cannot be read.
     """
 
     def __init__(self, listed: str, path: str) -> None:
@@ -31,7 +31,7 @@ class ApiKeys:
         self._path = Path(path) if path else None
         self._from_file: frozenset[bytes] = frozenset()
         self._stamp: tuple[int, int] | None = None
-        self._looked_s = -RELOAD_INTERVAL_S
+        self._checked_s = -RELOAD_INTERVAL_S
         if self._path is not None:
             try:
                 self._from_file = self._read(self._path)
@@ -39,26 +39,26 @@ class ApiKeys:
                 raise CannotStart(f"cannot read the key file {path}: {error}") from error
 
     @property
-    def wanted(self) -> bool:
-        """Whether any request needs a key. A key file that was emptied locks the door rather than opening it."""
+    def required(self) -> bool:
+        """Whether requests need a key. An emptied key file refuses all requests rather than admitting all."""
         return bool(self._listed) or self._path is not None
 
-    def fits(self, key: str) -> bool:
-        """Whether this key opens."""
-        self._look_again()
+    def accept(self, key: str) -> bool:
+        """Whether this key is one of them."""
+        self._reload()
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        fitting = [hmac.compare_digest(digest, other) for other in self._listed | self._from_file]
-        return any(fitting)
+        matches = [hmac.compare_digest(digest, other) for other in self._listed | self._from_file]
+        return any(matches)
 
-    def _look_again(self) -> None:
+    def _reload(self) -> None:
         now_s = time.monotonic()
-        if self._path is None or now_s - self._looked_s < RELOAD_INTERVAL_S:
+        if self._path is None or now_s - self._checked_s < RELOAD_INTERVAL_S:
             return
-        self._looked_s = now_s
+        self._checked_s = now_s
         try:
             self._from_file = self._read(self._path)
         except (OSError, UnicodeDecodeError) as error:
-            logger.warning("the key file cannot be read, its last keys stay valid: %s", error)
+            logger.warning("cannot read the key file, its last keys stay valid: %s", error)
 
     def _read(self, path: Path) -> frozenset[bytes]:
         stat = path.stat()
@@ -71,30 +71,30 @@ class ApiKeys:
 
 
 class AuthMiddleware:
-    """Lets in who has a key, and no body beyond the limit."""
+    """Refuses requests without a key (401) and bodies beyond the limit (413)."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, max_body_bytes: int, open_metrics: bool) -> None:
         self._app = app
         self._keys = keys
         self._max_body_bytes = max_body_bytes
-        self._open = OPEN_PATHS | LOOKING_PATHS if open_metrics else OPEN_PATHS
+        self._open = OPEN_PATHS | MONITORING_PATHS if open_metrics else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers what it, or the room behind it, refuses."""
+        """Answer what this or an inner middleware refuses."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            await self._admit(scope, receive, send)
+            await self._check(scope, receive, send)
         except RequestRefused as refused:
             await error_response(refused.fault)(scope, receive, send)
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if self._keys.wanted and scope["path"] not in self._open and scope["method"] != "OPTIONS":
+        if self._keys.required and scope["path"] not in self._open and scope["method"] != "OPTIONS":
             self._check_key(headers)
-        announced = headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > self._max_body_bytes:
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise RequestRefused(too_large(self._max_body_bytes))
         num_bytes = 0
 
@@ -116,7 +116,7 @@ class AuthMiddleware:
         if not key:
             text = "You didn't provide an API key. Send it in an Authorization header: Authorization: Bearer YOUR_KEY"
             raise RequestRefused(ApiError(401, text, headers={"www-authenticate": "Bearer"}))
-        if not self._keys.fits(key):
+        if not self._keys.accept(key):
             text = "Incorrect API key provided."
             raise RequestRefused(ApiError(401, text, code="invalid_api_key", headers={"www-authenticate": "Bearer"}))
 

@@ -1,7 +1,7 @@
-"""How a connection begins: a request's head has so many bytes and so many seconds to arrive.
+"""Limits on the head of a request: its bytes, and the seconds it may take to arrive.
 
-uvicorn's httptools protocol waits for ever for the end of a head and keeps all that comes until then, before any room
-of ours sees a key. A class of its own is the way that uvicorn leaves for changing that.
+uvicorn's httptools protocol waits without limit for the end of a head and buffers all of it, before any middleware sees
+a key. A protocol class is the only hook that uvicorn offers for this.
 """
 
 import asyncio
@@ -11,40 +11,40 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.api.errors import ApiError
 
-MAX_HEAD_BYTES = 64 * 1024  # and what one read brings at most
+MAX_HEAD_BYTES = 64 * 1024  # exceeded by one read at most
 HEAD_TIMEOUT_S = 30.0
 
 
 class HeadLimitedProtocol(HttpToolsProtocol):
-    """Hangs up on a head that is too long (431, in OpenAI's error object) or does not end in time."""
+    """Closes the connection if a head is too long (431, with OpenAI's error object) or does not end in time."""
 
-    _overdue: asyncio.TimerHandle | None = None
+    _timeout: asyncio.TimerHandle | None = None
     _num_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The first head is due."""
+        """Await the first head."""
         super().connection_made(transport)
         self._await_head()
 
     def on_message_begin(self) -> None:
-        """The first byte of a head: of the first request, or of one more on the same connection."""
+        """Await the rest of a head: of the first request, or of another on the same connection."""
         super().on_message_begin()
         self._await_head()
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
-        self._has_head()
+        """Stop the timeout: the head is complete."""
+        self._stop_timeout()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is due any more."""
-        self._has_head()
+        """Stop the timeout."""
+        self._stop_timeout()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a head, a body, or both."""
+        """Count the bytes of a head; those of a body are not limited here."""
         super().data_received(data)
-        if self._overdue is None:
+        if self._timeout is None:
             return
         self._num_bytes += len(data)
         if self._num_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -52,14 +52,14 @@ class HeadLimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _await_head(self) -> None:
-        if self._overdue is None:
+        if self._timeout is None:
             self._num_bytes = 0
-            self._overdue = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+            self._timeout = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
-    def _has_head(self) -> None:
-        if self._overdue is not None:
-            self._overdue.cancel()
-            self._overdue = None
+    def _stop_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
 
 
 def _too_long() -> bytes:

@@ -1,7 +1,7 @@
-"""How much one client may ask for: requests a minute, and requests at once. Pure ASGI, behind the keys.
+"""Rate limits of one client: requests a minute (a token bucket), and concurrent requests.
 
-A client is its key, or its address where the server wants no key. The rate is a bucket that holds a minute's worth
-and refills evenly, so that a pause pays back at once and nobody waits for a full minute to turn.
+A client is its key, or its address where the server requires no key. The bucket holds a minute's worth of requests and
+refills continuously, so that no client waits for a full minute to pass.
 """
 
 import hashlib
@@ -16,23 +16,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.errors import ApiError, RequestRefused
 
 MINUTE_S = 60.0
-MAX_IDLE_CLIENTS = 10_000  # addresses are cheap to come by: beyond this, those who owe nothing are forgotten
-COUNTED_METHOD = "POST"
-COUNTED_PREFIX = "/v1/"
+MAX_IDLE_CLIENTS = 10_000  # beyond this, clients with full buckets are dropped: a client may use many addresses
+LIMITED_METHOD = "POST"
+LIMITED_PREFIX = "/v1/"
 
 
 @dataclass(slots=True)
-class Account:
-    """One client: what is left in its bucket at `time_s`, and how many of its requests run."""
+class Bucket:
+    """One client: the requests left in its bucket at `time_s`, and how many of its requests run."""
 
-    left: float
+    remaining: float
     time_s: float
     running: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ClientWindow:
-    """What a client is told after a request was counted. `reset_s` is when its bucket is full again."""
+    """State of a client's bucket, as sent to it. `reset_s` is the time until the bucket is full."""
 
     limit: int
     remaining: int
@@ -48,95 +48,95 @@ class ClientWindow:
 
 
 class RateLimiter:
-    """Accounts of all clients. `rate_limit_rpm` and `max_concurrent` 0 are no limit; `now_s` is a monotonic clock."""
+    """Buckets of all clients. 0 in `rate_limit_rpm` and `max_concurrent` is no limit; `now_s` is a monotonic clock."""
 
     def __init__(self, rate_limit_rpm: int, max_concurrent: int, now_s: Callable[[], float] = time.monotonic) -> None:
         self._rpm = rate_limit_rpm
         self._max_concurrent = max_concurrent
         self._now_s = now_s
-        self._accounts: dict[str, Account] = {}
-        self._forgot_s = -math.inf
+        self._buckets: dict[str, Bucket] = {}
+        self._dropped_s = -math.inf
 
-    def take(self, client: str) -> ClientWindow | None:
-        """Count one request; raises Refused (429). Whoever took must `give_back`. None where no rate is limited."""
-        account = self._account(client)
-        if self._max_concurrent and account.running >= self._max_concurrent:
-            text = f"{account.running} requests of this client run already, the limit is {self._max_concurrent}."
+    def acquire(self, client: str) -> ClientWindow | None:
+        """Count one request, which the caller must `release`; None without a rate. Raises RequestRefused (429)."""
+        bucket = self._bucket(client)
+        if self._max_concurrent and bucket.running >= self._max_concurrent:
+            text = f"{bucket.running} requests of this client run already, the limit is {self._max_concurrent}."
             raise RequestRefused(_too_many(text, wait_s=1.0))
-        if self._rpm and account.left < 1:
-            wait_s = (1 - account.left) * MINUTE_S / self._rpm
+        if self._rpm and bucket.remaining < 1:
+            wait_s = (1 - bucket.remaining) * MINUTE_S / self._rpm
             text = (
                 f"Rate limit reached for requests per min. Limit: {self._rpm} / min. Try again in {as_duration(wait_s)}"
             )
-            raise RequestRefused(_too_many(text, wait_s, self._standing(account)))
-        account.running += 1
+            raise RequestRefused(_too_many(text, wait_s, self._window(bucket)))
+        bucket.running += 1
         if not self._rpm:
             return None
-        account.left -= 1
-        return self._standing(account)
+        bucket.remaining -= 1
+        return self._window(bucket)
 
-    def give_back(self, client: str) -> None:
-        """One request of this client has ended."""
-        self._accounts[client].running -= 1
+    def release(self, client: str) -> None:
+        """End one request of this client."""
+        self._buckets[client].running -= 1
 
-    def _account(self, client: str) -> Account:
+    def _bucket(self, client: str) -> Bucket:
         now_s = self._now_s()
-        account = self._accounts.get(client)
-        if account is None:
-            if len(self._accounts) >= MAX_IDLE_CLIENTS and now_s - self._forgot_s >= 1:
-                self._forget_idle(now_s)
-            account = self._accounts[client] = Account(float(self._rpm), now_s)
-        account.left = self._refilled(account, now_s)
-        account.time_s = now_s
-        return account
+        bucket = self._buckets.get(client)
+        if bucket is None:
+            if len(self._buckets) >= MAX_IDLE_CLIENTS and now_s - self._dropped_s >= 1:
+                self._drop_idle(now_s)
+            bucket = self._buckets[client] = Bucket(float(self._rpm), now_s)
+        bucket.remaining = self._refilled(bucket, now_s)
+        bucket.time_s = now_s
+        return bucket
 
-    def _refilled(self, account: Account, now_s: float) -> float:
-        return min(float(self._rpm), account.left + (now_s - account.time_s) * self._rpm / MINUTE_S)
+    def _refilled(self, bucket: Bucket, now_s: float) -> float:
+        return min(float(self._rpm), bucket.remaining + (now_s - bucket.time_s) * self._rpm / MINUTE_S)
 
-    def _forget_idle(self, now_s: float) -> None:
-        self._forgot_s = now_s
-        self._accounts = {
-            client: account
-            for client, account in self._accounts.items()
-            if account.running or self._refilled(account, now_s) < self._rpm
+    def _drop_idle(self, now_s: float) -> None:
+        self._dropped_s = now_s
+        self._buckets = {
+            client: bucket
+            for client, bucket in self._buckets.items()
+            if bucket.running or self._refilled(bucket, now_s) < self._rpm
         }
 
-    def _standing(self, account: Account) -> ClientWindow:
-        return ClientWindow(self._rpm, int(account.left), (self._rpm - account.left) * MINUTE_S / self._rpm)
+    def _window(self, bucket: Bucket) -> ClientWindow:
+        return ClientWindow(self._rpm, int(bucket.remaining), (self._rpm - bucket.remaining) * MINUTE_S / self._rpm)
 
 
 class RateLimitMiddleware:
-    """ASGI room: counts what is asked of the model under `/v1/`; looking at models or health is free."""
+    """Limits requests to the model, POST under `/v1/`; lists and health checks are not limited."""
 
-    def __init__(self, app: ASGIApp, ledger: RateLimiter, by_key: bool) -> None:
+    def __init__(self, app: ASGIApp, limiter: RateLimiter, by_key: bool) -> None:
         self._app = app
-        self._ledger = ledger
+        self._limiter = limiter
         self._by_key = by_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A stream counts as running until its last byte, or until its client is gone."""
-        counted = scope["type"] == "http" and scope["method"] == COUNTED_METHOD
-        if not counted or not scope["path"].startswith(COUNTED_PREFIX):
+        limited = scope["type"] == "http" and scope["method"] == LIMITED_METHOD
+        if not limited or not scope["path"].startswith(LIMITED_PREFIX):
             await self._app(scope, receive, send)
             return
         client = client_of(scope, by_key=self._by_key)
-        standing = self._ledger.take(client)
+        window = self._limiter.acquire(client)
 
-        async def tell(message: Message) -> None:
-            if standing is not None and message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(standing.headers())
+        async def add_headers(message: Message) -> None:
+            if window is not None and message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(window.headers())
             await send(message)
 
         try:
-            await self._app(scope, receive, tell)
+            await self._app(scope, receive, add_headers)
         finally:
-            self._ledger.give_back(client)
+            self._limiter.release(client)
 
 
 def client_of(scope: Scope, *, by_key: bool) -> str:
     """A digest of the key that was sent, or the address; keys themselves are kept nowhere.
 
-    Where any key is let in, a key says nothing: whoever sends another one each time would never reach a limit.
+    Where no key is required a key identifies nobody: a client with a new one each time would never reach a limit.
     """
     headers = Headers(scope=scope)
     kind, _, key = headers.get("authorization", "").partition(" ")
@@ -148,14 +148,14 @@ def client_of(scope: Scope, *, by_key: bool) -> str:
 
 
 def as_duration(seconds: float) -> str:
-    """As OpenAI writes it: `120ms`, `1.5s`, `6m0s`."""
+    """OpenAI's notation: `120ms`, `1.5s`, `6m0s`."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
     minutes, rest = divmod(seconds, MINUTE_S)
     return f"{int(minutes)}m{rest:.0f}s" if minutes else f"{rest:.3g}s"
 
 
-def _too_many(text: str, wait_s: float, standing: ClientWindow | None = None) -> ApiError:
+def _too_many(text: str, wait_s: float, window: ClientWindow | None = None) -> ApiError:
     headers = {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
-    headers |= standing.headers() if standing else {}
+    headers |= window.headers() if window else {}
     return ApiError(429, text, "requests", code="rate_limit_exceeded", headers=headers)

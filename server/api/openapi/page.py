@@ -1,4 +1,4 @@
-"""The OpenAPI document as one page for people: no script, nothing fetched from elsewhere, so it works offline."""
+"""HTML page of the OpenAPI document: no script, nothing fetched from elsewhere, so it works offline."""
 
 import html
 import json
@@ -14,8 +14,8 @@ summary { cursor: pointer } .method { text-transform: uppercase; font-weight: bo
 """
 
 
-def page(document: Mapping[str, Any]) -> str:
-    """HTML that shows every operation, its fields, its examples and its replies."""
+def render_page(document: Mapping[str, Any]) -> str:
+    """HTML with every operation, its fields, its examples and its replies."""
     info = document["info"]
     body = "\n".join(_operations(document))
     title = html.escape(info["title"])
@@ -38,10 +38,10 @@ def _operations(document: Mapping[str, Any]) -> Iterator[str]:
                 yield _folded(f"Example: {name}", example["value"])
             for status, reply in operation["responses"].items():
                 yield f"<p><b>{html.escape(status)}</b> {html.escape(reply['description'])}</p>"
-                for shown in reply.get("content", {}).values():
-                    if "example" in shown:
-                        yield _folded("Example reply", shown["example"])
-                    for name, example in shown.get("examples", {}).items():
+                for media in reply.get("content", {}).values():
+                    if "example" in media:
+                        yield _folded("Example reply", media["example"])
+                    for name, example in media.get("examples", {}).items():
                         yield _folded(f"Example reply: {name}", example["value"])
     yield "<h2>Schemas</h2>"
     for name, schema in schemas.items():
@@ -54,8 +54,8 @@ def _fields(schema: Mapping[str, Any]) -> Iterator[str]:
     yield "<table><tr><th>field</th><th>type</th><th></th></tr>"
     for name, field in schema["properties"].items():
         needed = " <b>required</b>" if name in schema.get("required", ()) else ""
-        told = html.escape(field.get("description", ""))
-        cells = (f"<code>{html.escape(name)}</code>", html.escape(_type(field)), told + needed)
+        text = html.escape(field.get("description", ""))
+        cells = (f"<code>{html.escape(name)}</code>", html.escape(_type(field)), text + needed)
         yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     yield "</table>"
 

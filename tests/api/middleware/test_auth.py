@@ -1,5 +1,6 @@
-"""Keys, body sizes, request ids, and faults that happen before any route."""
+"""Keys, body sizes, request ids, and errors before any route."""
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,9 @@ BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 
 
 def code_of(reply: httpx.Response) -> str | None:
-    fault = reply.json()["error"]
-    assert set(fault) == {"message", "type", "param", "code"}
-    return str(fault["code"]) if fault["code"] is not None else None
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return str(error["code"]) if error["code"] is not None else None
 
 
 async def test_without_keys_any_key_works(serve: Serve, reply: Reply) -> None:
@@ -43,7 +44,9 @@ async def test_without_keys_any_key_works(serve: Serve, reply: Reply) -> None:
     ],
     ids=str,
 )
-async def test_a_key_opens(serve: Serve, reply: Reply, headers: dict[str, str], status: int, code: str | None) -> None:
+async def test_a_request_needs_a_valid_key(
+    serve: Serve, reply: Reply, headers: dict[str, str], status: int, code: str | None
+) -> None:
     async with serve(reply("Hi"), api_key="one, two") as served:
         answer = await served.http.post("/v1/chat/completions", json=BODY, headers=headers)
     assert answer.status_code == status
@@ -53,7 +56,7 @@ async def test_a_key_opens(serve: Serve, reply: Reply, headers: dict[str, str], 
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
-async def test_what_is_behind_the_key(serve: Serve) -> None:
+async def test_paths_that_need_a_key(serve: Serve) -> None:
     async with serve(api_key="one") as served:
         for path in ("/", "/health", "/ready"):
             assert (await served.http.get(path)).status_code == 200
@@ -65,7 +68,7 @@ async def test_what_is_behind_the_key(serve: Serve) -> None:
         assert (await served.http.get("/v1/models")).status_code == 401
 
 
-async def test_a_key_file_is_read_again_when_it_changes(serve: Serve, tmp_path: Path) -> None:
+async def test_a_key_file_is_reloaded_when_it_changes(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# ours\nfirst\n\nsecond\n")
     async with serve(api_key_file=str(path)) as served:
@@ -79,19 +82,17 @@ async def test_a_key_file_is_read_again_when_it_changes(serve: Serve, tmp_path: 
         await _until(lambda: status("third"), 200)
         assert await status("first") == 401
         path.unlink()
-        assert await status("third") == 200, "a file that is being replaced must lock nobody out"
+        assert await status("third") == 200, "the last keys stay valid while the file is replaced"
         path.write_text("")
         await _until(lambda: status("third"), 401)
 
 
-async def _until(ask: Callable[[], "object"], wanted: int) -> None:
-    import asyncio
-
+async def _until(ask: Callable[[], "object"], expected: int) -> None:
     for _ in range(60):
-        if await ask() == wanted:  # type: ignore[misc]
+        if await ask() == expected:  # type: ignore[misc]
             return
         await asyncio.sleep(0.05)
-    raise AssertionError(f"never {wanted}")
+    raise AssertionError(f"never {expected}")
 
 
 async def test_a_key_file_that_is_missing_at_the_start_is_an_error(serve: Serve) -> None:
@@ -100,7 +101,7 @@ async def test_a_key_file_that_is_missing_at_the_start_is_an_error(serve: Serve)
             raise AssertionError("served without its keys")
 
 
-async def test_a_body_beyond_the_limit_is_refused_announced_or_not(serve: Serve) -> None:
+async def test_a_body_beyond_the_limit_is_refused_with_or_without_a_length(serve: Serve) -> None:
     async def pieces():  # type: ignore[no-untyped-def]
         for _ in range(10):
             yield b"x" * 1000
@@ -113,7 +114,7 @@ async def test_a_body_beyond_the_limit_is_refused_announced_or_not(serve: Serve)
             assert answer.headers["x-request-id"]
 
 
-async def test_unknown_urls_and_methods_speak_the_envelope(serve: Serve) -> None:
+async def test_unknown_urls_and_methods_get_the_error_envelope(serve: Serve) -> None:
     async with serve() as served:
         assert (answer := await served.http.get("/v1/nowhere")).status_code == 404
         assert code_of(answer) == "unknown_url"
@@ -122,7 +123,7 @@ async def test_unknown_urls_and_methods_speak_the_envelope(serve: Serve) -> None
         assert (answer := await served.http.post("/v1/chat/completions/", json=BODY)).status_code == 404
 
 
-async def test_the_clients_own_request_id_is_kept_if_it_is_decent(serve: Serve) -> None:
+async def test_the_clients_own_request_id_is_kept_if_it_is_well_formed(serve: Serve) -> None:
     async with serve() as served:
         answer = await served.http.get("/health", headers={"x-request-id": "mine-1"})
         assert answer.headers["x-request-id"] == "mine-1"
@@ -130,7 +131,7 @@ async def test_the_clients_own_request_id_is_kept_if_it_is_decent(serve: Serve) 
         assert answer.headers["x-request-id"].startswith("req_")
 
 
-async def test_browsers_are_let_in_only_from_where_they_may_come(serve: Serve) -> None:
+async def test_browsers_are_admitted_from_allowed_origins_only(serve: Serve) -> None:
     asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
     async with serve() as served:
         answer = await served.http.options("/v1/chat/completions", headers=asked)
@@ -140,4 +141,4 @@ async def test_browsers_are_let_in_only_from_where_they_may_come(serve: Serve) -
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
         answer = await served.http.get("/v1/models", headers={"origin": "https://a.example"})
         assert answer.status_code == 401
-        assert answer.headers["access-control-allow-origin"] == "https://a.example", "or a browser hides the fault"
+        assert answer.headers["access-control-allow-origin"] == "https://a.example", "or a browser hides the error"

@@ -1,4 +1,4 @@
-"""Heads of requests over a real socket: too long, too slow, and as they should be."""
+"""Heads of requests over a real socket: too long, too slow, and valid."""
 
 import asyncio
 import json
@@ -23,8 +23,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test waits for half a minute."""
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head timeout that tests can wait for."""
     monkeypatch.setattr(head_limits, "HEAD_TIMEOUT_S", 0.3)
 
 
@@ -44,8 +44,8 @@ async def peer() -> AsyncIterator[Peer]:
         await writer.wait_closed()
 
 
-async def test_a_head_without_an_end_is_not_kept(peer: Peer) -> None:
-    """It came before any key was asked for: one connection could take all memory."""
+async def test_a_head_without_an_end_is_not_buffered(peer: Peer) -> None:
+    """Heads arrive before keys are checked: one connection could take all memory."""
     reader, writer = peer
     writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n")
     for _ in range(9):
@@ -57,14 +57,14 @@ async def test_a_head_without_an_end_is_not_kept(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhos", b"POST /v1/chat/completions HTTP/1.1\r\nx: y\r\n"])
-async def test_a_head_that_does_not_come_is_not_waited_for(impatient: None, peer: Peer, sent: bytes) -> None:
-    """Connections that say nothing would hold every file handle."""
+async def test_a_connection_without_a_complete_head_is_closed(short_timeout: None, peer: Peer, sent: bytes) -> None:
+    """Silent connections would hold every file descriptor."""
     reader, writer = peer
     writer.write(sent)
     assert await asyncio.wait_for(reader.read(), 20) == b""
 
 
-async def test_long_bodies_and_further_requests_are_no_heads(peer: Peer) -> None:
+async def test_long_bodies_and_further_requests_do_not_count_as_heads(peer: Peer) -> None:
     reader, writer = peer
     for _ in range(3):
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 500000\r\n\r\n" + b"b" * 500_000)

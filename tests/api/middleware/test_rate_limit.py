@@ -1,4 +1,4 @@
-"""Requests a minute and at once, by client; time is given by the test."""
+"""Requests a minute and concurrent requests, by client; the test sets the clock."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Reply = Callable[..., Script]
 
 
 class Clock:
-    """A clock that stands still until it is told."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -25,68 +25,68 @@ class Clock:
         return self.now_s
 
 
-def refusal(ledger: RateLimiter, client: str) -> RequestRefused:
+def refusal(limiter: RateLimiter, client: str) -> RequestRefused:
     with pytest.raises(RequestRefused) as caught:
-        ledger.take(client)
+        limiter.acquire(client)
     return caught.value
 
 
-def test_the_bucket_empties_and_refills_evenly() -> None:
+def test_the_bucket_empties_and_refills_continuously() -> None:
     clock = Clock()
-    ledger = RateLimiter(60, 0, clock)
-    standings = [ledger.take("a") for _ in range(60)]
-    assert [standing.remaining for standing in standings if standing] == list(range(59, -1, -1))
-    refused = refusal(ledger, "a").fault
+    limiter = RateLimiter(60, 0, clock)
+    windows = [limiter.acquire("a") for _ in range(60)]
+    assert [window.remaining for window in windows if window] == list(range(59, -1, -1))
+    refused = refusal(limiter, "a").fault
     assert (refused.status, refused.type, refused.code) == (429, "requests", "rate_limit_exceeded")
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
     clock.now_s += 1
-    assert ledger.take("a") is not None
-    refusal(ledger, "a")
+    assert limiter.acquire("a") is not None
+    refusal(limiter, "a")
 
 
 def test_a_refused_request_costs_nothing() -> None:
     """Counting refusals would lock out a client that retries too early for good."""
     clock = Clock()
-    ledger = RateLimiter(1, 0, clock)
-    ledger.take("a")
+    limiter = RateLimiter(1, 0, clock)
+    limiter.acquire("a")
     for _ in range(100):
-        refusal(ledger, "a")
+        refusal(limiter, "a")
     clock.now_s += 60
-    assert ledger.take("a") is not None
+    assert limiter.acquire("a") is not None
 
 
 def test_clients_do_not_share_a_bucket() -> None:
-    ledger = RateLimiter(1, 0, Clock())
-    ledger.take("a")
-    assert ledger.take("b") is not None
+    limiter = RateLimiter(1, 0, Clock())
+    limiter.acquire("a")
+    assert limiter.acquire("b") is not None
 
 
-def test_running_requests_are_counted_and_given_back() -> None:
-    ledger = RateLimiter(0, 2, Clock())
-    assert ledger.take("a") is None
-    ledger.take("a")
-    assert refusal(ledger, "a").fault.status == 429
-    ledger.give_back("a")
-    ledger.take("a")
+def test_concurrent_requests_are_limited_until_they_are_released() -> None:
+    limiter = RateLimiter(0, 2, Clock())
+    assert limiter.acquire("a") is None
+    limiter.acquire("a")
+    assert refusal(limiter, "a").fault.status == 429
+    limiter.release("a")
+    limiter.acquire("a")
 
 
-def test_idle_clients_are_forgotten() -> None:
+def test_idle_clients_are_dropped() -> None:
     """A flood of addresses must not fill the memory."""
     clock = Clock()
-    ledger = RateLimiter(60, 0, clock)
+    limiter = RateLimiter(60, 0, clock)
     for number in range(MAX_IDLE_CLIENTS):
-        ledger.take(str(number))
-        ledger.give_back(str(number))
+        limiter.acquire(str(number))
+        limiter.release(str(number))
     clock.now_s += 61
-    ledger.take("one more")
-    assert len(ledger._accounts) == 1
+    limiter.acquire("one more")
+    assert len(limiter._buckets) == 1
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0061, "7ms"), (1.5, "1.5s"), (59, "59s"), (360, "6m0s"), (61, "1m1s")]
 )
-def test_durations_read_as_openai_writes_them(seconds: float, text: str) -> None:
+def test_durations_are_in_openais_notation(seconds: float, text: str) -> None:
     assert as_duration(seconds) == text
 
 
@@ -102,13 +102,13 @@ def test_a_client_is_its_key_however_it_is_sent_or_its_address() -> None:
     assert client_of(scope_of(), by_key=True) == "address 10.0.0.1"
 
 
-async def no_mail() -> Message:
+async def receive() -> Message:
     return {"type": "http.request", "body": b""}
 
 
-async def test_a_request_is_given_back_whatever_ends_it() -> None:
-    """A stream whose client left would otherwise block its key until the server is started again."""
-    ledger = RateLimiter(10, 1, Clock())
+async def test_a_request_is_released_however_it_ends() -> None:
+    """Else a stream whose client left would block its key until a restart."""
+    limiter = RateLimiter(10, 1, Clock())
     sent: list[Message] = []
     release = asyncio.Event()
 
@@ -119,21 +119,21 @@ async def test_a_request_is_given_back_whatever_ends_it() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    room = RateLimitMiddleware(app, ledger, by_key=True)
-    running = asyncio.create_task(room(scope_of(), no_mail, send))
+    middleware = RateLimitMiddleware(app, limiter, by_key=True)
+    running = asyncio.create_task(middleware(scope_of(), receive, send))
     await asyncio.sleep(0)
     with pytest.raises(RequestRefused):
-        await room(scope_of(), no_mail, send)
+        await middleware(scope_of(), receive, send)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     release.set()
-    await room(scope_of(), no_mail, send)
+    await middleware(scope_of(), receive, send)
     assert (b"x-ratelimit-limit-requests", b"10") in sent[0]["headers"]
 
 
-async def test_looking_is_free() -> None:
-    ledger = RateLimiter(1, 1, Clock())
+async def test_only_requests_to_the_model_are_limited() -> None:
+    limiter = RateLimiter(1, 1, Clock())
     passed: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,14 +142,14 @@ async def test_looking_is_free() -> None:
     async def send(message: Message) -> None:
         raise AssertionError("nothing is sent")
 
-    room = RateLimitMiddleware(app, ledger, by_key=True)
+    middleware = RateLimitMiddleware(app, limiter, by_key=True)
     for scope in (scope_of("GET", "/v1/models"), scope_of("GET", "/health"), scope_of("POST", "/tokenize")) * 3:
-        await room(scope, no_mail, send)
+        await middleware(scope, receive, send)
     assert len(passed) == 9
 
 
-async def test_the_api_counts_by_key_and_the_sdk_is_told_when_to_come_back(serve: Serve, reply: Reply) -> None:
-    """The whole way: key, ledger, headers of a good reply, a 429 in OpenAI's shape."""
+async def test_the_api_limits_by_key_and_sends_when_to_retry(serve: Serve, reply: Reply) -> None:
+    """Key, bucket, headers of a reply, a 429 in OpenAI's envelope."""
     async with serve(reply("Hi"), rate_limit_rpm=2, api_key="one,two") as served:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -166,7 +166,7 @@ async def test_the_api_counts_by_key_and_the_sdk_is_told_when_to_come_back(serve
 
 
 async def test_a_wrong_key_is_refused_before_it_is_counted(serve: Serve, reply: Reply) -> None:
-    """An attacker's guesses must not fill the ledger."""
+    """An attacker's guesses must not fill the limiter's memory."""
     async with serve(reply("Hi"), rate_limit_rpm=1, api_key="one") as served:
         for number in range(5):
             wrong = await served.http.post("/v1/chat/completions", json={}, headers={"x-api-key": str(number)})
@@ -179,8 +179,8 @@ async def test_a_wrong_key_is_refused_before_it_is_counted(serve: Serve, reply: 
     assert right.status_code == 200
 
 
-async def test_without_keys_a_made_up_key_is_no_new_client(serve: Serve, reply: Reply) -> None:
-    """Any key is let in then: limits that go by it would hold for nobody who changes it."""
+async def test_without_keys_clients_are_told_apart_by_address(serve: Serve, reply: Reply) -> None:
+    """Any key is accepted then: a client would evade limits by changing it."""
     async with serve(reply("Hi"), max_concurrent_per_key=9, rate_limit_rpm=2) as served:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
         statuses = [
