@@ -30,7 +30,7 @@ from benchmarks.gpu_memory import compare_memory
 from benchmarks.varlen import PAGE_TOKENS, VarlenKernels, reads_block_tables
 from server.engine.blocks import Blocks
 from server.messages import Sampling
-from server.model.attention.cpu import paged_attention
+from server.model.attention.base import paged_attention
 from server.model.attention.gpu import CudaKvPool, Kernels
 from server.model.graphs.decode_graphs import padded_sizes
 from server.model.kernel_selection import choose_kernels, tile_sizes

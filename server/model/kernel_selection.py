@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.model.attention.cpu import PoolShape
+from server.model.attention.base import PoolShape
 from server.model.attention.gpu import CudaKvPool, Kernels
 from server.model.attention.prebuilt import use_prebuilt
 from server.model.attention.step_plan import RowPlan
@@ -145,7 +145,7 @@ class Unseen:
     """In the place of attention: each token has itself, and nothing before it."""
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As `paged.Attends.attend`, of what every head of queries, keys and values makes a difference to."""
+        """As `paged.AttentionStep.attend`, of what every head of queries, keys and values makes a difference to."""
         group = query.shape[1] // key.shape[1]
         return query + (key + value).unsqueeze(2).expand(-1, -1, group, -1).reshape(query.shape)
 

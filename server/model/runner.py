@@ -10,20 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.model.attention.cpu import BlockMemory, KvPool, PoolShape
+from server.model.attention.base import PoolShape
+from server.model.attention.cpu import BlockMemory, KvPool
 from server.model.attention.gpu import CudaKvPool
 from server.model.attention.step_plan import SHORT_TOKENS, RowPlan, count_on
 from server.model.batch import Batch, Row
 from server.model.cpu.native import NativeHead, NativePool, can_hold
-from server.model.device import to_device
+from server.model.device import as_memory_error, to_device
 from server.model.graphs.decode_graphs import Decoded, open_graphs, takes
 from server.model.kernel_selection import choose_kernels, tile_sizes
 from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.loading.loaded_model import LoadedModel
-from server.model.oom import as_memory_error
-from server.model.sampling.argmax import is_greedy
-from server.model.sampling.masks import Masks
-from server.model.sampling.sampler import Drawing, DrawRow, draw_ids
+from server.model.sampling.grammar import Masks
+from server.model.sampling.sampler import Drawing, DrawRow, draw_ids, is_greedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class Runner:
                 return Drawing(torch.empty(0, dtype=torch.int64), rows)
             if ticket.decoded is not None and self._decode is not None:
                 decoded, num_lines = ticket.decoded, len(batch.rows)
-                ids = decoded.likeliest if is_plain else self._decode.draw(decoded, rows, num_lines, masks)
+                ids = decoded.greedy_ids if is_plain else self._decode.draw(decoded, rows, num_lines, masks)
                 if ids is not None:
                     return Drawing(ids[:num_lines], rows)
             if ticket.logits is not None:
@@ -108,7 +107,7 @@ class Runner:
             head = self._loaded.head
             assert isinstance(head, NativeHead) and ticket.hidden is not None
             if is_plain:
-                return Drawing(head.likeliest(ticket.hidden), rows)
+                return Drawing(head.greedy_ids(ticket.hidden), rows)
             return draw_ids(head(ticket.hidden), rows, masks)
 
     def copy_state(self, source: int, target: int) -> None:

@@ -9,8 +9,7 @@ from server.engine.slots import Slots
 from server.messages import Constraint, Generate, Sampling
 from server.model.batch import Batch
 from server.model.runner import Runner, Ticket
-from server.model.sampling.grammar import LlguidanceGrammars
-from server.model.sampling.masks import Masks
+from server.model.sampling.grammar import LlguidanceGrammars, Masks
 from server.model.sampling.sampler import Drawing
 from tests.checkpoints import Kind, qwen_tokenizer
 from tests.engine.toys import Bench

@@ -13,10 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from server.engine.slots import Slots
 from server.messages import Constraint, Generate, Sampling, TokenLogprob
 from server.model.batch import Batch, Drawn
-from server.model.oom import as_memory_error
+from server.model.device import as_memory_error
 from server.model.runner import Runner, Ticket
-from server.model.sampling.grammar import LlguidanceGrammars
-from server.model.sampling.masks import Masks
+from server.model.sampling.grammar import LlguidanceGrammars, Masks
 from server.model.sampling.sampler import Drawing
 from tests.caches import cached
 from tests.checkpoints import Kind, qwen_tokenizer

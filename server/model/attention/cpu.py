@@ -10,11 +10,11 @@ into tiles, each of which meets the row's keys up to its own end.
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from server.model.attention.base import AttentionStep, PoolShape
 from server.model.attention.step_plan import (
     BlockRun,
     PairReduction,
@@ -24,43 +24,6 @@ from server.model.attention.step_plan import (
     StepPlan,
     plan_step,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PoolShape:
-    """The size of one block, over all attention layers."""
-
-    block_size: int  # tokens
-    layers: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-    @property
-    def part_elements(self) -> int:
-        """Elements of one block's keys, or values, in one layer."""
-        return self.kv_heads * self.head_dim * self.block_size
-
-    @property
-    def layer_bytes(self) -> int:
-        """Bytes of one block in one layer: keys and values."""
-        return 2 * self.part_elements * self.dtype.itemsize
-
-    @property
-    def bytes_per_block(self) -> int:
-        """Bytes of one block: keys and values in every layer."""
-        return self.layers * self.layer_bytes
-
-
-class Attends(Protocol):
-    """One step's attention, whatever the layout of the cache."""
-
-    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Write the new keys and values, then attend to all that each token may see.
-
-        query [num_tokens, heads, head_dim], key and value [num_tokens, kv_heads, head_dim];
-        returns [num_tokens, heads, head_dim].
-        """
 
 
 class BlockMemory:
@@ -116,7 +79,7 @@ class KvPool(BlockMemory):
         self.key_places = [keys.permute(0, 3, 1, 2) for keys in self.keys]
         self.value_places = [values.transpose(1, 2) for values in self.values]
 
-    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> AttentionStep:
         """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
         return PagedStep(self, layer_of, plan_step(rows, self.shape.block_size, self.shape.layer_bytes))
 
@@ -130,7 +93,7 @@ class PagedStep:
     plan: StepPlan
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As `Attends.attend`."""
+        """As `AttentionStep.attend`."""
         layer = self.layer_of[layer_index]
         plan = self.plan
         keys, values = self.pool.keys[layer], self.pool.values[layer]
@@ -146,16 +109,6 @@ class PagedStep:
             own = slice(chunk.first_token, chunk.first_token + chunk.num_tokens)
             parts.append(_attend_chunk(chunk, query[own], keys, values, scaling))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def paged_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: [1, heads, num_tokens, head_dim] in, [1, num_tokens, heads, head_dim] out."""
-    step: Attends = kwargs["paged"]
-    scaling = kwargs.get("scaling") or module.head_dim**-0.5
-    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    return step.attend(module.layer_idx, query, key, value, scaling).unsqueeze(0), None
 
 
 def _attend_short(rows: ShortRows, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:

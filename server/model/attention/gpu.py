@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from server.model.attention.cpu import Attends, PoolShape
+from server.model.attention.base import AttentionStep, PoolShape
 from server.model.attention.step_plan import RowPlan, fresh_blocks, write_places
 from server.model.attention.tiles import TILE_TOKENS, TilePlan, Tiles, plan_tiles
 
@@ -80,7 +80,7 @@ class CudaKvPool:
         """The block whose content means nothing."""
         return self.num_blocks
 
-    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> AttentionStep:
         """Arrange one step. `rows` are in the order of their tokens, short ones first."""
         block_size, device = self.shape.block_size, self.keys[0].device
         if self.kernels is not None:
@@ -129,7 +129,7 @@ class TiledStep:
     kernels: Kernels
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As `paged.Attends.attend`."""
+        """As `paged.AttentionStep.attend`."""
         layer = self.layer_of[layer_index]
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         self.kernels.write(key, value, keys, values, self.plan.slots)
@@ -162,7 +162,7 @@ class CudaStep:
     groups: tuple[Alike, ...]
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As `paged.Attends.attend`."""
+        """As `paged.AttentionStep.attend`."""
         layer = self.layer_of[layer_index]
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         if self.fresh is not None:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from server.model.attention.cpu import Attends, BlockMemory, PoolShape
+from server.model.attention.base import AttentionStep, PoolShape
+from server.model.attention.cpu import BlockMemory
 from server.model.attention.step_plan import RowPlan
 from server.model.cpu.library import AttentionStruct, LayerStruct, ModelStruct, StepStruct, open_library, the_library
 from server.model.layers.decoder import is_silu, rotates_whole_heads
@@ -97,7 +98,7 @@ class NativeBody:
             norm=self._at(decoder.norm.weight),
         )
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
         """As `Body`."""
         assert isinstance(paged, NativeStep), "the pool is in the kernels' layout"
         embedded: Tensor = self._embedding(ids)
@@ -171,8 +172,8 @@ class NativeHead(nn.Module):
         self._library.toolwire_project(*self._product(hidden), self._logits.data_ptr(), torch.get_num_threads())
         return self._logits[: len(hidden)]
 
-    def likeliest(self, hidden: Tensor) -> Tensor:
-        """As `greedy.likeliest` of the same logits, which are not kept."""
+    def greedy_ids(self, hidden: Tensor) -> Tensor:
+        """As `greedy.greedy_ids` of the same logits, which are not kept."""
         hidden, threads = hidden.contiguous(), torch.get_num_threads()
         ids = torch.empty(len(hidden), dtype=torch.int64)
         scratch = torch.empty(self._library.toolwire_likeliest_bytes(len(hidden), threads), dtype=torch.uint8)
@@ -202,7 +203,7 @@ class NativePool(BlockMemory):
         self.key_pointers = (ctypes.c_void_p * shape.layers)(*(keys.data_ptr() for keys in self.keys))
         self.value_pointers = (ctypes.c_void_p * shape.layers)(*(values.data_ptr() for values in self.values))
 
-    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> Attends:
+    def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> AttentionStep:
         """Arrange one step. `rows` are in the order of their tokens."""
         sizes = np.array([len(row.blocks) for row in rows])
         table = np.fromiter(chain.from_iterable(row.blocks for row in rows), np.int32, sizes.sum())
@@ -228,7 +229,7 @@ class NativeStep:
     layer_of: dict[int, int]  # the model's layer index -> the pool's
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As `Attends.attend`."""
+        """As `AttentionStep.attend`."""
         library, pool, layer = the_library(), self.pool, self.layer_of[layer_index]
         query, key, value = (part.contiguous() for part in (query, key, value))
         results = torch.empty_like(query)

@@ -26,9 +26,8 @@ from server.model.attention.tiles import TILE_FIELDS, TilePlan, Tiles, join_bloc
 from server.model.batch import Row
 from server.model.graphs.graph_sampler import SamplingVariant, StaticDraw
 from server.model.loading.loaded_model import LoadedModel
-from server.model.sampling.argmax import likeliest
-from server.model.sampling.masks import Masks
-from server.model.sampling.sampler import DrawRow
+from server.model.sampling.grammar import Masks
+from server.model.sampling.sampler import DrawRow, greedy_ids
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Decoded:
     """A decode step's result on the device, overwritten by the next one. May hold more lines than there are rows."""
 
     logits: Tensor  # [lines, vocab]
-    likeliest: Tensor  # [lines], as `greedy.likeliest`
+    greedy_ids: Tensor  # [lines], as `greedy.greedy_ids`
 
 
 def padded_sizes(most_rows: int) -> tuple[int, ...]:
@@ -110,7 +109,7 @@ class StaticDecode:
         step = TiledStep(self._pool, self._layer_of, TilePlan(slots[:size], (tiles,)), self._kernels)
         hidden = self._loaded.body(ids[:size], table[:, 2], step, None)
         logits = self._loaded.head(hidden)
-        return Decoded(logits, likeliest(logits))
+        return Decoded(logits, greedy_ids(logits))
 
     def fill(self, rows: Sequence[Row], known_ids: Tensor | None = None) -> int | None:
         """Write the step into the buffers: the number of rows it is padded to, or None if it does not fit."""
@@ -211,7 +210,7 @@ class DecodeGraphs:
         """Record every way to draw from the largest step, so that what recordings take is taken."""
         largest = self._recorded.get(max(self._static.sizes))
         for ways in starmap(SamplingVariant, product((False, True), repeat=3)):
-            if largest is not None and ways != SamplingVariant():  # the likeliest ids are found in the step
+            if largest is not None and ways != SamplingVariant():  # the greedy_ids ids are found in the step
                 self._record_draw(largest.result, ways)
 
     def _record(self, size: int) -> Recorded[Decoded] | None:

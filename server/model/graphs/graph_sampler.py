@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.model.sampling.masks import Masks
+from server.model.sampling.grammar import Masks
 from server.model.sampling.penalties import changes_scores, unpack
 from server.model.sampling.sampler import (
     NONE_POSSIBLE,
@@ -38,7 +38,7 @@ HARDEST = np.array([[1.0, 1.0, MOST_K, 1.0]], dtype=np.float32)  # what the sett
 
 @dataclass(frozen=True, slots=True)
 class SamplingVariant:
-    """What some row of a step needs besides its likeliest id; each combination is a recording of its own."""
+    """What some row of a step needs besides its greedy_ids id; each combination is a recording of its own."""
 
     cut: bool = False  # top_k, perhaps with top_p and min_p
     whole: bool = False  # a draw from the whole vocabulary

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from server.model.attention.cpu import Attends
+from server.model.attention.base import AttentionStep
 from server.model.layers.packed_linear import FirstSibling
 from server.model.layers.recurrent import RecurrentStep
 
@@ -28,7 +28,7 @@ PIECE = 512
 class Body(Protocol):
     """Everything between the token ids and the output head."""
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
         """Ids and positions [num_tokens] of many rows, one after the other -> hidden states [num_tokens, hidden]."""
 
 
@@ -62,7 +62,7 @@ class WholeBody:
     def __init__(self, decoder: nn.Module) -> None:
         self._decoder = decoder
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
         """As `Body`."""
         output = self._decoder(
             input_ids=ids.unsqueeze(0),
@@ -89,7 +89,7 @@ class ShortBody:
         self._signs = torch.ones(2 * half, dtype=self.norm.weight.dtype, device=self.norm.weight.device)
         self._signs[:half] = -1
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: Attends, recurrent: RecurrentStep | None) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
         """As `Body`."""
         hidden: Tensor = self._embedding(ids)
         cos, sin = self._rotary(hidden, positions.unsqueeze(0))
@@ -185,7 +185,7 @@ class Layer:
         on_cpu = self._attention_norm.weight.device.type == "cpu"
         self._piece = PIECE if on_cpu and is_dense else sys.maxsize
 
-    def forward(self, index: int, stream: Stream, turn: tuple[Tensor, Tensor], paged: Attends) -> None:
+    def forward(self, index: int, stream: Stream, turn: tuple[Tensor, Tensor], paged: AttentionStep) -> None:
         """Move the stream on. `index` is the layer's among the model's."""
         stream.added = self._attend(index, stream, turn, paged)
         if stream.hidden.shape[0] <= self._piece:
@@ -196,7 +196,7 @@ class Layer:
         for piece in torch.split(stream.hidden, self._piece):
             piece += self._mlp(self._mlp_norm(piece))
 
-    def _attend(self, index: int, stream: Stream, turn: tuple[Tensor, Tensor], paged: Attends) -> Tensor:
+    def _attend(self, index: int, stream: Stream, turn: tuple[Tensor, Tensor], paged: AttentionStep) -> Tensor:
         num_tokens, num_turned = stream.hidden.shape[0], self._heads + self._kv_heads
         together = self._project(stream.normed(self._attention_norm)).view(num_tokens, -1, self.head_dim)
         turned, value = together[:, :num_turned], together[:, num_turned:]

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from server.errors import CannotStart
-from server.model.attention.cpu import paged_attention
+from server.model.attention.base import paged_attention
 from server.model.cpu.native import NativeBody, NativeHead, can_compute
 from server.model.kernel_selection import choose_body
 from server.model.layers.decoder import SHORT_FORMS

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import msgspec
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
 
 from server.errors import ConstraintFailed
 from server.messages import Constraint
-from server.model.sampling.masks import Masks
 
 MAX_CACHED = 256  # compiled grammars
 MAX_SOURCE = 4 * 1024 * 1024  # characters: 128 tools with schemas of a tolerable size stay well below
@@ -34,6 +35,19 @@ LIMITS = LLParserLimits(
     max_grammar_size=500_000,
     verbose_errors=False,  # an error text travels to the client
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """One mask for each position at which a constrained row samples.
+
+    Bit `id % 32` of word `id // 32` is set where `id` is allowed. Ids beyond the last word are not allowed.
+    `owners[m]` is the row of mask m: its index among the rows with logits. A row with d drafts has d + 1 consecutive
+    masks: before the first draft, ..., after the last. Unconstrained rows have none.
+    """
+
+    owners: tuple[int, ...]
+    words: NDArray[np.int32]  # [masks, ceil(vocab / 32)]
 
 
 class GrammarMatcher:

@@ -13,7 +13,7 @@ from torch import Tensor
 from server.messages import Sampling
 from server.model.batch import Draw
 from server.model.device import to_device
-from server.model.sampling.masks import Masks
+from server.model.sampling.grammar import Masks
 
 
 def changes_logits(draw: Draw) -> bool:

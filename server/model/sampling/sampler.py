@@ -2,7 +2,7 @@
 
 A draw consumes one random number in [0, 1) that is a hash of (seed, index of the id in its reply): the same request
 gives the same ids whatever else runs, and costs nothing but the hash. The number is looked up in the cumulated
-distribution (inverse CDF), whose order is fixed for the row: likeliest first where top_p or top_k cut it, by id
+distribution (inverse CDF), whose order is fixed for the row: greedy_ids first where top_p or top_k cut it, by id
 otherwise. The promise ends where the logits end: torch's matrix products round differently for different numbers of
 rows, on the CPU and more so on CUDA, so two ids whose logits agree to the last bits, or a number that falls on the
 border between two ids, may go either way with other batch mates. The compiled kernels (`native.py`) do not.
@@ -25,13 +25,12 @@ from torch import Tensor
 
 from server.messages import TokenLogprob
 from server.model.batch import Draw, Drawn
-from server.model.device import to_device
-from server.model.oom import as_memory_error
-from server.model.sampling.masks import Masks
+from server.model.device import as_memory_error, to_device
+from server.model.sampling.grammar import Masks
 from server.model.sampling.penalties import apply_masks, change_logits, changes_logits
 from server.model.sampling.vocab_search import first_peak, greatest, inverse_cdf
 
-# How many of the likeliest ids are looked at before top_p or top_k cut; a row that needs more goes on to the next.
+# How many of the greedy_ids ids are looked at before top_p or top_k cut; a row that needs more goes on to the next.
 NUM_CANDIDATES = (256, 8192)
 MOST_SORTED_WHOLE = 16  # lines
 NO_NUMBER = "the model's logits are not finite at this place; the checkpoint, its dtype or its kernels are broken"
@@ -93,6 +92,21 @@ def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> Dr
     _draw_sampled(logits, peaks, ids, rows)
     ids = torch.where(finite, torch.where(possible, ids, NONE_POSSIBLE), NOT_FINITE)
     return Drawing(ids, rows, logprobs)
+
+
+def is_greedy(draw: Draw) -> bool:
+    """Whether only the most likely id is needed: no temperature, no adjustments and no log probabilities."""
+    sampling = draw.sampling
+    return sampling.temperature <= 0 and sampling.num_logprobs is None and not changes_logits(draw)
+
+
+def greedy_ids(logits: Tensor) -> Tensor:
+    """[lines, vocab] -> the most likely id of each line, NOT_FINITE where the line is not finite. int64 [lines].
+
+    Never waits for the device; the same ids as `draw_ids` gives rows for which `is_greedy` holds, without masks.
+    """
+    is_finite = torch.isfinite(logits.sum(-1, dtype=torch.float32))
+    return torch.where(is_finite, first_peak(logits)[1], NOT_FINITE)
 
 
 def uniform(seed: int, index: int) -> float:
@@ -178,7 +192,7 @@ def draw_by_id(lines: Lines) -> Tensor:
 
 
 def _draw_cut(lines: Lines) -> Tensor:
-    """Inverse CDF over the ids that top_k, top_p and min_p leave, likeliest first. [lines]."""
+    """Inverse CDF over the ids that top_k, top_p and min_p leave, greedy_ids first. [lines]."""
     vocab = lines.logits.shape[1]
     chosen = torch.zeros_like(lines.numbers, dtype=torch.int64)
     places = torch.arange(len(chosen), device=chosen.device)
@@ -200,10 +214,10 @@ def _draw_cut(lines: Lines) -> Tensor:
 
 
 def draw_from(lines: Lines, num_candidates: int) -> tuple[Tensor, Tensor]:
-    """Ids drawn from the likeliest candidates, and for which lines these were all that the cuts left.
+    """Ids drawn from the greedy_ids candidates, and for which lines these were all that the cuts left.
 
     As in transformers: top_k first, top_p of what remains (an id stays if those before it have less than top_p),
-    min_p relative to the likeliest.
+    min_p relative to the greedy_ids.
     """
     temperature, top_p, top_k, min_p = (lines.settings[:, i : i + 1] for i in range(4))
     order = torch.arange(num_candidates, device=top_k.device)

@@ -20,7 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from server.model.attention import triton_kernels as paged_triton
-from server.model.attention.cpu import PoolShape
+from server.model.attention.base import PoolShape
 from server.model.kernel_selection import compare
 from server.model.layers import fused_triton
 from server.model.layers.decoder import HeadNorms, Norm

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from server.model.attention.cpu import KvPool, PoolShape
+from server.model.attention.base import PoolShape
+from server.model.attention.cpu import KvPool
 from server.model.attention.step_plan import PIECE_BYTES, RowPlan, plan_step
 
 NUM_BLOCKS, BLOCK_SIZE = 48, 4

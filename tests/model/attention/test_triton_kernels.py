@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from server.model.attention import triton_kernels as paged_triton
-from server.model.attention.cpu import PoolShape
+from server.model.attention.base import PoolShape
 from server.model.attention.gpu import CudaKvPool, Kernels
 from server.model.attention.step_plan import RowPlan
 from server.model.attention.tiles import MOST_SHARES, TILE_TOKENS, choose_size, plan_tiles, shares_of, sizes_of

@@ -25,7 +25,7 @@ from server.model.layers.decoder import ShortBody
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner
-from server.model.sampling.argmax import NOT_FINITE
+from server.model.sampling.sampler import NOT_FINITE
 from server.settings import EngineSettings
 from tests.checkpoints import Kind, tiny_checkpoint
 from tests.model.drive import GREEDY, prompt_of
@@ -200,13 +200,13 @@ def test_the_likeliest_ids_are_those_of_the_logits(dtype: torch.dtype, size: int
     hidden[3] = weights[7]  # two ids tie, far apart
     assert torch.equal(head(hidden), hidden.float() @ weights.float().T)
     expected = head(hidden).argmax(-1)
-    assert expected[3] == 7 and torch.equal(head.likeliest(hidden), expected)
+    assert expected[3] == 7 and torch.equal(head.greedy_ids(hidden), expected)
     hidden[5, 0], hidden[20, 1] = torch.nan, torch.inf
-    broken = head.likeliest(hidden)
+    broken = head.greedy_ids(hidden)
     assert broken[5] == broken[20] == NOT_FINITE
     others = [line for line in range(21) if line not in (5, 20)]
     assert torch.equal(broken[others], expected[others])
-    all_equal_below_zero = head_of(torch.ones(1_003, size, dtype=dtype)).likeliest(-torch.ones(2, size, dtype=dtype))
+    all_equal_below_zero = head_of(torch.ones(1_003, size, dtype=dtype)).greedy_ids(-torch.ones(2, size, dtype=dtype))
     assert all_equal_below_zero.tolist() == [0, 0]
 
 

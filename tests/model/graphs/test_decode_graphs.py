@@ -13,8 +13,7 @@ from server.model.graphs.decode_graphs import MOST_TABLE, DecodeGraphs, StaticDe
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner, pool_shape
-from server.model.sampling.argmax import is_greedy, likeliest
-from server.model.sampling.sampler import Drawing, DrawRow, draw_ids
+from server.model.sampling.sampler import Drawing, DrawRow, draw_ids, greedy_ids, is_greedy
 from server.settings import EngineSettings
 from tests.checkpoints import Kind, tiny_checkpoint
 from tests.model.attention import plain_kernels
@@ -51,7 +50,7 @@ def test_a_padded_step_on_fixed_buffers_is_the_ordinary_step(kind: Kind, count: 
         ticket = runner.launch(Batch(tuple(rows)))
         assert decoded is not None and decoded.logits.shape[0] == {1: 1, 3: 4, 5: 8}[count]
         assert torch.allclose(decoded.logits[:count], ticket.logits, atol=1e-4)
-        assert torch.equal(decoded.likeliest[:count], ticket.logits.argmax(-1))
+        assert torch.equal(decoded.greedy_ids[:count], ticket.logits.argmax(-1))
         for part, other in zip(written, (*pool.keys, *pool.values), strict=True):
             assert torch.allclose(part[: pool.num_blocks], other[: pool.num_blocks], atol=1e-4)
         for stream, row, result in zip(
@@ -192,7 +191,7 @@ def test_the_device_finds_the_ids_and_faults_that_the_sampler_finds() -> None:
     logits[2, 3] = torch.nan
     logits[3, 4] = torch.inf
     rows = [DrawRow(Draw(GREEDY, 0, [1], [1]), (), line) for line in range(5)]
-    assert Drawing(likeliest(logits), rows).read() == draw_ids(logits.clone(), rows, None).read()
+    assert Drawing(greedy_ids(logits), rows).read() == draw_ids(logits.clone(), rows, None).read()
 
 
 def test_what_changes_logits_is_not_drawn_on_the_device() -> None:

@@ -16,7 +16,7 @@ from server.model.graphs.decode_graphs import DecodeGraphs, StaticDecode
 from server.model.graphs.graph_sampler import MOST_K, SamplingVariant, StaticDraw
 from server.model.loading.loader import load
 from server.model.runner import Runner, pool_shape
-from server.model.sampling.masks import Masks
+from server.model.sampling.grammar import Masks
 from server.model.sampling.sampler import Drawing, DrawRow, draw_ids
 from server.settings import EngineSettings
 from tests.checkpoints import tiny_checkpoint
@@ -131,7 +131,7 @@ def test_nothing_that_is_recorded_waits_for_the_device() -> None:
         for one in (ways, SamplingVariant(whole=True), SamplingVariant(True, True, True)):
             static.draws.compute(decoded.logits, one)
     with pytest.raises(AssertionError, match="nonzero"), Watching():
-        torch.nonzero(decoded.likeliest)
+        torch.nonzero(decoded.greedy_ids)
 
 
 def sampled_streams(count: int) -> list[Stream]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from server.model.attention.cpu import KvPool, PoolShape
+from server.model.attention.base import PoolShape
+from server.model.attention.cpu import KvPool
 from server.model.attention.step_plan import RowPlan
 from server.model.layers.decoder import Body, ShortBody, WholeBody, open_body
 from server.model.loading.pretrained import ATTENTION_NAME

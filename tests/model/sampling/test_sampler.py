@@ -12,7 +12,7 @@ import transformers
 
 from server.messages import Sampling
 from server.model.batch import Draw, Drawn
-from server.model.sampling.masks import Masks
+from server.model.sampling.grammar import Masks
 from server.model.sampling.sampler import NUM_CANDIDATES, DrawRow, draw_ids, uniform
 
 VOCAB = 3000

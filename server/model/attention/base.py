@@ -1,0 +1,54 @@
+"""Paged attention, whatever the device: the size of a block, one step's attention, and transformers' way to it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PoolShape:
+    """The size of one block, over all attention layers."""
+
+    block_size: int  # tokens
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def part_elements(self) -> int:
+        """Elements of one block's keys, or values, in one layer."""
+        return self.kv_heads * self.head_dim * self.block_size
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of one block in one layer: keys and values."""
+        return 2 * self.part_elements * self.dtype.itemsize
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of one block: keys and values in every layer."""
+        return self.layers * self.layer_bytes
+
+
+class AttentionStep(Protocol):
+    """One step's attention, whatever the layout of the cache."""
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Write the new keys and values, then attend to all that each token may see.
+
+        query [num_tokens, heads, head_dim], key and value [num_tokens, kv_heads, head_dim];
+        returns [num_tokens, heads, head_dim].
+        """
+
+
+def paged_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: [1, heads, num_tokens, head_dim] in, [1, num_tokens, heads, head_dim] out."""
+    step: AttentionStep = kwargs["paged"]
+    scaling = kwargs.get("scaling") or module.head_dim**-0.5
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    return step.attend(module.layer_idx, query, key, value, scaling).unsqueeze(0), None
