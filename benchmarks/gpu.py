@@ -32,12 +32,13 @@ from server.engine.blocks import Blocks
 from server.messages import Sampling
 from server.model.attention.base import paged_attention
 from server.model.attention.gpu import CudaKvPool, Kernels
+from server.model.attention.tiles import tile_sizes
 from server.model.graphs.decode_graphs import padded_sizes
-from server.model.kernel_selection import choose_kernels, tile_sizes
-from server.model.layers.decoder import open_body
+from server.model.kernel_selection import choose_kernels
+from server.model.layers.decoder import open_backbone
 from server.model.layers.packed_linear import pack_linears
 from server.model.loading.loaded_model import LoadedModel
-from server.model.loading.pretrained import ATTENTION_NAME, adopt
+from server.model.loading.pretrained import ATTENTION_NAME, wrap_model
 from server.model.runner import Runner, pool_shape
 
 BLOCK_TOKENS = 32
@@ -133,8 +134,7 @@ def decode(loaded: LoadedModel, variant: Variant, batch: int, task: Task) -> tup
     sizes = tile_sizes(shape, loaded.kv.heads)
     runner.pool = CudaKvPool(shape, batch * per_stream, device, variant.kernels, sizes)
     if variant.graphs:
-        runner.record_graphs((next(padded for padded in padded_sizes(max(256, batch)) if padded >= batch),))
-        if not runner.has_graphs:
+        if not runner.capture_graphs((next(padded for padded in padded_sizes(max(256, batch)) if padded >= batch),)):
             raise RuntimeError("the step could not be recorded; the log says why")
     prompts = [random_prompt(task.prompt_tokens, index) for index in range(batch)]
     blocks = Blocks(batch * per_stream, size, caching=False)
@@ -196,11 +196,11 @@ def measure_own(shape: str, device: torch.device, task: Task) -> tuple[list[Figu
     """Our figures, and the comparison of the model's memory with the plan."""
     model = random_model(shape, device, ATTENTION_NAME)
     pack_linears(model)
-    loaded = adopt(model, device, time.monotonic())
+    loaded = wrap_model(model, device, time.monotonic())
     limits = {batch: limit(loaded, model, batch, task) for batch in task.batches}
     ways: dict[str, Way] = {}
     for variant in variants(loaded, task):
-        used = loaded if variant.is_fused else replace(loaded, body=open_body(model.get_decoder()))
+        used = loaded if variant.is_fused else replace(loaded, backbone=open_backbone(model.get_decoder()))
         ways[variant.name] = partial(decode, used, variant)
     return run_all(shape, ways, limits, task), compare_memory(loaded, config_of(shape))
 

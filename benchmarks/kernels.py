@@ -62,7 +62,7 @@ def main() -> None:
     for kernels in (True, False):
         settings = EngineSettings(device="cpu", cpu_kernels=kernels, threads=options.threads)
         loaded = load(options.checkpoint, settings, lambda fraction: None)
-        print(f"{type(loaded.body).__name__}: loaded in {loaded.load_s:.2f} s")
+        print(f"{type(loaded.backbone).__name__}: loaded in {loaded.load_s:.2f} s")
         runners.append(Runner(loaded, NUM_BLOCKS, BLOCK_SIZE))
     print(f"{torch.get_num_threads()} threads\n\n{'step':26} {'kernels ms':>10} {'torch ms':>10} {'ratio':>6}")
     for name, rows in steps().items():

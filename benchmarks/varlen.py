@@ -45,7 +45,7 @@ class VarlenKernels:
             values,
             ends,
             None,
-            tiles.most_tokens,
+            tiles.max_tile_tokens,
             self.most_blocks * keys.shape[1],
             scale=scaling,
             window_size=(-1, 0),

@@ -108,7 +108,7 @@ def _load_parts(order: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
         plan = settle(estimate, probe.read()[0], measured)
         runner = Runner(loaded, plan.num_blocks, settings.block_size, plan.num_slots)
         if sizes:
-            runner.record_graphs(sizes)
+            runner.capture_graphs(sizes)
         return Parts(loaded, plan, runner, grammars)
 
 

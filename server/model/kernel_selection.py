@@ -19,13 +19,13 @@ from server.model.attention.base import PoolShape
 from server.model.attention.gpu import CudaKvPool, Kernels
 from server.model.attention.prebuilt import use_prebuilt
 from server.model.attention.step_plan import RowPlan
-from server.model.attention.tiles import sizes_of
-from server.model.layers.decoder import Body, ShortBody, Stream, open_body
+from server.model.attention.tiles import tile_sizes
+from server.model.layers.decoder import Backbone, CompactBackbone, ResidualStream, open_backbone
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # of values of the order of 1
-BLOCKS = 64  # of the pool that they are tried on
+POOL_BLOCKS = 64  # of the pool that they are tried on
 REPLAYS = 20  # that a step's time is taken of
 
 
@@ -51,31 +51,31 @@ def choose_kernels(shape: PoolShape, heads: int, device: torch.device) -> Kernel
     """The kernels for a model with so many query heads on this device; None where the gathering attention serves."""
     if not _has_triton(device):
         return None
-    with _unless_it_fails("attention gathers keys and values"):
-        from server.model.attention import triton_kernels as paged_triton
+    with _log_failure("attention gathers keys and values"):
+        from server.model.attention import triton_kernels
 
-        compare(paged_triton, shape, heads, device).raise_if_large()
-        return paged_triton
+        compare_attention(triton_kernels, shape, heads, device).raise_if_large()
+        return triton_kernels
     return None
 
 
-def choose_body(decoder: Any, device: torch.device) -> Body:
+def choose_backbone(decoder: Any, device: torch.device) -> Backbone:
     """The decoder of a model on this device, with kernels between its products where a step is faster with them."""
-    plain = open_body(decoder)
-    if not isinstance(plain, ShortBody) or not _has_triton(device):
+    plain = open_backbone(decoder)
+    if not isinstance(plain, CompactBackbone) or not _has_triton(device):
         return plain
-    with _unless_it_fails("torch computes what is between the products"):
+    with _log_failure("torch computes what is between the products"):
         from server.model.layers import fused_triton
 
-        fused = ShortBody(decoder, fused_triton)
+        fused = CompactBackbone(decoder, fused_triton)
         compare_layers(fused, plain).raise_if_large()
-        took_us, plain_us = _microseconds_of(fused, device), _microseconds_of(plain, device)
+        took_us, plain_us = _measure_us(fused, device), _measure_us(plain, device)
         log.info("kernels between the products: a token takes %.0f us with them, %.0f without", took_us, plain_us)
         return fused if took_us < plain_us else plain
     return plain
 
 
-def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device) -> Difference:
+def compare_attention(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device) -> Difference:
     """Steps of decoding, drafted and prompt tokens through the kernels and through torch's attention.
 
     Every form of the kernels is compiled by them: contexts that are cut into shares and others, rows of one token, of
@@ -83,9 +83,9 @@ def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device
     """
     block_size = shape.block_size
     layout = PoolShape(block_size, 1, shape.kv_heads, shape.head_dim, shape.dtype)
-    plain = CudaKvPool(layout, BLOCKS, device)
+    plain = CudaKvPool(layout, POOL_BLOCKS, device)
     pools = [plain]
-    pools += [CudaKvPool(layout, BLOCKS, device, kernels, (tile,)) for tile in tile_sizes(shape, heads)]
+    pools += [CudaKvPool(layout, POOL_BLOCKS, device, kernels, (tile,)) for tile in tile_sizes(shape, heads)]
     generator = torch.Generator(device).manual_seed(1)
     for part in (plain.keys, plain.values):
         part[0].normal_(generator=generator)
@@ -94,7 +94,7 @@ def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device
         own.values[0].copy_(plain.values[0])
     longest = 40 * block_size
     rows = [
-        RowPlan(1, longest - 1, range(BLOCKS - 1, BLOCKS - 41, -1)),
+        RowPlan(1, longest - 1, range(POOL_BLOCKS - 1, POOL_BLOCKS - 41, -1)),
         RowPlan(1, block_size, (3, 20)),
         RowPlan(5, block_size - 2, (5, 1)),
         RowPlan(4 * block_size, block_size // 2, (7, 9, 6, 2, 11)),
@@ -116,12 +116,7 @@ def compare(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device
     return Difference(torch.stack(differences).max().item(), TOLERANCE[shape.dtype])
 
 
-def tile_sizes(shape: PoolShape, heads: int) -> tuple[int, ...]:
-    """What the kernels may cut long rows of such a model into."""
-    return sizes_of(heads // shape.kv_heads, shape.head_dim * shape.dtype.itemsize)
-
-
-def compare_layers(fused: ShortBody, plain: ShortBody) -> Difference:
+def compare_layers(fused: CompactBackbone, plain: CompactBackbone) -> Difference:
     """The first layer of both on random hidden states, and the norm behind all; relative to the largest result."""
     weight = plain.norm.weight
     generator = torch.Generator(weight.device).manual_seed(1)
@@ -132,16 +127,16 @@ def compare_layers(fused: ShortBody, plain: ShortBody) -> Difference:
     )
     results = []
     with torch.inference_mode():
-        for body in (fused, plain):
-            stream = Stream(hidden.clone(), body.operations)
+        for backbone in (fused, plain):
+            stream = ResidualStream(hidden.clone(), backbone.ops)
             stream.added = added
-            body.layers[0].forward(0, stream, (cos, sin), Unseen())
-            results.append(torch.cat((stream.normed(body.norm), stream.hidden)).float())
+            backbone.layers[0].forward(0, stream, (cos, sin), StubAttention())
+            results.append(torch.cat((stream.normed(backbone.norm), stream.hidden)).float())
     largest = (results[0] - results[1]).abs().max() / results[1].abs().max()
     return Difference(largest.item(), TOLERANCE[weight.dtype])
 
 
-class Unseen:
+class StubAttention:
     """In the place of attention: each token has itself, and nothing before it."""
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -150,15 +145,15 @@ class Unseen:
         return query + (key + value).unsqueeze(2).expand(-1, -1, group, -1).reshape(query.shape)
 
 
-def _microseconds_of(body: Body, device: torch.device) -> float:
+def _measure_us(backbone: Backbone, device: torch.device) -> float:
     """Microseconds that a token takes in a recorded step, attention left out."""
     ids = torch.zeros(1, dtype=torch.int64, device=device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode():
-        body(ids, ids, Unseen(), None)
+        backbone(ids, ids, StubAttention(), None)
         with torch.cuda.graph(graph):
-            body(ids, ids, Unseen(), None)
+            backbone(ids, ids, StubAttention(), None)
         graph.replay()
         begin.record()
         for _ in range(REPLAYS):
@@ -175,7 +170,7 @@ def _has_triton(device: torch.device) -> bool:
 
 
 @contextmanager
-def _unless_it_fails(instead: str) -> Iterator[None]:
+def _log_failure(instead: str) -> Iterator[None]:
     """Tell the log what happens instead where kernels do not run.
 
     No C compiler, no driver, a card that is too old, too little shared memory: each says so in its own way.

@@ -18,8 +18,11 @@ from server.model.batch import Batch, Draw, Row
 from server.model.loading.loaded_model import LoadedModel
 from server.model.runner import Runner
 
-FEW_TOKENS, FEW_ROWS = 64, 64  # of the steps that are counted on a CPU; fewer rows would overstate what sorting takes
-HARDEST = (  # draws that take the most: from the whole vocabulary, and from a sorted one
+SAMPLE_TOKENS, SAMPLE_ROWS = (
+    64,
+    64,
+)  # of the steps that are counted on a CPU; fewer rows would overstate what sorting takes
+WORST_CASE_SAMPLING = (  # draws that take the most: from the whole vocabulary, and from a sorted one
     Sampling(max_tokens=2, num_logprobs=20, frequency_penalty=0.1),
     Sampling(max_tokens=2, num_logprobs=20, frequency_penalty=0.1, top_p=0.99),
 )
@@ -32,20 +35,20 @@ class StepSize:
     tokens: int
     rows: int
     block_size: int
-    recorded_rows: int = 0  # of the largest decode step that is recorded on CUDA
+    captured_rows: int = 0  # of the largest decode step that is recorded on CUDA
 
 
 def measure_step(loaded: LoadedModel, largest: StepSize) -> int:
     """Bytes that the largest step takes at its peak. Raises MemoryError where it does not fit."""
     if loaded.device.type == "cuda":
         return _measure_on_cuda(loaded, largest)
-    tokens, rows = min(largest.tokens, FEW_TOKENS), min(largest.rows, FEW_ROWS)
+    tokens, rows = min(largest.tokens, SAMPLE_TOKENS), min(largest.rows, SAMPLE_ROWS)
     prompt = _count(loaded, _prompt(tokens, largest.block_size), largest.block_size)
     drawn = _count(loaded, _decode(rows), largest.block_size)
     return max(prompt * largest.tokens // tokens, drawn * largest.rows // rows)
 
 
-class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class AllocationMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that operations inside it make, until nobody holds them."""
 
     def __init__(self) -> None:
@@ -53,10 +56,6 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live: int = 0
         self.peak: int = 0
         self._known: dict[int, int] = {}
-
-    def begin_again(self) -> None:
-        """Forget the peak so far; what is live still counts."""
-        self.peak = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -77,7 +76,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _count(loaded: LoadedModel, batch: Batch, block_size: int) -> int:
     """Peak of computing this batch and drawing from it."""
     runner = _runner(loaded, batch, block_size)
-    with Meter() as meter:
+    with AllocationMeter() as meter:
         _run(runner, batch)
     peak: int = meter.peak  # TorchDispatchMode has no types
     return peak
@@ -95,16 +94,16 @@ def _measure_on_cuda(loaded: LoadedModel, largest: StepSize) -> int:
         peak = max(peak, torch.cuda.max_memory_allocated(loaded.device) - before)
         del runner
     torch.cuda.empty_cache()
-    return peak + _measure_recording(loaded, largest)
+    return peak + _measure_capture(loaded, largest)
 
 
-def _measure_recording(loaded: LoadedModel, largest: StepSize) -> int:
+def _measure_capture(loaded: LoadedModel, largest: StepSize) -> int:
     """Recordings keep their memory beside what other steps take; smaller ones use again what the largest has."""
-    if not largest.recorded_rows:
+    if not largest.captured_rows:
         return 0
-    runner = _runner(loaded, _decode(largest.recorded_rows), largest.block_size)
+    runner = _runner(loaded, _decode(largest.captured_rows), largest.block_size)
     before = torch.cuda.memory_reserved(loaded.device)
-    runner.record_graphs((largest.recorded_rows,), draws=True)
+    runner.capture_graphs((largest.captured_rows,), samplers=True)
     taken = torch.cuda.memory_reserved(loaded.device) - before
     del runner
     torch.cuda.empty_cache()
@@ -114,7 +113,7 @@ def _measure_recording(loaded: LoadedModel, largest: StepSize) -> int:
 def _run(runner: Runner, batch: Batch) -> None:
     """Compute the batch once, and draw from it in every one of the hardest ways."""
     ticket = runner.launch(batch)
-    for sampling in HARDEST:
+    for sampling in WORST_CASE_SAMPLING:
         rows = tuple(replace(row, draw=_draw(sampling)) for row in batch.rows)
         runner.draw(ticket, Batch(rows), None).read()
 
@@ -128,12 +127,12 @@ def _runner(loaded: LoadedModel, batch: Batch, block_size: int) -> Runner:
 
 def _prompt(num_tokens: int, block_size: int) -> Batch:
     blocks = range(-(-num_tokens // block_size))
-    return Batch((Row([0] * num_tokens, 0, blocks, 1, _draw(HARDEST[0]), 0),))
+    return Batch((Row([0] * num_tokens, 0, blocks, 1, _draw(WORST_CASE_SAMPLING[0]), 0),))
 
 
 def _decode(num_rows: int) -> Batch:
     # Each with one token before it: rows without a past are computed one by one where a model has recurrent states.
-    return Batch(tuple(Row([0], 1, [place], 1, _draw(HARDEST[0]), place) for place in range(num_rows)))
+    return Batch(tuple(Row([0], 1, [place], 1, _draw(WORST_CASE_SAMPLING[0]), place) for place in range(num_rows)))
 
 
 def _draw(sampling: Sampling) -> Draw:

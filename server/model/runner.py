@@ -13,12 +13,13 @@ from torch import Tensor
 from server.model.attention.base import PoolShape
 from server.model.attention.cpu import BlockMemory, KvPool
 from server.model.attention.gpu import CudaKvPool
-from server.model.attention.step_plan import SHORT_TOKENS, RowPlan, count_on
+from server.model.attention.step_plan import MAX_SHORT_TOKENS, RowPlan, concat_ranges
+from server.model.attention.tiles import tile_sizes
 from server.model.batch import Batch, Row
-from server.model.cpu.native import NativeHead, NativePool, can_hold
+from server.model.cpu.native import NativeHead, NativePool, supports_pool
 from server.model.device import as_memory_error, to_device
-from server.model.graphs.decode_graphs import Decoded, open_graphs, takes
-from server.model.kernel_selection import choose_kernels, tile_sizes
+from server.model.graphs.decode_graphs import DecodeOutput, is_pure_decode, open_graphs
+from server.model.kernel_selection import choose_kernels
 from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.loading.loaded_model import LoadedModel
 from server.model.sampling.grammar import Masks
@@ -31,20 +32,18 @@ class Ticket:
 
     logits: Tensor | None  # [lines, vocab]; None if they are computed when it is known what is drawn from them
     hidden: Tensor | None = None  # [lines, hidden], then
-    decoded: Decoded | None = None  # a step on fixed buffers
+    decoded: DecodeOutput | None = None  # a step on fixed buffers
 
 
-class Decode(Protocol):
+class DecodePath(Protocol):
     """A way to compute pure decode steps."""
 
-    @property
-    def is_usable(self) -> bool:
-        """False once it has turned out that it computes none."""
-
-    def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> Decoded | None:
+    def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> DecodeOutput | None:
         """One token of each row, `ids` if they are given; None if this step must be computed as any other."""
 
-    def draw(self, decoded: Decoded, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None) -> Tensor | None:
+    def draw(
+        self, decoded: DecodeOutput, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None
+    ) -> Tensor | None:
         """Ids for the lines of such a step; None if they must be drawn as any others."""
 
 
@@ -57,23 +56,20 @@ class Runner:
         self._layer_of = {index: i for i, index in enumerate(loaded.kv.layer_indices)}
         shape = loaded.recurrent
         self.states = StatePool(shape, num_slots, loaded.dtype, loaded.device) if shape else None
-        self._decode: Decode | None = None
+        self._decode: DecodePath | None = None
 
-    def record_graphs(self, sizes: Sequence[int], *, draws: bool = False) -> None:
+    def capture_graphs(self, sizes: Sequence[int], *, samplers: bool = False) -> bool:
         """Record decode steps padded to these numbers of rows, where the device can. Overwrites the pool's content.
 
         `draws`: every way to draw from the largest one too, which is else recorded when it is first needed.
         """
-        if isinstance(self.pool, CudaKvPool):
-            with as_memory_error(), torch.inference_mode():
-                self._decode = graphs = open_graphs(self._loaded, self.pool, sizes)
-                if graphs is not None and draws:
-                    graphs.record_draws()
-
-    @property
-    def has_graphs(self) -> bool:
-        """Whether decode steps are replayed, as far as is known."""
-        return self._decode is not None and self._decode.is_usable
+        if not isinstance(self.pool, CudaKvPool):
+            return False
+        with as_memory_error(), torch.inference_mode():
+            self._decode = graphs = open_graphs(self._loaded, self.pool, sizes)
+            if graphs is not None and samplers:
+                graphs.capture_samplers()
+        return graphs is not None and graphs.is_usable
 
     def launch(self, batch: Batch) -> Ticket:
         """Compute the batch; on CUDA the result may still be on its way. Raises MemoryError."""
@@ -131,12 +127,12 @@ class Runner:
 
     def _launch(self, rows: Sequence[Row], ids: Tensor | None) -> Ticket:
         """`ids` [rows] stand for the rows' own, where those are not known yet."""
-        if self._decode is not None and takes(rows):
+        if self._decode is not None and is_pure_decode(rows):
             with as_memory_error(), torch.inference_mode():
                 decoded = self._decode.launch(rows, ids)
             if decoded is not None:
                 return Ticket(decoded.logits[: len(rows)], decoded=decoded)
-        order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
+        order = sorted(range(len(rows)), key=lambda i: _sort_key(rows[i]))
         with as_memory_error(), torch.inference_mode():
             hidden = self._compute([rows[i] for i in order], ids if ids is None else ids[to_device(order, ids.device)])
             hidden = hidden[to_device(_logit_lines(rows, order), hidden.device)]
@@ -149,9 +145,9 @@ class Runner:
         plans = [RowPlan(len(row.token_ids), row.start, row.blocks) for row in rows]
         lengths = np.array([plan.num_tokens for plan in plans])
         ids = np.fromiter(chain.from_iterable(row.token_ids for row in rows), np.int64, lengths.sum())
-        positions = count_on(np.array([plan.start for plan in plans]), lengths)
+        positions = concat_ranges(np.array([plan.start for plan in plans]), lengths)
         device = self._loaded.device
-        return self._loaded.body(
+        return self._loaded.backbone(
             to_device(ids, device) if known_ids is None else known_ids,
             to_device(positions, device),
             self.pool.arrange(plans, self._layer_of),
@@ -172,7 +168,7 @@ def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool |
     """The KV pool in the layout of the model's device."""
     shape = pool_shape(loaded, block_size)
     if loaded.device.type == "cpu":
-        return NativePool(shape, num_blocks) if loaded.kernels and can_hold(shape) else KvPool(shape, num_blocks)
+        return NativePool(shape, num_blocks) if loaded.kernels and supports_pool(shape) else KvPool(shape, num_blocks)
     kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
     return CudaKvPool(shape, num_blocks, loaded.device, kernels, tile_sizes(shape, loaded.kv.heads))
 
@@ -183,9 +179,9 @@ def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:
     return PoolShape(block_size, len(kv.layer_indices), kv.kv_heads, kv.head_dim, loaded.dtype)
 
 
-def _place(row: Row) -> tuple[int, bool]:
+def _sort_key(row: Row) -> tuple[int, bool]:
     """Short rows first, equal lengths together, those without a past behind: the order that the layers want."""
-    return min(len(row.token_ids), SHORT_TOKENS + 1), row.start == 0
+    return min(len(row.token_ids), MAX_SHORT_TOKENS + 1), row.start == 0
 
 
 def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> NDArray[np.int64]:
@@ -193,7 +189,7 @@ def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> NDArray[np.int64]
     ends = np.zeros(len(rows), dtype=np.int64)
     ends[list(order)] = np.cumsum([len(rows[i].token_ids) for i in order])
     counts = np.array([row.num_logits for row in rows])
-    return count_on(ends - counts, counts)
+    return concat_ranges(ends - counts, counts)
 
 
 def _draw_rows(rows: Sequence[Row]) -> tuple[DrawRow, ...]:

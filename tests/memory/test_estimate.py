@@ -20,7 +20,7 @@ from server.messages import Sampling
 from server.model.batch import Batch, Draw, Row
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
-from server.model.profile import Meter, StepSize, measure_step
+from server.model.profile import AllocationMeter, StepSize, measure_step
 from server.model.runner import Runner
 from server.settings import EngineSettings
 
@@ -69,10 +69,10 @@ def measure(loaded: LoadedModel, *rows: Row) -> tuple[int, int]:
     num_blocks = 1 + max(block for row in rows for block in row.blocks)
     runner = Runner(loaded, num_blocks, BLOCK_SIZE)
     runner.pool.keys[0].zero_()
-    with Meter() as meter:
+    with AllocationMeter() as meter:
         ticket = runner.launch(Batch(rows))
         computing = meter.peak
-        meter.begin_again()
+        meter.peak = meter.live
         runner.draw(ticket, Batch(rows), None).read()
     return computing, meter.peak
 

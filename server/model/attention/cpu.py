@@ -32,12 +32,12 @@ class BlockMemory:
     keys, values: of each layer, [num_blocks, elements], in whatever order they lie within a block.
     """
 
-    def __init__(self, shape: PoolShape, num_blocks: int, behind: int = 0) -> None:
-        """`behind`: bytes after the last block that may be read."""
+    def __init__(self, shape: PoolShape, num_blocks: int, tail_bytes: int = 0) -> None:
+        """`tail_bytes`: bytes after the last block that may be read."""
         self.shape = shape
         self.num_blocks = num_blocks
         self._memory = mmap.mmap(
-            -1, max(1, num_blocks * shape.bytes_per_block + behind), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            -1, max(1, num_blocks * shape.bytes_per_block + tail_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         )
         storage = torch.frombuffer(self._memory, dtype=shape.dtype)[
             : num_blocks * 2 * shape.layers * shape.part_elements
@@ -52,7 +52,7 @@ class BlockMemory:
             part[target].copy_(part[source])
 
     def release(self, first_block: int) -> None:
-        """Give the pages behind all blocks from this one on back to the system; they read as zeros afterwards."""
+        """Give the pages tail_bytes all blocks from this one on back to the system; they read as zeros afterwards."""
         part_bytes = self.shape.part_elements * self.shape.dtype.itemsize
         page = mmap.PAGESIZE
         for part in range(2 * self.shape.layers):
@@ -76,8 +76,8 @@ class KvPool(BlockMemory):
         self.keys = [part.view(*each, shape.head_dim, shape.block_size) for part in self.keys]
         self.values = [part.view(*each, shape.block_size, shape.head_dim) for part in self.values]
         # The same memory, [num_blocks, block_size, kv_heads, head_dim]: where one token's keys and values are written.
-        self.key_places = [keys.permute(0, 3, 1, 2) for keys in self.keys]
-        self.value_places = [values.transpose(1, 2) for values in self.values]
+        self.key_slots = [keys.permute(0, 3, 1, 2) for keys in self.keys]
+        self.value_slots = [values.transpose(1, 2) for values in self.values]
 
     def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> AttentionStep:
         """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
@@ -97,13 +97,13 @@ class PagedStep:
         layer = self.layer_of[layer_index]
         plan = self.plan
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        if plan.fresh_blocks is not None:
-            # A weight of 0 does not hide a NaN that a broken sequence left behind.
-            keys.index_fill_(0, plan.fresh_blocks, 0)
-            values.index_fill_(0, plan.fresh_blocks, 0)
+        if plan.partially_written is not None:
+            # A weight of 0 does not hide a NaN that a broken sequence left tail_bytes.
+            keys.index_fill_(0, plan.partially_written, 0)
+            values.index_fill_(0, plan.partially_written, 0)
         places = (plan.write_blocks, plan.write_offsets)
-        self.pool.key_places[layer].index_put_(places, key)
-        self.pool.value_places[layer].index_put_(places, value)
+        self.pool.key_slots[layer].index_put_(places, key)
+        self.pool.value_slots[layer].index_put_(places, value)
         parts = [_attend_short(rows, query, keys, values, scaling) for rows in plan.short]
         for chunk in plan.chunks:
             own = slice(chunk.first_token, chunk.first_token + chunk.num_tokens)
@@ -119,10 +119,10 @@ def _attend_short(rows: ShortRows, query: Tensor, keys: Tensor, values: Tensor, 
         query = query[rows.first_token : rows.first_token + num_tokens]
     # [rows, KV heads, heads of a group, tokens, head_dim]: the queries that share a KV head are rows of one product.
     own = query.reshape(rows.num_rows, rows.num_tokens, kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)
-    if rows.folding is None:
+    if rows.reduction is None:
         result = _attend_one_row(rows, own, keys, values, scaling)
     else:
-        result = _attend_many_rows(rows, rows.folding, own, keys, values, scaling)
+        result = _attend_many_rows(rows, rows.reduction, own, keys, values, scaling)
     return result.transpose(1, 2).reshape(num_tokens, -1, head_dim)
 
 
@@ -132,7 +132,7 @@ def _attend_one_row(rows: ShortRows, own: Tensor, keys: Tensor, values: Tensor, 
     _, _, groups, tokens, _ = own.shape
     pairs = rows.bias.shape[0]
     spread = own.reshape(1, kv_heads, groups * tokens, head_dim).expand(pairs, -1, -1, -1)
-    scores = _products(spread, keys, rows.pieces)
+    scores = _products(spread, keys, rows.runs)
     # Scaled, masked, made float32 and turned so that a row's blocks lie side by side, all in one pass.
     row = torch.empty((kv_heads, groups, tokens, pairs, block_size))
     torch.add(
@@ -142,14 +142,14 @@ def _attend_one_row(rows: ShortRows, own: Tensor, keys: Tensor, values: Tensor, 
         out=row.permute(3, 0, 1, 2, 4),
     )
     weights = torch.softmax(row.view(kv_heads, groups * tokens, -1), -1).view(kv_heads, -1, pairs, block_size)
-    shares = torch.empty((pairs, kv_heads, groups * tokens, block_size), dtype=values.dtype)
-    products = _products(shares.copy_(weights.permute(2, 0, 1, 3)), values, rows.pieces)
+    pair_weights = torch.empty((pairs, kv_heads, groups * tokens, block_size), dtype=values.dtype)
+    products = _products(pair_weights.copy_(weights.permute(2, 0, 1, 3)), values, rows.runs)
     result = products.sum(0, dtype=torch.float32).to(values.dtype)
     return result.view(1, kv_heads * groups, tokens, head_dim)
 
 
 def _attend_many_rows(
-    rows: ShortRows, folding: PairReduction, own: Tensor, keys: Tensor, values: Tensor, scaling: float
+    rows: ShortRows, reduction: PairReduction, own: Tensor, keys: Tensor, values: Tensor, scaling: float
 ) -> Tensor:
     """Softmax over each row's pairs: block maxima, sums and products, folded row by row.
 
@@ -159,45 +159,45 @@ def _attend_many_rows(
     num_rows, _, groups, tokens, _ = own.shape
     pairs, grouped = rows.bias.shape[0], groups * tokens
     queries = own.reshape(num_rows, -1)
-    if rows.strangers:
+    if rows.has_foreign_blocks:
         queries = torch.cat((queries, queries[:1]))
-    spread = queries.index_select(0, folding.row_of).view(pairs, kv_heads, grouped, head_dim)
-    scores = _products(spread, keys, rows.pieces)
+    spread = queries.index_select(0, reduction.row_of).view(pairs, kv_heads, grouped, head_dim)
+    scores = _products(spread, keys, rows.runs)
     scores = torch.add(rows.bias, scores.view(pairs, kv_heads, -1, tokens, block_size), alpha=scaling)
     scores = scores.view(pairs, kv_heads * grouped, block_size)
-    weights = scores.sub_(_fold_max(scores.amax(-1), folding).unsqueeze(-1)).exp_()
-    totals = _fold_sum(weights.sum(-1), folding)
-    products = _products(weights.to(values.dtype).view(pairs, kv_heads, grouped, block_size), values, rows.pieces)
-    result = _fold_sum(products.view(pairs, kv_heads * grouped, head_dim), folding).div_(totals.unsqueeze(-1))
+    weights = scores.sub_(_reduce_max(scores.amax(-1), reduction).unsqueeze(-1)).exp_()
+    totals = _reduce_sum(weights.sum(-1), reduction)
+    products = _products(weights.to(values.dtype).view(pairs, kv_heads, grouped, block_size), values, rows.runs)
+    result = _reduce_sum(products.view(pairs, kv_heads * grouped, head_dim), reduction).div_(totals.unsqueeze(-1))
     return result[:num_rows].view(num_rows, kv_heads * groups, tokens, head_dim).to(values.dtype)
 
 
-def _products(left: Tensor, cache: Tensor, pieces: Sequence[BlockRun]) -> Tensor:
+def _products(left: Tensor, cache: Tensor, runs: Sequence[BlockRun]) -> Tensor:
     """Each pair's matrix times its block's: [pairs, KV heads, m, k] by [blocks, KV heads, k, n]."""
-    if len(pieces) == 1:
-        return torch.matmul(left, _read(cache, pieces[0]))
+    if len(runs) == 1:
+        return torch.matmul(left, _read_blocks(cache, runs[0]))
     result = torch.empty((*left.shape[:3], cache.shape[3]), dtype=left.dtype)
-    for piece in pieces:
-        torch.matmul(left[piece.pairs], _read(cache, piece), out=result[piece.pairs])
+    for run in runs:
+        torch.matmul(left[run.pairs], _read_blocks(cache, run), out=result[run.pairs])
     return result
 
 
-def _read(cache: Tensor, piece: BlockRun) -> Tensor:
-    if isinstance(piece.blocks, slice):
-        return cache[piece.blocks]
-    return cache.index_select(0, piece.blocks)
+def _read_blocks(cache: Tensor, run: BlockRun) -> Tensor:
+    if isinstance(run.blocks, slice):
+        return cache[run.blocks]
+    return cache.index_select(0, run.blocks)
 
 
-def _fold_max(of_pairs: Tensor, folding: PairReduction) -> Tensor:
+def _reduce_max(of_pairs: Tensor, reduction: PairReduction) -> Tensor:
     """[pairs, n] -> each pair's row maximum, [pairs, n]."""
-    of_rows = of_pairs.index_select(0, folding.pairs_of.flatten()).view(*folding.pairs_of.shape, -1).amax(1)
-    return of_rows.index_select(0, folding.row_of)
+    of_rows = of_pairs.index_select(0, reduction.pairs_of.flatten()).view(*reduction.pairs_of.shape, -1).amax(1)
+    return of_rows.index_select(0, reduction.row_of)
 
 
-def _fold_sum(of_pairs: Tensor, folding: PairReduction) -> Tensor:
+def _reduce_sum(of_pairs: Tensor, reduction: PairReduction) -> Tensor:
     """[pairs, ...] -> [rows, ...] in float32."""
-    of_rows = torch.zeros((folding.pairs_of.shape[0], *of_pairs.shape[1:]), dtype=torch.float32)
-    return of_rows.index_add_(0, folding.row_of, of_pairs.float())
+    of_rows = torch.zeros((reduction.pairs_of.shape[0], *of_pairs.shape[1:]), dtype=torch.float32)
+    return of_rows.index_add_(0, reduction.row_of, of_pairs.float())
 
 
 def _attend_chunk(chunk: QueryChunk, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
@@ -220,12 +220,12 @@ def _attend_chunk(chunk: QueryChunk, query: Tensor, keys: Tensor, values: Tensor
         # [KV heads, tokens of the tile, heads of a group, head_dim]
         own = (query[tile] * scaling).view(-1, kv_heads, groups, head_dim).transpose(0, 1)
         scores = torch.bmm(own.reshape(kv_heads, -1, head_dim), keys[:, :, :end])
-        scores.view(kv_heads, -1, groups, end)[..., begin:].masked_fill_(_later(end - begin), -torch.inf)
+        scores.view(kv_heads, -1, groups, end)[..., begin:].masked_fill_(_future_mask(end - begin), -torch.inf)
         attended = torch.bmm(torch.softmax(scores, -1), values[:, :end])
         result[tile] = attended.view(kv_heads, -1, groups, head_dim).transpose(0, 1).flatten(1, 2)
     return result
 
 
-def _later(num_tokens: int) -> Tensor:
+def _future_mask(num_tokens: int) -> Tensor:
     """Which of a tile's own tokens come after each of them: [num_tokens, 1, num_tokens]."""
     return torch.ones((num_tokens, num_tokens), dtype=torch.bool).triu_(1).unsqueeze(1)

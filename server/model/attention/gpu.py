@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from server.model.attention.base import AttentionStep, PoolShape
-from server.model.attention.step_plan import RowPlan, fresh_blocks, write_places
-from server.model.attention.tiles import TILE_TOKENS, TilePlan, Tiles, plan_tiles
+from server.model.attention.step_plan import RowPlan, partially_written, write_locations
+from server.model.attention.tiles import MIN_TILE_TOKENS, TilePlan, Tiles, plan_tiles
 
 
 class Kernels(Protocol):
@@ -42,14 +42,14 @@ class CudaKvPool:
         num_blocks: int,
         device: torch.device,
         kernels: Kernels | None = None,
-        tile_sizes: Sequence[int] = (TILE_TOKENS,),
+        tile_sizes: Sequence[int] = (MIN_TILE_TOKENS,),
     ) -> None:
         """`tile_sizes`: what the kernels cut long rows into."""
         self.shape = shape
         self.tile_sizes = tile_sizes
         self.num_blocks = num_blocks
         self.kernels = kernels
-        self.times_moved = 0  # whoever keeps addresses of keys and values must look here first
+        self.num_moves = 0  # whoever keeps addresses of keys and values must look here first
         self._most_blocks = num_blocks
         size = (num_blocks + 1, shape.block_size, shape.kv_heads, shape.head_dim)
         # Zeros: a weight of 0 does not hide a NaN in memory that nobody has written.
@@ -86,29 +86,29 @@ class CudaKvPool:
         if self.kernels is not None:
             plan = plan_tiles(rows, block_size, self.shape.kv_heads, self.tile_sizes, device)
             return TiledStep(self, layer_of, plan, self.kernels)
-        blocks, offsets = write_places(rows, block_size)
-        fresh = fresh_blocks(rows, block_size)
-        groups: list[Alike] = []
+        blocks, offsets = write_locations(rows, block_size)
+        partial_blocks = partially_written(rows, block_size)
+        groups: list[GatheredRows] = []
         first_token = i = 0
         while i < len(rows):
-            alike = i + 1
-            while alike < len(rows) and rows[alike].num_tokens == rows[i].num_tokens:
-                alike += 1
-            groups.append(_arrange_alike(first_token, rows[i:alike], block_size, device))
-            first_token += rows[i].num_tokens * (alike - i)
-            i = alike
-        return CudaStep(
+            end = i + 1
+            while end < len(rows) and rows[end].num_tokens == rows[i].num_tokens:
+                end += 1
+            groups.append(_gather_rows(first_token, rows[i:end], block_size, device))
+            first_token += rows[i].num_tokens * (end - i)
+            i = end
+        return GatheredStep(
             self,
             layer_of,
             blocks.to(device, non_blocking=True),
             offsets.to(device, non_blocking=True),
-            None if fresh is None else fresh.to(device, non_blocking=True),
+            None if partial_blocks is None else partial_blocks.to(device, non_blocking=True),
             tuple(groups),
         )
 
     def _resize(self, num_blocks: int) -> None:
         """Layer by layer, so that no more than one layer's part is held twice."""
-        self.times_moved += 1
+        self.num_moves += 1
         for parts in (self.keys, self.values):
             for layer, old in enumerate(parts):
                 if old.shape[0] != num_blocks + 1:
@@ -140,7 +140,7 @@ class TiledStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Alike:
+class GatheredRows:
     """Neighbouring rows with the same number of new tokens."""
 
     first_token: int
@@ -151,30 +151,30 @@ class Alike:
 
 
 @dataclass(frozen=True, slots=True)
-class CudaStep:
+class GatheredStep:
     """One step's attention over gathered keys and values; handed through the model's forward to every layer."""
 
     pool: CudaKvPool
     layer_of: dict[int, int]  # the model's layer index -> the pool's
     write_blocks: Tensor  # [num_tokens]
     write_offsets: Tensor  # [num_tokens]
-    fresh: Tensor | None  # blocks begun but not filled in this step
-    groups: tuple[Alike, ...]
+    partial_blocks: Tensor | None  # blocks begun but not filled in this step
+    groups: tuple[GatheredRows, ...]
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """As `paged.AttentionStep.attend`."""
         layer = self.layer_of[layer_index]
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        if self.fresh is not None:
-            keys.index_fill_(0, self.fresh, 0)
-            values.index_fill_(0, self.fresh, 0)
+        if self.partial_blocks is not None:
+            keys.index_fill_(0, self.partial_blocks, 0)
+            values.index_fill_(0, self.partial_blocks, 0)
         keys.index_put_((self.write_blocks, self.write_offsets), key)
         values.index_put_((self.write_blocks, self.write_offsets), value)
-        parts = [_attend_alike(rows, query, keys, values, scaling) for rows in self.groups]
+        parts = [_attend_gathered(rows, query, keys, values, scaling) for rows in self.groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _arrange_alike(first_token: int, rows: Sequence[RowPlan], block_size: int, device: torch.device) -> Alike:
+def _gather_rows(first_token: int, rows: Sequence[RowPlan], block_size: int, device: torch.device) -> GatheredRows:
     num_tokens = rows[0].num_tokens
     counts = [-(-(row.start + num_tokens) // block_size) for row in rows]
     table = np.zeros((len(rows), max(counts)), dtype=np.int64)
@@ -184,7 +184,7 @@ def _arrange_alike(first_token: int, rows: Sequence[RowPlan], block_size: int, d
     starts = np.array([row.start for row in rows])
     last_seen = starts[:, None] + np.arange(num_tokens)[None, :]
     allowed = np.arange(table.shape[1] * block_size)[None, None, :] <= last_seen[:, :, None]
-    return Alike(
+    return GatheredRows(
         first_token,
         len(rows),
         num_tokens,
@@ -193,7 +193,7 @@ def _arrange_alike(first_token: int, rows: Sequence[RowPlan], block_size: int, d
     )
 
 
-def _attend_alike(rows: Alike, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+def _attend_gathered(rows: GatheredRows, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
     """[num_tokens, heads, head_dim] -> [rows * tokens of each, heads, head_dim]."""
     _, heads, head_dim = query.shape
     end = rows.first_token + rows.num_rows * rows.num_tokens

@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SHORT_TOKENS = 16  # rows with more tokens than this are chunks
-MOST_READ = 32_768  # tokens read by the rows of one product: many rows that share a long prefix take memory each
-MOST_TILE, LEAST_TILE = 128, 8  # tokens of a chunk that attend at a time
-TILE_PLACES = (
+MAX_SHORT_TOKENS = 16  # rows with more tokens than this are chunks
+MAX_READ_TOKENS = 32_768  # tokens read by the rows of one product: many rows that share a long prefix take memory each
+MAX_CHUNK_TILE, MIN_CHUNK_TILE = 128, 8  # tokens of a chunk that attend at a time
+MAX_TILE_SCORES = (
     1 << 18
 )  # tokens of a tile times tokens that they see, so that scores of long contexts take no more memory
-DENSE_ENOUGH = 0.7  # share of a run of blocks that must be ours to be read in place: strangers take memory too
-PIECE_BYTES = 256 << 10  # what a CPU reads while it starts one more product for each of keys and values
+MIN_RUN_DENSITY = (
+    0.7  # share of a run of blocks that must be ours to be read in place: has_foreign_blocks take memory too
+)
+MIN_RUN_BYTES = 256 << 10  # what a CPU reads while it starts one more product for each of keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,16 @@ class BlockRun:
 class ShortRows:
     """Neighbouring rows with the same small number of tokens, and every block that one of them reads.
 
-    A pair is one row reading one block; two rows that share a block are two pairs. Blocks of others inside a piece
+    A pair is one row reading one block; two rows that share a block are two pairs. Blocks of others inside a run
     belong to one more row, `num_rows`, whose result is dropped.
     """
 
     first_token: int
     num_rows: int
     num_tokens: int  # of each row
-    strangers: bool  # whether a piece holds blocks of others
-    pieces: tuple[BlockRun, ...]
-    folding: PairReduction | None  # None: one row owns all
+    has_foreign_blocks: bool  # whether a run holds blocks of others
+    runs: tuple[BlockRun, ...]
+    reduction: PairReduction | None  # None: one row owns all
     bias: Tensor  # [pairs, 1, 1, num_tokens, block_size], 0 or -inf
 
 
@@ -82,7 +84,7 @@ class StepPlan:
 
     write_blocks: Tensor  # [num_tokens]
     write_offsets: Tensor  # [num_tokens]
-    fresh_blocks: Tensor | None  # begun but not filled in this step: what others left there must not be read
+    partially_written: Tensor | None  # begun but not filled in this step: what others left there must not be read
     short: tuple[ShortRows, ...]
     chunks: tuple[QueryChunk, ...]
 
@@ -92,39 +94,39 @@ def plan_step(rows: Sequence[RowPlan], block_size: int, block_bytes: int) -> Ste
 
     `block_bytes`: keys and values of one block in one layer.
     """
-    near = max(1, PIECE_BYTES // block_bytes)
-    write_blocks, write_offsets = write_places(rows, block_size)
+    min_run = max(1, MIN_RUN_BYTES // block_bytes)
+    write_blocks, write_offsets = write_locations(rows, block_size)
     short: list[ShortRows] = []
     chunks: list[QueryChunk] = []
     first_token = i = 0
     while i < len(rows):
         num_tokens = rows[i].num_tokens
-        if num_tokens > SHORT_TOKENS:
+        if num_tokens > MAX_SHORT_TOKENS:
             end = rows[i].start + num_tokens
             read = torch.tensor(rows[i].blocks[: -(-end // block_size)])
-            tile = min(MOST_TILE, max(LEAST_TILE, TILE_PLACES // end))
+            tile = min(MAX_CHUNK_TILE, max(MIN_CHUNK_TILE, MAX_TILE_SCORES // end))
             chunks.append(QueryChunk(first_token, num_tokens, rows[i].start, tile, read))
             i += 1
             first_token += num_tokens
             continue
-        alike, num_read = i + 1, _num_read(rows[i])
-        while alike < len(rows) and rows[alike].num_tokens == num_tokens:
-            num_read += _num_read(rows[alike])
-            if num_read > MOST_READ:
+        end_row, num_read = i + 1, _num_read_tokens(rows[i])
+        while end_row < len(rows) and rows[end_row].num_tokens == num_tokens:
+            num_read += _num_read_tokens(rows[end_row])
+            if num_read > MAX_READ_TOKENS:
                 break
-            alike += 1
-        short.append(_plan_short(first_token, rows[i:alike], block_size, near))
-        first_token += num_tokens * (alike - i)
-        i = alike
-    return StepPlan(write_blocks, write_offsets, fresh_blocks(rows, block_size), tuple(short), tuple(chunks))
+            end_row += 1
+        short.append(_plan_short(first_token, rows[i:end_row], block_size, min_run))
+        first_token += num_tokens * (end_row - i)
+        i = end_row
+    return StepPlan(write_blocks, write_offsets, partially_written(rows, block_size), tuple(short), tuple(chunks))
 
 
-def _num_read(row: RowPlan) -> int:
+def _num_read_tokens(row: RowPlan) -> int:
     """Tokens that the row's tokens read, over all of them: what is gathered and scored grows with it."""
     return (row.start + row.num_tokens) * row.num_tokens
 
 
-def write_places(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Tensor]:
+def write_locations(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Tensor]:
     """The block of each new token, and its place in it. [num_tokens], [num_tokens]."""
     blocks, offsets = [], []
     for row in rows:
@@ -136,7 +138,7 @@ def write_places(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Tens
     return torch.from_numpy(np.concatenate(blocks)), torch.from_numpy(np.concatenate(offsets))
 
 
-def fresh_blocks(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
+def partially_written(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
     """Blocks whose first token is written in this step and whose last is not."""
     fresh = []
     for row in rows:
@@ -146,21 +148,21 @@ def fresh_blocks(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
     return torch.tensor(fresh) if fresh else None
 
 
-def count_on(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """begin, begin + 1, ...: `counts[i]` numbers from `begins[i]` on, for each i in turn."""
+def concat_ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """begin, begin + 1, ...: `counts[i]` numbers from `begins[i]` on, for each i in occurrence."""
     ends = np.cumsum(counts)
     numbers: NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(begins - (ends - counts), counts)
     return numbers
 
 
-def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int, near: int) -> ShortRows:
+def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int, min_run: int) -> ShortRows:
     num_tokens = rows[0].num_tokens
     counts = np.array([-(-(row.start + num_tokens) // block_size) for row in rows])
     physical = np.concatenate([np.asarray(row.blocks[:count]) for row, count in zip(rows, counts, strict=True)])
     row_of = np.repeat(np.arange(len(rows)), counts)
-    index_in_row = count_on(np.zeros_like(counts), counts)
-    # Of one row alone all pairs are its own: no row is there to take what strangers would add.
-    order, pieces = _cut_pieces(physical, near, max_gap=near if len(rows) > 1 else 0)
+    index_in_row = concat_ranges(np.zeros_like(counts), counts)
+    # Of one row alone all pairs are its own: no row is there to take what has_foreign_blocks would add.
+    order, runs = _find_runs(physical, min_run, max_gap=min_run if len(rows) > 1 else 0)
     row_of = np.append(row_of, len(rows))[order]
     index_in_row = np.append(index_in_row, 0)[order]
     # Token t of a row sees positions 0 .. start + t.
@@ -172,45 +174,49 @@ def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int, near
         first_token=first_token,
         num_rows=len(rows),
         num_tokens=num_tokens,
-        strangers=len(order) > len(physical),
-        pieces=pieces,
-        folding=None if len(rows) == 1 else PairReduction(torch.from_numpy(row_of), torch.from_numpy(_invert(row_of))),
+        has_foreign_blocks=len(order) > len(physical),
+        runs=runs,
+        reduction=None
+        if len(rows) == 1
+        else PairReduction(torch.from_numpy(row_of), torch.from_numpy(_invert(row_of))),
         bias=torch.from_numpy(bias[:, None, None]),
     )
 
 
-def _cut_pieces(physical: NDArray[np.int64], near: int, max_gap: int) -> tuple[NDArray[np.int64], tuple[BlockRun, ...]]:
-    """The order in which pairs are computed, -1 for a stranger's, and the pieces that they form.
+def _find_runs(
+    physical: NDArray[np.int64], min_run: int, max_gap: int
+) -> tuple[NDArray[np.int64], tuple[BlockRun, ...]]:
+    """The order in which pairs are computed, -1 for a stranger's, and the runs that they form.
 
-    A run of blocks is read in place, with up to `max_gap` strangers between two of ours; one of fewer than `near`
-    blocks, or with too many strangers, is gathered. Rows that share blocks read them in runs of their own.
+    A run of blocks is read in place, with up to `max_gap` has_foreign_blocks between two of ours; one of fewer than `min_run`
+    blocks, or with too many has_foreign_blocks, is gathered. Rows that share blocks read them in runs of their own.
     """
-    turn = _turns(physical)
-    order = np.lexsort((physical, turn))
-    steps, same_turn = np.diff(physical[order]), np.diff(turn[order]) == 0
+    occurrence = _occurrence_index(physical)
+    order = np.lexsort((physical, occurrence))
+    steps, same_turn = np.diff(physical[order]), np.diff(occurrence[order]) == 0
     cuts = np.flatnonzero(~same_turn | (steps > max_gap + 1)) + 1
     orders: list[NDArray[np.int64]] = []
-    pieces: list[BlockRun] = []
+    runs: list[BlockRun] = []
     stray: list[NDArray[np.int64]] = []
     num_pairs = 0
     for run in np.split(order, cuts):
         low, high = int(physical[run[0]]), int(physical[run[-1]]) + 1
-        if len(run) < DENSE_ENOUGH * (high - low) or (high - low < near and len(cuts)):
+        if len(run) < MIN_RUN_DENSITY * (high - low) or (high - low < min_run and len(cuts)):
             stray.append(run)
             continue
         places = np.full(high - low, -1)
         places[physical[run] - low] = run
         orders.append(places)
-        pieces.append(BlockRun(slice(num_pairs, num_pairs + high - low), slice(low, high)))
+        runs.append(BlockRun(slice(num_pairs, num_pairs + high - low), slice(low, high)))
         num_pairs += high - low
     if stray:
         orders.append(np.concatenate(stray))
         blocks = physical[orders[-1]]
-        pieces.append(BlockRun(slice(num_pairs, num_pairs + len(blocks)), torch.from_numpy(blocks)))
-    return np.concatenate(orders), tuple(pieces)
+        runs.append(BlockRun(slice(num_pairs, num_pairs + len(blocks)), torch.from_numpy(blocks)))
+    return np.concatenate(orders), tuple(runs)
 
 
-def _turns(physical: NDArray[np.int64]) -> NDArray[np.int64]:
+def _occurrence_index(physical: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many earlier pairs read the same block, of each pair."""
     order = np.argsort(physical, kind="stable")
     ordered = physical[order]

@@ -2,8 +2,8 @@
 
     keys, values  [num_blocks, block_size, kv_heads, head_dim], as paged_cuda.py keeps them
 
-One program computes one tile (a few neighbouring tokens of one row, all query heads of one KV head) over one share of
-the positions that the tile may see. Where a context is cut into several shares, so that a few rows fill a whole card,
+One program computes one tile (a few neighbouring tokens of one row, all query heads of one KV head) over one split of
+the positions that the tile may see. Where a context is cut into several num_splits, so that a few rows fill a whole card,
 a second kernel joins them by their log-sum-exp. Products and sums are accumulated in float32.
 
 Nothing here depends on the lengths of the rows but what the kernels read from `Tiles` on the device: a launch can be
@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.model.attention.tiles import MOST_SHARES, Tiles
+from server.model.attention.tiles import MAX_SPLITS, Tiles
 
 LOG2_E = 1.4426950408889634
 POSITIONS = 64  # that one turn of the loop reads
-LARGE_TILE = 1 << 14  # numbers of a result that eight warps hold in registers; from four some would spill
-WIDE_POSITIONS = 32  # of heads wider than 128, or in float32: more would not fit next to a program
+LARGE_TILE_ELEMENTS = 1 << 14  # numbers of a result that eight warps hold in registers; from four some would spill
+POSITIONS_OF_WIDE_HEADS = 32  # of heads wider than 128, or in float32: more would not fit next to a program
 
 
 @triton.jit
@@ -39,17 +39,17 @@ def _write_kernel(
     tl.store(values + place, tl.load(value + token * value_stride + at, mask=own), mask=own)
 
 
-@triton.jit(do_not_specialize=["shares", "num_tokens"])
+@triton.jit(do_not_specialize=["num_splits", "num_tokens"])
 def _attend_kernel(
-    query, keys, values, tiles, tables, result, lse, scaling, num_tokens, shares, token_stride, head_stride,
+    query, keys, values, tiles, tables, result, lse, scaling, num_tokens, num_splits, token_stride, head_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     LINES: tl.constexpr, WIDTH: tl.constexpr, POSITIONS: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (tile, KV head, share). Line i of a tile is query head i % GROUP of its token i // GROUP.
+    """Programs: (tile, KV head, split). Line i of a tile is query head i % GROUP of its token i // GROUP.
 
-    Not split, `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32, shares before tokens.
+    Not split, `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32, num_splits before tokens.
     """
-    tile, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_token, own_tokens = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
     start, table = tl.load(tiles + 4 * tile + 2), tables + tl.load(tiles + 4 * tile + 3)
     line, dim = tl.arange(0, LINES), tl.arange(0, WIDTH)
@@ -60,9 +60,9 @@ def _attend_kernel(
     own = tl.load(query + place[:, None] + dim[None, :], mask=is_own, other=0.0)
     # Shares are whole turns of the loop; the last ones of a short context are empty.
     end = start + own_tokens
-    length = tl.cdiv(tl.cdiv(end, shares), POSITIONS) * POSITIONS
-    first, stop = share * length, tl.minimum(share * length + length, end)
-    peak = tl.full([LINES], float("-inf"), tl.float32)
+    length = tl.cdiv(tl.cdiv(end, num_splits), POSITIONS) * POSITIONS
+    first, stop = split * length, tl.minimum(split * length + length, end)
+    running_max = tl.full([LINES], float("-inf"), tl.float32)
     total = tl.zeros([LINES], tl.float32)
     sums = tl.zeros([LINES, WIDTH], tl.float32)
     for at in range(first, stop, POSITIONS):
@@ -70,41 +70,43 @@ def _attend_kernel(
         is_there = position < stop  # what lies behind was left by others and is never read: it may be NaN
         block = tl.load(table + position // BLOCK_SIZE, mask=is_there, other=0).to(tl.int64)
         source = ((block * BLOCK_SIZE + position % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
-        seen = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0.0)
-        scores = tl.dot(own, seen, input_precision="ieee") * scaling
+        keys_here = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0.0)
+        scores = tl.dot(own, keys_here, input_precision="ieee") * scaling
         may_see = is_there[None, :] & (position[None, :] <= start + token[:, None])
         scores = tl.where(may_see, scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1))
-        # A line that has seen nothing yet has no peak; any number will do to subtract.
-        base = tl.where(higher == float("-inf"), 0.0, higher)
+        new_max = tl.maximum(running_max, tl.max(scores, 1))
+        # A line that has keys_here nothing yet has no running_max; any number will do to subtract.
+        base = tl.where(new_max == float("-inf"), 0.0, new_max)
         weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(peak - base)
-        total = total * shrink + tl.sum(weights, 1)
-        held = tl.load(values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim[None, :], other=0.0)
-        sums = sums * shrink[:, None] + tl.dot(weights.to(held.dtype), held, input_precision="ieee")
-        peak = higher
-    total = tl.where(total == 0.0, 1.0, total)  # of a line that saw nothing: its sums are 0, its peak stays -inf
+        rescale = tl.exp2(running_max - base)
+        total = total * rescale + tl.sum(weights, 1)
+        values_here = tl.load(
+            values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim[None, :], other=0.0
+        )
+        sums = sums * rescale[:, None] + tl.dot(weights.to(values_here.dtype), values_here, input_precision="ieee")
+        running_max = new_max
+    total = tl.where(total == 0.0, 1.0, total)  # of a line that saw nothing: its sums are 0, its running_max stays -inf
     sums = sums / total[:, None]
-    line_of = (share * num_tokens + first_token + token) * (KV_HEADS * GROUP) + head
+    line_of = (split * num_tokens + first_token + token) * (KV_HEADS * GROUP) + head
     tl.store(result + line_of[:, None] * HEAD_DIM + dim[None, :], sums.to(result.dtype.element_ty), mask=is_own)
     if IS_SPLIT:
-        tl.store(lse + line_of, peak + tl.log2(total), mask=token < own_tokens)
+        tl.store(lse + line_of, running_max + tl.log2(total), mask=token < own_tokens)
 
 
-@triton.jit(do_not_specialize=["shares", "num_lines"])
-def _join_kernel(
-    parts, lse, result, num_lines, shares, MOST_SHARES: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr
+@triton.jit(do_not_specialize=["num_splits", "num_lines"])
+def _combine_kernel(
+    parts, lse, result, num_lines, num_splits, MAX_SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """One program a line (token and head). parts [shares, lines, head_dim], lse [shares, lines] in powers of two."""
+    """One program a line (token and head). parts [num_splits, lines, head_dim], lse [num_splits, lines] in powers of two."""
     line = tl.program_id(0)
-    share, dim = tl.arange(0, MOST_SHARES), tl.arange(0, WIDTH)
-    is_share, is_dim = share < shares, dim < HEAD_DIM
-    of_share = tl.load(lse + share * num_lines + line, mask=is_share, other=float("-inf"))
-    weights = tl.exp2(of_share - tl.max(of_share, 0))
-    place = (share * num_lines + line)[:, None] * HEAD_DIM + dim[None, :]
-    found = tl.load(parts + place, mask=is_share[:, None] & is_dim[None, :], other=0.0)
-    joined = tl.sum(found * weights[:, None], 0) / tl.sum(weights, 0)
-    tl.store(result + line * HEAD_DIM + dim, joined.to(result.dtype.element_ty), mask=is_dim)
+    split, dim = tl.arange(0, MAX_SPLITS), tl.arange(0, WIDTH)
+    is_split, is_dim = split < num_splits, dim < HEAD_DIM
+    of_split = tl.load(lse + split * num_lines + line, mask=is_split, other=float("-inf"))
+    weights = tl.exp2(of_split - tl.max(of_split, 0))
+    place = (split * num_lines + line)[:, None] * HEAD_DIM + dim[None, :]
+    partial = tl.load(parts + place, mask=is_split[:, None] & is_dim[None, :], other=0.0)
+    combined = tl.sum(partial * weights[:, None], 0) / tl.sum(weights, 0)
+    tl.store(result + line * HEAD_DIM + dim, combined.to(result.dtype.element_ty), mask=is_dim)
 
 
 def write(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
@@ -124,22 +126,25 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
     group = heads // kv_heads
     if query.stride(2) != 1:
         query = query.contiguous()
-    lines, width = max(16, triton.next_power_of_2(tiles.most_tokens * group)), max(16, triton.next_power_of_2(head_dim))
-    is_large = lines * width >= LARGE_TILE
-    shares = tiles.shares
+    lines, width = (
+        max(16, triton.next_power_of_2(tiles.max_tile_tokens * group)),
+        max(16, triton.next_power_of_2(head_dim)),
+    )
+    is_large = lines * width >= LARGE_TILE_ELEMENTS
+    num_splits = tiles.num_splits
     lse = parts = result
-    if shares > 1:
-        parts = torch.empty((shares, num_tokens, heads, head_dim), dtype=torch.float32, device=query.device)
-        lse = torch.empty((shares, num_tokens, heads), dtype=torch.float32, device=query.device)
-    _attend_kernel[(tiles.table.shape[0], kv_heads, shares)](
+    if num_splits > 1:
+        parts = torch.empty((num_splits, num_tokens, heads, head_dim), dtype=torch.float32, device=query.device)
+        lse = torch.empty((num_splits, num_tokens, heads), dtype=torch.float32, device=query.device)
+    _attend_kernel[(tiles.table.shape[0], kv_heads, num_splits)](
         query, keys, values, tiles.table, tiles.blocks, parts, lse, scaling * LOG2_E, num_tokens,
-        shares, query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
-        lines, width, POSITIONS if width * keys.element_size() <= 256 else WIDE_POSITIONS, shares > 1,
+        num_splits, query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
+        lines, width, POSITIONS if width * keys.element_size() <= 256 else POSITIONS_OF_WIDE_HEADS, num_splits > 1,
         num_warps=8 if is_large else 4, num_stages=2 if is_large else 3,
     )  # fmt: skip
-    if shares > 1:
+    if num_splits > 1:
         num_lines = num_tokens * heads
-        _join_kernel[(num_lines,)](parts, lse, result, num_lines, shares, MOST_SHARES, head_dim, width)
+        _combine_kernel[(num_lines,)](parts, lse, result, num_lines, num_splits, MAX_SPLITS, head_dim, width)
 
 
 def _heads_together(part: Tensor) -> Tensor:

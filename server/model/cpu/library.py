@@ -87,7 +87,7 @@ def open_library() -> ctypes.CDLL | None:
     return library
 
 
-def the_library() -> ctypes.CDLL:
+def require_library() -> ctypes.CDLL:
     """The same, where it is known to be there."""
     library = open_library()
     assert library is not None, "asked for first"

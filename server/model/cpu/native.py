@@ -17,71 +17,80 @@ from torch import Tensor, nn
 from server.model.attention.base import AttentionStep, PoolShape
 from server.model.attention.cpu import BlockMemory
 from server.model.attention.step_plan import RowPlan
-from server.model.cpu.library import AttentionStruct, LayerStruct, ModelStruct, StepStruct, open_library, the_library
+from server.model.cpu.library import (
+    AttentionStruct,
+    LayerStruct,
+    ModelStruct,
+    StepStruct,
+    open_library,
+    require_library,
+)
 from server.model.layers.decoder import is_silu, rotates_whole_heads
 from server.model.layers.recurrent import RecurrentStep
 
 DTYPES = (torch.bfloat16, torch.float32)
-MULTIPLE = 32  # of every size that products sum over
-BEHIND = 64  # bytes that are read behind the last block
+SIZE_MULTIPLE = 32  # of every size that products sum over
+TAIL_BYTES = 64  # bytes that are read behind the last block
 
 
-def can_compute(decoder: Any, head: Any) -> bool:
+def supports_decoder(decoder: Any, head: Any) -> bool:
     """Whether the kernels are at hand and know this decoder of a short form, whose linear layers are not packed."""
     if open_library() is None or type(head) is not nn.Linear or head.bias is not None:
         return False
     dtype = head.weight.dtype
     if dtype not in DTYPES or {weight.dtype for weight in decoder.parameters()} != {dtype}:
         return False
-    return rotates_whole_heads(decoder) and _reads(head) and all(_knows(layer) for layer in decoder.layers)
+    return (
+        rotates_whole_heads(decoder) and _reads_linear(head) and all(_supports_layer(layer) for layer in decoder.layers)
+    )
 
 
-def _knows(layer: Any) -> bool:
+def _supports_layer(layer: Any) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
     biased = (attention.q_proj, attention.k_proj, attention.v_proj)
     plain = (attention.o_proj, *(getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")))
     return (
-        all(_reads(linear) for linear in (*biased, *plain))
+        all(_reads_linear(linear) for linear in (*biased, *plain))
         and all(linear.bias is None for linear in plain)
-        and attention.head_dim % MULTIPLE == 0
+        and attention.head_dim % SIZE_MULTIPLE == 0
         and is_silu(mlp.act_fn)
     )
 
 
-def _reads(linear: Any) -> bool:
-    return type(linear) is nn.Linear and linear.in_features % MULTIPLE == 0 and linear.weight.device.type == "cpu"
+def _reads_linear(linear: Any) -> bool:
+    return type(linear) is nn.Linear and linear.in_features % SIZE_MULTIPLE == 0 and linear.weight.device.type == "cpu"
 
 
-def can_hold(shape: PoolShape) -> bool:
+def supports_pool(shape: PoolShape) -> bool:
     """Whether the kernels are at hand and read a KV cache of this shape."""
-    fits = shape.dtype in DTYPES and shape.head_dim % MULTIPLE == 0 and shape.block_size % 2 == 0
+    fits = shape.dtype in DTYPES and shape.head_dim % SIZE_MULTIPLE == 0 and shape.block_size % 2 == 0
     return fits and open_library() is not None
 
 
-def lay_out(linear: nn.Linear) -> Tensor:
+def pack_panels(linear: nn.Linear) -> Tensor:
     """A layer's weights as the kernels read them: short rows in panels, which it then holds instead of its own."""
     weight, is_bf16 = linear.weight.detach().contiguous(), linear.weight.dtype == torch.bfloat16
     outputs, size = weight.shape
-    num_bytes = the_library().toolwire_panel_bytes(is_bf16, size, outputs)
+    num_bytes = require_library().toolwire_panel_bytes(is_bf16, size, outputs)
     if not num_bytes:
         return weight
     panels = torch.empty(num_bytes // weight.element_size(), dtype=weight.dtype)
     threads = torch.get_num_threads()
-    the_library().toolwire_lay_out(is_bf16, weight.data_ptr(), size, outputs, panels.data_ptr(), threads)
+    require_library().toolwire_lay_out(is_bf16, weight.data_ptr(), size, outputs, panels.data_ptr(), threads)
     linear.weight = nn.Parameter(panels, requires_grad=False)  # a tied embedding keeps its own
     return panels
 
 
-class NativeBody:
+class NativeBackbone:
     """The decoder in one call a step."""
 
     def __init__(self, decoder: Any) -> None:
-        self._library = the_library()
+        self._library = require_library()
         self._embedding = decoder.embed_tokens
         self._rotary = decoder.rotary_emb
         first = decoder.layers[0]
         attention = first.self_attn
-        self._held: list[Tensor] = []  # what the kernels read
+        self._kept: list[Tensor] = []  # what the kernels read
         self._angles_like = torch.empty(0, dtype=torch.float32)
         self._layers = (LayerStruct * len(decoder.layers))(*(self._layer(layer) for layer in decoder.layers))
         self._model = ModelStruct(
@@ -95,11 +104,11 @@ class NativeBody:
             epsilon=decoder.norm.variance_epsilon,
             scaling=attention.scaling,
             layers=ctypes.addressof(self._layers),
-            norm=self._at(decoder.norm.weight),
+            norm=self._address(decoder.norm.weight),
         )
 
     def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
-        """As `Body`."""
+        """As `Backbone`."""
         assert isinstance(paged, NativeStep), "the pool is in the kernels' layout"
         embedded: Tensor = self._embedding(ids)
         cosines, sines = self._rotary(self._angles_like, positions.unsqueeze(0))
@@ -127,27 +136,27 @@ class NativeBody:
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return LayerStruct(
-            query=self._at(lay_out(attention.q_proj)),
-            key=self._at(lay_out(attention.k_proj)),
-            value=self._at(lay_out(attention.v_proj)),
-            output=self._at(lay_out(attention.o_proj)),
-            gate=self._at(lay_out(mlp.gate_proj)),
-            up=self._at(lay_out(mlp.up_proj)),
-            down=self._at(lay_out(mlp.down_proj)),
-            query_bias=self._at(attention.q_proj.bias),
-            key_bias=self._at(attention.k_proj.bias),
-            value_bias=self._at(attention.v_proj.bias),
-            attention_norm=self._at(layer.input_layernorm.weight),
-            mlp_norm=self._at(layer.post_attention_layernorm.weight),
-            query_norm=self._at(attention.q_norm.weight if has_norms else None),
-            key_norm=self._at(attention.k_norm.weight if has_norms else None),
+            query=self._address(pack_panels(attention.q_proj)),
+            key=self._address(pack_panels(attention.k_proj)),
+            value=self._address(pack_panels(attention.v_proj)),
+            output=self._address(pack_panels(attention.o_proj)),
+            gate=self._address(pack_panels(mlp.gate_proj)),
+            up=self._address(pack_panels(mlp.up_proj)),
+            down=self._address(pack_panels(mlp.down_proj)),
+            query_bias=self._address(attention.q_proj.bias),
+            key_bias=self._address(attention.k_proj.bias),
+            value_bias=self._address(attention.v_proj.bias),
+            attention_norm=self._address(layer.input_layernorm.weight),
+            mlp_norm=self._address(layer.post_attention_layernorm.weight),
+            query_norm=self._address(attention.q_norm.weight if has_norms else None),
+            key_norm=self._address(attention.k_norm.weight if has_norms else None),
         )
 
-    def _at(self, tensor: Tensor | None) -> int | None:
+    def _address(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
         own = tensor.detach().contiguous()
-        self._held.append(own)
+        self._kept.append(own)
         return own.data_ptr()
 
 
@@ -156,10 +165,10 @@ class NativeHead(nn.Module):
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
-        self._library = the_library()
+        self._library = require_library()
         self._vocab_size = head.out_features
         self._is_bf16 = head.weight.dtype == torch.bfloat16
-        self._weight = lay_out(head)
+        self._weight = pack_panels(head)
         # Logits of many rows take tens of megabytes, and memory that is new at every step costs as much as the product.
         self._logits = torch.empty(0)
 
@@ -199,7 +208,7 @@ class NativePool(BlockMemory):
 
     def __init__(self, shape: PoolShape, num_blocks: int) -> None:
         assert shape.block_size % 2 == 0, "two tokens lie together"
-        super().__init__(shape, num_blocks, behind=BEHIND)
+        super().__init__(shape, num_blocks, tail_bytes=TAIL_BYTES)
         self.key_pointers = (ctypes.c_void_p * shape.layers)(*(keys.data_ptr() for keys in self.keys))
         self.value_pointers = (ctypes.c_void_p * shape.layers)(*(values.data_ptr() for values in self.values))
 
@@ -230,7 +239,7 @@ class NativeStep:
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """As `AttentionStep.attend`."""
-        library, pool, layer = the_library(), self.pool, self.layer_of[layer_index]
+        library, pool, layer = require_library(), self.pool, self.layer_of[layer_index]
         query, key, value = (part.contiguous() for part in (query, key, value))
         results = torch.empty_like(query)
         step = AttentionStruct(

@@ -1,4 +1,4 @@
-"""What lies between a decoder's products, as one Triton kernel each; they are `decoder.Operations`.
+"""What lies between a decoder's products, as one Triton kernel each; they are `decoder.LayerOps`.
 
 On a GPU a step of few tokens takes as long as its launches do: torch's own operations are 18 a layer, these make them
 11. Everything between loading and storing is computed in float32, with one rounding at the end. The lines of what is
@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.model.layers.decoder import HeadNorms, Norm
+from server.model.layers.decoder import HeadNorms, RmsNorm
 
-GATED = 1024  # numbers that one program of `gate` makes
-WIDE = 2048  # a line longer than this is normed by eight warps
+PROGRAM_ELEMENTS = 1024  # numbers that one program of `gate` makes
+WIDE_LINE = 2048  # a line longer than this is normed by eight warps
 
 
 @triton.jit
-def _add_norm_kernel(
+def _add_rms_norm_kernel(
     hidden, added, weight, normed, epsilon, SIZE: tl.constexpr, WIDTH: tl.constexpr, ADDS: tl.constexpr
 ):  # fmt: skip
     """One program a token. `hidden` is overwritten by the sum, rounded to its type before it is normed."""
@@ -35,8 +35,8 @@ def _add_norm_kernel(
 
 
 @triton.jit
-def _turn_kernel(
-    heads, weight, cos, sin, turned, token_stride, head_stride, epsilon,
+def _norm_and_rotate_kernel(
+    heads, weight, cos, sin, rotated, token_stride, head_stride, epsilon,
     HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
     """Programs: (token, head). The sine of the first half carries the sign."""
@@ -52,17 +52,17 @@ def _turn_kernel(
         first = first * scale * tl.load(line, mask=own, other=0.0).to(tl.float32)
         second = second * scale * tl.load(line + HALF, mask=own, other=0.0).to(tl.float32)
     angle = token * 2 * HALF + at
-    result = turned + (token * HEADS + head) * 2 * HALF + at
+    result = rotated + (token * HEADS + head) * 2 * HALF + at
     cosine = tl.load(cos + angle, mask=own, other=0.0).to(tl.float32)
     sine = tl.load(sin + angle, mask=own, other=0.0).to(tl.float32)
-    tl.store(result, (first * cosine + second * sine).to(turned.dtype.element_ty), mask=own)
+    tl.store(result, (first * cosine + second * sine).to(rotated.dtype.element_ty), mask=own)
     cosine = tl.load(cos + angle + HALF, mask=own, other=0.0).to(tl.float32)
     sine = tl.load(sin + angle + HALF, mask=own, other=0.0).to(tl.float32)
-    tl.store(result + HALF, (second * cosine + first * sine).to(turned.dtype.element_ty), mask=own)
+    tl.store(result + HALF, (second * cosine + first * sine).to(rotated.dtype.element_ty), mask=own)
 
 
 @triton.jit
-def _gate_kernel(both, result, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+def _silu_and_mul_kernel(both, result, SIZE: tl.constexpr, WIDTH: tl.constexpr):
     """Programs: (token, part of the line). `both` holds a token's gates, then what they let through."""
     token, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     own = at < SIZE
@@ -71,34 +71,34 @@ def _gate_kernel(both, result, SIZE: tl.constexpr, WIDTH: tl.constexpr):
     tl.store(result + token * SIZE + at, (gate * tl.sigmoid(gate) * up).to(result.dtype.element_ty), mask=own)
 
 
-def add_norm(hidden: Tensor, added: Tensor | None, norm: Norm) -> Tensor:
-    """As `Operations.add_norm`."""
+def add_rms_norm(hidden: Tensor, added: Tensor | None, norm: RmsNorm) -> Tensor:
+    """As `LayerOps.add_rms_norm`."""
     num_tokens, size = hidden.shape
     normed = torch.empty_like(hidden)
     width = triton.next_power_of_2(size)
-    _add_norm_kernel[(num_tokens,)](
+    _add_rms_norm_kernel[(num_tokens,)](
         hidden, hidden if added is None else added, norm.weight, normed, norm.epsilon, size, width, added is not None,
-        num_warps=8 if width > WIDE else 4,
+        num_warps=8 if width > WIDE_LINE else 4,
     )  # fmt: skip
     return normed
 
 
-def turn(heads: Tensor, norms: HeadNorms | None, cos: Tensor, sin: Tensor) -> Tensor:
-    """As `Operations.turn`."""
+def norm_and_rotate(heads: Tensor, norms: HeadNorms | None, cos: Tensor, sin: Tensor) -> Tensor:
+    """As `LayerOps.norm_and_rotate`."""
     num_tokens, num_heads, head_dim = heads.shape
-    turned = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
+    rotated = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
     weight, epsilon = (norms.weight, norms.epsilon) if norms else (heads, 0.0)
     half = head_dim // 2
-    _turn_kernel[(num_tokens, num_heads)](
-        heads, weight, cos, sin, turned, heads.stride(0), heads.stride(1), epsilon,
+    _norm_and_rotate_kernel[(num_tokens, num_heads)](
+        heads, weight, cos, sin, rotated, heads.stride(0), heads.stride(1), epsilon,
         num_heads, half, triton.next_power_of_2(half), norms is not None, num_warps=1,
     )  # fmt: skip
-    return turned
+    return rotated
 
 
-def gate(both: Tensor) -> Tensor:
-    """As `Operations.gate`."""
+def silu_and_mul(both: Tensor) -> Tensor:
+    """As `LayerOps.silu_and_mul`."""
     num_tokens, size = both.shape[0], both.shape[1] // 2
     result = torch.empty((num_tokens, size), dtype=both.dtype, device=both.device)
-    _gate_kernel[(num_tokens, triton.cdiv(size, GATED))](both, result, size, GATED)
+    _silu_and_mul_kernel[(num_tokens, triton.cdiv(size, PROGRAM_ELEMENTS))](both, result, size, PROGRAM_ELEMENTS)
     return result

@@ -5,7 +5,7 @@ of models a tenth as wide: packed once, a product takes 0.5 to 0.7 of the time w
 1000. float32 gains nothing at most of these shapes, so its layout is left alone.
 
 Layers that read one input (queries, keys and values; gate and up) become one product, in float32 too: the first that
-is called computes all, the others hand out their share.
+is called computes all, the others hand out their part.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 # In the order in which transformers' layers call them, on one and the same input.
-SIBLINGS = (
+MERGED_PROJECTIONS = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
     ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
@@ -43,59 +43,59 @@ class PackedLinear(nn.Module):
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.out_features, self.in_features = weight.shape
         self.bias = torch.cat(biases) if biases else None
-        self._is_laid_out = lays_out(weight)
+        self._is_packed = needs_packing(weight)
         # Laid out for one token; the same layout serves any number of them as fast as its own would.
-        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1) if self._is_laid_out else weight
+        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1) if self._is_packed else weight
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        if not self._is_laid_out:
+        if not self._is_packed:
             return functional.linear(hidden, self._weight, self.bias)
         result: Tensor = _product(hidden, self._weight, self.bias, "none", [], "")
         return result
 
     def packed_bytes(self) -> int:
         """Memory of the weight as it is kept."""
-        return self.in_features * self.out_features * (2 if self._is_laid_out else self._weight.element_size())
+        return self.in_features * self.out_features * (2 if self._is_packed else self._weight.element_size())
 
 
-class FirstSibling(nn.Module):
-    """Computes the product of all siblings, returns its own share and keeps the others' until they are called."""
+class MergedProjection(nn.Module):
+    """Computes the product of all siblings, returns its own part and keeps the others' until they are called."""
 
     def __init__(self, packed: PackedLinear, sizes: Sequence[int]) -> None:
         super().__init__()
         self.packed = packed
         self._sizes = list(sizes)
         self._input: Tensor | None = None
-        self._shares: list[Tensor] = []
+        self._slices: list[Tensor] = []
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in_features] -> [..., the first size]."""
         together: Tensor = self.packed(hidden)
-        own, *self._shares = torch.split(together, self._sizes, -1)
+        own, *self._slices = torch.split(together, self._sizes, -1)
         self._input = hidden
         return own
 
-    def take(self, index: int, hidden: Tensor) -> Tensor:
-        """The share of sibling `index`; the last one leaves nothing behind."""
+    def slice_for(self, index: int, hidden: Tensor) -> Tensor:
+        """The part of sibling `index`; the last one leaves nothing behind."""
         assert hidden is self._input, "siblings are called in order, on one input"
-        share = self._shares[index - 1]
-        if index == len(self._shares):
-            self._input, self._shares = None, []
-        return share
+        part = self._slices[index - 1]
+        if index == len(self._slices):
+            self._input, self._slices = None, []
+        return part
 
 
-class LaterSibling(nn.Module):
+class ProjectionSlice(nn.Module):
     """Returns what the first sibling has computed for it."""
 
-    def __init__(self, first: FirstSibling, index: int) -> None:
+    def __init__(self, first: MergedProjection, index: int) -> None:
         super().__init__()
-        self._take = first.take  # not a child: its weights are the first sibling's
+        self._slice_for = first.slice_for  # not a child: its weights are the first sibling's
         self._index = index
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in_features] -> [..., this sibling's size]."""
-        return self._take(self._index, hidden)
+        return self._slice_for(self._index, hidden)
 
 
 def pack_linears(model: nn.Module) -> None:
@@ -106,17 +106,17 @@ def pack_linears(model: nn.Module) -> None:
     the checkpoint's file, only the rows that are looked up stay in memory.
     """
     for module in list(model.modules()):
-        for names in SIBLINGS:
+        for names in MERGED_PROJECTIONS:
             linears = [child for name in names if _can_pack(child := getattr(module, name, None))]
-            if len(linears) == len(names) and _alike(linears):
-                _replace_siblings(module, names, linears)
+            if len(linears) == len(names) and _can_merge(linears):
+                _merge_projections(module, names, linears)
         for name, child in list(module.named_children()):
-            if _can_pack(child) and lays_out(child.weight):
+            if _can_pack(child) and needs_packing(child.weight):
                 setattr(module, name, PackedLinear([child]))
-                _forget_mapped(child.weight)
+                _release_mapped_pages(child.weight)
 
 
-def lays_out(weight: Tensor) -> bool:
+def needs_packing(weight: Tensor) -> bool:
     """Whether weights like this one are laid out anew."""
     is_slow = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
     return is_slow and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -126,20 +126,20 @@ def _can_pack(child: Any) -> TypeGuard[nn.Linear]:
     return type(child) is nn.Linear and child.weight.device.type in DEVICES and child.weight.dtype in DTYPES
 
 
-def _alike(linears: Sequence[nn.Linear]) -> bool:
+def _can_merge(linears: Sequence[nn.Linear]) -> bool:
     return len({(linear.in_features, linear.bias is None, linear.weight.dtype) for linear in linears}) == 1
 
 
-def _replace_siblings(module: nn.Module, names: Sequence[str], linears: Sequence[nn.Linear]) -> None:
-    first = FirstSibling(PackedLinear(linears), [linear.out_features for linear in linears])
+def _merge_projections(module: nn.Module, names: Sequence[str], linears: Sequence[nn.Linear]) -> None:
+    first = MergedProjection(PackedLinear(linears), [linear.out_features for linear in linears])
     setattr(module, names[0], first)
     for index, name in enumerate(names[1:], 1):
-        setattr(module, name, LaterSibling(first, index))
+        setattr(module, name, ProjectionSlice(first, index))
     for linear in linears:
-        _forget_mapped(linear.weight)
+        _release_mapped_pages(linear.weight)
 
 
-def _forget_mapped(weight: Tensor) -> None:
+def _release_mapped_pages(weight: Tensor) -> None:
     """Drop the pages of a weight that is mapped from a file; read again from there if it is used again."""
     if weight.device.type != "cpu":
         return

@@ -2,7 +2,7 @@
 
 transformers' layers take [rows, tokens, hidden] with one length for all rows, and reach their state through the cache
 object they are given. Ours are called with one flat line of tokens of many rows, so each is wrapped: all rows that
-decode one token are computed together, every other row alone, and the cache object shows the layer the slots of just
+decode one token are computed is_contiguous, every other row alone, and the cache object shows the layer the slots of just
 those rows.
 """
 
@@ -67,20 +67,20 @@ class StateRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Rows computed together: neighbouring tokens, the same number for each."""
+class RowGroup:
+    """Rows computed is_contiguous: neighbouring tokens, the same number for each."""
 
     first_token: int
     num_rows: int
     num_tokens: int  # of each row
-    states: "States"
+    states: "StateView"
 
 
 @dataclass(frozen=True, slots=True)
 class RecurrentStep:
-    """One step's spans; handed through the model's forward to every linear layer."""
+    """One step's groups; handed through the model's forward to every linear layer."""
 
-    spans: tuple[Span, ...]
+    groups: tuple[RowGroup, ...]
 
 
 def recurrent_shape(text: Any) -> RecurrentShape:
@@ -102,18 +102,18 @@ def plan_states(rows: Sequence[StateRow], pool: StatePool) -> RecurrentStep:
     decoding = 0
     while decoding < len(rows) and rows[decoding].num_tokens == 1 and rows[decoding].start:
         decoding += 1
-    spans = []
+    groups = []
     if decoding:
         slots = [row.slot for row in rows[:decoding]]
-        spans.append(Span(0, decoding, 1, States(pool, slots, fresh=False)))
+        groups.append(RowGroup(0, decoding, 1, StateView(pool, slots, is_new=False)))
     first_token = decoding
     for row in rows[decoding:]:
-        spans.append(Span(first_token, 1, row.num_tokens, States(pool, [row.slot], fresh=row.start == 0)))
+        groups.append(RowGroup(first_token, 1, row.num_tokens, StateView(pool, [row.slot], is_new=row.start == 0)))
         first_token += row.num_tokens
-    return RecurrentStep(tuple(spans))
+    return RecurrentStep(tuple(groups))
 
 
-def split_rows(body: nn.Module) -> None:
+def wrap_linear_attention(body: nn.Module) -> None:
     """Wrap every linear-attention layer of the model."""
     for layer in body.layers:  # type: ignore[union-attr]
         if hasattr(layer, MIXER):
@@ -131,54 +131,54 @@ class RowwiseMixer(nn.Module):
         """[1, num_tokens, hidden] -> the same shape; the state of every row moves on."""
         step: RecurrentStep = kwargs["recurrent"]
         parts = []
-        for span in step.spans:
-            end = span.first_token + span.num_rows * span.num_tokens
-            own = hidden_states[0, span.first_token : end].view(span.num_rows, span.num_tokens, -1)
-            parts.append(self.mixer(own, cache_params=span.states).flatten(0, 1))
+        for group in step.groups:
+            end = group.first_token + group.num_rows * group.num_tokens
+            own = hidden_states[0, group.first_token : end].view(group.num_rows, group.num_tokens, -1)
+            parts.append(self.mixer(own, cache_params=group.states).flatten(0, 1))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
 
-class States:
+class StateView:
     """What transformers' linear layers use of a cache (transformers 5: `Cache.get_conv_state` and its kin)."""
 
-    def __init__(self, pool: StatePool, slots: Sequence[int], *, fresh: bool) -> None:
+    def __init__(self, pool: StatePool, slots: Sequence[int], *, is_new: bool) -> None:
         self._pool = pool
-        self._fresh = fresh
-        together = list(slots) == list(range(slots[0], slots[0] + len(slots)))
+        self._is_new = is_new
+        is_contiguous = list(slots) == list(range(slots[0], slots[0] + len(slots)))
         device = next(iter(pool.recurrent.values())).device
-        self._slots = slice(slots[0], slots[0] + len(slots)) if together else to_device(slots, device)
-        self._lent: Tensor | None = None
+        self._slots = slice(slots[0], slots[0] + len(slots)) if is_contiguous else to_device(slots, device)
+        self._conv_view: Tensor | None = None
 
     def get_conv_state(self, layer_index: int, state_idx: int = 0) -> Tensor | None:
         """[rows, conv_channels, conv_kernel], which the layer may update in place; None if there is no state yet."""
-        if self._fresh:
+        if self._is_new:
             return None
-        # Slots that lie together are a view; others are gathered here and written back with the recurrent state.
-        self._lent = self._pool.convolution[layer_index][self._slots]
-        return self._lent
+        # Slots that lie is_contiguous are a view; others are gathered here and written back with the recurrent state.
+        self._conv_view = self._pool.convolution[layer_index][self._slots]
+        return self._conv_view
 
     def get_recurrent_state(self, layer_index: int, state_idx: int = 0) -> Tensor | None:
         """[rows, value_heads, key_dim, value_dim]; None if there is no state yet."""
-        return None if self._fresh else self._pool.recurrent[layer_index][self._slots]
+        return None if self._is_new else self._pool.recurrent[layer_index][self._slots]
 
     def update_conv_state(self, inputs: Tensor, layer_index: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
         """Take [rows, conv_channels, tokens]; return them behind what the convolution saw before."""
         kernel = self._pool.shape.conv_kernel
-        if self._fresh:
+        if self._is_new:
             before = inputs.new_zeros((*inputs.shape[:-1], kernel))
         else:
             before = self._pool.convolution[layer_index][self._slots]
         seen = torch.cat((before, inputs), -1)
-        self._lent = seen[..., -kernel:]
+        self._conv_view = seen[..., -kernel:]
         return seen
 
     def update_recurrent_state(self, states: Tensor, layer_index: int, state_idx: int = 0) -> None:
         """Keep both states of these rows."""
         self._pool.recurrent[layer_index][self._slots] = states.float()
-        if self._lent is not None:
-            self._pool.convolution[layer_index][self._slots] = self._lent
-            self._lent = None
+        if self._conv_view is not None:
+            self._pool.convolution[layer_index][self._slots] = self._conv_view
+            self._conv_view = None
 
     def is_recording_past(self, layer_index: int) -> bool:
-        """States cannot be rolled back here: no drafts are verified on these models."""
+        """StateView cannot be rolled back here: no drafts are verified on these models."""
         return False

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from server.model.layers.decoder import Body
+from server.model.layers.decoder import Backbone
 from server.model.layers.packed_linear import PackedLinear
 from server.model.layers.recurrent import RecurrentShape
 
@@ -27,7 +27,7 @@ class KvShape:
 class LoadedModel:
     """A model ready to be run."""
 
-    body: Body  # ids -> hidden states
+    backbone: Backbone  # ids -> hidden states
     head: nn.Module  # hidden states -> logits
     device: torch.device
     dtype: torch.dtype

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from server.model.cpu.native import NativeBody, NativeHead, can_compute
-from server.model.layers.decoder import Body, ShortBody
+from server.model.cpu.native import NativeBackbone, NativeHead, supports_decoder
+from server.model.layers.decoder import Backbone, CompactBackbone
 from server.model.layers.packed_linear import pack_linears
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
 from server.settings import EngineSettings
@@ -56,24 +56,24 @@ def load_plain(
         weights = dict(_read_weights(checkpoint)) if config else {}
     except (OSError, ValueError, SafetensorError):
         return None
-    if config is None or {name: tuple(weight.shape) for name, weight in weights.items()} != shapes_of(config):
+    if config is None or {name: tuple(weight.shape) for name, weight in weights.items()} != expected_shapes(config):
         return None
     wanted: torch.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
     model = PlainModel(config, {name: weight.to(wanted) for name, weight in weights.items()})
     del weights
     layers = model.model.layers
-    body: Body
+    backbone: Backbone
     head: nn.Module
-    if settings.cpu_kernels and can_compute(model.model, model.lm_head):
-        body, head = NativeBody(model.model), NativeHead(model.lm_head)  # reads the files' pages as it goes
+    if settings.cpu_kernels and supports_decoder(model.model, model.lm_head):
+        backbone, head = NativeBackbone(model.model), NativeHead(model.lm_head)  # reads the files' pages as it goes
     else:
         for number, layer in enumerate(layers, 1):
             pack_linears(layer)
             on_progress(0.9 * number / len(layers))
         pack_linears(model)
-        body, head = ShortBody(model.model), model.lm_head
+        backbone, head = CompactBackbone(model.model), model.lm_head
     return LoadedModel(
-        body=body,
+        backbone=backbone,
         head=head,
         device=torch.device("cpu"),
         dtype=wanted,
@@ -113,7 +113,7 @@ def read_plain_config(fields: Mapping[str, Any]) -> PlainConfig | None:
     return config if all(getattr(config, name) is not None for name in PlainConfig.__slots__) else None
 
 
-def shapes_of(config: PlainConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: PlainConfig) -> dict[str, tuple[int, ...]]:
     """The weights that the files must hold, and nothing else."""
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
@@ -152,26 +152,26 @@ def _read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 class PlainModel(nn.Module):
-    """The weights under the names that they have in the files; `ShortBody` computes with them."""
+    """The weights under the names that they have in the files; `CompactBackbone` computes with them."""
 
     def __init__(self, config: PlainConfig, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.model = PlainDecoder(config, Weights(weights, "model"))
-        self.lm_head = Weights(weights, "model" if config.tie_word_embeddings else "").linear(
+        self.model = PlainDecoder(config, WeightTree(weights, "model"))
+        self.lm_head = WeightTree(weights, "model" if config.tie_word_embeddings else "").linear(
             "embed_tokens" if config.tie_word_embeddings else "lm_head"
         )
 
 
-class Weights:
+class WeightTree:
     """Those below one module. Modules are made around them: torch's own way fills each with random numbers first."""
 
     def __init__(self, tensors: Mapping[str, Tensor], place: str) -> None:
         self._tensors = tensors
         self._place = place
 
-    def below(self, name: str) -> "Weights":
+    def below(self, name: str) -> "WeightTree":
         """Those of a module inside."""
-        return Weights(self._tensors, self._path(name))
+        return WeightTree(self._tensors, self._path(name))
 
     def parameter(self, name: str) -> nn.Parameter:
         """One of them."""
@@ -195,7 +195,7 @@ class Weights:
 class PlainDecoder(nn.Module):
     """Embedding, layers, norm."""
 
-    def __init__(self, config: PlainConfig, weights: Weights) -> None:
+    def __init__(self, config: PlainConfig, weights: WeightTree) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding.from_pretrained(weights.below("embed_tokens").parameter("weight"))  # type: ignore[no-untyped-call]
         self.layers = nn.ModuleList(
@@ -208,7 +208,7 @@ class PlainDecoder(nn.Module):
 class PlainLayer(nn.Module):
     """Attention and feed-forward, each behind its norm."""
 
-    def __init__(self, config: PlainConfig, weights: Weights) -> None:
+    def __init__(self, config: PlainConfig, weights: WeightTree) -> None:
         super().__init__()
         self.self_attn = PlainAttention(config, weights.below("self_attn"))
         self.mlp = PlainMlp(weights.below("mlp"))
@@ -219,7 +219,7 @@ class PlainLayer(nn.Module):
 class PlainAttention(nn.Module):
     """Qwen2 has biases on queries, keys and values; Qwen3 has norms on each head of queries and keys."""
 
-    def __init__(self, config: PlainConfig, weights: Weights) -> None:
+    def __init__(self, config: PlainConfig, weights: WeightTree) -> None:
         super().__init__()
         self.config = config
         self.head_dim = config.head_dim
@@ -234,7 +234,7 @@ class PlainAttention(nn.Module):
 class PlainMlp(nn.Module):
     """Gate, up and down."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: WeightTree) -> None:
         super().__init__()
         self.gate_proj, self.up_proj = weights.linear("gate_proj"), weights.linear("up_proj")
         self.down_proj = weights.linear("down_proj")
@@ -244,7 +244,7 @@ class PlainMlp(nn.Module):
 class PlainNorm(nn.Module):
     """A root-mean-square norm's weight."""
 
-    def __init__(self, config: PlainConfig, weights: Weights) -> None:
+    def __init__(self, config: PlainConfig, weights: WeightTree) -> None:
         super().__init__()
         self.weight = weights.parameter("weight")
         self.variance_epsilon = config.rms_norm_eps

@@ -20,18 +20,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from server.errors import CannotStart
 from server.model.attention.base import paged_attention
-from server.model.cpu.native import NativeBody, NativeHead, can_compute
-from server.model.kernel_selection import choose_body
-from server.model.layers.decoder import SHORT_FORMS
+from server.model.cpu.native import NativeBackbone, NativeHead, supports_decoder
+from server.model.kernel_selection import choose_backbone
+from server.model.layers.decoder import COMPACT_MODEL_TYPES
 from server.model.layers.packed_linear import pack_linears
-from server.model.layers.recurrent import recurrent_shape, split_rows
+from server.model.layers.recurrent import recurrent_shape, wrap_linear_attention
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
 from server.settings import EngineSettings
 
 ATTENTION_NAME = "toolwire"
 LAYER_TYPES = ("full_attention", "linear_attention")
 RECURRENT_MODELS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
-PACKAGES = {  # quantization method in config.json -> packages that transformers needs for it
+QUANTIZATION_PACKAGES = {  # quantization method in config.json -> packages that transformers needs for it
     "awq": "gptqmodel",
     "gptq": "gptqmodel optimum",
     "bitsandbytes": "bitsandbytes",
@@ -54,10 +54,10 @@ def load_pretrained(
         _quantize_int8(model)
     elif getattr(model, "hf_quantizer", None) is None and not (settings.cpu_kernels and _suits_kernels(model)):
         pack_linears(model)
-    return adopt(model, device, began_s, settings.cpu_kernels)
+    return wrap_model(model, device, began_s, settings.cpu_kernels)
 
 
-def adopt(model: Any, device: torch.device, began_s: float, kernels: bool = False) -> LoadedModel:
+def wrap_model(model: Any, device: torch.device, began_s: float, kernels: bool = False) -> LoadedModel:
     """A model of transformers that calls our attention, its layers packed or not, as what steps are computed with.
 
     `kernels`: whether the compiled kernels may compute it where they can.
@@ -66,10 +66,10 @@ def adopt(model: Any, device: torch.device, began_s: float, kernels: bool = Fals
     recurrent = recurrent_shape(text) if text.model_type in RECURRENT_MODELS else None
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     if recurrent:
-        split_rows(decoder)
+        wrap_linear_attention(decoder)
     is_native = kernels and _suits_kernels(model)
     return LoadedModel(
-        body=NativeBody(decoder) if is_native else choose_body(decoder, device),
+        backbone=NativeBackbone(decoder) if is_native else choose_backbone(decoder, device),
         head=NativeHead(head) if is_native else head,
         device=device,
         dtype=model.dtype,
@@ -85,7 +85,7 @@ def adopt(model: Any, device: torch.device, began_s: float, kernels: bool = Fals
 
 def _suits_kernels(model: Any) -> bool:
     decoder = model.get_decoder()
-    return decoder.config.model_type in SHORT_FORMS and can_compute(decoder, model.get_output_embeddings())
+    return decoder.config.model_type in COMPACT_MODEL_TYPES and supports_decoder(decoder, model.get_output_embeddings())
 
 
 def _read_config(checkpoint: Path) -> Any:
@@ -172,7 +172,7 @@ def _missing_package(config: Any, error: ImportError) -> str:
     quantization = getattr(config, "quantization_config", None)
     fields = quantization if isinstance(quantization, dict) else getattr(quantization, "__dict__", {})
     method = str(fields.get("quant_method", "")).removeprefix("QuantizationMethod.").lower()
-    packages = PACKAGES.get(method)
+    packages = QUANTIZATION_PACKAGES.get(method)
     if packages:
         needed = " and ".join(packages.split())
         return f"this checkpoint is quantized with {method}: it needs {needed} (pip install {packages})"

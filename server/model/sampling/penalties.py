@@ -16,12 +16,12 @@ from server.model.device import to_device
 from server.model.sampling.grammar import Masks
 
 
-def changes_logits(draw: Draw) -> bool:
-    """Whether `change_logits` would do anything for this row, masks aside."""
-    return bool(draw.banned_ids) or changes_scores(draw.sampling)
+def adjusts_logits(draw: Draw) -> bool:
+    """Whether `adjust_logits` would do anything for this row, masks aside."""
+    return bool(draw.banned_ids) or adjusts_scores(draw.sampling)
 
 
-def changes_scores(sampling: Sampling) -> bool:
+def adjusts_scores(sampling: Sampling) -> bool:
     """Whether some ids become likelier or less likely, bans and masks aside."""
     return bool(sampling.logit_bias) or has_penalties(sampling)
 
@@ -31,12 +31,12 @@ def has_penalties(sampling: Sampling) -> bool:
     return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0)
 
 
-def change_logits(logits: Tensor, draw: Draw, drafts: Sequence[int]) -> None:
+def adjust_logits(logits: Tensor, draw: Draw, drafts: Sequence[int]) -> None:
     """Apply one row's penalties, biases and bans. logits: [1 + drafts, vocab]; line j has also seen drafts[:j]."""
     sampling = draw.sampling
     if has_penalties(sampling):
         for j in range(logits.shape[0]):
-            _penalise(logits[j], sampling, draw.prompt_ids, [*draw.written_ids, *drafts[:j]])
+            _apply_penalties(logits[j], sampling, draw.prompt_ids, [*draw.written_ids, *drafts[:j]])
     if sampling.logit_bias:
         biases = {token_id: bias for token_id, bias in sampling.logit_bias.items() if token_id < logits.shape[1]}
         values = np.array(list(biases.values()), dtype=np.float32)
@@ -51,7 +51,7 @@ def apply_masks(logits: Tensor, masks: Masks, first_lines: Sequence[int]) -> Non
     for m, owner in enumerate(masks.owners):
         is_next = m > 0 and masks.owners[m - 1] == owner
         lines.append(lines[-1] + 1 if is_next else first_lines[owner])
-    allowed = _unpack_on(masks.words, logits.shape[1], logits.device)
+    allowed = _unpack_to(masks.words, logits.shape[1], logits.device)
     if lines == list(range(logits.shape[0])):
         logits.masked_fill_(~allowed, -torch.inf)
     else:
@@ -59,16 +59,16 @@ def apply_masks(logits: Tensor, masks: Masks, first_lines: Sequence[int]) -> Non
             logits[line].masked_fill_(~allowed[m], -torch.inf)
 
 
-def unpack(words: Tensor, vocab_size: int) -> Tensor:
+def unpack_masks(words: Tensor, vocab_size: int) -> Tensor:
     """int32 words [masks, words] on a GPU -> bool [masks, vocab]; ids beyond the words are not allowed."""
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
     bits = (words.view(torch.uint8).unsqueeze(-1) >> shifts).bitwise_and_(1)  # the lowest byte comes first
     return _fit(bits.flatten(1).view(torch.bool), vocab_size)
 
 
-def _unpack_on(words: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
+def _unpack_to(words: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
     if device.type != "cpu":
-        return unpack(to_device(words, device), vocab_size)
+        return unpack_masks(to_device(words, device), vocab_size)
     bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
     return _fit(torch.from_numpy(bits).view(torch.bool), vocab_size)
 
@@ -78,7 +78,7 @@ def _fit(allowed: Tensor, vocab_size: int) -> Tensor:
     return torch.nn.functional.pad(allowed, (0, missing)) if missing > 0 else allowed[:, :vocab_size]
 
 
-def _penalise(logits: Tensor, sampling: Sampling, prompt_ids: Sequence[int], written_ids: Sequence[int]) -> None:
+def _apply_penalties(logits: Tensor, sampling: Sampling, prompt_ids: Sequence[int], written_ids: Sequence[int]) -> None:
     written, counts = np.unique(np.asarray(written_ids, dtype=np.int64), return_counts=True)
     if sampling.repetition_penalty != 1.0:
         seen = np.union1d(written, np.asarray(prompt_ids, dtype=np.int64))

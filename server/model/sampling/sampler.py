@@ -2,8 +2,8 @@
 
 A draw consumes one random number in [0, 1) that is a hash of (seed, index of the id in its reply): the same request
 gives the same ids whatever else runs, and costs nothing but the hash. The number is looked up in the cumulated
-distribution (inverse CDF), whose order is fixed for the row: greedy_ids first where top_p or top_k cut it, by id
-otherwise. The promise ends where the logits end: torch's matrix products round differently for different numbers of
+distribution (inverse CDF), whose order is fixed for the row: greedy_ids first where top_p or top_k truncated it, by id
+otherwise. The promise ends where the logits end: torch's matrix products round differently for different uniforms of
 rows, on the CPU and more so on CUDA, so two ids whose logits agree to the last bits, or a number that falls on the
 border between two ids, may go either way with other batch mates. The compiled kernels (`native.py`) do not.
 
@@ -27,16 +27,16 @@ from server.messages import TokenLogprob
 from server.model.batch import Draw, Drawn
 from server.model.device import as_memory_error, to_device
 from server.model.sampling.grammar import Masks
-from server.model.sampling.penalties import apply_masks, change_logits, changes_logits
-from server.model.sampling.vocab_search import first_peak, greatest, inverse_cdf
+from server.model.sampling.penalties import adjust_logits, adjusts_logits, apply_masks
+from server.model.sampling.vocab_search import first_max, inverse_cdf, top_values
 
-# How many of the greedy_ids ids are looked at before top_p or top_k cut; a row that needs more goes on to the next.
+# How many of the greedy_ids ids are looked at before top_p or top_k truncated; a row that needs more goes on to the next.
 NUM_CANDIDATES = (256, 8192)
-MOST_SORTED_WHOLE = 16  # lines
-NO_NUMBER = "the model's logits are not finite at this place; the checkpoint, its dtype or its kernels are broken"
-NOTHING_ALLOWED = "the constraint and the banned ids together leave no token that may come next"
-NOT_FINITE, NONE_POSSIBLE = -1, -2  # in the place of an id
-FAULTS = {NOT_FINITE: NO_NUMBER, NONE_POSSIBLE: NOTHING_ALLOWED}
+MAX_SORTED_LINES = 16  # lines
+NOT_FINITE_TEXT = "the model's logits are not finite at this place; the checkpoint, its dtype or its kernels are broken"
+NO_ALLOWED_ID_TEXT = "the constraint and the banned ids together leave no token that may come next"
+NOT_FINITE, NO_ALLOWED_ID = -1, -2  # in the place of an id
+FAULTS = {NOT_FINITE: NOT_FINITE_TEXT, NO_ALLOWED_ID: NO_ALLOWED_ID_TEXT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Drawing:
     """Ids drawn on the device, and on their way from it; the next step can take them before they have come."""
 
     def __init__(self, ids: Tensor, rows: Sequence[DrawRow], logprobs: "_RawLogprobs | None" = None) -> None:
-        """`ids` int64 [lines]: NOT_FINITE or NONE_POSSIBLE where there is no id to draw."""
+        """`ids` int64 [lines]: NOT_FINITE or NO_ALLOWED_ID where there is no id to draw."""
         self.ids = ids
         self._rows = rows
         self._logprobs = logprobs
@@ -74,7 +74,7 @@ class Drawing:
             self._event.synchronize()
         with as_memory_error():  # log probabilities are looked up on the device
             ids: list[int] = self._copy.tolist()
-            return accept(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
+            return accept_drafts(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
 
 
 def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> Drawing:
@@ -83,21 +83,21 @@ def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> Dr
     finite = torch.isfinite(logits.sum(-1))
     logprobs = _RawLogprobs(logits, rows)
     for row in rows:
-        if changes_logits(row.draw):
-            change_logits(logits[row.lines], row.draw, row.drafts)
+        if adjusts_logits(row.draw):
+            adjust_logits(logits[row.lines], row.draw, row.drafts)
     if masks is not None:
         apply_masks(logits, masks, [row.first_line for row in rows])
-    peaks, ids = first_peak(logits)
-    possible = peaks != -torch.inf
-    _draw_sampled(logits, peaks, ids, rows)
-    ids = torch.where(finite, torch.where(possible, ids, NONE_POSSIBLE), NOT_FINITE)
+    maxima, ids = first_max(logits)
+    has_allowed = maxima != -torch.inf
+    _replace_sampled(logits, maxima, ids, rows)
+    ids = torch.where(finite, torch.where(has_allowed, ids, NO_ALLOWED_ID), NOT_FINITE)
     return Drawing(ids, rows, logprobs)
 
 
 def is_greedy(draw: Draw) -> bool:
     """Whether only the most likely id is needed: no temperature, no adjustments and no log probabilities."""
     sampling = draw.sampling
-    return sampling.temperature <= 0 and sampling.num_logprobs is None and not changes_logits(draw)
+    return sampling.temperature <= 0 and sampling.num_logprobs is None and not adjusts_logits(draw)
 
 
 def greedy_ids(logits: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def greedy_ids(logits: Tensor) -> Tensor:
     Never waits for the device; the same ids as `draw_ids` gives rows for which `is_greedy` holds, without masks.
     """
     is_finite = torch.isfinite(logits.sum(-1, dtype=torch.float32))
-    return torch.where(is_finite, first_peak(logits)[1], NOT_FINITE)
+    return torch.where(is_finite, first_max(logits)[1], NOT_FINITE)
 
 
 def uniform(seed: int, index: int) -> float:
@@ -125,95 +125,97 @@ def _mix(word: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
-    """Lines to draw from, by what decides their draw."""
+class SampledLines:
+    """SampledLines to draw from, by what decides their draw."""
 
     logits: Tensor  # [lines, vocab]
-    peaks: Tensor  # [lines, 1], the greatest logit
+    maxima: Tensor  # [lines, 1], the greatest logit
     settings: Tensor  # [lines, 4]: temperature, top_p, top_k, min_p
-    numbers: Tensor  # [lines] in [0, 1), float64
-    known: npt.NDArray[np.float32]  # the settings, to be looked at without waiting for the device
+    uniforms: Tensor  # [lines] in [0, 1), float64
+    host_settings: npt.NDArray[np.float32]  # the settings, to be looked at without waiting for the device
 
-    def pick(self, which: list[int]) -> "Lines":
+    def select(self, which: list[int]) -> "SampledLines":
         at = to_device(which, self.logits.device)
-        return Lines(self.logits[at], self.peaks[at], self.settings[at], self.numbers[at], self.known[which])
+        return SampledLines(
+            self.logits[at], self.maxima[at], self.settings[at], self.uniforms[at], self.host_settings[which]
+        )
 
     @property
-    def most_k(self) -> float:
+    def max_top_k(self) -> float:
         """The greatest top_k; infinite if one line has none."""
-        top_k = self.known[:, 2]
+        top_k = self.host_settings[:, 2]
         return float(top_k.max()) if bool(top_k.all()) else math.inf
 
 
-def lay_out(rows: Sequence[DrawRow], num_lines: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """What decides each line's draw: settings [lines, 4] (temperature, top_p, top_k, min_p) and numbers [lines].
+def line_settings(rows: Sequence[DrawRow], num_lines: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """What decides each line's draw: settings [lines, 4] (temperature, top_p, top_k, min_p) and uniforms [lines].
 
     A temperature of 0 is that of lines without a draw, and of greedy ones.
     """
-    settings, numbers = np.zeros((num_lines, 4), dtype=np.float32), np.zeros(num_lines)
+    settings, uniforms = np.zeros((num_lines, 4), dtype=np.float32), np.zeros(num_lines)
     for row in rows:
         sampling = row.draw.sampling
         if sampling.temperature > 0:
             for j in range(1 + len(row.drafts)):
                 line = row.first_line + j
                 settings[line] = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
-                numbers[line] = uniform(row.draw.seed, len(row.draw.written_ids) + j)
-    return settings, numbers
+                uniforms[line] = uniform(row.draw.seed, len(row.draw.written_ids) + j)
+    return settings, uniforms
 
 
-def are_cut(settings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """The lines that are cut by top_p or top_k. [lines]."""
-    cut: npt.NDArray[np.bool_] = (settings[:, 0] > 0) & ((settings[:, 1] < 1) | (settings[:, 2] > 0))
-    return cut
+def is_truncated(settings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """The lines that are truncated by top_p or top_k. [lines]."""
+    truncated: npt.NDArray[np.bool_] = (settings[:, 0] > 0) & ((settings[:, 1] < 1) | (settings[:, 2] > 0))
+    return truncated
 
 
-def _draw_sampled(logits: Tensor, peaks: Tensor, ids: Tensor, rows: Sequence[DrawRow]) -> None:
+def _replace_sampled(logits: Tensor, maxima: Tensor, ids: Tensor, rows: Sequence[DrawRow]) -> None:
     """Replace the greedy ids of lines that have a temperature. Overwrites the logits."""
-    settings, numbers = lay_out(rows, logits.shape[0])
-    cut = are_cut(settings)
+    settings, uniforms = line_settings(rows, logits.shape[0])
+    truncated = is_truncated(settings)
     device = logits.device
-    on_device = to_device(settings, device), to_device(numbers, device)
-    lines = Lines(logits, peaks.unsqueeze(1), *on_device, settings)
-    for which, draw in ((cut, _draw_cut), ((settings[:, 0] > 0) & ~cut, draw_by_id)):
+    on_device = to_device(settings, device), to_device(uniforms, device)
+    lines = SampledLines(logits, maxima.unsqueeze(1), *on_device, settings)
+    for which, draw in ((truncated, _sample_truncated), ((settings[:, 0] > 0) & ~truncated, sample_full)):
         if which.all():
             ids.copy_(draw(lines))
         elif which.any():
             places = np.flatnonzero(which).tolist()
-            ids[to_device(places, device)] = draw(lines.pick(places))
+            ids[to_device(places, device)] = draw(lines.select(places))
 
 
-def draw_by_id(lines: Lines) -> Tensor:
+def sample_full(lines: SampledLines) -> Tensor:
     """Inverse CDF over the whole vocabulary, in the order of the ids. [lines]."""
     temperature, min_p = lines.settings[:, 0:1], lines.settings[:, 3:4]
-    weights = lines.logits.sub_(lines.peaks).div_(temperature).exp_()
-    if lines.known[:, 3].any():
+    weights = lines.logits.sub_(lines.maxima).div_(temperature).exp_()
+    if lines.host_settings[:, 3].any():
         weights.masked_fill_(weights < min_p, 0.0)
-    return inverse_cdf(weights, lines.numbers)
+    return inverse_cdf(weights, lines.uniforms)
 
 
-def _draw_cut(lines: Lines) -> Tensor:
+def _sample_truncated(lines: SampledLines) -> Tensor:
     """Inverse CDF over the ids that top_k, top_p and min_p leave, greedy_ids first. [lines]."""
     vocab = lines.logits.shape[1]
-    chosen = torch.zeros_like(lines.numbers, dtype=torch.int64)
+    chosen = torch.zeros_like(lines.uniforms, dtype=torch.int64)
     places = torch.arange(len(chosen), device=chosen.device)
     for num_candidates in NUM_CANDIDATES:
         if num_candidates >= vocab:
             break
-        chosen[places], covered = draw_from(lines, num_candidates)
-        if lines.most_k <= num_candidates:
+        chosen[places], covered = sample_candidates(lines, num_candidates)
+        if lines.max_top_k <= num_candidates:
             return chosen
         rest = torch.nonzero(~covered).flatten().tolist()
         if not rest:
             return chosen
-        places, lines = places[rest], lines.pick(rest)
+        places, lines = places[rest], lines.select(rest)
     # A few at a time: sorting a whole vocabulary takes ten times the memory of its logits.
-    for start in range(0, len(places), MOST_SORTED_WHOLE):
-        some = list(range(start, min(start + MOST_SORTED_WHOLE, len(places))))
-        chosen[places[some]] = draw_from(lines.pick(some), vocab)[0]
+    for start in range(0, len(places), MAX_SORTED_LINES):
+        some = list(range(start, min(start + MAX_SORTED_LINES, len(places))))
+        chosen[places[some]] = sample_candidates(lines.select(some), vocab)[0]
     return chosen
 
 
-def draw_from(lines: Lines, num_candidates: int) -> tuple[Tensor, Tensor]:
+def sample_candidates(lines: SampledLines, num_candidates: int) -> tuple[Tensor, Tensor]:
     """Ids drawn from the greedy_ids candidates, and for which lines these were all that the cuts left.
 
     As in transformers: top_k first, top_p of what remains (an id stays if those before it have less than top_p),
@@ -221,22 +223,22 @@ def draw_from(lines: Lines, num_candidates: int) -> tuple[Tensor, Tensor]:
     """
     temperature, top_p, top_k, min_p = (lines.settings[:, i : i + 1] for i in range(4))
     order = torch.arange(num_candidates, device=top_k.device)
-    found, ids = greatest(lines.logits, num_candidates)
-    weights = ((found - lines.peaks) / temperature).exp_()
+    found, ids = top_values(lines.logits, num_candidates)
+    weights = ((found - lines.maxima) / temperature).exp_()
     weights.masked_fill_((top_k > 0) & (order >= top_k), 0.0)
     whole = weights.sum(-1, keepdim=True)
-    if lines.most_k == math.inf:
-        everything = ((lines.logits - lines.peaks) / temperature).exp_().sum(-1, keepdim=True)
+    if lines.max_top_k == math.inf:
+        everything = ((lines.logits - lines.maxima) / temperature).exp_().sum(-1, keepdim=True)
         whole = torch.where(top_k > 0, whole, everything)
     before = weights.cumsum(-1) - weights
     in_top_p = (before < top_p * whole) | (order == 0)
     covered = ((top_k > 0) & (top_k <= num_candidates)) | ~in_top_p[:, -1:]
     weights.masked_fill_(~in_top_p | (weights < min_p), 0.0)
-    at = inverse_cdf(weights, lines.numbers)
+    at = inverse_cdf(weights, lines.uniforms)
     return ids.gather(1, at.unsqueeze(1)).squeeze(1), covered.squeeze(1)
 
 
-def accept(
+def accept_drafts(
     ids: Sequence[int],
     faults: Sequence[str | None],
     rows: Sequence[DrawRow],
@@ -276,7 +278,7 @@ class _RawLogprobs:
         self._totals = torch.logsumexp(self._raw, -1, keepdim=True)
         most = max(row.draw.sampling.num_logprobs or 0 for row in wanting)
         if most:
-            values, ids = greatest(self._raw, most)
+            values, ids = top_values(self._raw, most)
             self._top_values, self._top_ids = (values - self._totals).tolist(), ids.tolist()
 
     def of(self, row: DrawRow, written: Sequence[int]) -> tuple[TokenLogprob, ...] | None:

@@ -1,6 +1,6 @@
 """Searches through vocabulary-long lines of float32, in two levels: blocks of ids first, then within the blocks found.
 
-A line of 150,000 numbers is read once, at the speed of a vectorised maximum or sum; everything that walks (an arg
+A line of 150,000 uniforms is read once, at the speed of a vectorised maximum or sum; everything that walks (an arg
 max, a sort, a cumulated sum in float64) walks over block figures or over the few blocks that matter. Measured for 32
 lines of 151,936 on one core: arg max 4.1 -> 1.2 ms, the greedy_ids 256 10 -> 3 ms, inverse CDF 46 -> 2 ms.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 BLOCK_IDS = 64
 
 
-def in_blocks(lines: Tensor, fill: float) -> Tensor:
+def split_blocks(lines: Tensor, fill: float) -> Tensor:
     """[lines, vocab] -> [lines, blocks, BLOCK_IDS], the last block padded; a view where nothing needs padding."""
     missing = -lines.shape[1] % BLOCK_IDS
     if missing:
@@ -19,17 +19,17 @@ def in_blocks(lines: Tensor, fill: float) -> Tensor:
     return lines.view(lines.shape[0], -1, BLOCK_IDS)
 
 
-def first_peak(lines: Tensor) -> tuple[Tensor, Tensor]:
+def first_max(lines: Tensor) -> tuple[Tensor, Tensor]:
     """The greatest value of each line and the lowest id that has it; NaN if there is one. [lines], [lines]."""
-    blocks = in_blocks(lines, -torch.inf)
-    peaks, block = blocks.amax(-1).max(-1)
+    blocks = split_blocks(lines, -torch.inf)
+    maxima, block = blocks.amax(-1).max(-1)
     at = torch.arange(lines.shape[0], device=lines.device)
-    return peaks, block * BLOCK_IDS + blocks[at, block].argmax(-1)
+    return maxima, block * BLOCK_IDS + blocks[at, block].argmax(-1)
 
 
-def greatest(lines: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def top_values(lines: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` greatest values of each line, in order, and their ids. [lines, count], [lines, count]."""
-    blocks = in_blocks(lines, -torch.inf)
+    blocks = split_blocks(lines, -torch.inf)
     num_lines, num_blocks, _ = blocks.shape
     if num_blocks <= 2 * count:
         return lines.topk(count, dim=-1)
@@ -41,22 +41,22 @@ def greatest(lines: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-def inverse_cdf(weights: Tensor, numbers: Tensor) -> Tensor:
+def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     """The first id of each line where the cumulated share of the weights passes the number in [0, 1).
 
-    weights [lines, vocab], not negative; numbers [lines], float64. Never an id of weight 0. Returns [lines].
+    weights [lines, vocab], not negative; uniforms [lines], float64. Never an id of weight 0. Returns [lines].
     """
-    blocks = in_blocks(weights, 0.0)
+    blocks = split_blocks(weights, 0.0)
     before_block = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
-    goals = (numbers * before_block[:, -1]).unsqueeze(1)
-    block = _pass(before_block, goals)
+    goals = (uniforms * before_block[:, -1]).unsqueeze(1)
+    block = _first_above(before_block, goals)
     at = torch.arange(weights.shape[0], device=weights.device)
     own = blocks[at, block]
     already = torch.where(block > 0, before_block[at, (block - 1).clamp(min=0)], 0.0)
-    return block * BLOCK_IDS + _pass(own.cumsum(-1, dtype=torch.float64), goals - already.unsqueeze(1))
+    return block * BLOCK_IDS + _first_above(own.cumsum(-1, dtype=torch.float64), goals - already.unsqueeze(1))
 
 
-def _pass(cumulated: Tensor, goals: Tensor) -> Tensor:
+def _first_above(cumulated: Tensor, goals: Tensor) -> Tensor:
     """The first place beyond the goal, or the last place that adds anything. [lines, n], [lines, 1] -> [lines]."""
     at = torch.searchsorted(cumulated, goals, right=True).squeeze(1)
     last = torch.searchsorted(cumulated, cumulated[:, -1:].contiguous()).squeeze(1)

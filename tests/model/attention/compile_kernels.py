@@ -19,11 +19,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from server.model.attention import triton_kernels as paged_triton
+from server.model.attention import triton_kernels
 from server.model.attention.base import PoolShape
-from server.model.kernel_selection import compare
+from server.model.kernel_selection import compare_attention
 from server.model.layers import fused_triton
-from server.model.layers.decoder import HeadNorms, Norm
+from server.model.layers.decoder import HeadNorms, RmsNorm
 
 CPU = torch.device("cpu")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -34,18 +34,18 @@ SHAPES = [  # of one block, and the query heads
 ]
 
 
-def launch_operations() -> None:
+def launch_layer_ops() -> None:
     """Those between the products, of Qwen3-0.6B (heads normed) and Qwen2.5-7B."""
     for size, gated, heads, has_norms in ((1024, 3072, 24, True), (3584, 18944, 32, False)):
-        norm = type("Norm", (), {"weight": torch.ones(size, dtype=torch.bfloat16), "epsilon": 1e-6})
+        norm = type("RmsNorm", (), {"weight": torch.ones(size, dtype=torch.bfloat16), "epsilon": 1e-6})
         hidden = torch.ones((3, size), dtype=torch.bfloat16)
         for added in (hidden, None):
-            fused_triton.add_norm(hidden, added, cast(Norm, norm))
+            fused_triton.add_rms_norm(hidden, added, cast(RmsNorm, norm))
         norms = type("Norms", (), {"weight": torch.ones((heads, 128), dtype=torch.bfloat16), "epsilon": 1e-6})
         angles = torch.ones((3, 1, 128), dtype=torch.bfloat16)
         together = torch.ones((3, heads + 8, 128), dtype=torch.bfloat16)[:, :heads]
-        fused_triton.turn(together, cast(HeadNorms, norms) if has_norms else None, angles, angles)
-        fused_triton.gate(torch.ones((3, 2 * gated), dtype=torch.bfloat16))
+        fused_triton.norm_and_rotate(together, cast(HeadNorms, norms) if has_norms else None, angles, angles)
+        fused_triton.silu_and_mul(torch.ones((3, 2 * gated), dtype=torch.bfloat16))
 
 
 class Absent:
@@ -91,8 +91,8 @@ def main(capabilities: list[int]) -> None:
         driver.set_active(Absent(capability))
         compiled.clear()
         for shape, heads in SHAPES:
-            compare(paged_triton, shape, heads, CPU)
-        launch_operations()
+            compare_attention(triton_kernels, shape, heads, CPU)
+        launch_layer_ops()
         for name, kernel in compiled.values():
             spilled = spilled_bytes(kernel.asm["cubin"])
             print(json.dumps([name, capability, kernel.metadata.shared, spilled]), flush=True)

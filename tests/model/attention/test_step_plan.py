@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from server.model.attention.base import PoolShape
 from server.model.attention.cpu import KvPool
-from server.model.attention.step_plan import PIECE_BYTES, RowPlan, plan_step
+from server.model.attention.step_plan import MIN_RUN_BYTES, RowPlan, plan_step
 
 NUM_BLOCKS, BLOCK_SIZE = 48, 4
 SHAPE = PoolShape(BLOCK_SIZE, 1, 2, 8, torch.float32)
@@ -33,8 +33,8 @@ def rows_over_blocks(draw: st.DrawFn) -> list[RowPlan]:
 
 @settings(max_examples=300, deadline=None)
 @given(rows_over_blocks(), st.sampled_from([1, 3, 100]))
-def test_every_row_sees_its_own_tokens_and_nothing_else(rows: list[RowPlan], near: int) -> None:
-    """Shared heads, gaps, strangers and stray blocks: attention is that of each row alone, over its own blocks."""
+def test_every_row_sees_its_own_tokens_and_nothing_else(rows: list[RowPlan], min_run: int) -> None:
+    """Shared heads, gaps, has_foreign_blocks and stray blocks: attention is that of each row alone, over its own blocks."""
     generator = torch.Generator().manual_seed(0)
     pool = KvPool(SHAPE, NUM_BLOCKS)
     for part in (*pool.keys, *pool.values):
@@ -43,7 +43,7 @@ def test_every_row_sees_its_own_tokens_and_nothing_else(rows: list[RowPlan], nea
     query = torch.randn((num_tokens, 4, 8), generator=generator)
     key, value = torch.randn((2, num_tokens, 2, 8), generator=generator)
     step = pool.arrange(rows, {0: 0})
-    plan = plan_step(rows, BLOCK_SIZE, PIECE_BYTES // near)
+    plan = plan_step(rows, BLOCK_SIZE, MIN_RUN_BYTES // min_run)
     object.__setattr__(step, "plan", plan)
     attended = step.attend(0, query, key, value, 0.3)
     for number, row in enumerate(rows):
@@ -66,7 +66,7 @@ def test_rows_that_share_a_long_head_copy_none_of_it() -> None:
     """Gathering it for every row was half of an agents' step."""
     head = list(range(100))
     rows = [RowPlan(1, 3300, [*head, 200 + 4 * i, 201 + 4 * i, 202 + 4 * i, 203 + 4 * i]) for i in range(4)]
-    (short,) = plan_step(rows, 32, PIECE_BYTES // 2).short
+    (short,) = plan_step(rows, 32, MIN_RUN_BYTES // 2).short
     assert all(isinstance(piece.blocks, slice) for piece in short.pieces)
     assert short.bias.shape[0] == 4 * 104
 
@@ -74,7 +74,7 @@ def test_rows_that_share_a_long_head_copy_none_of_it() -> None:
 def test_stray_blocks_are_read_together() -> None:
     """A product for each of them would cost more than the copy."""
     rows = [RowPlan(1, 319, [*range(30), *range(50, 100, 7), 200, 300][:40])]
-    (short,) = plan_step(rows, 8, PIECE_BYTES // 4).short
+    (short,) = plan_step(rows, 8, MIN_RUN_BYTES // 4).short
     in_place, gathered = short.pieces
     assert in_place.blocks == slice(0, 30)
     assert not isinstance(gathered.blocks, slice) and len(gathered.blocks) == 10
@@ -83,8 +83,8 @@ def test_stray_blocks_are_read_together() -> None:
 @pytest.mark.parametrize("gap", [2, 3])
 def test_small_gaps_between_rows_are_read_along(gap: int) -> None:
     rows = [RowPlan(1, 16 * 5 - 1, range(5)), RowPlan(1, 16 * 5 - 1, range(5 + gap, 10 + gap))]
-    (short,) = plan_step(rows, 16, PIECE_BYTES // 2).short
-    assert short.strangers == (gap <= 2)
+    (short,) = plan_step(rows, 16, MIN_RUN_BYTES // 2).short
+    assert short.has_foreign_blocks == (gap <= 2)
     assert len(short.pieces) == (1 if gap <= 2 else 2)
     assert np.prod(short.bias.shape[:1]) == (10 + gap if gap <= 2 else 10)
 
@@ -92,5 +92,5 @@ def test_small_gaps_between_rows_are_read_along(gap: int) -> None:
 def test_a_run_of_mostly_strangers_is_gathered() -> None:
     """Each stranger's scores take memory that nobody has reserved."""
     rows = [RowPlan(1, 16 * 10 - 1, range(10 * i, 10 * i + 40, 4)) for i in (0, 4)]
-    (short,) = plan_step(rows, 16, PIECE_BYTES // 100).short
-    assert not short.strangers and short.bias.shape[0] == 20
+    (short,) = plan_step(rows, 16, MIN_RUN_BYTES // 100).short
+    assert not short.has_foreign_blocks and short.bias.shape[0] == 20

@@ -9,12 +9,19 @@ import random
 import pytest
 import torch
 
-from server.model.attention import triton_kernels as paged_triton
+from server.model.attention import triton_kernels
 from server.model.attention.base import PoolShape
 from server.model.attention.gpu import CudaKvPool, Kernels
 from server.model.attention.step_plan import RowPlan
-from server.model.attention.tiles import MOST_SHARES, TILE_TOKENS, choose_size, plan_tiles, shares_of, sizes_of
-from server.model.kernel_selection import choose_kernels, compare, tile_sizes
+from server.model.attention.tiles import (
+    MAX_SPLITS,
+    MIN_TILE_TOKENS,
+    choose_num_splits,
+    choose_tile_tokens,
+    plan_tiles,
+    tile_sizes,
+)
+from server.model.kernel_selection import choose_kernels, compare_attention
 from tests.model.attention import plain_kernels
 
 NUM_BLOCKS = 48
@@ -27,8 +34,8 @@ def rows_at_random(seed: int, block_size: int) -> list[RowPlan]:
     chance = random.Random(seed)
     free = chance.sample(range(NUM_BLOCKS - 1), NUM_BLOCKS - 1)  # the last block is never given
     rows = []
-    some, more = chance.randint(2, 5), 2 * TILE_TOKENS + chance.randint(2, 9)
-    for num_tokens in (1, 1, some, TILE_TOKENS, TILE_TOKENS + 1, more):
+    some, more = chance.randint(2, 5), 2 * MIN_TILE_TOKENS + chance.randint(2, 9)
+    for num_tokens in (1, 1, some, MIN_TILE_TOKENS, MIN_TILE_TOKENS + 1, more):
         start = chance.choice((0, block_size - 1, block_size, 2 * block_size + 1, 5 * block_size - num_tokens % 3))
         count = -(-(start + num_tokens) // block_size)
         rows.append(RowPlan(num_tokens, start, [free.pop() for _ in range(count)]))
@@ -72,34 +79,39 @@ def test_tiles_read_what_gathered_rows_read(heads: int, kv_heads: int, head_dim:
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
 def test_interpreted_kernels_give_what_gathering_gives(heads: int, kv_heads: int, head_dim: int) -> None:
-    """Masks at the ends of contexts and blocks, grouped heads, padded head dimensions, shares of a context."""
+    """Masks at the ends of contexts and blocks, grouped heads, padded head dimensions, num_splits of a context."""
     dtype = torch.float16 if heads == 7 else torch.float32
-    hold_to_gathering(paged_triton, PoolShape(8, 1, kv_heads, head_dim, dtype), heads, heads, CPU)
+    hold_to_gathering(triton_kernels, PoolShape(8, 1, kv_heads, head_dim, dtype), heads, heads, CPU)
 
 
 def test_a_long_context_is_cut_and_joined_whatever_share_is_empty() -> None:
-    """The shares of a short row beside a long one hold nothing, and must weigh nothing."""
+    """The num_splits of a short row beside a long one hold nothing, and must weigh nothing."""
     shape = PoolShape(16, 1, 2, 64, torch.float32)
     rows = [RowPlan(1, 0, [40]), RowPlan(1, 500, list(range(32))), RowPlan(3, 64, [33, 35, 34, 36, 38])]
-    assert plan_tiles(rows, 16, 2, (TILE_TOKENS,), CPU).launches[0].shares == 4
+    assert plan_tiles(rows, 16, 2, (MIN_TILE_TOKENS,), CPU).launches[0].num_splits == 4
     expected, _ = attended(CudaKvPool(shape, NUM_BLOCKS, CPU), rows, 4, 3)
-    found, _ = attended(CudaKvPool(shape, NUM_BLOCKS, CPU, paged_triton), rows, 4, 3)
+    found, _ = attended(CudaKvPool(shape, NUM_BLOCKS, CPU, triton_kernels), rows, 4, 3)
     assert torch.allclose(found, expected, atol=2e-6, rtol=0)
 
 
 def test_contexts_are_cut_only_where_it_fills_the_card() -> None:
-    assert shares_of(8, 100) == 1, "nothing to cut"
-    assert shares_of(8, 40_960) == MOST_SHARES
-    assert shares_of(256 * 8, 40_960) == 1, "the rows fill the card"
+    assert choose_num_splits(8, 100) == 1, "nothing to cut"
+    assert choose_num_splits(8, 40_960) == MAX_SPLITS
+    assert choose_num_splits(256 * 8, 40_960) == 1, "the rows fill the card"
+
+
+def sizes(group: int, head_bytes: int) -> tuple[int, ...]:
+    """Tile sizes for one KV head with this many query heads."""
+    return tile_sizes(PoolShape(16, 1, 1, head_bytes // 2, torch.bfloat16), group)
 
 
 def test_long_rows_are_cut_into_large_tiles_where_enough_of_them_fill_the_card() -> None:
-    assert sizes_of(1, 256) == (16, 32, 64, 128) and sizes_of(4, 256) == (16, 32) and sizes_of(8, 512) == (16,)
-    assert sizes_of(2, 1024) == (16, 32), "more would not fit next to a program"
-    assert choose_size(8 * 100, sizes_of(2, 256)) == 16
-    assert choose_size(8 * 2000, sizes_of(2, 256)) == 32
-    assert choose_size(8 * 8000, sizes_of(2, 256)) == 64
-    assert choose_size(8 * 8000, sizes_of(7, 256)) == 16
+    assert sizes(1, 256) == (16, 32, 64, 128) and sizes(4, 256) == (16, 32) and sizes(8, 512) == (16,)
+    assert sizes(2, 1024) == (16, 32), "more would not fit next to a program"
+    assert choose_tile_tokens(8 * 100, sizes(2, 256)) == 16
+    assert choose_tile_tokens(8 * 2000, sizes(2, 256)) == 32
+    assert choose_tile_tokens(8 * 8000, sizes(2, 256)) == 64
+    assert choose_tile_tokens(8 * 8000, sizes(7, 256)) == 16
 
 
 def test_what_is_tried_at_start_tells_broken_kernels_from_good_ones() -> None:
@@ -114,12 +126,12 @@ def test_what_is_tried_at_start_tells_broken_kernels_from_good_ones() -> None:
         def attend(query, keys, values, tiles, result, scaling):  # type: ignore[no-untyped-def]
             table = tiles.table.clone()
             table[:, 2] = (table[:, 2] - 1).clamp(min=0)
-            short = type(tiles)(table, tiles.blocks, tiles.num_tokens, tiles.most_tokens, tiles.shares)
+            short = type(tiles)(table, tiles.blocks, tiles.num_tokens, tiles.max_tile_tokens, tiles.num_splits)
             plain_kernels.attend(query, keys, values, short, result, scaling)
 
     shape = PoolShape(16, 28, 2, 64, torch.float32)
-    assert compare(plain_kernels, shape, 4, CPU).is_small
-    assert not compare(OneOff(), shape, 4, CPU).is_small
+    assert compare_attention(plain_kernels, shape, 4, CPU).is_small
+    assert not compare_attention(OneOff(), shape, 4, CPU).is_small
     assert choose_kernels(shape, 4, CPU) is None, "the CPU has attention of its own"
 
 
@@ -132,6 +144,6 @@ def test_on_the_gpu_kernels_give_what_gathering_gives(
     cuda = torch.device("cuda")
     for seed in range(5):
         shape = PoolShape(16, 1, kv_heads, head_dim, dtype)
-        hold_to_gathering(paged_triton, shape, heads, seed, cuda)
+        hold_to_gathering(triton_kernels, shape, heads, seed, cuda)
     assert importlib.util.find_spec("triton") is not None
-    assert choose_kernels(shape, heads, cuda) is paged_triton, "the engine uses them here"
+    assert choose_kernels(shape, heads, cuda) is triton_kernels, "the engine uses them here"

@@ -20,8 +20,8 @@ from torch import nn
 from server.model.attention.cpu import KvPool
 from server.model.batch import Batch, Draw, Row
 from server.model.cpu.library import open_library
-from server.model.cpu.native import NativeBody, NativeHead, NativePool
-from server.model.layers.decoder import ShortBody
+from server.model.cpu.native import NativeBackbone, NativeHead, NativePool
+from server.model.layers.decoder import CompactBackbone
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner
@@ -118,7 +118,7 @@ def test_the_kernels_are_there_wherever_the_cpu_can_run_them() -> None:
 def test_logits_are_those_that_torch_computes(kind: Kind, block_size: int) -> None:
     """Biases, norms of heads, and blocks that are no multiple of a register, or shorter than one."""
     ours, theirs = model(kind, "float32"), model(kind, "float32", kernels=False)
-    assert isinstance(ours.body, NativeBody) and isinstance(theirs.body, ShortBody)
+    assert isinstance(ours.backbone, NativeBackbone) and isinstance(theirs.backbone, CompactBackbone)
     torch.testing.assert_close(mixed(ours, block_size), mixed(theirs, block_size), atol=1e-4, rtol=1e-4)
 
 
@@ -228,5 +228,5 @@ def test_a_table_that_ends_too_early_is_never_read_beyond() -> None:
 def test_what_the_kernels_do_not_compute_is_left_to_torch(change: dict[str, object]) -> None:
     settings = EngineSettings(device="cpu", **change)  # type: ignore[arg-type]
     loaded = load(tiny_checkpoint("qwen3"), settings, lambda fraction: None)
-    assert isinstance(loaded.body, ShortBody)
+    assert isinstance(loaded.backbone, CompactBackbone)
     assert type(Runner(loaded, 4, 16).pool) is KvPool

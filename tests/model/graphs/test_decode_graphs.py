@@ -9,7 +9,13 @@ import torch
 from server.messages import Sampling
 from server.model.attention.gpu import CudaKvPool, Kernels
 from server.model.batch import Batch, Draw, Row
-from server.model.graphs.decode_graphs import MOST_TABLE, DecodeGraphs, StaticDecode, padded_sizes, takes
+from server.model.graphs.decode_graphs import (
+    MAX_TABLE_ENTRIES,
+    DecodeGraphs,
+    StaticDecode,
+    is_pure_decode,
+    padded_sizes,
+)
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner, pool_shape
@@ -35,7 +41,7 @@ def prefilled(model: LoadedModel, kernels: Kernels, count: int) -> tuple[Runner,
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_a_padded_step_on_fixed_buffers_is_the_ordinary_step(kind: Kind, count: int) -> None:
-    """Rows that fill up must neither be seen by the others nor write where somebody reads."""
+    """Rows that stage up must neither be seen by the others nor write where somebody reads."""
     model = loaded(kind, kernels=False)
     runner, pool, streams = prefilled(model, plain_kernels, count)
     static = StaticDecode(model, pool, (1, 4, 8))
@@ -82,7 +88,6 @@ class Counted:
     def __init__(self, static: StaticDecode) -> None:
         self._static = static
         self.steps = 0
-        self.is_usable = True
 
     def launch(self, rows, ids=None):  # type: ignore[no-untyped-def]
         """As `runner.Decode`."""
@@ -163,15 +168,15 @@ def test_steps_launched_ahead_write_what_steps_in_turn_write() -> None:
 def test_only_pure_decode_steps_that_fit_are_taken() -> None:
     draw = Draw(GREEDY, 0, [1], [1])
     decode = Row([5], 3, [0], 1, draw)
-    assert takes([decode, decode])
-    assert not takes([decode, Row([5, 6], 3, [0], 2, draw)]), "drafts"
-    assert not takes([decode, Row([5], 3, [0], 0, None)]), "the middle of a prompt"
+    assert is_pure_decode([decode, decode])
+    assert not is_pure_decode([decode, Row([5, 6], 3, [0], 2, draw)]), "drafts"
+    assert not is_pure_decode([decode, Row([5], 3, [0], 0, None)]), "the middle of a prompt"
     model = loaded("qwen3", kernels=False)
     pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 4, CPU, plain_kernels)
     static = StaticDecode(model, pool, (1, 2))
-    assert static.fill([decode] * 3) is None, "more rows than were recorded"
-    assert static.fill([Row([5], 3, [0] * MOST_TABLE, 1, draw)]) is None, "tables longer than their buffer"
-    assert static.fill([decode]) == 1
+    assert static.stage([decode] * 3) is None, "more rows than were recorded"
+    assert static.stage([Row([5], 3, [0] * MAX_TABLE_ENTRIES, 1, draw)]) is None, "tables longer than their buffer"
+    assert static.stage([decode]) == 1
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 8, 64, 100, 256])
@@ -211,9 +216,9 @@ def test_what_changes_logits_is_not_drawn_on_the_device() -> None:
 def test_on_the_gpu_replays_equal_what_was_recorded_and_generate(kind: Kind) -> None:
     model = load(tiny_checkpoint(kind), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 64, BLOCK_SIZE)
-    runner.record_graphs((1, 2, 4))
+    runner.capture_graphs((1, 2, 4))
     graphs = runner._decode
-    assert isinstance(graphs, DecodeGraphs) and sorted(graphs._recorded) == [1, 2, 4]
+    assert isinstance(graphs, DecodeGraphs) and sorted(graphs._steps) == [1, 2, 4]
     lengths = (6, 9, 14)  # streams end one by one: replays of 4, 2 and 1 rows
     streams = [
         Stream(prompt_of(30 + 17 * i, i), range(8 * i, 8 * i + 8), Sampling(max_tokens=count, temperature=0.0))
@@ -229,7 +234,7 @@ def test_on_the_gpu_steps_launched_ahead_write_what_steps_in_turn_write() -> Non
     """A copy or a draw that the next replay overtakes would show in the ids."""
     model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 10 * 64, BLOCK_SIZE)
-    runner.record_graphs((64,))
+    runner.capture_graphs((64,))
     results = []
     for ahead in (False, True):
         streams = [Stream(prompt_of(14 + i, i), range(10 * i, 10 * i + 10), GREEDY) for i in range(64)]
@@ -243,7 +248,7 @@ def test_on_the_gpu_graphs_are_made_again_when_the_pool_has_moved() -> None:
     """A replay on the addresses of memory that was given back reads what others write there."""
     model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 64, BLOCK_SIZE)
-    runner.record_graphs((1, 2))
+    runner.capture_graphs((1, 2))
     stream = Stream(prompt_of(30), range(8), Sampling(max_tokens=20, temperature=0.0))
     for _ in range(5):
         step(runner, [stream])
@@ -260,7 +265,7 @@ def test_on_the_gpu_a_model_that_cannot_be_recorded_is_served_without_graphs() -
     """Routers that wait for the device stop the recording; the engine must go on."""
     model = load(tiny_checkpoint("qwen3_moe"), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 64, BLOCK_SIZE)
-    runner.record_graphs((1, 2))
+    runner.capture_graphs((1, 2))
     stream = Stream(prompt_of(30), range(8), Sampling(max_tokens=20, temperature=0.0))
     run(runner, [stream])
     assert stream.written == generate("qwen3_moe", stream.prompt, 20)

@@ -13,7 +13,7 @@ from server.messages import Sampling
 from server.model.attention.gpu import CudaKvPool
 from server.model.batch import Batch, Draw, Row
 from server.model.graphs.decode_graphs import DecodeGraphs, StaticDecode
-from server.model.graphs.graph_sampler import MOST_K, SamplingVariant, StaticDraw
+from server.model.graphs.graph_sampler import MAX_TOP_K, GraphSampler, SamplingVariant
 from server.model.loading.loader import load
 from server.model.runner import Runner, pool_shape
 from server.model.sampling.grammar import Masks
@@ -28,9 +28,9 @@ VOCAB = 1000
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item")
 SAMPLINGS = {
     "greedy": GREEDY,
-    "whole": Sampling(max_tokens=4, temperature=1.1),
+    "full": Sampling(max_tokens=4, temperature=1.1),
     "min_p": Sampling(max_tokens=4, temperature=0.9, min_p=0.2),
-    "top_k": Sampling(max_tokens=4, temperature=1.5, top_k=MOST_K),
+    "top_k": Sampling(max_tokens=4, temperature=1.5, top_k=MAX_TOP_K),
     "nucleus": Sampling(max_tokens=4, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05),
 }
 
@@ -58,7 +58,7 @@ def masks_for(chance: random.Random, rows: Sequence[DrawRow], words: int) -> Mas
 @pytest.mark.parametrize("words", [-(-VOCAB // 32), 20])
 def test_any_mix_of_rows_gives_the_ids_of_the_sampler(dtype: torch.dtype, words: int) -> None:
     """Buffers are used again by other rows: what the step before left in them must not show."""
-    draws = StaticDraw(12, VOCAB, CPU)
+    sampler = GraphSampler(12, VOCAB, CPU)
     seen = set()
     for seed in range(60):
         chance = random.Random(seed)
@@ -70,31 +70,31 @@ def test_any_mix_of_rows_gives_the_ids_of_the_sampler(dtype: torch.dtype, words:
             logits[rows[-1].first_line, 7] = torch.nan
         masks = masks_for(chance, rows, words) if seed % 2 else None
         expected = draw_ids(logits[: len(names)].clone(), rows, masks)
-        ways = draws.fill(rows, len(names), masks)
-        assert ways is not None
+        variant = sampler.stage(rows, len(names), masks)
+        assert variant is not None
         before = logits.clone()
-        found = draws.compute(logits, ways)
+        found = sampler.sample(logits, variant)
         assert torch.equal(logits, before) or seed % 5 == 0, "a recording is computed once before it is replayed"
         assert Drawing(found, rows).read() == expected.read()
-        seen.add(ways)
-    assert len(seen) > 6, "the ways were mixed"
+        seen.add(variant)
+    assert len(seen) > 6, "the variant were mixed"
 
 
 def test_what_one_look_may_not_decide_is_left_to_the_sampler() -> None:
-    draws = StaticDraw(2, VOCAB, CPU)
+    sampler = GraphSampler(2, VOCAB, CPU)
 
     def fits(sampling: Sampling = GREEDY, drafts: tuple[int, ...] = (), **fields: Any) -> bool:
-        return draws.fill([DrawRow(Draw(sampling, 1, [1], [1], **fields), drafts, 0)], 1, None) is not None
+        return sampler.stage([DrawRow(Draw(sampling, 1, [1], [1], **fields), drafts, 0)], 1, None) is not None
 
     assert fits() and all(fits(sampling) for sampling in SAMPLINGS.values())
     assert not fits(Sampling(max_tokens=4, temperature=1.0, top_p=0.9)), "how many are in top_p is not known"
-    assert not fits(Sampling(max_tokens=4, temperature=1.0, top_k=MOST_K + 1))
+    assert not fits(Sampling(max_tokens=4, temperature=1.0, top_k=MAX_TOP_K + 1))
     assert not fits(Sampling(max_tokens=4, temperature=0.0, num_logprobs=0))
     assert not fits(Sampling(max_tokens=4, temperature=0.0, frequency_penalty=0.1))
     assert not fits(Sampling(max_tokens=4, temperature=0.0, logit_bias={1: 1.0}))
     assert not fits(drafts=(5,))
-    few = StaticDraw(2, MOST_K, CPU)
-    assert few.fill([DrawRow(Draw(GREEDY, 1, [1], []), (), 0)], 1, None) is None, "fewer ids than candidates"
+    few = GraphSampler(2, MAX_TOP_K, CPU)
+    assert few.stage([DrawRow(Draw(GREEDY, 1, [1], []), (), 0)], 1, None) is None, "fewer ids than candidates"
 
 
 class Watching(TorchDispatchMode):
@@ -117,26 +117,26 @@ class NoAttention:
 
 
 def test_nothing_that_is_recorded_waits_for_the_device() -> None:
-    """One look at a value on the host, and a card refuses the whole recording."""
+    """One look at a value on the host, and a card refuses the full recording."""
     model = loaded("qwen3", kernels=False)
     pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 8, CPU, NoAttention())
     static = StaticDecode(model, pool, (2,))
     draw = Draw(SAMPLINGS["nucleus"], 1, [1], [])
-    assert static.fill([Row([5], 3, [0], 1, draw)]) == 2
+    assert static.stage([Row([5], 3, [0], 1, draw)]) == 2
     rows = [DrawRow(draw, (), 0)]
-    ways = static.draws.fill(rows, 1, masks_for(random.Random(1), rows, 9))
-    assert ways == SamplingVariant(cut=True, masked=True)
+    variant = static.sampler.stage(rows, 1, masks_for(random.Random(1), rows, 9))
+    assert variant == SamplingVariant(truncated=True, masked=True)
     with torch.inference_mode(), Watching():
         decoded = static.compute(2)
-        for one in (ways, SamplingVariant(whole=True), SamplingVariant(True, True, True)):
-            static.draws.compute(decoded.logits, one)
+        for one in (variant, SamplingVariant(full=True), SamplingVariant(True, True, True)):
+            static.sampler.sample(decoded.logits, one)
     with pytest.raises(AssertionError, match="nonzero"), Watching():
         torch.nonzero(decoded.greedy_ids)
 
 
 def sampled_streams(count: int) -> list[Stream]:
     """One of each kind, on blocks of their own."""
-    samplings = [SAMPLINGS[name] for name in ("nucleus", "whole", "greedy", "min_p")]
+    samplings = [SAMPLINGS[name] for name in ("nucleus", "full", "greedy", "min_p")]
     return [
         Stream(prompt_of(14 + 3 * i, i), range(10 * i, 10 * i + 10), samplings[i % len(samplings)], seed=i)
         for i in range(count)
@@ -187,11 +187,11 @@ def test_a_runner_draws_the_same_ids_on_fixed_buffers() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("is_recorded", [True, False])
 def test_on_the_gpu_the_host_waits_for_nothing_between_launch_and_read(is_recorded: bool) -> None:
-    """A copy from memory that is not pinned waits for the whole step, and nothing is launched ahead of it."""
+    """A copy from memory that is not pinned waits for the full step, and nothing is launched ahead of it."""
     model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 160, BLOCK_SIZE)
     if is_recorded:
-        runner.record_graphs((16,), draws=True)
+        runner.capture_graphs((16,), samplers=True)
     streams = sampled_streams(16)
     penalised = Sampling(max_tokens=4, temperature=0.7, top_k=9, frequency_penalty=0.5, logit_bias={5: 1.0})
     streams[3].sampling = penalised
@@ -216,10 +216,10 @@ def test_on_the_gpu_recorded_draws_are_those_of_the_sampler() -> None:
     results = []
     for is_recorded in (False, True):
         runner = Runner(model, 160, BLOCK_SIZE)
-        runner.record_graphs((16,), draws=True)
+        runner.capture_graphs((16,), samplers=True)
         graphs = runner._decode
-        assert isinstance(graphs, DecodeGraphs) and not graphs._broken and len(graphs._draws) == 7
+        assert isinstance(graphs, DecodeGraphs) and not graphs._disabled and len(graphs._samplers) == 7
         if not is_recorded:
-            graphs._broken.add("drawing")
+            graphs._disabled.add("drawing")
         results.append(written_by(runner, 16, 30))
     assert results[0] == results[1]

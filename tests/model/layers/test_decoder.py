@@ -9,7 +9,7 @@ import transformers
 from server.model.attention.base import PoolShape
 from server.model.attention.cpu import KvPool
 from server.model.attention.step_plan import RowPlan
-from server.model.layers.decoder import Body, ShortBody, WholeBody, open_body
+from server.model.layers.decoder import Backbone, CompactBackbone, TransformersBackbone, open_backbone
 from server.model.loading.pretrained import ATTENTION_NAME
 from tests.checkpoints import KINDS, Kind, tiny_checkpoint
 from tests.model.drive import loaded, prompt_of
@@ -19,13 +19,13 @@ SHORT = ("qwen2", "qwen3", "qwen3_moe", "llama")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_known_models_are_computed_in_the_short_form(kind: Kind) -> None:
-    assert isinstance(loaded(kind, kernels=False).body, ShortBody if kind in SHORT else WholeBody)
+    assert isinstance(loaded(kind, kernels=False).backbone, CompactBackbone if kind in SHORT else TransformersBackbone)
 
 
 def test_a_model_that_rotates_a_part_of_each_head_is_left_to_transformers() -> None:
     decoder = decoder_of("llama")
     decoder.rotary_emb.inv_freq = decoder.rotary_emb.inv_freq[:-1]
-    assert isinstance(open_body(decoder), WholeBody)
+    assert isinstance(open_backbone(decoder), TransformersBackbone)
 
 
 @pytest.mark.parametrize("kind", SHORT)
@@ -33,8 +33,8 @@ def test_a_model_that_rotates_a_part_of_each_head_is_left_to_transformers() -> N
 def test_hidden_states_are_those_of_the_whole_decoder(kind: Kind, tokens: int) -> None:
     """Two rows, one of them behind a cached prompt: every position and every head at its own place, in pieces too."""
     decoder = decoder_of(kind)
-    bodies: tuple[Body, Body] = open_body(decoder), WholeBody(decoder)
-    short, whole = (hidden_states(kind, decoder, body, tokens) for body in bodies)
+    backbones: tuple[Backbone, Backbone] = open_backbone(decoder), TransformersBackbone(decoder)
+    short, whole = (hidden_states(kind, decoder, backbone, tokens) for backbone in backbones)
     torch.testing.assert_close(short, whole, atol=2e-5, rtol=1e-4)
 
 
@@ -44,7 +44,7 @@ def decoder_of(kind: Kind) -> Any:
     return model.eval().requires_grad_(False).get_decoder()
 
 
-def hidden_states(kind: Kind, decoder: Any, body: Body, tokens: int) -> torch.Tensor:
+def hidden_states(kind: Kind, decoder: Any, backbone: Backbone, tokens: int) -> torch.Tensor:
     model = loaded(kind, kernels=False)
     layers = len(model.kv.layer_indices)
     past = 21
@@ -59,5 +59,5 @@ def hidden_states(kind: Kind, decoder: Any, body: Body, tokens: int) -> torch.Te
         ids = torch.tensor(prompt_of(sum(row.num_tokens for row in rows), 3))
         positions = torch.cat([torch.arange(row.start, row.start + row.num_tokens) for row in rows])
         with torch.inference_mode():
-            parts.append(body(ids, positions, pool.arrange(rows, layer_of), None))
+            parts.append(backbone(ids, positions, pool.arrange(rows, layer_of), None))
     return torch.cat(parts)

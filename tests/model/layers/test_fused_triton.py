@@ -1,4 +1,4 @@
-"""Kernels between the products against torch's operations: through Triton's interpreter, or on the card."""
+"""Kernels between the products against torch's ops: through Triton's interpreter, or on the card."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.model.kernel_selection import choose_body, compare_layers
+from server.model.kernel_selection import choose_backbone, compare_layers
 from server.model.layers import fused_triton
-from server.model.layers.decoder import ShortBody
+from server.model.layers.decoder import CompactBackbone
 from tests.checkpoints import Kind
 from tests.model.drive import reference
 
@@ -29,7 +29,7 @@ def decoder_of(kind: Kind, dtype: torch.dtype = torch.float32, device: torch.dev
 def test_a_layer_of_kernels_is_a_layer_of_torch(kind: Kind, dtype: torch.dtype) -> None:
     """With norms of heads and without, biases, experts in the place of gates."""
     decoder = decoder_of(kind, dtype)
-    difference = compare_layers(ShortBody(decoder, fused_triton), ShortBody(decoder))
+    difference = compare_layers(CompactBackbone(decoder, fused_triton), CompactBackbone(decoder))
     assert difference.largest <= (2e-6 if dtype == torch.float32 else 4e-3)
 
 
@@ -40,42 +40,42 @@ def test_lines_that_are_no_power_of_two_are_normed_and_gated_to_their_ends(size:
     hidden, added, weight = (torch.randn(3, size, generator=generator) for _ in range(3))
     norm: Any = type("Norm", (), {"weight": weight[0], "epsilon": 1e-6})
     total = hidden.clone()
-    normed = fused_triton.add_norm(total, added, norm)
+    normed = fused_triton.add_rms_norm(total, added, norm)
     assert torch.equal(total, hidden + added)
     expected = torch.nn.functional.rms_norm(hidden + added, [size], weight[0], 1e-6)
     torch.testing.assert_close(normed, expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(fused_triton.add_norm(total, None, norm), normed)
+    torch.testing.assert_close(fused_triton.add_rms_norm(total, None, norm), normed)
     gate, up = (torch.randn(3, size, generator=generator) for _ in range(2))
-    found = fused_triton.gate(torch.cat((gate, up), 1))
+    found = fused_triton.silu_and_mul(torch.cat((gate, up), 1))
     torch.testing.assert_close(found, torch.nn.functional.silu(gate) * up, atol=1e-6, rtol=1e-5)
 
 
-def swapped_halves(heads: Tensor, norms: Any, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated_backwards(heads: Tensor, norms: Any, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the other way."""
-    return fused_triton.turn(heads, norms, cos, -sin)
+    return fused_triton.norm_and_rotate(heads, norms, cos, -sin)
 
 
 def without_sum(hidden: Tensor, added: Tensor | None, norm: Any) -> Tensor:
     """Norms before it adds."""
-    normed = fused_triton.add_norm(hidden, None, norm)
+    normed = fused_triton.add_rms_norm(hidden, None, norm)
     hidden += 0 if added is None else added
     return normed
 
 
-@pytest.mark.parametrize(("name", "broken"), [("turn", swapped_halves), ("add_norm", without_sum)])
+@pytest.mark.parametrize(("name", "broken"), [("norm_and_rotate", rotated_backwards), ("add_rms_norm", without_sum)])
 def test_what_is_tried_at_start_tells_broken_operations_from_good_ones(name: str, broken: Callable[..., Any]) -> None:
     """Kernels that compile and compute something else must not serve."""
     decoder = decoder_of("qwen3")
-    names = ("add_norm", "turn", "gate")
-    operations: Any = type("Operations", (), {one: staticmethod(getattr(fused_triton, one)) for one in names})
-    assert compare_layers(ShortBody(decoder, operations), ShortBody(decoder)).is_small
-    setattr(operations, name, staticmethod(broken))
-    assert not compare_layers(ShortBody(decoder, operations), ShortBody(decoder)).is_small
+    names = ("add_rms_norm", "norm_and_rotate", "gate")
+    ops: Any = type("LayerOps", (), {one: staticmethod(getattr(fused_triton, one)) for one in names})
+    assert compare_layers(CompactBackbone(decoder, ops), CompactBackbone(decoder)).is_small
+    setattr(ops, name, staticmethod(broken))
+    assert not compare_layers(CompactBackbone(decoder, ops), CompactBackbone(decoder)).is_small
 
 
 def test_a_cpu_has_no_use_for_them() -> None:
-    body = choose_body(decoder_of("qwen3"), CPU)
-    assert isinstance(body, ShortBody) and body.operations is not fused_triton
+    backbone = choose_backbone(decoder_of("qwen3"), CPU)
+    assert isinstance(backbone, CompactBackbone) and backbone.ops is not fused_triton
 
 
 @pytest.mark.gpu
@@ -86,7 +86,7 @@ def test_on_the_gpu_a_layer_of_kernels_is_a_layer_of_torch(
 ) -> None:
     cuda = torch.device("cuda")
     decoder = decoder_of(kind, dtype, cuda)
-    assert compare_layers(ShortBody(decoder, fused_triton), ShortBody(decoder)).is_small
+    assert compare_layers(CompactBackbone(decoder, fused_triton), CompactBackbone(decoder)).is_small
     with caplog.at_level("INFO"):
-        assert isinstance(choose_body(decoder, cuda), ShortBody)
+        assert isinstance(choose_backbone(decoder, cuda), CompactBackbone)
     assert "without" in caplog.text or kind == "qwen3_moe", "both were timed"

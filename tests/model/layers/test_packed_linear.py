@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from server.messages import Sampling
-from server.model.layers.packed_linear import FirstSibling, LaterSibling, PackedLinear, pack_linears
+from server.model.layers.packed_linear import MergedProjection, PackedLinear, ProjectionSlice, pack_linears
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
@@ -45,10 +45,10 @@ def test_siblings_share_one_product_and_leave_nothing_behind() -> None:
     with torch.inference_mode():
         before = model(hidden)
         pack_linears(model)
-        assert isinstance(model.gate_proj, FirstSibling) and isinstance(model.up_proj, LaterSibling)
+        assert isinstance(model.gate_proj, MergedProjection) and isinstance(model.up_proj, ProjectionSlice)
         torch.testing.assert_close(model(hidden), before, atol=0.02, rtol=0.05)
     assert not any(isinstance(child, nn.Linear) for child in model.modules())
-    assert model.gate_proj._shares == [] and model.gate_proj._input is None
+    assert model.gate_proj._slices == [] and model.gate_proj._input is None
 
 
 def test_a_sibling_called_with_another_input_is_an_error_and_no_wrong_number() -> None:
@@ -66,7 +66,7 @@ def test_float32_siblings_share_one_product_and_others_are_left_alone() -> None:
         before = model(hidden)
         pack_linears(model)
         torch.testing.assert_close(model(hidden), before)
-    assert isinstance(model.gate_proj, FirstSibling) and isinstance(model.down_proj, nn.Linear)
+    assert isinstance(model.gate_proj, MergedProjection) and isinstance(model.down_proj, nn.Linear)
     assert model.gate_proj.packed.packed_bytes() == 2 * 64 * 96 * 4
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from server.model.batch import Batch, Draw, Row
-from server.model.layers.decoder import ShortBody
+from server.model.layers.decoder import CompactBackbone
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.loading.plain import load_plain, read_plain_config
@@ -48,7 +48,7 @@ def test_both_readers_give_the_same_numbers(kind: Kind, dtype: str) -> None:
     ours = load_plain(folder, torch_only(dtype), nothing, 0.0)
     settings = torch_only(dtype)
     theirs = load_pretrained(folder, settings, torch.device("cpu"), nothing, 0.0)
-    assert ours is not None and isinstance(ours.body, ShortBody)
+    assert ours is not None and isinstance(ours.backbone, CompactBackbone)
     same = ("dtype", "vocab_size", "max_positions", "kv", "recurrent")
     assert [getattr(ours, name) for name in same] == [getattr(theirs, name) for name in same]
     assert ours.weight_bytes == pytest.approx(theirs.weight_bytes, abs=64)  # their angles are kept twice

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from server.model.sampling.vocab_search import BLOCK_IDS, first_peak, greatest, inverse_cdf
+from server.model.sampling.vocab_search import BLOCK_IDS, first_max, inverse_cdf, top_values
 
 VOCABS = (BLOCK_IDS * 600, 30_001, 1000, 7)
 
@@ -16,7 +16,7 @@ def noise(vocab: int, lines: int = 5) -> torch.Tensor:
 def test_the_first_peak_is_the_lowest_id_with_the_greatest_value(vocab: int) -> None:
     lines = noise(vocab)
     lines[1, vocab // 2 :] = 9.0
-    peaks, ids = first_peak(lines)
+    peaks, ids = first_max(lines)
     assert torch.equal(peaks, lines.amax(-1))
     assert ids.tolist() == [int((line == line.max()).nonzero()[0]) for line in lines]
 
@@ -24,14 +24,14 @@ def test_the_first_peak_is_the_lowest_id_with_the_greatest_value(vocab: int) -> 
 def test_a_nan_shows_in_the_peak() -> None:
     lines = noise(1000)
     lines[2, 500] = torch.nan
-    assert first_peak(lines)[0].isnan().tolist() == [False, False, True, False, False]
+    assert first_max(lines)[0].isnan().tolist() == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
 @pytest.mark.parametrize("count", [1, 5, 256])
 def test_the_greatest_values_are_those_of_a_whole_sort(vocab: int, count: int) -> None:
     lines, count = noise(vocab), min(count, vocab)
-    values, ids = greatest(lines, count)
+    values, ids = top_values(lines, count)
     assert torch.equal(values, lines.sort(-1, descending=True).values[:, :count])
     assert torch.equal(lines.gather(1, ids), values)
 
