@@ -133,9 +133,9 @@ def decode(loaded: LoadedModel, variant: Variant, batch: int, task: Task) -> tup
     shape = pool_shape(loaded, size)
     sizes = tile_sizes(shape, loaded.kv.heads)
     runner.pool = CudaKvPool(shape, batch * per_stream, device, variant.kernels, sizes)
-    if variant.graphs:
-        if not runner.capture_graphs((next(padded for padded in padded_sizes(max(256, batch)) if padded >= batch),)):
-            raise RuntimeError("the step could not be recorded; the log says why")
+    padded = next(size for size in padded_sizes(max(256, batch)) if size >= batch)
+    if variant.graphs and not runner.capture_graphs((padded,)):
+        raise RuntimeError("the step could not be captured; the log says why")
     prompts = [random_prompt(task.prompt_tokens, index) for index in range(batch)]
     blocks = Blocks(batch * per_stream, size, caching=False)
     temperature = 0.7 if variant.is_sampled else 0.0

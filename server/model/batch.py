@@ -1,4 +1,4 @@
-"""One step as plain data: which tokens of which sequences are computed, where their state lives, what is drawn."""
+"""One step as plain data: the tokens to compute, the blocks and slots of their sequences, the sampling settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from server.messages import Sampling, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How ids are drawn for one row.
+    """Sampling state of one row.
 
-    Random numbers depend on `seed` and the index of the id within the reply alone, never on batch mates:
-    the id at written index i uses (seed, i).
+    Random numbers depend only on `seed` and the id's index in the reply, never on other rows: the id at index i uses
+    (seed, i).
     """
 
     sampling: Sampling
     seed: int
-    prompt_ids: Sequence[int]  # read only where a repetition penalty is on
+    prompt_ids: Sequence[int]  # read only for a repetition penalty
     written_ids: Sequence[int]  # ids of the reply before this step
     banned_ids: tuple[int, ...] = ()  # stop ids while min_tokens is not reached, or under ignore_eos
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence's share of a step: tokens at positions `start .. start + len(token_ids)`.
+    """One sequence's part of a step: tokens at positions `start .. start + len(token_ids)`.
 
     tokens already in the cache        computed now
     [0 ................... start)      [start ............ start + len(token_ids))
@@ -31,32 +31,32 @@ class Row:
 
     `num_logits` is 0 in the middle of a prompt, 1 for plain decode, 1 + d where the last d token ids are drafts:
     logits row j then is for the id after token `len(token_ids) - num_logits + j`.
-    `blocks` covers every position up to the last computed one. `slot` is the recurrent state's place, for models
-    that have one; the state in it has seen exactly `start` tokens.
+    `blocks` covers every position up to the last computed one. `slot` is that of the recurrent state, for models that
+    have one; the state covers exactly `start` tokens.
     """
 
     token_ids: Sequence[int]
     start: int
     blocks: Sequence[int]
     num_logits: int
-    draw: Draw | None  # None where nothing is drawn: num_logits is 0, or the row was computed ahead in vain
+    draw: Draw | None  # None: num_logits is 0, or the overlapped step's row turned out to be unneeded
     slot: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rows of one step; the total number of token ids is at most the step's budget."""
+    """The rows of one step; the total number of token ids is at most the token budget."""
 
     rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What one row gave. With d drafts, between 1 and d + 1 ids: the accepted drafts, then one drawn id.
+    """Result of one row. With d drafts, between 1 and d + 1 ids: the accepted drafts, then one sampled id.
 
-    `fault` is set instead where the logits were NaN or infinite: that sequence fails, the others go on.
+    `fault` is set instead if no id can be sampled (logits not finite, or nothing allowed): that sequence fails alone.
     """
 
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] | None = None  # as many as token_ids, where asked for
+    logprobs: tuple[TokenLogprob, ...] | None = None  # one for each of token_ids, if requested
     fault: str | None = None

@@ -1,4 +1,4 @@
-"""Device memory: host-to-device copies that do not synchronize, and torch's out-of-memory errors as MemoryError."""
+"""Host-to-device copies that do not synchronize, and torch's out-of-memory errors as MemoryError."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +19,32 @@ def to_device(numbers: NDArray[Any] | Sequence[int], device: torch.device) -> Te
     """
     host = torch.from_numpy(np.ascontiguousarray(numbers))
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
+
+class StagedBuffer:
+    """An int32 buffer at a fixed device address, filled from the host without waiting for the device.
+
+    Two pinned staging buffers alternate: one may be filled while the copy of the other is still queued. The caller has
+    read back the result of a step before it fills the buffer for the step after next.
+    """
+
+    def __init__(self, part_sizes: Sequence[int], device: torch.device) -> None:
+        """`part_sizes`: elements of each part of the buffer."""
+        self._bounds = np.cumsum(part_sizes[:-1])
+        length, on_cuda = sum(part_sizes), device.type == "cuda"
+        self._staging = [torch.zeros(length, dtype=torch.int32, pin_memory=on_cuda) for _ in range(2)]
+        self._buffer = torch.zeros(length, dtype=torch.int32, device=device)
+        self.parts = torch.tensor_split(self._buffer, self._bounds.tolist())  # on the device
+
+    def begin(self) -> list[NDArray[np.int32]]:
+        """The parts of the next staging buffer, to be written."""
+        self._staging.reverse()
+        return np.split(self._staging[0].numpy(), self._bounds)
+
+    def upload(self, last_used: int) -> None:
+        """Queue the copy of the staged parts, of the last part its first `last_used` elements."""
+        used = int(self._bounds[-1]) + last_used
+        self._buffer[:used].copy_(self._staging[0][:used], non_blocking=True)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Which Triton kernels serve on a device: those that compile there and agree with what torch computes.
+"""Selects the Triton kernels for a device at start-up: those that compile and agree with torch.
 
-They are tried at start, on this card, with this model's sizes and dtype; those between the products must be faster
-there, too. A card, driver or compiler that cannot run them costs speed and a line in the log, never a wrong reply.
+They are tested on the device itself, with the model's sizes and dtype; fused layer kernels must also be faster there. A
+card, driver or compiler that cannot run them costs speed and a line in the log, never a wrong reply.
 """
 
 import importlib.util
@@ -24,34 +24,34 @@ from server.model.layers.decoder import Backbone, CompactBackbone, ResidualStrea
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # of values of the order of 1
-POOL_BLOCKS = 64  # of the pool that they are tried on
-REPLAYS = 20  # that a step's time is taken of
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # for values of magnitude 1
+POOL_BLOCKS = 64  # of the test pool
+REPLAYS = 20  # of a timed step
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far kernels were from torch on the same random step."""
+    """Largest difference between kernels and torch on the same random step."""
 
     largest: float
     allowed: float
 
     @property
     def is_small(self) -> bool:
-        """Whether they agree; NaN does not."""
+        """Whether they agree; False for NaN."""
         return self.largest <= self.allowed
 
     def raise_if_large(self) -> None:
         """Raises RuntimeError unless they agree."""
         if not self.is_small:
-            raise RuntimeError(f"they are off by {self.largest:.2g}")
+            raise RuntimeError(f"results differ by {self.largest:.2g}")
 
 
 def choose_kernels(shape: PoolShape, heads: int, device: torch.device) -> Kernels | None:
-    """The kernels for a model with so many query heads on this device; None where the gathering attention serves."""
+    """Attention kernels for a model with `heads` query heads on this device; None to use torch's attention."""
     if not _has_triton(device):
         return None
-    with _log_failure("attention gathers keys and values"):
+    with _log_failure("attention kernels"):
         from server.model.attention import triton_kernels
 
         compare_attention(triton_kernels, shape, heads, device).raise_if_large()
@@ -60,26 +60,26 @@ def choose_kernels(shape: PoolShape, heads: int, device: torch.device) -> Kernel
 
 
 def choose_backbone(decoder: Any, device: torch.device) -> Backbone:
-    """The decoder of a model on this device, with kernels between its products where a step is faster with them."""
+    """The backbone of a model on this device, with fused layer kernels where they make a step faster."""
     plain = open_backbone(decoder)
     if not isinstance(plain, CompactBackbone) or not _has_triton(device):
         return plain
-    with _log_failure("torch computes what is between the products"):
+    with _log_failure("fused layer kernels"):
         from server.model.layers import fused_triton
 
         fused = CompactBackbone(decoder, fused_triton)
         compare_layers(fused, plain).raise_if_large()
-        took_us, plain_us = _measure_us(fused, device), _measure_us(plain, device)
-        log.info("kernels between the products: a token takes %.0f us with them, %.0f without", took_us, plain_us)
-        return fused if took_us < plain_us else plain
+        fused_us, plain_us = _measure_us(fused, device), _measure_us(plain, device)
+        log.info("fused layer kernels: a token takes %.0f us with them, %.0f us without", fused_us, plain_us)
+        return fused if fused_us < plain_us else plain
     return plain
 
 
 def compare_attention(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device) -> Difference:
-    """Steps of decoding, drafted and prompt tokens through the kernels and through torch's attention.
+    """Compare steps of decode, draft and prompt tokens between the kernels and torch's attention.
 
-    Every form of the kernels is compiled by them: contexts that are cut into shares and others, rows of one token, of
-    few and of many, in tiles of every size.
+    These steps compile every variant of the kernels: contexts with and without splits, rows of one token, of few and of
+    many, in tiles of every size.
     """
     block_size = shape.block_size
     layout = PoolShape(block_size, 1, shape.kv_heads, shape.head_dim, shape.dtype)
@@ -117,7 +117,7 @@ def compare_attention(kernels: Kernels, shape: PoolShape, heads: int, device: to
 
 
 def compare_layers(fused: CompactBackbone, plain: CompactBackbone) -> Difference:
-    """The first layer of both on random hidden states, and the norm behind all; relative to the largest result."""
+    """Compare the first layer and the last norm on random hidden states, relative to the largest result."""
     weight = plain.norm.weight
     generator = torch.Generator(weight.device).manual_seed(1)
     count, head_dim = 5, plain.layers[0].head_dim
@@ -137,16 +137,16 @@ def compare_layers(fused: CompactBackbone, plain: CompactBackbone) -> Difference
 
 
 class StubAttention:
-    """In the place of attention: each token has itself, and nothing before it."""
+    """Stands in for attention: a token depends only on its own query, key and value."""
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As `paged.AttentionStep.attend`, of what every head of queries, keys and values makes a difference to."""
+        """As `AttentionStep.attend`; every head of query, key and value influences the result."""
         group = query.shape[1] // key.shape[1]
         return query + (key + value).unsqueeze(2).expand(-1, -1, group, -1).reshape(query.shape)
 
 
 def _measure_us(backbone: Backbone, device: torch.device) -> float:
-    """Microseconds that a token takes in a recorded step, attention left out."""
+    """Microseconds of a captured step of one token, without attention."""
     ids = torch.zeros(1, dtype=torch.int64, device=device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     graph = torch.cuda.CUDAGraph()
@@ -165,15 +165,15 @@ def _measure_us(backbone: Backbone, device: torch.device) -> float:
 
 
 def _has_triton(device: torch.device) -> bool:
-    """It is part of torch for CUDA alone."""
+    """Whether Triton is installed, which only torch for CUDA depends on."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 @contextmanager
-def _log_failure(instead: str) -> Iterator[None]:
-    """Tell the log what happens instead where kernels do not run.
+def _log_failure(kernels: str) -> Iterator[None]:
+    """Log that these kernels are off where they fail to compile, run or agree.
 
-    No C compiler, no driver, a card that is too old, too little shared memory: each says so in its own way.
+    No C compiler, no driver, a card that is too old and too little shared memory raise different exceptions.
     """
     from triton.errors import TritonError
 
@@ -181,7 +181,7 @@ def _log_failure(instead: str) -> Iterator[None]:
     try:
         yield
     except (TritonError, RuntimeError, OSError, ImportError, AssertionError, subprocess.SubprocessError) as error:
-        log.warning("%s: the kernels do not serve here: %s", instead, _first_line(error))
+        log.warning("%s are off: %s", kernels, _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

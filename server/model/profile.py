@@ -1,8 +1,8 @@
-"""How much memory a step takes beyond what is held at rest, measured on the loaded model.
+"""Measures the peak memory of the largest step on the loaded model, beyond weights and caches.
 
-On CUDA a step of full size is run and the allocator asked for its peak. A CPU's allocator tells no peak and a step of
-full size takes long there, so the tensors of small steps are counted and the count is scaled: every temporary tensor
-of a step has one row for each token, or one for each line of logits.
+On CUDA a full-size step is run and the allocator's peak read. The CPU allocator reports no peak and a full-size step
+takes long there, so the tensors of small steps are counted and scaled: every temporary tensor has one row for each
+token, or one for each line of logits.
 """
 
 import weakref
@@ -18,11 +18,8 @@ from server.model.batch import Batch, Draw, Row
 from server.model.loading.loaded_model import LoadedModel
 from server.model.runner import Runner
 
-SAMPLE_TOKENS, SAMPLE_ROWS = (
-    64,
-    64,
-)  # of the steps that are counted on a CPU; fewer rows would overstate what sorting takes
-WORST_CASE_SAMPLING = (  # draws that take the most: from the whole vocabulary, and from a sorted one
+SAMPLE_TOKENS, SAMPLE_ROWS = 64, 64  # of the steps counted on a CPU; fewer rows would overstate sorting
+WORST_CASE_SAMPLING = (  # the settings that take most memory: over the whole vocabulary, and sorted
     Sampling(max_tokens=2, num_logprobs=20, frequency_penalty=0.1),
     Sampling(max_tokens=2, num_logprobs=20, frequency_penalty=0.1, top_p=0.99),
 )
@@ -30,16 +27,16 @@ WORST_CASE_SAMPLING = (  # draws that take the most: from the whole vocabulary, 
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """The largest step that the scheduler makes: tokens computed, and lines of logits drawn from."""
+    """The largest step that the scheduler makes: tokens computed, and lines of logits sampled."""
 
     tokens: int
     rows: int
     block_size: int
-    captured_rows: int = 0  # of the largest decode step that is recorded on CUDA
+    captured_rows: int = 0  # of the largest CUDA graph of a decode step
 
 
 def measure_step(loaded: LoadedModel, largest: StepSize) -> int:
-    """Bytes that the largest step takes at its peak. Raises MemoryError where it does not fit."""
+    """Peak bytes of the largest step. Raises MemoryError if it does not fit."""
     if loaded.device.type == "cuda":
         return _measure_on_cuda(loaded, largest)
     tokens, rows = min(largest.tokens, SAMPLE_TOKENS), min(largest.rows, SAMPLE_ROWS)
@@ -49,7 +46,7 @@ def measure_step(loaded: LoadedModel, largest: StepSize) -> int:
 
 
 class AllocationMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages that operations inside it make, until nobody holds them."""
+    """Counts the bytes of storages allocated inside it and still referenced."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -74,7 +71,7 @@ class AllocationMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _count(loaded: LoadedModel, batch: Batch, block_size: int) -> int:
-    """Peak of computing this batch and drawing from it."""
+    """Peak bytes of computing this batch and sampling from it."""
     runner = _runner(loaded, batch, block_size)
     with AllocationMeter() as meter:
         _run(runner, batch)
@@ -98,7 +95,7 @@ def _measure_on_cuda(loaded: LoadedModel, largest: StepSize) -> int:
 
 
 def _measure_capture(loaded: LoadedModel, largest: StepSize) -> int:
-    """Recordings keep their memory beside what other steps take; smaller ones use again what the largest has."""
+    """CUDA graphs keep memory of their own; graphs of smaller steps reuse that of the largest."""
     if not largest.captured_rows:
         return 0
     runner = _runner(loaded, _decode(largest.captured_rows), largest.block_size)
@@ -111,7 +108,7 @@ def _measure_capture(loaded: LoadedModel, largest: StepSize) -> int:
 
 
 def _run(runner: Runner, batch: Batch) -> None:
-    """Compute the batch once, and draw from it in every one of the hardest ways."""
+    """Compute the batch once and sample from it with each of the worst-case settings."""
     ticket = runner.launch(batch)
     for sampling in WORST_CASE_SAMPLING:
         rows = tuple(replace(row, draw=_draw(sampling)) for row in batch.rows)
@@ -131,8 +128,8 @@ def _prompt(num_tokens: int, block_size: int) -> Batch:
 
 
 def _decode(num_rows: int) -> Batch:
-    # Each with one token before it: rows without a past are computed one by one where a model has recurrent states.
-    return Batch(tuple(Row([0], 1, [place], 1, _draw(WORST_CASE_SAMPLING[0]), place) for place in range(num_rows)))
+    # With one cached token each: recurrent models compute rows that begin a prompt one by one.
+    return Batch(tuple(Row([0], 1, [index], 1, _draw(WORST_CASE_SAMPLING[0]), index) for index in range(num_rows)))
 
 
 def _draw(sampling: Sampling) -> Draw:
@@ -140,7 +137,7 @@ def _draw(sampling: Sampling) -> Draw:
 
 
 def _storages(tree: Any) -> Iterator[tuple[int, torch.UntypedStorage]]:
-    """Storages of the tensors among an operation's arguments or results, by what tells one from another."""
+    """Storages of the tensors in an operation's arguments or results, with their identity."""
     if isinstance(tree, torch.Tensor):
         if not tree.is_mkldnn:
             storage = tree.untyped_storage()

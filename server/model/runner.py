@@ -1,4 +1,4 @@
-"""A Batch becomes tensors, one forward pass and draws."""
+"""Executes a Batch: tensors, one forward pass, sampled ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,27 +28,27 @@ from server.model.sampling.sampler import Drawing, DrawRow, draw_ids, is_greedy
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A launched step: what is drawn from, a line for each token that gives logits, in the order of the rows."""
+    """A launched step. Lines are the tokens with logits, in row order."""
 
-    logits: Tensor | None  # [lines, vocab]; None if they are computed when it is known what is drawn from them
-    hidden: Tensor | None = None  # [lines, hidden], then
-    decoded: DecodeOutput | None = None  # a step on fixed buffers
+    logits: Tensor | None  # [lines, vocab]; None if they are computed when the sampling settings are known
+    hidden: Tensor | None = None  # [lines, hidden], if logits is None
+    decoded: DecodeOutput | None = None  # for a step on static buffers
 
 
 class DecodePath(Protocol):
-    """A way to compute pure decode steps."""
+    """Fast path for pure decode steps: `StaticDecode` or `DecodeGraphs`."""
 
     def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> DecodeOutput | None:
-        """One token of each row, `ids` if they are given; None if this step must be computed as any other."""
+        """Launch a step of one token a row, `ids` if given; None if it must be computed by the general path."""
 
     def draw(
         self, decoded: DecodeOutput, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None
     ) -> Tensor | None:
-        """Ids for the lines of such a step; None if they must be drawn as any others."""
+        """Ids for the lines of such a step; None if they must be sampled by the general path."""
 
 
 class Runner:
-    """The engine's `Model` and `Pool`: computes batches over one KV pool."""
+    """Implements the engine's `Model` and `Pool`: computes batches over one KV pool."""
 
     def __init__(self, loaded: LoadedModel, num_blocks: int, block_size: int, num_slots: int = 0) -> None:
         self._loaded = loaded
@@ -59,9 +59,10 @@ class Runner:
         self._decode: DecodePath | None = None
 
     def capture_graphs(self, sizes: Sequence[int], *, samplers: bool = False) -> bool:
-        """Record decode steps padded to these numbers of rows, where the device can. Overwrites the pool's content.
+        """Capture decode steps padded to these numbers of rows as CUDA graphs. Overwrites the pool's content.
 
-        `draws`: every way to draw from the largest one too, which is else recorded when it is first needed.
+        `samplers`: also capture sampling for the largest number, which is otherwise done on first use. Returns whether
+        decode steps use graphs; False where the model or the device does not allow it.
         """
         if not isinstance(self.pool, CudaKvPool):
             return False
@@ -72,21 +73,22 @@ class Runner:
         return graphs is not None and graphs.is_usable
 
     def launch(self, batch: Batch) -> Ticket:
-        """Compute the batch; on CUDA the result may still be on its way. Raises MemoryError."""
+        """Start computing the batch; on CUDA without waiting for it. Raises MemoryError."""
         return self._launch(batch.rows, None)
 
     def launch_after(self, batch: Batch, drawing: Drawing, lines: Sequence[int]) -> Ticket:
-        """The same for rows of one token each, which are those ids of `drawing`; nothing waits for them."""
+        """As `launch`, for rows of one token each, taken from these lines of `drawing` without reading it back."""
         with as_memory_error(), torch.inference_mode():
-            ids = drawing.ids.clamp(min=0)  # where there is a fault instead, something has to be computed in vain
+            ids = drawing.ids.clamp(min=0)  # faults are negative; the result of their rows is discarded
             if list(lines) != list(range(len(ids))):
                 ids = ids[to_device(lines, ids.device)]
         return self._launch(batch.rows, ids)
 
     def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
-        """Draw for each row that has a Draw, in row order. Waits only where top_p cuts alone. Raises MemoryError.
+        """Sample for each row that has a Draw, in row order. Synchronizes only for top_p without top_k.
 
-        The batch is the one launched, but for how it is drawn. Called once a ticket, before anything else is launched.
+        `batch` is the launched one, with final sampling settings. Called once for a ticket, before the next launch.
+        Raises MemoryError.
         """
         rows = _draw_rows(batch.rows)
         is_plain = masks is None and all(is_greedy(row.draw) for row in rows)
@@ -113,20 +115,20 @@ class Runner:
             self.states.copy(source, target)
 
     def copy_block(self, source: int, target: int) -> None:
-        """Copy a block's keys and values, on the CPU."""
-        assert isinstance(self.pool, BlockMemory), "a GPU computes a few tokens more for nothing"
+        """Copy a block's keys and values (CPU pools only)."""
+        assert isinstance(self.pool, BlockMemory), "blocks are copied on the CPU only"
         self.pool.copy(source, target)
 
     def release(self, first_block: int) -> None:
-        """Give the memory of all blocks from this one on back to the device; their content is lost."""
+        """Free the memory of all blocks from this one on; their content is lost."""
         self.pool.release(first_block)
 
     def restore(self, num_blocks: int) -> int:
-        """Take memory again for blocks up to this one; returns how many blocks there are now."""
+        """Allocate memory for blocks up to this one again; returns how many there are."""
         return self.pool.restore(num_blocks)
 
     def _launch(self, rows: Sequence[Row], ids: Tensor | None) -> Ticket:
-        """`ids` [rows] stand for the rows' own, where those are not known yet."""
+        """`ids` [rows] on the device replace the rows' token ids where the host does not know them yet."""
         if self._decode is not None and is_pure_decode(rows):
             with as_memory_error(), torch.inference_mode():
                 decoded = self._decode.launch(rows, ids)
@@ -140,15 +142,15 @@ class Runner:
                 return Ticket(None, hidden)
             return Ticket(self._loaded.head(hidden))
 
-    def _compute(self, rows: Sequence[Row], known_ids: Tensor | None) -> Tensor:
-        """Hidden states of all tokens, [num_tokens, hidden]."""
+    def _compute(self, rows: Sequence[Row], device_ids: Tensor | None) -> Tensor:
+        """Hidden states of all tokens, [num_tokens, hidden]; `device_ids` as `ids` of `_launch`."""
         plans = [RowPlan(len(row.token_ids), row.start, row.blocks) for row in rows]
         lengths = np.array([plan.num_tokens for plan in plans])
         ids = np.fromiter(chain.from_iterable(row.token_ids for row in rows), np.int64, lengths.sum())
         positions = concat_ranges(np.array([plan.start for plan in plans]), lengths)
         device = self._loaded.device
         return self._loaded.backbone(
-            to_device(ids, device) if known_ids is None else known_ids,
+            to_device(ids, device) if device_ids is None else device_ids,
             to_device(positions, device),
             self.pool.arrange(plans, self._layer_of),
             self._plan_states(rows),
@@ -165,7 +167,7 @@ class Runner:
 
 
 def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool | NativePool | CudaKvPool:
-    """The KV pool in the layout of the model's device."""
+    """Allocate the KV pool in the layout of the model's device."""
     shape = pool_shape(loaded, block_size)
     if loaded.device.type == "cpu":
         return NativePool(shape, num_blocks) if loaded.kernels and supports_pool(shape) else KvPool(shape, num_blocks)
@@ -174,18 +176,18 @@ def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool |
 
 
 def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:
-    """The size of one block of this model."""
+    """The size of one of the model's KV blocks."""
     kv = loaded.kv
     return PoolShape(block_size, len(kv.layer_indices), kv.kv_heads, kv.head_dim, loaded.dtype)
 
 
 def _sort_key(row: Row) -> tuple[int, bool]:
-    """Short rows first, equal lengths together, those without a past behind: the order that the layers want."""
+    """The order that attention and recurrent layers expect: short rows first, by length, new sequences last."""
     return min(len(row.token_ids), MAX_SHORT_TOKENS + 1), row.start == 0
 
 
 def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> NDArray[np.int64]:
-    """Which tokens of the arranged batch give logits, in the order of the rows as they came."""
+    """Indices of the tokens with logits in the reordered batch, in the original order of the rows."""
     ends = np.zeros(len(rows), dtype=np.int64)
     ends[list(order)] = np.cumsum([len(rows[i].token_ids) for i in order])
     counts = np.array([row.num_logits for row in rows])

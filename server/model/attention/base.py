@@ -1,4 +1,4 @@
-"""Paged attention, whatever the device: the size of a block, one step's attention, and transformers' way to it."""
+"""Interface of paged attention, independent of the device: block size, one step, transformers' attention function."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PoolShape:
-    """The size of one block, over all attention layers."""
+    """Size of one KV block over all attention layers."""
 
     block_size: int  # tokens
     layers: int
@@ -19,7 +19,7 @@ class PoolShape:
 
     @property
     def part_elements(self) -> int:
-        """Elements of one block's keys, or values, in one layer."""
+        """Elements of one block's keys (or values) in one layer."""
         return self.kv_heads * self.head_dim * self.block_size
 
     @property
@@ -34,10 +34,10 @@ class PoolShape:
 
 
 class AttentionStep(Protocol):
-    """One step's attention, whatever the layout of the cache."""
+    """Attention of one step, independent of the cache layout; passed through the model's forward to every layer."""
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Write the new keys and values, then attend to all that each token may see.
+        """Write the new keys and values, then attend causally over each token's context.
 
         query [num_tokens, heads, head_dim], key and value [num_tokens, kv_heads, head_dim];
         returns [num_tokens, heads, head_dim].
@@ -47,7 +47,7 @@ class AttentionStep(Protocol):
 def paged_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: [1, heads, num_tokens, head_dim] in, [1, num_tokens, heads, head_dim] out."""
+    """transformers' attention interface: [1, heads, num_tokens, head_dim] -> [1, num_tokens, heads, head_dim]."""
     step: AttentionStep = kwargs["paged"]
     scaling = kwargs.get("scaling") or module.head_dim**-0.5
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))

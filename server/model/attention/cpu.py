@@ -1,10 +1,12 @@
-"""The KV cache on the CPU and the attention that reads it: same layout, same file.
+"""KV cache on the CPU and torch attention over it.
 
-    keys    [num_blocks, kv_heads, head_dim, block_size]    transposed: q @ keys streams them as they lie
+Layout of each layer:
+
+    keys    [num_blocks, kv_heads, head_dim, block_size]    transposed: q @ keys reads them sequentially
     values  [num_blocks, kv_heads, block_size, head_dim]
 
-of each layer. Short rows are computed over all their (row, block) pairs at once in two batched products. Chunks are cut
-into tiles, each of which meets the row's keys up to its own end.
+Short rows are computed over all their (row, block) pairs at once in two batched products. Chunks are split into tiles;
+each tile attends to the row's keys up to its own end.
 """
 
 import mmap
@@ -27,13 +29,13 @@ from server.model.attention.step_plan import (
 
 
 class BlockMemory:
-    """The memory of `num_blocks` blocks in one stretch, committed page by page as it is written.
+    """Contiguous memory of `num_blocks` blocks; pages are committed by the system when first written.
 
-    keys, values: of each layer, [num_blocks, elements], in whatever order they lie within a block.
+    keys, values: one tensor a layer, [num_blocks, elements]; subclasses define the layout within a block.
     """
 
     def __init__(self, shape: PoolShape, num_blocks: int, tail_bytes: int = 0) -> None:
-        """`tail_bytes`: bytes after the last block that may be read."""
+        """`tail_bytes`: readable bytes after the last block."""
         self.shape = shape
         self.num_blocks = num_blocks
         self._memory = mmap.mmap(
@@ -52,7 +54,7 @@ class BlockMemory:
             part[target].copy_(part[source])
 
     def release(self, first_block: int) -> None:
-        """Give the pages tail_bytes all blocks from this one on back to the system; they read as zeros afterwards."""
+        """Return the pages of all blocks from this one on to the system; they read as zeros afterwards."""
         part_bytes = self.shape.part_elements * self.shape.dtype.itemsize
         page = mmap.PAGESIZE
         for part in range(2 * self.shape.layers):
@@ -63,30 +65,30 @@ class BlockMemory:
                 self._memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
     def restore(self, num_blocks: int) -> int:
-        """Blocks up to this one may be used again: nothing to do here, pages come back when they are written."""
+        """Make blocks up to this one usable again. Nothing to do: pages are committed again when written."""
         return self.num_blocks
 
 
 class KvPool(BlockMemory):
-    """The KV cache in the layout that torch reads."""
+    """KV cache in the layout for torch."""
 
     def __init__(self, shape: PoolShape, num_blocks: int) -> None:
         super().__init__(shape, num_blocks)
         each = (num_blocks, shape.kv_heads)
         self.keys = [part.view(*each, shape.head_dim, shape.block_size) for part in self.keys]
         self.values = [part.view(*each, shape.block_size, shape.head_dim) for part in self.values]
-        # The same memory, [num_blocks, block_size, kv_heads, head_dim]: where one token's keys and values are written.
+        # Views of the same memory as [num_blocks, block_size, kv_heads, head_dim], to write one token at a slot.
         self.key_slots = [keys.permute(0, 3, 1, 2) for keys in self.keys]
         self.value_slots = [values.transpose(1, 2) for values in self.values]
 
     def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> AttentionStep:
-        """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
+        """Plan one step. `rows` are in the order of their tokens, short ones first, equal lengths together."""
         return PagedStep(self, layer_of, plan_step(rows, self.shape.block_size, self.shape.layer_bytes))
 
 
 @dataclass(frozen=True, slots=True)
 class PagedStep:
-    """What attention must know about one step; handed through the model's forward to every layer."""
+    """Attention of one step over a `KvPool`."""
 
     pool: KvPool
     layer_of: dict[int, int]  # the model's layer index -> the pool's
@@ -98,7 +100,7 @@ class PagedStep:
         plan = self.plan
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         if plan.partially_written is not None:
-            # A weight of 0 does not hide a NaN that a broken sequence left tail_bytes.
+            # Stale NaNs would spread: 0 * NaN is NaN.
             keys.index_fill_(0, plan.partially_written, 0)
             values.index_fill_(0, plan.partially_written, 0)
         places = (plan.write_blocks, plan.write_offsets)
@@ -112,12 +114,12 @@ class PagedStep:
 
 
 def _attend_short(rows: ShortRows, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """[num_tokens, heads, head_dim] -> [rows * tokens of each, heads, head_dim]."""
+    """[num_tokens, heads, head_dim] -> [num_rows * tokens of a row, heads, head_dim]."""
     kv_heads, head_dim = keys.shape[1:3]
     num_tokens = rows.num_rows * rows.num_tokens
     if num_tokens != query.shape[0]:
         query = query[rows.first_token : rows.first_token + num_tokens]
-    # [rows, KV heads, heads of a group, tokens, head_dim]: the queries that share a KV head are rows of one product.
+    # [rows, KV heads, query heads of a group, tokens, head_dim]: queries that share a KV head are rows of one product.
     own = query.reshape(rows.num_rows, rows.num_tokens, kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)
     if rows.reduction is None:
         result = _attend_one_row(rows, own, keys, values, scaling)
@@ -133,7 +135,7 @@ def _attend_one_row(rows: ShortRows, own: Tensor, keys: Tensor, values: Tensor, 
     pairs = rows.bias.shape[0]
     spread = own.reshape(1, kv_heads, groups * tokens, head_dim).expand(pairs, -1, -1, -1)
     scores = _products(spread, keys, rows.runs)
-    # Scaled, masked, made float32 and turned so that a row's blocks lie side by side, all in one pass.
+    # One pass that scales, masks, converts to float32 and transposes, so that a row's blocks are contiguous.
     row = torch.empty((kv_heads, groups, tokens, pairs, block_size))
     torch.add(
         rows.bias,
@@ -151,7 +153,7 @@ def _attend_one_row(rows: ShortRows, own: Tensor, keys: Tensor, values: Tensor, 
 def _attend_many_rows(
     rows: ShortRows, reduction: PairReduction, own: Tensor, keys: Tensor, values: Tensor, scaling: float
 ) -> Tensor:
-    """Softmax over each row's pairs: block maxima, sums and products, folded row by row.
+    """Softmax over each row's pairs: maxima, sums and products of blocks, reduced row by row.
 
     Returns [rows, heads, tokens, head_dim].
     """
@@ -173,7 +175,7 @@ def _attend_many_rows(
 
 
 def _products(left: Tensor, cache: Tensor, runs: Sequence[BlockRun]) -> Tensor:
-    """Each pair's matrix times its block's: [pairs, KV heads, m, k] by [blocks, KV heads, k, n]."""
+    """Multiply each pair's matrix by its block's: [pairs, KV heads, m, k] @ [blocks, KV heads, k, n]."""
     if len(runs) == 1:
         return torch.matmul(left, _read_blocks(cache, runs[0]))
     result = torch.empty((*left.shape[:3], cache.shape[3]), dtype=left.dtype)
@@ -203,12 +205,12 @@ def _reduce_sum(of_pairs: Tensor, reduction: PairReduction) -> Tensor:
 def _attend_chunk(chunk: QueryChunk, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
     """[num_tokens, heads, head_dim] -> the same.
 
-    A tile of queries meets all keys up to its own end in two plain products: four times as fast as torch's fused
-    attention for CPUs, and the scores of one tile stay in the caches.
+    A tile of queries attends to all keys up to its own end in two plain products: four times as fast as torch's fused
+    attention on CPUs, and the scores of one tile stay in the CPU's caches.
     """
     num_blocks, kv_heads, head_dim, _ = keys.shape
-    # [KV heads, head_dim, tokens] and [KV heads, tokens, head_dim], each in one pass: where the blocks are the third of
-    # four dimensions, torch copies whole stretches.
+    # [KV heads, head_dim, tokens] and [KV heads, tokens, head_dim], each in one pass: with the blocks as the third of
+    # four dimensions, index_select copies contiguous memory.
     keys = keys.permute(1, 2, 0, 3).index_select(2, chunk.blocks).flatten(2)
     values = values.view(num_blocks, kv_heads, 1, -1).permute(1, 2, 0, 3).index_select(2, chunk.blocks)
     values = values.view(kv_heads, -1, head_dim)
@@ -227,5 +229,5 @@ def _attend_chunk(chunk: QueryChunk, query: Tensor, keys: Tensor, values: Tensor
 
 
 def _future_mask(num_tokens: int) -> Tensor:
-    """Which of a tile's own tokens come after each of them: [num_tokens, 1, num_tokens]."""
+    """True where one of a tile's tokens comes after another: [num_tokens, 1, num_tokens]."""
     return torch.ones((num_tokens, num_tokens), dtype=torch.bool).triu_(1).unsqueeze(1)

@@ -1,12 +1,13 @@
-"""The KV cache on a GPU and the attention that reads it: same layout, same file.
+"""KV cache on a GPU and attention over it.
+
+Layout of each layer, the token-contiguous one of paged attention kernels:
 
     keys, values  [num_blocks, block_size, kv_heads, head_dim]
 
-of each layer: one token lies together, as paged kernels want it. Where there are kernels for the device, they read the
-blocks in place. Else rows of one length are gathered through a padded block table and handed to torch's fused
-attention. Nothing here is written for CUDA alone, so that the tests run it on the CPU too.
+Kernels for the device read the blocks in place. Without kernels, rows of one length are gathered through a padded block
+table and passed to torch's scaled_dot_product_attention. Nothing here is specific to CUDA: the tests run it on the CPU.
 
-The last block belongs to no sequence: rows that only fill up a batch write there.
+The last block is a scratch block, which padding rows of a batch read and write.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from server.model.attention.tiles import MIN_TILE_TOKENS, TilePlan, Tiles, plan_
 
 
 class Kernels(Protocol):
-    """Attention that reads blocks in place; the module paged_triton.py is one."""
+    """Attention kernels that read blocks in place; the module triton_kernels.py is an implementation."""
 
     def write(self, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """Write new keys and values [num_tokens, kv_heads, head_dim] to their slots [num_tokens]."""
@@ -44,20 +45,20 @@ class CudaKvPool:
         kernels: Kernels | None = None,
         tile_sizes: Sequence[int] = (MIN_TILE_TOKENS,),
     ) -> None:
-        """`tile_sizes`: what the kernels cut long rows into."""
+        """`tile_sizes`: tokens of a tile that long rows may be split into."""
         self.shape = shape
         self.tile_sizes = tile_sizes
         self.num_blocks = num_blocks
         self.kernels = kernels
-        self.num_moves = 0  # whoever keeps addresses of keys and values must look here first
+        self.num_moves = 0  # addresses of keys and values are invalid once it has changed
         self._most_blocks = num_blocks
         size = (num_blocks + 1, shape.block_size, shape.kv_heads, shape.head_dim)
-        # Zeros: a weight of 0 does not hide a NaN in memory that nobody has written.
+        # Zeros, because a NaN in uninitialized memory would spread: 0 * NaN is NaN.
         self.keys = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self.values = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
 
     def release(self, first_block: int) -> None:
-        """Give the memory of all blocks from this one on back to the device; their content is lost."""
+        """Free the memory of all blocks from this one on; their content is lost."""
         if first_block < self.num_blocks:
             self._resize(first_block)
             self.num_blocks = first_block
@@ -65,7 +66,7 @@ class CudaKvPool:
                 torch.cuda.empty_cache()
 
     def restore(self, num_blocks: int) -> int:
-        """Take memory again for blocks up to this one; returns how many blocks there are now."""
+        """Allocate memory for blocks up to this one again; returns how many there are, unchanged if memory ran out."""
         wanted = min(num_blocks, self._most_blocks)
         if wanted > self.num_blocks:
             try:
@@ -77,11 +78,11 @@ class CudaKvPool:
 
     @property
     def scratch_block(self) -> int:
-        """The block whose content means nothing."""
+        """The block that padding rows read and write."""
         return self.num_blocks
 
     def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> AttentionStep:
-        """Arrange one step. `rows` are in the order of their tokens, short ones first."""
+        """Plan one step. `rows` are in the order of their tokens, short ones first."""
         block_size, device = self.shape.block_size, self.keys[0].device
         if self.kernels is not None:
             plan = plan_tiles(rows, block_size, self.shape.kv_heads, self.tile_sizes, device)
@@ -107,7 +108,7 @@ class CudaKvPool:
         )
 
     def _resize(self, num_blocks: int) -> None:
-        """Layer by layer, so that no more than one layer's part is held twice."""
+        """Reallocate layer by layer, so that at most one layer's keys or values exist twice."""
         self.num_moves += 1
         for parts in (self.keys, self.values):
             for layer, old in enumerate(parts):
@@ -121,7 +122,7 @@ class CudaKvPool:
 
 @dataclass(frozen=True, slots=True)
 class TiledStep:
-    """One step's attention by kernels; handed through the model's forward to every layer."""
+    """Attention of one step by kernels."""
 
     pool: CudaKvPool
     layer_of: dict[int, int]  # the model's layer index -> the pool's
@@ -129,7 +130,7 @@ class TiledStep:
     kernels: Kernels
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As `paged.AttentionStep.attend`."""
+        """As `AttentionStep.attend`."""
         layer = self.layer_of[layer_index]
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         self.kernels.write(key, value, keys, values, self.plan.slots)
@@ -141,7 +142,7 @@ class TiledStep:
 
 @dataclass(frozen=True, slots=True)
 class GatheredRows:
-    """Neighbouring rows with the same number of new tokens."""
+    """Consecutive rows with the same number of new tokens."""
 
     first_token: int
     num_rows: int
@@ -152,17 +153,17 @@ class GatheredRows:
 
 @dataclass(frozen=True, slots=True)
 class GatheredStep:
-    """One step's attention over gathered keys and values; handed through the model's forward to every layer."""
+    """Attention of one step over gathered keys and values."""
 
     pool: CudaKvPool
     layer_of: dict[int, int]  # the model's layer index -> the pool's
     write_blocks: Tensor  # [num_tokens]
     write_offsets: Tensor  # [num_tokens]
-    partial_blocks: Tensor | None  # blocks begun but not filled in this step
+    partial_blocks: Tensor | None  # as `step_plan.partially_written`
     groups: tuple[GatheredRows, ...]
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As `paged.AttentionStep.attend`."""
+        """As `AttentionStep.attend`."""
         layer = self.layer_of[layer_index]
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         if self.partial_blocks is not None:
@@ -182,8 +183,8 @@ def _gather_rows(first_token: int, rows: Sequence[RowPlan], block_size: int, dev
         table[line] = row.blocks[0]
         table[line, :count] = row.blocks[:count]
     starts = np.array([row.start for row in rows])
-    last_seen = starts[:, None] + np.arange(num_tokens)[None, :]
-    allowed = np.arange(table.shape[1] * block_size)[None, None, :] <= last_seen[:, :, None]
+    last_visible = starts[:, None] + np.arange(num_tokens)[None, :]
+    allowed = np.arange(table.shape[1] * block_size)[None, None, :] <= last_visible[:, :, None]
     return GatheredRows(
         first_token,
         len(rows),
@@ -194,7 +195,7 @@ def _gather_rows(first_token: int, rows: Sequence[RowPlan], block_size: int, dev
 
 
 def _attend_gathered(rows: GatheredRows, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """[num_tokens, heads, head_dim] -> [rows * tokens of each, heads, head_dim]."""
+    """[num_tokens, heads, head_dim] -> [num_rows * tokens of a row, heads, head_dim]."""
     _, heads, head_dim = query.shape
     end = rows.first_token + rows.num_rows * rows.num_tokens
     own = query[rows.first_token : end].view(rows.num_rows, rows.num_tokens, heads, head_dim).transpose(1, 2)

@@ -1,8 +1,7 @@
-"""How one step's rows are laid over the blocks: where keys are written, and what each row reads. Integers only.
+"""Attention plan of one step on the CPU: where new keys are written and which blocks each row reads. Integers only.
 
-A step's rows are of two kinds. Short ones (decode, and a few verified tokens) are read as (row, block) pairs in few
-products: blocks that lie together are read in place, and only stray ones are gathered. Long ones (prompt chunks) come
-alone.
+Short rows (decode, and a few draft tokens to verify) are computed as (row, block) pairs in few matrix products:
+contiguous blocks are read in place, only isolated ones are gathered. Long rows (prompt chunks) are computed one by one.
 """
 
 from collections.abc import Sequence
@@ -14,20 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 MAX_SHORT_TOKENS = 16  # rows with more tokens than this are chunks
-MAX_READ_TOKENS = 32_768  # tokens read by the rows of one product: many rows that share a long prefix take memory each
+MAX_READ_TOKENS = 32_768  # tokens read by the rows of one product: rows that share a long prefix take memory for each
 MAX_CHUNK_TILE, MIN_CHUNK_TILE = 128, 8  # tokens of a chunk that attend at a time
-MAX_TILE_SCORES = (
-    1 << 18
-)  # tokens of a tile times tokens that they see, so that scores of long contexts take no more memory
-MIN_RUN_DENSITY = (
-    0.7  # share of a run of blocks that must be ours to be read in place: has_foreign_blocks take memory too
-)
-MIN_RUN_BYTES = 256 << 10  # what a CPU reads while it starts one more product for each of keys and values
+MAX_TILE_SCORES = 1 << 18  # tokens of a tile times the tokens they attend to: bounds the scores of long contexts
+MIN_RUN_DENSITY = 0.7  # fraction of a run's blocks that the rows own, to read it in place: foreign blocks take memory
+MIN_RUN_BYTES = 256 << 10  # about what a CPU reads in the time that starting two more matrix products takes
 
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """Where one row's tokens are: `num_tokens` new ones after `start` cached ones, in these blocks."""
+    """One row: `num_tokens` new tokens after `start` cached ones, stored in these blocks."""
 
     num_tokens: int
     start: int
@@ -36,15 +31,15 @@ class RowPlan:
 
 @dataclass(frozen=True, slots=True)
 class PairReduction:
-    """Which row each pair belongs to, and back."""
+    """Maps pairs to rows and back, to reduce per-pair results to rows."""
 
     row_of: Tensor  # [pairs]
-    pairs_of: Tensor  # [rows, most pairs of a row]: the pairs of each row, the first one repeated at the end
+    pairs_of: Tensor  # [rows, most pairs of a row]: the pairs of each row, padded with its first
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRun:
-    """Neighbouring pairs and their blocks: a slice of the pool, read in place, or stray ones, to be gathered."""
+    """Consecutive pairs and their blocks: a slice of the pool, read in place, or indices to gather."""
 
     pairs: slice
     blocks: slice | Tensor
@@ -52,47 +47,47 @@ class BlockRun:
 
 @dataclass(frozen=True, slots=True)
 class ShortRows:
-    """Neighbouring rows with the same small number of tokens, and every block that one of them reads.
+    """Consecutive rows with the same small number of tokens, and every block that they read.
 
-    A pair is one row reading one block; two rows that share a block are two pairs. Blocks of others inside a run
-    belong to one more row, `num_rows`, whose result is dropped.
+    A pair is one row reading one block; two rows that share a block are two pairs. Foreign blocks (of sequences not in
+    `rows`) inside a run belong to an extra row, `num_rows`, whose result is dropped.
     """
 
     first_token: int
     num_rows: int
     num_tokens: int  # of each row
-    has_foreign_blocks: bool  # whether a run holds blocks of others
+    has_foreign_blocks: bool  # whether a run contains foreign blocks
     runs: tuple[BlockRun, ...]
-    reduction: PairReduction | None  # None: one row owns all
+    reduction: PairReduction | None  # None: a single row owns every pair
     bias: Tensor  # [pairs, 1, 1, num_tokens, block_size], 0 or -inf
 
 
 @dataclass(frozen=True, slots=True)
 class QueryChunk:
-    """One row with many tokens."""
+    """One row with many tokens (a prompt chunk)."""
 
     first_token: int
     num_tokens: int
     start: int
-    tile: int  # tokens of it that attend at a time
-    blocks: Tensor  # [blocks that hold it and the cached tokens before it]
+    tile: int  # tokens that attend at a time
+    blocks: Tensor  # [blocks of the chunk and of the cached tokens before it]
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step's rows, in the order of their tokens: the short ones, then the chunks."""
+    """One step's rows, in the order of their tokens: short rows, then chunks."""
 
     write_blocks: Tensor  # [num_tokens]
     write_offsets: Tensor  # [num_tokens]
-    partially_written: Tensor | None  # begun but not filled in this step: what others left there must not be read
+    partially_written: Tensor | None  # first token written in this step, last not: stale data must not be read
     short: tuple[ShortRows, ...]
     chunks: tuple[QueryChunk, ...]
 
 
 def plan_step(rows: Sequence[RowPlan], block_size: int, block_bytes: int) -> StepPlan:
-    """Arrange one step. `rows` are in the order of their tokens, short ones first, equal lengths together.
+    """Plan one step. `rows` are in the order of their tokens, short ones first, equal lengths together.
 
-    `block_bytes`: keys and values of one block in one layer.
+    `block_bytes`: bytes of one block's keys and values in one layer.
     """
     min_run = max(1, MIN_RUN_BYTES // block_bytes)
     write_blocks, write_offsets = write_locations(rows, block_size)
@@ -122,12 +117,12 @@ def plan_step(rows: Sequence[RowPlan], block_size: int, block_bytes: int) -> Ste
 
 
 def _num_read_tokens(row: RowPlan) -> int:
-    """Tokens that the row's tokens read, over all of them: what is gathered and scored grows with it."""
+    """Tokens read by all of the row's tokens together: gathered blocks and scores grow with it."""
     return (row.start + row.num_tokens) * row.num_tokens
 
 
 def write_locations(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, Tensor]:
-    """The block of each new token, and its place in it. [num_tokens], [num_tokens]."""
+    """The block of each new token, and its offset in it. [num_tokens], [num_tokens]."""
     blocks, offsets = [], []
     for row in rows:
         positions = np.arange(row.start, row.start + row.num_tokens)
@@ -140,16 +135,16 @@ def write_locations(rows: Sequence[RowPlan], block_size: int) -> tuple[Tensor, T
 
 def partially_written(rows: Sequence[RowPlan], block_size: int) -> Tensor | None:
     """Blocks whose first token is written in this step and whose last is not."""
-    fresh = []
+    partial = []
     for row in rows:
         end = row.start + row.num_tokens
         if end % block_size and end - end % block_size >= row.start:
-            fresh.append(row.blocks[end // block_size])
-    return torch.tensor(fresh) if fresh else None
+            partial.append(row.blocks[end // block_size])
+    return torch.tensor(partial) if partial else None
 
 
 def concat_ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """begin, begin + 1, ...: `counts[i]` numbers from `begins[i]` on, for each i in occurrence."""
+    """Concatenate the ranges `begins[i] .. begins[i] + counts[i]`."""
     ends = np.cumsum(counts)
     numbers: NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(begins - (ends - counts), counts)
     return numbers
@@ -161,24 +156,23 @@ def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int, min_
     physical = np.concatenate([np.asarray(row.blocks[:count]) for row, count in zip(rows, counts, strict=True)])
     row_of = np.repeat(np.arange(len(rows)), counts)
     index_in_row = concat_ranges(np.zeros_like(counts), counts)
-    # Of one row alone all pairs are its own: no row is there to take what has_foreign_blocks would add.
+    # A single row has no reduction, and so no extra row to absorb foreign blocks.
     order, runs = _find_runs(physical, min_run, max_gap=min_run if len(rows) > 1 else 0)
     row_of = np.append(row_of, len(rows))[order]
     index_in_row = np.append(index_in_row, 0)[order]
-    # Token t of a row sees positions 0 .. start + t.
+    # Token t of a row attends to positions 0 .. start + t.
     starts = np.array([row.start for row in rows] + [0])[row_of]
-    last_seen = starts[:, None, None] + np.arange(num_tokens)[None, :, None]
+    last_visible = starts[:, None, None] + np.arange(num_tokens)[None, :, None]
     position = index_in_row[:, None, None] * block_size + np.arange(block_size)[None, None, :]
-    bias = np.where(position <= last_seen, np.float32(0), np.float32(-np.inf))
+    bias = np.where(position <= last_visible, np.float32(0), np.float32(-np.inf))
+    reduction = PairReduction(torch.from_numpy(row_of), torch.from_numpy(_invert(row_of))) if len(rows) > 1 else None
     return ShortRows(
         first_token=first_token,
         num_rows=len(rows),
         num_tokens=num_tokens,
         has_foreign_blocks=len(order) > len(physical),
         runs=runs,
-        reduction=None
-        if len(rows) == 1
-        else PairReduction(torch.from_numpy(row_of), torch.from_numpy(_invert(row_of))),
+        reduction=reduction,
         bias=torch.from_numpy(bias[:, None, None]),
     )
 
@@ -186,49 +180,49 @@ def _plan_short(first_token: int, rows: Sequence[RowPlan], block_size: int, min_
 def _find_runs(
     physical: NDArray[np.int64], min_run: int, max_gap: int
 ) -> tuple[NDArray[np.int64], tuple[BlockRun, ...]]:
-    """The order in which pairs are computed, -1 for a stranger's, and the runs that they form.
+    """The order in which pairs are computed (-1 for a foreign block), and the runs that they form.
 
-    A run of blocks is read in place, with up to `max_gap` has_foreign_blocks between two of ours; one of fewer than `min_run`
-    blocks, or with too many has_foreign_blocks, is gathered. Rows that share blocks read them in runs of their own.
+    A run is read in place, with up to `max_gap` foreign blocks between two of the rows' own; runs of fewer than
+    `min_run` blocks, or with too many foreign ones, are gathered. Rows that share a block read it in separate runs.
     """
     occurrence = _occurrence_index(physical)
     order = np.lexsort((physical, occurrence))
-    steps, same_turn = np.diff(physical[order]), np.diff(occurrence[order]) == 0
-    cuts = np.flatnonzero(~same_turn | (steps > max_gap + 1)) + 1
+    steps, same_occurrence = np.diff(physical[order]), np.diff(occurrence[order]) == 0
+    cuts = np.flatnonzero(~same_occurrence | (steps > max_gap + 1)) + 1
     orders: list[NDArray[np.int64]] = []
     runs: list[BlockRun] = []
-    stray: list[NDArray[np.int64]] = []
+    isolated: list[NDArray[np.int64]] = []
     num_pairs = 0
     for run in np.split(order, cuts):
         low, high = int(physical[run[0]]), int(physical[run[-1]]) + 1
         if len(run) < MIN_RUN_DENSITY * (high - low) or (high - low < min_run and len(cuts)):
-            stray.append(run)
+            isolated.append(run)
             continue
         places = np.full(high - low, -1)
         places[physical[run] - low] = run
         orders.append(places)
         runs.append(BlockRun(slice(num_pairs, num_pairs + high - low), slice(low, high)))
         num_pairs += high - low
-    if stray:
-        orders.append(np.concatenate(stray))
+    if isolated:
+        orders.append(np.concatenate(isolated))
         blocks = physical[orders[-1]]
         runs.append(BlockRun(slice(num_pairs, num_pairs + len(blocks)), torch.from_numpy(blocks)))
     return np.concatenate(orders), tuple(runs)
 
 
 def _occurrence_index(physical: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many earlier pairs read the same block, of each pair."""
+    """Number of earlier pairs that read the same block, for each pair."""
     order = np.argsort(physical, kind="stable")
     ordered = physical[order]
     is_first = np.append(True, ordered[1:] != ordered[:-1])
     places = np.arange(len(ordered))
-    turns: NDArray[np.int64] = np.empty_like(places)
-    turns[order] = places - np.maximum.accumulate(np.where(is_first, places, 0))
-    return turns
+    counts: NDArray[np.int64] = np.empty_like(places)
+    counts[order] = places - np.maximum.accumulate(np.where(is_first, places, 0))
+    return counts
 
 
 def _invert(row_of: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[pairs] -> [rows, most pairs of a row]."""
+    """[pairs] -> [rows, most pairs of a row], padded with the row's first pair."""
     counts = np.bincount(row_of)
     order = np.argsort(row_of, kind="stable")
     first = np.cumsum(counts) - counts

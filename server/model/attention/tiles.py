@@ -1,4 +1,4 @@
-"""One step's rows as tiles, which the kernels of paged_triton.py read on the device. Integers only."""
+"""Attention plan of one step on a GPU: rows split into tiles for the kernels of triton_kernels.py. Integers only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,46 +13,43 @@ from server.model.attention.base import PoolShape
 from server.model.attention.step_plan import MAX_SHORT_TOKENS, RowPlan, concat_ranges, write_locations
 from server.model.device import to_device
 
-MIN_TILE_TOKENS = MAX_SHORT_TOKENS  # at least, so that a short row is one tile
-MAX_TILE_LINES, MAX_TILE_BYTES = (
-    128,
-    64 << 10,
-)  # of a tile: its tokens times the query heads of a KV head, and those in all
+MIN_TILE_TOKENS = MAX_SHORT_TOKENS  # a short row is one tile
+MAX_TILE_LINES, MAX_TILE_BYTES = 128, 64 << 10  # lines: a tile's tokens times the query heads of a KV head
 TILE_FIELDS = 4
-MIN_SPLIT_POSITIONS = 128  # a share of a context shorter than this costs more to join than it saves
+MIN_SPLIT_POSITIONS = 128  # combining a split shorter than this costs more than it saves
 MAX_SPLITS = 32
-NUM_PROCESSORS = 132  # of the cards that this is made for; a few more or fewer change nothing
+NUM_PROCESSORS = 132  # streaming multiprocessors of an H100; other cards have about as many
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Tiles over the first `num_tokens` tokens of a step: over all of them if `num_splits` is more than 1.
+    """Tiles over the first `num_tokens` tokens of a step: over all tokens if `num_splits` is more than 1.
 
-    A tile is (its first token, how many, the position of the first, where its row's blocks begin in `blocks`); each of
-    its tokens sees the positions up to its own.
+    A tile is (first token, number of tokens, position of the first token, begin of its row's block table in `blocks`);
+    each token attends to the positions up to its own.
     """
 
     table: Tensor  # int32 [tiles, TILE_FIELDS]
-    blocks: Tensor  # int32, the rows' block tables one after the other
+    blocks: Tensor  # int32, the rows' block tables, concatenated
     num_tokens: int
     max_tile_tokens: int  # of a tile
-    num_splits: int  # parts that each context is cut into, a power of two
+    num_splits: int  # parts that each context is split into, a power of two
 
 
 @dataclass(frozen=True, slots=True)
 class TilePlan:
-    """Everything that attention must know about one step, on the device."""
+    """Attention plan of one step, on the device."""
 
-    slots: Tensor  # int32 [num_tokens]: block * block_size + offset, where each new token is written
+    slots: Tensor  # int32 [num_tokens], as `slot_mapping`
     launches: tuple[Tiles, ...]
 
 
 def plan_tiles(
     rows: Sequence[RowPlan], block_size: int, kv_heads: int, tile_sizes: Sequence[int], device: torch.device
 ) -> TilePlan:
-    """Arrange one step, short rows before long ones, with tiles of one of these sizes (`tile_sizes`) for the long ones.
+    """Plan one step, short rows before long ones. Tiles of long rows have one of `tile_sizes`.
 
-    All integers go to the device in one copy.
+    All integers are copied to the device at once.
     """
     num_short = sum(row.num_tokens <= MIN_TILE_TOKENS for row in rows)
     blocks, begins = concat_block_tables([row.blocks for row in rows])
@@ -67,7 +64,7 @@ def plan_tiles(
         short = rows[:num_short]
         num_tokens = sum(row.num_tokens for row in short)
         num_splits = choose_num_splits(num_short * kv_heads, max(row.start + row.num_tokens for row in short))
-        most = 1 if all(row.num_tokens == 1 for row in short) else MIN_TILE_TOKENS  # one form of the kernel each
+        most = 1 if all(row.num_tokens == 1 for row in short) else MIN_TILE_TOKENS  # one compiled variant each
         launches.append(Tiles(table[:num_short], joined, num_tokens, most, num_splits))
     if num_short < len(rows):
         launches.append(Tiles(table[num_short:], joined, len(slots), tile_tokens, 1))
@@ -75,7 +72,7 @@ def plan_tiles(
 
 
 def tile_sizes(shape: PoolShape, heads: int) -> tuple[int, ...]:
-    """Tokens that a tile of long rows may have where each KV head has so many query heads, smallest first."""
+    """Token counts that a tile of long rows may have in a model with `heads` query heads, smallest first."""
     group, head_bytes = heads // shape.kv_heads, shape.head_dim * shape.dtype.itemsize
     sizes = [MIN_TILE_TOKENS]
     while 2 * sizes[-1] * group <= min(MAX_TILE_LINES, MAX_TILE_BYTES // head_bytes):
@@ -84,41 +81,38 @@ def tile_sizes(shape: PoolShape, heads: int) -> tuple[int, ...]:
 
 
 def choose_tile_tokens(programs: int, sizes: Sequence[int]) -> int:
-    """The tokens of a tile for long rows, which would be so many programs if a tile were one token.
+    """Tokens of a tile for long rows; `programs` is the number of kernel programs with one-token tiles.
 
-    The more tokens, the less often keys and values are read; the fewer, the more of the card has something to do.
+    Larger tiles read keys and values less often; smaller ones keep more of the card busy.
     """
     return max((size for size in sizes if programs >= 2 * NUM_PROCESSORS * size), default=sizes[0])
 
 
 def choose_num_splits(programs: int, longest: int) -> int:
-    """Into how many parts contexts of up to `longest` tokens are cut, where there are so many programs without it."""
+    """Number of splits for contexts of up to `longest` tokens, given the number of programs without splitting."""
     num_splits = 1
-    while (
-        num_splits < MAX_SPLITS
-        and programs * num_splits < 2 * NUM_PROCESSORS
-        and longest > MIN_SPLIT_POSITIONS * num_splits
-    ):
+    most = min(MAX_SPLITS, longest / MIN_SPLIT_POSITIONS)
+    while num_splits < most and programs * num_splits < 2 * NUM_PROCESSORS:
         num_splits *= 2
     return num_splits
 
 
 def slot_mapping(rows: Sequence[RowPlan], block_size: int) -> NDArray[np.int32]:
-    """Where each new token is written, [num_tokens]."""
+    """The slot of each new token: block * block_size + offset. int32 [num_tokens]."""
     blocks, offsets = write_locations(rows, block_size)
     slots: NDArray[np.int32] = (blocks * block_size + offsets).numpy().astype(np.int32)
     return slots
 
 
 def concat_block_tables(tables: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Block tables one after the other, and where each begins."""
+    """Concatenate block tables; returns them and the begin of each."""
     counts = np.array([len(table) for table in tables])
     joined = np.fromiter(chain.from_iterable(tables), np.int32, counts.sum())
     return joined, (np.cumsum(counts) - counts).astype(np.int32)
 
 
 def tile_rows(rows: Sequence[RowPlan], begins: NDArray[np.int32], tile_tokens: int) -> NDArray[np.int32]:
-    """Each row cut into tiles of so many tokens, the last one shorter. [tiles, TILE_FIELDS]."""
+    """Split each row into tiles of `tile_tokens` tokens, the last one shorter. int32 [tiles, TILE_FIELDS]."""
     num_tokens = np.array([row.num_tokens for row in rows])
     counts = -(-num_tokens // tile_tokens)
     row_of = np.repeat(np.arange(len(rows)), counts)

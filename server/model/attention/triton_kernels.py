@@ -1,14 +1,14 @@
-"""Paged attention as Triton kernels: keys and values are read where they lie, block by block.
+"""Paged attention as Triton kernels that read keys and values in place, block by block.
 
-    keys, values  [num_blocks, block_size, kv_heads, head_dim], as paged_cuda.py keeps them
+    keys, values  [num_blocks, block_size, kv_heads, head_dim], the layout of gpu.py
 
-One program computes one tile (a few neighbouring tokens of one row, all query heads of one KV head) over one split of
-the positions that the tile may see. Where a context is cut into several num_splits, so that a few rows fill a whole card,
-a second kernel joins them by their log-sum-exp. Products and sums are accumulated in float32.
+One program computes one tile (a few consecutive tokens of one row, all query heads of one KV head) over one split of
+its context. Where contexts are split, so that a few rows occupy the whole card, a second kernel combines the splits by
+their log-sum-exp, as FlashDecoding does. Products and sums are accumulated in float32.
 
-Nothing here depends on the lengths of the rows but what the kernels read from `Tiles` on the device: a launch can be
-recorded once in a CUDA graph and replayed for other lengths. A kernel has few forms (for decoding, for other short
-rows, for each size of tile), so that none is left to be compiled while somebody waits.
+The kernels read row lengths from `Tiles` on the device and depend on nothing else of them: a launch can be captured in
+a CUDA graph once and replayed for other lengths. There are few compiled variants (decode, other short rows, each tile
+size), and start-up compiles all of them, so that no request waits for the compiler.
 """
 
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor
 from server.model.attention.tiles import MAX_SPLITS, Tiles
 
 LOG2_E = 1.4426950408889634
-POSITIONS = 64  # that one turn of the loop reads
-LARGE_TILE_ELEMENTS = 1 << 14  # numbers of a result that eight warps hold in registers; from four some would spill
-POSITIONS_OF_WIDE_HEADS = 32  # of heads wider than 128, or in float32: more would not fit next to a program
+POSITIONS = 64  # read by one iteration
+LARGE_TILE_ELEMENTS = 1 << 14  # results of this size take eight warps: the registers of four would spill
+POSITIONS_OF_WIDE_HEADS = 32  # for heads wider than 128 or in float32: more would not fit into shared memory
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _write_kernel(
     key, value, keys, values, slots, key_stride, value_stride, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One program a token. key and value: strides from token to token; the heads of a token lie together."""
+    """One program a token. `key_stride` and `value_stride` are between tokens; a token's heads are contiguous."""
     token = tl.program_id(0)
     slot = tl.load(slots + token).to(tl.int64)
     at = tl.arange(0, WIDTH)
@@ -47,7 +47,7 @@ def _attend_kernel(
 ):  # fmt: skip
     """Programs: (tile, KV head, split). Line i of a tile is query head i % GROUP of its token i // GROUP.
 
-    Not split, `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32, num_splits before tokens.
+    Without splits, `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32 [splits, num_tokens, ...].
     """
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_token, own_tokens = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
@@ -58,7 +58,7 @@ def _attend_kernel(
     is_own = (token < own_tokens)[:, None] & is_dim[None, :]
     place = (first_token + token) * token_stride + head * head_stride
     own = tl.load(query + place[:, None] + dim[None, :], mask=is_own, other=0.0)
-    # Shares are whole turns of the loop; the last ones of a short context are empty.
+    # A split is a whole number of iterations; the last splits of a short context are empty.
     end = start + own_tokens
     length = tl.cdiv(tl.cdiv(end, num_splits), POSITIONS) * POSITIONS
     first, stop = split * length, tl.minimum(split * length + length, end)
@@ -67,25 +67,24 @@ def _attend_kernel(
     sums = tl.zeros([LINES, WIDTH], tl.float32)
     for at in range(first, stop, POSITIONS):
         position = at + tl.arange(0, POSITIONS)
-        is_there = position < stop  # what lies behind was left by others and is never read: it may be NaN
+        is_there = position < stop  # never read beyond: stale data there may be NaN
         block = tl.load(table + position // BLOCK_SIZE, mask=is_there, other=0).to(tl.int64)
         source = ((block * BLOCK_SIZE + position % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
         keys_here = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0.0)
         scores = tl.dot(own, keys_here, input_precision="ieee") * scaling
-        may_see = is_there[None, :] & (position[None, :] <= start + token[:, None])
-        scores = tl.where(may_see, scores, float("-inf"))
+        is_visible = is_there[None, :] & (position[None, :] <= start + token[:, None])
+        scores = tl.where(is_visible, scores, float("-inf"))
         new_max = tl.maximum(running_max, tl.max(scores, 1))
         # A line that has keys_here nothing yet has no running_max; any number will do to subtract.
         base = tl.where(new_max == float("-inf"), 0.0, new_max)
         weights = tl.exp2(scores - base[:, None])
         rescale = tl.exp2(running_max - base)
         total = total * rescale + tl.sum(weights, 1)
-        values_here = tl.load(
-            values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim[None, :], other=0.0
-        )
+        is_value = is_there[:, None] & is_dim[None, :]
+        values_here = tl.load(values + source[:, None] + dim[None, :], mask=is_value, other=0.0)
         sums = sums * rescale[:, None] + tl.dot(weights.to(values_here.dtype), values_here, input_precision="ieee")
         running_max = new_max
-    total = tl.where(total == 0.0, 1.0, total)  # of a line that saw nothing: its sums are 0, its running_max stays -inf
+    total = tl.where(total == 0.0, 1.0, total)  # line without a visible position: sums are 0, running_max stays -inf
     sums = sums / total[:, None]
     line_of = (split * num_tokens + first_token + token) * (KV_HEADS * GROUP) + head
     tl.store(result + line_of[:, None] * HEAD_DIM + dim[None, :], sums.to(result.dtype.element_ty), mask=is_own)
@@ -97,7 +96,7 @@ def _attend_kernel(
 def _combine_kernel(
     parts, lse, result, num_lines, num_splits, MAX_SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """One program a line (token and head). parts [num_splits, lines, head_dim], lse [num_splits, lines] in powers of two."""
+    """One program a line (token and head). parts [splits, lines, head_dim], lse [splits, lines] in base 2."""
     line = tl.program_id(0)
     split, dim = tl.arange(0, MAX_SPLITS), tl.arange(0, WIDTH)
     is_split, is_dim = split < num_splits, dim < HEAD_DIM
@@ -110,9 +109,9 @@ def _combine_kernel(
 
 
 def write(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-    """Write new keys and values [num_tokens, kv_heads, head_dim] to their slots [num_tokens] (block, then offset)."""
+    """Write new keys and values [num_tokens, kv_heads, head_dim] to their slots [num_tokens]."""
     num_tokens, kv_heads, head_dim = key.shape
-    key, value = _heads_together(key), _heads_together(value)
+    key, value = _contiguous_heads(key), _contiguous_heads(value)
     width = triton.next_power_of_2(kv_heads * head_dim)
     _write_kernel[(num_tokens,)](
         key, value, keys, values, slots, key.stride(0), value.stride(0), kv_heads, head_dim, width
@@ -126,10 +125,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
     group = heads // kv_heads
     if query.stride(2) != 1:
         query = query.contiguous()
-    lines, width = (
-        max(16, triton.next_power_of_2(tiles.max_tile_tokens * group)),
-        max(16, triton.next_power_of_2(head_dim)),
-    )
+    lines = max(16, triton.next_power_of_2(tiles.max_tile_tokens * group))
+    width = max(16, triton.next_power_of_2(head_dim))
     is_large = lines * width >= LARGE_TILE_ELEMENTS
     num_splits = tiles.num_splits
     lse = parts = result
@@ -147,7 +144,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
         _combine_kernel[(num_lines,)](parts, lse, result, num_lines, num_splits, MAX_SPLITS, head_dim, width)
 
 
-def _heads_together(part: Tensor) -> Tensor:
-    """[num_tokens, kv_heads, head_dim] -> the same, each token's heads one after the other."""
-    together = part.stride(2) == 1 and part.stride(1) == part.shape[2]
-    return part if together else part.contiguous()
+def _contiguous_heads(part: Tensor) -> Tensor:
+    """[num_tokens, kv_heads, head_dim] -> the same, with each token's heads contiguous."""
+    is_contiguous = part.stride(2) == 1 and part.stride(1) == part.shape[2]
+    return part if is_contiguous else part.contiguous()

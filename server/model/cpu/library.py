@@ -1,7 +1,7 @@
-"""The compiled kernels as ctypes sees them: structures of `cpp/step.cpp`, and the library where it can run.
+"""ctypes bindings of the compiled CPU kernels: the structures of `cpp/step.cpp`, and the library where it can run.
 
-They are compiled where the package is installed with a C++ compiler at hand, for CPUs with AVX-512 and its bfloat16
-products.
+The kernels are compiled when the package is installed, if there is a C++ compiler; they need a CPU with AVX-512 and
+its bfloat16 instructions (avx512_bf16).
 """
 
 import ctypes
@@ -31,13 +31,13 @@ class LayerStruct(ctypes.Structure):
 
 
 class ModelStruct(ctypes.Structure):
-    """A dense decoder."""
+    """A dense decoder's sizes and weights."""
 
     _fields_ = _fields("is_bf16 hidden inner heads kv_heads head_dim num_layers", "epsilon scaling", "layers norm")
 
 
 class StepStruct(ctypes.Structure):
-    """What is computed at once."""
+    """One step of a whole decoder."""
 
     _fields_ = _fields(
         "num_tokens num_rows num_threads block_size",
@@ -47,7 +47,7 @@ class StepStruct(ctypes.Structure):
 
 
 class AttentionStruct(ctypes.Structure):
-    """One layer's attention over a step."""
+    """One layer's attention in a step."""
 
     _fields_ = _fields(
         "is_bf16 heads kv_heads head_dim num_tokens num_rows num_threads block_size",
@@ -58,19 +58,19 @@ class AttentionStruct(ctypes.Structure):
 
 @functools.cache
 def open_library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they were not compiled or the CPU lacks what they need."""
+    """The compiled kernels, or None where they were not compiled or the CPU lacks the instructions."""
     paths = [Path(__file__).parent / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        log.info("torch computes alone: the kernels were not compiled, which takes g++ when toolwire is installed")
+        log.info("CPU kernels are off: they were not compiled, which takes g++ when toolwire is installed")
         return None
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        log.warning("torch computes alone: the kernels cannot be loaded: %s", error)
+        log.warning("CPU kernels are off: they cannot be loaded: %s", error)
         return None
     if not library.toolwire_is_supported():
-        log.info("torch computes alone: this CPU lacks AVX-512 with bfloat16 products")
+        log.info("CPU kernels are off: this CPU lacks AVX-512 with bfloat16 instructions")
         return None
     address, integer = ctypes.c_void_p, ctypes.c_int64
     library.toolwire_step_bytes.argtypes = library.toolwire_compute.argtypes = (address, address)
@@ -88,7 +88,7 @@ def open_library() -> ctypes.CDLL | None:
 
 
 def require_library() -> ctypes.CDLL:
-    """The same, where it is known to be there."""
+    """As `open_library`, for callers that have checked that there is one."""
     library = open_library()
-    assert library is not None, "asked for first"
+    assert library is not None, "checked by the caller"
     return library

@@ -1,7 +1,7 @@
-"""A decoder's steps through the kernels of `cpp/step.cpp`, on the checkpoint's own weights but for short rows.
+"""Decoder, output head and KV cache on the compiled CPU kernels of `cpp/step.cpp`.
 
-They compute dense decoders in bfloat16 and float32, and the attention of every other model in these types; the rest is
-computed by torch.
+The kernels compute dense decoders in bfloat16 and float32, and the attention of every other model in these types; torch
+computes the rest. They read the checkpoint's weights in place, except for short rows, which are packed into panels.
 """
 
 import ctypes
@@ -29,20 +29,19 @@ from server.model.layers.decoder import is_silu, rotates_whole_heads
 from server.model.layers.recurrent import RecurrentStep
 
 DTYPES = (torch.bfloat16, torch.float32)
-SIZE_MULTIPLE = 32  # of every size that products sum over
-TAIL_BYTES = 64  # bytes that are read behind the last block
+SIZE_MULTIPLE = 32  # of every dimension that products sum over
+TAIL_BYTES = 64  # read beyond the last block
 
 
 def supports_decoder(decoder: Any, head: Any) -> bool:
-    """Whether the kernels are at hand and know this decoder of a short form, whose linear layers are not packed."""
+    """Whether the kernels are available and compute this decoder, of a compact type and with plain linear layers."""
     if open_library() is None or type(head) is not nn.Linear or head.bias is not None:
         return False
     dtype = head.weight.dtype
     if dtype not in DTYPES or {weight.dtype for weight in decoder.parameters()} != {dtype}:
         return False
-    return (
-        rotates_whole_heads(decoder) and _reads_linear(head) and all(_supports_layer(layer) for layer in decoder.layers)
-    )
+    reads_layers = all(_supports_layer(layer) for layer in decoder.layers)
+    return reads_layers and _reads_linear(head) and rotates_whole_heads(decoder)
 
 
 def _supports_layer(layer: Any) -> bool:
@@ -62,13 +61,13 @@ def _reads_linear(linear: Any) -> bool:
 
 
 def supports_pool(shape: PoolShape) -> bool:
-    """Whether the kernels are at hand and read a KV cache of this shape."""
+    """Whether the kernels are available and read a KV cache of this shape."""
     fits = shape.dtype in DTYPES and shape.head_dim % SIZE_MULTIPLE == 0 and shape.block_size % 2 == 0
     return fits and open_library() is not None
 
 
 def pack_panels(linear: nn.Linear) -> Tensor:
-    """A layer's weights as the kernels read them: short rows in panels, which it then holds instead of its own."""
+    """A layer's weights as the kernels read them: short rows packed into panels, which replace the layer's weight."""
     weight, is_bf16 = linear.weight.detach().contiguous(), linear.weight.dtype == torch.bfloat16
     outputs, size = weight.shape
     num_bytes = require_library().toolwire_panel_bytes(is_bf16, size, outputs)
@@ -82,7 +81,7 @@ def pack_panels(linear: nn.Linear) -> Tensor:
 
 
 class NativeBackbone:
-    """The decoder in one call a step."""
+    """The whole decoder in one call a step."""
 
     def __init__(self, decoder: Any) -> None:
         self._library = require_library()
@@ -90,7 +89,7 @@ class NativeBackbone:
         self._rotary = decoder.rotary_emb
         first = decoder.layers[0]
         attention = first.self_attn
-        self._kept: list[Tensor] = []  # what the kernels read
+        self._kept: list[Tensor] = []  # keeps alive what the kernels read
         self._angles_like = torch.empty(0, dtype=torch.float32)
         self._layers = (LayerStruct * len(decoder.layers))(*(self._layer(layer) for layer in decoder.layers))
         self._model = ModelStruct(
@@ -161,7 +160,7 @@ class NativeBackbone:
 
 
 class NativeHead(nn.Module):
-    """The output head: float32 logits, each row summed alike whatever the batch."""
+    """Output head: float32 logits, summed in the same order whatever the batch."""
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
@@ -169,20 +168,20 @@ class NativeHead(nn.Module):
         self._vocab_size = head.out_features
         self._is_bf16 = head.weight.dtype == torch.bfloat16
         self._weight = pack_panels(head)
-        # Logits of many rows take tens of megabytes, and memory that is new at every step costs as much as the product.
+        # Reused: logits take tens of megabytes, and committing new pages at every step costs as much as the product.
         self._logits = torch.empty(0)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, vocab] float32, to be read before the next call: that one writes over them."""
+        """[rows, hidden] -> [rows, vocab] float32, overwritten by the next call."""
         hidden = hidden.contiguous()
         if self._logits.shape[0] < len(hidden):
-            self._logits = torch.empty(0)  # before the next is taken
+            self._logits = torch.empty(0)  # freed before the next is allocated
             self._logits = torch.empty(len(hidden), self._vocab_size)
         self._library.toolwire_project(*self._product(hidden), self._logits.data_ptr(), torch.get_num_threads())
         return self._logits[: len(hidden)]
 
     def greedy_ids(self, hidden: Tensor) -> Tensor:
-        """As `greedy.greedy_ids` of the same logits, which are not kept."""
+        """As `sampler.greedy_ids` of the same logits, without storing the logits."""
         hidden, threads = hidden.contiguous(), torch.get_num_threads()
         ids = torch.empty(len(hidden), dtype=torch.int64)
         scratch = torch.empty(self._library.toolwire_likeliest_bytes(len(hidden), threads), dtype=torch.uint8)
@@ -191,7 +190,7 @@ class NativeHead(nn.Module):
         return ids
 
     def _product(self, hidden: Tensor) -> tuple[int, ...]:
-        """The arguments that say what is multiplied; `hidden`, contiguous, must outlive them."""
+        """The operands as arguments of the library; `hidden` is contiguous and must outlive the call."""
         num_rows, size = hidden.shape
         return (
             self._is_bf16,
@@ -204,21 +203,21 @@ class NativeHead(nn.Module):
 
 
 class NativePool(BlockMemory):
-    """The KV cache in the kernels' layout (`cpp/attention.h`)."""
+    """KV cache in the kernels' layout (`cpp/attention.h`)."""
 
     def __init__(self, shape: PoolShape, num_blocks: int) -> None:
-        assert shape.block_size % 2 == 0, "two tokens lie together"
+        assert shape.block_size % 2 == 0, "values are stored in pairs of tokens"
         super().__init__(shape, num_blocks, tail_bytes=TAIL_BYTES)
         self.key_pointers = (ctypes.c_void_p * shape.layers)(*(keys.data_ptr() for keys in self.keys))
         self.value_pointers = (ctypes.c_void_p * shape.layers)(*(values.data_ptr() for values in self.values))
 
     def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> AttentionStep:
-        """Arrange one step. `rows` are in the order of their tokens."""
+        """Plan one step. `rows` are in the order of their tokens."""
         sizes = np.array([len(row.blocks) for row in rows])
         table = np.fromiter(chain.from_iterable(row.blocks for row in rows), np.int32, sizes.sum())
         ends = [row.start + row.num_tokens for row in rows]
-        assert (sizes * self.shape.block_size >= ends).all(), "every token has its place"
-        assert table.min() >= 0 and table.max() < self.num_blocks, "every block is the pool's"
+        assert (sizes * self.shape.block_size >= ends).all(), "the block table covers every token"
+        assert table.min() >= 0 and table.max() < self.num_blocks, "block ids are within the pool"
         lengths = np.array([row.num_tokens for row in rows])
         plan = np.empty((len(rows), 4), dtype=np.int64)
         plan[:, 0] = np.cumsum(lengths) - lengths
@@ -230,11 +229,11 @@ class NativePool(BlockMemory):
 
 @dataclass(frozen=True, slots=True)
 class NativeStep:
-    """One step's rows as the kernels read them."""
+    """Attention of one step over a `NativePool`; the rows as the kernels read them."""
 
     pool: NativePool
-    rows: Any  # int64 [rows, 4]: first token, tokens, tokens before them, address of the blocks
-    table: Any  # int32: the blocks of all rows
+    rows: Any  # int64 [rows, 4]: first token, number of tokens, cached tokens, address of the block table
+    table: Any  # int32: the block tables of all rows, concatenated
     layer_of: dict[int, int]  # the model's layer index -> the pool's
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

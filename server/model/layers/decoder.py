@@ -1,8 +1,8 @@
-"""A decoder's forward in few ops, on the weights that transformers or `model.plain` loaded.
+"""Decoder forward in few operations, on weights loaded by transformers or by `loading.plain`.
 
-transformers' layers take some 60 ops each, and as many Python calls around them. On a small model, or for one
-token of a larger one, that is most of the step. The models listed here differ in nothing but biases, norms of queries
-and keys, and how the MLP is made, so that one form computes them all; every other model runs as transformers wrote it.
+transformers' layers take some 60 operations each, with as many Python calls around them: most of the time of a step on
+a small model, or for one token of a larger one. The model types listed here differ only in biases, norms of queries and
+keys, and the MLP, so one implementation serves them all; every other model runs transformers' own code.
 """
 
 import sys
@@ -18,38 +18,38 @@ from server.model.layers.packed_linear import MergedProjection
 from server.model.layers.recurrent import RecurrentStep
 
 COMPACT_MODEL_TYPES = ("llama", "qwen2", "qwen3", "qwen3_moe")  # model types
-# [num_tokens, inputs] -> [num_tokens, outputs]. Of modules it is their `forward`: calling them themselves, through
-# hooks that nobody set, costs as much as a small operation.
+# [num_tokens, inputs] -> [num_tokens, outputs]. For modules it is their `forward`: `__call__`, which looks for hooks,
+# costs as much as a small operation.
 Projection = Callable[[Tensor], Tensor]
-# Tokens of a long prompt that a CPU norms, rotates and feeds forward at a time: what they make stays in its caches.
+# Tokens that a CPU norms, rotates and feeds forward at a time, so that intermediate results stay in its caches.
 CHUNK_TOKENS = 512
 
 
 class Backbone(Protocol):
-    """Everything between the token ids and the output head."""
+    """Token ids -> hidden states: the model without its output head."""
 
     def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
-        """Ids and positions [num_tokens] of many rows, one after the other -> hidden states [num_tokens, hidden]."""
+        """Ids and positions [num_tokens], all rows concatenated -> hidden states [num_tokens, hidden]."""
 
 
 class LayerOps(Protocol):
-    """What lies between the products; on a GPU the module fused_triton.py is one."""
+    """Operations between the matrix products; the module fused_triton.py implements them for GPUs."""
 
     def add_rms_norm(self, hidden: Tensor, added: Tensor | None, norm: "RmsNorm") -> Tensor:
-        """[num_tokens, hidden] -> its norm, after what is added, if anything is, has been added to it in place."""
+        """[num_tokens, hidden] -> its RMS norm, after `added`, if any, has been added to `hidden` in place."""
 
     def norm_and_rotate(self, heads: Tensor, norms: "HeadNorms | None", cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries and keys [num_tokens, heads, head_dim] -> the same, normed and rotated by [num_tokens, 1, head_dim].
+        """Norm and rotate queries and keys [num_tokens, heads, head_dim] by cos and sin [num_tokens, 1, head_dim].
 
-        Rotating a head is cos * head + sin * (its halves swapped); the sine of the first half carries the sign.
+        Rotation is cos * head + sin * (head with its halves swapped); the first half of sin is negated.
         """
 
     def silu_and_mul(self, both: Tensor) -> Tensor:
-        """Gates and what they let through, [num_tokens, 2 * size] -> [num_tokens, size], by SiLU."""
+        """Gate and up projections [num_tokens, 2 * size] -> silu(gate) * up [num_tokens, size]."""
 
 
 def open_backbone(decoder: Any) -> Backbone:
-    """The decoder of a model that transformers loaded, its linear layers packed or not, as a Backbone."""
+    """Backbone over a decoder loaded by transformers, with packed linear layers or without."""
     text = decoder.config
     if text.model_type not in COMPACT_MODEL_TYPES or not rotates_whole_heads(decoder):
         return TransformersBackbone(decoder)
@@ -57,7 +57,7 @@ def open_backbone(decoder: Any) -> Backbone:
 
 
 class TransformersBackbone:
-    """The decoder as transformers wrote it."""
+    """transformers' own decoder."""
 
     def __init__(self, decoder: nn.Module) -> None:
         self._decoder = decoder
@@ -76,10 +76,10 @@ class TransformersBackbone:
 
 
 class CompactBackbone:
-    """The same numbers in fewer ops: equal in float32 to its rounding, in bf16 with fewer roundings between."""
+    """The same result in fewer operations: equal up to rounding in float32, with fewer roundings in bf16."""
 
     def __init__(self, decoder: Any, ops: "LayerOps | None" = None) -> None:
-        """`ops`: torch's own if none are given."""
+        """`ops`: by default those of torch."""
         self.ops = ops or TorchOps()
         self._embedding = decoder.embed_tokens
         self._rotary = decoder.rotary_emb
@@ -94,33 +94,33 @@ class CompactBackbone:
         hidden: Tensor = self._embedding(ids)
         cos, sin = self._rotary(hidden, positions.unsqueeze(0))
         # The same for every head and every layer.
-        turn = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)
+        angles = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)
         stream = ResidualStream(hidden, self.ops)
         for index, layer in enumerate(self.layers):
-            layer.forward(index, stream, turn, paged)
+            layer.forward(index, stream, angles, paged)
         return stream.normed(self.norm)
 
 
 class ResidualStream:
-    """The residual stream [num_tokens, hidden], and what is still to be added to it: sums and norms are one operation.
+    """The residual stream [num_tokens, hidden] with one pending addition, so that sum and norm are one operation.
 
-    Whoever adds hands over: a tensor more that is kept through a layer is memory at the widest place of a step.
+    The caller passes ownership of `added`: a tensor kept alive through a layer would add to the step's peak memory.
     """
 
     def __init__(self, hidden: Tensor, ops: LayerOps) -> None:
-        """`hidden` is overwritten."""
+        """`hidden` will be overwritten."""
         self.hidden = hidden
         self.added: Tensor | None = None
         self._ops = ops
 
     def normed(self, norm: "RmsNorm") -> Tensor:
-        """The norm of the whole, [num_tokens, hidden]."""
+        """Apply the pending addition; returns the norm of the sum, [num_tokens, hidden]."""
         added, self.added = self.added, None
         return self._ops.add_rms_norm(self.hidden, added, norm)
 
 
 class TorchOps:
-    """As `LayerOps`, by torch's own."""
+    """`LayerOps` by torch operations."""
 
     def add_rms_norm(self, hidden: Tensor, added: Tensor | None, norm: "RmsNorm") -> Tensor:
         """As `LayerOps.add_rms_norm`."""
@@ -151,22 +151,22 @@ class RmsNorm:
 
 
 class HeadNorms:
-    """The norms of each query head and each key head, in one."""
+    """RMS norms of all query heads and key heads, in one operation."""
 
     def __init__(self, attention: Any, heads: int, kv_heads: int) -> None:
         query, key = attention.q_norm, attention.k_norm
-        assert query.variance_epsilon == key.variance_epsilon, "one norm stands for both"
+        assert query.variance_epsilon == key.variance_epsilon, "queries and keys share one epsilon"
         self.epsilon: float = query.variance_epsilon
         weights = query.weight.detach().expand(heads, -1), key.weight.detach().expand(kv_heads, -1)
         self.weight = torch.cat(weights)
 
-    def __call__(self, turned: Tensor) -> Tensor:
+    def __call__(self, heads: Tensor) -> Tensor:
         """[num_tokens, heads + kv_heads, head_dim] -> the same."""
-        return functional.rms_norm(turned, turned.shape[-1:], None, self.epsilon).mul_(self.weight)
+        return functional.rms_norm(heads, heads.shape[-1:], None, self.epsilon).mul_(self.weight)
 
 
 class DecoderLayer:
-    """One decoder layer over a flat line of tokens."""
+    """One decoder layer over the concatenated tokens of all rows."""
 
     def __init__(self, layer: Any, ops: LayerOps) -> None:
         attention = layer.self_attn
@@ -185,9 +185,9 @@ class DecoderLayer:
         on_cpu = self._attention_norm.weight.device.type == "cpu"
         self._chunk_tokens = CHUNK_TOKENS if on_cpu and is_dense else sys.maxsize
 
-    def forward(self, index: int, stream: ResidualStream, turn: tuple[Tensor, Tensor], paged: AttentionStep) -> None:
-        """Move the stream on. `index` is the layer's among the model's."""
-        stream.added = self._attend(index, stream, turn, paged)
+    def forward(self, index: int, stream: ResidualStream, angles: tuple[Tensor, Tensor], paged: AttentionStep) -> None:
+        """Advance the stream by this layer. `index`: the layer's index in the model; `angles`: cos and sin."""
+        stream.added = self._attend(index, stream, angles, paged)
         if stream.hidden.shape[0] <= self._chunk_tokens:
             stream.added = self._mlp(stream.normed(self._mlp_norm))
             return
@@ -196,23 +196,25 @@ class DecoderLayer:
         for chunk in torch.split(stream.hidden, self._chunk_tokens):
             chunk += self._mlp(self._mlp_norm(chunk))
 
-    def _attend(self, index: int, stream: ResidualStream, turn: tuple[Tensor, Tensor], paged: AttentionStep) -> Tensor:
-        num_tokens, num_turned = stream.hidden.shape[0], self._heads + self._kv_heads
-        together = self._project(stream.normed(self._attention_norm)).view(num_tokens, -1, self.head_dim)
-        turned, value = together[:, :num_turned], together[:, num_turned:]
+    def _attend(
+        self, index: int, stream: ResidualStream, angles: tuple[Tensor, Tensor], paged: AttentionStep
+    ) -> Tensor:
+        num_tokens, num_rotated = stream.hidden.shape[0], self._heads + self._kv_heads
+        projected = self._project(stream.normed(self._attention_norm)).view(num_tokens, -1, self.head_dim)
+        rotated, value = projected[:, :num_rotated], projected[:, num_rotated:]
         if num_tokens <= self._chunk_tokens:
-            turned = self._ops.norm_and_rotate(turned, self._head_norms, *turn)
+            rotated = self._ops.norm_and_rotate(rotated, self._head_norms, *angles)
         else:
-            chunks = (torch.split(one, self._chunk_tokens) for one in (turned, *turn))
+            chunks = (torch.split(one, self._chunk_tokens) for one in (rotated, *angles))
             for chunk, cos, sin in zip(*chunks, strict=True):
                 chunk.copy_(self._ops.norm_and_rotate(chunk, self._head_norms, cos, sin))
-        query, key = turned[:, : self._heads], turned[:, self._heads :]
+        query, key = rotated[:, : self._heads], rotated[:, self._heads :]
         attended = paged.attend(index, query, key, value, self._scaling)
         return self._output(attended.reshape(num_tokens, -1))
 
 
 class Mlp:
-    """Gate and up in one product, then down."""
+    """MLP: gate and up projections in one product, then down."""
 
     def __init__(self, mlp: Any, ops: LayerOps) -> None:
         self._ops = ops
@@ -230,7 +232,7 @@ class Mlp:
 
 
 class BatchedModule:
-    """A module that takes [rows, num_tokens, hidden], such as a router with its experts."""
+    """Adapter for a module that takes [rows, num_tokens, hidden], such as a router with its experts."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -242,7 +244,7 @@ class BatchedModule:
 
 
 class SeparateProjections:
-    """Products of one input that could not be made one, such as quantized ones."""
+    """Projections of one input that cannot be merged, such as quantized ones."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = list(modules)
@@ -258,10 +260,10 @@ def _merged(modules: Sequence[Any]) -> Projection:
 
 
 def is_silu(activation: Any) -> bool:
-    """Whether this is `x * sigmoid(x)`, of torch or of transformers."""
+    """Whether this is SiLU, `x * sigmoid(x)`, of torch or of transformers."""
     return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
 
 
 def rotates_whole_heads(decoder: Any) -> bool:
-    """Whether every dimension of a head is rotated."""
+    """Whether rotary positions rotate every dimension of a head."""
     return bool(2 * decoder.rotary_emb.inv_freq.numel() == decoder.layers[0].self_attn.head_dim)

@@ -1,8 +1,8 @@
-"""What lies between a decoder's products, as one Triton kernel each; they are `decoder.LayerOps`.
+"""`decoder.LayerOps` as fused Triton kernels.
 
-On a GPU a step of few tokens takes as long as its launches do: torch's own operations are 18 a layer, these make them
-11. Everything between loading and storing is computed in float32, with one rounding at the end. The lines of what is
-given lie one after the other, as products leave them.
+On a GPU a step of few tokens takes as long as its kernel launches: 18 a layer with torch's operations, 11 with these.
+Everything between load and store is computed in float32 and rounded once. Inputs are contiguous along their last
+dimension, as matrix products return them.
 """
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from server.model.layers.decoder import HeadNorms, RmsNorm
 
-PROGRAM_ELEMENTS = 1024  # numbers that one program of `gate` makes
-WIDE_LINE = 2048  # a line longer than this is normed by eight warps
+PROGRAM_ELEMENTS = 1024  # results of one program of `silu_and_mul`
+WIDE_LINE = 2048  # tokens wider than this are normed by eight warps
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _norm_and_rotate_kernel(
     heads, weight, cos, sin, rotated, token_stride, head_stride, epsilon,
     HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (token, head). The sine of the first half carries the sign."""
+    """Programs: (token, head). The first half of `sin` is negated."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, WIDTH)
     own = at < HALF
@@ -63,7 +63,7 @@ def _norm_and_rotate_kernel(
 
 @triton.jit
 def _silu_and_mul_kernel(both, result, SIZE: tl.constexpr, WIDTH: tl.constexpr):
-    """Programs: (token, part of the line). `both` holds a token's gates, then what they let through."""
+    """Programs: (token, part of the line). `both` holds a token's gate projection, then its up projection."""
     token, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     own = at < SIZE
     gate = tl.load(both + token * 2 * SIZE + at, mask=own, other=0.0).to(tl.float32)

@@ -1,11 +1,11 @@
-"""Linear layers whose weights are laid out once for the products that decoding makes.
+"""Linear layers with weights packed once for oneDNN, and merged projections (q/k/v, gate/up).
 
-torch's own bf16 product on the CPU lays the weight out anew at every call. Measured over the shapes of Qwen3-0.6B and
-of models a tenth as wide: packed once, a product takes 0.5 to 0.7 of the time with 1 to 128 tokens and the same with
-1000. float32 gains nothing at most of these shapes, so its layout is left alone.
+torch's bf16 linear on the CPU repacks the weight at every call. Measured over the shapes of Qwen3-0.6B and of models a
+tenth as wide: packed once, a product takes 0.5 to 0.7 of the time with 1 to 128 tokens and the same with 1000. float32
+gains nothing at most of these shapes and is not packed.
 
-Layers that read one input (queries, keys and values; gate and up) become one product, in float32 too: the first that
-is called computes all, the others hand out their part.
+Layers with a common input (queries, keys and values; gate and up) become one product, in float32 too: the first one
+called computes all, the others return their slice.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# In the order in which transformers' layers call them, on one and the same input.
+# In the order in which transformers' layers call them, with the same input.
 MERGED_PROJECTIONS = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
@@ -29,12 +29,12 @@ DTYPES = (torch.bfloat16, torch.float32)
 DEVICES = ("cpu", "cuda")
 MADV_DONTNEED = 4
 
-# Named once: looking it up costs a microsecond a call.
+# Resolved once: the attribute lookup costs a microsecond a call.
 _product = torch.ops.mkldnn._linear_pointwise.default
 
 
 class PackedLinear(nn.Module):
-    """Computes what these nn.Linear compute, side by side."""
+    """Computes several nn.Linear with one input at once; outputs are concatenated."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.bias = torch.cat(biases) if biases else None
         self._is_packed = needs_packing(weight)
-        # Laid out for one token; the same layout serves any number of them as fast as its own would.
+        # Packed for one token: as fast for any number of tokens as the packing made for that number.
         self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1) if self._is_packed else weight
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -55,12 +55,12 @@ class PackedLinear(nn.Module):
         return result
 
     def packed_bytes(self) -> int:
-        """Memory of the weight as it is kept."""
+        """Bytes of the weight as stored."""
         return self.in_features * self.out_features * (2 if self._is_packed else self._weight.element_size())
 
 
 class MergedProjection(nn.Module):
-    """Computes the product of all siblings, returns its own part and keeps the others' until they are called."""
+    """First layer of a merged projection: computes all of them, returns its own slice and keeps the others."""
 
     def __init__(self, packed: PackedLinear, sizes: Sequence[int]) -> None:
         super().__init__()
@@ -77,8 +77,8 @@ class MergedProjection(nn.Module):
         return own
 
     def slice_for(self, index: int, hidden: Tensor) -> Tensor:
-        """The part of sibling `index`; the last one leaves nothing behind."""
-        assert hidden is self._input, "siblings are called in order, on one input"
+        """The slice of layer `index`; the last call drops the kept tensors."""
+        assert hidden is self._input, "merged projections are called in order, on one input"
         part = self._slices[index - 1]
         if index == len(self._slices):
             self._input, self._slices = None, []
@@ -86,24 +86,24 @@ class MergedProjection(nn.Module):
 
 
 class ProjectionSlice(nn.Module):
-    """Returns what the first sibling has computed for it."""
+    """Later layer of a merged projection: returns the slice that the first one computed."""
 
     def __init__(self, first: MergedProjection, index: int) -> None:
         super().__init__()
-        self._slice_for = first.slice_for  # not a child: its weights are the first sibling's
+        self._slice_for = first.slice_for  # a bound method, so that `first` is not registered as a child module
         self._index = index
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., in_features] -> [..., this sibling's size]."""
+        """[..., in_features] -> [..., size of this slice]."""
         return self._slice_for(self._index, hidden)
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Replace the linear layers of a model by packed ones, and give the memory of the others back.
+    """Replace the linear layers of a model by packed or merged ones, and release the memory of the originals.
 
-    In float32 and on a GPU only siblings are replaced: one layer alone has nothing to gain.
-    A weight shared with the embedding is packed for the output head and kept for the look-up; where it is mapped from
-    the checkpoint's file, only the rows that are looked up stay in memory.
+    In float32 and on a GPU only merged projections are replaced: a single layer gains nothing.
+    A weight tied to the embedding is packed for the output head and kept for the embedding lookup; where it is mapped
+    from the checkpoint's file, only the rows that are looked up stay in memory.
     """
     for module in list(model.modules()):
         for names in MERGED_PROJECTIONS:
@@ -117,7 +117,7 @@ def pack_linears(model: nn.Module) -> None:
 
 
 def needs_packing(weight: Tensor) -> bool:
-    """Whether weights like this one are laid out anew."""
+    """Whether oneDNN should repack weights like this one."""
     is_slow = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
     return is_slow and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -140,7 +140,7 @@ def _merge_projections(module: nn.Module, names: Sequence[str], linears: Sequenc
 
 
 def _release_mapped_pages(weight: Tensor) -> None:
-    """Drop the pages of a weight that is mapped from a file; read again from there if it is used again."""
+    """Drop the pages of a weight mapped from a file; on other memory MADV_DONTNEED would lose the content."""
     if weight.device.type != "cpu":
         return
     begin, end = weight.data_ptr(), weight.data_ptr() + weight.numel() * weight.element_size()

@@ -1,9 +1,8 @@
-"""State of linear-attention layers (Gated DeltaNet): one slot a sequence, and the layers' way to it.
+"""Recurrent state of linear-attention layers (Gated DeltaNet): one slot a sequence, and a cache view for transformers.
 
-transformers' layers take [rows, tokens, hidden] with one length for all rows, and reach their state through the cache
-object they are given. Ours are called with one flat line of tokens of many rows, so each is wrapped: all rows that
-decode one token are computed is_contiguous, every other row alone, and the cache object shows the layer the slots of just
-those rows.
+transformers' layers take [rows, tokens, hidden] with one length for all rows, and access their state through a cache
+object. Here they get the concatenated tokens of many rows, so each layer is wrapped: rows that decode one token are
+computed together, every other row alone, and the cache object gives the layer access to the slots of just those rows.
 """
 
 import math
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 
 from server.model.device import to_device
 
-MIXER = "linear_attn"  # what transformers' decoder layers call it
+MIXER = "linear_attn"  # attribute of transformers' decoder layers
 
 
 @dataclass(frozen=True, slots=True)
 class RecurrentShape:
-    """What one sequence keeps in each linear-attention layer."""
+    """State of one sequence in each linear-attention layer."""
 
     layer_indices: tuple[int, ...]
     conv_channels: int
@@ -43,23 +42,23 @@ class StatePool:
         self.recurrent = {i: _zeros(recurrent, torch.float32, device) for i in shape.layer_indices}
 
     def copy(self, source: int, target: int) -> None:
-        """Make one slot's state another's."""
+        """Copy one slot's state to another."""
         for states in (*self.convolution.values(), *self.recurrent.values()):
             states[target].copy_(states[source])
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; in main memory pages are taken when a slot is first written, so that slots nobody uses cost nothing."""
+    """Zeros; on the CPU mapped lazily, so that slots never written take no memory."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = max(1, math.prod(shape) * dtype.itemsize)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)  # keeps the memory
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)  # keeps `memory` alive
 
 
 @dataclass(frozen=True, slots=True)
 class StateRow:
-    """One row as the linear layers see it. It begins with no state if `start` is 0."""
+    """One row of a step. It begins without state if `start` is 0."""
 
     num_tokens: int
     start: int
@@ -68,7 +67,7 @@ class StateRow:
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """Rows computed is_contiguous: neighbouring tokens, the same number for each."""
+    """Consecutive rows computed together, with the same number of tokens each."""
 
     first_token: int
     num_rows: int
@@ -78,13 +77,13 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class RecurrentStep:
-    """One step's groups; handed through the model's forward to every linear layer."""
+    """The row groups of one step; passed through the model's forward to every linear-attention layer."""
 
     groups: tuple[RowGroup, ...]
 
 
 def recurrent_shape(text: Any) -> RecurrentShape:
-    """From the text configuration of Qwen3-Next and Qwen3.5."""
+    """Read the shape from the text configuration of Qwen3-Next or Qwen3.5."""
     keys = text.linear_num_key_heads * text.linear_key_head_dim
     values = text.linear_num_value_heads * text.linear_value_head_dim
     return RecurrentShape(
@@ -98,7 +97,7 @@ def recurrent_shape(text: Any) -> RecurrentShape:
 
 
 def plan_states(rows: Sequence[StateRow], pool: StatePool) -> RecurrentStep:
-    """`rows` in the order of their tokens; those that decode one token with a state come first."""
+    """Group the rows of a step, which are in the order of their tokens; those that decode with a state come first."""
     decoding = 0
     while decoding < len(rows) and rows[decoding].num_tokens == 1 and rows[decoding].start:
         decoding += 1
@@ -121,14 +120,14 @@ def wrap_linear_attention(body: nn.Module) -> None:
 
 
 class RowwiseMixer(nn.Module):
-    """A linear-attention layer over a flat line of tokens."""
+    """A linear-attention layer over the concatenated tokens of all rows."""
 
     def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
         self.mixer = mixer
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """[1, num_tokens, hidden] -> the same shape; the state of every row moves on."""
+        """[1, num_tokens, hidden] -> the same shape; advances the state of every row."""
         step: RecurrentStep = kwargs["recurrent"]
         parts = []
         for group in step.groups:
@@ -139,7 +138,7 @@ class RowwiseMixer(nn.Module):
 
 
 class StateView:
-    """What transformers' linear layers use of a cache (transformers 5: `Cache.get_conv_state` and its kin)."""
+    """The part of transformers 5' `Cache` that linear-attention layers call, over the slots of some rows."""
 
     def __init__(self, pool: StatePool, slots: Sequence[int], *, is_new: bool) -> None:
         self._pool = pool
@@ -153,7 +152,7 @@ class StateView:
         """[rows, conv_channels, conv_kernel], which the layer may update in place; None if there is no state yet."""
         if self._is_new:
             return None
-        # Slots that lie is_contiguous are a view; others are gathered here and written back with the recurrent state.
+        # Contiguous slots are a view; others are gathered here and written back with the recurrent state.
         self._conv_view = self._pool.convolution[layer_index][self._slots]
         return self._conv_view
 
@@ -162,7 +161,7 @@ class StateView:
         return None if self._is_new else self._pool.recurrent[layer_index][self._slots]
 
     def update_conv_state(self, inputs: Tensor, layer_index: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
-        """Take [rows, conv_channels, tokens]; return them behind what the convolution saw before."""
+        """[rows, conv_channels, tokens] -> the same, preceded by the convolution's previous inputs."""
         kernel = self._pool.shape.conv_kernel
         if self._is_new:
             before = inputs.new_zeros((*inputs.shape[:-1], kernel))
@@ -173,7 +172,7 @@ class StateView:
         return seen
 
     def update_recurrent_state(self, states: Tensor, layer_index: int, state_idx: int = 0) -> None:
-        """Keep both states of these rows."""
+        """Store both states of these rows."""
         self._pool.recurrent[layer_index][self._slots] = states.float()
         if self._conv_view is not None:
             self._pool.convolution[layer_index][self._slots] = self._conv_view

@@ -1,4 +1,4 @@
-"""A model in memory, whoever read it, and what its neighbours must know about it."""
+"""A model in memory, and its sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ OnProgress = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """What one token keeps in the KV cache: `2 * kv_heads * head_dim` elements in each attention layer."""
+    """KV cache of one token: `2 * kv_heads * head_dim` elements in each attention layer."""
 
-    layer_indices: tuple[int, ...]  # the model's layers that have keys and values
-    heads: int  # of queries
+    layer_indices: tuple[int, ...]  # layers of the model with keys and values
+    heads: int  # query heads
     kv_heads: int
     head_dim: int
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to be run."""
+    """A model ready to run."""
 
-    backbone: Backbone  # ids -> hidden states
+    backbone: Backbone  # token ids -> hidden states
     head: nn.Module  # hidden states -> logits
     device: torch.device
     dtype: torch.dtype
@@ -37,11 +37,11 @@ class LoadedModel:
     recurrent: RecurrentShape | None
     weight_bytes: int
     load_s: float
-    kernels: bool = False  # whether the compiled kernels for CPUs may attend
+    kernels: bool = False  # whether the compiled CPU kernels may be used for attention
 
 
 def count_bytes(model: nn.Module) -> int:
-    """Bytes of all weights, tied ones counted once, and of packed copies."""
+    """Bytes of all weights, tied ones counted once, including packed ones."""
     seen: dict[int, int] = {}
     packed = 0
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""A checkpoint folder becomes a model: read by us where its form is a plain one, by transformers everywhere else."""
+"""Loads a checkpoint folder: plain dense decoders directly, all others through transformers."""
 
 import time
 from pathlib import Path
@@ -15,9 +15,9 @@ SMALL_MODEL_BYTES = 64 << 20
 
 
 def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) -> LoadedModel:
-    """Load `checkpoint` as the settings say; `on_progress` is told the fraction of the bytes that are in.
+    """Load `checkpoint` according to the settings; `on_progress` gets the fraction of bytes loaded.
 
-    Raises CannotStart in one line where the folder, the architecture, a package or the device does not do.
+    Raises CannotStart, with a one-line text, if the folder, the architecture, a package or the device is unsuitable.
     """
     began_s = time.monotonic()
     device = choose_device(settings.device)
@@ -29,7 +29,7 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
     if device.type == "cpu" and settings.quantize == "none":
         loaded = load_plain(checkpoint, settings, on_progress, began_s)
     if loaded is None:
-        # Here and not above: importing transformers takes two seconds, which the plain form does without.
+        # Imported here: transformers takes two seconds to import, and plain decoders do not need it.
         from server.model.loading.pretrained import load_pretrained
 
         loaded = load_pretrained(checkpoint, settings, device, on_progress, began_s)
@@ -38,21 +38,20 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
     return loaded
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device to run on: `auto` takes the first CUDA device if there is one. Raises CannotStart without it."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+def choose_device(requested: str) -> torch.device:
+    """The device to run on; `auto` is CUDA if available. Raises CannotStart for `cuda` without a CUDA device."""
+    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise CannotStart("--device cuda: torch sees no CUDA device here; install a CUDA build or use --device cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _choose_threads(wanted: int, loaded: LoadedModel) -> None:
-    """A step of a small model is over before a second thread is awake, and on a busy machine it waits for that one.
+def _choose_threads(requested: int, loaded: LoadedModel) -> None:
+    """Set torch's number of threads; one for a small model, whose step ends before a second thread has woken up.
 
-    Where the compiled kernels compute all of it they see to this themselves, step by step: a long prompt is worth all
-    threads.
+    The compiled kernels choose their number of threads themselves, step by step.
     """
     is_small = loaded.weight_bytes < SMALL_MODEL_BYTES and not isinstance(loaded.head, NativeHead)
-    if loaded.device.type == "cpu" and (wanted or is_small):
-        torch.set_num_threads(wanted or 1)
+    if loaded.device.type == "cpu" and (requested or is_small):
+        torch.set_num_threads(requested or 1)

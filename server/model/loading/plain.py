@@ -1,9 +1,8 @@
-"""Dense decoders read straight from their safetensors files: Llama, Qwen2 and Qwen3 with rotary positions as they were
-first made.
+"""Loads dense Llama, Qwen2 and Qwen3 decoders with default rotary positions from safetensors, without transformers.
 
-Importing transformers takes two seconds of every start, and these models need nothing of it but the names of their
-weights (transformers' `LlamaForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM`). What says anything else in its
-configuration, or has other weights in its files, is left to transformers, which also knows best what to say of a fault.
+Importing transformers takes two seconds of every start, and these models need only the names of their weights (as in
+transformers' `LlamaForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM`). Any other configuration, and files with other
+weights or faults, are left to transformers and its error texts.
 """
 
 import json
@@ -25,12 +24,12 @@ from server.settings import EngineSettings
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 DTYPES = ("float32", "bfloat16", "float16")
-DERIVED = ".rotary_emb.inv_freq"  # in files of old: what the configuration says already
+DERIVED = ".rotary_emb.inv_freq"  # in some old files, although derived from the configuration
 
 
 @dataclass(frozen=True, slots=True)
 class PlainConfig:
-    """What such a decoder's configuration says, with transformers' names."""
+    """The configuration of such a decoder, with transformers' names."""
 
     model_type: str
     vocab_size: int
@@ -50,7 +49,7 @@ class PlainConfig:
 def load_plain(
     checkpoint: Path, settings: EngineSettings, on_progress: OnProgress, began_s: float
 ) -> LoadedModel | None:
-    """The checkpoint in main memory, or None: then transformers is to load it."""
+    """Load the checkpoint on the CPU; None if transformers must load it."""
     try:
         config = read_plain_config(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
         weights = dict(_read_weights(checkpoint)) if config else {}
@@ -58,14 +57,14 @@ def load_plain(
         return None
     if config is None or {name: tuple(weight.shape) for name, weight in weights.items()} != expected_shapes(config):
         return None
-    wanted: torch.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
-    model = PlainModel(config, {name: weight.to(wanted) for name, weight in weights.items()})
+    dtype: torch.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
+    model = PlainModel(config, {name: weight.to(dtype) for name, weight in weights.items()})
     del weights
     layers = model.model.layers
     backbone: Backbone
     head: nn.Module
     if settings.cpu_kernels and supports_decoder(model.model, model.lm_head):
-        backbone, head = NativeBackbone(model.model), NativeHead(model.lm_head)  # reads the files' pages as it goes
+        backbone, head = NativeBackbone(model.model), NativeHead(model.lm_head)  # reads the mapped files on demand
     else:
         for number, layer in enumerate(layers, 1):
             pack_linears(layer)
@@ -76,7 +75,7 @@ def load_plain(
         backbone=backbone,
         head=head,
         device=torch.device("cpu"),
-        dtype=wanted,
+        dtype=dtype,
         vocab_size=config.vocab_size,
         max_positions=config.max_position_embeddings,
         kv=KvShape(tuple(range(len(layers))), config.num_attention_heads, config.num_key_value_heads, config.head_dim),
@@ -88,7 +87,7 @@ def load_plain(
 
 
 def read_plain_config(fields: Mapping[str, Any]) -> PlainConfig | None:
-    """What config.json says, or None if it says anything that is not plain, or leaves a size to a default."""
+    """Parse config.json; None if it sets anything unsupported or leaves a size to a default."""
     model_type = fields.get("model_type")
     rope = fields.get("rope_parameters") or {"rope_theta": fields.get("rope_theta")}
     dtype = fields.get("dtype") or fields.get("torch_dtype")
@@ -143,7 +142,7 @@ def expected_shapes(config: PlainConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the folder's files, mapped and not read yet."""
+    """All tensors of the folder's files, memory-mapped."""
     for path in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 the file is no mapping
@@ -152,7 +151,7 @@ def _read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 class PlainModel(nn.Module):
-    """The weights under the names that they have in the files; `CompactBackbone` computes with them."""
+    """Module tree with the weights under their names in the files, as `CompactBackbone` expects it."""
 
     def __init__(self, config: PlainConfig, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -163,22 +162,22 @@ class PlainModel(nn.Module):
 
 
 class WeightTree:
-    """Those below one module. Modules are made around them: torch's own way fills each with random numbers first."""
+    """Weights below one module name, from which modules are built without torch's random initialization."""
 
     def __init__(self, tensors: Mapping[str, Tensor], place: str) -> None:
         self._tensors = tensors
         self._place = place
 
     def below(self, name: str) -> "WeightTree":
-        """Those of a module inside."""
+        """The weights of a submodule."""
         return WeightTree(self._tensors, self._path(name))
 
     def parameter(self, name: str) -> nn.Parameter:
-        """One of them."""
+        """One weight as a parameter."""
         return nn.Parameter(self._tensors[self._path(name)], requires_grad=False)
 
     def linear(self, name: str) -> nn.Linear:
-        """A linear layer, with a bias if the files have one."""
+        """A linear layer, with a bias if the files contain one."""
         below = self.below(name)
         has_bias = below._path("bias") in self._tensors
         linear = nn.Linear(1, 1, bias=has_bias)
@@ -193,7 +192,7 @@ class WeightTree:
 
 
 class PlainDecoder(nn.Module):
-    """Embedding, layers, norm."""
+    """Embedding, layers and last norm."""
 
     def __init__(self, config: PlainConfig, weights: WeightTree) -> None:
         super().__init__()
@@ -206,7 +205,7 @@ class PlainDecoder(nn.Module):
 
 
 class PlainLayer(nn.Module):
-    """Attention and feed-forward, each behind its norm."""
+    """Attention and MLP, each after its norm."""
 
     def __init__(self, config: PlainConfig, weights: WeightTree) -> None:
         super().__init__()
@@ -217,7 +216,7 @@ class PlainLayer(nn.Module):
 
 
 class PlainAttention(nn.Module):
-    """Qwen2 has biases on queries, keys and values; Qwen3 has norms on each head of queries and keys."""
+    """Attention weights. Qwen2 has biases on queries, keys and values; Qwen3 norms each query and key head."""
 
     def __init__(self, config: PlainConfig, weights: WeightTree) -> None:
         super().__init__()
@@ -232,7 +231,7 @@ class PlainAttention(nn.Module):
 
 
 class PlainMlp(nn.Module):
-    """Gate, up and down."""
+    """MLP weights: gate, up and down."""
 
     def __init__(self, weights: WeightTree) -> None:
         super().__init__()
@@ -242,7 +241,7 @@ class PlainMlp(nn.Module):
 
 
 class PlainNorm(nn.Module):
-    """A root-mean-square norm's weight."""
+    """Weight of an RMS norm."""
 
     def __init__(self, config: PlainConfig, weights: WeightTree) -> None:
         super().__init__()

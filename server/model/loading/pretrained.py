@@ -1,8 +1,8 @@
-"""A checkpoint folder becomes a transformers model that calls our attention; every fault is one line at start-up.
+"""Loads a checkpoint through transformers, with paged attention registered; every fault is a one-line CannotStart.
 
-transformers' own modelling code runs unchanged: the attention function is registered under a name of ours, and no
-mask is registered for that name, so that transformers builds none. (A name beginning with `paged|` would be
-rewritten by transformers.)
+transformers' own modelling code runs unchanged. The attention function is registered under a name of its own, and no
+mask function for that name, so that transformers builds no mask. The name must not begin with `paged|`, which
+transformers rewrites.
 """
 
 import importlib.util
@@ -45,7 +45,7 @@ QUANTIZATION_PACKAGES = {  # quantization method in config.json -> packages that
 def load_pretrained(
     checkpoint: Path, settings: EngineSettings, device: torch.device, on_progress: OnProgress, began_s: float
 ) -> LoadedModel:
-    """What transformers makes of the checkpoint. Raises CannotStart in one line."""
+    """Load the checkpoint with transformers. Raises CannotStart, with a one-line text."""
     config = _read_config(checkpoint)
     _refuse_unsupported(config)
     _choose_float8(config, device)
@@ -58,9 +58,9 @@ def load_pretrained(
 
 
 def wrap_model(model: Any, device: torch.device, began_s: float, kernels: bool = False) -> LoadedModel:
-    """A model of transformers that calls our attention, its layers packed or not, as what steps are computed with.
+    """Wrap a transformers model that uses ATTENTION_NAME, with packed linear layers or without.
 
-    `kernels`: whether the compiled kernels may compute it where they can.
+    `kernels`: whether the compiled CPU kernels may be used.
     """
     text = model.config.get_text_config()
     recurrent = recurrent_shape(text) if text.model_type in RECURRENT_MODELS else None
@@ -96,7 +96,7 @@ def _read_config(checkpoint: Path) -> Any:
 
 
 def _refuse_unsupported(config: Any) -> None:
-    """What would compute something wrong is refused by name, before a byte of weights is read."""
+    """Raise CannotStart for layer types that would be computed wrongly, before any weight is read."""
     text = config.get_text_config()
     types = getattr(text, "layer_types", None) or ["full_attention"]
     for layer_type in types:
@@ -112,10 +112,10 @@ def _refuse_unsupported(config: Any) -> None:
 
 
 def _choose_float8(config: Any, device: torch.device) -> None:
-    """Have float8 weights made bfloat16 while they are read, where nothing computes with them as they are.
+    """Dequantize float8 weights to bfloat16 while loading, where nothing computes with float8.
 
-    transformers decides so itself on a CPU and on cards older than compute capability 8.9; on newer ones it would
-    look for the package `kernels` at the first request only. `memory.headers` counts by the same rule.
+    transformers does so on a CPU and on cards older than compute capability 8.9; on newer ones it would look for the
+    package `kernels` only at the first request. `memory.headers` estimates by the same rule.
     """
     quantization = getattr(config, "quantization_config", None)
     if isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
@@ -154,7 +154,7 @@ def _load_model(
 
 
 def _watch_loading(checkpoint: Path, device: torch.device, on_progress: OnProgress, stop: threading.Event) -> None:
-    """transformers tells no progress, but what the process has read of the files does."""
+    """Report progress by the bytes that the process has read, as transformers reports none."""
     total = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) or 1
     before = _bytes_in(device)
     while not stop.wait(0.25):
@@ -180,7 +180,7 @@ def _missing_package(config: Any, error: ImportError) -> str:
 
 
 def _quantize_int8(model: Any) -> None:
-    """Weight-only int8 in place, layer by layer; the output head and embeddings stay as they are."""
+    """Quantize to weight-only int8 in place, layer by layer, except for the output head and embeddings."""
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:

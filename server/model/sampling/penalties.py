@@ -1,7 +1,7 @@
-"""What changes logits before a draw: penalties, biases, banned ids, grammar masks. In place, on float32 logits.
+"""Logit adjustments before sampling: penalties, biases, banned ids, grammar masks. In place, on float32 logits.
 
-The order is transformers': repetition penalty first, then presence and frequency (OpenAI's formula), then biases.
-Bans and masks come last, so that no bias can lift them.
+The order is that of transformers: repetition penalty, presence and frequency penalty (OpenAI's formula), biases. Bans
+and masks come last, so that no bias can lift them.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from server.model.sampling.grammar import Masks
 
 
 def adjusts_logits(draw: Draw) -> bool:
-    """Whether `adjust_logits` would do anything for this row, masks aside."""
+    """Whether `adjust_logits` changes anything for this row."""
     return bool(draw.banned_ids) or adjusts_scores(draw.sampling)
 
 
 def adjusts_scores(sampling: Sampling) -> bool:
-    """Whether some ids become likelier or less likely, bans and masks aside."""
+    """Whether the request has penalties or biases."""
     return bool(sampling.logit_bias) or has_penalties(sampling)
 
 
 def has_penalties(sampling: Sampling) -> bool:
-    """Whether what was written before matters to what is drawn now."""
+    """Whether earlier ids influence the next one."""
     return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0)
 
 
 def adjust_logits(logits: Tensor, draw: Draw, drafts: Sequence[int]) -> None:
-    """Apply one row's penalties, biases and bans. logits: [1 + drafts, vocab]; line j has also seen drafts[:j]."""
+    """Apply one row's penalties, biases and bans. logits [1 + drafts, vocab]; line j also counts drafts[:j]."""
     sampling = draw.sampling
     if has_penalties(sampling):
         for j in range(logits.shape[0]):
@@ -46,7 +46,7 @@ def adjust_logits(logits: Tensor, draw: Draw, drafts: Sequence[int]) -> None:
 
 
 def apply_masks(logits: Tensor, masks: Masks, first_lines: Sequence[int]) -> None:
-    """Forbid what the masks do not allow. `first_lines[i]` is where the lines of row i begin in `logits`."""
+    """Set the logits of ids that the masks forbid to -inf. `first_lines[i]` is the first line of row i in `logits`."""
     lines: list[int] = []
     for m, owner in enumerate(masks.owners):
         is_next = m > 0 and masks.owners[m - 1] == owner
@@ -62,7 +62,7 @@ def apply_masks(logits: Tensor, masks: Masks, first_lines: Sequence[int]) -> Non
 def unpack_masks(words: Tensor, vocab_size: int) -> Tensor:
     """int32 words [masks, words] on a GPU -> bool [masks, vocab]; ids beyond the words are not allowed."""
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
-    bits = (words.view(torch.uint8).unsqueeze(-1) >> shifts).bitwise_and_(1)  # the lowest byte comes first
+    bits = (words.view(torch.uint8).unsqueeze(-1) >> shifts).bitwise_and_(1)  # little endian
     return _fit(bits.flatten(1).view(torch.bool), vocab_size)
 
 

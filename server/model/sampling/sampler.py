@@ -1,15 +1,15 @@
-"""Logits become ids, for the whole batch at once; one row's result never depends on another row.
+"""Logits -> ids for the whole batch; a row's result never depends on other rows.
 
-A draw consumes one random number in [0, 1) that is a hash of (seed, index of the id in its reply): the same request
-gives the same ids whatever else runs, and costs nothing but the hash. The number is looked up in the cumulated
-distribution (inverse CDF), whose order is fixed for the row: greedy_ids first where top_p or top_k truncated it, by id
-otherwise. The promise ends where the logits end: torch's matrix products round differently for different uniforms of
-rows, on the CPU and more so on CUDA, so two ids whose logits agree to the last bits, or a number that falls on the
-border between two ids, may go either way with other batch mates. The compiled kernels (`native.py`) do not.
+Each draw uses one random number in [0, 1), a hash of (seed, index of the id in its reply): the same request gives the
+same ids whatever else runs. The id is found by inverse CDF over a distribution in a fixed order: by descending
+probability where top_p or top_k truncate it, by id otherwise. This holds for given logits. torch's matrix products
+round differently for different numbers of rows, on the CPU and more so on CUDA, so near-equal logits, or a number close
+to the border between two ids, may give another id in another batch; the compiled kernels (`cpu/native.py`) round the
+same in every batch.
 
-Drafts are verified exactly: at each place an id is drawn from the model's own distribution; if it is the draft, the
-next place counts too, if not, the drawn id is what is written. A draft is accepted with the probability the model
-gives it, and a refused one is replaced by a draw from the rest, so the distribution of replies is unchanged.
+Drafts are verified exactly: at each position an id is drawn from the model's own distribution; while it equals the
+draft, the next position counts too, otherwise the drawn id is written. A draft is accepted with the probability that
+the model gives it, and a rejected one is replaced by a draw from the rest: the distribution of replies is unchanged.
 
 Log probabilities are those of the model's raw logits, before temperature, penalties, biases and masks.
 """
@@ -17,6 +17,7 @@ Log probabilities are those of the model's raw logits, before temperature, penal
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,18 +31,18 @@ from server.model.sampling.grammar import Masks
 from server.model.sampling.penalties import adjust_logits, adjusts_logits, apply_masks
 from server.model.sampling.vocab_search import first_max, inverse_cdf, top_values
 
-# How many of the greedy_ids ids are looked at before top_p or top_k truncated; a row that needs more goes on to the next.
+# Candidates sorted for top_p and top_k; rows that need more are retried with the next number, then fully sorted.
 NUM_CANDIDATES = (256, 8192)
-MAX_SORTED_LINES = 16  # lines
+MAX_SORTED_LINES = 16  # lines sorted in full at a time
 NOT_FINITE_TEXT = "the model's logits are not finite at this place; the checkpoint, its dtype or its kernels are broken"
 NO_ALLOWED_ID_TEXT = "the constraint and the banned ids together leave no token that may come next"
-NOT_FINITE, NO_ALLOWED_ID = -1, -2  # in the place of an id
+NOT_FINITE, NO_ALLOWED_ID = -1, -2  # in place of an id
 FAULTS = {NOT_FINITE: NOT_FINITE_TEXT, NO_ALLOWED_ID: NO_ALLOWED_ID_TEXT}
 
 
 @dataclass(frozen=True, slots=True)
 class DrawRow:
-    """One row to be drawn: how it is drawn, and the drafts that its lines verify (it has 1 + drafts lines)."""
+    """One row to sample: its settings, and the drafts that its 1 + len(drafts) lines of logits verify."""
 
     draw: Draw
     drafts: tuple[int, ...]
@@ -49,19 +50,19 @@ class DrawRow:
 
     @property
     def lines(self) -> slice:
-        """Where its logits are."""
+        """The row's lines of the logits."""
         return slice(self.first_line, self.first_line + 1 + len(self.drafts))
 
 
 class Drawing:
-    """Ids drawn on the device, and on their way from it; the next step can take them before they have come."""
+    """Ids sampled on the device and being copied to the host; the next step may use them before they arrive."""
 
     def __init__(self, ids: Tensor, rows: Sequence[DrawRow], logprobs: "_RawLogprobs | None" = None) -> None:
-        """`ids` int64 [lines]: NOT_FINITE or NO_ALLOWED_ID where there is no id to draw."""
+        """`ids` int64 [lines]: NOT_FINITE or NO_ALLOWED_ID where there is no id."""
         self.ids = ids
         self._rows = rows
         self._logprobs = logprobs
-        # Into pinned memory. What is launched after this does not have to be waited for.
+        # Into pinned memory; `read` waits for this copy only, not for work launched later.
         self._copy = ids.to("cpu", non_blocking=True)
         self._event: torch.cuda.Event | None = None
         if ids.is_cuda:
@@ -69,16 +70,16 @@ class Drawing:
             self._event.record()
 
     def read(self) -> list[Drawn]:
-        """One Drawn a row, in their order. Waits for the device; raises MemoryError."""
+        """One Drawn a row, in row order. Waits for the device; raises MemoryError."""
         if self._event is not None:
             self._event.synchronize()
-        with as_memory_error():  # log probabilities are looked up on the device
+        with as_memory_error():  # log probabilities are read from the device
             ids: list[int] = self._copy.tolist()
             return accept_drafts(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
 
 
 def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> Drawing:
-    """logits [lines, vocab] -> ids. `logits` may be overwritten."""
+    """Sample one id from each line. logits [lines, vocab] may be overwritten."""
     logits = logits.float()
     finite = torch.isfinite(logits.sum(-1))
     logprobs = _RawLogprobs(logits, rows)
@@ -110,7 +111,7 @@ def greedy_ids(logits: Tensor) -> Tensor:
 
 
 def uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) that depends on these two alone: splitmix64 over the seed's hash plus the index."""
+    """A number in [0, 1) that depends on seed and index only: splitmix64 of the seed's hash plus the index."""
     mask = (1 << 64) - 1
     word = (_mix(seed & mask) + (index + 1) * 0x9E3779B97F4A7C15) & mask
     return (_mix(word) >> 11) * 2.0**-53
@@ -126,15 +127,16 @@ def _mix(word: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SampledLines:
-    """SampledLines to draw from, by what decides their draw."""
+    """Lines of logits with their sampling settings and random numbers."""
 
     logits: Tensor  # [lines, vocab]
-    maxima: Tensor  # [lines, 1], the greatest logit
+    maxima: Tensor  # [lines, 1], the greatest logit of each line
     settings: Tensor  # [lines, 4]: temperature, top_p, top_k, min_p
     uniforms: Tensor  # [lines] in [0, 1), float64
-    host_settings: npt.NDArray[np.float32]  # the settings, to be looked at without waiting for the device
+    host_settings: npt.NDArray[np.float32]  # the settings, readable without synchronizing
 
     def select(self, which: list[int]) -> "SampledLines":
+        """These lines, copied."""
         at = to_device(which, self.logits.device)
         return SampledLines(
             self.logits[at], self.maxima[at], self.settings[at], self.uniforms[at], self.host_settings[which]
@@ -142,15 +144,15 @@ class SampledLines:
 
     @property
     def max_top_k(self) -> float:
-        """The greatest top_k; infinite if one line has none."""
+        """The greatest top_k; infinite if a line has none."""
         top_k = self.host_settings[:, 2]
         return float(top_k.max()) if bool(top_k.all()) else math.inf
 
 
 def line_settings(rows: Sequence[DrawRow], num_lines: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """What decides each line's draw: settings [lines, 4] (temperature, top_p, top_k, min_p) and uniforms [lines].
+    """Settings [lines, 4] (temperature, top_p, top_k, min_p) and random numbers [lines] of each line.
 
-    A temperature of 0 is that of lines without a draw, and of greedy ones.
+    Lines that are greedy or not sampled have temperature 0.
     """
     settings, uniforms = np.zeros((num_lines, 4), dtype=np.float32), np.zeros(num_lines)
     for row in rows:
@@ -163,14 +165,13 @@ def line_settings(rows: Sequence[DrawRow], num_lines: int) -> tuple[npt.NDArray[
     return settings, uniforms
 
 
-def is_truncated(settings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """The lines that are truncated by top_p or top_k. [lines]."""
-    truncated: npt.NDArray[np.bool_] = (settings[:, 0] > 0) & ((settings[:, 1] < 1) | (settings[:, 2] > 0))
-    return truncated
+def is_truncated(settings: Any) -> Any:
+    """Lines whose distribution top_p or top_k truncate. [lines, 4] -> bool [lines], of numpy or of torch."""
+    return (settings[:, 0] > 0) & ((settings[:, 1] < 1) | (settings[:, 2] > 0))
 
 
 def _replace_sampled(logits: Tensor, maxima: Tensor, ids: Tensor, rows: Sequence[DrawRow]) -> None:
-    """Replace the greedy ids of lines that have a temperature. Overwrites the logits."""
+    """Replace the greedy ids of lines with a temperature by sampled ones. Overwrites the logits."""
     settings, uniforms = line_settings(rows, logits.shape[0])
     truncated = is_truncated(settings)
     device = logits.device
@@ -185,7 +186,7 @@ def _replace_sampled(logits: Tensor, maxima: Tensor, ids: Tensor, rows: Sequence
 
 
 def sample_full(lines: SampledLines) -> Tensor:
-    """Inverse CDF over the whole vocabulary, in the order of the ids. [lines]."""
+    """Inverse CDF over the whole vocabulary, ordered by id. Overwrites the logits. [lines]."""
     temperature, min_p = lines.settings[:, 0:1], lines.settings[:, 3:4]
     weights = lines.logits.sub_(lines.maxima).div_(temperature).exp_()
     if lines.host_settings[:, 3].any():
@@ -194,7 +195,7 @@ def sample_full(lines: SampledLines) -> Tensor:
 
 
 def _sample_truncated(lines: SampledLines) -> Tensor:
-    """Inverse CDF over the ids that top_k, top_p and min_p leave, greedy_ids first. [lines]."""
+    """Inverse CDF over the ids that top_k, top_p and min_p keep, by descending probability. [lines]."""
     vocab = lines.logits.shape[1]
     chosen = torch.zeros_like(lines.uniforms, dtype=torch.int64)
     places = torch.arange(len(chosen), device=chosen.device)
@@ -208,7 +209,7 @@ def _sample_truncated(lines: SampledLines) -> Tensor:
         if not rest:
             return chosen
         places, lines = places[rest], lines.select(rest)
-    # A few at a time: sorting a whole vocabulary takes ten times the memory of its logits.
+    # A few lines at a time: a full sort takes ten times the memory of the logits.
     for start in range(0, len(places), MAX_SORTED_LINES):
         some = list(range(start, min(start + MAX_SORTED_LINES, len(places))))
         chosen[places[some]] = sample_candidates(lines.select(some), vocab)[0]
@@ -216,10 +217,10 @@ def _sample_truncated(lines: SampledLines) -> Tensor:
 
 
 def sample_candidates(lines: SampledLines, num_candidates: int) -> tuple[Tensor, Tensor]:
-    """Ids drawn from the greedy_ids candidates, and for which lines these were all that the cuts left.
+    """Ids sampled from the most likely candidates, and for which lines these include every id that truncation keeps.
 
-    As in transformers: top_k first, top_p of what remains (an id stays if those before it have less than top_p),
-    min_p relative to the greedy_ids.
+    As in transformers: top_k first, then top_p of the rest (an id stays if those before it sum to less than top_p),
+    then min_p relative to the greatest probability.
     """
     temperature, top_p, top_k, min_p = (lines.settings[:, i : i + 1] for i in range(4))
     order = torch.arange(num_candidates, device=top_k.device)
@@ -242,9 +243,9 @@ def accept_drafts(
     ids: Sequence[int],
     faults: Sequence[str | None],
     rows: Sequence[DrawRow],
-    logprobs: "_RawLogprobs | None" = None,  # where a row wants some
+    logprobs: "_RawLogprobs | None" = None,  # if any row requests them
 ) -> list[Drawn]:
-    """Walk each row's lines as long as the drawn id is the draft."""
+    """Verify drafts: each row keeps its sampled ids up to the first that differs from the draft."""
     results = []
     for row in rows:
         line = row.first_line
@@ -254,7 +255,7 @@ def accept_drafts(
             line += 1
         written = tuple(ids[row.first_line : line + 1])
         if faults[line] and line > row.first_line:
-            written = written[:-1]  # what came before the fault stands; the next step meets it again
+            written = written[:-1]  # accepted drafts are kept; the next step meets the fault again
         elif faults[line]:
             results.append(Drawn(fault=faults[line]))
             continue
@@ -263,26 +264,26 @@ def accept_drafts(
 
 
 class _RawLogprobs:
-    """Log probabilities of the lines whose requests want them, taken before anything changes the logits."""
+    """Log probabilities of the lines whose requests ask for them, from the unmodified logits."""
 
     def __init__(self, logits: Tensor, rows: Sequence[DrawRow]) -> None:
-        wanting = [row for row in rows if row.draw.sampling.num_logprobs is not None]
+        requesting = [row for row in rows if row.draw.sampling.num_logprobs is not None]
         self._place: dict[int, int] = {}
-        for row in wanting:
+        for row in requesting:
             for line in range(*row.lines.indices(logits.shape[0])):
                 self._place[line] = len(self._place)
-        if not wanting:
+        if not requesting:
             return
-        # A copy: penalties, masks and draws change the logits in place.
+        # A copy: penalties, masks and sampling modify the logits in place.
         self._raw = logits[list(self._place)]
         self._totals = torch.logsumexp(self._raw, -1, keepdim=True)
-        most = max(row.draw.sampling.num_logprobs or 0 for row in wanting)
+        most = max(row.draw.sampling.num_logprobs or 0 for row in requesting)
         if most:
             values, ids = top_values(self._raw, most)
             self._top_values, self._top_ids = (values - self._totals).tolist(), ids.tolist()
 
     def of(self, row: DrawRow, written: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
-        """One entry a written id, or None where the request wants none."""
+        """One entry a written id, or None where the request asks for none."""
         count = row.draw.sampling.num_logprobs
         if count is None:
             return None

@@ -34,7 +34,7 @@ def test_triton_finds_what_was_compiled_beforehand(no_compiler: Path) -> None:
     """It gets as far as loading it; a function of C is no module of Python's, which is all that is wrong then."""
     source = no_compiler / "answer.c"
     source.write_text(SOURCE, encoding="utf-8")
-    prebuilt.keep("answer", str(source), str(no_compiler), [], [], [])
+    prebuilt.build("answer", str(source), str(no_compiler), [], [], [])
     prebuilt.use_prebuilt()
     with pytest.raises(ImportError, match="PyInit_answer"):
         load()
@@ -64,7 +64,7 @@ def test_a_module_needs_the_libraries_that_were_not_there(no_compiler: Path) -> 
     source.write_text(SOURCE, encoding="utf-8")
     named = ("gcc", "-shared", "-Wl,-soname,libabsent.so.1", "-o", stub, "-x", "c", "/dev/null")
     subprocess.run(named, check=True)
-    kept = prebuilt.keep("answer", str(source), str(no_compiler), [str(no_compiler)], [], ["libabsent.so.1"])
+    kept = prebuilt.build("answer", str(source), str(no_compiler), [str(no_compiler)], [], ["libabsent.so.1"])
     stub.unlink()
     asked = f"import ctypes; ctypes.CDLL({kept!r})"
     done = subprocess.run((sys.executable, "-c", asked), capture_output=True, text=True, check=False)

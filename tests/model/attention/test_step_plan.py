@@ -34,7 +34,7 @@ def rows_over_blocks(draw: st.DrawFn) -> list[RowPlan]:
 @settings(max_examples=300, deadline=None)
 @given(rows_over_blocks(), st.sampled_from([1, 3, 100]))
 def test_every_row_sees_its_own_tokens_and_nothing_else(rows: list[RowPlan], min_run: int) -> None:
-    """Shared heads, gaps, has_foreign_blocks and stray blocks: attention is that of each row alone, over its own blocks."""
+    """Shared prefixes, gaps, foreign and isolated blocks: each row's attention is that over its own blocks alone."""
     generator = torch.Generator().manual_seed(0)
     pool = KvPool(SHAPE, NUM_BLOCKS)
     for part in (*pool.keys, *pool.values):
