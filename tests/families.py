@@ -1,7 +1,7 @@
-"""Checkpoints of the model families whose calls are parsed: random weights, and the tokens and templates of each.
+"""Checkpoints of the supported model families: random weights, with each family's added tokens and chat template.
 
-Every family has the real Qwen vocabulary, and beside it the added tokens that its own tokenizer has for roles and
-calls, special or not as there. The templates are those of `tests/templates`.
+All have the real Qwen vocabulary plus the added tokens of the family's own tokenizer for roles and calls, special or
+not as in the original. The templates are those of `tests/templates`.
 """
 
 import json
@@ -31,7 +31,7 @@ GLM_TAGS = ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "/nothink"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A kind of weights, a template (None: one that knows no tools), the dialect that must be found, added tokens."""
+    """Weights, template (None: one without tools), the dialect that must be detected, and added tokens."""
 
     weights: Kind
     template: str | None
@@ -51,7 +51,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_checkpoint(name: str) -> Path:
-    """A complete checkpoint folder of this family; made once, in a few seconds."""
+    """A complete checkpoint folder of this family; written once, in a few seconds."""
     return make_once(cache_folder() / f"family-{name}", lambda target: _write(FAMILIES[name], target))
 
 
@@ -67,9 +67,9 @@ def _write(family: Family, folder: Path) -> None:
     for text, special in [*((text, True) for text in family.special), *((text, False) for text in family.tags)]:
         token = AddedToken(text, normalized=False, special=special)
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
-        added = {"content": text, "special": special}
-        added |= dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
-        config["added_tokens_decoder"][str(tokenizer.token_to_id(text))] = added
+        entry = {"content": text, "special": special}
+        entry |= dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+        config["added_tokens_decoder"][str(tokenizer.token_to_id(text))] = entry
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     generation = _read(folder / "generation_config.json")

@@ -1,4 +1,4 @@
-"""Hybrid checkpoints as they are published: a conditional-generation model around the text model."""
+"""Hybrid checkpoints in their published form: a conditional-generation model around the text model."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "qwen35.jinja"
 
 
 def write_published(kind: Kind, folder: Path) -> Path:
-    """Text below `model.language_model`, a vision tower and a draft head beside it; thinking by default."""
+    """Text weights below `model.language_model`, with a vision tower and an MTP head; thinking by default."""
     source = tiny_checkpoint(kind)
     shutil.copytree(source, folder)
     weights = {

@@ -1,4 +1,4 @@
-"""Qwen3.5 over HTTP, dense and MoE, as published: thinking by default, calls in tags, states beside the KV cache."""
+"""Qwen3.5 over HTTP, dense and MoE, as published: thinking by default, tagged calls, recurrent state."""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ QUIET = {"chat_template_kwargs": {"enable_thinking": False}}
 
 @pytest.fixture(scope="module", params=["qwen3_5", "qwen3_5_moe"])
 def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server of this kind; its self-test of tool calls has passed, or it would not have come up."""
+    """A server of this kind; it only starts if its self-test of tool calls passes."""
     assert request.param in get_args(Kind)
     folder = write_published(request.param, tmp_path_factory.mktemp("hybrid") / "model")
     options = ["--threads", "1", "--max-running", "8", "--served-model-name", "hybrid", "--generation-config", "none"]
@@ -46,8 +46,8 @@ def post(server: Live, **fields: Any) -> httpx.Response:
     return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
 
 
-def told_both_ways(server: Live, **fields: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The whole reply, which is the streamed one; and its calls."""
+def post_both_ways(server: Live, **fields: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The reply, after checking that the streamed one is the same, and its calls."""
     whole = post(server, **fields).json()
     chunks = chunks_of(post(server, stream=True, **fields))
     (choice,) = whole["choices"]
@@ -63,11 +63,11 @@ def told_both_ways(server: Live, **fields: Any) -> tuple[dict[str, Any], list[tu
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "forecast"}}])
 @pytest.mark.parametrize("thinking", [True, False])
-def test_forced_calls_are_valid_and_streamed_as_they_are_whole(hybrid: Live, choice: Any, thinking: bool) -> None:
-    """With thinking on, as it is by default, random weights would think for ever: their room is bounded."""
+def test_forced_calls_are_valid_and_the_same_when_streamed(hybrid: Live, choice: Any, thinking: bool) -> None:
+    """Random weights would think without end; max_tokens reserves space for the forced call."""
     fields = {} if thinking else QUIET
-    drawn = {"seed": 3, "temperature": 0.8, "top_k": 20, "parallel_tool_calls": False}
-    reply, calls = told_both_ways(hybrid, tool_choice=choice, **drawn, **fields)
+    sampling = {"seed": 3, "temperature": 0.8, "top_k": 20, "parallel_tool_calls": False}
+    reply, calls = post_both_ways(hybrid, tool_choice=choice, **sampling, **fields)
     assert reply["finish_reason"] in ("tool_calls", "stop")
     ((name, arguments),) = calls
     assert name == "forecast" or choice == "required"
@@ -77,36 +77,36 @@ def test_forced_calls_are_valid_and_streamed_as_they_are_whole(hybrid: Live, cho
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-def test_calls_of_a_free_choice_are_valid_and_streamed_as_they_are_whole(hybrid: Live, thinking: bool) -> None:
-    """What opens a call ends the think block and is held to a schema, also where nobody demanded it."""
+def test_calls_with_tool_choice_auto_are_valid_and_the_same_when_streamed(hybrid: Live, thinking: bool) -> None:
+    """A call ends the think block and follows its schema, also where no call is required."""
     fields = {} if thinking else QUIET
-    drawn = {"seed": 5, "temperature": 0.7, "top_k": 20, "parallel_tool_calls": False}
-    reply, calls = told_both_ways(hybrid, tool_choice="auto", logit_bias=CERTAIN, **drawn, **fields)
+    sampling = {"seed": 5, "temperature": 0.7, "top_k": 20, "parallel_tool_calls": False}
+    reply, calls = post_both_ways(hybrid, tool_choice="auto", logit_bias=CERTAIN, **sampling, **fields)
     assert reply["finish_reason"] == "tool_calls"
     ((name, arguments),) = calls
     Draft202012Validator(SCHEMA if name == "forecast" else {}).validate(json.loads(arguments))
 
 
-def test_it_thinks_by_default_and_not_where_told_so(hybrid: Live) -> None:
-    thinking, _ = told_both_ways(hybrid, tools=None, max_tokens=12)
+def test_it_thinks_by_default_unless_disabled(hybrid: Live) -> None:
+    thinking, _ = post_both_ways(hybrid, tools=None, max_tokens=12)
     assert thinking["message"]["reasoning_content"] and not thinking["message"]["content"]
-    plain, _ = told_both_ways(hybrid, tools=None, max_tokens=12, **QUIET)
+    plain, _ = post_both_ways(hybrid, tools=None, max_tokens=12, **QUIET)
     assert plain["message"]["content"] and not plain["message"].get("reasoning_content")
 
 
-def test_the_same_prompt_again_begins_from_a_snapshot_and_ends_the_same(hybrid: Live) -> None:
+def test_a_repeated_prompt_starts_from_a_snapshot_and_gives_the_same_reply(hybrid: Live) -> None:
     other = {"role": "user", "content": "Tell me of snapshots. " * 20}
     first = post(hybrid, messages=[other], tool_choice="required").json()
     again = post(hybrid, messages=[other], tool_choice="required").json()
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
     assert first["usage"]["prompt_tokens_details"]["cached_tokens"] < 100
-    told = [[call["function"] for call in reply["choices"][0]["message"]["tool_calls"]] for reply in (first, again)]
-    assert told[0] == told[1]
+    calls = [[call["function"] for call in reply["choices"][0]["message"]["tool_calls"]] for reply in (first, again)]
+    assert calls[0] == calls[1]
 
 
 @pytest.mark.parametrize("kind", ["image_url", "video_url"])
-def test_images_get_the_clear_refusal_of_a_text_model(hybrid: Live, kind: str) -> None:
-    """The vision tower is in the files and not loaded."""
+def test_images_are_refused_with_a_clear_error(hybrid: Live, kind: str) -> None:
+    """The vision tower is in the files but not loaded."""
     part = {"type": kind, kind: {"url": "data:image/png;base64,AAAA"}}
     answer = post(hybrid, messages=[{"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}])
     error = answer.json()["error"]
@@ -114,5 +114,5 @@ def test_images_get_the_clear_refusal_of_a_text_model(hybrid: Live, kind: str) -
     assert "this model reads text" in error["message"] and error["param"].startswith("messages[0].content[1]")
 
 
-def test_the_memory_of_states_is_told(hybrid: Live) -> None:
+def test_the_memory_of_recurrent_state_is_reported(hybrid: Live) -> None:
     assert "state per sequence" in hybrid.output()

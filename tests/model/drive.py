@@ -1,4 +1,4 @@
-"""Drives a Runner by hand-made batches: streams with blocks of their own, prompts in chunks, drafts on demand."""
+"""Drives a Runner with hand-made batches: streams with their own blocks, chunked prompts, optional drafts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ GREEDY = Sampling(max_tokens=64, temperature=0.0)
 
 @cached
 def loaded(kind: Kind, kernels: bool = True) -> LoadedModel:
-    """Our model, once a module; with the compiled kernels, or as torch computes it."""
+    """The loaded model, once a test module; with the compiled kernels or with torch alone."""
     settings = EngineSettings(device="cpu", cpu_kernels=kernels)
     return load(tiny_checkpoint(kind), settings, lambda fraction: None)
 
 
 @cached
 def reference(kind: Kind) -> Any:
-    """The same checkpoint as transformers runs it."""
+    """The same checkpoint in transformers."""
     return transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind)).eval()
 
 
@@ -43,14 +43,14 @@ def generate(kind: Kind, prompt: Sequence[int], count: int) -> list[int]:
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
-    """Random plain ids."""
+    """Random ids without control tokens."""
     generator = torch.Generator().manual_seed(1000 * seed + length)
     return torch.randint(0, 150_000, (length,), generator=generator).tolist()
 
 
 @dataclass
 class Stream:
-    """One sequence. `drafter` proposes ids to verify, from what is written so far."""
+    """One sequence. `drafter` proposes drafts from the ids written so far."""
 
     prompt: Sequence[int]
     blocks: Sequence[int]
@@ -65,7 +65,7 @@ class Stream:
     fault: str | None = None
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         return self.fault is not None or len(self.written) >= self.sampling.max_tokens
 
     def row(self) -> Row:
@@ -79,17 +79,17 @@ class Stream:
 
 
 def compute(runner: Runner, rows: Sequence[Row], masks: Any = None) -> list[Drawn]:
-    """One step of these rows."""
+    """Compute and sample one step of these rows."""
     batch = Batch(tuple(rows))
     return runner.draw(runner.launch(batch), batch, masks).read()
 
 
 def step(runner: Runner, streams: Sequence[Stream], masks: Any = None) -> None:
-    """One step over all streams that are not over."""
-    alive = [stream for stream in streams if not stream.is_over]
-    rows = [stream.row() for stream in alive]
+    """One step of all unfinished streams."""
+    unfinished = [stream for stream in streams if not stream.is_finished]
+    rows = [stream.row() for stream in unfinished]
     drawn = iter(compute(runner, rows, masks))
-    for stream, row in zip(alive, rows, strict=True):
+    for stream, row in zip(unfinished, rows, strict=True):
         stream.num_computed += len(row.token_ids)
         if not row.num_logits:
             continue
@@ -103,6 +103,6 @@ def step(runner: Runner, streams: Sequence[Stream], masks: Any = None) -> None:
 
 
 def run(runner: Runner, streams: Sequence[Stream]) -> None:
-    """Until all are over."""
-    while any(not stream.is_over for stream in streams):
+    """Run until all streams are finished."""
+    while any(not stream.is_finished for stream in streams):
         step(runner, streams)

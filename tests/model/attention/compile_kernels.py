@@ -1,8 +1,8 @@
-"""Compile the kernels for absent cards: python -m tests.model.attention.compile_kernels CAPABILITY... (90: H100).
+"""Compile the kernels without a card: python -m tests.model.attention.compile_kernels CAPABILITY... (90: H100).
 
-The launches that a pool and a decoder make are compiled to the machine code of the card, and not launched; the tensors
-lie on the CPU. Prints a line of JSON for each kernel: name, card, bytes of shared memory, and
-bytes of stack that each thread spills to. Raises what Triton or its assembler has to say.
+Every launch that a pool and a decoder make is compiled to the card's machine code and not launched; tensors are on the
+CPU. Prints one line of JSON for each kernel: name, capability, bytes of shared memory, bytes of stack that each thread
+spills to. Raises the errors of Triton and its assembler.
 """
 
 import json
@@ -27,7 +27,7 @@ from server.model.layers.decoder import HeadNorms, RmsNorm
 
 CPU = torch.device("cpu")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-SHAPES = [  # of one block, and the query heads
+SHAPES = [  # one block's shape, and the number of query heads
     (PoolShape(32, 1, 8, 128, torch.bfloat16), 32),  # Qwen3-8B
     (PoolShape(32, 1, 2, 256, torch.bfloat16), 16),  # Qwen3.5
     (PoolShape(32, 1, 2, 64, torch.float16), 14),  # Qwen2.5-0.5B
@@ -35,7 +35,7 @@ SHAPES = [  # of one block, and the query heads
 
 
 def launch_layer_ops() -> None:
-    """Those between the products, of Qwen3-0.6B (heads normed) and Qwen2.5-7B."""
+    """Launch the fused layer kernels with the shapes of Qwen3-0.6B (with head norms) and Qwen2.5-7B."""
     for size, gated, heads, has_norms in ((1024, 3072, 24, True), (3584, 18944, 32, False)):
         norm = type("RmsNorm", (), {"weight": torch.ones(size, dtype=torch.bfloat16), "epsilon": 1e-6})
         hidden = torch.ones((3, size), dtype=torch.bfloat16)
@@ -48,27 +48,27 @@ def launch_layer_ops() -> None:
         fused_triton.silu_and_mul(torch.ones((3, 2 * gated), dtype=torch.bfloat16))
 
 
-class Absent:
-    """A card of one kind, as far as compiling goes."""
+class CompileOnlyDriver:
+    """Triton driver of one compute capability, for compiling without a card."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
 
     def get_current_target(self) -> GPUTarget:
-        """What is compiled for."""
+        """The compilation target."""
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        """Kernels are kept by device: each card counts as one."""
+        """Triton caches kernels by device: each capability is its own device."""
         return self.capability
 
     def get_current_stream(self, device: int) -> int:
-        """Nothing is ever put on it."""
+        """Unused: nothing is launched."""
         return 0
 
 
 def spilled_bytes(cubin: bytes) -> int:
-    """What a thread keeps in memory because it has no register for it."""
+    """Bytes of registers that a thread spills to memory."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -77,7 +77,7 @@ def spilled_bytes(cubin: bytes) -> int:
 
 
 def main(capabilities: list[int]) -> None:
-    """Compile for each card."""
+    """Compile for each capability."""
     run = JITFunction.run
     compiled: dict[int, tuple[str, Any]] = {}
 
@@ -88,7 +88,7 @@ def main(capabilities: list[int]) -> None:
 
     JITFunction.run = compile_only
     for capability in capabilities:
-        driver.set_active(Absent(capability))
+        driver.set_active(CompileOnlyDriver(capability))
         compiled.clear()
         for shape, heads in SHAPES:
             compare_attention(triton_kernels, shape, heads, CPU)

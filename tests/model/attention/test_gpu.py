@@ -1,4 +1,4 @@
-"""The GPU's layout of the cache, computed on the CPU; on a GPU where there is one."""
+"""Attention over the GPU cache layout, on the CPU, and on a GPU if there is one."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def runner_in_gpu_layout(kind: Kind, num_blocks: int) -> Runner:
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "qwen3_5"])
-def test_greedy_equals_generate_with_chunks_decode_and_arrivals_in_one_step(kind: Kind) -> None:
+def test_greedy_equals_generate_with_chunks_decode_and_new_rows_in_one_step(kind: Kind) -> None:
     runner = runner_in_gpu_layout(kind, 64)
     streams = [
         Stream(prompt_of(20 + 31 * i, i), range(12 * i, 12 * i + 12), greedy(8 + i), slot=i, chunk=40) for i in range(4)
@@ -38,7 +38,7 @@ def test_greedy_equals_generate_with_chunks_decode_and_arrivals_in_one_step(kind
         assert stream.written == generate(kind, stream.prompt, stream.sampling.max_tokens)
 
 
-def test_what_another_sequence_left_in_a_block_does_not_leak() -> None:
+def test_stale_data_in_a_block_does_not_leak() -> None:
     runner = runner_in_gpu_layout("qwen3", 16)
     for part in (*runner.pool.keys, *runner.pool.values):
         part.fill_(torch.nan)
@@ -47,7 +47,7 @@ def test_what_another_sequence_left_in_a_block_does_not_leak() -> None:
     assert stream.written == generate("qwen3", stream.prompt, 8)
 
 
-def test_released_blocks_are_gone_and_come_back() -> None:
+def test_released_blocks_are_freed_and_can_be_restored() -> None:
     runner = runner_in_gpu_layout("qwen3", 32)
     low = Stream(prompt_of(40), range(6), greedy(10))
     step(runner, [low])

@@ -1,4 +1,4 @@
-"""An image has no C compiler, and Triton wants one before the first kernel runs."""
+"""Triton's prebuilt C extension, for images without the C compiler that Triton needs before the first kernel runs."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ SOURCE = "int answer(void) { return 42; }\n"
 
 @pytest.fixture
 def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for what is compiled, and Triton on a machine that has nothing to compile with."""
+    """An empty folder for builds, and Triton on a machine without a compiler."""
     monkeypatch.setattr(prebuilt, "FOLDER", tmp_path / "kept")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(knobs.build, "impl", None)
@@ -26,12 +26,12 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load() -> None:
-    """Have Triton compile and load its module."""
+    """Have Triton compile and load an extension."""
     compile_module_from_src(SOURCE, "answer")
 
 
-def test_triton_finds_what_was_compiled_beforehand(no_compiler: Path) -> None:
-    """It gets as far as loading it; a function of C is no module of Python's, which is all that is wrong then."""
+def test_triton_loads_the_prebuilt_extension(no_compiler: Path) -> None:
+    """Loading gets as far as the missing PyInit: the test's C source is no Python module."""
     source = no_compiler / "answer.c"
     source.write_text(SOURCE, encoding="utf-8")
     prebuilt.build("answer", str(source), str(no_compiler), [], [], [])
@@ -40,8 +40,8 @@ def test_triton_finds_what_was_compiled_beforehand(no_compiler: Path) -> None:
         load()
 
 
-def test_what_was_not_compiled_is_said_to_be_missing(no_compiler: Path) -> None:
-    """Another Triton's module is not this one's: it is told by the source, not by its name."""
+def test_a_missing_build_is_reported(no_compiler: Path) -> None:
+    """Builds are identified by their source, not by name: another Triton's extension is not loaded."""
     prebuilt.use_prebuilt()
     with pytest.raises(RuntimeError, match="C compiler"):
         load()
@@ -51,21 +51,21 @@ def test_what_was_not_compiled_is_said_to_be_missing(no_compiler: Path) -> None:
         load()
 
 
-def test_where_there_is_a_compiler_it_is_used(no_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_available_compiler_is_used(no_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prebuilt.FOLDER.mkdir()
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     prebuilt.use_prebuilt()
     assert knobs.build.impl is None
 
 
-def test_a_module_needs_the_libraries_that_were_not_there(no_compiler: Path) -> None:
-    """Without the driver's name in it, the module would find none of the driver's functions where there is one."""
+def test_the_extension_records_libraries_that_are_absent_at_build_time(no_compiler: Path) -> None:
+    """Without the driver's library recorded as needed, its symbols would not be found where there is a driver."""
     source, stub = no_compiler / "answer.c", no_compiler / "libabsent.so.1"
     source.write_text(SOURCE, encoding="utf-8")
     named = ("gcc", "-shared", "-Wl,-soname,libabsent.so.1", "-o", stub, "-x", "c", "/dev/null")
     subprocess.run(named, check=True)
-    kept = prebuilt.build("answer", str(source), str(no_compiler), [str(no_compiler)], [], ["libabsent.so.1"])
+    built = prebuilt.build("answer", str(source), str(no_compiler), [str(no_compiler)], [], ["libabsent.so.1"])
     stub.unlink()
-    asked = f"import ctypes; ctypes.CDLL({kept!r})"
-    done = subprocess.run((sys.executable, "-c", asked), capture_output=True, text=True, check=False)
+    program = f"import ctypes; ctypes.CDLL({built!r})"
+    done = subprocess.run((sys.executable, "-c", program), capture_output=True, text=True, check=False)
     assert "libabsent.so.1" in done.stderr

@@ -1,6 +1,6 @@
-"""The kernels against torch's attention: through Triton's interpreter, or on the card under `make test-gpu`.
+"""Attention kernels against torch's attention: in Triton's interpreter, or on a card with `make test-gpu`.
 
-The interpreter holds no bfloat16 products; those are compared on a card alone, as at every start of the engine.
+The interpreter does not support bfloat16 products; these are compared on a card only, as at every start of the engine.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from server.model.attention.tiles import (
     tile_sizes,
 )
 from server.model.kernel_selection import choose_kernels, compare_attention
-from tests.model.attention import plain_kernels
+from tests.model.attention import reference_kernels
 
 NUM_BLOCKS = 48
 CPU = torch.device("cpu")
@@ -30,9 +30,9 @@ HEADS = [(2, 2, 64), (7, 1, 80), (2, 1, 256)]  # query heads, KV heads, head_dim
 
 
 def rows_at_random(seed: int, block_size: int) -> list[RowPlan]:
-    """Short rows first, as the runner arranges them, with ends around the borders of blocks, in shuffled blocks."""
+    """Short rows first, as the runner orders them, ending around block boundaries, in shuffled blocks."""
     chance = random.Random(seed)
-    free = chance.sample(range(NUM_BLOCKS - 1), NUM_BLOCKS - 1)  # the last block is never given
+    free = chance.sample(range(NUM_BLOCKS - 1), NUM_BLOCKS - 1)  # the last block belongs to no row
     rows = []
     some, more = chance.randint(2, 5), 2 * MIN_TILE_TOKENS + chance.randint(2, 9)
     for num_tokens in (1, 1, some, MIN_TILE_TOKENS, MIN_TILE_TOKENS + 1, more):
@@ -43,25 +43,25 @@ def rows_at_random(seed: int, block_size: int) -> list[RowPlan]:
 
 
 def attended(pool: CudaKvPool, rows: list[RowPlan], heads: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step's result, and all keys afterwards that its rows may read."""
+    """One step's result, and the keys of all blocks of its rows afterwards."""
     generator = torch.Generator().manual_seed(seed)
     shape, device = pool.shape, pool.keys[0].device
     for part in (pool.keys[0], pool.values[0]):
         part.copy_(torch.randn(part.shape, generator=generator))
-        part[pool.num_blocks - 1] = torch.nan  # somebody else's
+        part[pool.num_blocks - 1] = torch.nan  # a foreign block
     num_tokens = sum(row.num_tokens for row in rows)
-    # Neighbours in one tensor, as the decoder's one product leaves them.
-    together = torch.randn((num_tokens, heads + 2 * shape.kv_heads, shape.head_dim), generator=generator)
-    query, key, value = torch.split(together.to(device, shape.dtype), [heads, shape.kv_heads, shape.kv_heads], 1)
+    # Slices of one tensor, as the decoder's merged projection returns them.
+    projected = torch.randn((num_tokens, heads + 2 * shape.kv_heads, shape.head_dim), generator=generator)
+    query, key, value = torch.split(projected.to(device, shape.dtype), [heads, shape.kv_heads, shape.kv_heads], 1)
     result = pool.arrange(rows, {0: 0}).attend(0, query, key, value, shape.head_dim**-0.5)
     return result.float().cpu(), pool.keys[0][: pool.num_blocks - 1].float().cpu()
 
 
-def hold_to_gathering(kernels: Kernels, shape: PoolShape, heads: int, seed: int, device: torch.device) -> None:
-    """The kernels' result is that of torch's attention, and every new key is where it belongs."""
+def check_against_gathering(kernels: Kernels, shape: PoolShape, heads: int, seed: int, device: torch.device) -> None:
+    """The kernels' result equals that of torch's attention, and every new key is in its slot."""
     rows = rows_at_random(seed, shape.block_size)
     expected, _ = attended(CudaKvPool(shape, NUM_BLOCKS, device), rows, heads, seed)
-    _, wanted = attended(CudaKvPool(shape, NUM_BLOCKS, device, plain_kernels), rows, heads, seed)
+    _, wanted = attended(CudaKvPool(shape, NUM_BLOCKS, device, reference_kernels), rows, heads, seed)
     tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[shape.dtype]
     for size in tile_sizes(shape, heads):
         found, keys = attended(CudaKvPool(shape, NUM_BLOCKS, device, kernels, (size,)), rows, heads, seed)
@@ -70,22 +70,22 @@ def hold_to_gathering(kernels: Kernels, shape: PoolShape, heads: int, seed: int,
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
-def test_tiles_read_what_gathered_rows_read(heads: int, kv_heads: int, head_dim: int) -> None:
-    """A tile that begins at a wrong token, position or block table would read another row's keys."""
+def test_tiles_attend_as_gathered_rows_do(heads: int, kv_heads: int, head_dim: int) -> None:
+    """A tile with a wrong first token, position or block table would read another row's keys."""
     for seed in range(20):
         shape = PoolShape(random.Random(seed).choice((4, 16, 32)), 1, kv_heads, head_dim, torch.float32)
-        hold_to_gathering(plain_kernels, shape, heads, seed, CPU)
+        check_against_gathering(reference_kernels, shape, heads, seed, CPU)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
-def test_interpreted_kernels_give_what_gathering_gives(heads: int, kv_heads: int, head_dim: int) -> None:
-    """Masks at the ends of contexts and blocks, grouped heads, padded head dimensions, num_splits of a context."""
+def test_interpreted_kernels_equal_gathering(heads: int, kv_heads: int, head_dim: int) -> None:
+    """Masks at the ends of contexts and blocks, grouped heads, padded head dimensions, split contexts."""
     dtype = torch.float16 if heads == 7 else torch.float32
-    hold_to_gathering(triton_kernels, PoolShape(8, 1, kv_heads, head_dim, dtype), heads, heads, CPU)
+    check_against_gathering(triton_kernels, PoolShape(8, 1, kv_heads, head_dim, dtype), heads, heads, CPU)
 
 
-def test_a_long_context_is_cut_and_joined_whatever_share_is_empty() -> None:
-    """The num_splits of a short row beside a long one hold nothing, and must weigh nothing."""
+def test_splits_of_a_long_context_are_combined_when_some_are_empty() -> None:
+    """The last splits of a short row beside a long one are empty and must have no weight."""
     shape = PoolShape(16, 1, 2, 64, torch.float32)
     rows = [RowPlan(1, 0, [40]), RowPlan(1, 500, list(range(32))), RowPlan(3, 64, [33, 35, 34, 36, 38])]
     assert plan_tiles(rows, 16, 2, (MIN_TILE_TOKENS,), CPU).launches[0].num_splits == 4
@@ -94,10 +94,10 @@ def test_a_long_context_is_cut_and_joined_whatever_share_is_empty() -> None:
     assert torch.allclose(found, expected, atol=2e-6, rtol=0)
 
 
-def test_contexts_are_cut_only_where_it_fills_the_card() -> None:
-    assert choose_num_splits(8, 100) == 1, "nothing to cut"
+def test_contexts_are_split_only_to_occupy_the_card() -> None:
+    assert choose_num_splits(8, 100) == 1, "too short to split"
     assert choose_num_splits(8, 40_960) == MAX_SPLITS
-    assert choose_num_splits(256 * 8, 40_960) == 1, "the rows fill the card"
+    assert choose_num_splits(256 * 8, 40_960) == 1, "the rows occupy the card"
 
 
 def sizes(group: int, head_bytes: int) -> tuple[int, ...]:
@@ -105,45 +105,43 @@ def sizes(group: int, head_bytes: int) -> tuple[int, ...]:
     return tile_sizes(PoolShape(16, 1, 1, head_bytes // 2, torch.bfloat16), group)
 
 
-def test_long_rows_are_cut_into_large_tiles_where_enough_of_them_fill_the_card() -> None:
+def test_long_rows_get_large_tiles_where_enough_of_them_occupy_the_card() -> None:
     assert sizes(1, 256) == (16, 32, 64, 128) and sizes(4, 256) == (16, 32) and sizes(8, 512) == (16,)
-    assert sizes(2, 1024) == (16, 32), "more would not fit next to a program"
+    assert sizes(2, 1024) == (16, 32), "more would not fit into shared memory"
     assert choose_tile_tokens(8 * 100, sizes(2, 256)) == 16
     assert choose_tile_tokens(8 * 2000, sizes(2, 256)) == 32
     assert choose_tile_tokens(8 * 8000, sizes(2, 256)) == 64
     assert choose_tile_tokens(8 * 8000, sizes(7, 256)) == 16
 
 
-def test_what_is_tried_at_start_tells_broken_kernels_from_good_ones() -> None:
-    """Kernels that compile and compute something else must not serve."""
+def test_the_comparison_at_start_rejects_broken_kernels() -> None:
+    """Kernels that compile but compute something else must not be used."""
 
     class OneOff:
-        """Reads one position too few of every tile."""
+        """Reads one position too few in every tile."""
 
-        write = staticmethod(plain_kernels.write)
+        write = staticmethod(reference_kernels.write)
 
         @staticmethod
         def attend(query, keys, values, tiles, result, scaling):  # type: ignore[no-untyped-def]
             table = tiles.table.clone()
             table[:, 2] = (table[:, 2] - 1).clamp(min=0)
             short = type(tiles)(table, tiles.blocks, tiles.num_tokens, tiles.max_tile_tokens, tiles.num_splits)
-            plain_kernels.attend(query, keys, values, short, result, scaling)
+            reference_kernels.attend(query, keys, values, short, result, scaling)
 
     shape = PoolShape(16, 28, 2, 64, torch.float32)
-    assert compare_attention(plain_kernels, shape, 4, CPU).is_small
+    assert compare_attention(reference_kernels, shape, 4, CPU).is_small
     assert not compare_attention(OneOff(), shape, 4, CPU).is_small
-    assert choose_kernels(shape, 4, CPU) is None, "the CPU has attention of its own"
+    assert choose_kernels(shape, 4, CPU) is None, "the CPU has its own attention"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [*HEADS, (16, 8, 128), (32, 8, 128)])
-def test_on_the_gpu_kernels_give_what_gathering_gives(
-    heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-) -> None:
+def test_on_the_gpu_kernels_equal_gathering(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
     cuda = torch.device("cuda")
     for seed in range(5):
         shape = PoolShape(16, 1, kv_heads, head_dim, dtype)
-        hold_to_gathering(triton_kernels, shape, heads, seed, cuda)
+        check_against_gathering(triton_kernels, shape, heads, seed, cuda)
     assert importlib.util.find_spec("triton") is not None
-    assert choose_kernels(shape, heads, cuda) is triton_kernels, "the engine uses them here"
+    assert choose_kernels(shape, heads, cuda) is triton_kernels, "the engine uses them on this card"

@@ -1,7 +1,6 @@
-"""The compiled kernels: the numbers that torch computes, and the same bits whoever else is in the batch.
+"""Compiled CPU kernels: the results of torch, bit-identical whatever else is in the batch.
 
-That whole replies equal `generate()` is shown in `test_runner.py`, which runs on these kernels where the CPU has what
-they need.
+`test_runner.py` shows that whole replies equal `generate()`; it runs on these kernels where the CPU supports them.
 """
 
 import atexit
@@ -31,8 +30,8 @@ from tests.checkpoints import Kind, tiny_checkpoint
 from tests.model.drive import GREEDY, prompt_of
 
 CPU = Path("/proc/cpuinfo")
-SUITED = CPU.exists() and "avx512_bf16" in CPU.read_text()
-needs_kernels = pytest.mark.skipif(not SUITED, reason="this CPU lacks AVX-512 with bfloat16 products")
+IS_SUPPORTED = CPU.exists() and "avx512_bf16" in CPU.read_text()
+needs_kernels = pytest.mark.skipif(not IS_SUPPORTED, reason="this CPU lacks AVX-512 with bfloat16 products")
 DENSE: tuple[Kind, ...] = ("llama", "qwen2", "qwen3")
 DRAW = Draw(GREEDY, 0, [], [])
 DTYPES = (torch.bfloat16, torch.float32)
@@ -41,11 +40,11 @@ IDS = [token % 1000 for token in prompt_of(400, 7)]
 
 @cache
 def checkpoint(kind: Kind) -> Path:
-    """Three layers of sizes that the kernels take, short rows and long ones; of other kinds the tests' own."""
+    """Three layers of supported sizes, with short and long rows; for other kinds the tests' own checkpoint."""
     if kind not in DENSE:
         return tiny_checkpoint(kind)
     name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
-    hidden, inner = (576, 160) if kind == "llama" else (96, 544)  # rows up to 512 are laid out in panels
+    hidden, inner = (576, 160) if kind == "llama" else (96, 544)  # rows of up to 512 are packed into panels
     sizes = {
         "hidden_size": hidden,
         "intermediate_size": inner,
@@ -74,7 +73,7 @@ def model(kind: Kind, dtype: str, kernels: bool = True) -> LoadedModel:
 
 
 def poisoned(loaded: LoadedModel, block_size: int, num_blocks: int) -> Runner:
-    """With NaN in every place of the cache, as a broken sequence leaves it."""
+    """A runner whose cache is full of NaN, as a broken sequence leaves it."""
     runner = Runner(loaded, num_blocks, block_size)
     for part in (*runner.pool.keys, *runner.pool.values):
         part.fill_(torch.nan)
@@ -82,7 +81,7 @@ def poisoned(loaded: LoadedModel, block_size: int, num_blocks: int) -> Runner:
 
 
 def logits(runner: Runner, *rows: Row) -> torch.Tensor:
-    """As they are drawn from, whether the head is the kernels' or torch's."""
+    """Logits of these rows, whether the head is the kernels' or torch's."""
     ticket = runner.launch(Batch(rows))
     if ticket.logits is not None:
         return ticket.logits.float()
@@ -95,28 +94,28 @@ def row(ids: Sequence[int], start: int, blocks: Sequence[int]) -> Row:
 
 
 def mixed(loaded: LoadedModel, block_size: int) -> torch.Tensor:
-    """A prompt; a decode step beside a longer prompt; drafts beside decode."""
+    """Logits of a prompt; of a decode row beside a longer prompt; of drafts beside decode."""
     each = -(-200 // block_size)
     runner = poisoned(loaded, block_size, 2 * each)
-    mine, other = range(2 * each - 1, each - 1, -1), range(each)
+    own, other = range(2 * each - 1, each - 1, -1), range(each)
     steps = (
-        logits(runner, row(IDS[:77], 0, mine)),
-        logits(runner, row(IDS[77:78], 77, mine), row(IDS[200:341], 0, other)),
-        logits(runner, row(IDS[341:342], 141, other), row(IDS[78:83], 78, mine)),
+        logits(runner, row(IDS[:77], 0, own)),
+        logits(runner, row(IDS[77:78], 77, own), row(IDS[200:341], 0, other)),
+        logits(runner, row(IDS[341:342], 141, other), row(IDS[78:83], 78, own)),
     )
     return torch.cat(steps)
 
 
-def test_the_kernels_are_there_wherever_the_cpu_can_run_them() -> None:
-    """Left out of the installation without a word, they would cost half the speed."""
-    assert (open_library() is not None) == SUITED
+def test_the_kernels_are_installed_wherever_the_cpu_supports_them() -> None:
+    """If they were silently left out of the installation, speed would halve."""
+    assert (open_library() is not None) == IS_SUPPORTED
 
 
 @needs_kernels
 @pytest.mark.parametrize("block_size", [2, 16, 20, 32, 48])
 @pytest.mark.parametrize("kind", DENSE)
-def test_logits_are_those_that_torch_computes(kind: Kind, block_size: int) -> None:
-    """Biases, norms of heads, and blocks that are no multiple of a register, or shorter than one."""
+def test_logits_equal_those_of_torch(kind: Kind, block_size: int) -> None:
+    """Biases, head norms, and block sizes that are not a multiple of a register, or smaller than one."""
     ours, theirs = model(kind, "float32"), model(kind, "float32", kernels=False)
     assert isinstance(ours.backbone, NativeBackbone) and isinstance(theirs.backbone, CompactBackbone)
     torch.testing.assert_close(mixed(ours, block_size), mixed(theirs, block_size), atol=1e-4, rtol=1e-4)
@@ -124,10 +123,10 @@ def test_logits_are_those_that_torch_computes(kind: Kind, block_size: int) -> No
 
 @needs_kernels
 @pytest.mark.parametrize("kind", DENSE)
-def test_bfloat16_logits_are_no_further_from_the_true_ones_than_those_of_torch(kind: Kind) -> None:
+def test_bfloat16_logits_are_as_close_to_float32_as_those_of_torch(kind: Kind) -> None:
     """Sums, norms and the residual stream stay in float32 between products."""
     exact = mixed(model(kind, "float32", kernels=False), 32)
-    # The same weights, rounded once: what is left is the rounding of the computing.
+    # The weights are the same; what differs is rounding during computation.
     ours, theirs = (mixed(model(kind, "bfloat16", kernels), 32) for kernels in (True, False))
     assert (ours - exact).abs().mean() <= 1.05 * (theirs - exact).abs().mean()
     torch.testing.assert_close(ours, theirs, atol=0.25, rtol=0.05)
@@ -135,8 +134,8 @@ def test_bfloat16_logits_are_no_further_from_the_true_ones_than_those_of_torch(k
 
 @needs_kernels
 @pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_5"])
-def test_other_models_attend_with_the_kernels(kind: Kind) -> None:
-    """Only attention is theirs where a layer is not dense; a cache of theirs under torch's attention would be noise."""
+def test_other_models_use_the_kernels_for_attention(kind: Kind) -> None:
+    """Only attention uses kernels where a layer is not dense; the cache must have the kernels' layout then."""
     results = []
     for kernels in (True, False):
         runner = Runner(model(kind, "float32", kernels), 16, 16, num_slots=2)
@@ -149,8 +148,8 @@ def test_other_models_attend_with_the_kernels(kind: Kind) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_not_a_bit_depends_on_batch_mates_chunks_or_threads(dtype: str) -> None:
-    """A greedy or seeded reply must not change because somebody else has arrived, or its head was cached."""
+def test_logits_are_bit_identical_whatever_the_batch_chunks_or_threads(dtype: str) -> None:
+    """A greedy or seeded reply must not change with other requests or a cached prefix."""
     loaded = model("qwen3", dtype)
     blocks = range(10)
     alone = poisoned(loaded, 16, 200)
@@ -159,15 +158,15 @@ def test_not_a_bit_depends_on_batch_mates_chunks_or_threads(dtype: str) -> None:
 
     chunked = poisoned(loaded, 16, 200)
     cuts = (0, 1, 2, 7, 40, 41, 57, 58, 59, 149, 150)
-    pieces = [logits(chunked, row(IDS[low:high], low, blocks)) for low, high in pairwise(cuts)]
-    assert torch.equal(torch.cat(pieces), whole)
+    parts = [logits(chunked, row(IDS[low:high], low, blocks)) for low, high in pairwise(cuts)]
+    assert torch.equal(torch.cat(parts), whole)
 
-    crowded = poisoned(loaded, 16, 200)
+    shared = poisoned(loaded, 16, 200)
     for count in range(1, 20):
         mates = [row(IDS[i : i + 40 + i], 0, range(10 * i, 10 * i + 6)) for i in range(1, count)]
-        assert torch.equal(logits(crowded, row(IDS[:150], 0, blocks), *mates)[:150], whole)
+        assert torch.equal(logits(shared, row(IDS[:150], 0, blocks), *mates)[:150], whole)
         last = logits(
-            crowded, row(IDS[149:150], 149, blocks), *(row([5], 40 + i, mates[i].blocks) for i in range(count - 1))
+            shared, row(IDS[149:150], 149, blocks), *(row([5], 40 + i, mates[i].blocks) for i in range(count - 1))
         )
         assert torch.equal(last[0], whole[149])
 
@@ -181,7 +180,7 @@ def test_not_a_bit_depends_on_batch_mates_chunks_or_threads(dtype: str) -> None:
 
 
 @needs_kernels
-def test_a_broken_sequence_spoils_its_own_logits_alone() -> None:
+def test_a_broken_sequence_affects_only_its_own_logits() -> None:
     loaded = model("qwen3", "bfloat16")
     runner = poisoned(loaded, 16, 20)
     fine = logits(runner, row(IDS[:50], 0, range(4)))
@@ -192,12 +191,12 @@ def test_a_broken_sequence_spoils_its_own_logits_alone() -> None:
 @needs_kernels
 @pytest.mark.parametrize("size", [64, 1024], ids=["panels", "rows"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_likeliest_ids_are_those_of_the_logits(dtype: torch.dtype, size: int) -> None:
-    """The lowest of equal ones, wherever they stand and whichever thread meets them; none where a number is broken."""
-    weights = torch.randint(-2, 3, (1_003, size)).to(dtype)  # small whole numbers: sums are exact, and many are equal
+def test_greedy_ids_equal_the_argmax_of_the_logits(dtype: torch.dtype, size: int) -> None:
+    """The lowest of equal ids, whatever their position and thread; NOT_FINITE where a logit is not finite."""
+    weights = torch.randint(-2, 3, (1_003, size)).to(dtype)  # small integers: sums are exact, with many ties
     weights[1_002] = weights[7]
     head, hidden = head_of(weights), torch.randint(-1, 2, (21, size)).to(dtype)
-    hidden[3] = weights[7]  # two ids tie, far apart
+    hidden[3] = weights[7]  # two distant ids tie
     assert torch.equal(head(hidden), hidden.float() @ weights.float().T)
     expected = head(hidden).argmax(-1)
     assert expected[3] == 7 and torch.equal(head.greedy_ids(hidden), expected)
@@ -217,7 +216,7 @@ def head_of(weights: torch.Tensor) -> NativeHead:
 
 
 @needs_kernels
-def test_a_table_that_ends_too_early_is_never_read_beyond() -> None:
+def test_too_short_or_invalid_block_tables_are_refused() -> None:
     runner = Runner(model("qwen3", "float32"), 4, 16)
     for blocks in ([0], [0, 4], [0, -1]):
         with pytest.raises(AssertionError):
@@ -225,7 +224,7 @@ def test_a_table_that_ends_too_early_is_never_read_beyond() -> None:
 
 
 @pytest.mark.parametrize("change", [{"dtype": "float16"}, {"cpu_kernels": False}])
-def test_what_the_kernels_do_not_compute_is_left_to_torch(change: dict[str, object]) -> None:
+def test_torch_computes_what_the_kernels_do_not_support(change: dict[str, object]) -> None:
     settings = EngineSettings(device="cpu", **change)  # type: ignore[arg-type]
     loaded = load(tiny_checkpoint("qwen3"), settings, lambda fraction: None)
     assert isinstance(loaded.backbone, CompactBackbone)

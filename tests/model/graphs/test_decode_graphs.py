@@ -1,4 +1,4 @@
-"""Decode on buffers that never move: beside the ordinary path on the CPU, recorded and replayed on a card."""
+"""Decode steps on static buffers: compared with the general path on the CPU, captured and replayed on a card."""
 
 import random
 from dataclasses import replace
@@ -22,30 +22,30 @@ from server.model.runner import Runner, pool_shape
 from server.model.sampling.sampler import Drawing, DrawRow, draw_ids, greedy_ids, is_greedy
 from server.settings import EngineSettings
 from tests.checkpoints import Kind, tiny_checkpoint
-from tests.model.attention import plain_kernels
+from tests.model.attention import reference_kernels
 from tests.model.drive import BLOCK_SIZE, GREEDY, Stream, generate, loaded, prompt_of, run, step
 
 CPU = torch.device("cpu")
 
 
 def prefilled(model: LoadedModel, kernels: Kernels, count: int) -> tuple[Runner, CudaKvPool, list[Stream]]:
-    """Streams of all lengths whose prompts have been computed, in a pool of the GPU's layout on the CPU."""
+    """Streams of different lengths after prefill, in a pool of the GPU layout on the CPU."""
     runner = Runner(model, 1, BLOCK_SIZE)
     runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 10 * count, CPU, kernels)
-    places = random.Random(count).sample(range(10 * count), 10 * count)
-    streams = [Stream(prompt_of(14 + 9 * i, i), places[10 * i : 10 * i + 10], GREEDY) for i in range(count)]
+    blocks = random.Random(count).sample(range(10 * count), 10 * count)
+    streams = [Stream(prompt_of(14 + 9 * i, i), blocks[10 * i : 10 * i + 10], GREEDY) for i in range(count)]
     step(runner, streams)
     return runner, pool, streams
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("count", [1, 3, 5])
-def test_a_padded_step_on_fixed_buffers_is_the_ordinary_step(kind: Kind, count: int) -> None:
-    """Rows that stage up must neither be seen by the others nor write where somebody reads."""
+def test_a_padded_step_on_static_buffers_equals_the_general_path(kind: Kind, count: int) -> None:
+    """Padding rows must neither be attended to by others nor write to blocks in use."""
     model = loaded(kind, kernels=False)
-    runner, pool, streams = prefilled(model, plain_kernels, count)
+    runner, pool, streams = prefilled(model, reference_kernels, count)
     static = StaticDecode(model, pool, (1, 4, 8))
-    for _ in range(3):  # the buffers are used again, with other lengths and one block more
+    for _ in range(3):  # buffers are reused with other lengths and one more block
         rows = [stream.row() for stream in streams]
         with torch.inference_mode():
             before = [part.clone() for part in (*pool.keys, *pool.values)]
@@ -66,24 +66,24 @@ def test_a_padded_step_on_fixed_buffers_is_the_ordinary_step(kind: Kind, count: 
             stream.written.extend(result.token_ids)
 
 
-def test_a_runner_decodes_on_fixed_buffers_and_does_all_else_as_ever() -> None:
-    """Prompts, drafts, penalties and log probabilities share steps and streams with recorded decoding."""
+def test_a_runner_decodes_on_static_buffers_and_computes_other_steps_as_before() -> None:
+    """Prompts and log probabilities are mixed with decode steps on static buffers."""
     model = loaded("qwen3", kernels=False)
     runner = Runner(model, 1, BLOCK_SIZE)
-    runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 64, CPU, plain_kernels)
-    runner._decode = counted = Counted(StaticDecode(model, pool, (1, 2, 4)))
-    wanted = [Sampling(max_tokens=8, temperature=0.0), Sampling(max_tokens=12, temperature=0.0, num_logprobs=2)]
-    streams = [Stream(prompt_of(20 + 31 * i, i), range(12 * i, 12 * i + 12), wanted[i], chunk=40) for i in range(2)]
+    runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 64, CPU, reference_kernels)
+    runner._decode = decode = CountingDecode(StaticDecode(model, pool, (1, 2, 4)))
+    samplings = [Sampling(max_tokens=8, temperature=0.0), Sampling(max_tokens=12, temperature=0.0, num_logprobs=2)]
+    streams = [Stream(prompt_of(20 + 31 * i, i), range(12 * i, 12 * i + 12), samplings[i], chunk=40) for i in range(2)]
     step(runner, streams[:1])
     run(runner, streams)
-    assert counted.steps > 4
+    assert decode.steps > 4
     for stream in streams:
         assert stream.written == generate("qwen3", stream.prompt, stream.sampling.max_tokens)
     assert len(streams[1].logprobs) == 12
 
 
-class Counted:
-    """A way to decode, and how often it was taken."""
+class CountingDecode:
+    """A `runner.DecodePath` that counts its steps."""
 
     def __init__(self, static: StaticDecode) -> None:
         self._static = static
@@ -99,98 +99,98 @@ class Counted:
         return self._static.draw(decoded, rows, num_lines, masks)
 
 
-@pytest.mark.parametrize("on_fixed_buffers", [True, False])
-def test_a_step_goes_on_from_ids_that_were_drawn_and_not_read(on_fixed_buffers: bool) -> None:
-    """For some of the rows, in another order than they are computed in; greedy or sampled."""
+@pytest.mark.parametrize("on_static_buffers", [True, False])
+def test_a_step_starts_from_sampled_ids_that_were_not_read_back(on_static_buffers: bool) -> None:
+    """For some of the rows, in another order; greedy and sampled."""
     model = loaded("qwen3", kernels=False)
-    runner, pool, streams = prefilled(model, plain_kernels, 4)
-    if on_fixed_buffers:
+    runner, pool, streams = prefilled(model, reference_kernels, 4)
+    if on_static_buffers:
         runner._decode = StaticDecode(model, pool, (1, 2, 4))
     sampled = Sampling(max_tokens=8, temperature=0.9, top_k=20)
     draws = [Draw(sampled if line == 1 else GREEDY, line, [1], []) for line in range(4)]
     now = Batch(tuple(replace(stream.row(), draw=draw) for stream, draw in zip(streams, draws, strict=True)))
     drawing = runner.draw(runner.launch(now), now, None)
     lines = (3, 1, 2)
-    ahead = [Row((0,), now.rows[line].start + 1, now.rows[line].blocks, 1, None) for line in lines]
-    ticket = runner.launch_after(Batch(tuple(ahead)), drawing, lines)
+    following = [Row((0,), now.rows[line].start + 1, now.rows[line].blocks, 1, None) for line in lines]
+    ticket = runner.launch_after(Batch(tuple(following)), drawing, lines)
     drawn = [one.token_ids[0] for one in drawing.read()]
-    known = [replace(row, token_ids=(drawn[line],)) for row, line in zip(ahead, lines, strict=True)]
+    known = [replace(row, token_ids=(drawn[line],)) for row, line in zip(following, lines, strict=True)]
     assert ticket.logits is not None
     expected = [ticket.logits.clone(), runner.launch(Batch(tuple(known))).logits]
     assert torch.equal(*expected)
-    # The last row turned out not to be wanted: the others are drawn all the same.
-    settled = Batch((replace(known[0], draw=draws[3]), known[1], replace(known[2], draw=draws[2])))
-    results = runner.draw(ticket, settled, None).read()
+    # One row has ended meanwhile: the others are sampled all the same.
+    reconciled = Batch((replace(known[0], draw=draws[3]), known[1], replace(known[2], draw=draws[2])))
+    results = runner.draw(ticket, reconciled, None).read()
     assert [one.token_ids[0] for one in results] == expected[0].argmax(-1)[[0, 2]].tolist()
 
 
-def test_a_fault_that_was_not_read_yet_does_not_break_the_step_after_it() -> None:
-    """Its mark stands where an id should, and no embedding has such a line."""
-    runner, _, streams = prefilled(loaded("qwen3", kernels=False), plain_kernels, 2)
+def test_a_fault_that_was_not_read_back_does_not_break_the_next_step() -> None:
+    """A negative mark stands in place of an id, and is no valid embedding index."""
+    runner, _, streams = prefilled(loaded("qwen3", kernels=False), reference_kernels, 2)
     rows = [stream.row() for stream in streams]
     broken = torch.stack([torch.full((1, 300), torch.nan)[0], torch.arange(300.0)])
     drawing = draw_ids(broken, [DrawRow(row.draw, (), line) for line, row in enumerate(rows) if row.draw], None)
-    ahead = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1, draw=None) for row in rows))
-    ticket = runner.launch_after(ahead, drawing, (0, 1))
+    following = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1, draw=None) for row in rows))
+    ticket = runner.launch_after(following, drawing, (0, 1))
     assert ticket.logits is not None and torch.isfinite(ticket.logits).all()
     assert [one.fault is not None for one in drawing.read()] == [True, False]
 
 
-def chain(runner: Runner, streams: list[Stream], steps: int, *, ahead: bool) -> list[list[int]]:
-    """Greedy ids of each stream; `ahead` reads a step only when the next one is launched."""
+def chain(runner: Runner, streams: list[Stream], steps: int, *, overlap: bool) -> list[list[int]]:
+    """Greedy ids of each stream; with `overlap` a step is read after the next one is launched."""
     written: list[list[int]] = [[] for _ in streams]
     batch = Batch(tuple(stream.row() for stream in streams))
     ticket = runner.launch(batch)
     for _ in range(steps):
         drawing = runner.draw(ticket, batch, None)
         following = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1) for row in batch.rows))
-        if ahead:
+        if overlap:
             ticket = runner.launch_after(following, drawing, range(len(streams)))
         for ids, one in zip(written, drawing.read(), strict=True):
             ids.extend(one.token_ids)
-        if not ahead:
+        if not overlap:
             known = zip(following.rows, written, strict=True)
             ticket = runner.launch(Batch(tuple(replace(row, token_ids=ids[-1:]) for row, ids in known)))
         batch = following
     return written
 
 
-def test_steps_launched_ahead_write_what_steps_in_turn_write() -> None:
+def test_overlapped_steps_give_the_ids_of_sequential_steps() -> None:
     model = loaded("qwen3", kernels=False)
     results = []
-    for ahead in (False, True):
-        runner, pool, streams = prefilled(model, plain_kernels, 3)
+    for overlap in (False, True):
+        runner, pool, streams = prefilled(model, reference_kernels, 3)
         runner._decode = StaticDecode(model, pool, (4,))
-        results.append(chain(runner, streams, 6, ahead=ahead))
+        results.append(chain(runner, streams, 6, overlap=overlap))
     assert results[0] == results[1]
 
 
-def test_only_pure_decode_steps_that_fit_are_taken() -> None:
+def test_only_pure_decode_steps_that_fit_the_buffers_are_accepted() -> None:
     draw = Draw(GREEDY, 0, [1], [1])
     decode = Row([5], 3, [0], 1, draw)
     assert is_pure_decode([decode, decode])
     assert not is_pure_decode([decode, Row([5, 6], 3, [0], 2, draw)]), "drafts"
     assert not is_pure_decode([decode, Row([5], 3, [0], 0, None)]), "the middle of a prompt"
     model = loaded("qwen3", kernels=False)
-    pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 4, CPU, plain_kernels)
+    pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 4, CPU, reference_kernels)
     static = StaticDecode(model, pool, (1, 2))
-    assert static.stage([decode] * 3) is None, "more rows than were recorded"
-    assert static.stage([Row([5], 3, [0] * MAX_TABLE_ENTRIES, 1, draw)]) is None, "tables longer than their buffer"
+    assert static.stage([decode] * 3) is None, "more rows than captured"
+    assert static.stage([Row([5], 3, [0] * MAX_TABLE_ENTRIES, 1, draw)]) is None, "block tables longer than the buffer"
     assert static.stage([decode]) == 1
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 8, 64, 100, 256])
-def test_padded_sizes_reach_the_most_rows_and_waste_little(most: int) -> None:
+def test_padded_sizes_reach_the_maximum_and_waste_little(most: int) -> None:
     sizes = padded_sizes(most)
     assert sizes[-1] == most and list(sizes) == sorted(set(sizes))
     for rows in range(1, most + 1):
         padded = next(size for size in sizes if size >= rows)
-        assert padded <= max(2 * rows, rows + 7), "few rows pay for few"
+        assert padded <= max(2 * rows, rows + 7), "few rows get little padding"
         assert padded - rows < 32
 
 
-def test_the_device_finds_the_ids_and_faults_that_the_sampler_finds() -> None:
-    """Equal logits give the lowest id; NaN and infinity a fault, not an id."""
+def test_greedy_ids_on_the_device_equal_those_of_the_sampler() -> None:
+    """Ties give the lowest id; NaN and infinity give a fault."""
     logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(2)).bfloat16()
     logits[1, [7, 500]] = 50.0
     logits[2, 3] = torch.nan
@@ -199,7 +199,7 @@ def test_the_device_finds_the_ids_and_faults_that_the_sampler_finds() -> None:
     assert Drawing(greedy_ids(logits), rows).read() == draw_ids(logits.clone(), rows, None).read()
 
 
-def test_what_changes_logits_is_not_drawn_on_the_device() -> None:
+def test_rows_with_adjusted_logits_are_not_greedy() -> None:
     assert is_greedy(Draw(GREEDY, 0, [1], [1]))
     for sampling in (
         Sampling(max_tokens=4, temperature=0.5),
@@ -213,13 +213,13 @@ def test_what_changes_logits_is_not_drawn_on_the_device() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
-def test_on_the_gpu_replays_equal_what_was_recorded_and_generate(kind: Kind) -> None:
+def test_on_the_gpu_replays_equal_generate(kind: Kind) -> None:
     model = load(tiny_checkpoint(kind), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 64, BLOCK_SIZE)
     runner.capture_graphs((1, 2, 4))
     graphs = runner._decode
     assert isinstance(graphs, DecodeGraphs) and sorted(graphs._steps) == [1, 2, 4]
-    lengths = (6, 9, 14)  # streams end one by one: replays of 4, 2 and 1 rows
+    lengths = (6, 9, 14)  # streams end one after the other: replays of 4, 2 and 1 rows
     streams = [
         Stream(prompt_of(30 + 17 * i, i), range(8 * i, 8 * i + 8), Sampling(max_tokens=count, temperature=0.0))
         for i, count in enumerate(lengths)
@@ -230,22 +230,22 @@ def test_on_the_gpu_replays_equal_what_was_recorded_and_generate(kind: Kind) -> 
 
 
 @pytest.mark.gpu
-def test_on_the_gpu_steps_launched_ahead_write_what_steps_in_turn_write() -> None:
-    """A copy or a draw that the next replay overtakes would show in the ids."""
+def test_on_the_gpu_overlapped_steps_give_the_ids_of_sequential_steps() -> None:
+    """A copy or sampling overtaken by the next replay would change the ids."""
     model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 10 * 64, BLOCK_SIZE)
     runner.capture_graphs((64,))
     results = []
-    for ahead in (False, True):
+    for overlap in (False, True):
         streams = [Stream(prompt_of(14 + i, i), range(10 * i, 10 * i + 10), GREEDY) for i in range(64)]
         step(runner, streams)
-        results.append(chain(runner, streams, 32, ahead=ahead))
+        results.append(chain(runner, streams, 32, overlap=overlap))
     assert results[0] == results[1]
 
 
 @pytest.mark.gpu
-def test_on_the_gpu_graphs_are_made_again_when_the_pool_has_moved() -> None:
-    """A replay on the addresses of memory that was given back reads what others write there."""
+def test_on_the_gpu_graphs_are_captured_again_when_the_pool_has_moved() -> None:
+    """A replay with addresses of freed memory would read foreign data."""
     model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 64, BLOCK_SIZE)
     runner.capture_graphs((1, 2))
@@ -261,8 +261,8 @@ def test_on_the_gpu_graphs_are_made_again_when_the_pool_has_moved() -> None:
 
 
 @pytest.mark.gpu
-def test_on_the_gpu_a_model_that_cannot_be_recorded_is_served_without_graphs() -> None:
-    """Routers that wait for the device stop the recording; the engine must go on."""
+def test_on_the_gpu_a_model_that_cannot_be_captured_runs_without_graphs() -> None:
+    """Routers that synchronize make the capture fail; the engine must continue."""
     model = load(tiny_checkpoint("qwen3_moe"), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 64, BLOCK_SIZE)
     runner.capture_graphs((1, 2))

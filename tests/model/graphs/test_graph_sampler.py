@@ -1,4 +1,4 @@
-"""Draws on buffers that never move give the ids that the sampler gives, and nothing in them waits for the device."""
+"""Sampling on static buffers gives the ids of the sampler, and nothing in it synchronizes."""
 
 import random
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from server.model.sampling.grammar import Masks
 from server.model.sampling.sampler import Drawing, DrawRow, draw_ids
 from server.settings import EngineSettings
 from tests.checkpoints import tiny_checkpoint
-from tests.model.attention import plain_kernels
+from tests.model.attention import reference_kernels
 from tests.model.drive import BLOCK_SIZE, GREEDY, Stream, loaded, prompt_of, step
 
 CPU = torch.device("cpu")
 VOCAB = 1000
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item")
+SYNCHRONIZING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item")
 SAMPLINGS = {
     "greedy": GREEDY,
     "full": Sampling(max_tokens=4, temperature=1.1),
@@ -36,7 +36,7 @@ SAMPLINGS = {
 
 
 def rows_of(chance: random.Random, names: Sequence[str]) -> list[DrawRow]:
-    """One row a line; now and then a line is not drawn from."""
+    """One row a line; some lines are not sampled."""
     rows = []
     for line, name in enumerate(names):
         if chance.random() < 0.9:
@@ -47,7 +47,7 @@ def rows_of(chance: random.Random, names: Sequence[str]) -> list[DrawRow]:
 
 
 def masks_for(chance: random.Random, rows: Sequence[DrawRow], words: int) -> Masks:
-    """Of some rows; one allows nothing."""
+    """Masks of some rows; one allows nothing."""
     owners = tuple(sorted(chance.sample(range(len(rows)), (len(rows) + 1) // 2)))
     bits = np.random.default_rng(chance.getrandbits(30)).integers(-(2**31), 2**31, (len(owners), words), dtype=np.int32)
     bits[-1] = 0
@@ -57,7 +57,7 @@ def masks_for(chance: random.Random, rows: Sequence[DrawRow], words: int) -> Mas
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("words", [-(-VOCAB // 32), 20])
 def test_any_mix_of_rows_gives_the_ids_of_the_sampler(dtype: torch.dtype, words: int) -> None:
-    """Buffers are used again by other rows: what the step before left in them must not show."""
+    """Buffers are reused: stale values of the previous step must have no effect."""
     sampler = GraphSampler(12, VOCAB, CPU)
     seen = set()
     for seed in range(60):
@@ -74,68 +74,70 @@ def test_any_mix_of_rows_gives_the_ids_of_the_sampler(dtype: torch.dtype, words:
         assert variant is not None
         before = logits.clone()
         found = sampler.sample(logits, variant)
-        assert torch.equal(logits, before) or seed % 5 == 0, "a recording is computed once before it is replayed"
+        assert torch.equal(logits, before) or seed % 5 == 0, "sampling does not modify the logits"
         assert Drawing(found, rows).read() == expected.read()
         seen.add(variant)
-    assert len(seen) > 6, "the variant were mixed"
+    assert len(seen) > 6, "many variants occurred"
 
 
-def test_what_one_look_may_not_decide_is_left_to_the_sampler() -> None:
+def test_rows_that_need_more_candidates_are_left_to_the_sampler() -> None:
     sampler = GraphSampler(2, VOCAB, CPU)
 
     def fits(sampling: Sampling = GREEDY, drafts: tuple[int, ...] = (), **fields: Any) -> bool:
         return sampler.stage([DrawRow(Draw(sampling, 1, [1], [1], **fields), drafts, 0)], 1, None) is not None
 
     assert fits() and all(fits(sampling) for sampling in SAMPLINGS.values())
-    assert not fits(Sampling(max_tokens=4, temperature=1.0, top_p=0.9)), "how many are in top_p is not known"
+    assert not fits(Sampling(max_tokens=4, temperature=1.0, top_p=0.9)), "the number of ids within top_p is unknown"
     assert not fits(Sampling(max_tokens=4, temperature=1.0, top_k=MAX_TOP_K + 1))
     assert not fits(Sampling(max_tokens=4, temperature=0.0, num_logprobs=0))
     assert not fits(Sampling(max_tokens=4, temperature=0.0, frequency_penalty=0.1))
     assert not fits(Sampling(max_tokens=4, temperature=0.0, logit_bias={1: 1.0}))
     assert not fits(drafts=(5,))
-    few = GraphSampler(2, MAX_TOP_K, CPU)
-    assert few.stage([DrawRow(Draw(GREEDY, 1, [1], []), (), 0)], 1, None) is None, "fewer ids than candidates"
+    small = GraphSampler(2, MAX_TOP_K, CPU)
+    assert small.stage([DrawRow(Draw(GREEDY, 1, [1], []), (), 0)], 1, None) is None, (
+        "a vocabulary smaller than the candidates"
+    )
 
 
-class Watching(TorchDispatchMode):
-    """Refuses operations whose result the host would have to wait for."""
+class ForbidSynchronization(TorchDispatchMode):
+    """Fails on operations that synchronize with the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert not any(name in str(func) for name in WAITING), func
+        assert not any(name in str(func) for name in SYNCHRONIZING), func
         return func(*args, **(kwargs or {}))
 
 
-class NoAttention:
-    """In the place of kernels: torch's stand-ins for them look at the tiles."""
+class StubKernels:
+    """Kernels without attention: the reference kernels read the tiles on the host, which synchronizes."""
 
     def write(self, *args: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def attend(self, query: Any, keys: Any, values: Any, tiles: Any, result: Any, scaling: float) -> None:
-        """Each token has its own query."""
+        """Return the query."""
         result.copy_(query)
 
 
-def test_nothing_that_is_recorded_waits_for_the_device() -> None:
-    """One look at a value on the host, and a card refuses the full recording."""
+def test_nothing_that_is_captured_synchronizes() -> None:
+    """Reading one value on the host makes the whole capture fail."""
     model = loaded("qwen3", kernels=False)
-    pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 8, CPU, NoAttention())
+    pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 8, CPU, StubKernels())
     static = StaticDecode(model, pool, (2,))
     draw = Draw(SAMPLINGS["nucleus"], 1, [1], [])
     assert static.stage([Row([5], 3, [0], 1, draw)]) == 2
     rows = [DrawRow(draw, (), 0)]
     variant = static.sampler.stage(rows, 1, masks_for(random.Random(1), rows, 9))
     assert variant == SamplingVariant(truncated=True, masked=True)
-    with torch.inference_mode(), Watching():
+    with torch.inference_mode(), ForbidSynchronization():
         decoded = static.compute(2)
         for one in (variant, SamplingVariant(full=True), SamplingVariant(True, True, True)):
             static.sampler.sample(decoded.logits, one)
-    with pytest.raises(AssertionError, match="nonzero"), Watching():
+    with pytest.raises(AssertionError, match="nonzero"), ForbidSynchronization():
         torch.nonzero(decoded.greedy_ids)
 
 
 def sampled_streams(count: int) -> list[Stream]:
-    """One of each kind, on blocks of their own."""
+    """Streams of all kinds of sampling, each with its own blocks."""
     samplings = [SAMPLINGS[name] for name in ("nucleus", "full", "greedy", "min_p")]
     return [
         Stream(prompt_of(14 + 3 * i, i), range(10 * i, 10 * i + 10), samplings[i % len(samplings)], seed=i)
@@ -144,7 +146,7 @@ def sampled_streams(count: int) -> list[Stream]:
 
 
 def written_by(runner: Runner, count: int, steps: int) -> list[list[int]]:
-    """What such streams write; every second step a mask allows the ids below 1000 alone to the first of them."""
+    """Ids of such streams; every second step a mask allows the first of them only ids below 1000."""
     streams = sampled_streams(count)
     step(runner, streams)
     words = np.zeros((1, 40), dtype=np.int32)
@@ -160,8 +162,8 @@ def written_by(runner: Runner, count: int, steps: int) -> list[list[int]]:
     return [stream.written for stream in streams]
 
 
-class Counted(StaticDecode):
-    """How many steps were drawn from on the buffers."""
+class CountingStaticDecode(StaticDecode):
+    """Counts the steps sampled on static buffers."""
 
     drawn = 0
 
@@ -172,54 +174,54 @@ class Counted(StaticDecode):
         return ids
 
 
-def test_a_runner_draws_the_same_ids_on_fixed_buffers() -> None:
+def test_a_runner_samples_the_same_ids_on_static_buffers() -> None:
     model = loaded("qwen3", kernels=False)
     results = []
     for is_static in (False, True):
         runner = Runner(model, 1, BLOCK_SIZE)
-        runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 40, CPU, plain_kernels)
-        runner._decode = counted = Counted(model, pool, (1, 4)) if is_static else None
+        runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 40, CPU, reference_kernels)
+        runner._decode = decode = CountingStaticDecode(model, pool, (1, 4)) if is_static else None
         results.append(written_by(runner, 4, 10))
-        assert counted is None or counted.drawn == 10
+        assert decode is None or decode.drawn == 10
     assert results[0] == results[1]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("is_recorded", [True, False])
-def test_on_the_gpu_the_host_waits_for_nothing_between_launch_and_read(is_recorded: bool) -> None:
-    """A copy from memory that is not pinned waits for the full step, and nothing is launched ahead of it."""
+@pytest.mark.parametrize("is_captured", [True, False])
+def test_on_the_gpu_nothing_synchronizes_between_launch_and_read(is_captured: bool) -> None:
+    """A copy from pageable memory would wait for the whole step and prevent overlap."""
     model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
     runner = Runner(model, 160, BLOCK_SIZE)
-    if is_recorded:
+    if is_captured:
         runner.capture_graphs((16,), samplers=True)
     streams = sampled_streams(16)
-    penalised = Sampling(max_tokens=4, temperature=0.7, top_k=9, frequency_penalty=0.5, logit_bias={5: 1.0})
-    streams[3].sampling = penalised
+    penalized = Sampling(max_tokens=4, temperature=0.7, top_k=9, frequency_penalty=0.5, logit_bias={5: 1.0})
+    streams[3].sampling = penalized
     step(runner, streams)
     masks = Masks((0,), np.full((1, 40), -1, dtype=np.int32))
     batch = Batch(tuple(stream.row() for stream in streams))
-    ahead = Batch(tuple(Row((0,), row.start + 1, row.blocks, 1, None) for row in batch.rows[::-1]))
+    overlapped = Batch(tuple(Row((0,), row.start + 1, row.blocks, 1, None) for row in batch.rows[::-1]))
     try:
-        for mode in ("default", "error"):  # the first round compiles, and takes pinned memory for the first time
+        for mode in ("default", "error"):  # the first round compiles and allocates pinned memory
             torch.cuda.set_sync_debug_mode(mode)
             drawing = runner.draw(runner.launch(batch), batch, masks)
-            runner.launch_after(ahead, drawing, range(15, -1, -1))
+            runner.launch_after(overlapped, drawing, range(15, -1, -1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(drawing.read()) == 16
 
 
 @pytest.mark.gpu
-def test_on_the_gpu_recorded_draws_are_those_of_the_sampler() -> None:
-    """In every way; the masks and settings of one step must not reach the next."""
+def test_on_the_gpu_captured_sampling_equals_the_sampler() -> None:
+    """For every variant; masks and settings of one step must not affect the next."""
     model = load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), lambda fraction: None)
     results = []
-    for is_recorded in (False, True):
+    for is_captured in (False, True):
         runner = Runner(model, 160, BLOCK_SIZE)
         runner.capture_graphs((16,), samplers=True)
         graphs = runner._decode
         assert isinstance(graphs, DecodeGraphs) and not graphs._disabled and len(graphs._samplers) == 7
-        if not is_recorded:
+        if not is_captured:
             graphs._disabled.add("drawing")
         results.append(written_by(runner, 16, 30))
     assert results[0] == results[1]

@@ -1,4 +1,4 @@
-"""The short form of a decoder computes what transformers' own modules compute, and stands for known models alone."""
+"""The compact backbone computes what transformers' modules compute, and is used for known model types only."""
 
 from typing import Any
 
@@ -14,12 +14,14 @@ from server.model.loading.pretrained import ATTENTION_NAME
 from tests.checkpoints import KINDS, Kind, tiny_checkpoint
 from tests.model.drive import loaded, prompt_of
 
-SHORT = ("qwen2", "qwen3", "qwen3_moe", "llama")
+COMPACT = ("qwen2", "qwen3", "qwen3_moe", "llama")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_known_models_are_computed_in_the_short_form(kind: Kind) -> None:
-    assert isinstance(loaded(kind, kernels=False).backbone, CompactBackbone if kind in SHORT else TransformersBackbone)
+def test_only_known_models_use_the_compact_backbone(kind: Kind) -> None:
+    assert isinstance(
+        loaded(kind, kernels=False).backbone, CompactBackbone if kind in COMPACT else TransformersBackbone
+    )
 
 
 def test_a_model_that_rotates_a_part_of_each_head_is_left_to_transformers() -> None:
@@ -28,18 +30,18 @@ def test_a_model_that_rotates_a_part_of_each_head_is_left_to_transformers() -> N
     assert isinstance(open_backbone(decoder), TransformersBackbone)
 
 
-@pytest.mark.parametrize("kind", SHORT)
+@pytest.mark.parametrize("kind", COMPACT)
 @pytest.mark.parametrize("tokens", [1, 3, 40, 300])
-def test_hidden_states_are_those_of_the_whole_decoder(kind: Kind, tokens: int) -> None:
-    """Two rows, one of them behind a cached prompt: every position and every head at its own place, in pieces too."""
+def test_hidden_states_equal_those_of_transformers(kind: Kind, tokens: int) -> None:
+    """Two rows, one after a cached prompt; long ones are computed in chunks."""
     decoder = decoder_of(kind)
     backbones: tuple[Backbone, Backbone] = open_backbone(decoder), TransformersBackbone(decoder)
-    short, whole = (hidden_states(kind, decoder, backbone, tokens) for backbone in backbones)
-    torch.testing.assert_close(short, whole, atol=2e-5, rtol=1e-4)
+    compact, expected = (hidden_states(kind, decoder, backbone, tokens) for backbone in backbones)
+    torch.testing.assert_close(compact, expected, atol=2e-5, rtol=1e-4)
 
 
 def decoder_of(kind: Kind) -> Any:
-    loaded(kind)  # makes our attention known to transformers
+    loaded(kind)  # registers the attention function with transformers
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind), attn_implementation=ATTENTION_NAME)
     return model.eval().requires_grad_(False).get_decoder()
 

@@ -1,4 +1,4 @@
-"""Where flash-linear-attention is installed, transformers takes its kernels; nothing here stands in the way."""
+"""transformers uses the kernels of flash-linear-attention where that package is installed."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.checkpoints import tiny_checkpoint
 
 ROOT = Path(__file__).parents[3]
-# As the package names them; each counts its calls and computes what transformers' own function computes.
+# With the package's names; each counts its calls and calls transformers' own function.
 PACKAGE = """
 import inspect
 calls = {"chunk": 0, "recurrent": 0}

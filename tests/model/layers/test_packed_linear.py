@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from server.messages import Sampling
-from server.model.layers.packed_linear import MergedProjection, PackedLinear, ProjectionSlice, pack_linears
+from server.model.layers.packed_linear import (
+    MergedProjection,
+    PackedLinear,
+    ProjectionSlice,
+    needs_packing,
+    pack_linears,
+)
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
@@ -20,7 +26,7 @@ def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 40, 300])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_product_is_the_plain_one(tokens: int, bias: bool) -> None:
+def test_a_packed_product_equals_the_plain_one(tokens: int, bias: bool) -> None:
     plain = linear(96, 200, bias=bias)
     hidden = torch.randn(1, tokens, 96, dtype=torch.bfloat16)
     with torch.inference_mode():
@@ -40,18 +46,18 @@ class Mlp(nn.Module):
         return self.down_proj(nn.functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
-def test_siblings_share_one_product_and_leave_nothing_behind() -> None:
+def test_merged_projections_share_one_product_and_keep_no_tensors() -> None:
     model, hidden = Mlp(), torch.randn(1, 7, 64, dtype=torch.bfloat16)
     with torch.inference_mode():
         before = model(hidden)
         pack_linears(model)
         assert isinstance(model.gate_proj, MergedProjection) and isinstance(model.up_proj, ProjectionSlice)
         torch.testing.assert_close(model(hidden), before, atol=0.02, rtol=0.05)
-    assert not any(isinstance(child, nn.Linear) for child in model.modules())
+    assert isinstance(model.down_proj, PackedLinear if needs_packing(linear(1, 1, bias=False).weight) else nn.Linear)
     assert model.gate_proj._slices == [] and model.gate_proj._input is None
 
 
-def test_a_sibling_called_with_another_input_is_an_error_and_no_wrong_number() -> None:
+def test_a_later_projection_called_with_another_input_is_an_error() -> None:
     model = Mlp()
     pack_linears(model)
     with torch.inference_mode():
@@ -60,7 +66,7 @@ def test_a_sibling_called_with_another_input_is_an_error_and_no_wrong_number() -
             model.up_proj(torch.randn(1, 2, 64, dtype=torch.bfloat16))
 
 
-def test_float32_siblings_share_one_product_and_others_are_left_alone() -> None:
+def test_float32_projections_are_merged_and_other_layers_are_unchanged() -> None:
     model, hidden = Mlp().float(), torch.randn(1, 7, 64)
     with torch.inference_mode():
         before = model(hidden)
@@ -72,7 +78,7 @@ def test_float32_siblings_share_one_product_and_others_are_left_alone() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_architecture_in_bf16_stays_close_to_float32(kind: Kind) -> None:
-    """Every architecture calls siblings in the assumed order. Routers may tip, so most must be close, not all."""
+    """Every architecture calls projections in the assumed order. Routers may switch experts, so most must be close."""
     model = load(tiny_checkpoint(kind), EngineSettings(device="cpu", dtype="bfloat16"), lambda fraction: None)
     runner = Runner(model, 16, BLOCK_SIZE, num_slots=1)
     how = Sampling(max_tokens=12, temperature=0.0, num_logprobs=0)

@@ -1,4 +1,4 @@
-"""Hybrid models: states in slots give what transformers' own cache gives."""
+"""Hybrid models: recurrent state in slots gives the results of transformers' own cache."""
 
 import psutil
 import pytest
@@ -41,7 +41,7 @@ def test_greedy_equals_generate_in_a_staggered_batch_of_16(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", HYBRIDS)
-def test_a_slot_used_before_starts_afresh(kind: Kind) -> None:
+def test_a_reused_slot_starts_without_state(kind: Kind) -> None:
     runner = Runner(loaded(kind), 16, BLOCK_SIZE, num_slots=1)
     run(runner, [Stream(prompt_of(30, 1), range(5), greedy(5), slot=0)])
     again = Stream(prompt_of(20, 2), range(5), greedy(8), slot=0)
@@ -51,7 +51,7 @@ def test_a_slot_used_before_starts_afresh(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", HYBRIDS)
 def test_a_snapshot_of_the_state_replaces_the_prefix(kind: Kind) -> None:
-    """The state after 48 tokens is kept, and another sequence with that head goes on from it."""
+    """The state after 48 tokens is kept, and another sequence with that prefix continues from it."""
     runner = Runner(loaded(kind), 32, BLOCK_SIZE, num_slots=3)
     shared = prompt_of(48, 3)
     first = Stream([*shared, 7, 8, 9], range(8), greedy(6), slot=0, chunk=48)
@@ -65,8 +65,8 @@ def test_a_snapshot_of_the_state_replaces_the_prefix(kind: Kind) -> None:
     assert second.written == generate(kind, second.prompt, 6)
 
 
-def test_slots_that_nobody_used_take_no_memory() -> None:
-    """A default of 256 running sequences would cost a host gigabytes at start."""
+def test_unused_slots_take_no_memory() -> None:
+    """A default of 256 running sequences would take gigabytes at start."""
     model = loaded("qwen3_5")
     before = psutil.Process().memory_info().rss
     runner = Runner(model, 4, BLOCK_SIZE, num_slots=20_000)

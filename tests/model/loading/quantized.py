@@ -1,9 +1,9 @@
-"""Checkpoints quantized by others: GPTQ and AWQ, made here, beside transformers' own logits.
+"""Compares logits of GPTQ and AWQ checkpoints, quantized here, with those of transformers.
 
     pip install gptqmodel optimum
     python -m tests.model.loading.quantized
 
-Not part of the suite: gptqmodel brings a torch of its own choice, and compiles for minutes.
+Not part of the suite: gptqmodel installs its own version of torch and compiles for minutes.
 """
 
 import os
@@ -22,12 +22,12 @@ from server.settings import EngineSettings
 
 SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 2048}  # fmt: skip
-PROMPT = [(place * 37) % 2000 + 9 for place in range(70)]
+PROMPT = [(index * 37) % 2000 + 9 for index in range(70)]
 METHODS: dict[str, dict[str, str]] = {"gptq": {}, "awq": {"quant_method": "awq", "format": "gemm"}}
 
 
 def make_base(folder: Path) -> None:
-    """A small Qwen3 with random weights, as it would be before it is quantized."""
+    """A small unquantized Qwen3 with random weights."""
     torch.manual_seed(0)
     model: Any = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES, tie_word_embeddings=False))
     for weight in model.parameters():
@@ -37,7 +37,7 @@ def make_base(folder: Path) -> None:
 
 
 def quantize(base: Path, folder: Path, choices: dict[str, str]) -> None:
-    """Four bits, calibrated on random ids."""
+    """Quantize to four bits, calibrated on random ids."""
     from gptqmodel import GPTQModel, QuantizeConfig
 
     model = GPTQModel.load(str(base), QuantizeConfig(bits=4, group_size=64, **choices), device="cpu")
@@ -47,7 +47,7 @@ def quantize(base: Path, folder: Path, choices: dict[str, str]) -> None:
 
 
 def ours(folder: Path) -> torch.Tensor:
-    """Logits of every place of the prompt, computed by torch in our steps."""
+    """Logits of every position of the prompt, computed by a Runner."""
     loaded = load(folder, EngineSettings(device="cpu", cpu_kernels=False), lambda fraction: None)
     draw = Draw(Sampling(max_tokens=1, temperature=0.0), 0, PROMPT, [])
     logits = Runner(loaded, 8, 32).launch(Batch((Row(PROMPT, 0, range(3), len(PROMPT), draw),))).logits
@@ -56,24 +56,24 @@ def ours(folder: Path) -> torch.Tensor:
 
 
 def theirs(folder: Path) -> torch.Tensor:
-    """The same by transformers alone."""
+    """The same, computed by transformers."""
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="cpu")
     with torch.no_grad():
         return model(torch.tensor([PROMPT])).logits[0].float()
 
 
 def main() -> None:
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # of two cores it would take one, and then miss the other
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # on two cores its default of one worker fails
     lines = []
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         make_base(folder / "unquantized")
         for method, choices in METHODS.items():
             quantize(folder / "unquantized", folder / method, choices)
         for name in ("unquantized", *METHODS):
             distance = (ours(folder / name) - theirs(folder / name)).abs()
             lines.append(f"{name:12} mean {distance.mean():.4f}, greatest {distance.max():.4f}")
-    print("distance of logits from transformers' own, which spread by 1, in bfloat16:", *lines, sep="\n")
+    print("distance from transformers' logits (standard deviation 1) in bfloat16:", *lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,24 +22,24 @@ LARGEST = 448.0  # of float8_e4m3fn
 
 
 def write_float8(kind: Kind, folder: Path) -> Path:
-    """The tiny checkpoint with its projections in float8, and beside it, in `plain`, what they stand for."""
+    """The tiny checkpoint with float8 projections; in the subfolder `plain` the dequantized one."""
     source = tiny_checkpoint(kind)
-    stored, meant = {}, {}
+    stored, dequantized = {}, {}
     for name, weight in load_file(source / "model.safetensors").items():
-        stored[name] = meant[name] = weight
+        stored[name] = dequantized[name] = weight
         if name.endswith(("_proj.weight", "in_proj_qkv.weight", "in_proj_z.weight")) and weight.dim() == 2:
             rows, columns = (-(-size // BLOCK) for size in weight.shape)
             blocks = weight.view(rows, weight.shape[0] // rows, columns, weight.shape[1] // columns)
             scales = blocks.abs().amax((1, 3)) / LARGEST
             small = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
             stored[name], stored[f"{name}_scale_inv"] = small.view(weight.shape), scales
-            meant[name] = (small.float() * scales[:, None, :, None]).view(weight.shape)
+            dequantized[name] = (small.float() * scales[:, None, :, None]).view(weight.shape)
     config = json.loads((source / "config.json").read_text())
     quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
     quantization["modules_to_not_convert"] = ["lm_head"]
     for target, tensors, fields in (
         (folder, stored, {"quantization_config": quantization}),
-        (folder / "plain", meant, {}),
+        (folder / "plain", dequantized, {}),
     ):
         shutil.copytree(source, target)
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
@@ -48,7 +48,7 @@ def write_float8(kind: Kind, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_5", "qwen3_5_moe"])
-def test_float8_weights_are_served_on_a_cpu_as_what_they_stand_for(kind: Kind, tmp_path: Path) -> None:
+def test_float8_weights_are_dequantized_on_a_cpu(kind: Kind, tmp_path: Path) -> None:
     folder = write_float8(kind, tmp_path / "m")
     loaded = load(folder, EngineSettings(device="cpu", dtype="float32"), lambda fraction: None)
     stream = Stream(prompt_of(40), range(4), Sampling(max_tokens=10, temperature=0.0), slot=0)
@@ -62,8 +62,8 @@ def test_float8_weights_are_served_on_a_cpu_as_what_they_stand_for(kind: Kind, t
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe"])
-def test_the_estimate_knows_whether_float8_stays_float8(kind: Kind, tmp_path: Path) -> None:
-    """Counted as stored, a CPU would be promised a model that needs twice the memory once it is read."""
+def test_the_estimate_depends_on_whether_float8_is_kept(kind: Kind, tmp_path: Path) -> None:
+    """On a CPU dequantized weights take twice their stored size."""
     folder = write_float8(kind, tmp_path / "m")
     stored, plain = read_headers(folder), read_headers(folder / "plain")
     tied = kind == "qwen3_5"

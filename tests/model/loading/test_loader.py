@@ -1,4 +1,4 @@
-"""Every checkpoint that cannot be served is refused in one line that says why; the others are loaded as they are."""
+"""Checkpoints that cannot be served are refused with a one-line reason; the others are loaded."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ from tests.published import write_published
 
 
 def nothing(fraction: float) -> None:
-    """Nobody watches."""
+    """Ignore progress."""
 
 
 def changed(kind: Kind, folder: Path, **fields: Any) -> Path:
@@ -71,13 +71,13 @@ def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         load(tiny_checkpoint("qwen3"), EngineSettings(device="cuda"), nothing)
 
 
-def test_progress_ends_at_one_and_never_goes_back() -> None:
-    told: list[float] = []
-    load(tiny_checkpoint("qwen3"), EngineSettings(device="cpu"), told.append)
-    assert told[-1] == 1.0 and told == sorted(told)
+def test_progress_ends_at_one_and_never_decreases() -> None:
+    fractions: list[float] = []
+    load(tiny_checkpoint("qwen3"), EngineSettings(device="cpu"), fractions.append)
+    assert fractions[-1] == 1.0 and fractions == sorted(fractions)
 
 
-def test_what_is_loaded_is_told() -> None:
+def test_the_loaded_model_reports_its_sizes() -> None:
     model = load(tiny_checkpoint("qwen2"), EngineSettings(device="cpu"), nothing)
     elements = sum(weight.numel() for weight in reference("qwen2").parameters())
     assert model.weight_bytes == pytest.approx(4 * elements, rel=0.01)

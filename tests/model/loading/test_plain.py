@@ -1,4 +1,4 @@
-"""Plain decoders are read without transformers and compute what transformers does; anything else is left to it."""
+"""Plain decoders load without transformers and compute the same; anything else is left to transformers."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ PLAIN: tuple[Kind, ...] = ("llama", "qwen2", "qwen3")
 
 
 def nothing(fraction: float) -> None:
-    """Nobody watches."""
+    """Ignore progress."""
 
 
 def config_of(kind: Kind) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def copy_of(kind: Kind, folder: Path, **fields: Any) -> Path:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", PLAIN)
-def test_both_readers_give_the_same_numbers(kind: Kind, dtype: str) -> None:
-    """A bias, a norm or an angle that is read otherwise shows in the last bit."""
+def test_both_loaders_give_the_same_logits(kind: Kind, dtype: str) -> None:
+    """A bias, norm or angle that is read differently would show in the last bit."""
     folder = tiny_checkpoint(kind)
     ours = load_plain(folder, torch_only(dtype), nothing, 0.0)
     settings = torch_only(dtype)
@@ -51,17 +51,17 @@ def test_both_readers_give_the_same_numbers(kind: Kind, dtype: str) -> None:
     assert ours is not None and isinstance(ours.backbone, CompactBackbone)
     same = ("dtype", "vocab_size", "max_positions", "kv", "recurrent")
     assert [getattr(ours, name) for name in same] == [getattr(theirs, name) for name in same]
-    assert ours.weight_bytes == pytest.approx(theirs.weight_bytes, abs=64)  # their angles are kept twice
+    assert ours.weight_bytes == pytest.approx(theirs.weight_bytes, abs=64)  # transformers stores inv_freq twice
     assert torch.equal(*(logits_of(loaded) for loaded in (ours, theirs)))
 
 
 def torch_only(dtype: str) -> EngineSettings:
-    """The compiled kernels round otherwise than torch."""
+    """Settings without the compiled kernels, which round differently."""
     return EngineSettings(device="cpu", dtype=dtype, cpu_kernels=False)  # type: ignore[arg-type]
 
 
 def logits_of(loaded: LoadedModel) -> torch.Tensor:
-    """Of the last token of a prompt in two chunks."""
+    """Logits of the last token of a prompt in two chunks."""
     runner = Runner(loaded, 8, BLOCK_SIZE)
     prompt, draw = prompt_of(70), Draw(GREEDY, 0, [], [])
     runner.launch(Batch((Row(prompt[:48], 0, range(8), 0, None),)))
@@ -92,7 +92,7 @@ def logits_of(loaded: LoadedModel) -> torch.Tensor:
     ids=str,
 )
 def test_what_is_not_plain_is_left_to_transformers(changes: dict[str, Any]) -> None:
-    """Read as if it were, each of these would compute something else without a word."""
+    """Each of these would silently compute something else."""
     assert read_plain_config(config_of("qwen3")) is not None
     assert read_plain_config(config_of("qwen3") | changes) is None
 
@@ -107,7 +107,7 @@ def test_configurations_as_published_before_transformers_5_are_plain() -> None:
 
 
 def test_files_with_other_weights_are_left_to_transformers(tmp_path: Path) -> None:
-    """A tensor too many or too few, or of another size, must not be passed over."""
+    """An additional or missing tensor, or one of another size, must not be ignored."""
     folder = copy_of("qwen3", tmp_path / "m")
     weights = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
@@ -135,7 +135,7 @@ def test_weights_in_several_files_are_found(tmp_path: Path) -> None:
 
 
 def test_a_plain_checkpoint_starts_without_importing_transformers() -> None:
-    """Its import is two seconds of every start; one import at the top of any room brings it back."""
+    """The import takes two seconds of every start; one import at the top of any module would bring it back."""
     code = (
         "import sys; from pathlib import Path; import server.engine.assemble;"
         "from server.model.loading.loader import load;"
@@ -143,13 +143,13 @@ def test_a_plain_checkpoint_starts_without_importing_transformers() -> None:
         "load(Path(sys.argv[1]), EngineSettings(device='cpu'), lambda fraction: None);"
         "print('transformers' in sys.modules)"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, tiny_checkpoint("qwen3")], capture_output=True, text=True, check=True
     )
-    assert told.stdout.split() == ["False"]
+    assert done.stdout.split() == ["False"]
 
 
-def test_progress_is_told_layer_by_layer() -> None:
-    told: list[float] = []
-    load(tiny_checkpoint("qwen3"), torch_only("auto"), told.append)
-    assert len(told) > 2 and told == sorted(told) and told[-1] == 1.0
+def test_progress_is_reported_layer_by_layer() -> None:
+    fractions: list[float] = []
+    load(tiny_checkpoint("qwen3"), torch_only("auto"), fractions.append)
+    assert len(fractions) > 2 and fractions == sorted(fractions) and fractions[-1] == 1.0

@@ -41,8 +41,8 @@ def lark(source: str) -> GrammarMatcher:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
-def test_forced_ids_are_those_that_the_tokenizer_itself_would_cut(dialect: Dialect) -> None:
-    """Ids forced in another cut than the model has learnt would lead it astray."""
+def test_forced_ids_are_those_of_the_tokenizer(dialect: Dialect) -> None:
+    """Text forced in a tokenization that the model never saw in training would degrade its output."""
     text = write_call(dialect.name, "get_weather", {"city": "Rio", "unit": "celsius"}, 0).lstrip()
     ids, at, forced = ids_of(text), 0, 0
     matcher = compiled(dialect)
@@ -58,8 +58,8 @@ def test_forced_ids_are_those_that_the_tokenizer_itself_would_cut(dialect: Diale
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 @pytest.mark.parametrize("word", ["a </tool_call> b", "<think>", "<|im_end|>", "x<|endoftext|>", "<|im_start|>\n"])
-def test_forced_text_that_spells_a_control_token_is_never_that_token(dialect: Dialect, word: str) -> None:
-    """Such an enum failed its request: the control token was forced, and then refused."""
+def test_forced_text_that_spells_a_control_token_is_not_that_token(dialect: Dialect, word: str) -> None:
+    """Such an enum would fail its request: the control token would be forced and then rejected."""
     tool = Tool("say", {"type": "object", "properties": {"word": {"const": word}}, "required": ["word"]})
     constraint = dialect.constrain(ConstraintSpec([tool], FORCED, None, MARKER_IDS))
     assert constraint is not None
@@ -74,8 +74,8 @@ def test_forced_text_that_spells_a_control_token_is_never_that_token(dialect: Di
     assert isinstance(call, Call) and call.value == {"word": word} and call.flags == ()
 
 
-def test_added_tokens_that_a_vocabulary_lists_again_are_no_text_either() -> None:
-    """The built-in model's tokenizer names them twice; one name left would be forced."""
+def test_added_tokens_that_are_also_in_the_vocabulary_are_not_text() -> None:
+    """The built-in model's tokenizer lists them twice; a name left in one place would be forced."""
     tokenizer = Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
     control, stop = set(tokenizer.get_added_tokens_decoder()), tokenizer.token_to_id("<|im_end|>")
     size = tokenizer.get_vocab_size()
@@ -101,13 +101,13 @@ def test_a_matcher_is_over_when_only_a_stop_id_can_follow() -> None:
     assert set(map(int, allowed_ids(matcher))) == set(STOP_IDS)
 
 
-def test_the_copies_of_one_grammar_move_apart() -> None:
+def test_copies_of_one_grammar_advance_independently() -> None:
     one, other = compiled(), compiled()
     assert one.advance([TOOL_CALL])
     assert other.count_allowed([TOOL_CALL]) == 1 and one.count_allowed([TOOL_CALL]) == 0
 
 
-def test_an_id_that_is_not_allowed_moves_nothing() -> None:
+def test_an_id_that_is_not_allowed_advances_nothing() -> None:
     matcher = compiled()
     ids = ids_of("<tool_call>\n{")
     assert not matcher.advance([*ids, IM_END])
@@ -115,7 +115,7 @@ def test_an_id_that_is_not_allowed_moves_nothing() -> None:
     assert matcher.advance(ids)
 
 
-def test_masks_along_drafts_are_those_of_each_place() -> None:
+def test_masks_along_drafts_are_those_of_each_position() -> None:
     drafts = ids_of('<tool_call>\n{"name": "get_weather", "arguments": {"city": "a b"')
     matcher, other = compiled(), lark('start: "yes" | "no"')
     masks = grammars().masks([None, (matcher, drafts), (other, ()), None], [None, None, None, None])
@@ -123,18 +123,18 @@ def test_masks_along_drafts_are_those_of_each_place() -> None:
     assert masks.owners == (1,) * (len(drafts) + 1) + (2,)
     assert masks.words.shape == (len(drafts) + 2, (VOCAB_SIZE + 31) // 32) and masks.words.dtype == np.int32
     follower = compiled()
-    for place in range(len(drafts) + 1):
+    for position in range(len(drafts) + 1):
         alone = grammars().masks([(follower, ())], [None])
-        assert alone is not None and (masks.words[place] == alone.words[0]).all()
-        assert place == len(drafts) or follower.advance(drafts[place : place + 1])
-    assert matcher.count_allowed(drafts) == len(drafts), "making masks moves nothing"
+        assert alone is not None and (masks.words[position] == alone.words[0]).all()
+        assert position == len(drafts) or follower.advance(drafts[position : position + 1])
+    assert matcher.count_allowed(drafts) == len(drafts), "computing masks does not advance the matcher"
 
 
-def test_no_mask_is_made_where_every_row_is_free() -> None:
+def test_there_are_no_masks_where_every_row_is_unconstrained() -> None:
     assert grammars().masks([None, None], [None, None]) is None
 
 
-def test_a_row_s_extra_id_is_allowed_at_its_first_place_only() -> None:
+def test_a_row_s_extra_id_is_allowed_at_its_first_position_only() -> None:
     matcher = compiled()
     masks = grammars().masks([(matcher, [TOOL_CALL])], [IM_END])
     assert masks is not None
@@ -143,11 +143,11 @@ def test_a_row_s_extra_id_is_allowed_at_its_first_place_only() -> None:
 
 
 def test_marker_tokens_are_never_text() -> None:
-    """`<tool_call>` is no special token of Qwen's, yet text made of it would open a call that nothing constrains."""
+    """`<tool_call>` is not special in Qwen's tokenizer, but as text it would open an unconstrained call."""
     matcher = lark("start: /(?s:.*)/")
     allowed = set(map(int, allowed_ids(matcher)))
     assert TOOL_CALL not in allowed and IM_END in allowed
-    assert max(allowed) < 151_669, "ids that the tokenizer does not know are never allowed"
+    assert max(allowed) < 151_669, "ids unknown to the tokenizer are never allowed"
     assert TOOL_CALL in set(map(int, allowed_ids(lark(f"start: /x/ | <[{TOOL_CALL}]>"))))
 
 
@@ -181,8 +181,8 @@ def test_what_does_not_compile_is_refused_in_one_line(kind: str, source: str) ->
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
-def test_a_grammar_that_grows_too_complex_fails_its_own_sequence() -> None:
-    """An ambiguous grammar whose parser needs more with every letter."""
+def test_a_grammar_that_becomes_too_complex_fails_its_own_sequence() -> None:
+    """An ambiguous grammar whose parser state grows with every letter."""
     matcher = lark('start: a a a a a a a a a\na: b* c*\nb: /x/ | b b | ""\nc: /x/ | c b c | ""')
     with pytest.raises(ConstraintFailed, match="too complex"):
         for _ in range(5000):

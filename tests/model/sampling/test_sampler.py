@@ -1,4 +1,4 @@
-"""Draws against plain references, and against the promise that batch mates do not matter."""
+"""Sampling against reference implementations, and its independence of the batch."""
 
 import math
 import random
@@ -19,8 +19,8 @@ VOCAB = 3000
 
 
 @dataclass
-class Want:
-    """One row to draw, with its own logits, one line a place."""
+class SampleCase:
+    """One row to sample, with its own logits, one line a position."""
 
     sampling: Sampling
     logits: torch.Tensor
@@ -31,13 +31,13 @@ class Want:
     drafts: tuple[int, ...] = ()
 
 
-def draw(wants: list[Want], masks: Masks | None = None) -> list[Drawn]:
+def draw(cases: list[SampleCase], masks: Masks | None = None) -> list[Drawn]:
     rows, first = [], 0
-    for want in wants:
-        how = Draw(want.sampling, want.seed, want.prompt, want.written, want.banned)
-        rows.append(DrawRow(how, want.drafts, first))
-        first += 1 + len(want.drafts)
-    return draw_ids(torch.cat([want.logits for want in wants]).clone(), rows, masks).read()
+    for case in cases:
+        how = Draw(case.sampling, case.seed, case.prompt, case.written, case.banned)
+        rows.append(DrawRow(how, case.drafts, first))
+        first += 1 + len(case.drafts)
+    return draw_ids(torch.cat([case.logits for case in cases]).clone(), rows, masks).read()
 
 
 def noise(seed: int, lines: int = 1, scale: float = 2.0, vocab: int = VOCAB) -> torch.Tensor:
@@ -62,17 +62,17 @@ MIXTURE = [
 ]
 
 
-def test_a_row_draws_the_same_ids_whatever_else_is_in_the_batch() -> None:
-    wants = [Want(how, noise(i, 1), seed=i, prompt=[1, 2, 3], written=[4, 5, i]) for i, how in enumerate(MIXTURE)]
-    alone = [draw([want])[0] for want in wants]
+def test_a_row_gets_the_same_ids_whatever_else_is_in_the_batch() -> None:
+    cases = [SampleCase(how, noise(i, 1), seed=i, prompt=[1, 2, 3], written=[4, 5, i]) for i, how in enumerate(MIXTURE)]
+    alone = [draw([case])[0] for case in cases]
     for shuffle_seed in range(5):
-        order = random.Random(shuffle_seed).sample(range(len(wants)), k=len(wants))
-        together = draw([wants[i] for i in order])
+        order = random.Random(shuffle_seed).sample(range(len(cases)), k=len(cases))
+        together = draw([cases[i] for i in order])
         assert together == [alone[i] for i in order]
-    assert draw(wants[2:5]) == alone[2:5]
+    assert draw(cases[2:5]) == alone[2:5]
 
 
-def test_seed_and_index_decide_the_number_and_nothing_else() -> None:
+def test_random_numbers_depend_on_seed_and_index_only() -> None:
     assert uniform(1, 0) != uniform(1, 1) != uniform(2, 0)
     numbers = [uniform(seed, index) for seed in range(200) for index in range(50)]
     assert min(numbers) >= 0 and max(numbers) < 1
@@ -111,25 +111,25 @@ def allowed_by_transformers(how: Sampling, logits: torch.Tensor) -> torch.Tensor
         sampling(top_p=1e-6),
     ],
 )
-def test_draws_follow_transformers_distribution(how: Sampling) -> None:
+def test_samples_follow_the_distribution_of_transformers(how: Sampling) -> None:
     logits = noise(3)
-    want = allowed_by_transformers(how, logits)
+    case = allowed_by_transformers(how, logits)
     lines = logits.expand(4000, -1).contiguous()
     rows = [DrawRow(Draw(how, seed, [], []), (), seed) for seed in range(4000)]
     ids = [result.token_ids[0] for result in draw_ids(lines, rows, None).read()]
-    assert all(want[token_id] > 0 for token_id in ids), "an id was drawn that the cuts forbid"
+    assert all(case[token_id] > 0 for token_id in ids), "an id outside of the truncated distribution was sampled"
     seen = Counter(ids)
-    likely = [token_id for token_id in range(VOCAB) if want[token_id] > 0.005]
+    likely = [token_id for token_id in range(VOCAB) if case[token_id] > 0.005]
     for token_id in likely:
-        p = float(want[token_id])
+        p = float(case[token_id])
         assert abs(seen[token_id] / 4000 - p) < 5 * math.sqrt(p * (1 - p) / 4000) + 1e-9
 
 
-def test_the_last_id_within_top_p_can_be_drawn_from_a_flat_distribution() -> None:
-    """More ids than the candidates taken at first: the row is sorted whole."""
+def test_every_id_within_top_p_can_be_sampled_from_a_flat_distribution() -> None:
+    """More ids than candidates: the row is sorted in full."""
     for vocab, seeds in ((VOCAB, 300), (40_000, 100)):
         flat = torch.zeros(1, vocab)
-        ids = [draw([Want(sampling(top_p=0.5), flat, seed=seed)])[0].token_ids[0] for seed in range(seeds)]
+        ids = [draw([SampleCase(sampling(top_p=0.5), flat, seed=seed)])[0].token_ids[0] for seed in range(seeds)]
         assert len(set(ids)) > 0.8 * seeds
 
 
@@ -145,24 +145,24 @@ def test_penalties_equal_transformers_and_openai() -> None:
     )
     rest = expected.clone()
     banned: tuple[int, ...] = ()
-    for _ in range(25):  # the order of all the best ids, not the best alone
+    for _ in range(25):  # the order of the best ids, not only the first
         best = int(rest.argmax())
-        assert draw([Want(how, logits, prompt=prompt, written=written, banned=banned)])[0].token_ids == (best,)
+        assert draw([SampleCase(how, logits, prompt=prompt, written=written, banned=banned)])[0].token_ids == (best,)
         rest[0, best] = -torch.inf
         banned = (*banned, best)
 
 
-def test_penalties_count_the_drafts_before_each_place() -> None:
+def test_penalties_count_the_drafts_before_each_position() -> None:
     logits = torch.zeros(3, VOCAB)
     logits[:, 5], logits[:, 6], logits[:, 7] = 3.0, 2.5, 2.0
     how = sampling(temperature=0.0, presence_penalty=1.2)
-    assert draw([Want(how, logits, drafts=(5, 6))])[0].token_ids == (5, 6, 7)
+    assert draw([SampleCase(how, logits, drafts=(5, 6))])[0].token_ids == (5, 6, 7)
 
 
-def test_a_bias_cannot_lift_a_ban_and_banned_ids_are_never_drawn() -> None:
+def test_a_bias_cannot_lift_a_ban() -> None:
     how = sampling(logit_bias={3: 100.0})
     for seed in range(20):
-        assert draw([Want(how, noise(seed), seed=seed, banned=(3,))])[0].token_ids != (3,)
+        assert draw([SampleCase(how, noise(seed), seed=seed, banned=(3,))])[0].token_ids != (3,)
 
 
 def mask_of(*allowed: set[int]) -> np.ndarray:
@@ -173,8 +173,8 @@ def mask_of(*allowed: set[int]) -> np.ndarray:
     return words.view(np.int32)
 
 
-def test_masks_bind_their_own_rows_and_free_rows_stay_free() -> None:
-    free, bound = Want(sampling(temperature=0.0), noise(1)), Want(sampling(), noise(2, 3), drafts=(31, 64))
+def test_masks_apply_to_their_own_rows_only() -> None:
+    free, bound = SampleCase(sampling(temperature=0.0), noise(1)), SampleCase(sampling(), noise(2, 3), drafts=(31, 64))
     masks = Masks(owners=(1, 1, 1), words=mask_of({31}, {64}, {2999, 95}))
     results = draw([free, bound], masks)
     assert results[0].token_ids == (int(noise(1).argmax()),)
@@ -186,45 +186,45 @@ def test_ids_beyond_the_mask_are_not_allowed() -> None:
     words = np.full((1, 2), -1, dtype=np.int32)
     logits = noise(4)
     logits[0, 100] = 50.0
-    assert draw([Want(sampling(temperature=0.0), logits)], Masks((0,), words))[0].token_ids[0] < 64
+    assert draw([SampleCase(sampling(temperature=0.0), logits)], Masks((0,), words))[0].token_ids[0] < 64
 
 
 def test_nothing_allowed_is_a_fault_of_that_row_only() -> None:
-    wants = [Want(sampling(), noise(1)), Want(sampling(), noise(2), seed=9)]
-    results = draw(wants, Masks((0,), mask_of(set())))
-    assert results[0].fault is not None and results[1] == draw([wants[1]])[0]
+    cases = [SampleCase(sampling(), noise(1)), SampleCase(sampling(), noise(2), seed=9)]
+    results = draw(cases, Masks((0,), mask_of(set())))
+    assert results[0].fault is not None and results[1] == draw([cases[1]])[0]
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_one_number_that_is_none_is_a_fault_of_that_row_only(broken: float) -> None:
-    sick = noise(1)
-    sick[0, 17] = broken
-    wants = [Want(how, sick if i == 1 else noise(i + 10), seed=i) for i, how in enumerate(MIXTURE[:4])]
-    results = draw(wants)
+def test_one_logit_that_is_not_finite_is_a_fault_of_that_row_only(broken: float) -> None:
+    broken_logits = noise(1)
+    broken_logits[0, 17] = broken
+    cases = [SampleCase(how, broken_logits if i == 1 else noise(i + 10), seed=i) for i, how in enumerate(MIXTURE[:4])]
+    results = draw(cases)
     assert results[1].fault is not None and not results[1].token_ids
-    assert [results[i] for i in (0, 2, 3)] == [draw([wants[i]])[0] for i in (0, 2, 3)]
+    assert [results[i] for i in (0, 2, 3)] == [draw([cases[i]])[0] for i in (0, 2, 3)]
 
 
 @pytest.mark.parametrize("how", [sampling(), sampling(top_p=0.9), sampling(top_k=5), sampling(min_p=0.1)])
-def test_a_row_of_nothing_but_nan_is_a_fault_however_it_is_drawn(how: Sampling) -> None:
-    """Nothing is found in it, and looking up what was found must not end the engine."""
-    sick = torch.full((1, VOCAB), math.nan)
-    results = draw([Want(how, sick), Want(how, noise(3), seed=7)])
+def test_a_row_of_nan_is_a_fault_with_any_settings(how: Sampling) -> None:
+    """No candidate is found in it, which must not raise."""
+    broken_logits = torch.full((1, VOCAB), math.nan)
+    results = draw([SampleCase(how, broken_logits), SampleCase(how, noise(3), seed=7)])
     assert results[0].fault is not None
-    assert results[1] == draw([Want(how, noise(3), seed=7)])[0]
+    assert results[1] == draw([SampleCase(how, noise(3), seed=7)])[0]
 
 
-def test_a_fault_behind_accepted_drafts_keeps_what_was_written_before_it() -> None:
+def test_a_fault_after_accepted_drafts_keeps_the_drafts() -> None:
     logits = noise(1, 2)
     first = int(logits[0].argmax())
     logits[1] = math.nan
-    assert draw([Want(sampling(temperature=0.0), logits, drafts=(first,))])[0].token_ids == (first,)
+    assert draw([SampleCase(sampling(temperature=0.0), logits, drafts=(first,))])[0].token_ids == (first,)
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:
     logits = noise(8)
     how = sampling(temperature=0.2, top_k=3, logit_bias={5: 100.0}, num_logprobs=3)
-    entry = (draw([Want(how, logits)])[0].logprobs or ())[0]
+    entry = (draw([SampleCase(how, logits)])[0].logprobs or ())[0]
     expected = torch.log_softmax(logits, -1)[0]
     assert entry.token_id == 5 and entry.logprob == pytest.approx(float(expected[5]), abs=1e-5)
     values, ids = expected.topk(3)
@@ -232,29 +232,29 @@ def test_logprobs_are_of_the_raw_logits() -> None:
     assert [value for _, value in entry.top] == pytest.approx(values.tolist(), abs=1e-5)
 
 
-def test_no_logprobs_unless_asked_and_none_beside_the_own_one_for_zero() -> None:
-    assert draw([Want(sampling(), noise(1))])[0].logprobs is None
-    entry = (draw([Want(sampling(num_logprobs=0), noise(1))])[0].logprobs or ())[0]
+def test_logprobs_only_on_request_and_without_alternatives_for_zero() -> None:
+    assert draw([SampleCase(sampling(), noise(1))])[0].logprobs is None
+    entry = (draw([SampleCase(sampling(num_logprobs=0), noise(1))])[0].logprobs or ())[0]
     assert entry.top == () and entry.logprob < 0
 
 
 @pytest.mark.parametrize("how", [sampling(), sampling(temperature=0.7, top_k=10, top_p=0.9)])
 def test_accepted_drafts_leave_the_distribution_unchanged(how: Sampling) -> None:
-    """Replies of two ids, with and without a draft of the first: the same law over pairs (chi square)."""
+    """Replies of two ids with and without a draft of the first have the same distribution of pairs (chi square)."""
     vocab = 12
     first, second = noise(1, 1, 1.0, vocab), noise(2, vocab, 1.0, vocab)
     counts: dict[bool, Counter[tuple[int, int]]] = {True: Counter(), False: Counter()}
     trials = 6000
     for drafted in (True, False):
-        wants = [Want(how, first, seed=trial + drafted * trials) for trial in range(trials)]
+        cases = [SampleCase(how, first, seed=trial + drafted * trials) for trial in range(trials)]
         if drafted:
-            for i, want in enumerate(wants):
+            for i, case in enumerate(cases):
                 draft = i % vocab
-                want.logits, want.drafts = torch.cat((first, second[draft : draft + 1])), (draft,)
-        firsts = [result.token_ids for result in draw(wants)]
-        for want, got in zip(wants, firsts, strict=True):
-            want.logits, want.drafts, want.written = second[got[0] : got[0] + 1], (), [got[0]]
-        seconds = [result.token_ids for result in draw(wants)]
+                case.logits, case.drafts = torch.cat((first, second[draft : draft + 1])), (draft,)
+        firsts = [result.token_ids for result in draw(cases)]
+        for case, got in zip(cases, firsts, strict=True):
+            case.logits, case.drafts, case.written = second[got[0] : got[0] + 1], (), [got[0]]
+        seconds = [result.token_ids for result in draw(cases)]
         for got, following in zip(firsts, seconds, strict=True):
             counts[drafted][(got[0], got[1] if len(got) > 1 else following[0])] += 1
     pairs = [pair for pair in counts[True] | counts[False] if counts[True][pair] + counts[False][pair] >= 20]
@@ -265,10 +265,10 @@ def test_accepted_drafts_leave_the_distribution_unchanged(how: Sampling) -> None
     assert distance < freedom + 4 * math.sqrt(2 * freedom)
 
 
-def test_seeded_text_is_the_same_with_drafts_and_without() -> None:
-    """A draft spends no random number: the id at index i always uses (seed, i)."""
+def test_seeded_ids_are_the_same_with_and_without_drafts() -> None:
+    """Drafts use no random numbers: the id at index i always uses (seed, i)."""
     lines = noise(11, 3)
     how = sampling(temperature=0.8)
-    plain = [draw([Want(how, lines[i : i + 1], seed=4, written=[0] * i)])[0].token_ids[0] for i in range(3)]
-    drafted = draw([Want(how, lines, seed=4, drafts=(plain[0], plain[1]))])[0].token_ids
+    plain = [draw([SampleCase(how, lines[i : i + 1], seed=4, written=[0] * i)])[0].token_ids[0] for i in range(3)]
+    drafted = draw([SampleCase(how, lines, seed=4, drafts=(plain[0], plain[1]))])[0].token_ids
     assert drafted == tuple(plain)

@@ -1,4 +1,4 @@
-"""What the kernels promise (`paged_cuda.Kernels`), tile by tile in plain torch: a reference, and usable on the CPU."""
+"""Reference implementation of `gpu.Kernels` in plain torch, tile by tile; runs on the CPU."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from server.model.attention.tiles import Tiles
 
 def write(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
     """Write new keys and values [num_tokens, kv_heads, head_dim] to their slots [num_tokens]."""
-    places = slots.long() // keys.shape[1], slots.long() % keys.shape[1]
-    keys.index_put_(places, key)
-    values.index_put_(places, value)
+    locations = slots.long() // keys.shape[1], slots.long() % keys.shape[1]
+    keys.index_put_(locations, key)
+    values.index_put_(locations, value)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Tensor, scaling: float) -> None:
@@ -20,12 +20,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
         end = start + num_tokens
         blocks = tiles.blocks[begin : begin + -(-end // keys.shape[1])].long()
         # [heads, positions, head_dim]
-        seen_keys, seen_values = (
+        context_keys, context_values = (
             part[blocks].flatten(0, 1)[:end].repeat_interleave(group, 1).transpose(0, 1).float()
             for part in (keys, values)
         )
         own = query[first : first + num_tokens].transpose(0, 1).float()
-        scores = own @ seen_keys.transpose(1, 2) * scaling
+        scores = own @ context_keys.transpose(1, 2) * scaling
         hidden = torch.arange(end) > torch.arange(start, end)[:, None]
         weights = torch.softmax(scores.masked_fill(hidden.to(scores.device), -torch.inf), -1)
-        result[first : first + num_tokens] = (weights @ seen_values).transpose(0, 1).to(result.dtype)
+        result[first : first + num_tokens] = (weights @ context_values).transpose(0, 1).to(result.dtype)
