@@ -1,4 +1,4 @@
-"""Streams that decode under the engine's own scheduler and pipeline, without the process around them."""
+"""Decoding streams driven by the engine's scheduler and pipeline, without its process."""
 
 import time
 from typing import cast
@@ -14,10 +14,10 @@ from server.model.runner import Runner
 
 
 class Engine:
-    """The scheduler and its steps with streams of one length, without the process around it."""
+    """The scheduler and pipeline with streams of one length."""
 
     def __init__(
-        self, runner: Runner, blocks: Blocks, prompts: list[list[int]], sampling: Sampling, *, ahead: bool
+        self, runner: Runner, blocks: Blocks, prompts: list[list[int]], sampling: Sampling, *, overlap: bool
     ) -> None:
         limits = Limits(
             max_batch_tokens=16 * len(prompts[0]),
@@ -26,7 +26,7 @@ class Engine:
             max_model_len=1 << 20,
             cache_tokens=blocks.num_blocks * blocks.block_size,
             vocab_size=1 << 20,
-            runs_ahead=ahead,
+            runs_ahead=overlap,
         )
         self._scheduler = Scheduler(limits, blocks, None, time.monotonic)
         self._pipeline = Pipeline(self._scheduler, runner, cast(Grammars, None))
@@ -39,16 +39,16 @@ class Engine:
 
     @property
     def in_prefill(self) -> bool:
-        """Whether a stream has no id yet."""
+        """Whether some stream has no id yet."""
         return not all(sequence.reply.written_ids for sequence in self._sequences)
 
     @property
     def num_running(self) -> int:
-        """Streams that have not ended."""
+        """Number of unfinished streams."""
         return len(self._scheduler.running)
 
     def step(self) -> float:
-        """Seconds until the next step is read and its mail is due."""
+        """Seconds until the next step has been read back."""
         began = time.perf_counter()
         if self._pipeline.in_flight:
             self._pipeline.go_on(lambda: True)

@@ -1,11 +1,11 @@
-"""Decode speed on a GPU in one run of under ten minutes: attention variants, graphs on and off, beside transformers.
+"""Decode speed on a GPU in under ten minutes: attention variants, with and without CUDA graphs, and transformers.
 
     python -m benchmarks.gpu [--shapes 0.6B 8B] [--batches 1 8 64 256] [--limit-s 540] [--out FILE]
 
-Weights are random and made on the device; nothing is read from a disk. Each figure is tokens per second over all
-streams (medians of steps) and, where the card's bandwidth is known, its share of the byte limit: what would be reached
-if a step took as long as reading the weights and the keys and values once. What fails is recorded with its reason,
-what found no time left as well. On a CPU (--device cpu --shapes tiny) the same code runs, as a test of itself.
+Weights are random and created on the device. Each figure is tokens per second over all streams (median of steps) and,
+where the card's bandwidth is known, its fraction of the limit reached if a step took as long as reading the weights and
+the keys and values once. Failures are recorded with their reason, as are measurements for which no time was left. On a
+CPU (--device cpu --shapes tiny) the same code runs as a self-test.
 """
 
 import argparse
@@ -42,14 +42,14 @@ from server.model.loading.pretrained import ATTENTION_NAME, wrap_model
 from server.model.runner import Runner, pool_shape
 
 BLOCK_TOKENS = 32
-PEERS_PART = 0.35  # of the time; our variants stand in the order in which they matter
-BYTES_PER_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12}  # of the cards' data sheets
+PEERS_PART = 0.35  # fraction of the time
+BYTES_PER_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12}  # from the cards' data sheets
 FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, ImportError, AssertionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is measured: streams of so many prompt tokens, decoded for so many steps."""
+    """The workload: streams of `prompt_tokens` each, decoded for `steps`."""
 
     batches: tuple[int, ...]
     prompt_tokens: int
@@ -68,26 +68,26 @@ class Variant:
     kernels: Kernels | None
     block_size: int
     graphs: bool = False
-    is_fused: bool = True  # kernels between the products, where they are in use
-    is_sampled: bool = False  # as Qwen3's card recommends for replies without thinking; else greedy
-    ahead: bool = False  # each step launched before the one before it is read, as the engine does on a GPU
+    is_fused: bool = True  # fused layer kernels, where they are in use
+    is_sampled: bool = False  # with Qwen3's recommended settings for non-thinking replies; else greedy
+    overlap: bool = False  # each step launched before the previous one is read, as the engine does on a GPU
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measurement; `fault` says why there is none."""
+    """One measurement; `fault` is the reason if there is none."""
 
     shape: str
     way: str
     batch: int
     tok_per_s: float | None = None
     share_of_limit: float | None = None
-    first_s: float | None = None  # of all prompts
+    first_s: float | None = None  # prefill of all prompts
     fault: str | None = None
 
 
 def random_model(shape: str, device: torch.device, attention: str) -> Any:
-    """A model of this shape with random bfloat16 weights, made on the device."""
+    """A model of this shape with random bfloat16 weights, created on the device."""
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
     torch.manual_seed(0)
     with torch.device(device):
@@ -99,28 +99,28 @@ def random_model(shape: str, device: torch.device, attention: str) -> Any:
 
 
 def variants(loaded: LoadedModel, task: Task) -> list[Variant]:
-    """The ways that this device has, what matters most first."""
-    gather = Variant("gather", None, BLOCK_TOKENS), Variant("gather ahead", None, BLOCK_TOKENS, ahead=True)
+    """The variants that this device supports, most important first."""
+    gather = Variant("gather", None, BLOCK_TOKENS), Variant("gather overlap", None, BLOCK_TOKENS, overlap=True)
     if loaded.device.type != "cuda":
         return list(gather)
     found: list[Variant] = []
     kernels = choose_kernels(pool_shape(loaded, BLOCK_TOKENS), loaded.kv.heads, loaded.device)
     if kernels is not None:
-        triton = Variant("triton graphs ahead", kernels, BLOCK_TOKENS, graphs=True, ahead=True)
-        found += [triton, replace(triton, name="triton graphs ahead, unfused", is_fused=False)]
-        found.append(replace(triton, name="triton graphs ahead, sampled", is_sampled=True))
+        triton = Variant("triton graphs overlap", kernels, BLOCK_TOKENS, graphs=True, overlap=True)
+        found += [triton, replace(triton, name="triton graphs overlap, unfused", is_fused=False)]
+        found.append(replace(triton, name="triton graphs overlap, sampled", is_sampled=True))
     if reads_block_tables():
         longest = task.prompt_tokens + num_ids_of(task, max(task.batches))
         varlen = VarlenKernels(-(-longest // PAGE_TOKENS))
-        found.append(Variant("varlen graphs ahead", varlen, PAGE_TOKENS, graphs=True, ahead=True))
+        found.append(Variant("varlen graphs overlap", varlen, PAGE_TOKENS, graphs=True, overlap=True))
         found.append(Variant("varlen", varlen, PAGE_TOKENS))
     if kernels is not None:
-        found += [replace(triton, name="triton graphs", ahead=False), Variant("triton", kernels, BLOCK_TOKENS)]
+        found += [replace(triton, name="triton graphs", overlap=False), Variant("triton", kernels, BLOCK_TOKENS)]
     return found + list(gather)
 
 
 def num_ids_of(task: Task, batch: int) -> int:
-    """Ids that a stream may write: the first streams write while the last prompts are computed."""
+    """Ids that a stream may generate: the first ones generate while the last prompts are computed."""
     return task.steps + 2 + batch // 8
 
 
@@ -140,7 +140,7 @@ def decode(loaded: LoadedModel, variant: Variant, batch: int, task: Task) -> tup
     blocks = Blocks(batch * per_stream, size, caching=False)
     temperature = 0.7 if variant.is_sampled else 0.0
     sampling = Sampling(num_ids, temperature=temperature, top_k=20, top_p=0.8, ignore_eos=True)
-    engine = Engine(runner, blocks, prompts, sampling, ahead=variant.ahead)
+    engine = Engine(runner, blocks, prompts, sampling, overlap=variant.overlap)
     began = time.perf_counter()
     while engine.in_prefill:
         engine.step()
@@ -151,7 +151,7 @@ def decode(loaded: LoadedModel, variant: Variant, batch: int, task: Task) -> tup
 
 
 def generate(model: Any, batch: int, task: Task) -> tuple[float, float]:
-    """transformers' generate(): two lengths, so that the prompts drop out."""
+    """transformers' generate() with two lengths, whose difference excludes prefill."""
     ids = torch.tensor([random_prompt(task.prompt_tokens, i) for i in range(batch)], device=model.device)
     seconds = []
     for new_tokens in (1, 1, 1 + task.steps):  # the first warms up
@@ -163,7 +163,7 @@ def generate(model: Any, batch: int, task: Task) -> tuple[float, float]:
 
 
 def continuous(model: Any, batch: int, task: Task) -> tuple[float, float]:
-    """transformers' continuous batching: two lengths again, its start and its prompts drop out."""
+    """transformers' continuous batching with two lengths, whose difference excludes start and prefill."""
     prompts = [random_prompt(task.prompt_tokens, i) for i in range(batch)]
     seconds = []
     for new_tokens in (1, 1, 1 + task.steps):
@@ -175,25 +175,25 @@ def continuous(model: Any, batch: int, task: Task) -> tuple[float, float]:
         seconds.append(time.perf_counter() - began)
         written = sum(len(reply.generated_tokens) for reply in replies.values())
         if written != batch * new_tokens:
-            raise RuntimeError(f"{written} tokens came back, {batch * new_tokens} were asked for")
+            raise RuntimeError(f"{written} tokens came back, {batch * new_tokens} were requested")
     return seconds[1], batch * task.steps / (seconds[2] - seconds[1])
 
 
 def limit(loaded: LoadedModel, model: Any, batch: int, task: Task) -> float | None:
-    """Tokens per second if a step took as long as reading its bytes once; None on a device of unknown bandwidth."""
+    """Tokens per second if a step took as long as reading its bytes once; None if the bandwidth is unknown."""
     name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else ""
     speed = next((speed for card, speed in BYTES_PER_S.items() if card in name), None)
     if speed is None:
         return None
     tied = model.config.tie_word_embeddings
-    looked_up = 0 if tied else model.get_input_embeddings().weight.nbytes  # of which a step reads a few rows
+    looked_up = 0 if tied else model.get_input_embeddings().weight.nbytes  # a step reads only a few rows of it
     context = task.prompt_tokens + task.steps // 2
     kv = pool_shape(loaded, 1).bytes_per_block * context * batch
     return batch * speed / (loaded.weight_bytes - looked_up + kv)
 
 
 def measure_own(shape: str, device: torch.device, task: Task) -> tuple[list[Figure], dict[str, dict[str, int]]]:
-    """Our figures, and the comparison of the model's memory with the plan."""
+    """Figures of all variants, and estimated and measured memory."""
     model = random_model(shape, device, ATTENTION_NAME)
     pack_linears(model)
     loaded = wrap_model(model, device, time.monotonic())
@@ -206,7 +206,7 @@ def measure_own(shape: str, device: torch.device, task: Task) -> tuple[list[Figu
 
 
 def measure_peers(shape: str, device: torch.device, task: Task) -> list[Figure]:
-    """transformers' figures on a model of the same shape, as it comes."""
+    """transformers' figures for an unmodified model of the same shape."""
     model = random_model(shape, device, "sdpa")
     ways: dict[str, Way] = {"generate": partial(generate, model)}
     if device.type == "cuda":
@@ -215,7 +215,7 @@ def measure_peers(shape: str, device: torch.device, task: Task) -> list[Figure]:
 
 
 def run_all(shape: str, ways: dict[str, Way], limits: dict[int, float | None], task: Task) -> list[Figure]:
-    """Every way at every batch, until the time is up."""
+    """Measure every way at every batch size until the deadline."""
     figures = []
     for name, measure in ways.items():
         for batch in task.batches:
@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     device = torch.device(options.device)
     figures, memory = [], {}
     for number, shape in enumerate(options.shapes, 1):
-        # Each shape gets its share of the time, what earlier ones left included, and its peers a part of it.
+        # Each shape gets an equal part of the time plus what earlier ones left over; peers get a part of that.
         share, peers_part = options.limit_s / len(options.shapes), 0.0 if options.no_peers else PEERS_PART
         deadline = began + share * number
         task = Task(tuple(options.batches), options.prompt_tokens, options.steps, deadline - share * peers_part)

@@ -1,4 +1,4 @@
-"""The compiled kernels beside torch on the same weights, step by step in turns, in one process.
+"""Compares the compiled CPU kernels with torch on the same weights, alternating step by step in one process.
 
     python -m benchmarks.kernels /tmp/qwen3-0.6b [--threads 2] [--rounds 9]
 
@@ -24,13 +24,13 @@ DRAW = Draw(Sampling(max_tokens=1 << 20, temperature=0.0), 0, [], [])
 
 
 def row(num_tokens: int, start: int, first_block: int = 0) -> Row:
-    """So many tokens behind so many cached ones, in blocks of its own."""
+    """`num_tokens` tokens after `start` cached ones, in blocks of its own."""
     num_blocks = -(-(start + num_tokens) // BLOCK_SIZE)
     return Row([7] * num_tokens, start, range(first_block, first_block + num_blocks), 1, DRAW)
 
 
 def steps() -> dict[str, list[Row]]:
-    """Each kind of step that is measured."""
+    """The measured steps by name."""
     named = {
         "prompt of 512": [row(512, 0)],
         "prompt, 512 behind 1488": [row(512, 1488)],
@@ -45,7 +45,7 @@ def steps() -> dict[str, list[Row]]:
 
 
 def seconds(runner: Runner, rows: Sequence[Row]) -> float:
-    """One step, drawn from."""
+    """Seconds of one step, including sampling."""
     began = time.perf_counter()
     batch = Batch(tuple(rows))
     runner.draw(runner.launch(batch), batch, None).read()

@@ -1,7 +1,7 @@
-"""torch's varlen_attn over block tables, in the form of our kernels: measured beside them by benchmarks/gpu.py.
+"""torch's varlen_attn over block tables as `gpu.Kernels`, for comparison in benchmarks/gpu.py.
 
-Its pages must be large (256 tokens with the flash attention that torch brings) and it needs a padded block table,
-which is made here on the device, once a layer; a runner that served by it would make it once a step.
+It needs large pages (256 tokens with torch's flash attention) and a padded block table, which is computed here on the
+device once a layer; a server would compute it once a step.
 """
 
 import inspect
@@ -17,13 +17,13 @@ PAGE_TOKENS = 256
 
 
 def reads_block_tables() -> bool:
-    """Whether this torch's varlen_attn does."""
+    """Whether this version of torch supports block tables in varlen_attn."""
     return "block_table" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass(frozen=True, slots=True)
 class VarlenKernels:
-    """As `paged_cuda.Kernels`, for rows of at most `most_blocks` blocks."""
+    """Implements `gpu.Kernels` for rows of at most `most_blocks` blocks."""
 
     most_blocks: int
 

@@ -12,7 +12,7 @@ def test_the_gpu_benchmark_runs_with_a_tiny_shape(tmp_path: Path) -> None:
     report = main([*options.split(), str(out)])
     assert json.loads(out.read_text()) == report
     assert [(figure["way"], figure["batch"]) for figure in report["figures"]] == [
-        ("gather", 1), ("gather", 3), ("gather ahead", 1), ("gather ahead", 3), ("generate", 1), ("generate", 3),
+        ("gather", 1), ("gather", 3), ("gather overlap", 1), ("gather overlap", 3), ("generate", 1), ("generate", 3),
     ]  # fmt: skip
     assert all(figure["fault"] is None and figure["tok_per_s"] for figure in report["figures"])
     memory = report["memory"]["tiny"]

@@ -1,21 +1,21 @@
-// Attention over the paged KV cache, with a softmax that goes along from block to block (Dao et al., FlashAttention).
+// Attention over the paged KV cache with an online softmax over the blocks (Dao et al., FlashAttention).
 //
-// The cache of a layer, PAIR being the elements of 32 bits:
-//     keys    [num_blocks, kv_heads, head_dim / PAIR, block_size, PAIR]   16 tokens' scores are one register
-//     values  [num_blocks, kv_heads, block_size / PAIR, head_dim, PAIR]   16 dimensions are one register
-// with 64 bytes behind the last block that may be read.
+// Cache layout of a layer, where PAIR is the number of elements in 32 bits:
+//     keys    [num_blocks, kv_heads, head_dim / PAIR, block_size, PAIR]   scores of 16 tokens fill a register
+//     values  [num_blocks, kv_heads, block_size / PAIR, head_dim, PAIR]   16 dimensions fill a register
+// 64 bytes after the last block must be readable.
 #pragma once
 
 #include "vectors.h"
 
 namespace toolwire {
 
-constexpr int QUERIES = 12;  // of one tile: 12 x 2 sums, 2 registers of keys or values and a query fill the registers
+constexpr int QUERIES = 12;  // per tile: 12 x 2 sums, 2 registers of keys or values and one query use all registers
 
 extern "C" {
 struct Row {  // tokens of one sequence
     int64_t first_token, num_tokens;
-    int64_t start;  // tokens before them
+    int64_t start;  // cached tokens before them
     const int32_t* blocks;
 };
 }
@@ -24,7 +24,7 @@ struct Place {
     long block, offset;
 };
 
-// Where a token of the step lies.
+// Block and offset of a token of the step.
 inline Place place_of(const Row* row, long token, long block_size) {
     while (token >= row->first_token + row->num_tokens) row++;
     long position = row->start + token - row->first_token;
@@ -40,7 +40,7 @@ struct Heads {
     long block_elements() const { return kv_heads * head_dim * block_size; }
 };
 
-// One token's key and value [kv_heads, head_dim] to their place in a block.
+// Stores one token's key and value [kv_heads, head_dim] in its block.
 template <class E, class S>
 inline void keep(const Heads& heads, const S* key, const S* value, E* keys, E* values, Place at) {
     constexpr int PAIR = Elements<E>::PAIR;
@@ -59,7 +59,7 @@ inline void keep(const Heads& heads, const S* key, const S* value, E* keys, E* v
     }
 }
 
-// Scores of N queries with `U` times 16 tokens.
+// Scores of N queries with 16 * U tokens.
 template <class E, int N, int U>
 inline void score(const E* const queries[], const E* keys, const Heads& heads, float* scores, long stride) {
     using Es = Elements<E>;
@@ -79,8 +79,8 @@ inline void score(const E* const queries[], const E* keys, const Heads& heads, f
             _mm512_storeu_ps(scores + q * stride + u * LANES, _mm512_mul_ps(sum[q][u], _mm512_set1_ps(heads.scaling)));
 }
 
-// N queries of one KV head over a sequence's blocks, softmax as it goes: each sees its first `seen` tokens, `most` at
-// most. results [N] of head_dim.
+// N queries of one KV head over a sequence's blocks with online softmax. Query q attends to the first seen[q] tokens,
+// at most `most`. results [N] of head_dim.
 template <class E, int N>
 void attend_tile(const Heads& heads, const E* const queries[], const long seen[], long most, const int32_t* blocks,
                  const E* keys, const E* values, E* const results[], float* scratch) {
@@ -140,7 +140,7 @@ void attend_tile(const Heads& heads, const E* const queries[], const long seen[]
                 Bits value[2];
                 for (int u = 0; u < 2; u++) {
                     value[u] = Es::load(own_values + t * head_dim + (d + u * LANES) * PAIR);
-                    // What an earlier owner of the block left behind may be NaN, which a share of 0 would not hide.
+                    // Stale data in the block may be NaN, and 0 * NaN is NaN.
                     if (t + PAIR > here) value[u] = Es::first_of_pairs(value[u]);
                 }
                 for (int q = 0; q < N; q++) {
@@ -170,8 +170,8 @@ inline void attend_some(int count, const Heads& heads, const E* const queries[],
 
 inline long scratch_floats(const Heads& heads) { return QUERIES * (heads.head_dim + 2 * heads.block_lanes()); }
 
-// queries [tokens, heads, head_dim] -> results, the same. The tiles of one KV head come one after the other, so that
-// rows which share blocks find them in the caches.
+// queries [tokens, heads, head_dim] -> results of the same shape. Tiles of one KV head are consecutive, so that rows
+// with common blocks find them in the CPU's caches.
 template <class E>
 void attend(const Heads& heads, const Row* rows, long num_rows, const E* queries, const E* keys, const E* values,
             E* results, float* scratch) {

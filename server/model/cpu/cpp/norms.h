@@ -1,11 +1,11 @@
-// Root-mean-square norms and rotary positions, in float32.
+// RMS norms and rotary positions, in float32.
 #pragma once
 
 #include "vectors.h"
 
 namespace toolwire {
 
-// The factor of a root-mean-square norm over `size` values, a multiple of 16.
+// Scale factor of an RMS norm over `size` values; `size` is a multiple of 16.
 inline float norm_factor(const float* values, long size, float epsilon) {
     Floats sum = _mm512_setzero_ps();
     for (long i = 0; i < size; i += LANES) {
@@ -28,7 +28,7 @@ void norm(const float* stream, long tokens, long size, const E* weight, float ep
     }
 }
 
-// A head's norm, if it has a weight, and its rotation by cosines and sines of both halves. In place.
+// Norms a head, if `weight` is not null, and rotates it by cosines and sines of both halves. In place.
 template <class E>
 inline void turn(float* head, long head_dim, const E* weight, float epsilon, const float* cosines, const float* sines) {
     if (weight) {

@@ -1,7 +1,7 @@
-// Products of tokens with weights [outputs, inputs].
+// Matrix products of tokens with weights [outputs, inputs].
 //
-// An output is the dot product of a token's inputs with one row of the weights. However many tokens there are, each sum
-// runs over its inputs in the same order.
+// An output is the dot product of a token's inputs with one row of the weights. Each sum runs over its inputs in the
+// same order, whatever the number of tokens.
 #pragma once
 
 #include <omp.h>
@@ -12,12 +12,12 @@
 
 namespace toolwire {
 
-constexpr long SHORT = 512;         // inputs of a product, up to which its weights are laid out in panels
-constexpr long COLUMNS = 64;        // outputs that a thread takes at a time, at most
+constexpr long SHORT = 512;         // weights with at most this many inputs are packed into panels
+constexpr long COLUMNS = 64;        // outputs that a thread computes at a time, at most
 constexpr int NO_NUMBER = 0x01 | 0x08 | 0x10 | 0x80;  // quiet NaN, infinity, minus infinity, signalling NaN
-constexpr long CACHED = 384 << 10;  // bytes of inputs that stay in a core's own cache while weights pass by
+constexpr long CACHED = 384 << 10;  // bytes of inputs that stay in a core's own cache while weights are streamed
 
-// The sums over the lanes of four registers.
+// Horizontal sums of four registers.
 inline __m128 totals(Floats a, Floats b, Floats c, Floats d) {
     Floats ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     Floats cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -28,14 +28,14 @@ inline __m128 totals(Floats a, Floats b, Floats c, Floats d) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-// Weights as they lie in a checkpoint, row by row. A register holds many inputs of one output, summed at the end.
+// Weights as in the checkpoint, row by row. A register holds inputs of one output, which are summed at the end.
 template <class E> struct Rows {
-    static constexpr int TOKENS = 6;  // of one tile: 6 x 4 sums, 4 rows and an input fill the registers
+    static constexpr int TOKENS = 6;  // per tile: 6 x 4 sums, 4 rows and one input use all registers
 
     const E* weights;
     long size;
 
-    // M tokens by `count` rows from `column` on, at most 16.
+    // M tokens by `count` rows (at most 16) from `column` on.
     template <int M> void tile(const E* inputs, long column, int count, float (*sums)[LANES]) const {
         for (int first = 0; first < count; first += 4) {
             const E* rows[4];
@@ -45,7 +45,7 @@ template <class E> struct Rows {
     }
 
   private:
-    // While four rows are multiplied, those that come next are fetched.
+    // Prefetches the next four rows while four rows are multiplied.
     template <int M> void four_columns(const E* inputs, const E* const rows[4], float (*sums)[LANES]) const {
         using Es = Elements<E>;
         const E* next = rows[0] + 4 * size;
@@ -67,8 +67,8 @@ template <class E> struct Rows {
     }
 };
 
-// Weights laid out anew, sixteen outputs side by side: [panels, inputs / PAIR, 16, PAIR]. A register holds one input (a
-// pair, in bfloat16) of sixteen outputs. The sums at the end of short rows would cost as much as the rows themselves.
+// Weights packed into panels of sixteen outputs: [panels, inputs / PAIR, 16, PAIR]. A register holds one input (a pair
+// in bfloat16) of sixteen outputs, so that no horizontal sums are needed, which would cost as much as the short rows.
 template <class E> struct Panels {
     static constexpr int TOKENS = 8;
 
@@ -102,15 +102,15 @@ template <class E> struct Panels {
     }
 };
 
-// How many of the threads at hand multiply `products` numbers and fetch so many from memory: all, or one alone. Where
-// other work wants the cores too, a thread is pushed off its core now and then and the others wait for it, for longer
-// than one thread takes for a small product (docs/internals/lablog.md).
+// Number of threads for work of `products` multiplications and `fetched` numbers read from memory: all, or one. On a
+// busy machine threads are preempted and the others wait, for longer than one thread takes for a small product
+// (docs/internals/lablog.md).
 inline int threads_for(long products, long fetched, long threads) {
-    const long as_long_as = 16;  // products, that a fetch takes
+    const long as_long_as = 16;  // multiplications, as a fetch takes
     return products + fetched * as_long_as < (64 << 20) ? 1 : (int)threads;
 }
 
-// `tokens` by sixteen outputs, each weights' own way.
+// `tokens` by sixteen outputs, by the weights' own `tile`.
 template <class W, class E, int M = W::TOKENS>
 inline void tile(const W& weights, int tokens, const E* inputs, long column, int count, float (*sums)[LANES]) {
     if constexpr (M > 1)
@@ -118,7 +118,7 @@ inline void tile(const W& weights, int tokens, const E* inputs, long column, int
     weights.template tile<M>(inputs, column, count, sums);
 }
 
-// What `act` does with the weights in the form they have, which their size decides.
+// Calls `act` with the weights as Panels or Rows, depending on their size.
 template <class E, class Act> inline void in_their_form(const E* weights, long size, Act act) {
     if (size <= SHORT)
         act(Panels<E>{weights, size});
@@ -126,8 +126,8 @@ template <class E, class Act> inline void in_their_form(const E* weights, long s
         act(Rows<E>{weights, size});
 }
 
-// inputs [tokens, size] times weights [outputs, size], shared among the threads of the region that calls it, which must
-// wait for each other afterwards. `use(token, tokens, column, count)` computes a tile and keeps what it wants of it.
+// Splits inputs [tokens, size] times weights [outputs, size] into tiles, distributed over the threads of the calling
+// parallel region, which needs a barrier afterwards. `use(token, tokens, column, count)` computes one tile.
 template <int TOKENS, class Use> inline void product(long tokens, long outputs, long row_bytes, Use use) {
     long strip = CACHED / row_bytes / TOKENS * TOKENS;
     if (strip < 4 * TOKENS) strip = 4 * TOKENS;
@@ -139,14 +139,14 @@ template <int TOKENS, class Use> inline void product(long tokens, long outputs, 
         long left = item % columns * width, right = at_most(outputs, left + width);
         for (long column = left; column < right; column += LANES)
             for (long token = first, tiles = (last - first + TOKENS - 1) / TOKENS; tiles > 0; tiles--) {
-                const int count = (int)((last - token + tiles - 1) / tiles);  // 8 are 4 and 4, not 6 and 2
+                const int count = (int)((last - token + tiles - 1) / tiles);  // 8 become 4 and 4, not 6 and 2
                 use(token, count, column, (int)at_most(LANES, right - column));
                 token += count;
             }
     }
 }
 
-// inputs times weights, shared among threads as `product` says: `keep(token, column, count, sums)` gets sixteen at a time.
+// inputs times weights, distributed as by `product`; `keep(token, column, count, sums)` gets sixteen outputs at a time.
 template <class E, class Keep>
 void project_each(const E* inputs, long tokens, long size, const E* weights, long outputs, Keep keep) {
     in_their_form(weights, size, [=](auto form) {
@@ -175,7 +175,7 @@ void project(const E* inputs, long tokens, long size, const E* weights, const E*
     });
 }
 
-// The greatest of the numbers seen so far in each lane, and which they were; the earliest of equal ones.
+// Maximum and its id in each lane so far; the lowest id of equal ones.
 struct Peaks {
     Floats values;
     Bits ids;
@@ -189,13 +189,13 @@ struct Peaks {
     }
 };
 
-// What a thread has seen of one token's outputs.
+// One thread's maxima over one token's outputs.
 struct Seen {
     Peaks peaks;
-    int64_t is_broken;  // a number was none, or infinite
+    int64_t is_broken;  // an output was NaN or infinite
 };
 
-// Each thread's `seen` [tokens] of inputs times weights, of which nothing else is kept.
+// Each thread's `seen` [tokens] of inputs times weights; the products themselves are not stored.
 template <class E>
 void project_to_peaks(const E* inputs, long tokens, long size, const E* weights, long outputs, Seen* seen) {
     for (long token = 0; token < tokens; token++)

@@ -1,13 +1,13 @@
-// A decoder's step on a CPU with AVX-512: every norm, product and attention of a batch in one call.
+// Decoder step on a CPU with AVX-512: all norms, products and attention of a batch in one call.
 //
-// Weights are read where they lie, except that short rows are laid out anew (`toolwire_panel_bytes`). One token or a
-// thousand, every output is summed in one and the same order, so that a sequence's result does not depend on who else is
-// in the batch, on how its prompt was cut into chunks, or on the number of threads.
+// Weights are read in place, except that short rows are packed into panels (`toolwire_panel_bytes`). Every output is
+// summed in the same order whatever the number of tokens, so a sequence's result does not depend on the rest of the
+// batch, on prompt chunks, or on the number of threads.
 //
 // Elements are bfloat16 or float32. Sums, norms, angles, softmax and the residual stream are float32 in both.
 // Sizes: head_dim is a multiple of 32, as are the inputs of every product; block_size is even.
 
-// Before the headers: compiled for any x86-64, so that it can be asked on any.
+// Precedes the headers, so that it is compiled for any x86-64 and may be called on any.
 extern "C" int toolwire_is_supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -22,7 +22,7 @@ extern "C" int toolwire_is_supported() {
 
 using namespace toolwire;
 
-// Their counterparts are in server/model/cpu/library.py.
+// Mirrored by the ctypes structures in server/model/cpu/library.py.
 extern "C" {
 struct Layer {
     const void *query, *key, *value, *output, *gate, *up, *down;
@@ -65,7 +65,7 @@ Heads heads_of(const Model& model, long block_size) {
     return {(long)model.heads, (long)model.kv_heads, (long)model.head_dim, block_size, model.scaling};
 }
 
-// Where a step keeps what it computes on the way.
+// Intermediate results of a step in its scratch memory.
 template <class E> struct Places {
     float *stream, *projected, *attention;
     E *normed, *queries, *attended, *opened;
@@ -75,7 +75,7 @@ template <class E> struct Places {
         const long tokens = step.num_tokens, query_size = model.heads * model.head_dim;
         stream = take<float>(tokens * model.hidden);
         normed = take<E>(tokens * model.hidden);
-        // The two halves of a layer use the same memory, one after the other.
+        // Attention and MLP of a layer reuse the same memory.
         const long shared = bytes;
         projected = take<float>(tokens * (query_size + 2 * model.kv_heads * model.head_dim));
         attention = take<float>(step.num_threads * scratch_floats(heads_of(model, step.block_size)));
@@ -97,7 +97,7 @@ template <class E> struct Places {
     }
 };
 
-// What every thread of a step does, sharing the work.
+// One thread's part of a step; the loops distribute the work over all threads.
 template <class E> class Worker {
   public:
     Worker(const Model& model, const Step& step, const Places<E>& places)
@@ -142,7 +142,7 @@ template <class E> class Worker {
 #pragma omp barrier
     }
 
-    // One token's queries, keys and values: normed, rotated, and put where attention reads them.
+    // Norms and rotates one token's queries and keys, and stores queries, keys and values for attention.
     void place(const Layer& layer, long token, E* keys, E* values) const {
         float* own = places.projected + token * (query_size + 2 * key_size);
         const float *cosines = step.cosines + token * heads.head_dim, *sines = step.sines + token * heads.head_dim;
@@ -166,7 +166,7 @@ template <class E> class Worker {
     }
 };
 
-// Threads wait for each other several times a layer.
+// Number of threads for a step; there are several barriers a layer.
 int threads_of(const Model& model, const Step& step) {
     const long attended = model.heads * model.head_dim, kept = 2 * model.kv_heads * model.head_dim;
     const long weights = model.hidden * (2 * attended + kept + 3 * model.inner);
@@ -203,7 +203,7 @@ template <class E> void attend_alone(const Attention& step) {
     }
 }
 
-// The id of the greatest number that any thread has seen of a token, the lowest of equal ones; -1 for broken ones.
+// Id of a token's greatest output over all threads, the lowest of equal ones; -1 if an output is not finite.
 int64_t likeliest(const Seen* first, long threads, long tokens) {
     float greatest = -INFINITY;
     int id = 0;
@@ -227,7 +227,7 @@ int64_t likeliest(const Seen* first, long threads, long tokens) {
 
 extern "C" {
 
-// Bytes of scratch that a step of so many tokens and threads needs; the rest of `step` is not looked at.
+// Bytes of scratch that a step needs; reads only its numbers of tokens and threads, and its block size.
 int64_t toolwire_step_bytes(const Model* model, const Step* step) {
     return model->is_bf16 ? Places<Bf16>(*model, *step).bytes : Places<float>(*model, *step).bytes;
 }
@@ -242,11 +242,10 @@ int64_t toolwire_attention_bytes(const Attention* step) {
     return step->num_threads * scratch_floats(heads) * sizeof(float);
 }
 
-// Keeps new keys and values, then attends.
+// Stores new keys and values, then attends.
 void toolwire_attend(const Attention* step) { step->is_bf16 ? attend_alone<Bf16>(*step) : attend_alone<float>(*step); }
 
-// Bytes of the panels that the weights [outputs, size] of a product have to be laid out in first; 0 where they are read
-// as they are. Applies to all that is multiplied here.
+// Bytes of the panels that weights [outputs, size] must be packed into before any product; 0 if they are read in place.
 int64_t toolwire_panel_bytes(int64_t is_bf16, int64_t size, int64_t outputs) {
     if (size > SHORT) return 0;
     return Panels<Bf16>::elements(size, outputs) * (is_bf16 ? sizeof(Bf16) : sizeof(float));
@@ -262,7 +261,7 @@ void toolwire_lay_out(int64_t is_bf16, const void* weights, int64_t size, int64_
 // Bytes of scratch that `toolwire_likeliest` needs.
 int64_t toolwire_likeliest_bytes(int64_t tokens, int64_t threads) { return (tokens * threads + 1) * sizeof(Seen); }
 
-// ids [tokens] of the greatest outputs, the lowest of equal ones; -1 where an output is no finite number.
+// ids [tokens] of the greatest outputs, the lowest of equal ones; -1 where an output is not finite.
 void toolwire_likeliest(int64_t is_bf16, const void* inputs, int64_t tokens, int64_t size, const void* weights,
                         int64_t outputs, int64_t* ids, void* scratch, int64_t threads) {
     Seen* seen = (Seen*)rounded_up((intptr_t)scratch, alignof(Seen));

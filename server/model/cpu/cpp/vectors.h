@@ -1,7 +1,7 @@
-// Registers of elements, bfloat16 or float32, and what is done with them.
+// Vector registers of bfloat16 or float32 elements and operations on them.
 #pragma once
 
-// Before anything is compiled: this file and those that include it are for CPUs that `toolwire_is_supported` accepts.
+// Must precede all code: this file and those that include it need a CPU that `toolwire_is_supported` accepts.
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
 
 #include <immintrin.h>
@@ -35,7 +35,7 @@ template <> struct Elements<float> {
     static void store(float* at, Floats values, int count) {
         _mm512_mask_storeu_ps(at, (__mmask16)((1u << count) - 1), values);
     }
-    static Bits first_of_pairs(Bits values) { return values; }  // each is one
+    static Bits first_of_pairs(Bits values) { return values; }  // a pair is one element
 };
 
 template <> struct Elements<Bf16> {
@@ -63,10 +63,10 @@ template <class E> Bits everywhere(const E* pair) {
     return _mm512_set1_epi32(bits);
 }
 
-// e^x to 2 ulp (Cephes' polynomial), 0 far below.
+// e^x to 2 ulp (Cephes' polynomial); 0 below -87.
 inline Floats exponential(Floats x) {
     const Floats low = _mm512_set1_ps(-87.0f), high = _mm512_set1_ps(88.0f);
-    __mmask16 counts = _mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ);  // NaN counts and stays one
+    __mmask16 counts = _mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ);  // NaN passes and stays NaN
     Floats held = _mm512_min_ps(high, _mm512_max_ps(low, x));
     Floats power = _mm512_roundscale_ps(_mm512_mul_ps(held, _mm512_set1_ps(1.44269504088896341f)), 0);
     Floats rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), held);
@@ -83,7 +83,7 @@ inline Floats exponential(Floats x) {
 
 inline long at_most(long a, long b) { return a < b ? a : b; }
 
-// The least multiple of `unit` that is not smaller.
+// Rounds up to a multiple of `unit`.
 inline long rounded_up(long size, long unit) { return (size + unit - 1) / unit * unit; }
 
 }  // namespace toolwire
