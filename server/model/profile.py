@@ -57,9 +57,9 @@ class AllocationMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if new := {key: one for key, one in _storages(result) if key not in self._known}:
-            given = {key for key, _ in _storages((args, kwargs))}
+            inputs = {key for key, _ in _storages((args, kwargs))}
             for key, storage in new.items():
-                if key not in given:
+                if key not in inputs:
                     self._known[key] = storage.nbytes()
                     self.live += storage.nbytes()
                     weakref.finalize(storage, self._forget, key)

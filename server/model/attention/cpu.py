@@ -103,9 +103,9 @@ class PagedStep:
             # Stale NaNs would spread: 0 * NaN is NaN.
             keys.index_fill_(0, plan.partially_written, 0)
             values.index_fill_(0, plan.partially_written, 0)
-        places = (plan.write_blocks, plan.write_offsets)
-        self.pool.key_slots[layer].index_put_(places, key)
-        self.pool.value_slots[layer].index_put_(places, value)
+        locations = (plan.write_blocks, plan.write_offsets)
+        self.pool.key_slots[layer].index_put_(locations, key)
+        self.pool.value_slots[layer].index_put_(locations, value)
         parts = [_attend_short(rows, query, keys, values, scaling) for rows in plan.short]
         for chunk in plan.chunks:
             own = slice(chunk.first_token, chunk.first_token + chunk.num_tokens)

@@ -67,11 +67,11 @@ class CudaKvPool:
 
     def restore(self, num_blocks: int) -> int:
         """Allocate memory for blocks up to this one again; returns how many there are, unchanged if memory ran out."""
-        wanted = min(num_blocks, self._most_blocks)
-        if wanted > self.num_blocks:
+        target = min(num_blocks, self._most_blocks)
+        if target > self.num_blocks:
             try:
-                self._resize(wanted)
-                self.num_blocks = wanted
+                self._resize(target)
+                self.num_blocks = target
             except torch.OutOfMemoryError:
                 self._resize(self.num_blocks)
         return self.num_blocks

@@ -198,9 +198,9 @@ def _find_runs(
         if len(run) < MIN_RUN_DENSITY * (high - low) or (high - low < min_run and len(cuts)):
             isolated.append(run)
             continue
-        places = np.full(high - low, -1)
-        places[physical[run] - low] = run
-        orders.append(places)
+        pairs = np.full(high - low, -1)
+        pairs[physical[run] - low] = run
+        orders.append(pairs)
         runs.append(BlockRun(slice(num_pairs, num_pairs + high - low), slice(low, high)))
         num_pairs += high - low
     if isolated:
@@ -215,9 +215,9 @@ def _occurrence_index(physical: NDArray[np.int64]) -> NDArray[np.int64]:
     order = np.argsort(physical, kind="stable")
     ordered = physical[order]
     is_first = np.append(True, ordered[1:] != ordered[:-1])
-    places = np.arange(len(ordered))
-    counts: NDArray[np.int64] = np.empty_like(places)
-    counts[order] = places - np.maximum.accumulate(np.where(is_first, places, 0))
+    ranks = np.arange(len(ordered))
+    counts: NDArray[np.int64] = np.empty_like(ranks)
+    counts[order] = ranks - np.maximum.accumulate(np.where(is_first, ranks, 0))
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Paged attention as Triton kernels that read keys and values in place, block by block.
+"""Paged attention as Triton kernels that read keys and values in offset, block by block.
 
     keys, values  [num_blocks, block_size, kv_heads, head_dim], the layout of gpu.py
 
@@ -34,9 +34,9 @@ def _write_kernel(
     slot = tl.load(slots + token).to(tl.int64)
     at = tl.arange(0, WIDTH)
     own = at < KV_HEADS * HEAD_DIM
-    place = slot * KV_HEADS * HEAD_DIM + at
-    tl.store(keys + place, tl.load(key + token * key_stride + at, mask=own), mask=own)
-    tl.store(values + place, tl.load(value + token * value_stride + at, mask=own), mask=own)
+    offset = slot * KV_HEADS * HEAD_DIM + at
+    tl.store(keys + offset, tl.load(key + token * key_stride + at, mask=own), mask=own)
+    tl.store(values + offset, tl.load(value + token * value_stride + at, mask=own), mask=own)
 
 
 @triton.jit(do_not_specialize=["num_splits", "num_tokens"])
@@ -56,8 +56,8 @@ def _attend_kernel(
     token, head = line // GROUP, kv_head * GROUP + line % GROUP
     is_dim = dim < HEAD_DIM
     is_own = (token < own_tokens)[:, None] & is_dim[None, :]
-    place = (first_token + token) * token_stride + head * head_stride
-    own = tl.load(query + place[:, None] + dim[None, :], mask=is_own, other=0.0)
+    offset = (first_token + token) * token_stride + head * head_stride
+    own = tl.load(query + offset[:, None] + dim[None, :], mask=is_own, other=0.0)
     # A split is a whole number of iterations; the last splits of a short context are empty.
     end = start + own_tokens
     length = tl.cdiv(tl.cdiv(end, num_splits), POSITIONS) * POSITIONS
@@ -102,8 +102,8 @@ def _combine_kernel(
     is_split, is_dim = split < num_splits, dim < HEAD_DIM
     of_split = tl.load(lse + split * num_lines + line, mask=is_split, other=float("-inf"))
     weights = tl.exp2(of_split - tl.max(of_split, 0))
-    place = (split * num_lines + line)[:, None] * HEAD_DIM + dim[None, :]
-    partial = tl.load(parts + place, mask=is_split[:, None] & is_dim[None, :], other=0.0)
+    offset = (split * num_lines + line)[:, None] * HEAD_DIM + dim[None, :]
+    partial = tl.load(parts + offset, mask=is_split[:, None] & is_dim[None, :], other=0.0)
     combined = tl.sum(partial * weights[:, None], 0) / tl.sum(weights, 0)
     tl.store(result + line * HEAD_DIM + dim, combined.to(result.dtype.element_ty), mask=is_dim)
 

@@ -33,7 +33,7 @@ from server.model.sampling.sampler import DrawRow, greedy_ids
 log = logging.getLogger(__name__)
 
 MAX_TABLE_ENTRIES = 1 << 20  # of all rows' block tables; steps with more do not use graphs
-DECODING, DRAWING = "decoding", "drawing"
+DECODING, SAMPLING = "decoding", "sampling"
 Result = TypeVar("Result")
 REPLAY_TOLERANCE = 0.05  # relative and absolute, between the logits of a replay and of the same step computed
 
@@ -212,7 +212,7 @@ class DecodeGraphs:
         return recording
 
     def _capture_sampler(self, decoded: DecodeOutput, variant: SamplingVariant) -> Recording[Tensor] | None:
-        recording = self._capture(DRAWING, partial(self._static.sampler.sample, decoded.logits, variant))
+        recording = self._capture(SAMPLING, partial(self._static.sampler.sample, decoded.logits, variant))
         if recording is not None:
             self._samplers[len(decoded.logits), variant] = recording
         return recording

@@ -1,4 +1,4 @@
-"""Sampling on static buffers, to be captured as CUDA graphs behind the decode step (`decode_graphs.py`).
+"""Sampling on static buffers, to be captured as CUDA graphs after the decode step (`decode_graphs.py`).
 
 One id a row, without drafts, penalties, biases and log probabilities, and with a top_k of at most MAX_TOP_K where the
 distribution is truncated. Inputs are copied to the device as one int32 buffer:
@@ -78,9 +78,10 @@ class GraphSampler:
     def _write_masks(self, words: NDArray[np.int32], rows: Sequence[DrawRow], masks: Masks | None) -> None:
         words[:] = -1
         if masks is not None:
-            lines, known = [rows[owner].first_line for owner in masks.owners], min(self._words, masks.words.shape[1])
+            lines = [rows[owner].first_line for owner in masks.owners]
+            num_words = min(self._words, masks.words.shape[1])
             words[lines] = 0  # ids beyond the mask's words are not allowed
-            words[lines, :known] = masks.words[:, :known]
+            words[lines, :num_words] = masks.words[:, :num_words]
         bits = words.view(np.uint32)
         for row in rows:
             for token_id in row.draw.banned_ids:

@@ -23,15 +23,15 @@ def _add_rms_norm_kernel(
     """One program a token. `hidden` is overwritten by the sum, rounded to its type before it is normed."""
     at = tl.arange(0, WIDTH)
     own = at < SIZE
-    place = tl.program_id(0).to(tl.int64) * SIZE + at
-    value = tl.load(hidden + place, mask=own, other=0.0)
+    offset = tl.program_id(0).to(tl.int64) * SIZE + at
+    value = tl.load(hidden + offset, mask=own, other=0.0)
     if ADDS:
-        value = (value.to(tl.float32) + tl.load(added + place, mask=own, other=0.0).to(tl.float32)).to(value.dtype)
-        tl.store(hidden + place, value, mask=own)
+        value = (value.to(tl.float32) + tl.load(added + offset, mask=own, other=0.0).to(tl.float32)).to(value.dtype)
+        tl.store(hidden + offset, value, mask=own)
     wide = value.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + epsilon)
     result = wide * scale * tl.load(weight + at, mask=own, other=0.0).to(tl.float32)
-    tl.store(normed + place, result.to(normed.dtype.element_ty), mask=own)
+    tl.store(normed + offset, result.to(normed.dtype.element_ty), mask=own)
 
 
 @triton.jit
@@ -43,9 +43,9 @@ def _norm_and_rotate_kernel(
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, WIDTH)
     own = at < HALF
-    place = token * token_stride + head * head_stride + at
-    first = tl.load(heads + place, mask=own, other=0.0).to(tl.float32)
-    second = tl.load(heads + place + HALF, mask=own, other=0.0).to(tl.float32)
+    offset = token * token_stride + head * head_stride + at
+    first = tl.load(heads + offset, mask=own, other=0.0).to(tl.float32)
+    second = tl.load(heads + offset + HALF, mask=own, other=0.0).to(tl.float32)
     if NORMS:
         scale = tl.rsqrt((tl.sum(first * first, 0) + tl.sum(second * second, 0)) / (2 * HALF) + epsilon)
         line = weight + head * 2 * HALF + at

@@ -105,15 +105,15 @@ def read_plain_config(fields: Mapping[str, Any]) -> PlainConfig | None:
     )
     if not is_plain:
         return None
-    known = {name: fields.get(name) for name in PlainConfig.__slots__} | {"rope_theta": rope.get("rope_theta")}
-    if known["head_dim"] is None and model_type != "qwen3" and heads:
-        known["head_dim"] = known["hidden_size"] // heads
-    config = PlainConfig(**{**known, "dtype": dtype})  # type: ignore[arg-type]
+    values = {name: fields.get(name) for name in PlainConfig.__slots__} | {"rope_theta": rope.get("rope_theta")}
+    if values["head_dim"] is None and model_type != "qwen3" and heads:
+        values["head_dim"] = values["hidden_size"] // heads
+    config = PlainConfig(**{**values, "dtype": dtype})  # type: ignore[arg-type]
     return config if all(getattr(config, name) is not None for name in PlainConfig.__slots__) else None
 
 
 def expected_shapes(config: PlainConfig) -> dict[str, tuple[int, ...]]:
-    """The weights that the files must hold, and nothing else."""
+    """Names and shapes of the weights that the files must contain, and no others."""
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     layer: dict[str, tuple[int, ...]] = {
@@ -164,9 +164,9 @@ class PlainModel(nn.Module):
 class WeightTree:
     """Weights below one module name, from which modules are built without torch's random initialization."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], place: str) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
         self._tensors = tensors
-        self._place = place
+        self._prefix = prefix
 
     def below(self, name: str) -> "WeightTree":
         """The weights of a submodule."""
@@ -188,7 +188,7 @@ class WeightTree:
         return linear
 
     def _path(self, name: str) -> str:
-        return f"{self._place}.{name}".lstrip(".")
+        return f"{self._prefix}.{name}".lstrip(".")
 
 
 class PlainDecoder(nn.Module):

@@ -103,10 +103,11 @@ def _refuse_unsupported(config: Any) -> None:
         if layer_type not in LAYER_TYPES:
             raise CannotStart(
                 f"this checkpoint has layers of type {layer_type!r}, which this server does not compute; "
-                f"it knows {' and '.join(LAYER_TYPES)}"
+                f"it supports {' and '.join(LAYER_TYPES)}"
             )
     if "linear_attention" in types and text.model_type not in RECURRENT_MODELS:
-        raise CannotStart(f"linear_attention layers are known in {', '.join(RECURRENT_MODELS)}, not {text.model_type}")
+        supported = ", ".join(RECURRENT_MODELS)
+        raise CannotStart(f"linear_attention layers are supported in {supported}, not in {text.model_type}")
     if getattr(text, "is_encoder_decoder", False):
         raise CannotStart(f"{text.model_type} is an encoder-decoder model; this server runs decoders only")
 

@@ -104,16 +104,16 @@ class LlguidanceGrammars:
     def compile(self, constraint: Constraint) -> GrammarMatcher:
         """A matcher at the start of the constraint; cached constraints cost a copy. Raises ConstraintFailed."""
         with self._lock:
-            known = self._compiled.get(constraint)
-            if known is not None:
+            compiled = self._compiled.get(constraint)
+            if compiled is not None:
                 self._compiled.move_to_end(constraint)
-        if known is None:
-            known = self._compile(constraint)
+        if compiled is None:
+            compiled = self._compile(constraint)
             with self._lock:
-                self._compiled[constraint] = known
+                self._compiled[constraint] = compiled
                 while len(self._compiled) > MAX_CACHED:
                     self._compiled.popitem(last=False)
-        return GrammarMatcher(known.deep_copy())
+        return GrammarMatcher(compiled.deep_copy())
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         if len(constraint.source) > MAX_SOURCE:

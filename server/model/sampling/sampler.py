@@ -34,7 +34,7 @@ from server.model.sampling.vocab_search import first_max, inverse_cdf, top_value
 # Candidates sorted for top_p and top_k; rows that need more are retried with the next number, then fully sorted.
 NUM_CANDIDATES = (256, 8192)
 MAX_SORTED_LINES = 16  # lines sorted in full at a time
-NOT_FINITE_TEXT = "the model's logits are not finite at this place; the checkpoint, its dtype or its kernels are broken"
+NOT_FINITE_TEXT = "the model's logits are not finite here; the checkpoint, its dtype or its kernels are broken"
 NO_ALLOWED_ID_TEXT = "the constraint and the banned ids together leave no token that may come next"
 NOT_FINITE, NO_ALLOWED_ID = -1, -2  # in place of an id
 FAULTS = {NOT_FINITE: NOT_FINITE_TEXT, NO_ALLOWED_ID: NO_ALLOWED_ID_TEXT}
@@ -181,8 +181,8 @@ def _replace_sampled(logits: Tensor, maxima: Tensor, ids: Tensor, rows: Sequence
         if which.all():
             ids.copy_(draw(lines))
         elif which.any():
-            places = np.flatnonzero(which).tolist()
-            ids[to_device(places, device)] = draw(lines.select(places))
+            indices = np.flatnonzero(which).tolist()
+            ids[to_device(indices, device)] = draw(lines.select(indices))
 
 
 def sample_full(lines: SampledLines) -> Tensor:
@@ -198,21 +198,21 @@ def _sample_truncated(lines: SampledLines) -> Tensor:
     """Inverse CDF over the ids that top_k, top_p and min_p keep, by descending probability. [lines]."""
     vocab = lines.logits.shape[1]
     chosen = torch.zeros_like(lines.uniforms, dtype=torch.int64)
-    places = torch.arange(len(chosen), device=chosen.device)
+    indices = torch.arange(len(chosen), device=chosen.device)
     for num_candidates in NUM_CANDIDATES:
         if num_candidates >= vocab:
             break
-        chosen[places], covered = sample_candidates(lines, num_candidates)
+        chosen[indices], covered = sample_candidates(lines, num_candidates)
         if lines.max_top_k <= num_candidates:
             return chosen
         rest = torch.nonzero(~covered).flatten().tolist()
         if not rest:
             return chosen
-        places, lines = places[rest], lines.select(rest)
+        indices, lines = indices[rest], lines.select(rest)
     # A few lines at a time: a full sort takes ten times the memory of the logits.
-    for start in range(0, len(places), MAX_SORTED_LINES):
-        some = list(range(start, min(start + MAX_SORTED_LINES, len(places))))
-        chosen[places[some]] = sample_candidates(lines.select(some), vocab)[0]
+    for start in range(0, len(indices), MAX_SORTED_LINES):
+        some = list(range(start, min(start + MAX_SORTED_LINES, len(indices))))
+        chosen[indices[some]] = sample_candidates(lines.select(some), vocab)[0]
     return chosen
 
 
@@ -268,14 +268,14 @@ class _RawLogprobs:
 
     def __init__(self, logits: Tensor, rows: Sequence[DrawRow]) -> None:
         requesting = [row for row in rows if row.draw.sampling.num_logprobs is not None]
-        self._place: dict[int, int] = {}
+        self._index: dict[int, int] = {}
         for row in requesting:
             for line in range(*row.lines.indices(logits.shape[0])):
-                self._place[line] = len(self._place)
+                self._index[line] = len(self._index)
         if not requesting:
             return
         # A copy: penalties, masks and sampling modify the logits in place.
-        self._raw = logits[list(self._place)]
+        self._raw = logits[list(self._index)]
         self._totals = torch.logsumexp(self._raw, -1, keepdim=True)
         most = max(row.draw.sampling.num_logprobs or 0 for row in requesting)
         if most:
@@ -289,8 +289,8 @@ class _RawLogprobs:
             return None
         entries = []
         for j, token_id in enumerate(written):
-            place = self._place[row.first_line + j]
-            top = zip(self._top_ids[place][:count], self._top_values[place][:count], strict=True) if count else ()
-            logprob = float(self._raw[place, token_id] - self._totals[place, 0])
+            index = self._index[row.first_line + j]
+            top = zip(self._top_ids[index][:count], self._top_values[index][:count], strict=True) if count else ()
+            logprob = float(self._raw[index, token_id] - self._totals[index, 0])
             entries.append(TokenLogprob(token_id, logprob, tuple(top)))
         return tuple(entries)

@@ -222,6 +222,6 @@ def test_on_the_gpu_captured_sampling_equals_the_sampler() -> None:
         graphs = runner._decode
         assert isinstance(graphs, DecodeGraphs) and not graphs._disabled and len(graphs._samplers) == 7
         if not is_captured:
-            graphs._disabled.add("drawing")
+            graphs._disabled.add("sampling")
         results.append(written_by(runner, 16, 30))
     assert results[0] == results[1]
