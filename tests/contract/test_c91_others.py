@@ -72,7 +72,8 @@ def test_the_openapi_document_holds_under_fuzzing(live: Live) -> None:
             case.body = {**case.body, "max_tokens": 2, "n": 1} if "model" in case.body else case.body
         response = case.call(base_url=live.url, timeout=60)
         statuses.add(response.status_code)
-        assert response.status_code < 500 or case.path == "/ready", response.text
+        deadline_passed = response.status_code == 504 and "x-request-timeout" in case.headers
+        assert response.status_code < 500 or case.path == "/ready" or deadline_passed, response.text
         assert response.headers["x-request-id"]
         if response.status_code >= 400:
             assert set(response.json()) == {"error"}
