@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from server.api.app import create_app
+from server.api.logs import configure_logging
 from server.api.middleware.head_limits import HeadLimitedProtocol
-from server.api.middleware.request_log import configure_logging
 from server.api.middleware.tracing import send_traces
 from server.backends.child import Child
 from server.backends.local import ProcessBackend

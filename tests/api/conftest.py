@@ -1,6 +1,8 @@
-"""The API over a scripted engine: the real checkpoint files, the real prompter, the real routes, canned ids."""
+"""The API over a scripted backend: real checkpoint files, prompt builder and routes, given token ids."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import io
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.app import create_app
+from server.api.logs import configure_logging
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError
 from server.messages import Generate, Pulse
@@ -32,7 +35,7 @@ CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An app, a client of it, and the engine's double behind it."""
+    """An app, a client of it, and the scripted backend behind it."""
 
     app: FastAPI
     http: httpx.AsyncClient
@@ -61,7 +64,7 @@ def ids_of(checkpoint: Checkpoint) -> Callable[[str], list[int]]:
 
 @pytest.fixture
 def reply(checkpoint: Checkpoint, ids_of: Callable[[str], list[int]]) -> Callable[..., Script]:
-    """The script of a reply in words, ended by the model's stop id."""
+    """The script of a reply with this text, ended by the model's stop id."""
 
     def write(text: str, finish: str = "stop", step: int = 1) -> Script:
         ids = ids_of(text)
@@ -72,7 +75,7 @@ def reply(checkpoint: Checkpoint, ids_of: Callable[[str], list[int]]) -> Callabl
 
 @pytest.fixture
 def serve(checkpoint: Checkpoint) -> Serve:
-    """Makes an app whose engine replays `script` (or what `script` makes of a request)."""
+    """Makes an app whose backend replays `script`, or what `script` returns for a request."""
 
     @asynccontextmanager
     async def make(
@@ -99,3 +102,18 @@ def events_of(text: str) -> list[str]:
     frames = [frame for frame in text.split("\n\n") if frame]
     assert all(frame.startswith("data: ") for frame in frames)
     return [frame.removeprefix("data: ") for frame in frames][:-1]
+
+
+@pytest.fixture
+def lines(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
+    """Lines logged after `configure_logging` with the fixture's parameters; the root logger is restored afterwards."""
+    root, names = logging.getLogger(), ("toolwire", "toolwire.prompts")
+    before = root.handlers[:], root.level, [logging.getLogger(name).level for name in names]
+    configure_logging(**request.param)
+    out = io.StringIO()
+    root.handlers[0].setStream(out)  # type: ignore[attr-defined]
+    yield out
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    for name, level in zip(names, before[2], strict=True):
+        logging.getLogger(name).setLevel(level)

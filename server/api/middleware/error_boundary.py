@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import error_response, unexpected
-from server.api.middleware.request_log import request_id_in_logs
+from server.api.logs import request_id_in_logs
 
 logger = logging.getLogger("toolwire.api")
 

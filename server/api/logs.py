@@ -1,0 +1,99 @@
+"""Log lines: one a record, for people or as JSON, with the request id and without credentials."""
+
+import logging
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+PROMPT_LOGGER = "toolwire.prompts"  # texts of prompts and replies; silent without `--log-prompts`
+REDACTED = "********"
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id", "color_message"}
+_CREDENTIAL = re.compile(r"""(?i)(bearer\s+|(?:x-)?api[-_]key['"]?\s*[:=]\s*['"]?)[^\s'",;&]+""")
+
+# Context variables live at module level by their nature; each request sees its own value.
+current_request_id: ContextVar[str] = ContextVar("toolwire_request_id", default="")
+
+
+def configure_logging(
+    format: Literal["human", "json"], *, log_prompts: bool = False, secrets: Collection[str] = ()
+) -> None:
+    """Send every log line to stderr in `format`; called once, by the composition root.
+
+    `secrets` are redacted wherever they appear, and so is what looks like a credential.
+    """
+    stream = logging.StreamHandler(sys.stderr)
+    stream.addFilter(_stamp_request_id)
+    stream.setFormatter(LineFormatter(format, secrets))
+    root = logging.getLogger()
+    root.handlers[:] = [stream]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("toolwire").setLevel(logging.INFO)
+    logging.getLogger(PROMPT_LOGGER).setLevel(logging.INFO if log_prompts else logging.CRITICAL + 1)
+
+
+@contextmanager
+def request_id_in_logs(request_id: str) -> Iterator[None]:
+    """Within this block, and in tasks started there, log records carry `request_id`."""
+    token = current_request_id.set(request_id)
+    try:
+        yield
+    finally:
+        current_request_id.reset(token)
+
+
+class LineFormatter(logging.Formatter):
+    """One line a record, line breaks escaped, so that no client can forge a line; fields given as `extra` follow."""
+
+    def __init__(self, format: Literal["human", "json"], secrets: Collection[str] = ()) -> None:
+        super().__init__()
+        self._line = _json_line if format == "json" else _human_line
+        self._secrets = sorted((secret for secret in secrets if secret), key=len, reverse=True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The finished line, without its line break."""
+        fields = {
+            name: self._redact(value) if isinstance(value, str) else value
+            for name, value in vars(record).items()
+            if name not in _STANDARD_FIELDS
+        }
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return self._line(record, self._redact(text), fields)
+
+    def _redact(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, REDACTED)
+        return _CREDENTIAL.sub(rf"\g<1>{REDACTED}", text)
+
+
+def _stamp_request_id(record: logging.LogRecord) -> bool:
+    record.request_id = current_request_id.get()
+    return True
+
+
+def _json_line(record: logging.LogRecord, text: str, fields: Mapping[str, Any]) -> str:
+    line = {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": text,
+    }
+    if request_id := getattr(record, "request_id", ""):
+        line["request_id"] = request_id
+    return msgspec.json.encode({**fields, **line}, enc_hook=str).decode()
+
+
+def _human_line(record: logging.LogRecord, text: str, fields: Mapping[str, Any]) -> str:
+    moment = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+    parts = [moment, f"{record.levelname:<7}", record.name, text]
+    parts += [f"{name}={value}" for name, value in fields.items()]
+    if request_id := getattr(record, "request_id", ""):
+        parts.append(f"[{request_id}]")
+    return " ".join(parts).replace("\r", "\\r").replace("\n", "\\n")
