@@ -13,11 +13,16 @@ R = TypeVar("R")
 _caches: list["functools._lru_cache_wrapper[object]"] = []
 
 
-def cached(function: Callable[P, R]) -> Callable[P, R]:
-    """As functools.cache, until the test module ends."""
-    wrapper = functools.cache(function)
+def cached(function: Callable[P, R], maxsize: int | None = None) -> Callable[P, R]:
+    """As functools.lru_cache, until the test module ends."""
+    wrapper = functools.lru_cache(maxsize)(function)
     _caches.append(wrapper)
     return wrapper  # type: ignore[return-value]
+
+
+def latest(function: Callable[P, R]) -> Callable[P, R]:
+    """As `cached`, for the last arguments alone."""
+    return cached(function, maxsize=1)
 
 
 def clear() -> None:

@@ -13,21 +13,21 @@ from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
-from tests.caches import cached
+from tests.caches import latest
 from tests.checkpoints import Kind, tiny_checkpoint
 
 BLOCK_SIZE = 16
 GREEDY = Sampling(max_tokens=64, temperature=0.0)
 
 
-@cached
+@latest
 def loaded(kind: Kind, kernels: bool = True) -> LoadedModel:
-    """The loaded model, once a test module; with the compiled kernels or with torch alone."""
+    """The loaded model; with the compiled kernels or with torch alone."""
     settings = EngineSettings(device="cpu", cpu_kernels=kernels)
     return load(tiny_checkpoint(kind), settings, lambda fraction: None)
 
 
-@cached
+@latest
 def reference(kind: Kind) -> Any:
     """The same checkpoint in transformers."""
     return transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind)).eval()
