@@ -1,21 +1,21 @@
-"""Everything the server refuses or fails at. The API turns the classes into statuses; this file knows no HTTP.
+"""Errors of requests and of the start. The API maps the classes to HTTP statuses.
 
 ServeError
-├── Rejected            the request cannot be served as it stands; sending it again changes nothing
+├── Rejected            the request cannot be served as it is; a retry does not help
 │   ├── BadRequest          a field is missing, of the wrong type, or out of range
 │   ├── PromptTooLong       prompt and reply exceed the context window
-│   ├── BadSchema           a tool's parameters or a response format are no usable schema or grammar
-│   ├── ConstraintFailed    the engine could not compile what was to constrain the reply
-│   └── Unsupported         this model or server does not do that
-├── Busy                the request is fine, the moment is not
-│   ├── QueueFull           too many requests wait already
-│   ├── NoMemory            the device's memory is taken
-│   └── Starting            the engine loads the model, or starts again after a fault
-├── Broken              our fault
+│   ├── BadSchema           a tool's parameters or a response format are not a usable schema or grammar
+│   ├── ConstraintFailed    the engine could not compile the constraint of the reply
+│   └── Unsupported         not supported by this model or server
+├── Busy                the request is valid; a retry may succeed
+│   ├── QueueFull           the queue is full
+│   ├── NoMemory            the device has no memory left for it
+│   └── Starting            the engine is loading the model, or restarting after a failure
+├── Broken              the server failed
 │   ├── RequestFailed       this request alone
-│   ├── DeadlinePassed      this request took longer than it was allowed
+│   ├── DeadlinePassed      this request exceeded its deadline
 │   └── EngineDied          every request that was running
-└── CannotStart         the server cannot begin its work: said in one line at start-up, exit code 2
+└── CannotStart         the server cannot start: printed in one line, exit code 2
 """
 
 
@@ -29,7 +29,7 @@ class ServeError(Exception):
 
 
 class Rejected(ServeError):
-    """The request cannot be served as it stands."""
+    """The request cannot be served as it is."""
 
 
 class BadRequest(Rejected):
@@ -41,7 +41,7 @@ class PromptTooLong(Rejected):
 
 
 class BadSchema(Rejected):
-    """A tool's parameters or a response format are no usable schema or grammar."""
+    """A tool's parameters or a response format are not a usable schema or grammar."""
 
 
 class ConstraintFailed(Rejected):
@@ -49,11 +49,11 @@ class ConstraintFailed(Rejected):
 
 
 class Unsupported(Rejected):
-    """This model or server does not do that."""
+    """Not supported by this model or server."""
 
 
 class Busy(ServeError):
-    """The request is fine, the moment is not; `retry_after_s` says when to come back."""
+    """The request is valid, but cannot be served now; `retry_after_s` is when to retry."""
 
     def __init__(self, text: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(text)
@@ -61,15 +61,15 @@ class Busy(ServeError):
 
 
 class QueueFull(Busy):
-    """Too many requests wait already."""
+    """The queue is full."""
 
 
 class NoMemory(Busy):
-    """The device's memory is taken."""
+    """The device has no memory left for the request."""
 
 
 class Starting(Busy):
-    """The engine loads the model, or starts again after a fault; `fraction` (0 to 1) of `stage` is done."""
+    """The engine is loading the model, or restarting after a failure; `fraction` (0 to 1) of `stage` is done."""
 
     def __init__(self, stage: str, fraction: float, *, retry_after_s: float = 2.0) -> None:
         super().__init__(f"the model is loading: {stage}, {fraction:.0%}", retry_after_s=retry_after_s)
@@ -78,7 +78,7 @@ class Starting(Busy):
 
 
 class Broken(ServeError):
-    """Our fault, not the request's."""
+    """The server failed, not the request."""
 
 
 class RequestFailed(Broken):
@@ -86,7 +86,7 @@ class RequestFailed(Broken):
 
 
 class DeadlinePassed(Broken):
-    """This request took longer than it was allowed."""
+    """This request exceeded its deadline."""
 
 
 class EngineDied(Broken):
@@ -94,4 +94,4 @@ class EngineDied(Broken):
 
 
 class CannotStart(ServeError):
-    """The server cannot begin its work."""
+    """The server cannot start."""

@@ -1,4 +1,4 @@
-"""What one choice of a reply is made of: thoughts, text and calls, then one end. Knows no tokens, no JSON frames.
+"""Events of one choice of a reply: reasoning, text and calls, then one end; without tokens or JSON frames.
 
 A reply is `(Thought | Text | Call)* Ended`, where a call is `CallOpened CallArguments* CallClosed`, never interleaved
 with anything else, and the indices of calls count up from 0.
@@ -9,10 +9,10 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 Flag = Literal[
-    "repaired",  # the model's text was not valid in its format; its meaning was certain and was restored
+    "repaired",  # the model's text was not valid in its format, but unambiguous
     "truncated",  # the reply ended inside the call
     "invalid",  # the arguments do not satisfy the tool's schema
-    "repeated",  # the same call again and again: the reply was ended here
+    "repeated",  # the same call was repeated: the reply was ended here
 ]
 
 
@@ -41,7 +41,7 @@ class CallOpened:
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A further piece of the call's arguments. The pieces joined are one JSON object (or free text if custom)."""
+    """The next piece of the call's arguments. The pieces joined are one JSON object (or free text if custom)."""
 
     index: int
     text: str
@@ -49,7 +49,7 @@ class CallArguments:
 
 @dataclass(frozen=True, slots=True)
 class CallClosed:
-    """The call is complete. `raw` is the model's own text of it where a flag is set, so that nothing is lost."""
+    """The call is complete. `raw` is the model's text of it if a flag is set."""
 
     index: int
     flags: tuple[Flag, ...] = ()
@@ -58,15 +58,15 @@ class CallClosed:
 
 @dataclass(frozen=True, slots=True)
 class MissedToolCall:
-    """Of a choice that might have called a tool and ended its turn by itself without a call."""
+    """A choice that could have called a tool and stopped by itself without a call."""
 
-    named: tuple[str, ...]  # the tools that its thoughts name, first named first
-    blank: bool  # there is no text either
+    named: tuple[str, ...]  # the tools that its reasoning names, in order
+    blank: bool  # it has no text either
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The choice is over. `uncalled` is set where no call came though its thoughts named a tool, or nothing at all."""
+    """The choice has ended. `uncalled` is set if it has no call although its reasoning names a tool, or no text."""
 
     finish: FinishReason
     uncalled: MissedToolCall | None = None

@@ -1,6 +1,6 @@
-"""What crosses the door between the API process and the engine process: token ids, never text.
+"""Messages between the API process and the engine process: token ids, never text.
 
-Every message is a frozen, tagged struct; `msgspec.msgpack` writes and reads them as `ToEngine` and `FromEngine`.
+Every message is a frozen, tagged struct; `msgspec.msgpack` encodes and decodes them as `ToEngine` and `FromEngine`.
 """
 
 from typing import Literal
@@ -11,20 +11,20 @@ Finish = Literal["stop", "length"]
 FailureKind = Literal[
     "too_long",  # the prompt and its reply can never fit: 400
     "bad_constraint",  # the constraint does not compile, or is too large to: 400
-    "unsupported",  # this model or engine cannot do what was asked: 400
-    "queue_full",  # too many requests wait: 429
-    "no_memory",  # memory is short now, later may work: 503
-    "request_failed",  # this request alone broke: 500
+    "unsupported",  # not supported by this model or engine: 400
+    "queue_full",  # the queue is full: 429
+    "no_memory",  # not enough memory now; a retry may succeed: 503
+    "request_failed",  # only this request failed: 500
     "engine_died",  # the engine process ended while the request ran: 500
 ]
 
 Stage = Literal[
     "arrived",  # the engine has read the request
     "compiled",  # its constraint is ready; absent if it has none
-    "admitted",  # blocks are given: prefill begins
+    "admitted",  # blocks are allocated: prefill begins
     "prefilled",  # the prompt is computed and the first id drawn; absent if the constraint forced the whole reply
-    "preempted",  # put back to make room
-    "resumed",  # begun again after that
+    "preempted",  # its blocks were freed for others
+    "resumed",  # admitted again after that
     "ended",  # the last id is written; absent if it failed or was aborted
 ]
 
@@ -34,9 +34,9 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True, omit_defau
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
-    """How ids are drawn. Every field is honoured by the engine; ranges are checked before it is built."""
+    """Sampling parameters of one sequence; ranges are checked before it is built."""
 
-    max_tokens: int  # ids written at most, at least 1
+    max_tokens: int  # at least 1
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     top_k: int = 0  # 0 is off
@@ -52,7 +52,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Constraint(msgspec.Struct, frozen=True, array_like=True):
-    """Source text of what may be written, compiled by the engine. It holds from the first id after the preamble.
+    """Grammar of the reply, compiled by the engine; applied from the first id after the reasoning phase.
 
     `lark` is llguidance's Lark dialect, where `<[151657]>` names a token by id.
     """
@@ -79,7 +79,7 @@ class ReasoningPhase(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Generate(Message, frozen=True, tag="generate"):
-    """Asks for one sequence. `n` choices are `n` of these with the same `group` and prompt, sharing its blocks."""
+    """Request for one sequence. `n` choices are `n` of these with the same `group` and prompt, sharing its blocks."""
 
     id: str
     token_ids: list[int]
@@ -91,7 +91,7 @@ class Generate(Message, frozen=True, tag="generate"):
 
 
 class Abort(Message, frozen=True, tag="abort"):
-    """The reader of this sequence is gone: free it. Unknown ids are ignored, the sequence may just have ended."""
+    """Free this sequence. Unknown ids are ignored: it may just have ended."""
 
     id: str
 
@@ -109,18 +109,18 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StageTime(msgspec.Struct, frozen=True, array_like=True):
-    """When a sequence came to a stage of its walk, on the machine's monotonic clock, which both processes share."""
+    """When a sequence reached a stage, on the monotonic clock, which both processes share."""
 
     stage: Stage
     time_s: float
 
 
 class Delta(Message, frozen=True, tag="delta"):
-    """Ids written since the last Delta. The first may be empty: it says that the request was admitted.
+    """Ids generated since the last Delta. The first may be empty: it means that the request was admitted.
 
     `token_ids` holds every id, the stop id that ended the sequence included (then `finish` is "stop").
-    `logprobs` has one entry an id when they were asked for. `cached` is set in the first Delta only: how many
-    prompt ids came from the prefix cache. `forced` counts the ids here that the constraint left no choice about.
+    `logprobs` has one entry for each id if they were requested. `cached` is set in the first Delta only: how many
+    prompt ids came from the prefix cache. `forced` counts the ids here that the constraint allowed no alternative to.
     `moments` are those since the last Delta, in order.
     """
 
@@ -134,7 +134,7 @@ class Delta(Message, frozen=True, tag="delta"):
 
 
 class Failed(Message, frozen=True, tag="failed"):
-    """The request ends without a further Delta. `retry_after_s` is set where waiting helps."""
+    """The request ends without another Delta. `retry_after_s` is set if a retry may succeed."""
 
     id: str
     kind: FailureKind
@@ -143,16 +143,16 @@ class Failed(Message, frozen=True, tag="failed"):
 
 
 class Progress(Message, frozen=True, tag="progress"):
-    """Loading goes on: `fraction` (0 to 1) of `stage` is done."""
+    """Loading progress: `fraction` (0 to 1) of `stage` is done."""
 
     stage: str
     fraction: float
 
 
 class Ready(Message, frozen=True, tag="ready"):
-    """The model is loaded and the engine answers."""
+    """The model is loaded and the engine accepts requests."""
 
-    device: str  # "cpu" or "cuda:0", with the card's name
+    device: str  # "cpu" or "cuda:0", with the name of the GPU
     dtype: str
     vocab_size: int
     max_model_len: int  # tokens of prompt and reply together
@@ -169,7 +169,7 @@ class StartFailed(Message, frozen=True, tag="unable"):
 
 
 class DeviceReading(msgspec.Struct, frozen=True):
-    """One device at one moment, in bytes. A figure the device does not tell is None."""
+    """Memory of one device at one moment, in bytes. A figure that the device does not report is None."""
 
     name: str
     uuid: str
@@ -177,17 +177,17 @@ class DeviceReading(msgspec.Struct, frozen=True):
     total: int
     used: int
     free: int
-    own: int | None = None  # used by this process, where the device says so
+    own: int | None = None  # used by this process, if the device reports it
     utilisation: float | None = None  # 0 to 1
     temperature_c: float | None = None
     throttled: tuple[str, ...] = ()
     healthy: bool = True
     note: str = ""
-    processes: tuple[tuple[int, int], ...] = ()  # process id and its bytes, where the device lists them
+    processes: tuple[tuple[int, int], ...] = ()  # process id and its bytes, if the device lists them
 
 
 class MemoryReport(msgspec.Struct, frozen=True):
-    """What the guard knows and did, for `/v1/memory`. Sizes in bytes, times in seconds since the epoch."""
+    """State and events of the memory guard, for `/v1/memory`. Sizes in bytes, times in seconds since the epoch."""
 
     level: Literal["calm", "tight", "critical"] = "calm"
     devices: tuple[DeviceReading, ...] = ()
@@ -199,9 +199,9 @@ class MemoryReport(msgspec.Struct, frozen=True):
     reserved_bytes: int = 0
     ooms: int = 0
     events: tuple[tuple[float, str], ...] = ()
-    room_bytes: int = 0  # what the engine may hold at most
+    room_bytes: int = 0  # memory limit of the engine
     allowed_blocks: int = 0  # of the pool, at this level
-    fixed_bytes: int = 0  # what the engine needs besides its blocks, at its peak
+    fixed_bytes: int = 0  # peak memory of the engine without its blocks
 
 
 class Pulse(Message, frozen=True, tag="pulse"):
@@ -212,7 +212,7 @@ class Pulse(Message, frozen=True, tag="pulse"):
     waiting: int
     total_blocks: int
     used_blocks: int  # held by sequences
-    cached_blocks: int  # free, but their content may be reused
+    cached_blocks: int  # free, with reusable content
     steps: int = 0
     prompt_tokens: int = 0  # computed, not counting cached ones
     cached_tokens: int = 0
@@ -226,4 +226,4 @@ class Pulse(Message, frozen=True, tag="pulse"):
 
 ToEngine = Generate | Abort | Shutdown
 FromEngine = Delta | Failed | Progress | Ready | StartFailed | Pulse
-EngineFrame = list[Delta | Failed | Progress | Ready | StartFailed | Pulse]  # one list a step
+EngineFrame = list[Delta | Failed | Progress | Ready | StartFailed | Pulse]  # one list for each step

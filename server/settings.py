@@ -1,4 +1,4 @@
-"""Every option once: its default, its help, its group. argv, environment and file become frozen values.
+"""Settings: default, range, help text and group of each option, and their values from all sources.
 
 An option `max_model_len` is `--max-model-len` on the command line, `TOOLWIRE_MAX_MODEL_LEN` in the environment and
 `max_model_len = …` in the TOML file; the command line wins over the environment, which wins over the file.
@@ -10,9 +10,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 from server.errors import CannotStart
 
@@ -28,7 +29,7 @@ def option(default: Any, text: str, *, secret: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Which checkpoint, and how its prompts and replies are read."""
+    """The checkpoint, and how its prompts are written and its replies parsed."""
 
     model: str = option(BUILT_IN_MODEL, "Folder or hub id of the checkpoint.")
     served_model_name: str = option("", "Name that clients use in `model`; the last part of --model if left out.")
@@ -37,7 +38,9 @@ class ModelSettings:
     generation_config: Literal["auto", "none"] = option(
         "auto", "auto takes sampling defaults from the checkpoint's generation_config.json, none ignores that file."
     )
-    max_model_len: int = option(0, "Context length in tokens, prompt and reply together; 0 takes the model's own.")
+    max_model_len: Annotated[int, Meta(ge=0, le=1 << 30)] = option(
+        0, "Context length in tokens, prompt and reply together; 0 takes the model's own."
+    )
     trust_control_tokens: bool = option(
         False, "Let control tokens in clients' texts through: for clients that write the prompt's markup themselves."
     )
@@ -46,43 +49,51 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Where and how the model runs."""
+    """Device, memory and scheduling of the engine process."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Device; auto takes cuda if there is one.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", "Type of the weights; auto: as stored.")
     quantize: Literal["none", "int8"] = option("none", "Weight-only quantization while loading.")
-    memory_fraction: float = option(0.9, "Share of the device's memory that weights, activations and KV may take.")
-    kv_cache_tokens: int = option(0, "Size of the KV cache in tokens; 0 takes what memory-fraction leaves.")
+    memory_fraction: Annotated[float, Meta(ge=0.01, le=1.0)] = option(
+        0.9, "Share of the device's memory that weights, activations and KV may take."
+    )
+    kv_cache_tokens: Annotated[int, Meta(ge=0, le=1 << 40)] = option(
+        0, "Size of the KV cache in tokens; 0 takes what memory-fraction leaves."
+    )
     memory_probe: Literal["auto", "nvml", "host"] = option(
         "auto",
         "Whose memory the guard watches: auto is the device's own; nvml the first visible GPU's, host main memory.",
     )
-    block_size: int = option(32, "Tokens a KV block.")
-    max_batch_tokens: int = option(2048, "Tokens computed in one step, over all sequences.")
-    max_running: int = option(256, "Sequences that run at once.")
-    max_queue: int = option(1024, "Sequences that may wait; more are answered 429.")
+    block_size: Annotated[int, Meta(ge=2, le=1024, multiple_of=2)] = option(32, "Tokens a KV block.")
+    max_batch_tokens: Annotated[int, Meta(ge=1, le=1 << 24)] = option(
+        2048, "Tokens computed in one step, over all sequences."
+    )
+    max_running: Annotated[int, Meta(ge=1, le=1 << 16)] = option(256, "Sequences that run at once.")
+    max_queue: Annotated[int, Meta(ge=0, le=1 << 24)] = option(1024, "Sequences that may wait; more are answered 429.")
     prefix_cache: bool = option(True, "Reuse the KV blocks of prompts that begin alike.")
     fast_forward: bool = option(True, "Compute tokens that a grammar forces in one pass instead of sampling them.")
-    draft_tokens: int = option(
+    draft_tokens: Annotated[int, Meta(ge=-1, le=64)] = option(
         -1, "Tokens copied from the prompt and verified in one pass at most; 0 is off, -1: 4 on a CPU, none on a GPU."
     )
     cuda_graphs: bool = option(True, "On CUDA, record decode steps at start and replay them.")
     cpu_kernels: bool = option(True, "On CPUs that have what they need, compute with the compiled kernels.")
-    threads: int = option(0, "CPU threads of the engine; 0: every core, or one for a small model in torch.")
+    threads: Annotated[int, Meta(ge=0, le=4096)] = option(
+        0, "CPU threads of the engine; 0: every core, or one for a small model in torch."
+    )
     seed: int = option(0, "Seed of requests that bring none.")
 
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """How the server is reached, and what it lets in."""
+    """Address, access, limits and logs of the API process."""
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 is every interface.")
-    port: int = option(8000, "Port to listen on; 0 takes a free one.")
+    port: Annotated[int, Meta(ge=0, le=65535)] = option(8000, "Port to listen on; 0 takes a free one.")
     api_key: str = option("", "Key that clients must send; several separated by commas. Empty: no key.", secret=True)
     api_key_file: str = option("", "File with one key a line, read again when it changes.")
     allow_any_model: bool = option(False, "Serve every `model` name instead of answering 404.")
     strict: bool = option(False, "Answer 400 to unknown request keys instead of ignoring them; OpenAI's name limits.")
-    max_new_tokens: int = option(2048, "Reply length when a request names none.")
+    max_new_tokens: Annotated[int, Meta(ge=1, le=1 << 30)] = option(2048, "Reply length when a request names none.")
     on_overflow: Literal["refuse", "drop-oldest"] = option("refuse", "What to do with a prompt beyond the window.")
     named_finish: Literal["tool_calls", "stop"] = option(
         "tool_calls", "`finish_reason` of a call of the one tool that `tool_choice` names; OpenAI's own says stop."
@@ -90,12 +101,22 @@ class ApiSettings:
     must_answer: bool = option(
         False, "Let no reply end without text or a call, where the request does not say `must_answer` itself."
     )
-    max_body_bytes: int = option(16 * 1024 * 1024, "Largest request body.")
-    ping_interval_s: float = option(10.0, "Seconds between SSE comments while a stream is silent.")
-    rate_limit_rpm: int = option(0, "Requests a minute of one key, or of one address without keys; 0 is no limit.")
-    max_concurrent_per_key: int = option(0, "Requests of one key, or address, that run at once; 0 is no limit.")
-    request_timeout_s: float = option(0.0, "Deadline of one request in seconds; 0 is none.")
-    drain_timeout_s: float = option(30.0, "Seconds that running replies may take to finish after SIGTERM.")
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = option(16 * 1024 * 1024, "Largest request body.")
+    ping_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = option(
+        10.0, "Seconds between SSE comments while a stream is silent."
+    )
+    rate_limit_rpm: Annotated[int, Meta(ge=0, le=1 << 30)] = option(
+        0, "Requests a minute of one key, or of one address without keys; 0 is no limit."
+    )
+    max_concurrent_per_key: Annotated[int, Meta(ge=0, le=1 << 30)] = option(
+        0, "Requests of one key, or address, that run at once; 0 is no limit."
+    )
+    request_timeout_s: Annotated[float, Meta(ge=0, le=1 << 30)] = option(
+        0.0, "Deadline of one request in seconds; 0 is none."
+    )
+    drain_timeout_s: Annotated[float, Meta(ge=0, le=1 << 30)] = option(
+        30.0, "Seconds that running replies may take to finish after SIGTERM."
+    )
     cors_origins: str = option("", "Origins that browsers may call from, separated by commas. Empty: none.")
     open_metrics: bool = option(False, "Serve /metrics, /v1/memory, /tokenize and /docs without a key.")
     log_format: Literal["human", "json"] = option("human", "Log lines for people or for machines.")
@@ -105,7 +126,7 @@ class ApiSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All options, by who reads them."""
+    """All options by group."""
 
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
@@ -114,7 +135,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The settings and, by option name, where each value came from."""
+    """The settings, and the origin of each value by option name."""
 
     settings: Settings
     origins: Mapping[str, Origin]
@@ -124,9 +145,9 @@ GROUPS: Mapping[str, type] = {"model": ModelSettings, "engine": EngineSettings, 
 
 
 def resolve(arguments: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]) -> Resolved:
-    """Pure: the command line over the environment over the file over the defaults.
+    """Merge the sources: the command line over the environment over the file over the defaults.
 
-    Raises CannotStart naming the option whose value cannot be read, or an option that does not exist.
+    Raises CannotStart naming an option whose value is of the wrong type or out of range, or that does not exist.
     """
     known = {field.name: group for group, kind in GROUPS.items() for field in dataclasses.fields(kind)}
     ours = {name: value for name, value in environment.items() if name.startswith(ENV_PREFIX)}
@@ -147,35 +168,34 @@ def resolve(arguments: Mapping[str, Any], environment: Mapping[str, str], file: 
     settings = Settings(
         ModelSettings(**values["model"]), EngineSettings(**values["engine"]), ApiSettings(**values["api"])
     )
-    _check(settings)
     return Resolved(settings, origins)
 
 
 def read_environment() -> Mapping[str, str]:
-    """The process's environment: the only place that reads it."""
+    """The process's environment without TOOLWIRE_CONFIG."""
     return {name: value for name, value in os.environ.items() if name != f"{ENV_PREFIX}CONFIG"}
 
 
 def engine_environment() -> dict[str, str]:
-    """What the engine process inherits. Its OpenMP threads spin briefly, then sleep, unless the user says otherwise.
+    """The environment of the engine process: defaults for its libraries, overridden by the environment of this one.
 
-    By default they spin for milliseconds, and on cores that other programs want too each barrier then waits for a
-    time slice: a step of two threads took 3 s instead of 0.3 s on a busy machine (libgomp's GOMP_SPINCOUNT).
-    oneDNN and torch's layer above it keep a compiled product for each number of tokens they have met, 1024 of them:
-    the heap grew by 8 MB a second until it was 800 MB larger. With 64 it grows by 80 MB and stays there.
-    A heap of glibc's for each thread that compiles grammars would keep what its largest one took.
+    GOMP_SPINCOUNT: by default libgomp's threads spin for milliseconds, and on cores shared with other programs each
+    barrier then waits for a time slice: a step of two threads took 3 s instead of 0.3 s on a busy machine.
+    *_CACHE_CAPACITY: oneDNN and torch's layer above it keep a compiled matrix product for each of 1024 numbers of
+    tokens: the heap grew by 8 MB a second until it was 800 MB larger. With 64 it grows by 80 MB.
+    MALLOC_ARENA_MAX: a malloc arena for each thread that compiles grammars would keep what its largest one took.
     """
     caches = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64", "MALLOC_ARENA_MAX": "1"}
     return {"GOMP_SPINCOUNT": "10000", **caches, **os.environ}
 
 
 def config_path_from_environment() -> str:
-    """The TOML file named by TOOLWIRE_CONFIG, or nothing."""
+    """The value of TOOLWIRE_CONFIG, the path of a TOML file; empty if it is not set."""
     return os.environ.get(f"{ENV_PREFIX}CONFIG", "")
 
 
 def read_file(path: str) -> Mapping[str, Any]:
-    """The options in a TOML file; raises CannotStart if it cannot be read."""
+    """The options in a TOML file, none for an empty path; raises CannotStart if it cannot be read."""
     if not path:
         return {}
     try:
@@ -186,34 +206,6 @@ def read_file(path: str) -> Mapping[str, Any]:
 
 def _convert(name: str, value: Any, origin: Origin, group: type) -> Any:
     try:
-        return msgspec.convert(value, get_type_hints(group)[name], strict=False)
+        return msgspec.convert(value, get_type_hints(group, include_extras=True)[name], strict=False)
     except msgspec.ValidationError as error:
         raise CannotStart(f"{name} (from the {origin}) cannot be {value!r}: {error}") from error
-
-
-def _check(settings: Settings) -> None:
-    engine, api = settings.engine, settings.api
-    ranges: tuple[tuple[str, float, float, float], ...] = (
-        ("memory_fraction", engine.memory_fraction, 0.01, 1.0),
-        ("kv_cache_tokens", engine.kv_cache_tokens, 0, 1 << 40),
-        ("block_size", engine.block_size, 2, 1024),
-        ("max_batch_tokens", engine.max_batch_tokens, 1, 1 << 24),
-        ("max_running", engine.max_running, 1, 1 << 16),
-        ("max_queue", engine.max_queue, 0, 1 << 24),
-        ("draft_tokens", engine.draft_tokens, -1, 64),
-        ("threads", engine.threads, 0, 4096),
-        ("max_model_len", settings.model.max_model_len, 0, 1 << 30),
-        ("port", api.port, 0, 65535),
-        ("max_new_tokens", api.max_new_tokens, 1, 1 << 30),
-        ("max_body_bytes", api.max_body_bytes, 1024, 1 << 32),
-        ("ping_interval_s", api.ping_interval_s, 0.1, 3600),
-        ("rate_limit_rpm", api.rate_limit_rpm, 0, 1 << 30),
-        ("max_concurrent_per_key", api.max_concurrent_per_key, 0, 1 << 30),
-        ("request_timeout_s", api.request_timeout_s, 0, 1 << 30),
-        ("drain_timeout_s", api.drain_timeout_s, 0, 1 << 30),
-    )
-    for name, value, low, high in ranges:
-        if not low <= value <= high:
-            raise CannotStart(f"{name} must be between {low} and {high}, not {value}")
-    if engine.block_size % 2:
-        raise CannotStart(f"block_size must be even, not {engine.block_size}: two tokens of a block lie together")
