@@ -11,9 +11,9 @@ from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
 from server.api.errors import ApiError, ErrorBody, RequestRefused, error_of, error_response, not_allowed, not_found
-from server.api.info.health import Health, NotReady, Ready, health_router
+from server.api.info.health import Health, NotReady, Readiness, health_router
 from server.api.info.memory import Memory, memory_router
-from server.api.info.models import Model, ModelList, models_router
+from server.api.info.models import ModelCard, ModelList, models_router
 from server.api.info.tokens import (
     Detokenized,
     DetokenizeRequest,
@@ -41,8 +41,8 @@ from server.version import version
 
 REQUESTS = (ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
 REPLIES = (
-    ChatCompletion, ChatCompletionChunk, ErrorBody, InputTokens, Tokenized, Detokenized, Model, ModelList, Memory,
-    Health, Ready, NotReady,
+    ChatCompletion, ChatCompletionChunk, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard, ModelList, Memory,
+    Health, Readiness, NotReady,
 )  # fmt: skip
 CLIENT_GONE = 499  # never sent, only logged
 

@@ -1,4 +1,4 @@
-"""What is asked about the server: models, readiness, memory, metrics, token counts, the OpenAPI document."""
+"""Routes about the server itself: models, readiness, memory, metrics, token counts, the OpenAPI document."""
 
 import json
 from collections.abc import Callable
@@ -58,7 +58,7 @@ async def test_alive_at_once_and_ready_when_the_engine_is(serve: Serve) -> None:
         assert (await served.http.get("/ready")).status_code == 200
 
 
-async def test_memory_is_what_the_guard_last_said(serve: Serve) -> None:
+async def test_memory_is_the_last_report_of_the_guard(serve: Serve) -> None:
     async with serve(pulse=msgspec.structs.replace(PULSE, memory=MEMORY)) as served:
         memory = (await served.http.get("/v1/memory")).json()
         assert (memory["object"], memory["level"], memory["kv_bytes"]) == ("memory", "tight", 7)
@@ -98,27 +98,27 @@ async def test_two_apps_in_one_process_do_not_share_counters(serve: Serve, reply
         assert 'outcome="200"' not in (await other.http.get("/metrics")).text
 
 
-async def test_the_dry_run_counts_what_the_request_would_cost(serve: Serve, reply: Reply) -> None:
-    asked: dict[str, Any] = {
+async def test_counted_input_tokens_are_those_of_the_real_request(serve: Serve, reply: Reply) -> None:
+    request: dict[str, Any] = {
         "model": MODEL,
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Weather?"}],
         "tools": [WEATHER],
     }
     async with serve(reply("Hi")) as served:
-        counted = (await served.http.post("/v1/chat/completions/input_tokens", json=asked)).json()
-        real = (await served.http.post("/v1/chat/completions", json=asked)).json()["usage"]["prompt_tokens"]
+        counted = (await served.http.post("/v1/chat/completions/input_tokens", json=request)).json()
+        real = (await served.http.post("/v1/chat/completions", json=request)).json()["usage"]["prompt_tokens"]
         assert counted["input_tokens"] == real == sum(part["tokens"] for part in counted["parts"])
         assert len(served.backend.asked) == 1
-        fault = await served.http.post("/v1/chat/completions/input_tokens", json={**asked, "n": 0})
+        fault = await served.http.post("/v1/chat/completions/input_tokens", json={**request, "n": 0})
         assert fault.status_code == 400
 
 
 async def test_text_to_ids_and_back(serve: Serve, checkpoint: Checkpoint) -> None:
     async with serve() as served:
-        told = (await served.http.post("/tokenize", json={"prompt": "Grüße <|im_end|> 🏔"})).json()
-        assert told["count"] == len(told["tokens"]) > 4
-        assert checkpoint.marker_ids["<|im_end|>"] not in told["tokens"], "text never becomes a control token"
-        back = (await served.http.post("/detokenize", json={"tokens": told["tokens"]})).json()
+        tokenized = (await served.http.post("/tokenize", json={"prompt": "Grüße <|im_end|> 🏔"})).json()
+        assert tokenized["count"] == len(tokenized["tokens"]) > 4
+        assert checkpoint.marker_ids["<|im_end|>"] not in tokenized["tokens"], "text never becomes a control token"
+        back = (await served.http.post("/detokenize", json={"tokens": tokenized["tokens"]})).json()
         assert back == {"prompt": "Grüße <|im_end|> 🏔"}
         for path, body in (
             ("/tokenize", {}),
@@ -135,7 +135,7 @@ async def test_text_to_ids_and_back(serve: Serve, checkpoint: Checkpoint) -> Non
 async def test_the_openapi_document_describes_every_route_and_resolves(serve: Serve) -> None:
     async with serve() as served:
         document = (await served.http.get("/openapi.json")).json()
-        shown = (await served.http.get("/docs")).text
+        page = (await served.http.get("/docs")).text
     assert set(document["paths"]) == {
         "/v1/chat/completions", "/v1/chat/completions/input_tokens", "/tokenize", "/detokenize", "/v1/models",
         "/v1/models/{id}", "/v1/memory", "/health", "/ready", "/metrics",
@@ -156,10 +156,10 @@ async def test_the_openapi_document_describes_every_route_and_resolves(serve: Se
     check(document)
     fields = document["components"]["schemas"]["ChatCompletionRequest"]["properties"]
     assert {"tools", "tool_choice", "logit_bias", "thinking_budget"} <= set(fields)
-    assert "thinking_budget" in shown and "tool result" in shown
-    assert not any(fetched in shown for fetched in ("<script", "src=", "@import")), "it works offline"
+    assert "thinking_budget" in page and "tool result" in page
+    assert not any(fetched in page for fetched in ("<script", "src=", "@import")), "it works offline"
     assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
-    assert "error in the middle" in shown and "context_length_exceeded" in shown
+    assert "error in the middle" in page and "context_length_exceeded" in page
 
 
 def fits(document: Any, name: str, value: Any) -> None:
@@ -183,9 +183,9 @@ async def test_what_is_sent_is_what_the_openapi_document_says(serve: Serve, repl
     """A client that is generated from the document must be able to read every reply."""
     async with serve(reply(CALL)) as served:
         document = (await served.http.get("/openapi.json")).json()
-        asked: dict[str, Any] = {"tools": [WEATHER], "service_tier": "auto"}
-        fits(document, "ChatCompletion", (await served.chat(**asked)).json())
-        events = events_of((await served.chat(**asked, stream=True, stream_options={"include_usage": True})).text)
+        request: dict[str, Any] = {"tools": [WEATHER], "service_tier": "auto"}
+        fits(document, "ChatCompletion", (await served.chat(**request)).json())
+        events = events_of((await served.chat(**request, stream=True, stream_options={"include_usage": True})).text)
         for event in events:
             fits(document, "ChatCompletionChunk", json.loads(event))
         assert len(events) > 4

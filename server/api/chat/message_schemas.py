@@ -99,7 +99,7 @@ class UserMessage(Part):
     name: str | None = None
 
 
-class CalledFunction(Part):
+class PastFunction(Part):
     """A call in the history. `arguments` should be a string of JSON; an object or nonsense is taken as it is."""
 
     name: Annotated[str, AfterValidator(name_of(LONGEST_NAME))]
@@ -118,7 +118,7 @@ class PastFunctionCall(Part):
 
     id: str
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: PastFunction
 
 
 class PastCustomCall(Part):
@@ -152,7 +152,7 @@ class AssistantMessage(Part):
     refusal: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[PastCall] | None = None
-    function_call: CalledFunction | None = None
+    function_call: PastFunction | None = None
 
 
 class ToolMessage(Part):

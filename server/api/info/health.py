@@ -13,8 +13,6 @@ from server.api.openapi.operations import RETRY_AFTER, error_replies, json_reply
 from server.backends.base import Backend
 from server.errors import ServeError, Starting
 
-READY = {"status": "ready", "running": 0, "waiting": 0}
-
 
 class Health(msgspec.Struct):
     """The API process lives."""
@@ -22,7 +20,7 @@ class Health(msgspec.Struct):
     status: Literal["ok"]
 
 
-class Ready(msgspec.Struct):
+class Readiness(msgspec.Struct):
     """The engine answers; its sequences by state."""
 
     status: Literal["ready"]
@@ -53,7 +51,7 @@ def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
         "/health",
         operation_id="getHealth",
         summary="The API process lives; says nothing of the engine.",
-        responses={200: json_reply(Health, {"status": "ok"}), **error_replies(500)},
+        responses={200: json_reply(Health("ok")), **error_replies(500)},
     )
     @router.head("/health", include_in_schema=False)
     async def health() -> Response:
@@ -63,21 +61,21 @@ def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
         "/ready",
         operation_id="getReadiness",
         summary="The model is loaded and the engine answers.",
-        responses={200: json_reply(Ready, READY), 503: NOT_READY, **error_replies(500)},
+        responses={200: json_reply(Readiness("ready", 0, 0)), 503: _NOT_READY, **error_replies(500)},
     )
     @router.head("/ready", include_in_schema=False)
     async def ready() -> Response:
         try:
             pulse = await backend.health()
         except ServeError as error:
-            return _not_ready(error)
-        return json_response(Ready("ready", pulse.running, pulse.waiting))
+            return json_response(_not_ready(error), 503, error_of(error).headers)
+        return json_response(Readiness("ready", pulse.running, pulse.waiting))
 
     @router.get(
         "/metrics",
         operation_id="getMetrics",
         summary="Prometheus metrics.",
-        responses={200: METRICS, **error_replies(401, 500)},
+        responses={200: _METRICS, **error_replies(401, 500)},
     )
     @router.head("/metrics", include_in_schema=False)
     async def prometheus_metrics() -> Response:
@@ -91,14 +89,17 @@ def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
     return router
 
 
-_LOADING = Starting("loading weights", 0.4)
-NOT_READY = json_reply(
-    NotReady,
-    {**msgspec.to_builtins(error_of(_LOADING).envelope()), "progress": {"stage": "loading weights", "fraction": 0.4}},
+def _not_ready(error: ServeError) -> NotReady:
+    progress = LoadProgress(error.stage, error.fraction) if isinstance(error, Starting) else UNSET
+    return NotReady(error_of(error).envelope().error, progress)
+
+
+_NOT_READY = json_reply(
+    _not_ready(Starting("loading weights", 0.4)),
     "The engine does not answer; while the model is loading, with the progress.",
 )
-NOT_READY["headers"] |= RETRY_AFTER
-METRICS = {
+_NOT_READY["headers"] |= RETRY_AFTER
+_METRICS = {
     "description": "OpenMetrics text.",
     "content": {
         "application/openmetrics-text": {
@@ -108,9 +109,3 @@ METRICS = {
         }
     },
 }
-
-
-def _not_ready(error: ServeError) -> Response:
-    refusal = error_of(error)
-    progress = LoadProgress(error.stage, error.fraction) if isinstance(error, Starting) else UNSET
-    return json_response(NotReady(refusal.envelope().error, progress), 503, refusal.headers)

@@ -10,13 +10,6 @@ from server.backends.base import Backend
 from server.errors import Starting
 from server.messages import MemoryReport
 
-EXAMPLE = {
-    "object": "memory",
-    "level": "calm",
-    "kv_bytes": 62914560,
-    "blocks": {"total": 1024, "allowed": 1024, "used": 3, "cached": 40, "free": 981},
-}
-
 
 class BlockCounts(msgspec.Struct):
     """KV blocks. `allowed` is what memory permits of `total`; `free` is what is left of `allowed`."""
@@ -34,6 +27,9 @@ class Memory(MemoryReport, frozen=True, kw_only=True, tag_field="object", tag="m
     blocks: BlockCounts
 
 
+_EXAMPLE = Memory(kv_bytes=62_914_560, blocks=BlockCounts(total=1024, allowed=1024, used=3, cached=40, free=981))
+
+
 def memory_router(backend: Backend) -> APIRouter:
     """Route that shows the memory of the engine; 503 until its first report."""
     router = APIRouter()
@@ -42,7 +38,7 @@ def memory_router(backend: Backend) -> APIRouter:
         "/v1/memory",
         operation_id="getMemory",
         summary="Report what the memory guard knows and did.",
-        responses={200: json_reply(Memory, EXAMPLE), **error_replies(401, 500, 503)},
+        responses={200: json_reply(_EXAMPLE), **error_replies(401, 500, 503)},
     )
     @router.head("/v1/memory", include_in_schema=False)
     async def memory() -> Response:

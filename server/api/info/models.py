@@ -10,16 +10,8 @@ from server.api.errors import RequestRefused, json_response, no_such_model
 from server.api.openapi.operations import error_replies, json_reply
 from server.prompt.window import Window
 
-EXAMPLE = {
-    "id": "toolwire-demo",
-    "object": "model",
-    "created": 1790000000,
-    "owned_by": "toolwire",
-    "max_model_len": 2048,
-}
 
-
-class Model(msgspec.Struct, tag_field="object", tag="model"):
+class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
     """A model that requests may name. `max_model_len` limits the tokens of prompt and reply together (extension)."""
 
     id: str
@@ -31,7 +23,10 @@ class Model(msgspec.Struct, tag_field="object", tag="model"):
 class ModelList(msgspec.Struct, tag_field="object", tag="list"):
     """All models that requests may name."""
 
-    data: list[Model]
+    data: list[ModelCard]
+
+
+_EXAMPLE = ModelCard("toolwire-demo", 1790000000, "toolwire", 2048)
 
 
 def models_router(name: str, window: Window) -> APIRouter:
@@ -39,14 +34,14 @@ def models_router(name: str, window: Window) -> APIRouter:
     router = APIRouter()
     created = int(time.time())
 
-    def described() -> Model:
-        return Model(name, created, "toolwire", window.limit)
+    def described() -> ModelCard:
+        return ModelCard(name, created, "toolwire", window.limit)
 
     @router.get(
         "/v1/models",
         operation_id="listModels",
         summary="List the models served here: one.",
-        responses={200: json_reply(ModelList, {"object": "list", "data": [EXAMPLE]}), **error_replies(401, 500)},
+        responses={200: json_reply(ModelList([_EXAMPLE])), **error_replies(401, 500)},
     )
     @router.head("/v1/models", include_in_schema=False)
     async def list_models() -> Response:
@@ -56,7 +51,7 @@ def models_router(name: str, window: Window) -> APIRouter:
         "/v1/models/{id:path}",  # an id may hold slashes
         operation_id="retrieveModel",
         summary="Describe one model.",
-        responses={200: json_reply(Model, EXAMPLE), **error_replies(401, 404, 500)},
+        responses={200: json_reply(_EXAMPLE), **error_replies(401, 404, 500)},
     )
     @router.head("/v1/models/{id:path}", include_in_schema=False)
     async def retrieve_model(id: str) -> Response:

@@ -23,13 +23,6 @@ from server.service import ChatService
 
 MAX_TOKENS = 1 << 20
 MAX_TOKEN_ID = (1 << 31) - 1
-COUNTED = {
-    "object": "chat.completion.input_tokens",
-    "input_tokens": 180,
-    "max_model_len": 2048,
-    "parts": [{"part": "messages[0]", "tokens": 14}, {"part": "tools", "tokens": 166}],
-}
-TOKENIZED = {"tokens": [9707, 0], "count": 2, "max_model_len": 2048}
 CONVERSION_ERRORS = (400, 401, 408, 413, 500)
 T = TypeVar("T", bound=Part)
 
@@ -84,7 +77,10 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
         operation_id="countInputTokens",
         summary="Count a request's prompt tokens, by part, without answering it.",
         openapi_extra=json_body(ChatCompletionRequest, REQUESTS),
-        responses={200: json_reply(InputTokens, COUNTED), **error_replies(400, 401, 404, 408, 413, 429, 500)},
+        responses={
+            200: json_reply(InputTokens(12, 2048, [PartCount("messages[0]", 12)])),
+            **error_replies(400, 401, 404, 408, 413, 429, 500),
+        },
     )
     async def count_input_tokens(request: Request) -> Response:
         _, chat_request = await chat.read(request)
@@ -97,7 +93,7 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
         operation_id="tokenize",
         summary="Convert plain text to token ids.",
         openapi_extra=json_body(TokenizeRequest, {"text": {"prompt": "Hello!"}}),
-        responses={200: json_reply(Tokenized, TOKENIZED), **error_replies(*CONVERSION_ERRORS)},
+        responses={200: json_reply(Tokenized([9707, 0], 2, 2048)), **error_replies(*CONVERSION_ERRORS)},
     )
     async def tokenize(request: Request) -> Response:
         body = await read_body(request)
@@ -109,7 +105,7 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
         operation_id="detokenize",
         summary="Convert token ids to text.",
         openapi_extra=json_body(DetokenizeRequest, {"ids": {"tokens": [9707, 0]}}),
-        responses={200: json_reply(Detokenized, {"prompt": "Hello!"}), **error_replies(*CONVERSION_ERRORS)},
+        responses={200: json_reply(Detokenized("Hello!")), **error_replies(*CONVERSION_ERRORS)},
     )
     async def detokenize(request: Request) -> Response:
         body = await read_body(request)

@@ -51,6 +51,7 @@ class DocumentedApp(FastAPI):
             [(model, "validation") for model in self._requests], ref_template=REF.replace("{name}", "{model}")
         )
         _, replies = msgspec.json.schema_components(self._replies, ref_template=REF)
+        assert not requests["$defs"].keys() & replies.keys(), "names of schemas are unique"
         return {**requests["$defs"], **replies}
 
 

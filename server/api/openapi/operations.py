@@ -53,9 +53,9 @@ def json_body(kind: type, examples: Mapping[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
-def json_reply(kind: type, example: Any, description: str = "OK") -> dict[str, Any]:
-    """Response with a struct as its body."""
-    content = {"application/json": {"schema": ref(kind), "example": example}}
+def json_reply(example: msgspec.Struct, description: str = "OK") -> dict[str, Any]:
+    """Response whose body is a struct like this one."""
+    content = {"application/json": {"schema": ref(type(example)), "example": msgspec.to_builtins(example)}}
     return {"description": description, "headers": REQUEST_ID, "content": content}
 
 
