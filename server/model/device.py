@@ -13,7 +13,7 @@ CPU_OUT_OF_MEMORY = "can't allocate memory"  # torch's CPU allocator raises a pl
 
 
 def to_device(numbers: NDArray[Any] | Sequence[int], device: torch.device) -> Tensor:
-    """Copy numbers to the device, in their own dtype; on the CPU the result shares their memory.
+    """Copy numbers to the device, in their own dtype; on the CPU the result is a view of them.
 
     Copies to a GPU go through pinned memory: a copy from pageable memory waits for all work queued before it.
     """

@@ -1,4 +1,4 @@
-"""Triton's C extension, compiled ahead of time for machines without a C compiler: run `python -m` this module.
+"""Prebuilds Triton's C extension for machines without a C compiler: run `python -m` this module.
 
 Triton compiles the extension that loads and launches kernels when the first kernel runs, which takes a C compiler. The
 GPU image has none, so its build runs this module; without the extension no kernel and no CUDA graph would run in it.

@@ -61,12 +61,12 @@ def check_against_gathering(kernels: Kernels, shape: PoolShape, heads: int, seed
     """The kernels' result equals that of torch's attention, and every new key is in its slot."""
     rows = rows_at_random(seed, shape.block_size)
     expected, _ = attended(CudaKvPool(shape, NUM_BLOCKS, device), rows, heads, seed)
-    _, wanted = attended(CudaKvPool(shape, NUM_BLOCKS, device, reference_kernels), rows, heads, seed)
+    _, expected_keys = attended(CudaKvPool(shape, NUM_BLOCKS, device, reference_kernels), rows, heads, seed)
     tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[shape.dtype]
     for size in tile_sizes(shape, heads):
         found, keys = attended(CudaKvPool(shape, NUM_BLOCKS, device, kernels, (size,)), rows, heads, seed)
         assert torch.allclose(found, expected, atol=tolerance * (1 if device == CPU else 4), rtol=0)
-        assert torch.equal(keys, wanted)
+        assert torch.equal(keys, expected_keys)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)

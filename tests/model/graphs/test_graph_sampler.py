@@ -119,7 +119,7 @@ class StubKernels:
 
 
 def test_nothing_that_is_captured_synchronizes() -> None:
-    """Reading one value on the host makes the whole capture fail."""
+    """One value copied to the host makes the whole capture fail."""
     model = loaded("qwen3", kernels=False)
     pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 8, CPU, StubKernels())
     static = StaticDecode(model, pool, (2,))
