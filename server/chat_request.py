@@ -37,6 +37,18 @@ class ChatRequest:
     on_overflow: Literal["refuse", "drop-oldest"] | None = None  # None: the server's setting
     must_answer: bool = False  # the reply may not end without text or a call
 
+    @property
+    def answers_result(self) -> bool:
+        """Whether the last message is the result of a call."""
+        return self.messages[-1]["role"] in ("tool", "function")
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools that the reply may call."""
+        if self.choice.mode == "none":
+            return []
+        return [tool for tool in self.tools if self.choice.allowed is None or tool.name in self.choice.allowed]
+
 
 @dataclass(frozen=True, slots=True)
 class PartTokens:
@@ -48,14 +60,16 @@ class PartTokens:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A prompt ready for the door, and what reading its replies needs.
+    """A prompt ready for the engine, and what decoding its replies needs.
 
     `thinking` says how a reply begins: "off" with text, "open" inside a think block that the prompt opened,
-    "may_open" with an optional think block that the model itself opens.
+    "may_open" with an optional think block that the model itself opens. `call_ids` open a call, inside a think block
+    as well, and so do `call_markers` where the vocabulary has no such token.
     """
 
     generates: tuple[Generate, ...]  # one a choice
     prompt_tokens: int
     thinking: Thinking
-    shares: tuple[PartTokens, ...] = ()
     dropped_messages: int = 0
+    call_ids: tuple[int, ...] = ()
+    call_markers: tuple[str, ...] = ()

@@ -14,7 +14,6 @@ import atexit
 import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, overload
 
 import msgspec
@@ -22,9 +21,8 @@ import msgspec
 from clients.functions import Toolbox, as_tool
 from server.api.body import read_object
 from server.api.chat.schemas import read_request
-from server.api.chat.to_reply import Chunker, ReplyStyle, fold
+from server.api.chat.to_reply import ReplyStyle, chunks_of, whole_reply
 from server.api.chat.to_request import RequestMapper
-from server.api.chat.wire import ChatCompletionChunk
 from server.api.errors import RequestRefused
 from server.backends.child import Child
 from server.checkpoint.locate import served_name
@@ -54,13 +52,13 @@ class Chat:
             checkpoint = open_checkpoint(settings)
             undo.pop_all()
         vocab_size, api = checkpoint.tokenizer.get_vocab_size(), settings.api
-        self._asking = RequestMapper(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
+        self._mapper = RequestMapper(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="offline chat", daemon=True)
         self._thread.start()
         prompter = PromptBuilder(checkpoint, settings)
         self._backend = self._wait_for(_call(lambda: build_backend(settings, checkpoint, engine)))
-        self._answerer = build_service(checkpoint, prompter, self._backend)
+        self._service = build_service(checkpoint, prompter, self._backend)
         atexit.register(self.close)
         try:
             self.ready = self._wait_for(self._backend.start())
@@ -128,23 +126,22 @@ class Chat:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _admit(self, body: dict[str, Any]) -> "Speaking":
+    async def _start(self, body: dict[str, Any]) -> tuple[Generation, ReplyStyle]:
         try:
             body = read_object(msgspec.json.encode(body))  # as if it had come over the wire: a copy, and only JSON
-            asked = read_request(body, self._asking.strict)
-            ask = self._asking.ask(asked, body)
+            asked = read_request(body, self._mapper.strict)
+            request = self._mapper.ask(asked, body)
         except RequestRefused as refused:
             raise BadRequest(str(refused), param=refused.fault.param, code=refused.fault.code) from refused
-        return Speaking(await self._answerer.admit(ask), self._asking.style(asked))
+        return await self._service.start(request), self._mapper.style(asked)
 
     async def _whole(self, body: dict[str, Any]) -> Message:
-        speaking = await self._admit(body)
-        chunks = [chunk async for more in speaking.chunks() for chunk in more]
-        message: Message = msgspec.to_builtins(fold(chunks, speaking.answer.tally, speaking.style).choices[0].message)
+        reply = await whole_reply(*await self._start(body))
+        message: Message = msgspec.to_builtins(reply.choices[0].message)
         return message
 
     def _deltas(self, body: dict[str, Any]) -> Iterator[Message]:
-        steps = self._wait_for(self._admit(body)).chunks()
+        steps = chunks_of(*self._wait_for(self._start(body)))
         try:
             while (chunks := self._wait_for(_next(steps))) is not None:
                 for chunk in chunks:
@@ -156,26 +153,6 @@ class Chat:
 
     def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-
-@dataclass(frozen=True, slots=True)
-class Speaking:
-    """An admitted request: the reply under way, and how it is to be written."""
-
-    answer: Generation
-    style: ReplyStyle
-
-    async def chunks(self) -> AsyncGenerator[list[ChatCompletionChunk], None]:
-        """The reply as the wire would carry it, a list for what comes together."""
-        chunker = Chunker(self.style, dropped_messages=self.answer.prepared.dropped_messages)
-        try:
-            yield chunker.open(self.answer.n)
-            async with contextlib.aclosing(self.answer.steps()) as steps:
-                async for heard in steps:
-                    yield [chunk for one in heard for chunk in chunker.feed(one)]
-            yield chunker.close(self.answer.tally)
-        finally:
-            await self.answer.aclose()
 
 
 async def _next(steps: AsyncGenerator[T, None]) -> T | None:

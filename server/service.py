@@ -1,8 +1,10 @@
-"""One Ask through prompt, door and turn: what the API does for a request, free of HTTP.
+"""Run one chat request: build the prompt, submit it to the engine, decode the reply into events. Knows no HTTP.
 
-answer = await Answerer(...).admit(ask)         # raises before anything is answered
-async for step in answer.steps(): ...           # lists of (choice, event)
-await answer.aclose()                           # always; frees what still runs
+    generation = await service.start(request)       # raises every refusal before anything is answered
+    async for events in generation.events(): ...    # a list of what arrives together
+    await generation.aclose()                       # always; frees what still runs
+
+Logging, metrics and tracing observe this loop (`RequestObserver`); they are no generators in it.
 """
 
 import asyncio
@@ -11,31 +13,28 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from opentelemetry import trace
+from typing import Literal, Protocol
 
 from server.backends.base import Backend
 from server.chat_request import ChatRequest, PartTokens, PreparedRequest
 from server.checkpoint.checkpoint import Checkpoint
-from server.errors import ConstraintFailed, DeadlinePassed, RequestFailed
-from server.messages import Delta, Generate
+from server.errors import ConstraintFailed, DeadlinePassed, RequestFailed, ServeError
+from server.messages import Delta, Generate, StageTime
 from server.prompt.builder import PromptBuilder
 from server.reply.decoder import ParsedEvent, ReplyDecoder, ReplyFormat
 from server.reply.text import Vocabulary
-from server.stage_spans import StageSpans
-
-tracer = trace.get_tracer("toolwire")  # a no-op unless traces are sent
 
 PREPARE_THREADS = 2
-Stream = AsyncGenerator[Delta, None]
+DeltaStream = AsyncGenerator[Delta, None]
+Outcome = Literal["complete", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceEvent:
-    """What one choice said."""
+    """An event of one choice."""
 
     choice: int
-    said: ParsedEvent
+    parsed: ParsedEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +47,41 @@ class TokenUsage:
     reasoning_tokens: int = 0
 
 
-class ChatService:
-    """Prepares prompts off the event loop and opens the door for them.
+class RequestObserver(Protocol):
+    """Notified of one request's progress, in this order; ends with `refused` or `finished`, exactly once.
 
-    `prepare` and `count` are the Prompter's; `read` tells how the replies to a prepared prompt are read.
+    Calls come from the event loop in the middle of a reply, so they return at once. They must not raise.
+    """
+
+    def started(self) -> None:
+        """The prompt is about to be built."""
+        return
+
+    def prepared(self) -> None:
+        """The prompt is built; the request goes to the engine."""
+        return
+
+    def refused(self, error: BaseException) -> None:
+        """The request ends without a reply, before or while it waits for admission."""
+        return
+
+    def admitted(self, generation: "Generation") -> None:
+        """The engine has admitted every choice."""
+        return
+
+    def received(self, events: Sequence[ChoiceEvent]) -> None:
+        """These events arrived together; never empty."""
+        return
+
+    def finished(self, outcome: Outcome, error: ServeError | None) -> None:
+        """The reply is over, completely or not."""
+        return
+
+
+class ChatService:
+    """Prepares prompts off the event loop and runs them on the backend.
+
+    `prepare` and `count` are the PromptBuilder's; `read` says how the replies to a prepared prompt are decoded.
     """
 
     def __init__(
@@ -67,128 +97,153 @@ class ChatService:
         self._backend = backend
         self._threads = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
 
-    async def admit(self, ask: ChatRequest, deadline_s: float | None = None) -> "Generation":
+    async def start(
+        self, request: ChatRequest, deadline_s: float | None = None, observers: Sequence[RequestObserver] = ()
+    ) -> "Generation":
         """Returns once every choice is admitted; raises the first refusal, and then nothing runs any more.
 
         `deadline_s` is on the clock of `time.monotonic`.
         """
-        loop = asyncio.get_running_loop()
-        with tracer.start_as_current_span("prepare"):
-            prepared = await loop.run_in_executor(self._threads, self._prepare, ask)
-        answer = Generation(prepared, self._read(ask, prepared), self._backend.generate, deadline_s)
+        for observer in observers:
+            observer.started()
         try:
-            with tracer.start_as_current_span("admit") as span:
-                await answer.admitted()
-                answer.stages.tell_queue(span)
-        except ConstraintFailed as error:
-            error.param = error.param or ("tools" if ask.tools else "response_format")
+            loop = asyncio.get_running_loop()
+            prepared = await loop.run_in_executor(self._threads, self._prepare, request)
+            for observer in observers:
+                observer.prepared()
+            generation = Generation(
+                prepared, self._read(request, prepared), self._backend.generate, deadline_s, observers
+            )
+            await generation.admit()
+        except BaseException as error:
+            if isinstance(error, ConstraintFailed):
+                error.param = error.param or ("tools" if request.tools else "response_format")
+            for observer in observers:
+                observer.refused(error)
             raise
-        return answer
+        return generation
 
-    async def count(self, ask: ChatRequest) -> tuple[PartTokens, ...]:
+    async def count(self, request: ChatRequest) -> tuple[PartTokens, ...]:
         """The prompt's tokens by part, without answering."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._count, ask)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._count, request)
 
 
-def build_service(checkpoint: Checkpoint, prompter: PromptBuilder, backend: Backend) -> ChatService:
-    """The Answerer of one checkpoint over one backend."""
+def build_service(checkpoint: Checkpoint, prompt_builder: PromptBuilder, backend: Backend) -> ChatService:
+    """The ChatService of one checkpoint over one backend."""
     think = (checkpoint.think.open, checkpoint.think.close) if checkpoint.think else ()
     tags = [token.text for token in checkpoint.control_tokens if token.id in think]
     vocabulary = Vocabulary(checkpoint.tokenizer, kept=frozenset((*checkpoint.dialect.markers, *tags)))
     return ChatService(
-        prompter.prepare,
-        prompter.count,
-        lambda ask, prepared: reply_format(checkpoint, vocabulary, ask, prepared),
+        prompt_builder.prepare,
+        prompt_builder.count,
+        lambda request, prepared: reply_format(checkpoint, vocabulary, request, prepared),
         backend,
     )
 
 
 def reply_format(
-    checkpoint: Checkpoint, vocabulary: Vocabulary, ask: ChatRequest, prepared: PreparedRequest
+    checkpoint: Checkpoint, vocabulary: Vocabulary, request: ChatRequest, prepared: PreparedRequest
 ) -> ReplyFormat:
-    """How the replies to a prepared prompt are read. Without tools, or where none may be called, all text is text."""
-    dialect, choice = checkpoint.dialect, ask.choice
-    tools = [tool for tool in ask.tools if choice.allowed is None or tool.name in choice.allowed]
-    calls = bool(tools) and choice.mode != "none"
-    # Where a call must come, it comes behind the block, under the grammar; markup inside is thought about, not meant.
-    promised = choice.mode == "required" and prepared.generates[0].constraint is not None
-    openers = dialect.markers[:1] if calls and not promised else ()
+    """How the replies to a prepared prompt are decoded. Where no tool may be called, all text is the answer's."""
+    dialect, choice, tools = checkpoint.dialect, request.choice, request.callable_tools
     return ReplyFormat(
         vocabulary,
         stop_ids=frozenset(prepared.generates[0].stop_ids),
         thinking=prepared.thinking,
-        call_ids=frozenset(checkpoint.marker_ids[text] for text in openers if text in checkpoint.marker_ids),
-        call_markers=tuple(text for text in openers if text not in checkpoint.marker_ids),
-        halts=dialect.halts if calls else (),
-        stop=ask.stop,
-        parser=(lambda: dialect.parser(tools)) if calls else None,
+        call_ids=frozenset(prepared.call_ids),
+        call_markers=prepared.call_markers,
+        halts=dialect.halts if tools else (),
+        stop=request.stop,
+        parser=(lambda: dialect.parser(tools)) if tools else None,
         parallel=choice.parallel,
         free_to_call=frozenset(tool.name for tool in tools) if choice.mode == "auto" else frozenset(),
-        answers_result=ask.messages[-1]["role"] in ("tool", "function"),
+        answers_result=request.answers_result,
     )
 
 
 class Generation:
-    """The replies of one request under way. Leaving it without `aclose` would leave its sequences running."""
+    """The replies of one admitted request. Leaving it without `aclose` would leave its sequences running."""
 
     def __init__(
         self,
         prepared: PreparedRequest,
-        reading: ReplyFormat,
-        generate: Callable[[Generate], Stream],
+        format: ReplyFormat,
+        generate: Callable[[Generate], DeltaStream],
         deadline_s: float | None = None,
+        observers: Sequence[RequestObserver] = (),
     ) -> None:
         self.prepared = prepared
+        self.stage_times: list[list[StageTime]] = [[] for _ in prepared.generates]  # by choice
         self._deadline_s = deadline_s
-        self._turns = [ReplyDecoder(reading) for _ in prepared.generates]
-        self._streams: dict[int, Stream] = {i: generate(one) for i, one in enumerate(prepared.generates)}
+        self._observers = observers
+        self._decoders = [ReplyDecoder(format) for _ in prepared.generates]
+        self._streams: dict[int, DeltaStream] = {i: generate(one) for i, one in enumerate(prepared.generates)}
         self._firsts: list[tuple[int, Delta]] = []
-        self.stages = StageSpans(len(prepared.generates))
         self._cached_tokens = 0
+        self._over = False
 
     @property
-    def tally(self) -> TokenUsage:
+    def usage(self) -> TokenUsage:
         """The tokens so far."""
         return TokenUsage(
             self.prepared.prompt_tokens,
             min(self._cached_tokens, self.prepared.prompt_tokens),
-            sum(turn.completion_tokens for turn in self._turns),
-            sum(turn.reasoning_tokens for turn in self._turns),
+            sum(decoder.completion_tokens for decoder in self._decoders),
+            sum(decoder.reasoning_tokens for decoder in self._decoders),
         )
 
     @property
     def n(self) -> int:
         """Number of choices."""
-        return len(self._turns)
+        return len(self._decoders)
 
-    async def admitted(self) -> None:
-        """Waits for the first Delta of every choice."""
+    async def admit(self) -> None:
+        """Wait for the first Delta of every choice. Raises the first refusal, and then nothing runs any more."""
         tasks = [asyncio.ensure_future(_next(stream)) for stream in self._streams.values()]
         try:
             async with self._deadline():
                 self._firsts = list(enumerate(await asyncio.gather(*tasks)))
         except BaseException:
             await _cancel(tasks)
-            await self.aclose()
+            await self._free()
             raise
         # Choices share the prompt: what the first found cached is what the request found cached.
         self._cached_tokens = self._firsts[0][1].cached or 0
-        self._hear_stages(self._firsts)
+        self._record_stages(self._firsts)
+        for observer in self._observers:
+            observer.admitted(self)
 
-    async def steps(self) -> AsyncGenerator[list[ChoiceEvent], None]:
-        """What the choices say, a list for what arrives together; ends when all have ended."""
+    async def events(self) -> AsyncGenerator[list[ChoiceEvent], None]:
+        """The events of all choices, a list for what arrives together; ends when every choice has ended.
+
+        Raises the ServeError that ends the reply.
+        """
+        waiting: dict[asyncio.Task[Delta], int] = {}
+        arrived = self._firsts
         try:
-            yield await self._read(self._firsts)
-            async for arrived in self._arrivals():
-                self._hear_stages(arrived)
-                heard = await self._read(arrived)
-                if heard:
-                    yield heard
+            while True:
+                if events := await self._decode(arrived):
+                    for observer in self._observers:
+                        observer.received(events)
+                    yield events
+                if not self._streams:
+                    break
+                arrived = await self._next_deltas(waiting)
+                self._record_stages(arrived)
+            self._finish("complete")
+        except ServeError as error:
+            self._finish("failed", error)
+            raise
         finally:
+            await _cancel(waiting)
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Aborts what still runs; does nothing the second time. A cancelled reader cannot cut it short."""
+        """Abort what still runs; does nothing the second time. A cancelled reader cannot cut it short."""
+        self._finish("cancelled")
+        await self._free()
+
+    async def _free(self) -> None:
         if self._streams:
             await asyncio.shield(self._end_all())
 
@@ -196,37 +251,39 @@ class Generation:
         for choice in list(self._streams):
             await self._end(choice)
 
-    async def _arrivals(self) -> AsyncGenerator[list[tuple[int, Delta]], None]:
-        waiting: dict[asyncio.Task[Delta], int] = {}
-        try:
-            while self._streams:
-                if len(self._streams) == 1 and not waiting:  # no task needed: by far the commonest case
-                    ((choice, stream),) = self._streams.items()
-                    async with self._deadline():
-                        delta = await _next(stream)
-                    yield [(choice, delta)]
-                    continue
-                for choice in self._streams.keys() - waiting.values():
-                    waiting[asyncio.ensure_future(_next(self._streams[choice]))] = choice
-                async with self._deadline():
-                    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                yield sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
-        finally:
-            await _cancel(waiting)
+    def _finish(self, outcome: Outcome, error: ServeError | None = None) -> None:
+        if not self._over:
+            self._over = True
+            for observer in self._observers:
+                observer.finished(outcome, error)
 
-    async def _read(self, arrived: Sequence[tuple[int, Delta]]) -> list[ChoiceEvent]:
-        heard: list[ChoiceEvent] = []
+    async def _next_deltas(self, waiting: dict[asyncio.Task[Delta], int]) -> list[tuple[int, Delta]]:
+        """What arrives next, in the order of the choices; `waiting` are the reads under way."""
+        if len(self._streams) == 1 and not waiting:  # no task needed: by far the commonest case
+            ((choice, stream),) = self._streams.items()
+            if self._deadline_s is None:
+                return [(choice, await _next(stream))]
+            async with self._deadline():
+                return [(choice, await _next(stream))]
+        for choice in self._streams.keys() - waiting.values():
+            waiting[asyncio.ensure_future(_next(self._streams[choice]))] = choice
+        async with self._deadline():
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
+
+    async def _decode(self, arrived: Sequence[tuple[int, Delta]]) -> list[ChoiceEvent]:
+        events: list[ChoiceEvent] = []
         for choice, delta in arrived:
-            turn = self._turns[choice]
-            heard += [ChoiceEvent(choice, said) for said in turn.feed(delta)]
-            if turn.over:
+            decoder = self._decoders[choice]
+            events += [ChoiceEvent(choice, parsed) for parsed in decoder.feed(delta)]
+            if decoder.over:
                 await self._end(choice)
-        return heard
+        return events
 
-    def _hear_stages(self, arrived: Sequence[tuple[int, Delta]]) -> None:
+    def _record_stages(self, arrived: Sequence[tuple[int, Delta]]) -> None:
         for choice, delta in arrived:
             if delta.moments:
-                self.stages.hear(choice, delta.moments)
+                self.stage_times[choice] += delta.moments
 
     async def _end(self, choice: int) -> None:
         stream = self._streams.pop(choice, None)
@@ -257,7 +314,7 @@ class _Deadline:
 _NO_DEADLINE = contextlib.nullcontext()
 
 
-async def _next(stream: Stream) -> Delta:
+async def _next(stream: DeltaStream) -> Delta:
     try:
         return await anext(stream)
     except StopAsyncIteration as end:
@@ -266,6 +323,7 @@ async def _next(stream: Stream) -> Delta:
 
 async def _cancel(tasks: Iterable[asyncio.Task[Delta]]) -> None:
     tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if tasks:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

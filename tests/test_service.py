@@ -15,6 +15,7 @@ from server.dialects.base import Choice, Tool
 from server.errors import ConstraintFailed, DeadlinePassed, QueueFull, RequestFailed
 from server.events import CallOpened, Ended, Text, Thought
 from server.messages import Constraint, Delta, Generate, Sampling
+from server.prompt.reasoning import call_openers
 from server.reply.decoder import ReplyFormat
 from server.reply.text import Vocabulary
 from server.service import ChatService, Generation, reply_format
@@ -37,13 +38,13 @@ def answerer(scripts: Sequence[Script], **reading: Any) -> tuple[ChatService, Sc
 
 
 async def heard(answer: Generation) -> list[tuple[int, object]]:
-    return [(one.choice, one.said.event) for step in [s async for s in answer.steps()] for one in step]
+    return [(one.choice, one.parsed.event) for step in [s async for s in answer.events()] for one in step]
 
 
 async def test_the_events_of_all_choices_come_as_they_are_written() -> None:
     slow: Script = [Delta(""), 0.05, *deltas([*ids_of("b"), IM_END])[1:]]
     lane, backend = answerer([slow, deltas([*ids_of("a"), IM_END])])
-    out = await heard(await lane.admit(ASK))
+    out = await heard(await lane.start(ASK))
     assert out == [(1, Text("a")), (1, Ended("stop")), (0, Text("b")), (0, Ended("stop"))]
     assert not backend.running and not backend.aborted
 
@@ -51,16 +52,16 @@ async def test_the_events_of_all_choices_come_as_they_are_written() -> None:
 async def test_the_tally_counts_the_prompt_once_and_what_the_first_found_cached() -> None:
     scripts = [[Delta("", cached=2), *deltas([*ids_of("ab"), IM_END])[1:]] for _ in range(3)]
     lane, _ = answerer(scripts)
-    answer = await lane.admit(ASK)
+    answer = await lane.start(ASK)
     await heard(answer)
-    tally = answer.tally
+    tally = answer.usage
     assert (tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens) == (3, 2, 9)
 
 
 async def test_a_choice_that_needs_no_more_is_aborted_while_the_others_go_on() -> None:
     stopped: Script = [Delta(""), *(Delta("", [i]) for i in ids_of("a END")), 30.0]
     lane, backend = answerer([stopped, deltas([*ids_of("b"), IM_END])], stop=("END",))
-    out = await asyncio.wait_for(heard(await lane.admit(ASK)), 5)
+    out = await asyncio.wait_for(heard(await lane.start(ASK)), 5)
     assert (0, Ended("stop")) in out and (1, Ended("stop")) in out
     assert backend.aborted == ["a-0"]
 
@@ -68,13 +69,13 @@ async def test_a_choice_that_needs_no_more_is_aborted_while_the_others_go_on() -
 async def test_a_refusal_of_one_choice_is_raised_and_nothing_goes_on() -> None:
     lane, backend = answerer([[Delta(""), 30.0], [0.02, QueueFull("full")], [30.0]])
     with pytest.raises(QueueFull):
-        await asyncio.wait_for(lane.admit(ASK), 5)
+        await asyncio.wait_for(lane.start(ASK), 5)
     assert not backend.running
 
 
 async def test_a_fault_of_one_choice_in_mid_reply_ends_all() -> None:
     lane, backend = answerer([[Delta(""), 30.0], [Delta(""), 0.02, RequestFailed("broken")]])
-    answer = await lane.admit(ASK)
+    answer = await lane.start(ASK)
     with pytest.raises(RequestFailed):
         await asyncio.wait_for(heard(answer), 5)
     assert not backend.running
@@ -83,7 +84,7 @@ async def test_a_fault_of_one_choice_in_mid_reply_ends_all() -> None:
 async def test_a_reply_without_an_end_is_a_fault() -> None:
     lane, _ = answerer([[Delta(""), Delta("", ids_of("a"))]])
     with pytest.raises(RequestFailed, match="without saying why"):
-        await heard(await lane.admit(ASK))
+        await heard(await lane.start(ASK))
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -91,14 +92,14 @@ async def test_a_reply_without_an_end_is_a_fault() -> None:
 async def test_a_deadline_ends_what_runs(n: int, script: Script) -> None:
     lane, backend = answerer([script] * n)
     with pytest.raises(DeadlinePassed):
-        await heard(await lane.admit(ASK, time.monotonic() + 0.05))
+        await heard(await lane.start(ASK, time.monotonic() + 0.05))
     assert not backend.running and len(backend.aborted) == n
 
 
 @pytest.mark.parametrize("n", [1, 2])
 async def test_a_cancelled_reader_leaves_nothing_running(n: int) -> None:
     lane, backend = answerer([[Delta(""), 30.0]] * n)
-    reader = asyncio.create_task(heard(await lane.admit(ASK)))
+    reader = asyncio.create_task(heard(await lane.start(ASK)))
     await asyncio.sleep(0.02)
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -111,7 +112,7 @@ async def test_a_constraint_that_fails_names_the_field_it_came_from() -> None:
     for ask, param in ((replace(ASK, tools=[Tool("f")]), "tools"), (ASK, "response_format")):
         lane, _ = answerer([[ConstraintFailed("no")]])
         with pytest.raises(ConstraintFailed) as failed:
-            await lane.admit(ask)
+            await lane.start(ask)
         assert failed.value.param == param
 
 
@@ -124,14 +125,15 @@ async def test_a_promised_call_is_not_read_out_of_the_thoughts() -> None:
     script = deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
     for mode, constraint, calls in (("required", Constraint("lark", ""), 1), ("auto", None, 2)):
         backend = ScriptedBackend(lambda _: script)
-        plan = replace(prepared(constraint=constraint), thinking="open")
+        request = replace(ASK, tools=[Tool("f")], choice=Choice(mode))  # type: ignore[arg-type]
+        openers = call_openers(checkpoint, request)
+        plan = replace(prepared(constraint=constraint), thinking="open", call_ids=openers.ids)
         lane = ChatService(
             lambda _, plan=plan: plan,  # type: ignore[misc]
             lambda _: (),
             lambda ask, plan: reply_format(checkpoint, vocabulary, ask, plan),
             backend,
         )
-        ask = replace(ASK, tools=[Tool("f")], choice=Choice(mode))  # type: ignore[arg-type]
-        out = [event for _, event in await heard(await lane.admit(ask))]
+        out = [event for _, event in await heard(await lane.start(request))]
         assert sum(isinstance(event, CallOpened) for event in out) == calls
         assert isinstance(out[0], Thought)

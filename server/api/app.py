@@ -30,7 +30,7 @@ from server.api.middleware.request_log import RequestLogMiddleware
 from server.api.middleware.tracing import TracingMiddleware
 from server.api.openapi.document import DocumentedApp
 from server.api.openapi.page import render_page
-from server.api.sse import ClientGone, keep_streams_through_shutdown
+from server.api.sse import ClientGone
 from server.backends.base import Backend
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError
@@ -54,7 +54,6 @@ def create_app(
 
     `name` is what clients write in `model`. Raises CannotStart where the key file cannot be read.
     """
-    keep_streams_through_shutdown()
     api, metrics, window = settings.api, Metrics(checkpoint.dialect.name), prompter.window
     service = build_service(checkpoint, prompter, backend)
     vocab_size = checkpoint.tokenizer.get_vocab_size()

@@ -1,7 +1,7 @@
 """Prometheus metrics. One registry an app, so that two apps in a process do not share counters."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -10,10 +10,10 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN
 from prometheus_client.openmetrics.exposition import generate_latest as generate_open_metrics
 from prometheus_client.registry import Collector
 
-from server.errors import BadSchema, ConstraintFailed
+from server.errors import BadSchema, ConstraintFailed, ServeError
 from server.events import CallClosed, Ended
 from server.messages import DeviceReading, Pulse
-from server.service import ChoiceEvent, TokenUsage
+from server.service import ChoiceEvent, Generation, Outcome, RequestObserver, TokenUsage
 from server.version import version
 
 PREFIX = "toolwire"
@@ -117,10 +117,9 @@ class Metrics:
         build.info({"version": version(), "dialect": dialect})
         self._open = Gauge(f"{name}requests_open", "Requests being answered", registry=registry)
 
-    def watch(self) -> "RequestMetrics":
-        """Follows one request from now on."""
-        self._open.inc()
-        return RequestMetrics(self)
+    def observe(self, path: str) -> "RequestMetrics":
+        """An observer of one request to `path`."""
+        return RequestMetrics(self, path)
 
     def refused(self, path: str, status: int) -> None:
         """Count a request that was refused before it began."""
@@ -131,63 +130,68 @@ class Metrics:
         text: bytes = generate_open_metrics(self.registry)  # type: ignore[no-untyped-call]
         return text
 
-    def _count_calls(self, heard: Iterable[ChoiceEvent]) -> None:
-        for one in heard:
-            if isinstance(one.said.event, CallClosed):
-                for flag in one.said.event.flags or ("sound",):
+    def _count_calls(self, events: Iterable[ChoiceEvent]) -> None:
+        for one in events:
+            if isinstance(one.parsed.event, CallClosed):
+                for flag in one.parsed.event.flags or ("sound",):
                     self._calls.labels(self._dialect, flag).inc()
-            elif isinstance(one.said.event, Ended) and one.said.event.uncalled is not None:
-                self._uncalled.labels(self._dialect, "blank" if one.said.event.uncalled.blank else "text").inc()
+            elif isinstance(one.parsed.event, Ended) and one.parsed.event.uncalled is not None:
+                self._uncalled.labels(self._dialect, "blank" if one.parsed.event.uncalled.blank else "text").inc()
 
     def _count_grammar(self, outcome: str) -> None:
         self._grammars.labels(self._dialect, outcome).inc()
 
-    def _count_tokens(self, tally: TokenUsage) -> None:
-        self._tokens.labels("prompt").inc(tally.prompt_tokens)
-        self._tokens.labels("cached").inc(tally.cached_tokens)
-        self._tokens.labels("completion").inc(tally.completion_tokens)
-        self._tokens.labels("reasoning").inc(tally.reasoning_tokens)
+    def _count_tokens(self, usage: TokenUsage) -> None:
+        self._tokens.labels("prompt").inc(usage.prompt_tokens)
+        self._tokens.labels("cached").inc(usage.cached_tokens)
+        self._tokens.labels("completion").inc(usage.completion_tokens)
+        self._tokens.labels("reasoning").inc(usage.reasoning_tokens)
 
 
-class RequestMetrics:
+class RequestMetrics(RequestObserver):
     """One request's times and counts."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, path: str) -> None:
         self._metrics = metrics
-        self._began_s = time.perf_counter()
+        self._path = path
+        self._started_s = 0.0
         self._last_s: float | None = None
-        self._closed = False
+        self._generation: Generation | None = None
 
-    def step(self, heard: Iterable[ChoiceEvent]) -> None:
-        """Something of the reply has come."""
-        now_s = time.perf_counter()
-        if self._last_s is None:
-            self._metrics._first.observe(now_s - self._began_s)
-        else:
-            self._metrics._between.observe(now_s - self._last_s)
-        self._last_s = now_s
-        self._metrics._count_calls(heard)
+    def started(self) -> None:
+        """Count it as open."""
+        self._started_s = time.perf_counter()
+        self._metrics._open.inc()
 
-    def admitted(self, *, constrained: bool) -> None:
-        """The reply begins; `constrained` if a grammar holds it."""
-        if constrained:
-            self._metrics._count_grammar("held")
-
-    def abandon(self, error: BaseException) -> None:
-        """The request was refused before its reply began."""
+    def refused(self, error: BaseException) -> None:
+        """Count a constraint that could not be used."""
         self._metrics._open.dec()
         if isinstance(error, ConstraintFailed | BadSchema):
             self._metrics._count_grammar("refused")
 
-    def close(self, path: str, outcome: str, tally: TokenUsage) -> None:
-        """The request is over; `outcome` is a status, `cancelled` or `failed`. Does nothing the second time."""
-        if self._closed:
-            return
-        self._closed = True
+    def admitted(self, generation: Generation) -> None:
+        """Count a constraint that holds the reply."""
+        self._generation = generation
+        if generation.prepared.generates[0].constraint is not None:
+            self._metrics._count_grammar("held")
+
+    def received(self, events: Sequence[ChoiceEvent]) -> None:
+        """Observe the time to the first token, or since the last one."""
+        now_s = time.perf_counter()
+        if self._last_s is None:
+            self._metrics._first.observe(now_s - self._started_s)
+        else:
+            self._metrics._between.observe(now_s - self._last_s)
+        self._last_s = now_s
+        self._metrics._count_calls(events)
+
+    def finished(self, outcome: Outcome, error: ServeError | None) -> None:
+        """Count the request, its tokens and its time."""
+        assert self._generation is not None, "a request is admitted before it is finished"
         self._metrics._open.dec()
-        self._metrics._whole.observe(time.perf_counter() - self._began_s)
-        self._metrics._requests.labels(path, outcome).inc()
-        self._metrics._count_tokens(tally)
+        self._metrics._whole.observe(time.perf_counter() - self._started_s)
+        self._metrics._requests.labels(self._path, "200" if outcome == "complete" else outcome).inc()
+        self._metrics._count_tokens(self._generation.usage)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

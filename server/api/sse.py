@@ -1,19 +1,17 @@
-"""Frames of a stream, and what becomes of a request whose client leaves. Knows no chunk's meaning.
+"""Server-sent events: frames, pings, stalled clients, and what becomes of a request whose client leaves.
 
-Importing sse-starlette makes uvicorn's first SIGTERM end every live stream within half a second. A drain is wanted
-here instead (running replies may finish, for a time that an option sets), so `keep_streams_through_shutdown` turns
-that off by the library's own switch.
+Knows no chunk's meaning. Streams that run when the server is told to end go on until they end or the drain is over.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import AppStatus, SendTimeoutError
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from server.api.errors import encode, error_of, unexpected
 from server.errors import ServeError
@@ -21,6 +19,7 @@ from server.errors import ServeError
 logger = logging.getLogger("toolwire.api")
 
 DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
 STALL_TIMEOUT_S = 60.0  # a client that takes no byte for so long holds memory for nothing
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -34,15 +33,15 @@ class ClientGone(Exception):
     """The client has closed the connection."""
 
 
-def keep_streams_through_shutdown() -> None:
-    """Undo what importing sse-starlette did to uvicorn: on SIGTERM streams go on until they end."""
-    AppStatus.enable_automatic_graceful_drain = False  # what its untyped `disable_…` sets
+class ClientStalled(Exception):
+    """The client keeps the connection open and takes nothing."""
 
 
-class EventStream(EventSourceResponse):
-    """Steps of chunks as server-sent events, the chunks of one step in one write; comments while it is silent.
+class EventStream(StreamingResponse):
+    """Chunks as server-sent events, those of one step in one write; comments while it is silent.
 
-    `release` frees what the steps hold even if the client left before the first of them was asked for.
+    A failure becomes an error event, and `[DONE]` is last whatever happens: after the first byte the status cannot
+    change. `release` frees what the chunks hold, even if the client left before the first of them was asked for.
     """
 
     def __init__(
@@ -51,39 +50,62 @@ class EventStream(EventSourceResponse):
         ping_interval_s: float,
         release: Callable[[], Awaitable[None]],
     ) -> None:
+        super().__init__((), headers=HEADERS)
+        self._steps = steps
+        self._ping_interval_s = ping_interval_s
         self._release = release
-        super().__init__(
-            frames(steps),
-            headers=HEADERS,
-            sep="\n",
-            ping=ping_interval_s,
-            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
-            send_timeout=STALL_TIMEOUT_S,
-        )
+        self._last_write_s = time.monotonic()
+        self._done = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A client that has stalled is dropped, and that is no fault of the server."""
+        """Write the stream. A client that leaves or takes nothing ends it; neither is a fault of the server."""
         try:
-            await super().__call__(scope, receive, _ending_with_done(send))
-        except SendTimeoutError:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await _first_of(self._write_steps(send), self._ping(send), _raise_when_gone(receive))
+        except ClientGone:
+            pass
+        except ClientStalled:
             logger.info("a client took nothing for %.0f s: its stream is dropped", STALL_TIMEOUT_S)
         finally:
+            await self._steps.aclose()
             await self._release()
 
+    async def _write_steps(self, send: Send) -> None:
+        while (frames := await self._next_frames()) is not None:
+            await self._write(send, frames)
+        self._done = True
+        await self._write(send, DONE)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-def _ending_with_done(send: Send) -> Send:
-    """`send`, without a comment that was due when `[DONE]` was sent: it would come after it."""
-    is_done = False
+    async def _next_frames(self) -> bytes | None:
+        """The frames of the next step, or of the error that ends the steps; None behind the last."""
+        try:
+            return b"".join(frame(encode(chunk)) for chunk in await anext(self._steps))
+        except StopAsyncIteration:
+            return None
+        except ServeError as error:
+            return frame(error_of(error).body())
+        except Exception:
+            logger.exception("unhandled exception in a stream")
+            return frame(unexpected().body())
 
-    async def send_unless_late(message: Message) -> None:
-        nonlocal is_done
-        body = message.get("body", b"")
-        if is_done and body.startswith(b":"):
-            return
-        is_done = is_done or body == DONE
-        await send(message)
+    async def _write(self, send: Send, data: bytes) -> None:
+        """Raises ClientStalled if the client takes nothing for too long."""
+        self._last_write_s = time.monotonic()
+        try:
+            async with asyncio.timeout(STALL_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError as error:
+            raise ClientStalled from error
 
-    return send_unless_late
+    async def _ping(self, send: Send) -> None:
+        while not self._done:
+            silent_s = time.monotonic() - self._last_write_s
+            if silent_s < self._ping_interval_s:
+                await asyncio.sleep(self._ping_interval_s - silent_s)
+            else:
+                await self._write(send, PING)
+        await asyncio.Event().wait()  # the last write decides when the stream is over
 
 
 def frame(chunk: bytes) -> bytes:
@@ -91,43 +113,32 @@ def frame(chunk: bytes) -> bytes:
     return b"data: " + chunk + b"\n\n"
 
 
-async def frames(steps: AsyncGenerator[Sequence[msgspec.Struct], None]) -> AsyncGenerator[bytes, None]:
-    """One piece of bytes a step; a fault becomes an error event, and `[DONE]` is last whatever happens.
-
-    After the first byte the status cannot change any more: the error event is all that is left to tell it.
-    """
-    try:
-        async for chunks in steps:
-            yield b"".join(frame(encode(chunk)) for chunk in chunks)
-    except ServeError as error:
-        yield frame(error_of(error).body())
-    except Exception:
-        logger.exception("a stream failed in a way nobody foresaw")
-        yield frame(unexpected().body())
-    finally:
-        await steps.aclose()
-    yield DONE
-
-
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled as soon as the client leaves; then raises ClientGone.
 
     The request's body must have been read: all that can still arrive is the news of the disconnect.
     """
+    return await _first_of(work, _raise_when_gone(receive))
+
+
+async def _first_of(work: Awaitable[T], *guards: Awaitable[None]) -> T:
+    """The result of `work`, or the exception of the first of `guards` to raise; what still runs is cancelled."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_until_gone(receive))
+    watching = [asyncio.ensure_future(guard) for guard in guards]
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        return working.result()
+        done, _ = await asyncio.wait({working, *watching}, return_when=asyncio.FIRST_COMPLETED)
+        for guard in done - {working}:
+            if not working.done():
+                guard.result()
+        return await working
     finally:
-        for task in (working, leaving):
+        for task in (working, *watching):
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, *watching, return_exceptions=True)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _raise_when_gone(receive: Receive) -> None:
     message = await receive()
     while message["type"] != "http.disconnect":
         message = await receive()
+    raise ClientGone

@@ -20,7 +20,7 @@ from server.errors import PromptTooLong
 from server.messages import Generate
 from server.prompt import window
 from server.prompt.normalize import NormalizedMessage, normalize_messages
-from server.prompt.reasoning import find_thinking, reasoning_phase_for, thinking_variables
+from server.prompt.reasoning import call_openers, find_thinking, reasoning_phase_for, thinking_variables
 from server.prompt.render import Prompt, Renderer, TemplateInput
 from server.prompt.token_attribution import attribute
 from server.settings import Settings
@@ -58,11 +58,14 @@ class PromptBuilder:
         token_ids = fitted.prompt.token_ids
         max_tokens = window.reply_room(self.window.limit, len(token_ids), ask.max_tokens, self._max_new_tokens)
         thinking = find_thinking(self._checkpoint, fitted.prompt, ask.continue_final_message)
+        openers = call_openers(self._checkpoint, ask)
         return PreparedRequest(
-            generates=self._generates(ask, token_ids, thinking, max_tokens),
+            generates=self._generates(ask, token_ids, thinking, max_tokens, openers.ids),
             prompt_tokens=len(token_ids),
             thinking=thinking,
             dropped_messages=fitted.dropped_messages,
+            call_ids=openers.ids,
+            call_markers=openers.markers,
         )
 
     def count(self, ask: ChatRequest) -> tuple[PartTokens, ...]:
@@ -96,16 +99,13 @@ class PromptBuilder:
         functions = sum(share.tokens for share in self._shares(fitted) if share.part.startswith("tools"))
         return window.too_long(self.window.limit, fitted.prompt.num_tokens - functions, functions)
 
-    def _call_openers(self) -> tuple[int, ...]:
-        """The id that opens a call: written inside a think block it ends the block, and the call is held to its schema.
-
-        `Reading.call_ids` are the same, so that what is read as a call is what the engine held to one.
-        """
-        opener = self._checkpoint.dialect.markers[:1]
-        return tuple(self._checkpoint.marker_ids[mark] for mark in opener if mark in self._checkpoint.marker_ids)
-
     def _generates(
-        self, ask: ChatRequest, token_ids: list[int], thinking: Thinking, max_tokens: int
+        self,
+        ask: ChatRequest,
+        token_ids: list[int],
+        thinking: Thinking,
+        max_tokens: int,
+        call_ids: tuple[int, ...],
     ) -> tuple[Generate, ...]:
         checkpoint = self._checkpoint
         wanted = ConstraintSpec(
@@ -121,8 +121,8 @@ class PromptBuilder:
             call_tokens = len(checkpoint.tokenizer.encode(checkpoint.dialect.shortest(wanted)).ids)
         constraint = checkpoint.dialect.constrain(wanted)
         reasoning_phase = reasoning_phase_for(checkpoint, thinking, ask.thinking_budget, call_tokens, max_tokens)
-        if reasoning_phase is not None and ask.tools and ask.choice.mode == "auto":
-            reasoning_phase = msgspec.structs.replace(reasoning_phase, break_ids=self._call_openers())
+        if reasoning_phase is not None and call_ids:
+            reasoning_phase = msgspec.structs.replace(reasoning_phase, break_ids=call_ids)
         seed = ask.sampling.seed
         return tuple(
             Generate(

@@ -9,6 +9,7 @@ Who decides whether a model thinks, first to last:
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from server.chat_request import ChatRequest, Thinking
@@ -60,6 +61,28 @@ def find_thinking(checkpoint: Checkpoint, prompt: Prompt, prefill: bool) -> Thin
     if prefill or THINK_OPEN not in checkpoint.template.source:
         return "off"
     return "may_open"
+
+
+@dataclass(frozen=True, slots=True)
+class CallOpeners:
+    """What opens a call inside a think block as well: token ids, and texts that the vocabulary has no token for."""
+
+    ids: tuple[int, ...] = ()
+    markers: tuple[str, ...] = ()
+
+
+def call_openers(checkpoint: Checkpoint, request: ChatRequest) -> CallOpeners:
+    """The dialect's opening marker, where a call may come and need not.
+
+    Written inside a think block it ends the block, and the call is held to its schema. Where a call is required it
+    comes behind the block, under the grammar; a marker inside is thought about, not meant.
+    """
+    if request.choice.mode != "auto" or not request.callable_tools:
+        return CallOpeners()
+    known, opener = checkpoint.marker_ids, checkpoint.dialect.markers[:1]
+    return CallOpeners(
+        tuple(known[text] for text in opener if text in known), tuple(text for text in opener if text not in known)
+    )
 
 
 def reasoning_phase_for(

@@ -1,4 +1,4 @@
-"""Frames, stalled clients, and what importing sse-starlette does to a server that is told to end."""
+"""Frames, pings, stalled clients, and clients that leave."""
 
 import asyncio
 import selectors
@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-import uvicorn
-from sse_starlette.sse import AppStatus
 
 import server.api.sse as sse
 from server.api.errors import ErrorBody, ErrorObject
@@ -23,8 +21,23 @@ async def steps(*pieces: list[Any] | Exception) -> AsyncGenerator[list[Any], Non
         yield piece
 
 
+async def written(*pieces: list[Any] | Exception) -> list[bytes]:
+    """The writes of a stream of these steps."""
+    out: list[bytes] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("body"):
+            out.append(message["body"])
+
+    async def release() -> None:
+        return None
+
+    await run(sse.EventStream(steps(*pieces), 10.0, release), send)
+    return out
+
+
 async def test_the_chunks_of_a_step_are_one_write() -> None:
-    out = [piece async for piece in sse.frames(steps([CHUNK, CHUNK], [CHUNK]))]
+    out = await written([CHUNK, CHUNK], [CHUNK])
     assert [piece.count(b"data: ") for piece in out] == [2, 1, 1]
     assert out[-1] == sse.DONE
     assert all(frame.startswith(b"data: ") for frame in b"".join(out).split(b"\n\n")[:-1])
@@ -33,8 +46,8 @@ async def test_the_chunks_of_a_step_are_one_write() -> None:
 @pytest.mark.parametrize(
     ("error", "code"), [(EngineDied("gone"), b'"engine_died"'), (ZeroDivisionError(), b'"internal_error"')]
 )
-async def test_a_fault_is_an_event_before_the_end(error: Exception, code: bytes) -> None:
-    out = [piece async for piece in sse.frames(steps([CHUNK], error))]
+async def test_an_error_is_an_event_before_the_end(error: Exception, code: bytes) -> None:
+    out = await written([CHUNK], error)
     assert code in out[1] and out[1].startswith(b'data: {"error":')
     assert out[2:] == [sse.DONE]
 
@@ -77,15 +90,6 @@ async def test_work_is_released_even_if_the_first_byte_cannot_be_sent() -> None:
     with pytest.raises(OSError, match="lost"):
         await run(sse.EventStream(steps([CHUNK]), 10.0, release), send)
     assert released.is_set()
-
-
-async def test_streams_outlive_the_first_signal() -> None:
-    """Importing sse-starlette makes uvicorn's exit handler end every stream; our switch takes that back."""
-    sse.keep_streams_through_shutdown()
-    server = uvicorn.Server(uvicorn.Config(lambda *_: None))
-    server.handle_exit(15, None)
-    assert server.should_exit
-    assert not AppStatus.should_exit
 
 
 async def test_work_is_cancelled_when_the_client_leaves_and_only_then() -> None:

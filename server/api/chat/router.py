@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,18 +14,18 @@ from starlette.responses import Response
 from server.api.body import bad, read_object
 from server.api.chat.examples import REPLY, REQUESTS, STREAMS
 from server.api.chat.schemas import ChatCompletionRequest, read_request
-from server.api.chat.to_reply import Chunker, ReplyStyle, fold
+from server.api.chat.to_reply import Chunker, ReplyStyle, chunks_of, fold, whole_reply
 from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
 from server.api.errors import ApiError, RequestRefused, encode, no_such_model
-from server.api.metrics import Metrics, RequestMetrics
+from server.api.metrics import Metrics
 from server.api.middleware.request_log import prompt_logger
-from server.api.middleware.tracing import traced
+from server.api.middleware.request_spans import RequestSpans
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, ref
 from server.api.sse import EventStream, unless_gone
 from server.chat_request import ChatRequest
 from server.errors import ServeError
-from server.service import ChatService, Generation
+from server.service import ChatService, ChoiceEvent, Generation, Outcome, RequestObserver
 from server.settings import ApiSettings
 
 PATH = "/v1/chat/completions"
@@ -39,12 +38,12 @@ class ChatHandler:
     """Answers chat requests."""
 
     def __init__(
-        self, settings: ApiSettings, model: str, asking: RequestMapper, answerer: ChatService, metrics: Metrics
+        self, settings: ApiSettings, model: str, mapper: RequestMapper, service: ChatService, metrics: Metrics
     ) -> None:
         self._settings = settings
         self._model = model
-        self._asking = asking
-        self._answerer = answerer
+        self._mapper = mapper
+        self._service = service
         self._metrics = metrics
 
     async def read(self, request: Request) -> tuple[ChatCompletionRequest, ChatRequest]:
@@ -57,66 +56,28 @@ class ChatHandler:
     async def answer(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         deadline_s = self._deadline(request)
-        asked, ask = await self.read(request)
-        style = self._asking.style(asked)
-        if not asked.stream:
-            body = await unless_gone(request.receive, self._whole(ask, style, deadline_s))
-            return Response(body, media_type="application/json")
-        watch = self._metrics.watch()
-        try:
-            answer = await unless_gone(request.receive, self._answerer.admit(ask, deadline_s))
-        except BaseException as error:
-            watch.abandon(error)
-            raise
-        steps = traced(logged(self._steps(answer, style, watch), answer, style), answer)
+        asked, chat_request = await self.read(request)
+        style = self._mapper.style(asked)
+        observers = self._observers(style)
+        start = self._service.start(chat_request, deadline_s, observers)
+        if asked.stream:
+            generation = await unless_gone(request.receive, start)
+            return EventStream(chunks_of(generation, style), self._settings.ping_interval_s, generation.aclose)
+        body = await unless_gone(request.receive, _whole(start, style))
+        return Response(body, media_type="application/json")
 
-        async def release() -> None:
-            await answer.aclose()
-            watch.close(PATH, "cancelled", answer.tally)  # has been closed, unless no step was ever asked for
-
-        return EventStream(steps, self._settings.ping_interval_s, release)
-
-    async def _whole(self, ask: ChatRequest, style: ReplyStyle, deadline_s: float | None) -> bytes:
-        watch = self._metrics.watch()
-        try:
-            answer = await self._answerer.admit(ask, deadline_s)
-        except BaseException as error:
-            watch.abandon(error)
-            raise
-        steps = traced(logged(self._steps(answer, style, watch), answer, style), answer)
-        chunks = [chunk async for step in steps for chunk in step]
-        return encode(fold(chunks, answer.tally, style))
-
-    async def _steps(
-        self, answer: Generation, style: ReplyStyle, watch: RequestMetrics
-    ) -> AsyncGenerator[list[ChatCompletionChunk], None]:
-        """The chunks of the reply, a list for what comes together."""
-        watch.admitted(constrained=answer.prepared.generates[0].constraint is not None)
-        chunker = Chunker(style, dropped_messages=answer.prepared.dropped_messages)
-        outcome = "cancelled"
-        try:
-            yield chunker.open(answer.n)
-            async with aclosing(answer.steps()) as steps:
-                async for heard in steps:
-                    watch.step(heard)
-                    if chunks := [chunk for one in heard for chunk in chunker.feed(one)]:
-                        yield chunks
-            if chunks := chunker.close(answer.tally):
-                yield chunks
-            outcome = "200"
-        except ServeError:
-            outcome = "failed"
-            raise
-        finally:
-            await answer.aclose()
-            watch.close(PATH, outcome, answer.tally)
+    def _observers(self, style: ReplyStyle) -> list[RequestObserver]:
+        observers: list[RequestObserver] = [self._metrics.observe(PATH), RequestSpans()]
+        if prompt_logger.isEnabledFor(logging.INFO):
+            observers.append(ReplyLog(style))
+        return observers
 
     def _read(self, raw: bytes) -> tuple[ChatCompletionRequest, ChatRequest]:
         body = read_object(raw)
         asked = read_request(body, self._settings.strict)
         self.check_model(asked.model)
         prompt_logger.info("prompt", extra={"messages": body["messages"], "tools": body.get("tools")})
-        return asked, self._asking.ask(asked, body)
+        return asked, self._mapper.ask(asked, body)
 
     def check_model(self, name: Any) -> None:
         """Raises Refused (404) for a model that is not served."""
@@ -171,20 +132,33 @@ _REPLY = {
 }
 
 
-async def logged(
-    steps: AsyncGenerator[list[ChatCompletionChunk], None], answer: Generation, style: ReplyStyle
-) -> AsyncGenerator[list[ChatCompletionChunk], None]:
-    """The same steps; with `--log-prompts` the whole reply is kept, and written to the log when it has ended."""
-    keep = prompt_logger.isEnabledFor(logging.INFO)
-    written: list[ChatCompletionChunk] = []
-    async with aclosing(steps):
-        async for chunks in steps:
-            if keep:
-                written += chunks
-            yield chunks
-    if keep:
-        choices = msgspec.to_builtins(fold(written, answer.tally, style).choices)
-        prompt_logger.info("reply", extra={"choices": choices})
+async def _whole(start: Awaitable[Generation], style: ReplyStyle) -> bytes:
+    return encode(await whole_reply(await start, style))
+
+
+class ReplyLog(RequestObserver):
+    """Writes the whole reply to the log of prompts when it is complete."""
+
+    def __init__(self, style: ReplyStyle) -> None:
+        self._chunker = Chunker(style)
+        self._style = style
+        self._chunks: list[ChatCompletionChunk] = []
+        self._generation: Generation | None = None
+
+    def admitted(self, generation: Generation) -> None:
+        """Begin the choices."""
+        self._generation = generation
+        self._chunks += self._chunker.open(generation.n)
+
+    def received(self, events: Sequence[ChoiceEvent]) -> None:
+        """Keep what arrived."""
+        self._chunks += [chunk for event in events for chunk in self._chunker.feed(event)]
+
+    def finished(self, outcome: Outcome, error: ServeError | None) -> None:
+        """Write the reply."""
+        if outcome == "complete" and self._generation is not None:
+            choices = fold(self._chunks, self._generation.usage, self._style).choices
+            prompt_logger.info("reply", extra={"choices": msgspec.to_builtins(choices)})
 
 
 async def read_body(request: Request) -> bytes:

@@ -3,7 +3,8 @@
 import secrets
 import string
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,7 +37,7 @@ from server.api.chat.wire import (
 )
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
 from server.reply.decoder import ScoredToken
-from server.service import ChoiceEvent, TokenUsage
+from server.service import ChoiceEvent, Generation, TokenUsage
 
 ALPHANUMERICS = string.ascii_letters + string.digits
 
@@ -80,30 +81,30 @@ class Chunker:
         """One role chunk a choice, in order: a client's list of choices grows by them."""
         return [self._chunk(index, ChunkDelta(role="assistant", content="")) for index in range(n)]
 
-    def feed(self, heard: ChoiceEvent) -> list[ChatCompletionChunk]:
+    def feed(self, received: ChoiceEvent) -> list[ChatCompletionChunk]:
         """The chunks of one event."""
-        index, event = heard.choice, heard.said.event
+        index, event, tokens = received.choice, received.parsed.event, received.parsed.tokens
         match event:
             case Text(text):
-                return [self._chunk(index, ChunkDelta(content=text), self._logprobs(heard.said.tokens))]
+                return [self._chunk(index, ChunkDelta(content=text), self._logprobs(tokens))]
             case Thought(text):
                 return [self._chunk(index, ChunkDelta(reasoning_content=text))]
             case CallOpened(call_index, name, custom):
                 call = self._calls[index, call_index] = _Call(f"call_{new_id()}", custom)
-                self._note_tokens(call, heard.said.tokens)
+                self._note_tokens(call, tokens)
                 return [self._chunk(index, self._header(call_index, name, call))]
             case CallArguments(call_index, text):
-                return self._piece(index, call_index, text, heard.said.tokens)
+                return self._piece(index, call_index, text, tokens)
             case CallClosed():
-                return self._close_call(index, event, heard.said.tokens)
+                return self._close_call(index, event, tokens)
             case Ended():
                 return [self._finish(index, event)]
 
-    def close(self, tally: TokenUsage) -> list[ChatCompletionChunk]:
+    def close(self, usage: TokenUsage) -> list[ChatCompletionChunk]:
         """The usage chunk, where it was asked for."""
         if not self._style.include_usage:
             return []
-        return [self._new([], usage=usage_of(tally))]
+        return [self._new([], usage=usage_of(usage))]
 
     def _new(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
         chunk = ChatCompletionChunk(self.id, self._created, self._style.model, choices)
@@ -174,6 +175,27 @@ class Chunker:
         call.logprobs += [_logprob(token) for token in tokens]
 
 
+async def chunks_of(generation: Generation, style: ReplyStyle) -> AsyncGenerator[list[ChatCompletionChunk], None]:
+    """The chunks of the reply, a list for what is sent together. Raises the ServeError that ends the reply."""
+    chunker = Chunker(style, generation.prepared.dropped_messages)
+    try:
+        yield chunker.open(generation.n)
+        async with aclosing(generation.events()) as arrivals:
+            async for events in arrivals:
+                if chunks := [chunk for event in events for chunk in chunker.feed(event)]:
+                    yield chunks
+        if chunks := chunker.close(generation.usage):
+            yield chunks
+    finally:
+        await generation.aclose()
+
+
+async def whole_reply(generation: Generation, style: ReplyStyle) -> ChatCompletion:
+    """The whole reply. Raises the ServeError that ends it."""
+    chunks = [chunk async for step in chunks_of(generation, style) for chunk in step]
+    return fold(chunks, generation.usage, style)
+
+
 @dataclass(slots=True)
 class _Choice:
     """What the chunks of one choice add up to."""
@@ -186,7 +208,7 @@ class _Choice:
     finish: Finish = "stop"
 
 
-def fold(chunks: Iterable[ChatCompletionChunk], tally: TokenUsage, style: ReplyStyle) -> ChatCompletion:
+def fold(chunks: Iterable[ChatCompletionChunk], usage: TokenUsage, style: ReplyStyle) -> ChatCompletion:
     """The whole reply that these chunks of one stream, all of them, add up to."""
     choices: dict[int, _Choice] = {}
     notes = Notes()
@@ -200,7 +222,7 @@ def fold(chunks: Iterable[ChatCompletionChunk], tally: TokenUsage, style: ReplyS
             notes = Notes(notes.calls + new.calls, new.dropped_messages, notes.uncalled + new.uncalled)
     assert first is not None, "a stream begins with its role chunks"
     whole = [_whole_choice(index, choices[index], style) for index in sorted(choices)]
-    reply = ChatCompletion(first.id, first.created, first.model, whole, usage_of(tally))
+    reply = ChatCompletion(first.id, first.created, first.model, whole, usage_of(usage))
     reply.service_tier = first.service_tier
     if notes != Notes():
         reply.toolwire = notes
@@ -255,14 +277,14 @@ def _whole_choice(index: int, choice: _Choice, style: ReplyStyle) -> ReplyChoice
     return ReplyChoice(index, message, logprobs, choice.finish)
 
 
-def usage_of(tally: TokenUsage) -> Usage:
+def usage_of(usage: TokenUsage) -> Usage:
     """OpenAI's usage object."""
     return Usage(
-        tally.prompt_tokens,
-        tally.completion_tokens,
-        tally.prompt_tokens + tally.completion_tokens,
-        PromptDetails(tally.cached_tokens),
-        CompletionDetails(tally.reasoning_tokens),
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens + usage.completion_tokens,
+        PromptDetails(usage.cached_tokens),
+        CompletionDetails(usage.reasoning_tokens),
     )
 
 

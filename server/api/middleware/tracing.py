@@ -1,18 +1,9 @@
-"""OpenTelemetry spans along a request's walk. Unless traces are sent, every span here is the API's own no-op.
+"""OpenTelemetry: where spans are sent, and the span of each HTTP request in its client's trace.
 
-POST /v1/chat/completions          from the first byte to the last; child of the client's `traceparent`
-├── prepare                        prompt and constraint
-├── admit                          until the engine has admitted every choice
-│   └── queue                      the engine's own times, by choice: server/api/middleware/stage_spans.py
-│       └── compile
-└── generate                       from the first admission to the end of the reply
-    ├── prefill
-    └── decode
+The span of a request covers the first byte to the last; `request_spans.py` has those of the stages within it.
 """
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from typing import TypeVar
+from collections.abc import Callable
 
 from opentelemetry import trace
 from opentelemetry.propagate import extract
@@ -20,11 +11,9 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.middleware.request_log import QUIET_PATHS
-from server.errors import CannotStart, ServeError
-from server.service import Generation
+from server.errors import CannotStart
 
 tracer = trace.get_tracer("toolwire")
-T = TypeVar("T")
 
 
 def send_traces() -> Callable[[], None]:
@@ -43,7 +32,7 @@ def send_traces() -> Callable[[], None]:
 
 
 class TracingMiddleware:
-    """ASGI room: one span a request, in the client's trace where it sent one."""
+    """ASGI middleware: one span a request, in the client's trace where it sent one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -66,31 +55,6 @@ class TracingMiddleware:
                 await send(message)
 
             await self._app(scope, receive, watch)
-
-
-async def traced(steps: AsyncGenerator[list[T], None], answer: Generation) -> AsyncGenerator[list[T], None]:
-    """The same steps, within a span that ends when they do, however they do."""
-    # Never made current: a generator may be closed from elsewhere.
-    span = tracer.start_span("generate", start_time=answer.stages.began_ns)
-    told = False
-    try:
-        async with aclosing(steps):
-            async for chunks in steps:
-                if not told and answer.tally.completion_tokens:
-                    told = True
-                    span.add_event("first token")
-                yield chunks
-    except ServeError as error:
-        span.record_exception(error)
-        span.set_status(Status(StatusCode.ERROR, str(error)))
-        raise
-    finally:
-        tally = answer.tally
-        span.set_attribute("gen_ai.usage.input_tokens", tally.prompt_tokens)
-        span.set_attribute("gen_ai.usage.output_tokens", tally.completion_tokens)
-        span.set_attribute("toolwire.cached_tokens", tally.cached_tokens)
-        answer.stages.tell_writing(span)
-        span.end()
 
 
 def _set_status(span: Span, status: int) -> None:

@@ -94,7 +94,7 @@ def test_the_fold_is_what_the_events_said(drawn: tuple[int, list[ChoiceEvent]]) 
     style = ReplyStyle("m")
     whole = json.loads(encode(fold(chunks_of(n, heard, style), TALLY, style)))
     for index, choice in enumerate(whole["choices"]):
-        events = [one.said.event for one in heard if one.choice == index]
+        events = [one.parsed.event for one in heard if one.choice == index]
         message = choice["message"]
         text = "".join(event.text for event in events if isinstance(event, Text))
         thoughts = "".join(event.text for event in events if isinstance(event, Thought))
