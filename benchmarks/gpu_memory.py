@@ -1,4 +1,4 @@
-"""What `toolwire plan` estimates beside what the device says, for a model that is already there."""
+"""Compares the memory that `toolwire plan` estimates for a loaded model with what the device reports."""
 
 from typing import Any
 
