@@ -79,7 +79,7 @@ class ReasoningPhase(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Generate(Message, frozen=True, tag="generate"):
-    """Request for one sequence. `n` choices are `n` of these with the same `group` and prompt, sharing its blocks."""
+    """Request for one sequence; `n` choices are `n` of these with the same prompt, which share its cached blocks."""
 
     id: str
     token_ids: list[int]
@@ -87,7 +87,6 @@ class Generate(Message, frozen=True, tag="generate"):
     stop_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
     reasoning_phase: ReasoningPhase | None = None
-    group: str | None = None
 
 
 class Abort(Message, frozen=True, tag="abort"):

@@ -1,4 +1,4 @@
-"""The door: what the API lane asks of whatever computes token ids."""
+"""Interface to an inference engine: token ids in, token ids out."""
 
 from collections.abc import AsyncGenerator
 from typing import Protocol
@@ -7,21 +7,21 @@ from server.messages import Delta, Generate, Pulse, Ready
 
 
 class Backend(Protocol):
-    """Turns token ids into token ids.
+    """An inference engine.
 
     `generate` yields at least one Delta, of which the first may be empty and means that the request was
-    admitted; the last one has `finish` set. A refusal or a fault is raised as a `ServeError` (Rejected, Busy,
-    Broken), before the first Delta where it is known by then. Closing the generator is the only way to abort.
+    admitted; the last one has `finish` set. A refusal or a failure is raised as a `ServeError` (Rejected, Busy,
+    Broken), before the first Delta if it is known by then. Closing the generator is the only way to abort.
     """
 
     async def start(self) -> Ready:
         """Load the model; raises CannotStart."""
 
     def generate(self, request: Generate) -> AsyncGenerator[Delta, None]:
-        """One sequence, as Deltas."""
+        """Generate one sequence."""
 
     async def health(self) -> Pulse:
-        """The engine's latest heartbeat; raises Starting while it loads, EngineDied when it does not answer."""
+        """The engine's latest heartbeat; raises Starting while it loads, EngineDied if it has gone silent."""
 
     async def close(self) -> None:
         """Free everything; running generators raise EngineDied."""

@@ -1,7 +1,7 @@
-"""The engine process from outside: started before it is known what it is to load, given its order, waited for, ended.
+"""Handle of an engine process: start it, send its configuration, wait for it, kill it.
 
-Importing torch, and transformers where a model needs it, is most of a start. A child does it beside its parent, which
-reads the checkpoint meanwhile; then it takes its order from its standard input.
+Importing torch, and transformers if a model needs it, is most of a start. The child does it while its parent reads the
+checkpoint; then it reads its configuration from standard input.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ ENGINE = (sys.executable, "-m", "server.engine")
 
 
 class Child:
-    """One engine process; leaving a `with` block of it ends it, whatever it is doing.
+    """One engine process, killed when a `with` block of it is left.
 
-    `address` is where it will look for its parent's socket; nothing needs to be there yet.
+    `address` is the socket that it will connect to; its parent may bind it later.
     """
 
     def __init__(self, program: tuple[str, ...] = ENGINE) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="toolwire-")
-        self.address = f"ipc://{self._folder.name}/door"
-        with _signals_held_back():
+        self.address = f"ipc://{self._folder.name}/socket"
+        with _signals_blocked():
             self._process = subprocess.Popen(
                 [*program, "--address", self.address], stdin=subprocess.PIPE, env=engine_environment()
             )
 
-    def order(self, text: str) -> None:
-        """Say what it is to load. One that has died meanwhile does not hear it: `wait` tells of that."""
+    def send_config(self, text: str) -> None:
+        """Write its configuration to its standard input; has no effect on a process that has died."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(text.encode())
@@ -40,15 +40,15 @@ class Child:
             self._process.stdin.close()
 
     def wait(self) -> int:
-        """Block until it has ended; its exit code."""
+        """Block until it has exited; returns the exit code."""
         return self._process.wait()
 
     def kill(self) -> None:
-        """End it at once, if it is still there."""
+        """Kill it, if it is still running."""
         self._process.kill()
 
     def close(self) -> None:
-        """Leave nothing of it behind."""
+        """Kill it and remove its socket and folder."""
         self.kill()
         self.wait()
         if self._process.stdin is not None:
@@ -64,8 +64,8 @@ class Child:
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """A process started in here never sees Ctrl-C or SIGTERM, which may go to the whole group: its parent decides."""
+def _signals_blocked() -> Iterator[None]:
+    """Start processes inside that ignore Ctrl-C and SIGTERM, which may go to the whole group; the parent ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

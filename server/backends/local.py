@@ -1,6 +1,6 @@
-"""The engine as a process of its own: started by name, spoken to over one socket, started again when it dies.
+"""Backend over an engine process on this machine: one socket, restarted when it dies.
 
-No import crosses the door: the engine is `python -m server.engine`, and what is said is `server.messages`.
+The process is `python -m server.engine`; nothing of it is imported here. The messages are `server.messages`.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ from server.messages import (
     Delta,
     EngineFrame,
     Failed,
+    FromEngine,
     Generate,
     Message,
     Progress,
@@ -49,26 +50,26 @@ CLOSE_TIMEOUT_S = 10.0
 LONGEST_BACKOFF_S = 30.0
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_mail = msgspec.msgpack.Decoder(EngineFrame).decode
+_decode_messages = msgspec.msgpack.Decoder(EngineFrame).decode
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """How the engine process is started; `order` is the JSON it is given."""
+    """Command line of the engine process, and its configuration as JSON."""
 
-    order: str
+    config: str
     program: tuple[str, ...] = ENGINE
 
 
 def backoff_s(lived_s: float, num_starts: int) -> float:
-    """How long to wait before an engine is started again: longer each time, but for one that had lived for a while."""
+    """Pause before a restart: grows with each start, and is short after an engine that had run for a while."""
     return 0.1 if lived_s > LONGEST_BACKOFF_S else min(LONGEST_BACKOFF_S, 0.5 * 2 ** min(num_starts, 16))
 
 
 class ProcessBackend:
-    """Backend over an engine process. Notices its death at once, tells every running request, starts it again.
+    """Backend over an engine process. When the process exits, running requests fail and it is restarted.
 
-    `first` is an engine that was started already and waits for its order.
+    `first` is an engine process that is already started and waits for its configuration.
     """
 
     def __init__(
@@ -89,24 +90,24 @@ class ProcessBackend:
         self._ready: asyncio.Future[Ready] | None = None
         self._progress = Progress("starting", 0.0)
         self._pulse: Pulse | None = None
-        self._heard_s = 0.0
+        self._last_message_s = 0.0
         self._num_starts = 0
-        self._life: asyncio.Task[None] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
 
     async def start(self) -> Ready:
-        """Load the model; raises CannotStart with the engine's own words."""
+        """Load the model; raises CannotStart with the engine's message."""
         self._ready = asyncio.get_running_loop().create_future()
-        self._life = asyncio.create_task(self._keep_alive(), name="engine keeper")
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
         return await asyncio.shield(self._ready)
 
     @property
     def restarts(self) -> int:
-        """How often the engine was started again after it had died."""
+        """Number of restarts after the engine had died."""
         return max(0, self._num_starts - 1)
 
     async def generate(self, request: Generate) -> AsyncGenerator[Delta, None]:
-        """One sequence, as Deltas; closing the generator aborts it."""
+        """Generate one sequence; closing the generator aborts it."""
         self._require_ready()
         inbox: asyncio.Queue[Delta | ServeError] = asyncio.Queue()
         self._inboxes[request.id] = inbox
@@ -114,21 +115,21 @@ class ProcessBackend:
         try:
             await self._send(request)
             while not finished:
-                mail = await inbox.get()
-                if isinstance(mail, ServeError):
+                item = await inbox.get()
+                if isinstance(item, ServeError):
                     finished = True
-                    raise mail
-                finished = mail.finish is not None
-                yield mail
+                    raise item
+                finished = item.finish is not None
+                yield item
         finally:
             del self._inboxes[request.id]
             if not finished:
-                await self._tell(Abort(request.id))
+                await self._send_if_up(Abort(request.id))
 
     async def health(self) -> Pulse:
-        """The latest heartbeat; raises Starting while the engine loads, EngineDied when it has gone silent."""
+        """The latest heartbeat; raises Starting while the engine loads, EngineDied if it has gone silent."""
         self._require_ready()
-        silence_s = time.monotonic() - self._heard_s
+        silence_s = time.monotonic() - self._last_message_s
         if self._pulse is None:
             raise Starting("waiting for the first heartbeat", 1.0)
         if silence_s > SILENCE_LIMIT_S:
@@ -138,30 +139,30 @@ class ProcessBackend:
     async def close(self) -> None:
         """End the engine process; running generators raise EngineDied."""
         self._closing.set()
-        if self._life is not None:
-            if self._is_up():  # one that still loads has nothing to finish
-                await self._tell(Shutdown())
-                await asyncio.wait({self._life}, timeout=CLOSE_TIMEOUT_S)
+        if self._supervisor is not None:
+            if self._is_up():  # an engine that is still loading has nothing to finish
+                await self._send_if_up(Shutdown())
+                await asyncio.wait({self._supervisor}, timeout=CLOSE_TIMEOUT_S)
             if self._child is not None:
                 self._child.kill()
-            await self._life
+            await self._supervisor
         self._zmq.destroy(linger=0)
 
-    # -- the engine's life -------------------------------------------------------------------------------------
+    # -- supervision ------------------------------------------------------------------------------------------
 
-    async def _keep_alive(self) -> None:
+    async def _supervise(self) -> None:
         while not self._closing.is_set():
-            began_s = time.monotonic()
-            await self._live_once()
+            begin_s = time.monotonic()
+            await self._run_engine()
             if self._closing.is_set() or not self._was_ever_ready():
                 return
-            pause_s = backoff_s(time.monotonic() - began_s, self._num_starts)
-            logger.error("the engine process ended; starting it again in %.1f s", pause_s)
+            pause_s = backoff_s(time.monotonic() - begin_s, self._num_starts)
+            logger.error("the engine process exited; restarting it in %.1f s", pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause_s)
 
-    async def _live_once(self) -> None:
-        """One engine process from birth to death."""
+    async def _run_engine(self) -> None:
+        """Run one engine process until it exits."""
         self._num_starts += 1
         self._progress, self._pulse = Progress("starting", 0.0), None
         first, self._first = self._first, None
@@ -170,11 +171,11 @@ class ProcessBackend:
             socket = self._zmq.socket(zmq.PAIR)
             socket.set_hwm(0)  # a full queue would block the event loop; the engine's queue is the bounded one
             socket.bind(child.address)
-            child.order(self._command.order)
-            reader = asyncio.create_task(self._read(socket), name="engine mail")
+            child.send_config(self._command.config)
+            reader = asyncio.create_task(self._read(socket), name="engine messages")
             try:
                 code = await _exit_code(child)
-                await asyncio.sleep(0.05)  # its last words may still be on their way
+                await asyncio.sleep(0.05)  # its last messages may still be in transit
             finally:
                 reader.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -187,44 +188,44 @@ class ProcessBackend:
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            for mail in _decode_mail(await socket.recv()):
-                self._take(mail, socket)
+            for message in _decode_messages(await socket.recv()):
+                self._handle(message, socket)
 
-    def _take(self, mail: Delta | Failed | Progress | Ready | StartFailed | Pulse, socket: zmq.asyncio.Socket) -> None:
-        self._heard_s = time.monotonic()
-        match mail:
+    def _handle(self, message: FromEngine, socket: zmq.asyncio.Socket) -> None:
+        self._last_message_s = time.monotonic()
+        match message:
             case Delta(id=id):
                 if (inbox := self._inboxes.get(id)) is not None:
-                    inbox.put_nowait(mail)
+                    inbox.put_nowait(message)
             case Failed(id=id):
                 if (inbox := self._inboxes.get(id)) is not None:
-                    inbox.put_nowait(_as_error(mail))
+                    inbox.put_nowait(_as_error(message))
             case Pulse():
-                self._pulse = mail
+                self._pulse = message
             case Progress():
-                self._progress = mail
-                self._on_progress(mail)
+                self._progress = message
+                self._on_progress(message)
             case Ready():
                 self._socket = socket
-                self._on_ready(mail)
+                self._on_ready(message)
                 if self._ready is not None and not self._ready.done():
-                    self._ready.set_result(mail)
+                    self._ready.set_result(message)
             case StartFailed(text=text):
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_exception(CannotStart(text))
                 else:
-                    logger.error("the engine cannot start again: %s", text)
+                    logger.error("the engine cannot restart: %s", text)
 
     async def _send(self, message: Message) -> None:
         if self._socket is None:
-            raise EngineDied("the engine process ended before it could be asked")
+            raise EngineDied("the engine process ended before it received the request")
         try:
             await self._socket.send(_encode(message), flags=zmq.NOBLOCK)
-        except zmq.Again as error:  # its end is gone, and we have not been told yet
-            raise EngineDied("the engine process ended before it could be asked") from error
+        except zmq.Again as error:  # the process is gone, and its exit is not noticed yet
+            raise EngineDied("the engine process ended before it received the request") from error
 
-    async def _tell(self, message: Message) -> None:
-        """Send what an engine that is gone need not hear."""
+    async def _send_if_up(self, message: Message) -> None:
+        """Send to a running engine; do nothing if there is none."""
         with contextlib.suppress(EngineDied):
             await self._send(message)
 
@@ -244,21 +245,21 @@ class ProcessBackend:
 
 
 async def _exit_code(child: Child) -> int:
-    """The child's exit code, as soon as there is one."""
-    over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    """Wait for the child to exit; returns its exit code."""
+    exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def tell(code: int) -> None:
-        if not over.done():
-            over.set_result(code)
+    def report(code: int) -> None:
+        if not exited.done():
+            exited.set_result(code)
 
     def wait() -> None:
         code = child.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            over.get_loop().call_soon_threadsafe(tell, code)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits for it
+            exited.get_loop().call_soon_threadsafe(report, code)
 
-    # No thread of the loop's pool: those are waited for when a program ends, and this one would wait for the engine.
-    threading.Thread(target=wait, name="engine's end", daemon=True).start()
-    return await over
+    # Not a thread of the loop's pool: the interpreter joins those at exit, and this one would wait for the engine.
+    threading.Thread(target=wait, name="engine exit", daemon=True).start()
+    return await exited
 
 
 def _as_error(failed: Failed) -> ServeError:

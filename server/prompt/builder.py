@@ -134,7 +134,6 @@ class PromptBuilder:
                 stop_ids=checkpoint.stop_ids,
                 constraint=constraint,
                 reasoning_phase=reasoning_phase,
-                group=ask.id if ask.n > 1 else None,
             )
             for i in range(ask.n)
         )

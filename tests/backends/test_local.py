@@ -1,4 +1,4 @@
-"""The door over a real process and a real socket; a stand-in counts instead of a model."""
+"""ProcessBackend over a real process and a real socket; a stand-in engine counts instead of running a model."""
 
 import asyncio
 import signal
@@ -36,7 +36,7 @@ async def test_replies_of_many_requests_do_not_mix(backend: ProcessBackend) -> N
 
 
 async def test_closing_the_generator_aborts_in_the_engine(backend: ProcessBackend) -> None:
-    """A reader that is gone must not leave its sequence running in the engine."""
+    """A client that disconnects must not leave its sequence running in the engine."""
     deltas = backend.generate(Generate("left", [10], Sampling(max_tokens=10_000)))
     async for delta in deltas:
         if delta.token_ids:
@@ -50,14 +50,14 @@ async def test_closing_the_generator_aborts_in_the_engine(backend: ProcessBacken
     raise AssertionError("the abort never reached the engine")
 
 
-async def test_a_refusal_is_raised_as_itself(backend: ProcessBackend) -> None:
+async def test_a_refusal_is_raised_as_its_own_error(backend: ProcessBackend) -> None:
     with pytest.raises(QueueFull) as refused:
         await ids_of(backend, "refused", 2, 1)
     assert refused.value.retry_after_s == 3.0
 
 
-async def test_a_killed_engine_fails_the_running_requests_and_comes_back(backend: ProcessBackend) -> None:
-    """A request must not wait for ever on an engine that is gone, and the next one must be served."""
+async def test_a_killed_engine_fails_the_running_requests_and_is_restarted(backend: ProcessBackend) -> None:
+    """A request must not wait forever for a dead engine, and the next one must be served."""
     long = asyncio.create_task(ids_of(backend, "long", 50, 10_000))
     await asyncio.sleep(0.1)
     with pytest.raises(EngineDied):
@@ -75,7 +75,7 @@ async def test_a_killed_engine_fails_the_running_requests_and_comes_back(backend
     assert backend.restarts == 1
 
 
-async def test_deltas_before_the_death_are_delivered(backend: ProcessBackend) -> None:
+async def test_deltas_before_the_exit_are_delivered(backend: ProcessBackend) -> None:
     received: list[int] = []
     with pytest.raises(EngineDied):
         async for delta in backend.generate(Generate("cut", [1], Sampling(max_tokens=10))):
@@ -83,15 +83,15 @@ async def test_deltas_before_the_death_are_delivered(backend: ProcessBackend) ->
     assert received == [2]
 
 
-@pytest.mark.parametrize(("order", "words"), [("unable", "no such thing"), ("crash", "exit code 3")])
-async def test_an_engine_that_cannot_start_says_why(order: str, words: str) -> None:
-    backend = ProcessBackend(EngineCommand(order, STAND_IN))
-    with pytest.raises(CannotStart, match=words):
+@pytest.mark.parametrize(("config", "message"), [("unable", "no such thing"), ("crash", "exit code 3")])
+async def test_the_reason_why_an_engine_cannot_start_is_raised(config: str, message: str) -> None:
+    backend = ProcessBackend(EngineCommand(config, STAND_IN))
+    with pytest.raises(CannotStart, match=message):
         await backend.start()
     await backend.close()
 
 
-async def test_progress_is_passed_on_and_health_tells_it_while_loading() -> None:
+async def test_progress_is_reported_and_health_raises_it_while_loading() -> None:
     seen: list[Progress] = []
     backend = ProcessBackend(EngineCommand("", STAND_IN), seen.append)
     starting = asyncio.create_task(backend.start())
@@ -109,7 +109,7 @@ async def test_close_leaves_no_process(backend: ProcessBackend) -> None:
     assert child is not None and child.wait() == 0
 
 
-async def test_an_engine_that_waits_already_takes_the_order() -> None:
+async def test_an_engine_started_before_receives_its_configuration() -> None:
     """The server starts its engine before it has read the checkpoint; a second one would import everything again."""
     with Child(STAND_IN) as first:
         backend = ProcessBackend(EngineCommand("unable", STAND_IN), first=first)
@@ -119,7 +119,7 @@ async def test_an_engine_that_waits_already_takes_the_order() -> None:
         await backend.close()
 
 
-async def test_an_engine_that_died_before_its_order_is_told() -> None:
+async def test_an_engine_that_died_before_its_configuration_is_reported() -> None:
     with Child((sys.executable, "-c", "raise SystemExit(4)", "its arguments")) as first:
         first.wait()
         backend = ProcessBackend(EngineCommand("", STAND_IN), first=first)
@@ -128,8 +128,8 @@ async def test_an_engine_that_died_before_its_order_is_told() -> None:
         await backend.close()
 
 
-async def test_close_does_not_wait_for_an_engine_that_still_loads() -> None:
-    """It was given ten seconds to finish what it had not begun, and ten more."""
+async def test_close_does_not_wait_for_an_engine_that_is_loading() -> None:
+    """It has no replies to finish."""
     backend = ProcessBackend(EngineCommand("", (sys.executable, "-c", "import time; time.sleep(60)", "its arguments")))
     starting = asyncio.create_task(backend.start())
     await asyncio.sleep(0.2)
@@ -138,18 +138,18 @@ async def test_close_does_not_wait_for_an_engine_that_still_loads() -> None:
         await starting
 
 
-def test_a_child_hears_no_signals_meant_for_the_group() -> None:
-    """Ctrl-C in its first moments, before it could say that it ignores them, would cut what its parent drains."""
+def test_a_child_ignores_signals_to_the_process_group() -> None:
+    """Ctrl-C before the child could ignore it itself would end replies that its parent drains."""
     script = "import sys; sys.stdin.read(); sys.exit(5)"
     with Child((sys.executable, "-c", script, "its arguments")) as child:
         child._process.send_signal(signal.SIGINT)
         child._process.send_signal(signal.SIGTERM)
-        child.order("go on")
+        child.send_config("go on")
         assert child.wait() == 5
 
 
-def test_an_engine_that_dies_again_and_again_is_started_less_and_less_often() -> None:
-    """Loading weights in a loop would keep the machine busy; and 2 to the 2000th is no number of seconds."""
+def test_pauses_between_restarts_grow() -> None:
+    """Loading weights in a loop would keep the machine busy; and 2 to the power of 2000 must not overflow."""
     pauses = [backoff_s(1.0, num_starts) for num_starts in (1, 2, 3, 4, 5, 6, 2000)]
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
     assert backoff_s(3600.0, 6) == 0.1

@@ -70,7 +70,7 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
             request = draw(requests(len(asked)))
             for choice in range(draw(st.integers(2, 4))):
                 id = f"{request.id}.{choice}"
-                asked[id] = ask(id, request.token_ids, 4, seed=choice, group=request.id)
+                asked[id] = ask(id, request.token_ids, 4, seed=choice)
                 bench.add(asked[id])
         elif act == "step":
             bench.may_go_ahead = draw(st.booleans())

@@ -63,7 +63,7 @@ def test_prompt_found_whole_still_recomputes_its_last_token() -> None:
 def test_choices_of_one_group_share_the_blocks_of_their_prompt() -> None:
     bench = Bench(num_blocks=64, block_size=4, max_batch_tokens=64)
     prompt = [1, 2, 3, 4, 5, 6] * 4
-    requests = [ask(f"c{seed}", prompt, max_tokens=4, seed=seed, group="g") for seed in range(4)]
+    requests = [ask(f"c{seed}", prompt, max_tokens=4, seed=seed) for seed in range(4)]
     for request in requests:
         bench.add(request)
     bench.run()

@@ -60,11 +60,9 @@ def test_choices_share_a_prompt_and_differ_in_seed() -> None:
     prepared = prompter("qwen3").prepare(ask([USER], n=3))
     first, *others = prepared.generates
     assert [one.id for one in prepared.generates] == ["req-0", "req-1", "req-2"]
-    assert {one.group for one in prepared.generates} == {"req"}
     assert all(one.token_ids is first.token_ids for one in others)
     seeded = ChatRequest("req", [USER], Sampling(max_tokens=1, seed=5), n=2)
     assert [one.sampling.seed for one in prompter("qwen3").prepare(seeded).generates] == [5, 6]
-    assert prompter("qwen3").prepare(ask([USER])).generates[0].group is None
 
 
 def test_stop_ids_are_the_checkpoints() -> None:
