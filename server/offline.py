@@ -132,7 +132,7 @@ class Chat:
             asked = read_request(body, self._mapper.strict)
             request = self._mapper.ask(asked, body)
         except RequestRefused as refused:
-            raise BadRequest(str(refused), param=refused.fault.param, code=refused.fault.code) from refused
+            raise BadRequest(str(refused), param=refused.error.param, code=refused.error.code) from refused
         return await self._service.start(request), self._mapper.style(asked)
 
     async def _whole(self, body: dict[str, Any]) -> Message:

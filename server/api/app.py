@@ -100,7 +100,7 @@ def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestRefused)
-        return respond(request, error.fault)
+        return respond(request, error.error)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -68,9 +68,9 @@ def error_response(error: ApiError) -> Response:
 class RequestRefused(Exception):
     """A request refused by the API itself, with the error that is sent."""
 
-    def __init__(self, fault: ApiError) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,9 +40,9 @@ from server.api.errors import RequestRefused
 def test_is_refused_in_the_envelope(raw: bytes) -> None:
     with pytest.raises(RequestRefused) as refused:
         read_object(raw)
-    fault = refused.value.fault
-    assert (fault.status, fault.type, fault.param, fault.code) == (400, "invalid_request_error", None, None)
-    assert fault.message.startswith("We could not parse the JSON body of your request.")
+    error = refused.value.error
+    assert (error.status, error.type, error.param, error.code) == (400, "invalid_request_error", None, None)
+    assert error.message.startswith("We could not parse the JSON body of your request.")
 
 
 def test_valid_json_is_read_unchanged() -> None:

@@ -109,8 +109,8 @@ async def test_counted_input_tokens_are_those_of_the_real_request(serve: Serve, 
         real = (await served.http.post("/v1/chat/completions", json=request)).json()["usage"]["prompt_tokens"]
         assert counted["input_tokens"] == real == sum(part["tokens"] for part in counted["parts"])
         assert len(served.backend.asked) == 1
-        fault = await served.http.post("/v1/chat/completions/input_tokens", json={**request, "n": 0})
-        assert fault.status_code == 400
+        refused = await served.http.post("/v1/chat/completions/input_tokens", json={**request, "n": 0})
+        assert refused.status_code == 400
 
 
 async def test_text_to_ids_and_back(serve: Serve, checkpoint: Checkpoint) -> None:

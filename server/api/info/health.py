@@ -42,7 +42,7 @@ class NotReady(ErrorBody):
 
 
 def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
-    """Routes that tell whether the server lives, serves, and how it fares."""
+    """Routes that report liveness, readiness and metrics."""
     router = APIRouter()
 
     @router.get("/", include_in_schema=False)

@@ -20,8 +20,8 @@ _ERRORS: Mapping[int, tuple[str, tuple[ApiError, ...]]] = {
     400: (
         "The request cannot be served as it stands; the first error in OpenAI's order of fields.",
         (
-            bad(_TOO_HOT, "temperature", "decimal_above_max_value").fault,
-            bad("Missing required parameter: 'messages'.", "messages", "missing_required_parameter").fault,
+            bad(_TOO_HOT, "temperature", "decimal_above_max_value").error,
+            bad("Missing required parameter: 'messages'.", "messages", "missing_required_parameter").error,
             error_of(PromptTooLong(_TOO_LONG)),
         ),
     ),

@@ -37,9 +37,9 @@ def test_a_result_without_its_call_or_a_call_without_its_result_is_refused(
 ) -> None:
     with pytest.raises(RequestRefused) as refused:
         in_order(messages)
-    assert refused.value.fault.param == param
-    assert refused.value.fault.code is None
-    assert words in refused.value.fault.message
+    assert refused.value.error.param == param
+    assert refused.value.error.code is None
+    assert words in refused.value.error.message
 
 
 def test_results_stand_in_the_order_of_their_calls() -> None:

@@ -31,8 +31,8 @@ def refused(body: dict[str, Any], strict: bool = False) -> tuple[str | None, str
     try:
         ask(body, strict)
     except RequestRefused as error:
-        assert (error.fault.status, error.fault.type) == (400, "invalid_request_error")
-        return error.fault.param, error.fault.code, error.fault.message
+        assert (error.error.status, error.error.type) == (400, "invalid_request_error")
+        return error.error.param, error.error.code, error.error.message
     except BadSchema as error:
         return error.param, error.code, str(error)
     raise AssertionError("accepted")

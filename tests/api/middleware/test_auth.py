@@ -87,9 +87,9 @@ async def test_a_key_file_is_reloaded_when_it_changes(serve: Serve, tmp_path: Pa
         await _until(lambda: status("third"), 401)
 
 
-async def _until(ask: Callable[[], "object"], expected: int) -> None:
+async def _until(get: Callable[[], "object"], expected: int) -> None:
     for _ in range(60):
-        if await ask() == expected:  # type: ignore[misc]
+        if await get() == expected:  # type: ignore[misc]
             return
         await asyncio.sleep(0.05)
     raise AssertionError(f"never {expected}")
@@ -132,12 +132,12 @@ async def test_the_clients_own_request_id_is_kept_if_it_is_well_formed(serve: Se
 
 
 async def test_browsers_are_admitted_from_allowed_origins_only(serve: Serve) -> None:
-    asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    preflight = {"origin": "https://a.example", "access-control-request-method": "POST"}
     async with serve() as served:
-        answer = await served.http.options("/v1/chat/completions", headers=asked)
+        answer = await served.http.options("/v1/chat/completions", headers=preflight)
         assert "access-control-allow-origin" not in answer.headers
     async with serve(cors_origins="https://a.example, https://b.example", api_key="one") as served:
-        answer = await served.http.options("/v1/chat/completions", headers=asked)
+        answer = await served.http.options("/v1/chat/completions", headers=preflight)
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
         answer = await served.http.get("/v1/models", headers={"origin": "https://a.example"})
         assert answer.status_code == 401

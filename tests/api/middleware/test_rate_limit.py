@@ -36,7 +36,7 @@ def test_the_bucket_empties_and_refills_continuously() -> None:
     limiter = RateLimiter(60, 0, clock)
     windows = [limiter.acquire("a") for _ in range(60)]
     assert [window.remaining for window in windows if window] == list(range(59, -1, -1))
-    refused = refusal(limiter, "a").fault
+    refused = refusal(limiter, "a").error
     assert (refused.status, refused.type, refused.code) == (429, "requests", "rate_limit_exceeded")
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
@@ -66,7 +66,7 @@ def test_concurrent_requests_are_limited_until_they_are_released() -> None:
     limiter = RateLimiter(0, 2, Clock())
     assert limiter.acquire("a") is None
     limiter.acquire("a")
-    assert refusal(limiter, "a").fault.status == 429
+    assert refusal(limiter, "a").error.status == 429
     limiter.release("a")
     limiter.acquire("a")
 
@@ -153,10 +153,10 @@ async def test_the_api_limits_by_key_and_sends_when_to_retry(serve: Serve, reply
     async with serve(reply("Hi"), rate_limit_rpm=2, api_key="one,two") as served:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 
-        async def ask(key: str) -> httpx.Response:
+        async def post(key: str) -> httpx.Response:
             return await served.http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
 
-        first, _, third, other = [await ask(key) for key in ("one", "one", "one", "two")]
+        first, _, third, other = [await post(key) for key in ("one", "one", "one", "two")]
     assert first.status_code == other.status_code == 200
     assert (first.headers["x-ratelimit-limit-requests"], first.headers["x-ratelimit-remaining-requests"]) == ("2", "1")
     assert third.status_code == 429

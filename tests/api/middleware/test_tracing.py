@@ -60,21 +60,21 @@ def spans() -> Iterator[dict[str, list[Span]]]:
 
 
 def play(live: Live) -> None:
-    """The requests that the tests look at, one trace each."""
-    ask(live, "1" * 32, stream=True, max_tokens=5)
-    ask(live, "2" * 32, tools=[TOOL], tool_choice="required", max_tokens=60)
-    ask(live, "3" * 32, n=2, max_tokens=4, min_tokens=4)
-    ask(live, "4" * 32, n=4, max_tokens=4, expected=429)
+    """Send the requests of the tests, one trace each."""
+    post(live, "1" * 32, stream=True, max_tokens=5)
+    post(live, "2" * 32, tools=[TOOL], tool_choice="required", max_tokens=60)
+    post(live, "3" * 32, n=2, max_tokens=4, min_tokens=4)
+    post(live, "4" * 32, n=4, max_tokens=4, expected=429)
     leave(live, "5" * 32)
 
 
-def ask(live: Live, trace_id: str, expected: int = 200, **fields: Any) -> None:
+def post(live: Live, trace_id: str, expected: int = 200, **fields: Any) -> None:
     answer = httpx.post(f"{live.url}/v1/chat/completions", json=body(**fields), headers=headers(trace_id), timeout=60)
     assert answer.status_code == expected, answer.text
 
 
 def leave(live: Live, trace_id: str) -> None:
-    """Leaves in the middle of a reply."""
+    """Close the connection in the middle of a reply."""
     fields = body(stream=True, max_tokens=900, ignore_eos=True)
     url = f"{live.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=fields, headers=headers(trace_id), timeout=60) as stream:
@@ -121,8 +121,8 @@ def test_a_request_is_one_trace_from_the_client_to_the_last_token(spans: dict[st
     assert attributes(generate)["gen_ai.usage.output_tokens"].int_value > 0
 
 
-def test_the_engine_tells_when_it_waited_computed_and_wrote(spans: dict[str, list[Span]]) -> None:
-    """Without these, a slow first token cannot be told apart from a full queue."""
+def test_the_stages_of_the_engine_are_spans(spans: dict[str, list[Span]]) -> None:
+    """Without these, a slow first token cannot be distinguished from a full queue."""
     trace = spans["1" * 32]
     (queue,) = within(trace, one(trace, "admit"), "queue")
     (prefill,) = within(trace, one(trace, "generate"), "prefill")
@@ -133,14 +133,14 @@ def test_the_engine_tells_when_it_waited_computed_and_wrote(spans: dict[str, lis
     assert not within(trace, queue, "compile")
 
 
-def test_a_grammar_shows_how_long_it_took_to_compile(spans: dict[str, list[Span]]) -> None:
+def test_the_compilation_of_a_grammar_is_a_span(spans: dict[str, list[Span]]) -> None:
     trace = spans["2" * 32]
     (compiling,) = within(trace, one(trace, "queue"), "compile")
     assert compiling.end_time_unix_nano > compiling.start_time_unix_nano
 
 
 def test_every_choice_has_stages_of_its_own(spans: dict[str, list[Span]]) -> None:
-    """With one place the second choice waits until the first has ended."""
+    """With `--max-running 1` the second choice waits until the first has ended."""
     trace = spans["3" * 32]
     for parent, name in (("admit", "queue"), ("generate", "prefill"), ("generate", "decode")):
         of_choices = [attributes(span)["toolwire.choice"].int_value for span in within(trace, one(trace, parent), name)]
@@ -149,7 +149,7 @@ def test_every_choice_has_stages_of_its_own(spans: dict[str, list[Span]]) -> Non
     assert first.end_time_unix_nano <= second.start_time_unix_nano
 
 
-def test_a_refusal_is_a_trace_without_stages(spans: dict[str, list[Span]]) -> None:
+def test_a_refused_request_has_no_stages(spans: dict[str, list[Span]]) -> None:
     trace = spans["4" * 32]
     assert attributes(one(trace, REQUEST))["http.response.status_code"].int_value == 429
     assert one(trace, "admit").status.code == Status.STATUS_CODE_ERROR
@@ -157,6 +157,6 @@ def test_a_refusal_is_a_trace_without_stages(spans: dict[str, list[Span]]) -> No
 
 
 def test_a_client_that_leaves_ends_every_span(spans: dict[str, list[Span]]) -> None:
-    """The engine never says that an aborted sequence has ended."""
+    """The engine does not report the end of an aborted sequence."""
     trace = spans["5" * 32]
     assert len(within(trace, one(trace, "generate"), "decode")) == 1
