@@ -53,4 +53,5 @@ class VarlenKernels:
             seqused_k=start + own,
             block_table=table,
         )
+        assert isinstance(found, Tensor)
         result.copy_(found)

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -11,7 +12,7 @@ from server.errors import BadRequest, CannotStart, PromptTooLong
 from server.offline import Chat
 from tests.live import Live
 
-QUESTION = [{"role": "user", "content": "What is the weather in Oslo?"}]
+QUESTION: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
 
 
 def get_weather(city: str) -> dict[str, object]:
@@ -59,7 +60,7 @@ def test_it_answers_as_the_server_does(chat: Chat, live: Live) -> None:
     here = chat.chat(QUESTION, max_tokens=40, temperature=0)
     reply = live.client().chat.completions.create(
         model="toolwire-demo", messages=QUESTION, max_tokens=40, temperature=0
-    )  # type: ignore[call-overload]
+    )
     assert here["content"] == reply.choices[0].message.content
 
 
@@ -108,9 +109,9 @@ def test_threads_share_the_batch(chat: Chat) -> None:
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
     ],
 )
-def test_a_wrong_request_is_refused_as_over_http(chat: Chat, fields: dict[str, object], param: str) -> None:
+def test_a_wrong_request_is_refused_as_over_http(chat: Chat, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        chat.chat(QUESTION, **fields)  # type: ignore[arg-type]
+        chat.chat(QUESTION, **fields)
     assert caught.value.param is not None
     assert param in caught.value.param
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import selectors
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
 
 import pytest
@@ -115,7 +115,7 @@ async def test_work_is_cancelled_when_the_client_leaves_and_only_then() -> None:
     assert await sse.unless_gone(receive, quick()) == 7
 
 
-class Counting(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class Counting(selectors.DefaultSelector):
     """Counts how often the event loop woke up."""
 
     num_wakes = 0
@@ -139,7 +139,7 @@ def test_a_hundred_silent_streams_and_a_hundred_that_wait_wake_nobody() -> None:
     async def idle() -> int:
         begun = asyncio.Semaphore(0)
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.body":
                 begun.release()
 

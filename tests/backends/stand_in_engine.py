@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--address")
     options = parser.parse_args()
     config = sys.stdin.read()
-    socket = zmq.Context.instance().socket(zmq.PAIR)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
     socket.connect(options.address)
     encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(ToEngine).decode
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.checkpoint.mask import Mask
-from server.prompt.normalize import RawArguments
+from server.checkpoint.template_environment import RawArguments
 
 TOKENS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<a><b>", "<b>", "[gMASK]", "\n\n", "< x >", "＜終｜"]
 FRAGMENTS = st.sampled_from(

@@ -69,7 +69,7 @@ def test_the_model_identifies_itself() -> None:
 
 def test_a_result_is_reported_in_a_sentence() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
-    messages = [
+    messages: list[Any] = [
         {"role": "user", "content": "What's the weather in Paris?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c", "content": '{"temperature": 18, "condition": "sunny"}'},

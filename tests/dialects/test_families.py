@@ -138,7 +138,9 @@ def test_case_44_where_an_answer_must_come_a_model_that_would_end_at_once_goes_o
     """The end of the turn is all that these models want to write, behind their thoughts or at once."""
     ends = {str(token_id): CERTAIN for token_id in opened(served.family).stop_ids}
     body = {**request_for(tools_for(served.dialect), 2, ends, thinks=True), "tool_choice": "auto", "max_tokens": 60}
-    for more in ({"thinking_budget": 4}, {"chat_template_kwargs": {"enable_thinking": False}}, {"tools": []}):
+    ways: tuple[dict[str, Any], ...]
+    ways = {"thinking_budget": 4}, {"chat_template_kwargs": {"enable_thinking": False}}, {"tools": []}
+    for more in ways:
         silent, held = replies(served, [body | more, body | more | {"must_answer": True}])
         assert (silent.content.strip(), silent.finish) == ("", "stop")
         assert held.content.strip() and held.finish == "stop"

@@ -351,5 +351,5 @@ def test_text_is_held_back_only_while_it_may_be_markup(dialect: Dialect) -> None
     out = 0
     text = "Is a < b? Use <code>x</code>, a list:\n- one\n\n- two <|x|> and `tool`. Thoughts: none, Actions: two."
     for fed, char in enumerate(text, 1):
-        out += sum(len(event.text) for event in parser.feed(char))  # type: ignore[union-attr]
+        out += sum(len(event.text) for event in parser.feed(char))  # type: ignore[union-attr, misc]
         assert fed - out <= 14

@@ -99,8 +99,8 @@ def _step(matcher: GrammarMatcher, chance: random.Random, haste: float) -> list[
     allowed = allowed_ids(matcher)
     if any(stop in allowed for stop in STOP_IDS) and (chance.random() < haste or len(allowed) <= len(STOP_IDS)):
         return None
-    ids = [token_id for token_id in map(int, chance.choices(allowed, k=3)) if token_id not in STOP_IDS]
-    return ids[:1] or None
+    drawn = [token_id for token_id in map(int, chance.choices(allowed, k=3)) if token_id not in STOP_IDS]
+    return drawn[:1] or None
 
 
 def allowed_ids(matcher: GrammarMatcher) -> np.ndarray:

@@ -7,7 +7,7 @@ from server.engine.slots import Slots
 from server.messages import Constraint, Generate, ReasoningPhase
 from tests.engine.toys import Bench, ask, write_alone
 
-HEADS = ([1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3, 4, 6, 6], [2, 1], [])
+HEADS: tuple[list[int], ...] = ([1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3, 4, 6, 6], [2, 1], [])
 PATTERNS = (None, None, "4 5 ? 6 ? ?", "? ? 4 4 4 4", "5 5 5")
 PREAMBLES = (None, None, ReasoningPhase(6), ReasoningPhase(6, open_id=5), ReasoningPhase(6, limit=2, close_ids=(4, 6)))
 STEPS_PER_REQUEST = 150

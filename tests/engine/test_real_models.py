@@ -72,7 +72,7 @@ def bench_with(kind: Kind, *, fails: range = range(0), draft_tokens: int = 0, ru
 
 def requests_for(count: int) -> list[Generate]:
     """Prompts of many lengths; two in three begin with one of two heads."""
-    heads = (prompt_of(70, 101), prompt_of(40, 102), [])
+    heads: tuple[list[int], ...] = (prompt_of(70, 101), prompt_of(40, 102), [])
     return [
         Generate(
             f"r{index}",

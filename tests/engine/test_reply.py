@@ -108,7 +108,7 @@ def test_min_tokens_and_ignore_eos_ban_stop_ids() -> None:
     reply = start(ask("a", [1], min_tokens=2))
     assert reply.banned_ids == (STOP,)
     reply.write([1, 1])
-    assert reply.banned_ids == ()
+    assert not reply.banned_ids
     assert start(ask("a", [1], ignore_eos=True)).banned_ids == (STOP,)
 
 

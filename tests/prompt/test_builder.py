@@ -16,7 +16,10 @@ from tests.model_templates import TEMPLATES, ask, checkpoint, ids_of, native, pr
 
 USER = {"role": "user", "content": "Weather in Paris?"}
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-LOOK = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": PARAMETERS}}
+LOOK: Any = {
+    "type": "function",
+    "function": {"name": "look", "description": "Looks.", "parameters": PARAMETERS},
+}
 WAIT = {"type": "function", "function": {"name": "wait", "parameters": {"type": "object", "properties": {}}}}
 TOOLS = (Tool("look", PARAMETERS), Tool("wait", {"type": "object", "properties": {}}))
 WITH_TOOLS = [name for name in TEMPLATES if name != "qwen15"]
@@ -117,7 +120,7 @@ def test_case_45_the_order_of_precedence(
 def test_a_switch_in_a_tool_result_switches_nothing() -> None:
     """What a tool brings from outside is no order of the user's."""
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-    messages = [
+    messages: list[Any] = [
         USER,
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "/no_think"},

@@ -90,7 +90,7 @@ def test_case_37_results_stand_in_the_order_of_their_calls(name: str) -> None:
         for i, one in enumerate(ids)
     ]
     results = [{"role": "tool", "tool_call_id": one, "content": f"result{i}"} for i, one in enumerate(ids)]
-    head = [USER, {"role": "assistant", "content": None, "tool_calls": calls}]
+    head: list[Any] = [USER, {"role": "assistant", "content": None, "tool_calls": calls}]
     assert prompt(name, [*head, *reversed(results)]) == prompt(name, [*head, *results])
     parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in results]
     assert prompt(name, [*head, *parts]) == prompt(name, [*head, *results])
@@ -131,7 +131,7 @@ def test_c28_late_and_several_system_messages_are_all_read(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_TOOLS)
 def test_legacy_function_calls_render_as_calls(name: str) -> None:
     """`functions` is deprecated, and still in the histories that old agents keep."""
-    legacy = [
+    legacy: list[Any] = [
         USER,
         {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"city": "Paris"}'}},
         {"role": "function", "name": "look", "content": "Sunny."},

@@ -21,7 +21,7 @@ def byte_tokenizer() -> Tokenizer:
 
 TOKENIZER = byte_tokenizer()
 VOCABULARY = Vocabulary(TOKENIZER)
-IM_END = TOKENIZER.token_to_id("<|im_end|>")
+IM_END: int = TOKENIZER.token_to_id("<|im_end|>")  # type: ignore[assignment]
 
 
 def ids_of(text: str) -> list[int]:

@@ -145,7 +145,7 @@ def test_inside_a_think_block_a_call_is_opened_by_its_token_alone() -> None:
     spelled = list(b"I would write <tool_call>")
     for text, thought in (("so\n", "I would write <tool_call>so"), ("</thi", "I would write <tool_call></thi")):
         ids = [*spelled, *ids_of(f"{text}{CALL}"), IM_END]
-        for cuts in ([], range(1, len(ids))):
+        for cuts in (range(0), range(1, len(ids))):
             out = events(how, deltas(ids, cuts, "stop"))
             assert out[0] == Thought(thought)
             assert [type(event) for event in out[1:]] == [CallOpened, CallArguments, CallClosed, Ended]

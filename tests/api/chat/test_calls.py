@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
 
 import pytest
@@ -243,7 +243,7 @@ async def test_nothing_comes_after_done_however_slowly_it_is_taken() -> None:
 
     sent: list[bytes] = []
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message.get("body", b""))
         await asyncio.sleep(0.1 if message.get("body") == DONE else 0)
 

@@ -59,7 +59,13 @@ def test_an_id_is_read_where_the_tool_call_id_is_missing() -> None:
 
 
 def test_null_and_empty_are_left_out() -> None:
-    message = {"role": "assistant", "content": "x", "tool_calls": [], "function_call": None, "refusal": None}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": "x",
+        "tool_calls": [],
+        "function_call": None,
+        "refusal": None,
+    }
     assert in_order([USER, message, USER])[1] == {"role": "assistant", "content": "x"}
     assert in_order([USER, calling("a"), result("a")])[1]["content"] == ""
 

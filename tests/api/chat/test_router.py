@@ -213,7 +213,7 @@ async def hang_up(served: Served, body: dict[str, Any], after: Callable[[], bool
         "client": ("test", 1),
         "http_version": "1.1",
     }
-    await asyncio.wait_for(served.app(scope, receive, send), 5)  # type: ignore[arg-type]
+    await asyncio.wait_for(served.app(scope, receive, send), 5)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -30,7 +30,7 @@ def replies(draw: st.DrawFn) -> list[Event]:
         else:
             custom = kind == "custom"
             pieces = draw(st.lists(words, max_size=3))
-            flags = draw(st.sampled_from([(), ("repaired",), ("truncated", "invalid")]))
+            flags: Any = draw(st.sampled_from([(), ("repaired",), ("truncated", "invalid")]))
             events.append(CallOpened(calls, f"f{calls}", custom))
             events += [CallArguments(calls, piece) for piece in pieces]
             events.append(CallClosed(calls, flags, "raw" if flags else ""))

@@ -210,7 +210,7 @@ def test_greedy_ids_equal_the_argmax_of_the_logits(dtype: torch.dtype, size: int
 
 
 def head_of(weights: torch.Tensor) -> NativeHead:
-    linear = nn.Linear(*weights.mT.shape, bias=False, dtype=weights.dtype)
+    linear = nn.Linear(weights.shape[1], weights.shape[0], bias=False, dtype=weights.dtype)
     linear.weight.data = weights.clone()
     return NativeHead(linear)
 

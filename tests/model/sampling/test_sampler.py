@@ -90,7 +90,7 @@ def allowed_by_transformers(how: Sampling, logits: torch.Tensor) -> torch.Tensor
     if how.top_p < 1:
         scores = transformers.TopPLogitsWarper(how.top_p)(torch.zeros(1, 0), scores)
     if how.min_p:
-        scores = transformers.MinPLogitsWarper(how.min_p)(torch.zeros(1, 0), scores)
+        scores = transformers.MinPLogitsWarper(how.min_p)(torch.zeros(1, 0).long(), scores)  # type: ignore[arg-type]
     return torch.softmax(scores.double(), -1)[0]
 
 
