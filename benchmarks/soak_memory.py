@@ -5,8 +5,8 @@
 
 The server and the process that competes with it share one cgroup (version 1 or 2) whose limit is the server's own
 memory after loading plus --spare-mib, so what one takes the other lacks, and who exceeds it is killed by the kernel.
-With --grab the other process takes its part as fast as it can write, and as much as nobody can bend for: then the
-kernel may kill it or the engine, which must come up again, and running requests may end with `engine_died`.
+With --grab the other process allocates as fast as it can write, and more than the server can give back: then the
+kernel may kill it or the engine, which must restart, and running requests may end with `engine_died`.
 Where no cgroup can be made it says so and ends with 2. Exit code 1 if the engine died, a request was lost, or a
 refusal was anything but a 400, 429 or 503 in shape.
 """
@@ -115,7 +115,7 @@ def exchange(http: httpx.Client, body: dict[str, Any], refusals: tuple[int, ...]
 
 
 def play(url: str, options: argparse.Namespace) -> Outcome:
-    """All requests from so many clients, each with its own connection; the level is noted all the while."""
+    """Send all requests from the clients, each with its own connection, and record the memory level meanwhile."""
     requests, clients, refusals = options.requests, options.clients, UNDER_GRAB if options.grab else REFUSALS
     outcome, over = Outcome(), threading.Event()
     listed = httpx.get(f"{url}/v1/models").json()["data"][0]

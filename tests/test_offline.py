@@ -56,7 +56,7 @@ def test_stream_and_whole_are_the_same(chat: Chat) -> None:
 
 
 def test_it_answers_as_the_server_does(chat: Chat, live: Live) -> None:
-    """Two lanes would drift apart; this is the proof that there is one."""
+    """Offline chat and the server run the same code."""
     here = chat.chat(QUESTION, max_tokens=40, temperature=0)
     reply = live.client().chat.completions.create(
         model="toolwire-demo", messages=QUESTION, max_tokens=40, temperature=0
@@ -74,7 +74,7 @@ def test_the_loop_makes_the_calls_and_ends_in_words(chat: Chat) -> None:
 
 
 def test_a_reader_that_stops_early_frees_the_sequence(chat: Chat) -> None:
-    """A stream dropped in the middle must not go on writing to nobody, on blocks that others wait for."""
+    """A stream dropped in the middle must free its blocks."""
     stream = chat.chat(QUESTION, stream=True, max_tokens=2000, ignore_eos=True)
     for _, _ in zip(range(3), stream, strict=False):
         continue

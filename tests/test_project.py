@@ -84,7 +84,7 @@ def metadata(built: Path) -> Message:
 
 
 def test_the_wheel_holds_two_packages_and_their_metadata(wheel_files: set[str]) -> None:
-    """A test double or a benchmark in the wheel would be installed into everybody's site-packages."""
+    """A test double or a benchmark in the wheel would be installed into the user's site-packages."""
     top_level = {name.split("/")[0] for name in wheel_files}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"server", "clients"}
 

@@ -1,4 +1,4 @@
-"""One Ask through prompt, door and turn, without HTTP."""
+"""ChatService: requests over a scripted backend, without HTTP."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ from tests.backends.scripted import Script, ScriptedBackend, deltas
 from tests.reply.alphabet import IM_END, VOCABULARY, ids_of
 
 SAMPLING = Sampling(max_tokens=10)
-ASK = ChatRequest("a", [{"role": "user", "content": "Hi"}], SAMPLING)
+REQUEST = ChatRequest("a", [{"role": "user", "content": "Hi"}], SAMPLING)
 
 
 def prepared(n: int = 1, constraint: Constraint | None = None) -> PreparedRequest:
@@ -31,75 +31,75 @@ def prepared(n: int = 1, constraint: Constraint | None = None) -> PreparedReques
     return PreparedRequest(ones, 3, "off")
 
 
-def answerer(scripts: Sequence[Script], **reading: Any) -> tuple[ChatService, ScriptedBackend]:
+def service_over(scripts: Sequence[Script], **fields: Any) -> tuple[ChatService, ScriptedBackend]:
     backend = ScriptedBackend(lambda request: scripts[int(request.id.split("-")[1])])
-    how = ReplyFormat(VOCABULARY, frozenset({IM_END}), **reading)
-    return ChatService(lambda _: prepared(len(scripts)), lambda _: (), lambda *_: how, backend), backend
+    reply = ReplyFormat(VOCABULARY, frozenset({IM_END}), **fields)
+    return ChatService(lambda _: prepared(len(scripts)), lambda _: (), lambda *_: reply, backend), backend
 
 
-async def heard(answer: Generation) -> list[tuple[int, object]]:
-    return [(one.choice, one.parsed.event) for step in [s async for s in answer.events()] for one in step]
+async def events_of(generation: Generation) -> list[tuple[int, object]]:
+    return [(one.choice, one.parsed.event) for step in [s async for s in generation.events()] for one in step]
 
 
 async def test_the_events_of_all_choices_come_as_they_are_written() -> None:
     slow: Script = [Delta(""), 0.05, *deltas([*ids_of("b"), IM_END])[1:]]
-    lane, backend = answerer([slow, deltas([*ids_of("a"), IM_END])])
-    out = await heard(await lane.start(ASK))
+    service, backend = service_over([slow, deltas([*ids_of("a"), IM_END])])
+    out = await events_of(await service.start(REQUEST))
     assert out == [(1, Text("a")), (1, Ended("stop")), (0, Text("b")), (0, Ended("stop"))]
     assert not backend.running and not backend.aborted
 
 
-async def test_the_tally_counts_the_prompt_once_and_what_the_first_found_cached() -> None:
+async def test_usage_counts_the_prompt_once_and_cached_tokens_of_the_first_choice() -> None:
     scripts = [[Delta("", cached=2), *deltas([*ids_of("ab"), IM_END])[1:]] for _ in range(3)]
-    lane, _ = answerer(scripts)
-    answer = await lane.start(ASK)
-    await heard(answer)
-    tally = answer.usage
-    assert (tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens) == (3, 2, 9)
+    service, _ = service_over(scripts)
+    generation = await service.start(REQUEST)
+    await events_of(generation)
+    usage = generation.usage
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (3, 2, 9)
 
 
 async def test_a_choice_that_needs_no_more_is_aborted_while_the_others_go_on() -> None:
     stopped: Script = [Delta(""), *(Delta("", [i]) for i in ids_of("a END")), 30.0]
-    lane, backend = answerer([stopped, deltas([*ids_of("b"), IM_END])], stop=("END",))
-    out = await asyncio.wait_for(heard(await lane.start(ASK)), 5)
+    service, backend = service_over([stopped, deltas([*ids_of("b"), IM_END])], stop=("END",))
+    out = await asyncio.wait_for(events_of(await service.start(REQUEST)), 5)
     assert (0, Ended("stop")) in out and (1, Ended("stop")) in out
     assert backend.aborted == ["a-0"]
 
 
 async def test_a_refusal_of_one_choice_is_raised_and_nothing_goes_on() -> None:
-    lane, backend = answerer([[Delta(""), 30.0], [0.02, QueueFull("full")], [30.0]])
+    service, backend = service_over([[Delta(""), 30.0], [0.02, QueueFull("full")], [30.0]])
     with pytest.raises(QueueFull):
-        await asyncio.wait_for(lane.start(ASK), 5)
+        await asyncio.wait_for(service.start(REQUEST), 5)
     assert not backend.running
 
 
 async def test_a_fault_of_one_choice_in_mid_reply_ends_all() -> None:
-    lane, backend = answerer([[Delta(""), 30.0], [Delta(""), 0.02, RequestFailed("broken")]])
-    answer = await lane.start(ASK)
+    service, backend = service_over([[Delta(""), 30.0], [Delta(""), 0.02, RequestFailed("broken")]])
+    generation = await service.start(REQUEST)
     with pytest.raises(RequestFailed):
-        await asyncio.wait_for(heard(answer), 5)
+        await asyncio.wait_for(events_of(generation), 5)
     assert not backend.running
 
 
 async def test_a_reply_without_an_end_is_a_fault() -> None:
-    lane, _ = answerer([[Delta(""), Delta("", ids_of("a"))]])
+    service, _ = service_over([[Delta(""), Delta("", ids_of("a"))]])
     with pytest.raises(RequestFailed, match="without saying why"):
-        await heard(await lane.start(ASK))
+        await events_of(await service.start(REQUEST))
 
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("script", [[30.0, Delta("")], [Delta(""), 30.0]], ids=["queued", "writing"])
 async def test_a_deadline_ends_what_runs(n: int, script: Script) -> None:
-    lane, backend = answerer([script] * n)
+    service, backend = service_over([script] * n)
     with pytest.raises(DeadlinePassed):
-        await heard(await lane.start(ASK, time.monotonic() + 0.05))
+        await events_of(await service.start(REQUEST, time.monotonic() + 0.05))
     assert not backend.running and len(backend.aborted) == n
 
 
 @pytest.mark.parametrize("n", [1, 2])
 async def test_a_cancelled_reader_leaves_nothing_running(n: int) -> None:
-    lane, backend = answerer([[Delta(""), 30.0]] * n)
-    reader = asyncio.create_task(heard(await lane.start(ASK)))
+    service, backend = service_over([[Delta(""), 30.0]] * n)
+    reader = asyncio.create_task(events_of(await service.start(REQUEST)))
     await asyncio.sleep(0.02)
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -109,10 +109,10 @@ async def test_a_cancelled_reader_leaves_nothing_running(n: int) -> None:
 
 
 async def test_a_constraint_that_fails_names_the_field_it_came_from() -> None:
-    for ask, param in ((replace(ASK, tools=[Tool("f")]), "tools"), (ASK, "response_format")):
-        lane, _ = answerer([[ConstraintFailed("no")]])
+    for request, param in ((replace(REQUEST, tools=[Tool("f")]), "tools"), (REQUEST, "response_format")):
+        service, _ = service_over([[ConstraintFailed("no")]])
         with pytest.raises(ConstraintFailed) as failed:
-            await lane.start(ask)
+            await service.start(request)
         assert failed.value.param == param
 
 
@@ -125,15 +125,15 @@ async def test_a_promised_call_is_not_read_out_of_the_thoughts() -> None:
     script = deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
     for mode, constraint, calls in (("required", Constraint("lark", ""), 1), ("auto", None, 2)):
         backend = ScriptedBackend(lambda _: script)
-        request = replace(ASK, tools=[Tool("f")], choice=Choice(mode))  # type: ignore[arg-type]
+        request = replace(REQUEST, tools=[Tool("f")], choice=Choice(mode))  # type: ignore[arg-type]
         openers = call_openers(checkpoint, request)
         plan = replace(prepared(constraint=constraint), thinking="open", call_ids=openers.ids)
-        lane = ChatService(
+        service = ChatService(
             lambda _, plan=plan: plan,  # type: ignore[misc]
             lambda _: (),
-            lambda ask, plan: reply_format(checkpoint, vocabulary, ask, plan),
+            lambda request, plan: reply_format(checkpoint, vocabulary, request, plan),
             backend,
         )
-        out = [event for _, event in await heard(await lane.start(request))]
+        out = [event for _, event in await events_of(await service.start(request))]
         assert sum(isinstance(event, CallOpened) for event in out) == calls
         assert isinstance(out[0], Thought)
