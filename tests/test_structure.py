@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -90,6 +91,33 @@ def test_every_module_has_a_docstring() -> None:
 def test_every_init_is_empty() -> None:
     """An import in an `__init__` would bring torch into the API process."""
     assert [path for path, text, _ in modules(*ALL) if path.endswith("__init__.py") and text] == []
+
+
+def test_a_class_name_has_one_owner() -> None:
+    """A Protocol may share its name with the classes that implement it."""
+    owners = defaultdict(list)
+    for path, _, tree in modules(*SHIPPED):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                owners[node.name].append((path, node))
+    shared = {
+        name: [path for path, _ in found]
+        for name, found in owners.items()
+        if len(found) > 1 and not _is_protocol_with_implementations([node for _, node in found])
+    }
+    assert shared == {}
+
+
+def _is_protocol_with_implementations(classes: list[ast.ClassDef]) -> bool:
+    protocols = [node for node in classes if any("Protocol" in ast.unparse(base) for base in node.bases)]
+    if len(protocols) != 1:
+        return False
+    return all(_members(node) >= _members(protocols[0]) for node in classes)
+
+
+def _members(node: ast.ClassDef) -> set[str]:
+    methods = {part.name for part in node.body if isinstance(part, Function)}
+    return methods | {ast.unparse(part.target) for part in node.body if isinstance(part, ast.AnnAssign)}
 
 
 def test_only_settings_read_the_environment() -> None:

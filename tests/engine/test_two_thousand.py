@@ -1,4 +1,4 @@
-"""The real server with a cache that holds four sequences: whoever asks is answered, and nothing is lost on the way."""
+"""Many concurrent requests to a real server whose KV cache holds four sequences: every one completes."""
 
 import asyncio
 import random
