@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from server.version import version
 from tests.live import ROOT
 
-SOURCES = ("server", "clients", "tests/backends", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("server", "clients", "demo", "benchmarks", "tests/backends", "pyproject.toml", "README.md", "LICENSE")
 BUILD = "import sys; from setuptools import build_meta as b; to = sys.argv[1]; b.build_sdist(to); b.build_wheel(to)"
 
 
