@@ -1,4 +1,4 @@
-"""Paged attention as Triton kernels that read keys and values in offset, block by block.
+"""Paged attention as Triton kernels that read keys and values in place, block by block.
 
     keys, values  [num_blocks, block_size, kv_heads, head_dim], the layout of gpu.py
 
@@ -75,7 +75,7 @@ def _attend_kernel(
         is_visible = is_there[None, :] & (position[None, :] <= start + token[:, None])
         scores = tl.where(is_visible, scores, float("-inf"))
         new_max = tl.maximum(running_max, tl.max(scores, 1))
-        # A line that has keys_here nothing yet has no running_max; any number will do to subtract.
+        # A line without a visible position so far has no maximum: subtract 0 instead of -inf.
         base = tl.where(new_max == float("-inf"), 0.0, new_max)
         weights = tl.exp2(scores - base[:, None])
         rescale = tl.exp2(running_max - base)

@@ -179,5 +179,5 @@ class StateView:
             self._conv_view = None
 
     def is_recording_past(self, layer_index: int) -> bool:
-        """StateView cannot be rolled back here: no drafts are verified on these models."""
+        """Always False: states cannot be rolled back, and no drafts are verified on these models."""
         return False
