@@ -101,7 +101,7 @@ class Metrics:
         )  # fmt: skip
         self._tokens = Counter(f"{name}tokens", "Tokens of finished requests", ["kind"], registry=registry)
         self._calls = Counter(f"{name}tool_calls", "Calls returned", ["dialect", "flag"], registry=registry)
-        self._uncalled = Counter(
+        self._missed_tool_calls = Counter(
             f"{name}missed_tool_calls",
             "Replies without a call whose reasoning named a tool, or that are blank",
             ["dialect", "reply"],
@@ -132,11 +132,12 @@ class Metrics:
 
     def _count_calls(self, events: Iterable[ChoiceEvent]) -> None:
         for one in events:
-            if isinstance(one.parsed.event, CallClosed):
-                for flag in one.parsed.event.flags or ("sound",):
-                    self._calls.labels(self._dialect, flag).inc()
-            elif isinstance(one.parsed.event, Ended) and one.parsed.event.uncalled is not None:
-                self._uncalled.labels(self._dialect, "blank" if one.parsed.event.uncalled.blank else "text").inc()
+            match one.parsed.event:
+                case CallClosed(flags=flags):
+                    for flag in flags or ("sound",):
+                        self._calls.labels(self._dialect, flag).inc()
+                case Ended(uncalled=missed) if missed is not None:
+                    self._missed_tool_calls.labels(self._dialect, "blank" if missed.blank else "text").inc()
 
     def _count_grammar(self, outcome: str) -> None:
         self._grammars.labels(self._dialect, outcome).inc()
