@@ -4,8 +4,8 @@ import time
 from typing import cast
 
 from server.engine.blocks import Blocks
-from server.engine.limits import Limits
-from server.engine.pipeline import Pipeline
+from server.engine.budget import Limits
+from server.engine.overlap import Pipeline
 from server.engine.ports import Grammars
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
@@ -26,7 +26,7 @@ class Engine:
             max_model_len=1 << 20,
             cache_tokens=blocks.num_blocks * blocks.block_size,
             vocab_size=1 << 20,
-            runs_ahead=overlap,
+            overlap=overlap,
         )
         self._scheduler = Scheduler(limits, blocks, None, time.monotonic)
         self._pipeline = Pipeline(self._scheduler, runner, cast(Grammars, None))
@@ -51,7 +51,7 @@ class Engine:
         """Seconds until the next step has been read back."""
         began = time.perf_counter()
         if self._pipeline.in_flight:
-            self._pipeline.go_on(lambda: True)
+            self._pipeline.finish_in_flight(lambda: True)
         else:
             step = self._scheduler.next_step(admit=True)
             assert step is not None and self._pipeline.compute(step, lambda: True)

@@ -1,6 +1,7 @@
 """Messages between the API process and the engine process: token ids, never text.
 
-Every message is a frozen, tagged struct; `msgspec.msgpack` encodes and decodes them as `ToEngine` and `FromEngine`.
+Every message is a frozen, tagged struct; encoded with `msgspec.msgpack`: to the engine one
+`ToEngine` a frame, from the engine one list of `FromEngine` a step.
 """
 
 from typing import Literal
@@ -54,10 +55,9 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 class Constraint(msgspec.Struct, frozen=True, array_like=True):
     """Grammar of the reply, compiled by the engine; applied from the first id after the reasoning phase.
 
-    `lark` is llguidance's Lark dialect, where `<[151657]>` names a token by id.
+    `source` is in llguidance's Lark dialect, where `<[151657]>` is the token with that id.
     """
 
-    kind: Literal["lark", "json_schema", "regex"]
     source: str
 
 
@@ -120,7 +120,7 @@ class Delta(Message, frozen=True, tag="delta"):
     `token_ids` holds every id, the stop id that ended the sequence included (then `finish` is "stop").
     `logprobs` has one entry for each id if they were requested. `cached` is set in the first Delta only: how many
     prompt ids came from the prefix cache. `forced` counts the ids here that the constraint allowed no alternative to.
-    `moments` are those since the last Delta, in order.
+    `stage_times` are those since the last Delta, in order.
     """
 
     id: str
@@ -129,7 +129,7 @@ class Delta(Message, frozen=True, tag="delta"):
     finish: Finish | None = None
     cached: int | None = None
     forced: int = 0
-    moments: tuple[StageTime, ...] = ()
+    stage_times: tuple[StageTime, ...] = ()
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -225,4 +225,3 @@ class Pulse(Message, frozen=True, tag="pulse"):
 
 ToEngine = Generate | Abort | Shutdown
 FromEngine = Delta | Failed | Progress | Ready | StartFailed | Pulse
-EngineFrame = list[Delta | Failed | Progress | Ready | StartFailed | Pulse]  # one list for each step

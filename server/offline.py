@@ -24,7 +24,7 @@ from server.api.chat.schemas import read_request
 from server.api.chat.to_reply import ReplyStyle, chunks_of, whole_reply
 from server.api.chat.to_request import RequestMapper
 from server.api.errors import RequestRefused
-from server.backends.child import Child
+from server.backends.engine_process import EngineProcess
 from server.checkpoint.locate import served_name
 from server.errors import BadRequest
 from server.prompt.builder import PromptBuilder
@@ -48,7 +48,7 @@ class Chat:
         settings = resolve({"model": model, **options}, {}, {}).settings
         self._model = served_name(settings.model.model, settings.model.served_model_name)
         with contextlib.ExitStack() as undo:
-            engine = undo.enter_context(Child())  # imports while the checkpoint is read
+            engine = undo.enter_context(EngineProcess())  # imports while the checkpoint is read
             checkpoint = open_checkpoint(settings)
             undo.pop_all()
         vocab_size, api = checkpoint.tokenizer.get_vocab_size(), settings.api

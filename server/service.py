@@ -282,8 +282,8 @@ class Generation:
 
     def _record_stages(self, arrived: Sequence[tuple[int, Delta]]) -> None:
         for choice, delta in arrived:
-            if delta.moments:
-                self.stage_times[choice] += delta.moments
+            if delta.stage_times:
+                self.stage_times[choice] += delta.stage_times
 
     async def _end(self, choice: int) -> None:
         stream = self._streams.pop(choice, None)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from server.backends.child import Child
-from server.backends.local import EngineCommand, ProcessBackend
+from server.backends.engine_process import EngineProcess
+from server.backends.local import EngineCommand, LocalBackend
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import locate
 from server.errors import CannotStart
@@ -33,10 +33,10 @@ def open_checkpoint(settings: Settings) -> Checkpoint:
 def build_backend(
     settings: Settings,
     checkpoint: Checkpoint,
-    engine: Child,
+    engine: EngineProcess,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_ready: Callable[[Ready], None] = lambda _: None,
-) -> ProcessBackend:
+) -> LocalBackend:
     """A backend for this checkpoint over the process `engine`, to which its `start` sends the configuration.
 
     `on_ready` is called for every engine that becomes ready, restarted ones included.
@@ -47,4 +47,4 @@ def build_backend(
         "engine": settings.engine,
         "stop_ids": checkpoint.stop_ids,  # they may end any constraint
     }
-    return ProcessBackend(EngineCommand(msgspec.json.encode(config).decode()), on_progress, engine, on_ready)
+    return LocalBackend(EngineCommand(msgspec.json.encode(config).decode()), on_progress, engine, on_ready)

@@ -123,7 +123,7 @@ async def test_a_promised_call_is_not_read_out_of_the_thoughts() -> None:
     text = 'so <tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call></think>\n\n'
     text += '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     script = deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
-    for mode, constraint, calls in (("required", Constraint("lark", ""), 1), ("auto", None, 2)):
+    for mode, constraint, calls in (("required", Constraint(""), 1), ("auto", None, 2)):
         backend = ScriptedBackend(lambda _: script)
         request = replace(REQUEST, tools=[Tool("f")], choice=Choice(mode))  # type: ignore[arg-type]
         openers = call_openers(checkpoint, request)

@@ -15,7 +15,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from server.backends.child import ENGINE, Child
+from server.backends.engine_process import ENGINE, EngineProcess
 from server.errors import (
     CannotStart,
     ConstraintFailed,
@@ -31,7 +31,6 @@ from server.errors import (
 from server.messages import (
     Abort,
     Delta,
-    EngineFrame,
     Failed,
     FromEngine,
     Generate,
@@ -50,7 +49,7 @@ CLOSE_TIMEOUT_S = 10.0
 LONGEST_BACKOFF_S = 30.0
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_messages = msgspec.msgpack.Decoder(EngineFrame).decode
+_decode_messages = msgspec.msgpack.Decoder(list[FromEngine]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def backoff_s(lived_s: float, num_starts: int) -> float:
     return 0.1 if lived_s > LONGEST_BACKOFF_S else min(LONGEST_BACKOFF_S, 0.5 * 2 ** min(num_starts, 16))
 
 
-class ProcessBackend:
+class LocalBackend:
     """Backend over an engine process. When the process exits, running requests fail and it is restarted.
 
     `first` is an engine process that is already started and waits for its configuration.
@@ -76,7 +75,7 @@ class ProcessBackend:
         self,
         command: EngineCommand,
         on_progress: Callable[[Progress], None] = lambda _: None,
-        first: Child | None = None,
+        first: EngineProcess | None = None,
         on_ready: Callable[[Ready], None] = lambda _: None,
     ) -> None:
         self._command = command
@@ -85,7 +84,7 @@ class ProcessBackend:
         self._on_ready = on_ready
         self._zmq = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
-        self._child: Child | None = None
+        self._process: EngineProcess | None = None
         self._inboxes: dict[str, asyncio.Queue[Delta | ServeError]] = {}
         self._ready: asyncio.Future[Ready] | None = None
         self._progress = Progress("starting", 0.0)
@@ -143,8 +142,8 @@ class ProcessBackend:
             if self._is_up():  # an engine that is still loading has nothing to finish
                 await self._send_if_up(Shutdown())
                 await asyncio.wait({self._supervisor}, timeout=CLOSE_TIMEOUT_S)
-            if self._child is not None:
-                self._child.kill()
+            if self._process is not None:
+                self._process.kill()
             await self._supervisor
         self._zmq.destroy(linger=0)
 
@@ -166,15 +165,15 @@ class ProcessBackend:
         self._num_starts += 1
         self._progress, self._pulse = Progress("starting", 0.0), None
         first, self._first = self._first, None
-        with first or Child(self._command.program) as child:
-            self._child = child
+        with first or EngineProcess(self._command.program) as process:
+            self._process = process
             socket = self._zmq.socket(zmq.PAIR)
             socket.set_hwm(0)  # a full queue would block the event loop; the engine's queue is the bounded one
-            socket.bind(child.address)
-            child.send_config(self._command.config)
+            socket.bind(process.address)
+            process.send_config(self._command.config)
             reader = asyncio.create_task(self._read(socket), name="engine messages")
             try:
-                code = await _exit_code(child)
+                code = await _exit_code(process)
                 await asyncio.sleep(0.05)  # its last messages may still be in transit
             finally:
                 reader.cancel()
@@ -244,8 +243,8 @@ class ProcessBackend:
             inbox.put_nowait(error)
 
 
-async def _exit_code(child: Child) -> int:
-    """Wait for the child to exit; returns its exit code."""
+async def _exit_code(process: EngineProcess) -> int:
+    """Wait for the process to exit; returns its exit code."""
     exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def report(code: int) -> None:
@@ -253,7 +252,7 @@ async def _exit_code(child: Child) -> int:
             exited.set_result(code)
 
     def wait() -> None:
-        code = child.wait()
+        code = process.wait()
         with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits for it
             exited.get_loop().call_soon_threadsafe(report, code)
 

@@ -5,7 +5,7 @@ import gc
 import signal
 import socket
 
-from server.backends.child import Child
+from server.backends.engine_process import EngineProcess
 from server.errors import CannotStart
 from server.settings import Settings
 
@@ -16,7 +16,7 @@ def launch(settings: Settings) -> None:
     """Serve until a signal ends the process. Raises CannotStart."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # during the start both signals are a KeyboardInterrupt
     limit_malloc_arenas()
-    with bind(settings.api.host, settings.api.port) as listener, Child() as engine:
+    with bind(settings.api.host, settings.api.port) as listener, EngineProcess() as engine:
         # The imports take a second here, and longer in the engine: both at once. What they create lives as long as
         # the process, so the garbage collector is not to search it, neither now nor while replies are written.
         gc.disable()

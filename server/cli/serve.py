@@ -16,8 +16,8 @@ from server.api.app import create_app
 from server.api.logs import configure_logging
 from server.api.middleware.head_limits import HeadLimitedProtocol
 from server.api.middleware.tracing import send_traces
-from server.backends.child import Child
-from server.backends.local import ProcessBackend
+from server.backends.engine_process import EngineProcess
+from server.backends.local import LocalBackend
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import served_name
 from server.cli.banner import LoadingBar, print_ready
@@ -33,7 +33,7 @@ MAX_OPEN_FILES = 65_536
 START_POLL_S = 0.01
 
 
-def serve(settings: Settings, listener: socket.socket, engine: Child) -> None:
+def serve(settings: Settings, listener: socket.socket, engine: EngineProcess) -> None:
     """Serve until a signal ends it; returns after a drained shutdown. Raises CannotStart.
 
     `listener` is bound, `engine` a process that waits for its configuration.
@@ -61,7 +61,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _serve(settings: Settings, checkpoint: Checkpoint, listener: socket.socket, engine: Child) -> None:
+async def _serve(settings: Settings, checkpoint: Checkpoint, listener: socket.socket, engine: EngineProcess) -> None:
     name = served_name(settings.model.model, settings.model.served_model_name)
     builder = PromptBuilder(checkpoint, settings)
     console = Console()
@@ -114,7 +114,7 @@ async def _until_listening(server: uvicorn.Server, http: asyncio.Task[None]) -> 
         await asyncio.sleep(START_POLL_S)
 
 
-def _end_on_signals(server: uvicorn.Server, backend: ProcessBackend, drain_timeout_s: float) -> None:
+def _end_on_signals(server: uvicorn.Server, backend: LocalBackend, drain_timeout_s: float) -> None:
     """Drain on the first signal, end at once on a second. Replaces uvicorn's handlers, which re-raise the signals."""
     loop = asyncio.get_running_loop()
     cutoff: list[asyncio.Task[None]] = []

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from server.engine.blocks import Blocks
+from server.engine.budget import Limits
 from server.engine.compiler import Compiler
-from server.engine.limits import Limits
 from server.engine.loop import EngineParts, Loop
 from server.engine.ports import Mailbox
 from server.engine.scheduler import Scheduler
@@ -19,7 +19,7 @@ from server.memory.budget import Plan, most_rows
 from server.memory.guard import AllocatorStats, Guard, GuardIO
 from server.memory.host import trim_heap
 from server.memory.probe import DeviceSelector, TorchFigures
-from server.memory.start import Measured, open_probe, refuse_early, settle
+from server.memory.start import Measured, open_probe, refuse_early
 from server.memory.watcher import Probe, Watcher
 from server.messages import Progress, Ready
 from server.model.graphs.decode_graphs import padded_sizes
@@ -62,17 +62,17 @@ class Parts:
     grammars: LlguidanceGrammars
 
 
-def assemble(order: EngineConfig, mailbox: Mailbox) -> Engine:
+def assemble(config: EngineConfig, mailbox: Mailbox) -> Engine:
     """Load the model and build everything around it; Progress goes to the mailbox. Raises CannotStart."""
     began_s = time.monotonic()
-    device = choose_device(order.engine.device)
-    probe = open_probe(device.type, order.engine.memory_probe, _wanted(device))
-    parts = _load_parts(order, probe, mailbox)
+    device = choose_device(config.engine.device)
+    probe = open_probe(device.type, config.engine.memory_probe, _select_device(device))
+    parts = _load_parts(config, probe, mailbox)
     watcher = Watcher(probe)
-    guard = Guard.for_engine(parts.plan, _doors(device, watcher))
+    guard = Guard.for_engine(parts.plan, _guard_io(device, watcher))
     compiler = Compiler(parts.grammars, mailbox.wake, time.monotonic)
-    scheduler = _build_scheduler(order.engine, parts)
-    machine = EngineParts(parts.runner, parts.runner, parts.grammars, guard)
+    scheduler = _build_scheduler(config.engine, parts)
+    step_parts = EngineParts(parts.runner, parts.runner, parts.grammars, guard)
     limits = scheduler.limits
     ready = Ready(
         device=_name(device),
@@ -80,7 +80,7 @@ def assemble(order: EngineConfig, mailbox: Mailbox) -> Engine:
         vocab_size=parts.loaded.vocab_size,
         max_model_len=min(limits.max_model_len, limits.cache_tokens),
         num_blocks=parts.plan.num_blocks,
-        block_size=order.engine.block_size,
+        block_size=config.engine.block_size,
         weight_bytes=parts.loaded.weight_bytes,
         load_s=time.monotonic() - began_s,
     )
@@ -89,15 +89,15 @@ def assemble(order: EngineConfig, mailbox: Mailbox) -> Engine:
         watcher.close()
         compiler.close()
 
-    return Engine(Loop(mailbox, scheduler, machine, compiler, time.monotonic), ready, close)
+    return Engine(Loop(mailbox, scheduler, step_parts, compiler, time.monotonic), ready, close)
 
 
-def _load_parts(order: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
-    folder, settings = Path(order.checkpoint), order.engine
-    estimate = refuse_early(folder, order.max_model_len, settings, probe.read()[0])
+def _load_parts(config: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
+    folder, settings = Path(config.checkpoint), config.engine
+    estimate = refuse_early(folder, config.max_model_len, settings, probe.read()[0])
     with ThreadPoolExecutor(1) as beside:
         vocab_size, tokenizer = estimate.shape.vocab_size, folder / "tokenizer.json"
-        indexing = beside.submit(LlguidanceGrammars, tokenizer, vocab_size, order.stop_ids)
+        indexing = beside.submit(LlguidanceGrammars, tokenizer, vocab_size, config.stop_ids)
         sizes = padded_sizes(settings.max_running) if settings.cuda_graphs else ()
         loaded = load(folder, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
         rows = most_rows(settings.max_batch_tokens, settings.max_running, _draft_tokens(settings, loaded.device))
@@ -105,7 +105,7 @@ def _load_parts(order: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
         measured = Measured(loaded.weight_bytes, measure_step(loaded, largest))
         grammars = indexing.result()  # before the reading, which must show everything that stays
         trim_heap()
-        plan = settle(estimate, probe.read()[0], measured)
+        plan = replan(estimate, probe.read()[0], measured)
         runner = Runner(loaded, plan.num_blocks, settings.block_size, plan.num_slots)
         if sizes:
             runner.capture_graphs(sizes)
@@ -124,7 +124,7 @@ def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:
         fast_forward=settings.fast_forward,
         draft_tokens=_draft_tokens(settings, parts.loaded.device),
         copies_blocks=parts.loaded.device.type == "cpu",  # a GPU computes a few tokens more for nothing
-        runs_ahead=parts.loaded.device.type != "cpu",  # there the host is the device
+        overlap=parts.loaded.device.type != "cpu",  # there the host is the device
         seed=settings.seed,
     )
     slots = None
@@ -142,7 +142,7 @@ def _draft_tokens(settings: EngineSettings, device: torch.device) -> int:
     return DRAFTS_ON_CPU if device.type == "cpu" else 0
 
 
-def _doors(device: torch.device, watcher: Watcher) -> GuardIO:
+def _guard_io(device: torch.device, watcher: Watcher) -> GuardIO:
     def release_caches() -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -160,7 +160,7 @@ def _doors(device: torch.device, watcher: Watcher) -> GuardIO:
     )
 
 
-def _wanted(device: torch.device) -> DeviceSelector:
+def _select_device(device: torch.device) -> DeviceSelector:
     if device.type != "cuda":
         return DeviceSelector()
     properties = torch.cuda.get_device_properties(device)

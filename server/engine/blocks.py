@@ -15,6 +15,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+ROOT_HASH = b""  # parent of a first block
+
 
 def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """The name of a full block: 16 bytes over its parent's name and its ids. Collisions cannot be made on purpose."""
@@ -27,18 +29,15 @@ MAX_COMPARED = 32  # blocks that go on from one prefix with one id, looked at fo
 class Blocks:
     """Which of the blocks `0 .. num_blocks` are taken. Low ids and runs of consecutive ids are handed out first:
     attention on the CPU reads a dense range of blocks in place, and the pool can give its tail back.
-
-    `salt` begins every hash chain: blocks of two salts are never shared.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True, salt: bytes = b"") -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.caching = caching
-        self.salt = salt
         self.limit = num_blocks
         self.num_used = 0
-        self.num_stranded = 0  # used, although beyond the limit
+        self.num_beyond_limit = 0  # used, although beyond the limit
         self._num_free = num_blocks
         self._is_free = bytearray(b"\1" * num_blocks)  # searched for runs with bytes.find, at the speed of C
         self._references = [0] * num_blocks
@@ -58,7 +57,7 @@ class Blocks:
         """Blocks that nobody holds but whose content may be reused."""
         return len(self._cached)
 
-    def take(self, count: int, after: int | None = None) -> list[int]:
+    def allocate(self, count: int, after: int | None = None) -> list[int]:
         """`count` blocks for one sequence, in table order; `after` is the last block it has.
 
         The caller has looked at `num_available`.
@@ -67,7 +66,7 @@ class Blocks:
         while self._num_free < count:
             block, _ = self._cached.popitem(last=False)
             self._forget(block)
-            self._release(block)
+            self._mark_free(block)
         taken = [] if after is None else self._run_after(after, count)
         while len(taken) < count:
             start, length = self._find_run(count - len(taken))
@@ -83,7 +82,7 @@ class Blocks:
                 self.num_used += 1
             self._references[block] += 1
 
-    def give_back(self, blocks: Sequence[int]) -> None:
+    def free(self, blocks: Sequence[int]) -> None:
         """A sequence holds these blocks, in table order, no longer."""
         for block in reversed(blocks):  # so that a chain's tail is evicted before its head
             self._references[block] -= 1
@@ -91,10 +90,10 @@ class Blocks:
                 continue
             self.num_used -= 1
             if block >= self.limit:
-                self.num_stranded -= 1
+                self.num_beyond_limit -= 1
                 self._forget(block)
             elif self._hashes[block] is None:
-                self._release(block)
+                self._mark_free(block)
             else:
                 self._cached[block] = None
 
@@ -108,7 +107,7 @@ class Blocks:
             found.append(block)
         return found
 
-    def find_beginning(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int] | None:
+    def find_partial(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int] | None:
         """The block behind `parent` that begins with the most of these ids, and how many; None if none does."""
         known = self._branches.get((parent, token_ids[0]), {})
         counts = ((_num_common(known[block], token_ids), block) for block in islice(reversed(known), MAX_COMPARED))
@@ -132,11 +131,11 @@ class Blocks:
         self._forget(block)
 
     def set_limit(self, limit: int) -> None:
-        """Blocks from this id on are handed out and cached no more (`num_stranded` of them are still used)."""
+        """Blocks from this id on are handed out and cached no more (`num_beyond_limit` of them are still used)."""
         limit = max(0, min(limit, self.num_blocks))
         for block in range(limit, self.limit):
             if self._references[block]:
-                self.num_stranded += 1
+                self.num_beyond_limit += 1
             elif self._is_free[block]:
                 self._is_free[block] = 0
                 self._num_free -= 1
@@ -145,22 +144,15 @@ class Blocks:
                 self._forget(block)
         for block in range(self.limit, limit):
             if self._references[block]:
-                self.num_stranded -= 1
+                self.num_beyond_limit -= 1
             else:
-                self._release(block)
+                self._mark_free(block)
         self.limit = limit
-
-    def drop_cached(self) -> None:
-        """Forget all content that nobody holds."""
-        while self._cached:
-            block, _ = self._cached.popitem()
-            self._forget(block)
-            self._release(block)
 
     def check(self, tables: Iterable[Sequence[int]] = ()) -> None:
         """Prove the books against the block tables of all sequences; raises AssertionError."""
         held = Counter(block for table in tables for block in table)
-        num_free = num_stranded = 0
+        num_free = num_beyond_limit = 0
         for block in range(self.num_blocks):
             references, name = self._references[block], self._hashes[block]
             assert references == held[block], f"block {block} has {references} references, {held[block]} holders"
@@ -170,8 +162,8 @@ class Blocks:
             states = free + cached + (references > 0)
             assert states == (1 if block < self.limit or references else 0), f"block {block} is in {states} states"
             num_free += free
-            num_stranded += references > 0 and block >= self.limit
-        assert num_free == self._num_free and num_stranded == self.num_stranded
+            num_beyond_limit += references > 0 and block >= self.limit
+        assert num_free == self._num_free and num_beyond_limit == self.num_beyond_limit
         known = [block for branch in self._branches.values() for block in branch]
         assert sorted(known) == sorted(self._by_hash.values()), "a block can be found one way and not the other"
         assert self.num_used == len(held) and len(self._by_hash) == sum(name is not None for name in self._hashes)
@@ -186,7 +178,7 @@ class Blocks:
             if not branch:
                 del self._branches[self._branch_of[block]]
 
-    def _release(self, block: int) -> None:
+    def _mark_free(self, block: int) -> None:
         self._is_free[block] = 1
         self._num_free += 1
 

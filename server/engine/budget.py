@@ -1,15 +1,65 @@
-"""How many tokens a step may have: what the settings say; fewer where that would stall streams, or memory ran out.
+"""Limits of the scheduler and the token budget of a step."""
 
-A step is as long as its prompt chunks make it. While replies are streaming, prompts get only as many tokens as can be
-computed in `STREAM_PAUSE_S`, measured; on a fast device that is no limit at all.
-"""
+from dataclasses import dataclass
 
-FIRST_PENANCE_STEPS = 16
-LONGEST_PENANCE_STEPS = 4096
+from server.engine.sequence import Sequence
+from server.engine.step import ScheduledRow
+from server.messages import Failed, Generate
+
+# In one step. Up to here the weights are read for one token as for all; beyond, on a CPU each takes time of its own,
+# and a draft that may be thrown away is dear.
+CHEAP_TOKENS = 16
+OOM_COOLDOWN_STEPS = 16
+MAX_OOM_COOLDOWN_STEPS = 4096
 STREAM_PAUSE_S = 0.2  # how long a prompt may hold up running replies in one step
-LEAST_CHUNK = 64  # tokens of prompts beside streams in any case: smaller chunks cost more than they spare
-MEASURABLE = 32  # prompt tokens a step must have to tell something about speed
-WEIGHT_OF_NEWEST = 0.3
+MIN_PREFILL_TOKENS = 64  # tokens of prompts beside streams in any case: smaller chunks cost more than they spare
+MIN_MEASURED_TOKENS = 32  # prompt tokens a step must have to tell something about speed
+NEWEST_WEIGHT = 0.3
+OLDEST_PROMPT_SHARE = 0.75  # of what is left: behind a very long prompt, short ones still get on
+MIN_CHUNK_TOKENS = 32  # tokens; a younger prompt gets no smaller chunk unless that is all it needs
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes are tokens, sequences, or seconds where the name says so."""
+
+    max_batch_tokens: int
+    max_running: int
+    max_queue: int
+    max_model_len: int  # tokens of prompt and reply together
+    cache_tokens: int  # tokens that the whole KV cache holds
+    vocab_size: int
+    fast_forward: bool = True
+    draft_tokens: int = 0
+    copies_blocks: bool = False  # whether copying a block is cheaper than computing some of its tokens
+    overlap: bool = False  # whether the device computes on while the host takes in what it drew
+    seed: int = 0
+    memory_wait_timeout_s: float = 30.0  # how long a sequence waits for memory while nothing runs
+
+    def num_spare_lines(self, num_sequences: int) -> int:
+        """Lines of logits that drafts may have while so many sequences may want one each; none among many.
+
+        Memory is set aside for a line each of the most that run, and for one that runs alone with all its drafts.
+        """
+        free = max(self.max_running, 1 + self.draft_tokens) - min(self.max_running, num_sequences)
+        return max(0, min(free, CHEAP_TOKENS - num_sequences))
+
+
+def find_refusal(request: Generate, limits: Limits) -> Failed | None:
+    """Why this request can never be served, found out before anything is spent on it; None if it can be."""
+    num_prompt, num_reply = len(request.token_ids), request.sampling.max_tokens
+    largest = min(limits.max_model_len, limits.cache_tokens)
+    if num_prompt + num_reply > largest:
+        what = "this model takes" if largest == limits.max_model_len else "the KV cache of this server holds"
+        text = f"{num_prompt} tokens of prompt and up to {num_reply} of reply, but {what} {largest}"
+        return Failed(request.id, "too_long", f"{text}; shorten the messages or lower max_tokens")
+    if num_prompt == 0 or num_reply < 1:
+        return Failed(request.id, "unsupported", "there must be at least one token of prompt and one of reply")
+    for name, token_ids in (("the prompt", request.token_ids), ("logit_bias", request.sampling.logit_bias)):
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < limits.vocab_size:
+            text = f"{name} has token ids outside this model's vocabulary of {limits.vocab_size}"
+            return Failed(request.id, "unsupported", text)
+    return None
 
 
 class Budget:
@@ -22,35 +72,72 @@ class Budget:
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
         self.num_tokens = max_tokens
-        self.num_failures_of_one = 0  # steps of a single token that failed in a row
-        self._penance_steps = FIRST_PENANCE_STEPS
+        self.num_single_token_ooms = 0  # steps of a single token that failed in a row
+        self._cooldown_steps = OOM_COOLDOWN_STEPS
         self._steps_left = 0
         self._token_s: float | None = None  # what a prompt token takes, as far as is known
 
-    def for_prompts(self, num_left: int, *, beside_streams: bool) -> int:
+    def prefill_tokens(self, num_left: int, *, streaming: bool) -> int:
         """How many of the tokens that are left prompts may have in this step."""
-        if not beside_streams or self._token_s is None:
+        if not streaming or self._token_s is None:
             return num_left
-        return min(num_left, max(LEAST_CHUNK, int(STREAM_PAUSE_S / self._token_s)))
+        return min(num_left, max(MIN_PREFILL_TOKENS, int(STREAM_PAUSE_S / self._token_s)))
 
     def shrink(self, num_tokens: int) -> None:
         """A step of this many tokens ran out of memory."""
-        self.num_failures_of_one += num_tokens == 1
+        self.num_single_token_ooms += num_tokens == 1
         self.num_tokens = max(1, num_tokens // 2)
-        self._steps_left = self._penance_steps
-        self._penance_steps = min(2 * self._penance_steps, LONGEST_PENANCE_STEPS)
+        self._steps_left = self._cooldown_steps
+        self._cooldown_steps = min(2 * self._cooldown_steps, MAX_OOM_COOLDOWN_STEPS)
 
     def recover(self, num_prompt_tokens: int, duration_s: float) -> None:
         """A step went well: it took this long and had this many tokens of prompts."""
-        self.num_failures_of_one = 0
-        if num_prompt_tokens >= MEASURABLE:
+        self.num_single_token_ooms = 0
+        if num_prompt_tokens >= MIN_MEASURED_TOKENS:
             token_s = max(duration_s, 1e-6) / num_prompt_tokens
             known = token_s if self._token_s is None else self._token_s
-            self._token_s = known + WEIGHT_OF_NEWEST * (token_s - known)
+            self._token_s = known + NEWEST_WEIGHT * (token_s - known)
         if self._steps_left > 0:
             self._steps_left -= 1
         elif self.num_tokens < self.max_tokens:
             self.num_tokens = min(2 * self.num_tokens, self.max_tokens)
-            self._steps_left = self._penance_steps if self.num_tokens < self.max_tokens else LONGEST_PENANCE_STEPS
+            self._steps_left = self._cooldown_steps if self.num_tokens < self.max_tokens else MAX_OOM_COOLDOWN_STEPS
         else:
-            self._penance_steps = FIRST_PENANCE_STEPS
+            self._cooldown_steps = OOM_COOLDOWN_STEPS
+
+
+class PrefillBudget:
+    """One step's chunks of prompts. `num_left` tokens are not dealt yet."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_left = num_tokens
+        self._counts: dict[Sequence, int] = {}
+
+    def has_room(self, num_pending: int) -> bool:
+        """Whether one more prompt with this much to catch up should get some."""
+        share = int(OLDEST_PROMPT_SHARE * self.num_left)
+        return self.num_left > 0 and (not self._counts or num_pending <= self.num_left or share >= MIN_CHUNK_TOKENS)
+
+    def allocate(self, sequence: Sequence) -> None:
+        """A share of what is left for this prompt, which is younger than those before; nothing without room."""
+        if self.has_room(sequence.num_pending):
+            share = max(MIN_CHUNK_TOKENS, int(OLDEST_PROMPT_SHARE * self.num_left))
+            self._add(sequence, share)
+
+    def allocate_rest(self) -> None:
+        """Whatever is left goes to those who were dealt some already, the oldest first."""
+        for sequence in self._counts:
+            self._add(sequence, self.num_left)
+
+    def scheduled(self) -> list[ScheduledRow]:
+        """The chunks."""
+        return [ScheduledRow(sequence, count, ()) for sequence, count in self._counts.items() if count]
+
+    def _add(self, sequence: Sequence, most: int) -> None:
+        has = self._counts.get(sequence, 0)
+        place = sequence.num_computed + has
+        # The chunk ends where the recurrent state is to be kept.
+        ends = [position for position in sequence.snapshots_at if sequence.num_computed < position]
+        count = max(0, min(most, self.num_left, min(ends, default=len(sequence.ids)) - place))
+        self._counts[sequence] = has + count
+        self.num_left -= count

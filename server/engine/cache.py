@@ -7,15 +7,15 @@ promised: whoever needs it too waits for it instead of computing it twice.
 
 from dataclasses import dataclass
 
-from server.engine.blocks import Blocks, chain_hash
+from server.engine.blocks import ROOT_HASH, Blocks, chain_hash
 from server.engine.sequence import Sequence
 from server.engine.slots import Slots, StateCopy
 
-MARK_BLOCKS = 256  # a long prompt's recurrent state is kept each time so many blocks are computed
+RESTART_INTERVAL_BLOCKS = 256  # a long prompt's recurrent state is kept each time so many blocks are computed
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class Allocation:
     """What opening a sequence would share and take. `num_blocks` counts all blocks that fewer would be available."""
 
     shared: tuple[int, ...]
@@ -23,7 +23,7 @@ class Opening:
     num_blocks: int
     num_cached: int  # tokens
     snapshot: int | None = None  # slot to begin from
-    beginning: int | None = None  # block to be copied: what is known beyond the shared ones
+    partial_block: int | None = None  # block to be copied: what is known beyond the shared ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +43,23 @@ class Cache:
         self.slots = slots
         self.copying = copying and blocks.caching and slots is None
         self.copies: list[StateCopy | BlockCopy] = []
-        self._promised: dict[bytes, Sequence] = {}
+        self._in_flight_prefixes: dict[bytes, Sequence] = {}
 
-    def must_wait(self, sequence: Sequence) -> bool:
+    def waits_for_prefix(self, sequence: Sequence) -> bool:
         """Whether another sequence is computing the next block that this one needs."""
         if not self.blocks.caching:
             return False
-        if sequence.awaits is not None and sequence.awaits in self._promised:
+        if sequence.awaited_hash is not None and sequence.awaited_hash in self._in_flight_prefixes:
             return True
         hashes = self._reusable_hashes(sequence)
         num_found = len(self.blocks.find_prefix(hashes))
-        sequence.awaits = hashes[num_found] if num_found < len(hashes) else None
-        giver = self._promised.get(sequence.awaits) if sequence.awaits is not None else None
-        if giver is not None and self.slots is not None:
-            self._ask_for_snapshot(giver, hashes)
-        return giver is not None
+        sequence.awaited_hash = hashes[num_found] if num_found < len(hashes) else None
+        owner = self._in_flight_prefixes.get(sequence.awaited_hash) if sequence.awaited_hash is not None else None
+        if owner is not None and self.slots is not None:
+            self._request_snapshot(owner, hashes)
+        return owner is not None
 
-    def plan(self, sequence: Sequence) -> Opening:
+    def plan(self, sequence: Sequence) -> Allocation:
         """What opening this sequence now would come to."""
         size = self.blocks.block_size
         shared: list[int] = []
@@ -70,33 +70,33 @@ class Cache:
             if self.slots is not None:
                 shared, snapshot = self._cut_to_snapshot(sequence, hashes, shared)
         num_new, num_cached = -(-len(sequence.ids) // size) - len(shared), len(shared) * size
-        beginning = None
+        partial_block = None
         if self.copying:
             rest = sequence.ids[num_cached : min(num_cached + size, len(sequence.ids) - 1)]
-            found = self.blocks.find_beginning(self._parent(sequence, len(shared)), rest) if rest else None
+            found = self.blocks.find_partial(self._parent(sequence, len(shared)), rest) if rest else None
             if found is not None:
-                beginning, num_cached = found[0], num_cached + found[1]
+                partial_block, num_cached = found[0], num_cached + found[1]
         num_blocks = num_new + self.blocks.num_idle(shared)
-        return Opening(tuple(shared), num_new, num_blocks, num_cached, snapshot, beginning)
+        return Allocation(tuple(shared), num_new, num_blocks, num_cached, snapshot, partial_block)
 
-    def open(self, sequence: Sequence, opening: Opening) -> int:
+    def open(self, sequence: Sequence, allocation: Allocation) -> int:
         """Give the sequence its blocks for everything it has to catch up; returns how many tokens are in them."""
         blocks, size = self.blocks, self.blocks.block_size
-        blocks.share(opening.shared)
+        blocks.share(allocation.shared)
         # Taking blocks may evict the one to be copied from: its content stays until a step is computed.
-        last = opening.shared[-1] if opening.shared else None
-        sequence.blocks = [*opening.shared, *blocks.take(opening.num_new, after=last)]
-        sequence.num_published = len(opening.shared)
-        sequence.begin_prefill(opening.num_cached)
-        if opening.beginning is not None:
-            self.copies.append(BlockCopy(opening.beginning, sequence.blocks[len(opening.shared)]))
+        last = allocation.shared[-1] if allocation.shared else None
+        sequence.blocks = [*allocation.shared, *blocks.allocate(allocation.num_new, after=last)]
+        sequence.num_published = len(allocation.shared)
+        sequence.begin_prefill(allocation.num_cached)
+        if allocation.partial_block is not None:
+            self.copies.append(BlockCopy(allocation.partial_block, sequence.blocks[len(allocation.shared)]))
         if self.slots is not None:
-            sequence.slot = self.slots.take()
-            if opening.snapshot is not None:
-                self.copies.append(StateCopy(opening.snapshot, sequence.slot))
+            sequence.slot = self.slots.allocate()
+            if allocation.snapshot is not None:
+                self.copies.append(StateCopy(allocation.snapshot, sequence.slot))
         if blocks.caching:
-            for name in sequence.hashes[len(opening.shared) : sequence.goal // size]:
-                self._promised.setdefault(name, sequence)
+            for name in sequence.hashes[len(allocation.shared) : sequence.prefill_end // size]:
+                self._in_flight_prefixes.setdefault(name, sequence)
         return sequence.num_computed
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -106,20 +106,20 @@ class Cache:
             return True
         if missing > self.blocks.num_available:
             return False
-        sequence.blocks.extend(self.blocks.take(missing, after=sequence.blocks[-1]))
+        sequence.blocks.extend(self.blocks.allocate(missing, after=sequence.blocks[-1]))
         return True
 
     def publish(self, sequence: Sequence) -> None:
-        """Let others find the blocks that have become full, and keep the recurrent state where that was wished."""
+        """Let others find the blocks that have become full, and keep the recurrent state where that was requested."""
         if not self.blocks.caching:
             return
         num_full = sequence.num_computed // self.blocks.block_size
         if num_full > sequence.num_published:
-            hashes = sequence.extend_hashes(num_full, self.blocks.block_size, self.blocks.salt)
+            hashes = sequence.extend_hashes(num_full, self.blocks.block_size)
             for index in range(sequence.num_published, num_full):
                 parent, ids = self._parent(sequence, index), self._ids_of(sequence, index)
                 self.blocks.publish(sequence.blocks[index], hashes[index], parent, ids)
-                self._withdraw(hashes[index], sequence)
+                self._remove_in_flight(hashes[index], sequence)
             sequence.num_published = num_full
         if sequence.num_computed in sequence.snapshots_at:
             self._keep_state(sequence)
@@ -131,17 +131,17 @@ class Cache:
             if due:  # it was opened for a step that has not come: what it counts as computed is not there
                 self.copies = [copy for copy in self.copies if copy not in due]
             else:
-                self._publish_last(sequence)
-        self.blocks.give_back(sequence.blocks)
+                self._publish_partial(sequence)
+        self.blocks.free(sequence.blocks)
         for name in sequence.hashes[sequence.num_published :]:
-            self._withdraw(name, sequence)
+            self._remove_in_flight(name, sequence)
         if self.slots is not None and sequence.slot is not None:
-            self.slots.give_back(sequence.slot)
+            self.slots.free(sequence.slot)
         sequence.blocks, sequence.slot = [], None
-        sequence.num_published = sequence.num_computed = sequence.goal = 0
+        sequence.num_published = sequence.num_computed = sequence.prefill_end = 0
         sequence.snapshots_at.clear()
 
-    def disown(self, sequence: Sequence) -> None:
+    def invalidate_blocks(self, sequence: Sequence) -> None:
         """Let nobody find the blocks of this sequence again: their content is not to be trusted."""
         for block in sequence.blocks:
             self.blocks.unpublish(block)
@@ -154,10 +154,10 @@ class Cache:
     def _reusable_hashes(self, sequence: Sequence) -> list[bytes]:
         # The last token is always recomputed: a prompt found whole would leave no logits.
         size = self.blocks.block_size
-        hashes = sequence.extend_hashes(len(sequence.ids) // size, size, self.blocks.salt)
+        hashes = sequence.extend_hashes(len(sequence.ids) // size, size)
         return hashes[: (len(sequence.ids) - 1) // size]
 
-    def _publish_last(self, sequence: Sequence) -> None:
+    def _publish_partial(self, sequence: Sequence) -> None:
         """Let others copy from the block that was not filled; its content is trusted unless the reply broke."""
         index, count = divmod(sequence.num_computed, self.blocks.block_size)
         if count and sequence.reply.fault is None:
@@ -166,15 +166,15 @@ class Cache:
 
     def _parent(self, sequence: Sequence, index: int) -> bytes:
         """The name of all that stands before the sequence's block of this index."""
-        return sequence.hashes[index - 1] if index else self.blocks.salt
+        return sequence.hashes[index - 1] if index else ROOT_HASH
 
     def _ids_of(self, sequence: Sequence, index: int) -> list[int]:
         size = self.blocks.block_size
         return sequence.ids[index * size : (index + 1) * size]
 
-    def _withdraw(self, name: bytes, sequence: Sequence) -> None:
-        if self._promised.get(name) is sequence:
-            del self._promised[name]
+    def _remove_in_flight(self, name: bytes, sequence: Sequence) -> None:
+        if self._in_flight_prefixes.get(name) is sequence:
+            del self._in_flight_prefixes[name]
 
     def _cut_to_snapshot(
         self, sequence: Sequence, hashes: list[bytes], shared: list[int]
@@ -184,31 +184,33 @@ class Cache:
         size = self.blocks.block_size
         found = self.slots.find_snapshot(hashes[: len(shared)])
         num_kept, snapshot = (0, None) if found is None else found
-        wished = {num * size for num in (len(shared), len(hashes)) if num > num_kept}
+        requested = {num * size for num in (len(shared), len(hashes)) if num > num_kept}
         # Out of memory or preempted in the middle, a long prompt goes on from the last mark.
-        sequence.marks_at = {num * size for num in range(num_kept + MARK_BLOCKS, len(hashes), MARK_BLOCKS)} - wished
-        sequence.snapshots_at = wished | sequence.marks_at
+        sequence.restart_points = {
+            num * size for num in range(num_kept + RESTART_INTERVAL_BLOCKS, len(hashes), RESTART_INTERVAL_BLOCKS)
+        } - requested
+        sequence.snapshots_at = requested | sequence.restart_points
         return shared[:num_kept], snapshot
 
-    def _ask_for_snapshot(self, giver: Sequence, hashes: list[bytes]) -> None:
+    def _request_snapshot(self, owner: Sequence, hashes: list[bytes]) -> None:
         num_common = 0
-        for ours, theirs in zip(hashes, giver.hashes, strict=False):
+        for ours, theirs in zip(hashes, owner.hashes, strict=False):
             if ours != theirs:
                 break
             num_common += 1
-        giver.snapshots_at.add(num_common * self.blocks.block_size)
-        giver.marks_at.discard(num_common * self.blocks.block_size)
+        owner.snapshots_at.add(num_common * self.blocks.block_size)
+        owner.restart_points.discard(num_common * self.blocks.block_size)
 
     def _keep_state(self, sequence: Sequence) -> None:
         sequence.snapshots_at.discard(sequence.num_computed)
         if self.slots is None or sequence.slot is None:
             return
         name = sequence.hashes[sequence.num_computed // self.blocks.block_size - 1]
-        if sequence.mark is not None:  # one a sequence, so that marks do not push out what others begin from
-            self.slots.drop_snapshot(sequence.mark)
-            sequence.mark = None
+        if sequence.restart_snapshot is not None:  # one per sequence: they must not evict other prefixes
+            self.slots.drop_snapshot(sequence.restart_snapshot)
+            sequence.restart_snapshot = None
         target = self.slots.take_snapshot(name)
         if target is not None:
             self.copies.append(StateCopy(sequence.slot, target))
-            if sequence.num_computed in sequence.marks_at:
-                sequence.mark = name
+            if sequence.num_computed in sequence.restart_points:
+                sequence.restart_snapshot = name

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.engine.compiler import Compiled, Compiler
-from server.engine.pipeline import Pipeline
+from server.engine.overlap import Pipeline
 from server.engine.ports import Allowance, Grammars, Guard, Mailbox, Model, Pool
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.messages import Abort, EngineFrame, Generate, Pulse, Shutdown
+from server.messages import Abort, FromEngine, Generate, Pulse, Shutdown
 
 PULSE_S = 1.0
 SHORTEST_PULSE_S = 0.1  # between two pulses, however often the allowance changes
@@ -36,18 +36,18 @@ class Loop:
         self,
         mailbox: Mailbox,
         scheduler: Scheduler,
-        machine: EngineParts,
+        parts: EngineParts,
         compiler: Compiler,
         clock: Callable[[], float],
     ) -> None:
         self._mailbox = mailbox
         self._scheduler = scheduler
-        self._machine = machine
+        self._parts = parts
         self._compiler = compiler
         self._clock = clock
-        self._pipeline = Pipeline(scheduler, machine.model, machine.grammars)
-        self._num_backed = scheduler.blocks.num_blocks  # blocks that the pool has memory for
-        self._obeyed = (self._num_backed, True, False)
+        self._pipeline = Pipeline(scheduler, parts.model, parts.grammars)
+        self._num_backed_blocks = scheduler.blocks.num_blocks  # blocks that the pool has memory for
+        self._applied_limits = (self._num_backed_blocks, True, False)
         self._pulsed_s = -PULSE_S
         self._closing = False
 
@@ -68,7 +68,7 @@ class Loop:
     # -- mail ------------------------------------------------------------------------------------------------------
 
     def _read_mail(self) -> None:
-        for message in self._mailbox.receive(self._patience_s()):
+        for message in self._mailbox.receive(self._poll_timeout_s()):
             match message:
                 case Generate():
                     self._accept(message)
@@ -79,7 +79,7 @@ class Loop:
         for sequence, compiled in self._compiler.finished():
             self._begin(sequence, compiled)
 
-    def _patience_s(self) -> float:
+    def _poll_timeout_s(self) -> float:
         """How long to wait for mail: not at all while there is work."""
         if self._scheduler.running:
             return 0.0
@@ -95,11 +95,11 @@ class Loop:
             self._scheduler.fail(sequence, "bad_constraint", compiled.refusal)
         else:
             if sequence.request.constraint is not None:
-                sequence.note("compiled")
+                sequence.record_stage("compiled")
             self._scheduler.begin(sequence, compiled.matcher, compiled.closer)
 
     def _send_mail(self) -> None:
-        mail: EngineFrame = [*self._scheduler.collect()]
+        mail: list[FromEngine] = [*self._scheduler.collect()]
         if self._clock() - self._pulsed_s >= PULSE_S:
             self._pulsed_s = self._clock()
             mail.append(self._pulse())
@@ -107,7 +107,7 @@ class Loop:
             self._mailbox.send(mail)
 
     def _pulse(self) -> Pulse:
-        scheduler, blocks, tally = self._scheduler, self._scheduler.blocks, self._scheduler.tally
+        scheduler, blocks, counts = self._scheduler, self._scheduler.blocks, self._scheduler.counts
         return Pulse(
             time_s=self._clock(),
             running=len(scheduler.running),
@@ -115,60 +115,62 @@ class Loop:
             total_blocks=blocks.num_blocks,
             used_blocks=blocks.num_used,
             cached_blocks=blocks.num_cached,
-            steps=tally.steps,
-            prompt_tokens=tally.prompt_tokens,
-            cached_tokens=tally.cached_tokens,
-            output_tokens=tally.output_tokens,
-            forced_tokens=tally.forced_tokens,
-            drafted_tokens=tally.drafted_tokens,
-            accepted_tokens=tally.accepted_tokens,
-            preemptions=tally.preemptions,
-            memory=self._machine.guard.report(),
+            steps=counts.steps,
+            prompt_tokens=counts.prompt_tokens,
+            cached_tokens=counts.cached_tokens,
+            output_tokens=counts.output_tokens,
+            forced_tokens=counts.forced_tokens,
+            drafted_tokens=counts.drafted_tokens,
+            accepted_tokens=counts.accepted_tokens,
+            preemptions=counts.preemptions,
+            memory=self._parts.guard.report(),
         )
 
     # -- step ------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         if self._pipeline.in_flight:
-            has_memory = self._pipeline.go_on(self._guard_is_content)
+            has_memory = self._pipeline.finish_in_flight(self._memory_unchanged)
         else:
-            allowance = self._follow_guard()
+            allowance = self._apply_allowance()
             step = self._scheduler.next_step(admit=allowance.admit)
             if step is None:
                 return
             self._send_mail()  # who is admitted learns it before the step is computed
-            has_memory = self._pipeline.compute(step, self._guard_is_content)
+            has_memory = self._pipeline.compute(step, self._memory_unchanged)
         if not has_memory:
-            self._machine.guard.out_of_memory()
+            self._parts.guard.out_of_memory()
 
-    def _guard_is_content(self) -> bool:
+    def _memory_unchanged(self) -> bool:
         """Whether there is nothing to follow: memory must not be moved under a step in flight."""
-        return not self._scheduler.blocks.num_stranded and _wishes(self._ask_guard()) == self._obeyed
+        if self._scheduler.blocks.num_beyond_limit:
+            return False
+        return _limits_of(self._read_allowance()) == self._applied_limits
 
-    def _ask_guard(self) -> Allowance:
+    def _read_allowance(self) -> Allowance:
         blocks = self._scheduler.blocks
         # Blocks beyond the limit keep their memory from being given back, however few there are.
-        num_used = blocks.limit + blocks.num_stranded if blocks.num_stranded else blocks.num_used
-        return self._machine.guard.allowance(num_used)
+        num_used = blocks.limit + blocks.num_beyond_limit if blocks.num_beyond_limit else blocks.num_used
+        return self._parts.guard.allowance(num_used)
 
-    def _follow_guard(self) -> Allowance:
+    def _apply_allowance(self) -> Allowance:
         """Make blocks, and the memory behind them, what the guard allows."""
-        blocks, pool = self._scheduler.blocks, self._machine.pool
-        allowance = self._ask_guard()
-        wanted = _wishes(allowance)
-        if wanted == self._obeyed and not blocks.num_stranded:
+        blocks, pool = self._scheduler.blocks, self._parts.pool
+        allowance = self._read_allowance()
+        wanted = _limits_of(allowance)
+        if wanted == self._applied_limits and not blocks.num_beyond_limit:
             return allowance
-        if allowance.blocks > self._num_backed:
-            self._num_backed = pool.restore(allowance.blocks)
-        self._scheduler.resize(min(allowance.blocks, self._num_backed), preempt=allowance.preempt)
-        if blocks.limit < self._num_backed and not blocks.num_stranded:
+        if allowance.blocks > self._num_backed_blocks:
+            self._num_backed_blocks = pool.restore(allowance.blocks)
+        self._scheduler.resize(min(allowance.blocks, self._num_backed_blocks), preempt=allowance.preempt)
+        if blocks.limit < self._num_backed_blocks and not blocks.num_beyond_limit:
             pool.release(blocks.limit)
-            self._num_backed = blocks.limit
-        if wanted != self._obeyed and self._clock() - self._pulsed_s >= SHORTEST_PULSE_S:
+            self._num_backed_blocks = blocks.limit
+        if wanted != self._applied_limits and self._clock() - self._pulsed_s >= SHORTEST_PULSE_S:
             self._pulsed_s = -PULSE_S  # tell the change at once
-        self._obeyed = wanted
+        self._applied_limits = wanted
         return allowance
 
 
-def _wishes(allowance: Allowance) -> tuple[int, bool, bool]:
+def _limits_of(allowance: Allowance) -> tuple[int, bool, bool]:
     return allowance.blocks, allowance.admit, allowance.preempt

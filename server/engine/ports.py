@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from server.messages import Constraint, EngineFrame, MemoryReport, ToEngine
+from server.messages import Constraint, FromEngine, MemoryReport, ToEngine
 from server.model.batch import Batch, Drawn
 
 
@@ -57,7 +57,7 @@ class Model(Protocol):
     def launch_after(self, batch: Batch, drawing: Any, lines: Sequence[int]) -> Any:
         """As `launch`, for rows of one token each: the ids that stand in these lines of a drawing not read yet.
 
-        Where there is a fault instead of an id, any other id will do. Never called where `Limits.runs_ahead` is off.
+        Where there is a fault instead of an id, any other id will do. Never called where `Limits.overlap` is off.
         """
 
     def draw(self, ticket: Any, batch: Batch, masks: Any) -> Drawing:
@@ -124,7 +124,7 @@ class Mailbox(Protocol):
     def receive(self, timeout_s: float) -> list[ToEngine]:
         """Everything that has come, in order; waits at most this long for the first message or a `wake`."""
 
-    def send(self, mail: EngineFrame) -> None:
+    def send(self, mail: list[FromEngine]) -> None:
         """One frame; never blocks."""
 
     def wake(self) -> None:

@@ -9,7 +9,7 @@ from server.engine.sequence import Sequence
 FINISHES_KEPT = 64
 LONGEST_WAIT_S = 60.0
 SHORTEST_WAIT_S = 1.0
-WEIGHT_OF_NEWEST = 0.1
+NEWEST_WEIGHT = 0.1
 
 
 class Queue:
@@ -34,13 +34,13 @@ class Queue:
         """Wait no longer."""
         self.sequences.remove(sequence)
 
-    def note_finish(self, num_written: int) -> None:
+    def record_finish(self, num_written: int) -> None:
         """A reply of this many ids has ended by itself."""
         self._finished_s.append(self._clock())
         typical = self._typical_reply
-        self._typical_reply = num_written if typical is None else typical + WEIGHT_OF_NEWEST * (num_written - typical)
+        self._typical_reply = num_written if typical is None else typical + NEWEST_WEIGHT * (num_written - typical)
 
-    def find_overdue(self, patience_s: float) -> list[Sequence]:
+    def find_timed_out(self, memory_wait_timeout_s: float) -> list[Sequence]:
         """Nothing runs and nobody could start, again: who has waited for memory longer than this?"""
         ready = [sequence for sequence in self.sequences if sequence.state == "waiting"]
         now_s = self._clock()
@@ -48,11 +48,11 @@ class Queue:
             self._blocked_since_s = None
         elif self._blocked_since_s is None:
             self._blocked_since_s = now_s
-        elif now_s - self._blocked_since_s >= patience_s:
-            return [sequence for sequence in ready if now_s - sequence.arrived_s >= patience_s]
+        elif now_s - self._blocked_since_s >= memory_wait_timeout_s:
+            return [sequence for sequence in ready if now_s - sequence.arrived_s >= memory_wait_timeout_s]
         return []
 
-    def note_progress(self) -> None:
+    def record_progress(self) -> None:
         """Something runs."""
         self._blocked_since_s = None
 
@@ -64,7 +64,7 @@ class Queue:
         rate = len(self._finished_s) / span_s
         return min(max((len(self.sequences) + 1) / rate, SHORTEST_WAIT_S), LONGEST_WAIT_S)
 
-    def expected_more(self, sequence: Sequence) -> int:
+    def expected_remaining(self, sequence: Sequence) -> int:
         """Ids that this sequence is likely to write yet: the worst case until replies have been seen to end.
 
         One that was preempted once is reckoned with its worst case, so that it is not preempted again and again.

@@ -37,7 +37,7 @@ class OutputState:
         self._sampling = request.sampling
         self._stop_ids = frozenset(request.stop_ids)
         self._stop_tuple = request.stop_ids
-        self._preamble = request.reasoning_phase
+        self._reasoning_phase = request.reasoning_phase
         self._num_inside = 0
         self._span: Span = _first_span(request.reasoning_phase)
 
@@ -68,7 +68,9 @@ class OutputState:
     @property
     def extra_id(self) -> int | None:
         """One id that is allowed besides what the matcher allows."""
-        return self._preamble.open_id if self._span == "undecided" and self._preamble is not None else None
+        return (
+            self._reasoning_phase.open_id if self._span == "undecided" and self._reasoning_phase is not None else None
+        )
 
     def write(self, token_ids: Iterable[int]) -> int:
         """Append drawn ids until the reply ends; returns how many were written."""
@@ -100,10 +102,10 @@ class OutputState:
             room = min(room, self._sampling.min_tokens - num_written - 1)
         if self._span in ("undecided", "closing"):
             return ()
-        if self._span == "inside" and self._preamble is not None:
-            if self._preamble.limit is not None:
-                room = min(room, self._preamble.limit - self._num_inside - 1)
-            ends = (self._preamble.end_id, *self._preamble.break_ids)
+        if self._span == "inside" and self._reasoning_phase is not None:
+            if self._reasoning_phase.limit is not None:
+                room = min(room, self._reasoning_phase.limit - self._num_inside - 1)
+            ends = (self._reasoning_phase.end_id, *self._reasoning_phase.break_ids)
             room = min([room, *(list(drafts).index(token_id) for token_id in ends if token_id in drafts)])
         drafts = drafts[: max(room, 0)]
         matcher = self.active_matcher
@@ -124,14 +126,14 @@ class OutputState:
 
     def _move(self, token_id: int) -> None:
         match self._span:
-            case "undecided" if self._preamble is not None and token_id == self._preamble.open_id:
+            case "undecided" if self._reasoning_phase is not None and token_id == self._reasoning_phase.open_id:
                 self._span = "inside"
                 self._begin_closing_at_limit()
-            case "inside" if self._preamble is not None and token_id in self._preamble.break_ids:
+            case "inside" if self._reasoning_phase is not None and token_id in self._reasoning_phase.break_ids:
                 self._span = "after"
                 self._follow(token_id)
-            case "inside" | "closing" if self._preamble is not None:
-                if token_id == self._preamble.end_id:
+            case "inside" | "closing" if self._reasoning_phase is not None:
+                if token_id == self._reasoning_phase.end_id:
                     self._span = "after"
                     return
                 if self.closer is not None and self._span == "closing":
@@ -154,7 +156,7 @@ class OutputState:
         self._begin_closing_at_limit()
 
     def _begin_closing_at_limit(self) -> None:
-        limit = None if self._preamble is None else self._preamble.limit
+        limit = None if self._reasoning_phase is None else self._reasoning_phase.limit
         if self._span == "inside" and limit is not None and self._num_inside >= limit:
             self._span = "closing"
 
@@ -166,8 +168,8 @@ class OutputState:
             self.fault = str(error)
 
     def _due_ids(self) -> Sequence[int]:
-        if self._span == "closing" and self._preamble is not None:
-            return close_ids(self._preamble) if self._appends_close_ids else ()
+        if self._span == "closing" and self._reasoning_phase is not None:
+            return close_ids(self._reasoning_phase) if self._appends_close_ids else ()
         if self._span != "after" or self.matcher is None or not self.fast_forward:
             return ()
         return self.matcher.forced()
@@ -183,7 +185,7 @@ def closing_constraint(request: Generate) -> Constraint | None:
     reasoning_phase = request.reasoning_phase
     if reasoning_phase is None or reasoning_phase.limit is None or request.sampling.num_logprobs is None:
         return None
-    return Constraint("lark", "start: " + " ".join(f"<[{token_id}]>" for token_id in close_ids(reasoning_phase)))
+    return Constraint("start: " + " ".join(f"<[{token_id}]>" for token_id in close_ids(reasoning_phase)))
 
 
 def _first_span(reasoning_phase: ReasoningPhase | None) -> Span:

@@ -9,12 +9,10 @@ from bisect import insort
 from collections.abc import Callable
 
 from server.engine.blocks import Blocks
-from server.engine.budget import Budget
+from server.engine.budget import Budget, Limits, PrefillBudget, find_refusal
 from server.engine.cache import Cache
 from server.engine.drafter import Drafter
-from server.engine.limits import Limits, find_refusal
 from server.engine.ports import Matcher
-from server.engine.prefill_budget import PrefillBudget
 from server.engine.queue import Queue
 from server.engine.reply import OutputState
 from server.engine.sequence import Sequence
@@ -23,8 +21,8 @@ from server.engine.step import ScheduledRow, Step, StepCounts, make_step
 from server.messages import Delta, Failed, FailureKind, Generate
 from server.model.batch import Drawn
 
-LONE_ATTEMPTS = 4  # steps of one token, with nothing else running, that may run out of memory in a row
-MAX_PASSED = 8  # long prompts that shorter ones may pass in one step
+MAX_LONE_OOMS = 4  # steps of one token, with nothing else running, that may run out of memory in a row
+MAX_SKIPPED_PROMPTS = 8  # long prompts that shorter ones may pass in one step
 
 
 class Scheduler:
@@ -34,7 +32,7 @@ class Scheduler:
         self.limits = limits
         self.cache = Cache(blocks, slots, copying=limits.copies_blocks)
         self.blocks = blocks
-        self.tally = StepCounts()
+        self.counts = StepCounts()
         self.running: list[Sequence] = []  # in order of arrival
         self.queue = Queue(limits.max_queue, clock)
         self._clock = clock
@@ -74,7 +72,7 @@ class Scheduler:
             return  # aborted meanwhile
         sequence.state = "waiting"
         sequence.reply.begin(matcher, closer)
-        self._take_forced(sequence)
+        self._append_forced(sequence)
         if sequence.reply.fault is not None:
             self.fail(sequence, "bad_constraint", sequence.reply.fault)
         elif self.limits.draft_tokens and self.cache.slots is None:
@@ -114,45 +112,45 @@ class Scheduler:
         """Only blocks with ids below this may be taken from now on; `preempt` also takes the others back."""
         if num_blocks != self.blocks.limit:
             self.blocks.set_limit(num_blocks)
-        while preempt and self.blocks.num_stranded:
+        while preempt and self.blocks.num_beyond_limit:
             holders = (one for one in reversed(self.running) if max(one.blocks) >= num_blocks)
             self._preempt(next(holders))
 
     def next_step(self, *, admit: bool) -> Step | None:
         """What to compute now; None if nothing can be. `admit` False starts nobody new."""
-        num_preempted = self.tally.preemptions
-        shares: list[ScheduledRow] = []
-        num_left = self._share_streaming(shares, self._budget.num_tokens)
-        portions = PrefillBudget(self._budget.for_prompts(num_left, beside_streams=bool(shares)))
+        num_preempted = self.counts.preemptions
+        scheduled: list[ScheduledRow] = []
+        num_left = self._schedule_decodes(scheduled, self._budget.num_tokens)
+        prefill = PrefillBudget(self._budget.prefill_tokens(num_left, streaming=bool(scheduled)))
         for sequence in self.running:
             if sequence.in_prefill:
-                portions.deal(sequence)
-        if self.tally.preemptions == num_preempted and len(self.queue):
-            self._admit(portions, admit)
-        portions.deal_rest()
-        shares = [share for share in (*shares, *portions.shares()) if share.sequence.state == "running"]
-        if not shares:
-            self._fail_overdue()
+                prefill.allocate(sequence)
+        if self.counts.preemptions == num_preempted and len(self.queue):
+            self._admit(prefill, admit)
+        prefill.allocate_rest()
+        scheduled = [entry for entry in (*scheduled, *prefill.scheduled()) if entry.sequence.state == "running"]
+        if not scheduled:
+            self._fail_timed_out()
             return None
-        self.queue.note_progress()
+        self.queue.record_progress()
         self._began_s = self._clock()
-        return make_step(shares, self.cache.take_copies())
+        return make_step(scheduled, self.cache.take_copies())
 
     def commit(self, step: Step, drawn: list[Drawn]) -> None:
         """The step is computed: move on, end what is over, and have the Deltas ready to be collected."""
-        self.tally.steps += 1
-        num_prompt_tokens = sum(share.count for share in step.shares if share.sequence.in_prefill)
+        self.counts.steps += 1
+        num_prompt_tokens = sum(entry.count for entry in step.scheduled if entry.sequence.in_prefill)
         self._budget.recover(num_prompt_tokens, self._clock() - self._began_s)
         answers = iter(drawn)
-        for share, row in zip(step.shares, step.batch.rows, strict=True):
-            sequence = share.sequence
+        for entry, row in zip(step.scheduled, step.batch.rows, strict=True):
+            sequence = entry.sequence
             if sequence.state != "running":
                 continue  # it has ended since this was launched
-            self.tally.prompt_tokens += min(share.count, max(0, len(sequence.prompt_ids) - sequence.num_computed))
-            sequence.last_step = self.tally.steps
-            sequence.num_computed += share.count
+            self.counts.prompt_tokens += min(entry.count, max(0, len(sequence.prompt_ids) - sequence.num_computed))
+            sequence.last_step = self.counts.steps
+            sequence.num_computed += entry.count
             if row.draw is not None:
-                self._take_drawn(share, next(answers))
+                self._append_sampled(entry, next(answers))
             else:
                 self.cache.publish(sequence)
 
@@ -160,15 +158,15 @@ class Scheduler:
         """The step ran out of memory: try half as many tokens, then fewer sequences; one that is alone fails."""
         if self.cache.slots is not None:
             # Some layers may have moved their recurrent state already: these sequences begin again.
-            for share in step.shares:
-                self._preempt(share.sequence)
+            for entry in step.scheduled:
+                self._preempt(entry.sequence)
         self._budget.shrink(step.num_tokens)
         if step.num_tokens == 1 and len(self.running) > 1:
             self._preempt(self.running[-1])
-        elif self._budget.num_failures_of_one >= LONE_ATTEMPTS and self.running in ([], [step.shares[0].sequence]):
-            self._budget.num_failures_of_one = 0  # the next one has attempts of its own
+        elif self._budget.num_single_token_ooms >= MAX_LONE_OOMS and self.running in ([], [step.scheduled[0].sequence]):
+            self._budget.num_single_token_ooms = 0  # the next one has attempts of its own
             text = "the device ran out of memory although nothing else was running"
-            self.fail(step.shares[0].sequence, "no_memory", text, self.queue.retry_after_s())
+            self.fail(step.scheduled[0].sequence, "no_memory", text, self.queue.retry_after_s())
 
     def check(self) -> None:
         """Prove the books of blocks and slots; raises AssertionError."""
@@ -179,11 +177,11 @@ class Scheduler:
 
     # -- planning --------------------------------------------------------------------------------------------------
 
-    def _share_streaming(self, shares: list[ScheduledRow], budget: int) -> int:
+    def _schedule_decodes(self, scheduled: list[ScheduledRow], budget: int) -> int:
         streaming = [sequence for sequence in self.running if not sequence.in_prefill]
         if len(streaming) > budget:
             streaming.sort(key=lambda sequence: sequence.last_step)
-        num_spare = self.limits.spare_lines(len(self.running) + len(self.queue))
+        num_spare = self.limits.num_spare_lines(len(self.running) + len(self.queue))
         for num_left, sequence in zip(range(len(streaming) - 1, -1, -1), streaming, strict=True):
             if sequence.state != "running" or budget <= 0:
                 continue
@@ -194,43 +192,43 @@ class Scheduler:
             if drafts and not self.cache.grow(sequence, end + len(drafts)):
                 drafts = ()
             if self._grow(sequence, end):
-                shares.append(ScheduledRow(sequence, count, drafts))
+                scheduled.append(ScheduledRow(sequence, count, drafts))
                 budget, num_spare = budget - count - len(drafts), num_spare - len(drafts)
         return budget
 
-    def _admit(self, portions: PrefillBudget, admit: bool) -> None:
+    def _admit(self, prefill: PrefillBudget, admit: bool) -> None:
         reserve = sum(self._growth(sequence) for sequence in self.running)
-        num_passed = 0
+        num_skipped = 0
         for sequence in list(self.queue.sequences):
-            if portions.num_left <= 0 or num_passed == MAX_PASSED or len(self.running) >= self.max_running:
+            if prefill.num_left <= 0 or num_skipped == MAX_SKIPPED_PROMPTS or len(self.running) >= self.max_running:
                 return
             if sequence.state != "waiting" or (not admit and not sequence.admitted):
                 continue
             if sequence.reply.is_over:  # everything was forced: there is nothing to compute
-                self._tell_admission(sequence, 0)
+                self._report_admission(sequence, 0)
                 self._end(sequence)
                 continue
-            if self.cache.must_wait(sequence):
+            if self.cache.waits_for_prefix(sequence):
                 continue
-            opening = self.cache.plan(sequence)
-            if len(opening.shared) + opening.num_new > self.blocks.limit:
+            allocation = self.cache.plan(sequence)
+            if len(allocation.shared) + allocation.num_new > self.blocks.limit:
                 continue  # memory is short for this one: let others pass meanwhile
-            if not portions.has_room(len(sequence.ids) - opening.num_cached):
-                num_passed += 1
+            if not prefill.has_room(len(sequence.ids) - allocation.num_cached):
+                num_skipped += 1
                 continue
             growth = self._growth(sequence) if self.running else 0
-            if opening.num_blocks + reserve + growth > self.blocks.num_available:
+            if allocation.num_blocks + reserve + growth > self.blocks.num_available:
                 return
             reserve += growth
-            num_cached = self.cache.open(sequence, opening)
+            num_cached = self.cache.open(sequence, allocation)
             self._start(sequence)
-            self._tell_admission(sequence, num_cached)
-            portions.deal(sequence)
+            self._report_admission(sequence, num_cached)
+            prefill.allocate(sequence)
 
     def _growth(self, sequence: Sequence) -> int:
         """Blocks that it is likely to take yet, beyond what it holds or its prompt needs."""
         size = self.blocks.block_size
-        expected = len(sequence.ids) + self.queue.expected_more(sequence)
+        expected = len(sequence.ids) + self.queue.expected_remaining(sequence)
         return max(0, -(-expected // size) - max(len(sequence.blocks), -(-len(sequence.ids) // size)))
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -242,9 +240,9 @@ class Scheduler:
                 return False
         return True
 
-    def _fail_overdue(self) -> None:
-        for sequence in () if self.running else self.queue.find_overdue(self.limits.patience_s):
-            text = f"the device's memory has been short for {self.limits.patience_s:.0f} s"
+    def _fail_timed_out(self) -> None:
+        for sequence in () if self.running else self.queue.find_timed_out(self.limits.memory_wait_timeout_s):
+            text = f"the device's memory has been short for {self.limits.memory_wait_timeout_s:.0f} s"
             self.fail(sequence, "no_memory", text, self.queue.retry_after_s())
 
     def _start(self, sequence: Sequence) -> None:
@@ -255,10 +253,10 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         if sequence.state != "running":
             return
-        self.tally.preemptions += 1
+        self.counts.preemptions += 1
         self.cache.close(sequence)
         self.running.remove(sequence)
-        sequence.put_back()
+        sequence.preempt()
         self.queue.join(sequence)
 
     def _end(self, sequence: Sequence) -> None:
@@ -267,34 +265,34 @@ class Scheduler:
         sequence.state = "ended"
         del self._alive[sequence.id]
 
-    def _tell_admission(self, sequence: Sequence, num_cached: int) -> None:
+    def _report_admission(self, sequence: Sequence, num_cached: int) -> None:
         if not sequence.admitted:
             sequence.admitted = True
-            self.tally.cached_tokens += num_cached
+            self.counts.cached_tokens += num_cached
             self._mail.append(sequence.delta(num_cached))
 
-    def _take_drawn(self, share: ScheduledRow, drawn: Drawn) -> None:
-        sequence, reply = share.sequence, share.sequence.reply
-        num_written = sequence.take_drawn(drawn)
+    def _append_sampled(self, entry: ScheduledRow, drawn: Drawn) -> None:
+        sequence, reply = entry.sequence, entry.sequence.reply
+        num_written = sequence.append_sampled(drawn)
         num_accepted = min(num_written, max(0, len(drawn.token_ids) - 1))
         sequence.num_computed += num_accepted
-        self.tally.output_tokens += num_written
-        self._take_forced(sequence)
-        if share.drafts:
-            self.tally.drafted_tokens += len(share.drafts)
-            self.tally.accepted_tokens += num_accepted
-            sequence.learn(len(share.drafts), num_accepted)
+        self.counts.output_tokens += num_written
+        self._append_forced(sequence)
+        if entry.drafts:
+            self.counts.drafted_tokens += len(entry.drafts)
+            self.counts.accepted_tokens += num_accepted
+            sequence.record_draft_result(len(entry.drafts), num_accepted)
         if reply.fault is not None:
-            self.cache.disown(sequence)  # what broke this reply must not be found by others
+            self.cache.invalidate_blocks(sequence)  # what broke this reply must not be found by others
             self.fail(sequence, "request_failed", reply.fault)
             return
         self.cache.publish(sequence)
         self._mail.append(sequence.delta())
         if reply.finish is not None:
-            self.queue.note_finish(len(reply.written_ids))
+            self.queue.record_finish(len(reply.written_ids))
             self._end(sequence)
 
-    def _take_forced(self, sequence: Sequence) -> None:
-        num_forced = sequence.take_forced()
-        self.tally.output_tokens += num_forced
-        self.tally.forced_tokens += num_forced
+    def _append_forced(self, sequence: Sequence) -> None:
+        num_forced = sequence.append_forced()
+        self.counts.output_tokens += num_forced
+        self.counts.forced_tokens += num_forced

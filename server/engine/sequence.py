@@ -10,7 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from typing import Literal
 
-from server.engine.blocks import chain_hash
+from server.engine.blocks import ROOT_HASH, chain_hash
 from server.engine.drafter import Drafter
 from server.engine.reply import OutputState
 from server.messages import Delta, Generate, Stage, StageTime, TokenLogprob
@@ -36,24 +36,24 @@ class Sequence:
         self.ids = list(request.token_ids)
         self.hashes: list[bytes] = []  # of the full blocks of `ids`, as far as they were needed
         self.num_computed = 0
-        self.goal = 0
+        self.prefill_end = 0
         self.blocks: list[int] = []
         self.slot: int | None = None
         self.num_published = 0  # blocks that others may find
         self.snapshots_at: set[int] = set()  # numbers of tokens after which the recurrent state is worth keeping
-        self.marks_at: set[int] = set()  # those of them that only serve this sequence, should it have to begin again
-        self.mark: bytes | None = None  # the name of the last one kept
+        self.restart_points: set[int] = set()  # of them, those for this sequence's own restart
+        self.restart_snapshot: bytes | None = None  # the name of the last one kept
         self.drafter: Drafter | None = None
         self.num_preemptions = 0
-        self.awaits: bytes | None = None  # the block that another sequence is computing right now
+        self.awaited_hash: bytes | None = None  # the block that another sequence is computing right now
         self.admitted = False
         self._prefilled = False
         self.last_step = 0
-        self._num_told = 0
-        self._num_forced_told = 0
+        self._num_sent = 0
+        self._num_forced_sent = 0
         self._logprobs: list[TokenLogprob] = []
         self._clock = clock
-        self._moments = [StageTime("arrived", self.arrived_s)]
+        self._stage_times = [StageTime("arrived", self.arrived_s)]
 
     @property
     def num_pending(self) -> int:
@@ -63,13 +63,13 @@ class Sequence:
     @property
     def in_prefill(self) -> bool:
         """Not yet where it was, or will be, when its first id is drawn."""
-        return self.num_computed < self.goal
+        return self.num_computed < self.prefill_end
 
-    def extend_hashes(self, num_blocks: int, block_size: int, salt: bytes) -> list[bytes]:
+    def extend_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """The hashes of at least the first `num_blocks` blocks, which are full; only new ones are computed."""
         hashes, ids = self.hashes, self.ids
         for index in range(len(hashes), num_blocks):
-            parent = hashes[-1] if hashes else salt
+            parent = hashes[-1] if hashes else ROOT_HASH
             hashes.append(chain_hash(parent, ids[index * block_size : (index + 1) * block_size]))
         return hashes
 
@@ -90,12 +90,12 @@ class Sequence:
         drafts = self.drafter.draft(self.ids)[:room]
         return self.reply.cut_drafts(drafts) if drafts else ()
 
-    def learn(self, num_drafts: int, num_accepted: int) -> None:
+    def record_draft_result(self, num_drafts: int, num_accepted: int) -> None:
         """What became of the drafts of the last step."""
         if self.drafter is not None:
             self.drafter.learn(num_drafts, num_accepted, len(self.ids))
 
-    def take_drawn(self, drawn: Drawn) -> int:
+    def append_sampled(self, drawn: Drawn) -> int:
         """Write what was drawn, up to the end of the reply; returns how many of the drawn ids that were."""
         reply = self.reply
         if drawn.fault is not None:
@@ -103,46 +103,46 @@ class Sequence:
             return 0
         if not self._prefilled:
             self._prefilled = True
-            self.note("prefilled")
+            self.record_stage("prefilled")
         num_written = reply.write(drawn.token_ids)
         self.ids.extend(drawn.token_ids[:num_written])
         if drawn.logprobs is not None:
             self._logprobs.extend(drawn.logprobs[:num_written])
         return num_written
 
-    def take_forced(self) -> int:
+    def append_forced(self) -> int:
         """Write what leaves no choice; returns how many ids that were."""
         count = self.reply.write_forced()
         if count:
             self.ids.extend(self.reply.written_ids[-count:])
         return count
 
-    def note(self, stage: Stage) -> None:
+    def record_stage(self, stage: Stage) -> None:
         """It has come to this stage now; the next Delta tells."""
-        self._moments.append(StageTime(stage, self._clock()))
+        self._stage_times.append(StageTime(stage, self._clock()))
 
-    def put_back(self) -> None:
+    def preempt(self) -> None:
         """It has lost its blocks to others, and waits to be computed again."""
         self.state = "waiting"
         self.num_preemptions += 1
-        self.note("preempted")
+        self.record_stage("preempted")
 
     def begin_prefill(self, num_cached: int) -> None:
         """Its blocks hold this many tokens already; the others are to be computed."""
-        self.note("resumed" if self.admitted else "admitted")
+        self.record_stage("resumed" if self.admitted else "admitted")
         self.num_computed = num_cached
-        self.goal = len(self.ids)
+        self.prefill_end = len(self.ids)
 
     def delta(self, num_cached: int | None = None) -> Delta:
         """What was written since the last Delta; the first one also tells how much the prefix cache gave."""
         reply = self.reply
-        begin, self._num_told = self._num_told, len(reply.written_ids)
-        forced = reply.num_forced - self._num_forced_told
-        self._num_forced_told = reply.num_forced
+        begin, self._num_sent = self._num_sent, len(reply.written_ids)
+        forced = reply.num_forced - self._num_forced_sent
+        self._num_forced_sent = reply.num_forced
         logprobs: list[TokenLogprob] | None = None
         if self.request.sampling.num_logprobs is not None:
             logprobs, self._logprobs = self._logprobs, []
         if reply.finish is not None:
-            self.note("ended")
-        moments, self._moments = self._moments, []
-        return Delta(self.id, reply.written_ids[begin:], logprobs, reply.finish, num_cached, forced, tuple(moments))
+            self.record_stage("ended")
+        stage_times, self._stage_times = self._stage_times, []
+        return Delta(self.id, reply.written_ids[begin:], logprobs, reply.finish, num_cached, forced, tuple(stage_times))

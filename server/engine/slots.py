@@ -33,11 +33,11 @@ class Slots:
         """Slots that `take` can give."""
         return len(self._free)
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         """A slot for a sequence; the caller has looked at `num_free`."""
         return self._free.pop()
 
-    def give_back(self, slot: int) -> None:
+    def free(self, slot: int) -> None:
         """The sequence in this slot is gone."""
         self._free.append(slot)
 

@@ -24,7 +24,7 @@ class Step:
     """`matchers` and `extra_ids` have one entry for each row that is drawn, as `Grammars.masks` wants them."""
 
     batch: Batch
-    shares: tuple[ScheduledRow, ...]
+    scheduled: tuple[ScheduledRow, ...]
     copies: tuple[StateCopy | BlockCopy, ...]
     matchers: tuple[tuple[Matcher, Ids[int]] | None, ...]
     extra_ids: tuple[int | None, ...]
@@ -54,18 +54,18 @@ class StepCounts:
     preemptions: int = 0
 
 
-def make_step(shares: list[ScheduledRow], copies: tuple[StateCopy | BlockCopy, ...]) -> Step:
-    """The step of these shares, in this order."""
-    return bind(shares, [share.sequence.row(share.count, share.drafts) for share in shares], copies)
+def make_step(scheduled: list[ScheduledRow], copies: tuple[StateCopy | BlockCopy, ...]) -> Step:
+    """The step of these scheduled, in this order."""
+    return bind(scheduled, [entry.sequence.row(entry.count, entry.drafts) for entry in scheduled], copies)
 
 
-def bind(shares: Ids[ScheduledRow], rows: Ids[Row], copies: tuple[StateCopy | BlockCopy, ...] = ()) -> Step:
-    """Rows of these shares, with the matchers and extra ids that hold for their sequences now."""
+def bind(scheduled: Ids[ScheduledRow], rows: Ids[Row], copies: tuple[StateCopy | BlockCopy, ...] = ()) -> Step:
+    """Rows of these scheduled, with the matchers and extra ids that hold for their sequences now."""
     matchers, extra_ids = [], []
-    for share, row in zip(shares, rows, strict=True):
+    for entry, row in zip(scheduled, rows, strict=True):
         if row.draw is not None:
-            reply = share.sequence.reply
+            reply = entry.sequence.reply
             matcher = reply.active_matcher
-            matchers.append(None if matcher is None else (matcher, share.drafts))
+            matchers.append(None if matcher is None else (matcher, entry.drafts))
             extra_ids.append(None if matcher is None else reply.extra_id)
-    return Step(Batch(tuple(rows)), tuple(shares), copies, tuple(matchers), tuple(extra_ids))
+    return Step(Batch(tuple(rows)), tuple(scheduled), copies, tuple(matchers), tuple(extra_ids))

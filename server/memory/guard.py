@@ -72,9 +72,9 @@ class GuardIO:
 class Guard:
     """The policy with its memory of the last seconds. Called between steps by the engine's thread alone."""
 
-    def __init__(self, limits: GuardLimits, doors: GuardIO) -> None:
+    def __init__(self, limits: GuardLimits, io: GuardIO) -> None:
         self._limits = limits
-        self._doors = doors
+        self._io = io
         self._slab = max(1, limits.num_blocks // SLABS)
         self._allowed = limits.num_blocks
         self._level: Level = "calm"
@@ -90,7 +90,7 @@ class Guard:
         self._events: deque[tuple[float, str]] = deque(maxlen=NUM_EVENTS)
 
     @classmethod
-    def for_engine(cls, found: Plan, doors: GuardIO) -> "Guard":
+    def for_engine(cls, found: Plan, io: GuardIO) -> "Guard":
         """A guard for the engine that this plan describes: measured sizes where there are some."""
         slots = found.num_slots * found.state_bytes
         runtime = found.overhead + found.room.growth
@@ -103,12 +103,12 @@ class Guard:
                 block_bytes=found.block_bytes,
                 room=found.room.usable(found.demand.memory_fraction),
             ),
-            doors,
+            io,
         )
 
     def allowance(self, used_blocks: int = 0) -> Allowance:
         """What the next step may use, given the blocks that sequences hold. Looks at no device itself."""
-        readings, now = self._doors.latest(), self._doors.clock()
+        readings, now = self._io.latest(), self._io.clock()
         if readings is not self._judged:
             self._judged = readings
             self._judge(readings[0], now)
@@ -125,19 +125,19 @@ class Guard:
         self._ooms += 1
         pool = self._limits.num_blocks * self._limits.block_bytes
         self._penalty = min(pool // 2, max(self._limits.activations // 4, pool // 16, 2 * self._penalty))
-        self._penalty_since = self._doors.clock()
-        self._doors.release_caches()
-        self._judge(self._doors.latest()[0], self._penalty_since)
+        self._penalty_since = self._io.clock()
+        self._io.release_caches()
+        self._judge(self._io.latest()[0], self._penalty_since)
         self._used = -1  # the last answer is out of date
         self._set_allowed(min(self._allowed, self._blocks_with(pool - self._penalty)))
         self._note(f"a step ran out of memory ({self._ooms} so far); {self._allowed} blocks allowed")
 
     def report(self) -> MemoryReport:
         """Level, devices, sizes, counts and the last events, newest last."""
-        figures = self._doors.figures()
+        figures = self._io.figures()
         return MemoryReport(
             level=self._level,
-            devices=self._doors.latest(),
+            devices=self._io.latest(),
             weight_bytes=self._limits.weights,
             activation_bytes=self._limits.activations,
             kv_bytes=self._limits.num_blocks * self._limits.block_bytes,
@@ -166,7 +166,7 @@ class Guard:
         if slack < spare_room // 4:
             self._roomy_since = None
             if reading.own > need:
-                self._doors.release_caches()
+                self._io.release_caches()
             self._set_allowed(min(self._allowed, self._blocks_with(have - spare_room // 2)))
             return
         most = self._blocks_with(self._limits.num_blocks * self._limits.block_bytes - self._penalty)
@@ -206,7 +206,7 @@ class Guard:
         if self._critical_since is None:
             self._set_level("critical")
             self._critical_since, self._released = now, self._judged
-            self._doors.release_caches()
+            self._io.release_caches()
             self._note(f"{used_blocks} blocks in use, {self._allowed} allowed: nobody new, caches released")
         looked_again = self._judged is not self._released and now - self._critical_since >= GRACE_S
         return Allowance(self._allowed, admit=False, preempt=looked_again or self._is_urgent())
@@ -224,4 +224,4 @@ class Guard:
             self._level = level
 
     def _note(self, text: str) -> None:
-        self._events.append((self._doors.epoch_s + self._doors.clock(), text))
+        self._events.append((self._io.epoch_s + self._io.clock(), text))

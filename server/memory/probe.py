@@ -28,7 +28,7 @@ THROTTLES: Mapping[int, str] = {
     pynvml.nvmlClocksEventReasonHwThermalSlowdown: "hardware thermal",
     pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "power brake",
 }
-UNTOLD = (  # a figure that this card, driver or user does not get; the others may still come
+UNAVAILABLE = (  # a figure that this card, driver or user does not get; the others may still come
     pynvml.NVML_ERROR_NOT_SUPPORTED,
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
     pynvml.NVML_ERROR_NO_PERMISSION,
@@ -185,25 +185,25 @@ class GpuProbe:
             memory = pynvml.nvmlDeviceGetMemoryInfo(device.handle)
             if figures is None or figures().reserved == before:
                 break
-        running = _told(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(device.handle)) or []
+        running = _query(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(device.handle)) or []
         processes = sorted(((int(p.pid), int(p.usedGpuMemory or 0)) for p in running), key=lambda pair: -pair[1])
         own = before if figures else sum(taken for pid, taken in processes if pid == self._pid)
         return memory, own, tuple(processes)
 
     def _watch_xids(self, handles: Sequence[Any]) -> None:
         """Ask to be told of the cards' faults; many drivers refuse it in containers, then there are none."""
-        self._events = _told(pynvml.nvmlEventSetCreate)
+        self._events = _query(pynvml.nvmlEventSetCreate)
         if self._events is None:
             return
         for handle in handles:
-            _told(partial(pynvml.nvmlDeviceRegisterEvents, handle, pynvml.nvmlEventTypeXidCriticalError, self._events))
+            _query(partial(pynvml.nvmlDeviceRegisterEvents, handle, pynvml.nvmlEventTypeXidCriticalError, self._events))
 
     def _collect_xids(self) -> None:
         while self._events is not None:
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._events, 0)
             except pynvml.NVMLError as error:
-                if error.value in (pynvml.NVML_ERROR_TIMEOUT, *UNTOLD):
+                if error.value in (pynvml.NVML_ERROR_TIMEOUT, *UNAVAILABLE):
                     return
                 raise
             if event.eventData not in HARMLESS_XIDS:
@@ -216,7 +216,7 @@ def _describe(handle: Any, known: dict[str, Device]) -> Card:
     uuid, name = _uuid(handle), str(pynvml.nvmlDeviceGetName(handle))
     known[uuid] = Device(handle, handle, uuid, name)
     slices = []
-    mode = _told(lambda: pynvml.nvmlDeviceGetMigMode(handle))
+    mode = _query(lambda: pynvml.nvmlDeviceGetMigMode(handle))
     if mode and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
         for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
             try:
@@ -232,15 +232,15 @@ def _describe(handle: Any, known: dict[str, Device]) -> Card:
 def _read_details(device: Device) -> Details:
     """Utilisation, temperature, throttling and memory faults, each where the card tells it."""
     card = device.card
-    rates = _told(lambda: pynvml.nvmlDeviceGetUtilizationRates(device.handle))
-    degrees = _told(lambda: pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU))
-    reasons = _told(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(card)) or 0
-    ecc = _told(
+    rates = _query(lambda: pynvml.nvmlDeviceGetUtilizationRates(device.handle))
+    degrees = _query(lambda: pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU))
+    reasons = _query(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(card)) or 0
+    ecc = _query(
         lambda: pynvml.nvmlDeviceGetTotalEccErrors(
             card, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
         )
     )
-    remapped = _told(lambda: pynvml.nvmlDeviceGetRemappedRows(card)) or (0, 0, 0, 0)
+    remapped = _query(lambda: pynvml.nvmlDeviceGetRemappedRows(card)) or (0, 0, 0, 0)
     faults = []
     if ecc:
         faults.append(f"{ecc} uncorrected memory errors")
@@ -254,12 +254,12 @@ def _read_details(device: Device) -> Details:
     )
 
 
-def _told(ask: Callable[[], Any]) -> Any:
+def _query(ask: Callable[[], Any]) -> Any:
     """The answer, or None where this figure is not to be had; a lost device still raises."""
     try:
         return ask()
     except pynvml.NVMLError as error:
-        if error.value in UNTOLD:
+        if error.value in UNAVAILABLE:
             return None
         raise
 

@@ -2,8 +2,8 @@
 
 probe = open_probe(...)                       what the device says
 estimate = refuse_early(..., reading)         CannotStart before a byte of weights is read
-plan = settle(estimate, reading, ...)         after loading and the profile run; logs estimate against measurement
-guard = Guard.for_engine(plan, doors)
+plan = replan(estimate, reading, ...)         after loading and the profile run; logs estimate against measurement
+guard = Guard.for_engine(plan, io)
 """
 
 import logging
@@ -65,7 +65,7 @@ def refuse_early(checkpoint: Path, max_model_len: int, engine: EngineSettings, r
     return Estimate(shape, tensors, found)
 
 
-def settle(estimate: Estimate, reading: DeviceReading, measured: Measured) -> Plan:
+def replan(estimate: Estimate, reading: DeviceReading, measured: Measured) -> Plan:
     """The plan with measured sizes, read while the weights are in and the KV pool is not made yet.
 
     Raises CannotStart if the measurement leaves too little where the estimate did not.

@@ -10,7 +10,7 @@ from typing import Protocol
 from server.messages import DeviceReading
 
 INTERVAL_S = 0.1
-WATCHFUL = 5  # times as often, where memory is short or moves
+FAST_POLL_FACTOR = 5  # times as often, where memory is short or moves
 SHORT_SHARE, MOVED_SHARE = 0.1, 0.01  # of the device: free less than this, or this much less free than before
 
 
@@ -46,7 +46,7 @@ class Watcher:
         while not self._over.wait(self._pause_s):
             before, self._latest = self._latest, self._probe.read()
             hurried = bool(before and self._latest) and is_pressing(before[0], self._latest[0])
-            self._pause_s = self._interval_s / WATCHFUL if hurried else self._interval_s
+            self._pause_s = self._interval_s / FAST_POLL_FACTOR if hurried else self._interval_s
 
 
 def is_pressing(before: DeviceReading, now: DeviceReading) -> bool:

@@ -1,4 +1,4 @@
-"""ProcessBackend over a real process and a real socket; a stand-in engine counts instead of running a model."""
+"""LocalBackend over a real process and a real socket; a stand-in engine counts instead of running a model."""
 
 import asyncio
 import signal
@@ -8,34 +8,34 @@ from typing import Any
 
 import pytest
 
-from server.backends.child import Child
-from server.backends.local import EngineCommand, ProcessBackend, backoff_s
+from server.backends.engine_process import EngineProcess
+from server.backends.local import EngineCommand, LocalBackend, backoff_s
 from server.errors import CannotStart, EngineDied, QueueFull, Starting
 from server.messages import Generate, Progress, Sampling
 
 STAND_IN = (sys.executable, "-m", "tests.backends.stand_in_engine")
-Start = Callable[..., Coroutine[Any, Any, ProcessBackend]]
+Start = Callable[..., Coroutine[Any, Any, LocalBackend]]
 
 
 @pytest.fixture
-async def backend() -> AsyncIterator[ProcessBackend]:
-    backend = ProcessBackend(EngineCommand("", STAND_IN))
+async def backend() -> AsyncIterator[LocalBackend]:
+    backend = LocalBackend(EngineCommand("", STAND_IN))
     await backend.start()
     yield backend
     await backend.close()
 
 
-async def ids_of(backend: ProcessBackend, name: str, first: int, count: int) -> list[int]:
+async def ids_of(backend: LocalBackend, name: str, first: int, count: int) -> list[int]:
     request = Generate(name, [first], Sampling(max_tokens=count))
     return [id async for delta in backend.generate(request) for id in delta.token_ids]
 
 
-async def test_replies_of_many_requests_do_not_mix(backend: ProcessBackend) -> None:
+async def test_replies_of_many_requests_do_not_mix(backend: LocalBackend) -> None:
     replies = await asyncio.gather(*(ids_of(backend, f"r{i}", 100 * (i + 1), 5) for i in range(20)))
     assert replies == [[100 * (i + 1) + k for k in range(1, 6)] for i in range(20)]
 
 
-async def test_closing_the_generator_aborts_in_the_engine(backend: ProcessBackend) -> None:
+async def test_closing_the_generator_aborts_in_the_engine(backend: LocalBackend) -> None:
     """A client that disconnects must not leave its sequence running in the engine."""
     deltas = backend.generate(Generate("left", [10], Sampling(max_tokens=10_000)))
     async for delta in deltas:
@@ -50,13 +50,13 @@ async def test_closing_the_generator_aborts_in_the_engine(backend: ProcessBacken
     raise AssertionError("the abort never reached the engine")
 
 
-async def test_a_refusal_is_raised_as_its_own_error(backend: ProcessBackend) -> None:
+async def test_a_refusal_is_raised_as_its_own_error(backend: LocalBackend) -> None:
     with pytest.raises(QueueFull) as refused:
         await ids_of(backend, "refused", 2, 1)
     assert refused.value.retry_after_s == 3.0
 
 
-async def test_a_killed_engine_fails_the_running_requests_and_is_restarted(backend: ProcessBackend) -> None:
+async def test_a_killed_engine_fails_the_running_requests_and_is_restarted(backend: LocalBackend) -> None:
     """A request must not wait forever for a dead engine, and the next one must be served."""
     long = asyncio.create_task(ids_of(backend, "long", 50, 10_000))
     await asyncio.sleep(0.1)
@@ -75,7 +75,7 @@ async def test_a_killed_engine_fails_the_running_requests_and_is_restarted(backe
     assert backend.restarts == 1
 
 
-async def test_deltas_before_the_exit_are_delivered(backend: ProcessBackend) -> None:
+async def test_deltas_before_the_exit_are_delivered(backend: LocalBackend) -> None:
     received: list[int] = []
     with pytest.raises(EngineDied):
         async for delta in backend.generate(Generate("cut", [1], Sampling(max_tokens=10))):
@@ -85,7 +85,7 @@ async def test_deltas_before_the_exit_are_delivered(backend: ProcessBackend) -> 
 
 @pytest.mark.parametrize(("config", "message"), [("unable", "no such thing"), ("crash", "exit code 3")])
 async def test_the_reason_why_an_engine_cannot_start_is_raised(config: str, message: str) -> None:
-    backend = ProcessBackend(EngineCommand(config, STAND_IN))
+    backend = LocalBackend(EngineCommand(config, STAND_IN))
     with pytest.raises(CannotStart, match=message):
         await backend.start()
     await backend.close()
@@ -93,7 +93,7 @@ async def test_the_reason_why_an_engine_cannot_start_is_raised(config: str, mess
 
 async def test_progress_is_reported_and_health_raises_it_while_loading() -> None:
     seen: list[Progress] = []
-    backend = ProcessBackend(EngineCommand("", STAND_IN), seen.append)
+    backend = LocalBackend(EngineCommand("", STAND_IN), seen.append)
     starting = asyncio.create_task(backend.start())
     await asyncio.sleep(0)
     with pytest.raises(Starting):
@@ -103,7 +103,7 @@ async def test_progress_is_reported_and_health_raises_it_while_loading() -> None
     await backend.close()
 
 
-async def test_close_leaves_no_process(backend: ProcessBackend) -> None:
+async def test_close_leaves_no_process(backend: LocalBackend) -> None:
     child = backend._child
     await backend.close()
     assert child is not None and child.wait() == 0
@@ -111,8 +111,8 @@ async def test_close_leaves_no_process(backend: ProcessBackend) -> None:
 
 async def test_an_engine_started_before_receives_its_configuration() -> None:
     """The server starts its engine before it has read the checkpoint; a second one would import everything again."""
-    with Child(STAND_IN) as first:
-        backend = ProcessBackend(EngineCommand("unable", STAND_IN), first=first)
+    with EngineProcess(STAND_IN) as first:
+        backend = LocalBackend(EngineCommand("unable", STAND_IN), first=first)
         with pytest.raises(CannotStart, match="no such thing"):
             await backend.start()
         assert backend._child is first
@@ -120,9 +120,9 @@ async def test_an_engine_started_before_receives_its_configuration() -> None:
 
 
 async def test_an_engine_that_died_before_its_configuration_is_reported() -> None:
-    with Child((sys.executable, "-c", "raise SystemExit(4)", "its arguments")) as first:
+    with EngineProcess((sys.executable, "-c", "raise SystemExit(4)", "its arguments")) as first:
         first.wait()
-        backend = ProcessBackend(EngineCommand("", STAND_IN), first=first)
+        backend = LocalBackend(EngineCommand("", STAND_IN), first=first)
         with pytest.raises(CannotStart, match="exit code 4"):
             await backend.start()
         await backend.close()
@@ -130,7 +130,7 @@ async def test_an_engine_that_died_before_its_configuration_is_reported() -> Non
 
 async def test_close_does_not_wait_for_an_engine_that_is_loading() -> None:
     """It has no replies to finish."""
-    backend = ProcessBackend(EngineCommand("", (sys.executable, "-c", "import time; time.sleep(60)", "its arguments")))
+    backend = LocalBackend(EngineCommand("", (sys.executable, "-c", "import time; time.sleep(60)", "its arguments")))
     starting = asyncio.create_task(backend.start())
     await asyncio.sleep(0.2)
     await asyncio.wait_for(backend.close(), 5)
@@ -141,7 +141,7 @@ async def test_close_does_not_wait_for_an_engine_that_is_loading() -> None:
 def test_a_child_ignores_signals_to_the_process_group() -> None:
     """Ctrl-C before the child could ignore it itself would end replies that its parent drains."""
     script = "import sys; sys.stdin.read(); sys.exit(5)"
-    with Child((sys.executable, "-c", script, "its arguments")) as child:
+    with EngineProcess((sys.executable, "-c", script, "its arguments")) as child:
         child._process.send_signal(signal.SIGINT)
         child._process.send_signal(signal.SIGTERM)
         child.send_config("go on")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.engine.cache import MARK_BLOCKS
+from server.engine.cache import RESTART_INTERVAL_BLOCKS
 from server.engine.slots import Slots
 from tests.engine.toys import STOP, Bench, ask, write_alone
 
@@ -61,7 +61,7 @@ def test_without_snapshots_it_begins_at_the_beginning_and_loses_nothing_either()
 @pytest.mark.parametrize("num_snapshots", [1, 3])
 def test_a_long_prompt_goes_on_from_its_last_mark(num_snapshots: int) -> None:
     """At the last chunk of a long prompt, a failure would otherwise cost all chunks before."""
-    mark = MARK_BLOCKS * SIZE
+    mark = RESTART_INTERVAL_BLOCKS * SIZE
     request = ask("a", prompt_of(2 * mark + 300), 5, seed=1)
     bench = hybrid(num_snapshots)
     bench.add(request)
@@ -79,7 +79,7 @@ def test_marks_of_a_long_prompt_leave_what_others_begin_from() -> None:
     known = prompt_of(40)
     bench.add(ask("known", [*known, 2], 1))
     bench.run()
-    bench.add(ask("long", [6, *prompt_of(2 * MARK_BLOCKS * SIZE + 300)], 1))
+    bench.add(ask("long", [6, *prompt_of(2 * RESTART_INTERVAL_BLOCKS * SIZE + 300)], 1))
     bench.run()
     bench.add(ask("again", [*known, 3], 1))
     bench.run()

@@ -10,7 +10,7 @@ from server.engine.blocks import Blocks
 from server.engine.compiler import Compiler
 from server.engine.loop import EngineParts, Loop
 from server.engine.scheduler import Scheduler
-from server.messages import Abort, Constraint, Delta, EngineFrame, Failed, Generate, Pulse, Shutdown, ToEngine
+from server.messages import Abort, Constraint, Delta, Failed, FromEngine, Generate, Pulse, Shutdown, ToEngine
 from tests.engine.toys import (
     Clock,
     ToyAllowance,
@@ -31,7 +31,7 @@ class ToyMailbox:
     clock: Clock
     script: list[list[ToEngine]]
     wanted: set[str]
-    sent: list[EngineFrame] = field(default_factory=list)
+    sent: list[list[FromEngine]] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     woken: threading.Event = field(default_factory=threading.Event)
 
@@ -46,7 +46,7 @@ class ToyMailbox:
         self.clock.advance(min(timeout_s, 0.5))
         return []
 
-    def send(self, mail: EngineFrame) -> None:
+    def send(self, mail: list[FromEngine]) -> None:
         assert mail
         self.sent.append(mail)
 
@@ -87,19 +87,19 @@ class Stage:
         *script: list[ToEngine],
         grammars: ToyGrammars | None = None,
         timeout_s: float = 20.0,
-        runs_ahead: bool = False,
+        overlap: bool = False,
     ) -> None:
         wanted = {mail.id for frame in script for mail in frame if isinstance(mail, Generate)}
         self.clock = Clock()
         self.mailbox = ToyMailbox(self.clock, list(script), wanted)
         self.blocks = Blocks(32, 4)
-        limits = make_limits(cache_tokens=128, max_running=4, runs_ahead=runs_ahead)
+        limits = make_limits(cache_tokens=128, max_running=4, overlap=overlap)
         self.scheduler = Scheduler(limits, self.blocks, None, self.clock)
         self.model, self.pool = ToyModel(4), ToyPool()
         self.guard = ToyGuard(ToyAllowance(32))
-        self.machine = EngineParts(self.model, self.pool, grammars or ToyGrammars(), self.guard)
-        compiler = Compiler(self.machine.grammars, self.mailbox.wake, self.clock, timeout_s)
-        self.loop = Loop(self.mailbox, self.scheduler, self.machine, compiler, self.clock)
+        self.parts = EngineParts(self.model, self.pool, grammars or ToyGrammars(), self.guard)
+        compiler = Compiler(self.parts.grammars, self.mailbox.wake, self.clock, timeout_s)
+        self.loop = Loop(self.mailbox, self.scheduler, self.parts, compiler, self.clock)
 
     def play(self) -> "Stage":
         self.loop.run()
@@ -143,7 +143,7 @@ def test_one_frame_holds_the_deltas_of_a_step() -> None:
 
 
 def test_constraint_compiles_beside_the_steps_and_holds() -> None:
-    request = ask("a", [1, 2], max_tokens=20, constraint=Constraint("lark", "4 ? 5 ?"), seed=3)
+    request = ask("a", [1, 2], max_tokens=20, constraint=Constraint("4 ? 5 ?"), seed=3)
     stage = Stage([request]).play()
     assert stage.ids("a") == write_alone(request, 3)
 
@@ -151,7 +151,7 @@ def test_constraint_compiles_beside_the_steps_and_holds() -> None:
 @pytest.mark.parametrize("source", ["bad", "panic"])
 def test_constraint_that_does_not_compile_is_refused_alone(source: str) -> None:
     good = ask("good", [1, 2], max_tokens=4, seed=1)
-    stage = Stage([ask("bad", [1, 2], constraint=Constraint("lark", source)), good]).play()
+    stage = Stage([ask("bad", [1, 2], constraint=Constraint(source)), good]).play()
     assert stage.failure("bad").kind == "bad_constraint"
     assert len(stage.told("bad")) == 1, "a refusal comes before any admission"
     assert stage.ids("good") == write_alone(good, 1)
@@ -171,8 +171,8 @@ class HangingGrammars(ToyGrammars):
 
 def test_constraints_that_hang_are_refused_and_others_still_compile() -> None:
     grammars = HangingGrammars()
-    hanging: list[ToEngine] = [ask(f"hang{index}", [1], constraint=Constraint("lark", "hang")) for index in range(2)]
-    late = ask("late", [1], max_tokens=9, constraint=Constraint("lark", "4 ? 4"), seed=1)
+    hanging: list[ToEngine] = [ask(f"hang{index}", [1], constraint=Constraint("hang")) for index in range(2)]
+    late = ask("late", [1], max_tokens=9, constraint=Constraint("4 ? 4"), seed=1)
     stage = Stage(hanging, [ask("free", [1, 2], max_tokens=2)], [late], grammars=grammars, timeout_s=5.0)
     stage.play()
     grammars.let_go.set()
@@ -183,7 +183,7 @@ def test_constraints_that_hang_are_refused_and_others_still_compile() -> None:
 
 def test_abort_while_compiling_leaves_nothing_behind() -> None:
     grammars = HangingGrammars()
-    stage = Stage([ask("a", [1], constraint=Constraint("lark", "hang"))], [Abort("a")], grammars=grammars)
+    stage = Stage([ask("a", [1], constraint=Constraint("hang"))], [Abort("a")], grammars=grammars)
     stage.mailbox.wanted.clear()
     stage.play()
     grammars.let_go.set()
@@ -256,7 +256,7 @@ def test_shrunk_allowance_is_obeyed_told_at_once_and_its_memory_given_back() -> 
 
 def test_memory_is_never_moved_under_a_step_in_flight() -> None:
     """A device that still computes would write where nothing is any more."""
-    stage = Stage([ask("a", [1, 2, 3], max_tokens=12, ignore_eos=True)], runs_ahead=True)
+    stage = Stage([ask("a", [1, 2, 3], max_tokens=12, ignore_eos=True)], overlap=True)
     allowances = {3: ToyAllowance(8), 7: ToyAllowance(32)}
     in_flight: list[bool] = []
     stage.pool.on_act = lambda: in_flight.append(stage.loop._pipeline.in_flight)
@@ -268,11 +268,11 @@ def test_memory_is_never_moved_under_a_step_in_flight() -> None:
     stage.play()
     assert stage.pool.acts == [("release", 8), ("restore", 32)]
     assert in_flight == [False, False]
-    assert stage.model.num_ahead > 4
+    assert stage.model.num_overlapped > 4
     assert len(stage.ids("a")) == 12
 
 
 def test_an_engine_that_is_told_to_end_forgets_the_step_in_flight() -> None:
-    stage = Stage([ask("a", [1, 2], max_tokens=50, ignore_eos=True)], [], [], [Shutdown()], runs_ahead=True).play()
-    assert stage.model.num_ahead > 0
+    stage = Stage([ask("a", [1, 2], max_tokens=50, ignore_eos=True)], [], [], [Shutdown()], overlap=True).play()
+    assert stage.model.num_overlapped > 0
     assert stage.failure("a").kind == "engine_died"

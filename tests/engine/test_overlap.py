@@ -5,8 +5,8 @@ from server.messages import Constraint, Generate
 from tests.engine.toys import Bench, ask, write_alone
 
 
-def bench_of(num_blocks: int = 40, *, slots: Slots | None = None, runs_ahead: bool = True, **limits: int) -> Bench:
-    return Bench(num_blocks, 4, slots, True, runs_ahead=runs_ahead, **limits)
+def bench_of(num_blocks: int = 40, *, slots: Slots | None = None, overlap: bool = True, **limits: int) -> Bench:
+    return Bench(num_blocks, 4, slots, True, overlap=overlap, **limits)
 
 
 def endless(id: str, prompt: list[int], max_tokens: int = 12, seed: int = 0) -> Generate:
@@ -23,22 +23,22 @@ def test_every_step_but_the_first_is_launched_before_the_one_before_it_is_read()
         write_alone(one, one.sampling.seed or 0) for one in requests
     ]
     assert bench.model.num_steps == 12, "the prompts' step gives the first id, and nothing is computed after the last"
-    assert bench.model.num_ahead == 11
+    assert bench.model.num_overlapped == 11
 
 
 def test_nothing_is_launched_ahead_where_the_device_does_not_gain() -> None:
-    for limits in ({"runs_ahead": False}, {"slots": Slots(2, 2)}, {"draft_tokens": 2}):
+    for limits in ({"overlap": False}, {"slots": Slots(2, 2)}, {"draft_tokens": 2}):
         bench = bench_of(**limits)
         bench.add(endless("a", [1, 2, 3]))
         bench.run()
-        assert bench.model.num_ahead == 0
+        assert bench.model.num_overlapped == 0
 
 
 def test_log_probabilities_are_read_before_the_next_step_overwrites_them() -> None:
     bench = bench_of()
     bench.add(ask("a", [1, 2, 3], 6, ignore_eos=True, num_logprobs=0))
     bench.run()
-    assert bench.model.num_ahead == 0
+    assert bench.model.num_overlapped == 0
 
 
 def test_an_arrival_waits_for_one_step_and_no_longer() -> None:
@@ -59,7 +59,7 @@ def test_where_nobody_more_may_run_those_who_wait_do_not_slow_the_others() -> No
     bench.add(endless("a", [1, 2, 3], 12))
     bench.add(endless("b", [3, 3], 12))
     bench.run()
-    assert bench.model.num_ahead == 22
+    assert bench.model.num_overlapped == 22
     assert bench.ids("b") == write_alone(endless("b", [3, 3], 12), 0)
 
 
@@ -97,10 +97,10 @@ def test_everybody_aborted_in_flight_leaves_nothing_to_draw() -> None:
     bench = bench_of()
     bench.add(endless("a", [1, 2, 3], 12))
     bench.step()
-    steps = bench.scheduler.tally.steps
+    steps = bench.scheduler.counts.steps
     bench.scheduler.abort("a")
     bench.run()
-    assert bench.scheduler.tally.steps == steps
+    assert bench.scheduler.counts.steps == steps
     bench.add(endless("b", [1, 2, 3], 3))
     bench.run()
     assert bench.ids("b") == write_alone(endless("b", [1, 2, 3], 3), 0)
@@ -108,13 +108,13 @@ def test_everybody_aborted_in_flight_leaves_nothing_to_draw() -> None:
 
 def test_ids_forced_in_flight_are_computed_next_and_what_was_computed_counts() -> None:
     """The row ahead holds the right token, and is not drawn."""
-    request = ask("a", [1, 2], 30, constraint=Constraint("lark", "? ? ? ? ? ? 4 5 ? 4 5 ? ? ? ? ? 6 6 ?"))
-    bench, plain = bench_of(), bench_of(runs_ahead=False)
+    request = ask("a", [1, 2], 30, constraint=Constraint("? ? ? ? ? ? 4 5 ? 4 5 ? ? ? ? ? 6 6 ?"))
+    bench, plain = bench_of(), bench_of(overlap=False)
     for one in (bench, plain):
         one.add(request)
         one.run()
     assert bench.ids("a") == plain.ids("a") == write_alone(request, 0)
-    assert bench.model.num_ahead > 0
+    assert bench.model.num_overlapped > 0
     assert bench.model.num_tokens == plain.model.num_tokens, "nothing is computed twice"
     assert bench.model.num_steps <= plain.model.num_steps + 2, "where ids are forced often, nothing is computed ahead"
 
@@ -126,7 +126,7 @@ def test_without_a_block_to_spare_the_step_waits_instead_of_preempting() -> None
     for request in requests:
         bench.add(request)
     bench.run()
-    assert bench.scheduler.tally.preemptions == 0
+    assert bench.scheduler.counts.preemptions == 0
     assert [bench.ids(one.id) for one in requests] == [write_alone(one, one.sampling.seed or 0) for one in requests]
 
 

@@ -27,7 +27,7 @@ def requests(draw: st.DrawFn, index: int) -> Generate:
         ignore_eos=draw(st.booleans()),
         min_tokens=draw(st.integers(0, 3)),
         num_logprobs=draw(st.sampled_from([None, None, 0])),
-        constraint=None if pattern is None else Constraint("lark", pattern),
+        constraint=None if pattern is None else Constraint(pattern),
         reasoning_phase=draw(st.sampled_from(PREAMBLES)),
     )
 
@@ -55,9 +55,9 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
         max_running=draw(st.integers(1, 8)),
         fast_forward=draw(st.booleans()),
         draft_tokens=draw(st.integers(0, 4)),
-        runs_ahead=draw(st.booleans()),
+        overlap=draw(st.booleans()),
     )
-    bench.scheduler.queue.note_finish(draw(st.integers(1, 8)))
+    bench.scheduler.queue.record_finish(draw(st.integers(1, 8)))
     asked: dict[str, Generate] = {}
     aborted: set[str] = set()
     for _ in range(draw(st.integers(1, 30))):
@@ -73,7 +73,7 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
                 asked[id] = ask(id, request.token_ids, 4, seed=choice)
                 bench.add(asked[id])
         elif act == "step":
-            bench.may_go_ahead = draw(st.booleans())
+            bench.may_overlap = draw(st.booleans())
             bench.step(admit=draw(st.booleans()))
         elif act == "abort" and asked:
             id = draw(st.sampled_from(sorted(asked)))
@@ -87,7 +87,7 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
         elif act == "memory":
             bench.model.fail_above = draw(st.sampled_from([1, 2, 5, 1000]))
     bench.scheduler.resize(num_blocks, preempt=False)
-    bench.may_go_ahead = draw(st.booleans())
+    bench.may_overlap = draw(st.booleans())
     bench.run(max_steps=STEPS_PER_REQUEST * (len(asked) + 1))
     for id, request in asked.items():
         if id in aborted:

@@ -28,7 +28,7 @@ class Failing:
         self.runner = runner
         self.steps = steps
         self.num_calls = 0
-        self.num_ahead = 0
+        self.num_overlapped = 0
 
     def launch(self, batch: Batch) -> Ticket:
         self.num_calls += 1
@@ -37,7 +37,7 @@ class Failing:
         return self.runner.launch(batch)
 
     def launch_after(self, batch: Batch, drawing: Drawing, lines: Sequence[int]) -> Ticket:
-        self.num_ahead += 1
+        self.num_overlapped += 1
         return self.runner.launch_after(batch, drawing, lines)
 
     def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
@@ -52,7 +52,7 @@ class Failing:
         self.runner.copy_block(source, target)
 
 
-def bench_with(kind: Kind, *, fails: range = range(0), draft_tokens: int = 0, runs_ahead: bool = False) -> Bench:
+def bench_with(kind: Kind, *, fails: range = range(0), draft_tokens: int = 0, overlap: bool = False) -> Bench:
     """A bench with the tiny checkpoint of this kind; hybrids get five slots and five snapshots."""
     model = loaded(kind)
     slots = Slots(5, 5) if kind in HYBRID else None
@@ -64,7 +64,7 @@ def bench_with(kind: Kind, *, fails: range = range(0), draft_tokens: int = 0, ru
         max_running=12,
         vocab_size=model.vocab_size,
         draft_tokens=draft_tokens,
-        runs_ahead=runs_ahead,
+        overlap=overlap,
     )
     bench.model = Failing(Runner(model, NUM_BLOCKS, BLOCK_SIZE, 10 if slots else 0), fails)  # type: ignore[assignment]
     return bench
@@ -97,17 +97,17 @@ def play(bench: Bench, requests: list[Generate], aborted: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "runs_ahead"),
+    ("kind", "overlap"),
     [*((kind, False) for kind in (*PLAIN, *HYBRID)), ("qwen3", True), ("qwen3_moe", True), ("qwen3_next", True)],
 )
-def test_greedy_equals_generate_with_arrivals_prefix_hits_preemptions_and_aborts(kind: Kind, runs_ahead: bool) -> None:
-    bench = bench_with(kind, runs_ahead=runs_ahead)
+def test_greedy_equals_generate_with_arrivals_prefix_hits_preemptions_and_aborts(kind: Kind, overlap: bool) -> None:
+    bench = bench_with(kind, overlap=overlap)
     requests = requests_for(32 if kind in PLAIN else 16)
     aborted = {f"r{index - 2}" for index in range(len(requests)) if index % 10 == 4}
     play(bench, requests, aborted)
-    assert bench.scheduler.tally.cached_tokens > 0
-    assert bench.scheduler.tally.preemptions > 0
-    assert (bench.model.num_ahead > 0) == (runs_ahead and kind in PLAIN)
+    assert bench.scheduler.counts.cached_tokens > 0
+    assert bench.scheduler.counts.preemptions > 0
+    assert (bench.model.num_overlapped > 0) == (overlap and kind in PLAIN)
     for request in requests:
         want = generate(kind, request.token_ids, request.sampling.max_tokens)
         assert bench.ids(request.id) == want[: len(bench.ids(request.id))]
@@ -134,7 +134,7 @@ def test_drafts_copied_from_the_prompt_change_no_reply() -> None:
         truth = generate("qwen3", request.token_ids, request.sampling.max_tokens)
         request.token_ids[:0] = [*request.token_ids, *truth]  # what it once wrote stands in the prompt
     play(bench, requests, set())
-    assert bench.scheduler.tally.drafted_tokens > 0
+    assert bench.scheduler.counts.drafted_tokens > 0
     for request in requests:
         assert bench.ids(request.id) == generate("qwen3", request.token_ids, request.sampling.max_tokens)
 
@@ -151,7 +151,7 @@ def test_constrained_rows_keep_to_their_grammar_and_free_rows_do_not_notice(kind
             f"bound-{request.id}",
             request.token_ids,
             Sampling(max_tokens=60, temperature=1.0, seed=choices.randrange(100)),
-            constraint=Constraint("regex", "(red|green|blue) (one|two|three) times"),
+            constraint=Constraint("start: /(red|green|blue) (one|two|three) times/"),
         )
         for request in requests
     }
@@ -159,4 +159,4 @@ def test_constrained_rows_keep_to_their_grammar_and_free_rows_do_not_notice(kind
     for request in requests:
         assert bench.ids(request.id) == generate(kind, request.token_ids, request.sampling.max_tokens)
         assert bench.end(f"bound-{request.id}") == "stop"
-    assert bench.scheduler.tally.forced_tokens > 0
+    assert bench.scheduler.counts.forced_tokens > 0

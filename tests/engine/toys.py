@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from server.engine.blocks import Blocks
-from server.engine.limits import Limits
-from server.engine.pipeline import Pipeline
+from server.engine.budget import Limits
+from server.engine.overlap import Pipeline
 from server.engine.reply import closing_constraint
 from server.engine.scheduler import Scheduler
 from server.engine.slots import Slots
@@ -118,7 +118,7 @@ class ToyModel:
     num_tokens: int = 0
     largest_step: int = 0
     num_steps: int = 0
-    num_ahead: int = 0  # of them launched before the one before was read
+    num_overlapped: int = 0  # of them launched before the one before was read
     fail_above: int = 1 << 30  # a step of more tokens than this has no memory
     broken_seed: int | None = None  # whose logits are NaN
     on_launch: Callable[[int], None] = lambda _: None
@@ -144,7 +144,7 @@ class ToyModel:
         return batch
 
     def launch_after(self, batch: Batch, drawing: "ToyDrawing", lines: Sequence[int]) -> Batch:
-        self.num_ahead += 1
+        self.num_overlapped += 1
         assert all(len(row.token_ids) == row.num_logits == 1 for row in batch.rows)
         return self.launch(Batch(tuple(
             replace(row, token_ids=(drawing.ids[line],)) for row, line in zip(batch.rows, lines, strict=True)
@@ -281,7 +281,7 @@ class Bench:
         values = {"cache_tokens": num_blocks * block_size, **limits}
         self.scheduler = Scheduler(make_limits(**values), self.blocks, slots, self.clock)
         self.told: dict[str, list[Delta | Failed]] = {}
-        self.may_go_ahead = True
+        self.may_overlap = True
         self._pipeline: Pipeline | None = None
 
     def add(self, request: Generate) -> bool:
@@ -303,11 +303,11 @@ class Bench:
             self._pipeline = Pipeline(self.scheduler, self.model, self.grammars)
         did_something = True
         if self._pipeline.in_flight:
-            self._pipeline.go_on(lambda: self.may_go_ahead)
+            self._pipeline.finish_in_flight(lambda: self.may_overlap)
         elif (step := self.scheduler.next_step(admit=admit)) is not None:
             self.scheduler.check()
             self._hold_to_what_is_budgeted(step)
-            self._pipeline.compute(step, lambda: self.may_go_ahead)
+            self._pipeline.compute(step, lambda: self.may_overlap)
         else:
             did_something = False
         self._collect()

@@ -24,8 +24,8 @@ class World:
         limits = GuardLimits(
             weights=15 * GIB, activations=GIB, fixed=FIXED, num_blocks=BLOCKS, block_bytes=BLOCK, room=22 * GIB
         )
-        doors = GuardIO(lambda: self.readings, lambda: self.now_s, 1e9, self.release, lambda: AllocatorStats(7, 9))
-        self.guard = Guard(limits, doors)
+        io = GuardIO(lambda: self.readings, lambda: self.now_s, 1e9, self.release, lambda: AllocatorStats(7, 9))
+        self.guard = Guard(limits, io)
 
     def look(self, own: int = 2 * GIB) -> DeviceReading:
         """Most of what is reserved is not written yet, so others can take nearly everything."""

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from server.engine.assemble import _wanted
+from server.engine.assemble import _select_device
 from server.memory.start import open_probe
 
 GIB = 1 << 30
@@ -22,7 +22,7 @@ sys.stdin.read()
 @pytest.mark.gpu
 def test_on_the_gpu_what_another_process_takes_is_seen_and_is_not_ours() -> None:
     """A guard that counts a neighbour's memory as its own would never give any back."""
-    probe = open_probe("cuda", "auto", _wanted(torch.device("cuda", 0)))
+    probe = open_probe("cuda", "auto", _select_device(torch.device("cuda", 0)))
     before = probe.read()[0]
     other = subprocess.Popen([sys.executable, "-c", OTHER_PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline() == b"held\n"
@@ -36,7 +36,7 @@ def test_on_the_gpu_what_another_process_takes_is_seen_and_is_not_ours() -> None
 
 @pytest.mark.gpu
 def test_on_the_gpu_what_this_process_takes_is_seen_as_its_own() -> None:
-    probe = open_probe("cuda", "auto", _wanted(torch.device("cuda", 0)))
+    probe = open_probe("cuda", "auto", _select_device(torch.device("cuda", 0)))
     torch.zeros(1, device="cuda")
     before = probe.read()[0]
     held = torch.empty(2 * GIB, dtype=torch.uint8, device="cuda")

@@ -148,7 +148,7 @@ def test_prompts_replies_and_mixtures_survive_it(kind: Kind, place: float) -> No
 
 Written = dict[str, tuple[list[int], str | None, list[TokenLogprob]]]
 NEVER = 2.0  # a place beyond the end of every step
-CITY = Constraint("regex", r'\{"city": "(Paris|Rome|Oslo)", "sure": (true|false)\}')
+CITY = Constraint(r'start: /\{"city": "(Paris|Rome|Oslo)", "sure": (true|false)\}/')
 # Every way of drawing: by temperature alone, cut by each of the three, with penalties that look back, with log
 # probabilities. All leave few ids to choose from: a step that is tried again has other batch mates, with which matrix
 # products round in another way, and among thousands of equally likely ids that alone moves a draw.
@@ -216,7 +216,7 @@ def same(found: Written, expected: Written) -> None:
 def test_sampled_and_constrained_replies_survive_it(place: float) -> None:
     """Random numbers, penalties, grammars, forced ids and log probabilities stand where they stood before the step."""
     found, bench, failed = written(sampled(8), place)
-    assert failed >= {"prompt", "reply", "prompt reply"} and bench.scheduler.tally.forced_tokens > 0
+    assert failed >= {"prompt", "reply", "prompt reply"} and bench.scheduler.counts.forced_tokens > 0
     same(found, undisturbed("sampled"))
     tokenizer = Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
     for id in ("r0", "r3", "r4", "r7"):  # r3 and r7 have log probabilities, so that nothing is forced on them unseen
@@ -230,7 +230,7 @@ def test_rows_that_verify_drafts_survive_it(place: float, temperature: float) ->
     """Drafts are neither accepted twice nor lost, right ones and wrong ones; and drafting itself changes no reply."""
     found, bench, failed = written(repeating(temperature), place, draft_tokens=4)
     assert any("drafts" in kind for kind in failed), failed
-    assert 0 < bench.scheduler.tally.accepted_tokens <= bench.scheduler.tally.drafted_tokens
+    assert 0 < bench.scheduler.counts.accepted_tokens <= bench.scheduler.counts.drafted_tokens
     same(found, undisturbed(str(temperature)))
 
 

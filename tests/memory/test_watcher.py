@@ -13,14 +13,14 @@ class SlowProbe:
 
     def __init__(self) -> None:
         self.looks = 0
-        self.go_on = threading.Event()
+        self.finish_in_flight = threading.Event()
         self.waiting = threading.Event()
 
     def read(self) -> tuple[DeviceReading, ...]:
         self.looks += 1
         if self.looks == 2:
             self.waiting.set()
-            self.go_on.wait(10)
+            self.finish_in_flight.wait(10)
         return (DeviceReading("card", "", "nvml", self.looks, 0, 0),)
 
 
@@ -29,7 +29,7 @@ def test_a_driver_that_hangs_does_not_delay_whoever_asks() -> None:
     watcher = Watcher(probe, interval_s=0.001)
     assert probe.waiting.wait(10)
     assert watcher.latest()[0].total == 1 and watcher.latest() is watcher.latest()
-    probe.go_on.set()
+    probe.finish_in_flight.set()
     for _ in range(1000):
         if watcher.latest()[0].total > 2:
             break

@@ -130,7 +130,7 @@ def constraint(
     check_format(wanted)
     calls = bool(callable_tools(wanted))
     if not calls and wanted.answer is None and not wanted.tools:
-        return Constraint(kind="lark", source=f"start: SAID\nSAID: {NOT_BLANK}\n") if wanted.must_answer else None
+        return Constraint(f"start: SAID\nSAID: {NOT_BLANK}\n") if wanted.must_answer else None
     lines = [_start(wanted, calls, separator is not None)]
     if calls:
         opener, rest = next(iter(openers.items()))
@@ -148,7 +148,7 @@ def constraint(
         lines.append(f"text: NO_CALL\nNO_CALL: {anything} & ~/{before}({shut_out})(?s:.*)/")
     if wanted.answer is not None:
         lines += _answer_rules(wanted.answer)
-    return Constraint(kind="lark", source="\n".join([*lines, *SHARED_RULES]) + "\n")
+    return Constraint("\n".join([*lines, *SHARED_RULES]) + "\n")
 
 
 def _start(wanted: ConstraintSpec, calls: bool, repeats: bool) -> str:

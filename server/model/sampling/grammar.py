@@ -180,13 +180,7 @@ def _rename_added_tokens(tokenizer: bytes) -> str:
 
 
 def _grammar(constraint: Constraint) -> str:
-    match constraint.kind:
-        case "lark":
-            return LLMatcher.grammar_from_lark(constraint.source)
-        case "json_schema":
-            return LLMatcher.grammar_from_json_schema(constraint.source)
-        case "regex":
-            return LLMatcher.grammar_from_regex(constraint.source)
+    return LLMatcher.grammar_from_lark(constraint.source)
 
 
 def _one_line(text: str) -> str:

@@ -17,7 +17,7 @@ from server.settings import engine_environment
 ENGINE = (sys.executable, "-m", "server.engine")
 
 
-class Child:
+class EngineProcess:
     """One engine process, killed when a `with` block of it is left.
 
     `address` is the socket that it will connect to; its parent may bind it later.
