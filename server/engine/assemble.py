@@ -19,7 +19,7 @@ from server.memory.budget import Plan, most_rows
 from server.memory.guard import AllocatorStats, Guard, GuardIO
 from server.memory.host import trim_heap
 from server.memory.probe import DeviceSelector, TorchFigures
-from server.memory.start import Measured, open_probe, refuse_early
+from server.memory.start import Measured, open_probe, refuse_early, replan
 from server.memory.watcher import Probe, Watcher
 from server.messages import Progress, Ready
 from server.model.graphs.decode_graphs import padded_sizes
