@@ -1,9 +1,8 @@
-"""The engine process: `python -m server.engine --address ipc://...`, its order on standard input. Composition root.
+"""The engine process: `python -m server.engine --address ipc://...`, configured on standard input. Composition root.
 
-It connects to the address, imports what takes seconds, reads its order (an EngineOrder as JSON, up to the end of the
-input), tells Progress while it loads, then Ready or Unable, and serves until Shutdown or the death of the process that
-started it; signals it ignores. Exit code 0 after a told end or without an config, 1 after a crash, 2 if it cannot
-start.
+It connects to the address, imports torch, reads an EngineConfig (JSON) up to end of file, sends Progress while
+it loads, then Ready or StartFailed, and serves until Shutdown or until its parent process ends. SIGINT and SIGTERM are
+ignored. Exit code: 0 after Shutdown or without a configuration, 1 after a crash, 2 if it cannot start.
 """
 
 import argparse
@@ -28,12 +27,15 @@ LINGER_MS = 1000  # for messages still unsent at `close`
 
 
 class PairMailbox:
-    """Mail to and from the API process. `wake` may be called from any thread and from a signal handler."""
+    """ZeroMQ PAIR socket to the API process: one message a frame in, one list a frame out.
+
+    `wake` may be called from any thread and from a signal handler.
+    """
 
     def __init__(self, address: str) -> None:
         self._zmq = zmq.Context()
         self._socket = self._zmq.socket(zmq.PAIR)
-        self._socket.set_hwm(0)  # the queue of requests is bounded elsewhere, with an answer
+        self._socket.set_hwm(0)  # the request queue is bounded by the scheduler
         self._socket.connect(address)
         self._waker, self._wake_end = os.pipe()
         os.set_blocking(self._waker, False)
@@ -45,7 +47,7 @@ class PairMailbox:
         self._encode = msgspec.msgpack.Encoder().encode
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
-        """Everything that has come, in order; waits at most this long for the first message or a `wake`."""
+        """Return all pending messages in order; wait up to `timeout_s` for the first one or a `wake`."""
         ready = dict(self._poller.poll(math.ceil(timeout_s * 1000)))
         if self._waker in ready:
             os.read(self._waker, 4096)
@@ -65,11 +67,11 @@ class PairMailbox:
         """End a waiting `receive` early."""
         try:
             os.write(self._wake_end, b"\0")
-        except BlockingIOError:  # it is full of wakes already
+        except BlockingIOError:  # the pipe is full of wake-ups already
             return
 
     def close(self) -> None:
-        """Send what is still to be sent, then close."""
+        """Flush unsent messages, then close."""
         self._socket.close(linger=LINGER_MS)
         self._zmq.term()
 
@@ -92,13 +94,13 @@ def main() -> int:
 
 def _serve(mailbox: PairMailbox) -> int:
     mailbox.send([Progress("starting", 0.0)])
-    gc.disable()  # what is imported stays: looking for garbage among its million objects takes a second and finds none
+    gc.disable()  # collecting among the million imported objects takes a second and frees none
     try:
         try:
-            # Importing torch takes seconds: the API process has heard from us before.
+            # Importing torch takes seconds: Progress was sent before it.
             from server.engine.assemble import EngineConfig, assemble
         finally:
-            config = sys.stdin.buffer.read()  # whoever has ordered listens: from here on nothing we say is lost
+            config = sys.stdin.buffer.read()  # its sender has bound its socket: nothing is lost from here on
         if not config:
             return 0
         gc.freeze()
@@ -117,7 +119,7 @@ def _serve(mailbox: PairMailbox) -> int:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """No engine outlives the process that started it, whatever this one's main thread is busy with."""
+    """Exit when the parent process has ended, even if the main thread is busy."""
     while os.getppid() == parent:
         time.sleep(ORPHAN_CHECK_S)
     os._exit(1)
@@ -126,7 +128,7 @@ def _exit_with_parent(parent: int) -> None:
 def _run() -> int:
     try:
         return main()
-    except Exception:  # noqa: BLE001 the edge of the process: everyone has been told, this is for the log
+    except Exception:  # noqa: BLE001 process boundary: clients have their errors, this is for the log
         traceback.print_exc()
         return 1
 
@@ -135,4 +137,4 @@ if __name__ == "__main__":
     code = _run()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # no waiting for threads: a grammar that hangs must not keep the process
+    os._exit(code)  # do not join threads: a hung grammar compilation must not keep the process alive

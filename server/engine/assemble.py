@@ -1,4 +1,4 @@
-"""From an order to an engine that is ready: the half of the composition root that knows tensors."""
+"""Build an engine from its configuration: the part of the composition root that imports torch."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ DRAFTS_ON_CPU = 4
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What the API process orders, as JSON. `max_model_len` 0 is the model's own; `stop_ids` may end any constraint."""
+    """Sent by the API process as JSON. `max_model_len` 0 is the model's own; `stop_ids` may end any constraint."""
 
     checkpoint: str
     max_model_len: int
@@ -45,7 +45,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A loop to run, what is told about it, and how its threads are ended."""
+    """A loop to run, the message that announces it, and how to stop its threads."""
 
     loop: Loop
     ready: Ready
@@ -54,7 +54,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A model in memory, and the memory around it."""
+    """A loaded model, its memory plan, its runner and its grammar compiler."""
 
     loaded: LoadedModel
     plan: Plan
@@ -103,7 +103,7 @@ def _load_parts(config: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
         rows = most_rows(settings.max_batch_tokens, settings.max_running, _draft_tokens(settings, loaded.device))
         largest = StepSize(settings.max_batch_tokens, rows, settings.block_size, max(sizes, default=0))
         measured = Measured(loaded.weight_bytes, measure_step(loaded, largest))
-        grammars = indexing.result()  # before the reading, which must show everything that stays
+        grammars = indexing.result()  # before memory is read: it must include everything that stays allocated
         trim_heap()
         plan = replan(estimate, probe.read()[0], measured)
         runner = Runner(loaded, plan.num_blocks, settings.block_size, plan.num_slots)
@@ -123,8 +123,8 @@ def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:
         vocab_size=parts.loaded.vocab_size,
         fast_forward=settings.fast_forward,
         draft_tokens=_draft_tokens(settings, parts.loaded.device),
-        copies_blocks=parts.loaded.device.type == "cpu",  # a GPU computes a few tokens more for nothing
-        overlap=parts.loaded.device.type != "cpu",  # there the host is the device
+        copies_blocks=parts.loaded.device.type == "cpu",  # on a GPU recomputing a few tokens is free
+        overlap=parts.loaded.device.type != "cpu",  # on a CPU host and device are the same
         seed=settings.seed,
     )
     slots = None
@@ -136,7 +136,7 @@ def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:
 
 
 def _draft_tokens(settings: EngineSettings, device: torch.device) -> int:
-    """As set, or what pays: on a CPU five tokens take little longer than one, on a GPU they leave its captured step."""
+    """As set, or the device's default: on a CPU five tokens cost little more than one; a GPU needs CUDA graphs."""
     if settings.draft_tokens >= 0:
         return settings.draft_tokens
     return DRAFTS_ON_CPU if device.type == "cpu" else 0

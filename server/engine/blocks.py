@@ -1,12 +1,12 @@
-"""Every block is exactly free, cached, or referenced as often as sequences hold it. Ids and hashes, no tensors.
+"""Block allocator with a prefix cache: reference counts and hashes, no tensors. A block is in one of three states.
 
-    free       nobody's; content means nothing
-    cached     nobody's, but its content may be reused until it is evicted, least recently used first
-    used       held by one or more sequences; its content may be shared once the block is full
+    free       unreferenced; content undefined
+    cached     unreferenced; content reusable until evicted, least recently used first
+    used       referenced by one or more sequences; shareable once the block is full
 
 A full block is known by a hash over its ids and the hash of the block before it, so that equal hashes mean equal
-tokens at equal positions. Sharing is by reference: a shared block is never written again. Where a prompt leaves what
-is known in the middle of a block, the beginning of that block can be copied, be it full or not.
+tokens at equal positions. Sharing is by reference: a shared block is never written again. Where a prompt
+diverges in the middle of a block, the common prefix of that block can be copied, be it full or not.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ ROOT_HASH = b""  # parent of a first block
 
 
 def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """The name of a full block: 16 bytes over its parent's name and its ids. Collisions cannot be made on purpose."""
+    """Hash of a full block: 16 bytes over its parent's hash and its ids, cryptographically collision-resistant."""
     return hashlib.blake2b(array("I", token_ids).tobytes(), digest_size=16, key=parent).digest()
 
 
-MAX_COMPARED = 32  # blocks that go on from one prefix with one id, looked at for the longest common beginning
+MAX_COMPARED = 32  # blocks behind one prefix with one first id, compared for the longest common prefix
 
 
 class Blocks:
-    """Which of the blocks `0 .. num_blocks` are taken. Low ids and runs of consecutive ids are handed out first:
-    attention on the CPU reads a dense range of blocks in place, and the pool can give its tail back.
+    """Allocator of the blocks `0 .. num_blocks`. Low ids and runs of consecutive ids are allocated first:
+    attention on the CPU reads a dense range of blocks in place, and the pool can release its tail.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True) -> None:
@@ -49,18 +49,18 @@ class Blocks:
 
     @property
     def num_available(self) -> int:
-        """Blocks that `take` can give now: free ones, and cached ones that it evicts."""
+        """Blocks that `allocate` can return now: free ones, and cached ones that it evicts."""
         return self._num_free + len(self._cached)
 
     @property
     def num_cached(self) -> int:
-        """Blocks that nobody holds but whose content may be reused."""
+        """Unreferenced blocks whose content may be reused."""
         return len(self._cached)
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
-        """`count` blocks for one sequence, in table order; `after` is the last block it has.
+        """Allocate `count` blocks for one sequence, in table order; `after` is the last block it has.
 
-        The caller has looked at `num_available`.
+        `count` is at most `num_available`.
         """
         assert count <= self.num_available
         while self._num_free < count:
@@ -75,7 +75,7 @@ class Blocks:
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:
-        """One more sequence holds these blocks, which are used or cached."""
+        """Add a reference to these blocks, which are used or cached."""
         for block in blocks:
             if self._references[block] == 0:
                 del self._cached[block]
@@ -83,7 +83,7 @@ class Blocks:
             self._references[block] += 1
 
     def free(self, blocks: Sequence[int]) -> None:
-        """A sequence holds these blocks, in table order, no longer."""
+        """Drop one reference to each of these blocks, in table order."""
         for block in reversed(blocks):  # so that a chain's tail is evicted before its head
             self._references[block] -= 1
             if self._references[block] > 0:
@@ -98,7 +98,7 @@ class Blocks:
                 self._cached[block] = None
 
     def find_prefix(self, hashes: Iterable[bytes]) -> list[int]:
-        """The blocks that hold the longest known beginning of this chain; they are not taken yet."""
+        """The blocks of the longest cached prefix of this hash chain; not referenced yet."""
         found = []
         for name in hashes:
             block = self._by_hash.get(name)
@@ -108,18 +108,18 @@ class Blocks:
         return found
 
     def find_partial(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int] | None:
-        """The block behind `parent` that begins with the most of these ids, and how many; None if none does."""
+        """The block behind `parent` with the longest common prefix with these ids, and its length; or None."""
         known = self._branches.get((parent, token_ids[0]), {})
         counts = ((_num_common(known[block], token_ids), block) for block in islice(reversed(known), MAX_COMPARED))
         count, block = max(counts, default=(0, 0))
         return (block, count) if count else None
 
     def num_idle(self, blocks: Iterable[int]) -> int:
-        """How many of these are cached and held by nobody: sharing them makes that many fewer available."""
+        """How many of these are cached and unreferenced: sharing them makes that many fewer available."""
         return sum(self._references[block] == 0 for block in blocks)
 
     def publish(self, block: int, name: bytes, parent: bytes, token_ids: Sequence[int]) -> None:
-        """This used block, which holds these ids behind `parent`, will not change: others may find it from now on."""
+        """Make this used block, which holds these ids behind `parent` and will not change, findable."""
         if self.caching and self._hashes[block] is None and name not in self._by_hash:
             self._hashes[block] = name
             self._by_hash[name] = block
@@ -127,11 +127,11 @@ class Blocks:
             self._branches.setdefault(branch, {})[block] = array("I", token_ids)
 
     def unpublish(self, block: int) -> None:
-        """This used block is found no longer."""
+        """Make this used block unfindable."""
         self._forget(block)
 
     def set_limit(self, limit: int) -> None:
-        """Blocks from this id on are handed out and cached no more (`num_beyond_limit` of them are still used)."""
+        """Stop allocating and caching blocks from this id on (`num_beyond_limit` of them are still used)."""
         limit = max(0, min(limit, self.num_blocks))
         for block in range(limit, self.limit):
             if self._references[block]:
@@ -150,7 +150,7 @@ class Blocks:
         self.limit = limit
 
     def check(self, tables: Iterable[Sequence[int]] = ()) -> None:
-        """Prove the books against the block tables of all sequences; raises AssertionError."""
+        """Check the invariants against the block tables of all sequences; raises AssertionError."""
         held = Counter(block for table in tables for block in table)
         num_free = num_beyond_limit = 0
         for block in range(self.num_blocks):
@@ -197,13 +197,13 @@ class Blocks:
         return list(self._claim(block + 1, length)) if length > 0 else []
 
     def _find_run(self, count: int) -> tuple[int, int]:
-        """Start and length of free blocks: the lowest run that holds them all, else the lowest half as long, ..."""
+        """Start and length of a free run: the lowest that is long enough, else the lowest half as long, ..."""
         while (start := self._is_free.find(b"\1" * count)) < 0:
             count = (count + 1) // 2
         return start, count
 
 
 def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids both begin with."""
+    """Length of the common prefix."""
     most = min(len(one), len(other))
     return next((i for i in range(most) if one[i] != other[i]), most)

@@ -6,22 +6,22 @@ from server.engine.sequence import Sequence
 from server.engine.step import ScheduledRow
 from server.messages import Failed, Generate
 
-# In one step. Up to here the weights are read for one token as for all; beyond, on a CPU each takes time of its own,
-# and a draft that may be thrown away is dear.
+# Tokens of one step up to which a CPU step is bound by reading the weights; beyond, each token costs compute time,
+# and drafts that may be rejected do not pay.
 CHEAP_TOKENS = 16
 OOM_COOLDOWN_STEPS = 16
 MAX_OOM_COOLDOWN_STEPS = 4096
-STREAM_PAUSE_S = 0.2  # how long a prompt may hold up running replies in one step
-MIN_PREFILL_TOKENS = 64  # tokens of prompts beside streams in any case: smaller chunks cost more than they spare
-MIN_MEASURED_TOKENS = 32  # prompt tokens a step must have to tell something about speed
+STREAM_PAUSE_S = 0.2  # how long prompts may delay running replies in one step
+MIN_PREFILL_TOKENS = 64  # tokens of prompts beside streams at least: smaller chunks are inefficient
+MIN_MEASURED_TOKENS = 32  # prompt tokens in a step from which its speed is measured
 NEWEST_WEIGHT = 0.3
-OLDEST_PROMPT_SHARE = 0.75  # of what is left: behind a very long prompt, short ones still get on
-MIN_CHUNK_TOKENS = 32  # tokens; a younger prompt gets no smaller chunk unless that is all it needs
+OLDEST_PROMPT_SHARE = 0.75  # of what is left: short prompts progress behind a very long one
+MIN_CHUNK_TOKENS = 32  # a younger prompt gets no smaller chunk unless that is all it needs
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes are tokens, sequences, or seconds where the name says so."""
+    """Limits of the scheduler: tokens and sequences; seconds where the name says so."""
 
     max_batch_tokens: int
     max_running: int
@@ -32,21 +32,21 @@ class Limits:
     fast_forward: bool = True
     draft_tokens: int = 0
     copies_blocks: bool = False  # whether copying a block is cheaper than computing some of its tokens
-    overlap: bool = False  # whether the device computes on while the host takes in what it drew
+    overlap: bool = False  # whether the next step is launched before the ids of this one are read
     seed: int = 0
-    memory_wait_timeout_s: float = 30.0  # how long a sequence waits for memory while nothing runs
+    memory_wait_timeout_s: float = 30.0  # how long a sequence waits for memory while none runs
 
     def num_spare_lines(self, num_sequences: int) -> int:
-        """Lines of logits that drafts may have while so many sequences may want one each; none among many.
+        """Rows of logits left for drafts when each of `num_sequences` needs one; 0 with many sequences.
 
-        Memory is set aside for a line each of the most that run, and for one that runs alone with all its drafts.
+        Memory is reserved for one row for each of `max_running` sequences, and for one sequence with all its drafts.
         """
         free = max(self.max_running, 1 + self.draft_tokens) - min(self.max_running, num_sequences)
         return max(0, min(free, CHEAP_TOKENS - num_sequences))
 
 
 def find_refusal(request: Generate, limits: Limits) -> Failed | None:
-    """Why this request can never be served, found out before anything is spent on it; None if it can be."""
+    """The reason why this request can never be served; None if it can be."""
     num_prompt, num_reply = len(request.token_ids), request.sampling.max_tokens
     largest = min(limits.max_model_len, limits.cache_tokens)
     if num_prompt + num_reply > largest:
@@ -62,36 +62,36 @@ def find_refusal(request: Generate, limits: Limits) -> Failed | None:
     return None
 
 
-class Budget:
-    """Halves when a step runs out of memory; doubles back after ever more steps that went well.
+class StepBudget:
+    """Token budget of a step: halved when a step runs out of memory, doubled again after a cooldown.
 
-    The pause before doubling grows with every failure, so that a sequence whose progress is lost by one gets
-    through in the end, however little memory there is.
+    The cooldown doubles with every failure, so that a sequence that loses its progress by one finishes eventually.
+    While replies are streaming, prompts get only as many tokens as compute in `STREAM_PAUSE_S`, measured.
     """
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
         self.num_tokens = max_tokens
-        self.num_single_token_ooms = 0  # steps of a single token that failed in a row
+        self.num_single_token_ooms = 0  # consecutive steps of a single token that ran out of memory
         self._cooldown_steps = OOM_COOLDOWN_STEPS
         self._steps_left = 0
-        self._token_s: float | None = None  # what a prompt token takes, as far as is known
+        self._token_s: float | None = None  # seconds per prompt token, None until measured
 
     def prefill_tokens(self, num_left: int, *, streaming: bool) -> int:
-        """How many of the tokens that are left prompts may have in this step."""
+        """Tokens that prompts may have in this step, at most `num_left`."""
         if not streaming or self._token_s is None:
             return num_left
         return min(num_left, max(MIN_PREFILL_TOKENS, int(STREAM_PAUSE_S / self._token_s)))
 
     def shrink(self, num_tokens: int) -> None:
-        """A step of this many tokens ran out of memory."""
+        """Record that a step of this many tokens ran out of memory."""
         self.num_single_token_ooms += num_tokens == 1
         self.num_tokens = max(1, num_tokens // 2)
         self._steps_left = self._cooldown_steps
         self._cooldown_steps = min(2 * self._cooldown_steps, MAX_OOM_COOLDOWN_STEPS)
 
     def recover(self, num_prompt_tokens: int, duration_s: float) -> None:
-        """A step went well: it took this long and had this many tokens of prompts."""
+        """Record a completed step with this many prompt tokens."""
         self.num_single_token_ooms = 0
         if num_prompt_tokens >= MIN_MEASURED_TOKENS:
             token_s = max(duration_s, 1e-6) / num_prompt_tokens
@@ -107,25 +107,25 @@ class Budget:
 
 
 class PrefillBudget:
-    """One step's chunks of prompts. `num_left` tokens are not dealt yet."""
+    """Split a step's token budget over chunked prefills. `num_left` tokens are not allocated yet."""
 
     def __init__(self, num_tokens: int) -> None:
         self.num_left = num_tokens
         self._counts: dict[Sequence, int] = {}
 
     def has_room(self, num_pending: int) -> bool:
-        """Whether one more prompt with this much to catch up should get some."""
+        """Whether a prompt with this many pending tokens should get some."""
         share = int(OLDEST_PROMPT_SHARE * self.num_left)
         return self.num_left > 0 and (not self._counts or num_pending <= self.num_left or share >= MIN_CHUNK_TOKENS)
 
     def allocate(self, sequence: Sequence) -> None:
-        """A share of what is left for this prompt, which is younger than those before; nothing without room."""
+        """Allocate a share of what is left to this prompt, younger than those before; none unless `has_room`."""
         if self.has_room(sequence.num_pending):
             share = max(MIN_CHUNK_TOKENS, int(OLDEST_PROMPT_SHARE * self.num_left))
             self._add(sequence, share)
 
     def allocate_rest(self) -> None:
-        """Whatever is left goes to those who were dealt some already, the oldest first."""
+        """Allocate what is left to the prompts that have some already, the oldest first."""
         for sequence in self._counts:
             self._add(sequence, self.num_left)
 

@@ -1,8 +1,8 @@
-"""What sequences hold: blocks, and slots of recurrent state. Opened at admission, closed at the end or on preemption.
+"""KV cache manager: blocks and recurrent slots of sequences, allocated at admission, freed at the end or on preemption.
 
-A prefix that is in the cache is shared, not copied, up to its last full block; of the block behind it the beginning is
-copied where it is known, in models without recurrent state. A prefix that another sequence is computing right now is
-promised: whoever needs it too waits for it instead of computing it twice.
+A prefix that is in the cache is shared, not copied, up to its last full block; of the block behind it the
+common prefix is copied, in models without recurrent state. A sequence that needs a prefix which another one is
+computing right now waits for it instead of computing it twice.
 """
 
 from dataclasses import dataclass
@@ -11,34 +11,34 @@ from server.engine.blocks import ROOT_HASH, Blocks, chain_hash
 from server.engine.sequence import Sequence
 from server.engine.slots import Slots, StateCopy
 
-RESTART_INTERVAL_BLOCKS = 256  # a long prompt's recurrent state is kept each time so many blocks are computed
+RESTART_INTERVAL_BLOCKS = 256  # distance between snapshots of a long prompt's recurrent state
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What opening a sequence would share and take. `num_blocks` counts all blocks that fewer would be available."""
+    """What admitting a sequence would allocate. `num_blocks` is the decrease of `num_available`."""
 
     shared: tuple[int, ...]
     num_new: int
     num_blocks: int
     num_cached: int  # tokens
-    snapshot: int | None = None  # slot to begin from
-    partial_block: int | None = None  # block to be copied: what is known beyond the shared ones
+    snapshot: int | None = None  # slot with the state to start from
+    partial_block: int | None = None  # block to copy, whose prefix matches behind the shared ones
 
 
 @dataclass(frozen=True, slots=True)
 class BlockCopy:
-    """A block whose content is wanted in another one before the next step is computed; copies are done in order."""
+    """Copy of a block to do before the next step is computed, in order."""
 
     source: int
     target: int
 
 
 class Cache:
-    """Blocks and slots of all sequences. `copies` are to be done before the next step is computed."""
+    """Blocks and slots of all sequences. `copies` are done before the next step is computed."""
 
     def __init__(self, blocks: Blocks, slots: Slots | None = None, *, copying: bool = False) -> None:
-        """`copying`: copy the beginning of blocks, where there are no slots."""
+        """`copying`: copy partially matching blocks, in models without slots."""
         self.blocks = blocks
         self.slots = slots
         self.copying = copying and blocks.caching and slots is None
@@ -60,7 +60,7 @@ class Cache:
         return owner is not None
 
     def plan(self, sequence: Sequence) -> Allocation:
-        """What opening this sequence now would come to."""
+        """What admitting this sequence now would allocate."""
         size = self.blocks.block_size
         shared: list[int] = []
         snapshot: int | None = None
@@ -80,10 +80,10 @@ class Cache:
         return Allocation(tuple(shared), num_new, num_blocks, num_cached, snapshot, partial_block)
 
     def open(self, sequence: Sequence, allocation: Allocation) -> int:
-        """Give the sequence its blocks for everything it has to catch up; returns how many tokens are in them."""
+        """Allocate blocks for all pending tokens of a sequence; returns how many tokens are cached."""
         blocks, size = self.blocks, self.blocks.block_size
         blocks.share(allocation.shared)
-        # Taking blocks may evict the one to be copied from: its content stays until a step is computed.
+        # This may evict the block to be copied: its content stays until a step is computed.
         last = allocation.shared[-1] if allocation.shared else None
         sequence.blocks = [*allocation.shared, *blocks.allocate(allocation.num_new, after=last)]
         sequence.num_published = len(allocation.shared)
@@ -100,7 +100,7 @@ class Cache:
         return sequence.num_computed
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Make room for `num_tokens` tokens in all; False if there are not enough blocks, then nothing changes."""
+        """Allocate blocks for `num_tokens` tokens in all; False if there are not enough, then nothing changes."""
         missing = -(-num_tokens // self.blocks.block_size) - len(sequence.blocks)
         if missing <= 0:
             return True
@@ -110,7 +110,7 @@ class Cache:
         return True
 
     def publish(self, sequence: Sequence) -> None:
-        """Let others find the blocks that have become full, and keep the recurrent state where that was requested."""
+        """Publish the blocks that have become full, and take the requested snapshots of the recurrent state."""
         if not self.blocks.caching:
             return
         num_full = sequence.num_computed // self.blocks.block_size
@@ -125,10 +125,10 @@ class Cache:
             self._keep_state(sequence)
 
     def close(self, sequence: Sequence) -> None:
-        """Take everything back; what is published stays reusable for as long as nobody needs the room."""
+        """Free everything the sequence holds; published blocks stay cached until evicted."""
         if self.copying:
             due = [copy for copy in self.copies if copy.target in sequence.blocks]
-            if due:  # it was opened for a step that has not come: what it counts as computed is not there
+            if due:  # admitted for a step that was not computed: its copied tokens are not there
                 self.copies = [copy for copy in self.copies if copy not in due]
             else:
                 self._publish_partial(sequence)
@@ -142,12 +142,12 @@ class Cache:
         sequence.snapshots_at.clear()
 
     def invalidate_blocks(self, sequence: Sequence) -> None:
-        """Let nobody find the blocks of this sequence again: their content is not to be trusted."""
+        """Remove the blocks of this sequence from the prefix cache: their content is invalid."""
         for block in sequence.blocks:
             self.blocks.unpublish(block)
 
     def take_copies(self) -> tuple[StateCopy | BlockCopy, ...]:
-        """The copies to do before the next step, once."""
+        """Return and clear the copies to do before the next step."""
         copies, self.copies = tuple(self.copies), []
         return copies
 
@@ -158,14 +158,14 @@ class Cache:
         return hashes[: (len(sequence.ids) - 1) // size]
 
     def _publish_partial(self, sequence: Sequence) -> None:
-        """Let others copy from the block that was not filled; its content is trusted unless the reply broke."""
+        """Publish the block that is not full, for copies of its prefix, unless the reply failed."""
         index, count = divmod(sequence.num_computed, self.blocks.block_size)
         if count and sequence.reply.fault is None:
             parent, ids = self._parent(sequence, index), self._ids_of(sequence, index)[:count]
             self.blocks.publish(sequence.blocks[index], chain_hash(parent, ids), parent, ids)
 
     def _parent(self, sequence: Sequence, index: int) -> bytes:
-        """The name of all that stands before the sequence's block of this index."""
+        """Hash of everything before the sequence's block of this index."""
         return sequence.hashes[index - 1] if index else ROOT_HASH
 
     def _ids_of(self, sequence: Sequence, index: int) -> list[int]:
@@ -179,7 +179,7 @@ class Cache:
     def _cut_to_snapshot(
         self, sequence: Sequence, hashes: list[bytes], shared: list[int]
     ) -> tuple[list[int], int | None]:
-        """A recurrent state cannot be cut: reuse goes up to a snapshot, and asks for one where it would have helped."""
+        """Limit reuse to the longest snapshot, and request snapshots where they would have helped."""
         assert self.slots is not None
         size = self.blocks.block_size
         found = self.slots.find_snapshot(hashes[: len(shared)])

@@ -1,4 +1,4 @@
-"""Constraints compile in threads beside the steps; a sequence whose constraint is not ready is passed over."""
+"""Compile constraints in worker threads; sequences whose constraint is not ready stay in the queue."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -11,12 +11,12 @@ from server.errors import ConstraintFailed
 from server.messages import Constraint
 
 NUM_THREADS = 2
-GRACE_S = 0.002  # what has been compiled before is copied well within this: it need not miss the next step
+GRACE_S = 0.002  # a cached grammar is copied well within this, in time for the next step
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What a sequence needs to begin, or why it cannot."""
+    """Compiled matchers of a sequence, or why they do not compile."""
 
     matcher: Matcher | None = None
     closer: Matcher | None = None
@@ -25,7 +25,7 @@ class Compiled:
 
 @dataclass(slots=True)
 class Job:
-    """One sequence's constraints under way; `began_s` is set when a thread takes it up."""
+    """Compilation of one sequence's constraints; `began_s` is set when a thread starts it."""
 
     sequence: Sequence
     constraint: Constraint | None
@@ -35,7 +35,7 @@ class Job:
 
 
 class Compiler:
-    """Compiles at most `timeout_s` a constraint; a thread that hangs is left behind and replaced."""
+    """Compiles constraints for at most `timeout_s` each; a thread that hangs is abandoned and replaced."""
 
     def __init__(
         self, grammars: Grammars, wake: Callable[[], None], clock: Callable[[], float], timeout_s: float = 20.0
@@ -49,7 +49,7 @@ class Compiler:
         self._jobs: list[Job] = []
 
     def compile(self, sequence: Sequence) -> Compiled | None:
-        """At once if there is nothing to compile, or it was known; else None, and it comes out of `finished` later."""
+        """The result if it is available within `GRACE_S`; otherwise None, and `finished` returns it later."""
         constraint, closing = sequence.request.constraint, closing_constraint(sequence.request)
         if constraint is None and closing is None:
             return Compiled()
@@ -62,7 +62,7 @@ class Compiler:
         return outcome
 
     def finished(self) -> list[tuple[Sequence, Compiled]]:
-        """What has been compiled or refused since the last call."""
+        """Results since the last call."""
         if not self._jobs:
             return []
         done = [(job, self._outcome(job)) for job in self._jobs]
@@ -71,7 +71,7 @@ class Compiler:
         return [(job.sequence, outcome) for job, outcome in done if outcome is not None]
 
     def close(self) -> None:
-        """Take up nothing more."""
+        """Cancel queued compilations; does not wait for running ones."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, job: Job) -> None:
@@ -87,7 +87,7 @@ class Compiler:
                 None if job.constraint is None else self._grammars.compile(job.constraint),
                 None if job.closing is None else self._grammars.compile(job.closing),
             )
-        except ConstraintFailed as error:  # the edge of a request: it is refused alone
+        except ConstraintFailed as error:  # request boundary: only this request is refused
             return Compiled(refusal=str(error))
 
     def _outcome(self, job: Job) -> Compiled | None:

@@ -1,7 +1,7 @@
-"""Tokens worth verifying at once: what followed the last few ids when they stood in this sequence before.
+"""Prompt lookup decoding: draft the ids that followed the last few ids earlier in the same sequence.
 
-Arguments of a call copy words of the prompt, and code is quoted in edits: there several drafts are accepted a pass.
-Where acceptance is poor the drafter pauses by itself, longer each time.
+Arguments of calls copy words of the prompt, and edits quote code: there several drafts are accepted in one pass.
+While acceptance is poor the drafter pauses, longer each time.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 NGRAM = 3  # ids that must agree before something is copied
 TRIAL = 16  # drafts after which acceptance is judged
 WORTHWHILE = 0.25  # accepted share below which it pauses
-FIRST_PAUSE = 32  # drawn ids; doubled at every further pause
+FIRST_PAUSE = 32  # sampled ids; doubled at every further pause
 LONGEST_PAUSE = 1024
 
 
@@ -38,7 +38,7 @@ class Drafter:
         return () if start is None else ids[start : start + self._max_drafts]
 
     def learn(self, num_drafts: int, num_accepted: int, length: int) -> None:
-        """What became of the last drafts; `length` is that of the sequence now."""
+        """Record the acceptance of the last drafts; `length` is the sequence's current length."""
         self._tried += num_drafts
         self._accepted += num_accepted
         if self._tried < TRIAL:

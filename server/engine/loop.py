@@ -1,6 +1,6 @@
-"""Mail, step, mail: the engine's one thread. Whoever asked is told something, whatever happens.
+"""The engine's main loop. Every request ends in a Delta with `finish` or a Failed.
 
-A request is admitted, and told so by its first Delta, when its constraint is compiled and its blocks are given:
+A request is admitted, which its first Delta reports, when its constraint is compiled and its blocks are allocated:
 every refusal comes before that, so that the API can still answer with a status.
 """
 
@@ -16,12 +16,12 @@ from server.messages import Abort, FromEngine, Generate, Pulse, Shutdown
 
 PULSE_S = 1.0
 SHORTEST_PULSE_S = 0.1  # between two pulses, however often the allowance changes
-BLOCKED_S = 0.02  # between two looks at the allowance while sequences wait for memory
+BLOCKED_S = 0.02  # poll interval while sequences wait for memory
 
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """What a step needs besides its plan."""
+    """Model, memory pool, grammars and memory guard of an engine."""
 
     model: Model
     pool: Pool
@@ -30,7 +30,7 @@ class EngineParts:
 
 
 class Loop:
-    """Serves until it is told to stop."""
+    """Reads messages, computes steps and sends results until Shutdown."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Loop:
         self._closing = False
 
     def run(self) -> None:
-        """Mail, step, mail, until Shutdown; a crash is told to everyone before it is raised again."""
+        """Run until Shutdown. On an exception every sequence fails with `engine_died` before it is raised again."""
         try:
             while not self._closing:
                 self._read_mail()
@@ -80,7 +80,7 @@ class Loop:
             self._begin(sequence, compiled)
 
     def _poll_timeout_s(self) -> float:
-        """How long to wait for mail: not at all while there is work."""
+        """How long to wait for messages; 0 while sequences run."""
         if self._scheduler.running:
             return 0.0
         return BLOCKED_S if self._scheduler.has_work else max(0.0, self._pulsed_s + PULSE_S - self._clock())
@@ -136,25 +136,25 @@ class Loop:
             step = self._scheduler.next_step(admit=allowance.admit)
             if step is None:
                 return
-            self._send_mail()  # who is admitted learns it before the step is computed
+            self._send_mail()  # admissions are reported before the step is computed
             has_memory = self._pipeline.compute(step, self._memory_unchanged)
         if not has_memory:
             self._parts.guard.out_of_memory()
 
     def _memory_unchanged(self) -> bool:
-        """Whether there is nothing to follow: memory must not be moved under a step in flight."""
+        """Whether the guard's limits are those applied: memory must not move while a step is in flight."""
         if self._scheduler.blocks.num_beyond_limit:
             return False
         return _limits_of(self._read_allowance()) == self._applied_limits
 
     def _read_allowance(self) -> Allowance:
         blocks = self._scheduler.blocks
-        # Blocks beyond the limit keep their memory from being given back, however few there are.
+        # A single block beyond the limit keeps the pool from releasing memory.
         num_used = blocks.limit + blocks.num_beyond_limit if blocks.num_beyond_limit else blocks.num_used
         return self._parts.guard.allowance(num_used)
 
     def _apply_allowance(self) -> Allowance:
-        """Make blocks, and the memory behind them, what the guard allows."""
+        """Resize the blocks, and the memory behind them, to what the guard allows."""
         blocks, pool = self._scheduler.blocks, self._parts.pool
         allowance = self._read_allowance()
         wanted = _limits_of(allowance)
@@ -167,7 +167,7 @@ class Loop:
             pool.release(blocks.limit)
             self._num_backed_blocks = blocks.limit
         if wanted != self._applied_limits and self._clock() - self._pulsed_s >= SHORTEST_PULSE_S:
-            self._pulsed_s = -PULSE_S  # tell the change at once
+            self._pulsed_s = -PULSE_S  # report the change at once
         self._applied_limits = wanted
         return allowance
 

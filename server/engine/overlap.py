@@ -1,12 +1,12 @@
-"""The step after this one, launched before it is known what this one drew: the device never waits for the host.
+"""Overlap scheduling: launch step k+1 before the ids of step k are read back, so that the device does not wait.
 
 step k      launch   draw ............ read, commit
-step k + 1               launch ..................... reconcile   draw ...
+step k + 1               launch ................... reconcile   draw ...
 
-A row's next id stays on the device, so the forward pass can take it there. Everything that depends on its value (the
-grammar's mask, penalties, whether the reply is over) matters only when k + 1 is drawn: by then k is committed. A row
-whose sequence has ended meanwhile was computed in vain: what it wrote lies behind the end of what anybody reads, and
-whoever gets its blocks writes after it. One whose next ids were forced meanwhile is computed as it stands, not drawn.
+A row's next id stays on the device, where the forward pass reads it. Everything that depends on its value (the
+grammar's mask, penalties, whether the reply is over) matters only when k + 1 is sampled: by then k is committed. A row
+whose sequence has ended meanwhile is discarded: it wrote behind the end of its sequence, and the next owner of its
+blocks writes later. A row whose next ids were forced meanwhile is computed but not sampled.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from server.engine.sequence import Sequence
 from server.engine.step import ScheduledRow, Step, bind
 from server.model.batch import Row
 
-# Ids that a constrained reply has drawn one by one before the next one is computed ahead: where ids are forced, those
-# and the one before them take one step, and would take two.
+# Ids that a constrained reply has sampled one by one before its steps are overlapped: forced ids and the id before
+# them take one step, and would take two.
 MIN_FREE_IDS = 4
 
 
 class Pipeline:
-    """At most one step is in flight: launched, and not drawn yet."""
+    """Computes steps on the model. At most one step is in flight: launched, but not sampled yet."""
 
     def __init__(self, scheduler: Scheduler, model: Model, grammars: Grammars) -> None:
         self._scheduler = scheduler
@@ -34,18 +34,18 @@ class Pipeline:
 
     @property
     def in_flight(self) -> bool:
-        """Whether a step is under way: it has to be ended with `finish_in_flight` before another one is planned."""
+        """Whether a step is launched; `finish_in_flight` must be called before another one is planned."""
         return self._flight is not None
 
     def compute(self, step: Step, may_overlap: Callable[[], bool]) -> bool:
         """Compute and commit this step; False if memory ran out, then it is undone.
 
-        Where `may_overlap()`, asked only if it matters, the step after it may be in flight then.
+        If `may_overlap()`, which is called only when needed, the next step may be in flight afterwards.
         """
         return self._end(step, None, may_overlap)
 
     def finish_in_flight(self, may_overlap: Callable[[], bool]) -> bool:
-        """The same for the step that is in flight."""
+        """Same as `compute` for the step in flight."""
         assert self._flight is not None
         (launched, ticket), self._flight = self._flight, None
         step = reconcile(launched)
@@ -58,7 +58,7 @@ class Pipeline:
             drawn = drawing.read()
         except MemoryError:
             self._flight, drawn = None, None
-        if drawn is None:  # only out of the block above is the failed step's memory free again
+        if drawn is None:  # the memory of the failed step is freed only outside the block above
             self._scheduler.undo(step)
             return False
         self._scheduler.commit(step, drawn)
@@ -73,7 +73,7 @@ class Pipeline:
         return self._model.launch(step.batch)
 
     def _draw(self, step: Step, ticket: object) -> Drawing:
-        """Masks are made while the device computes."""
+        """Compute masks while the device computes the step."""
         masks = self._grammars.masks(step.matchers, step.extra_ids) if step.is_constrained else None
         return self._model.draw(ticket, step.batch, masks)
 
@@ -85,15 +85,14 @@ class Pipeline:
         try:
             self._flight = following, self._model.launch_after(following.batch, drawing, lines)
         except MemoryError:
-            self._flight = None  # this step is not harmed; the next one meets the shortage in its turn
+            self._flight = None  # this step is unaffected; the next one is tried again without overlap
 
 
 def plan_next(scheduler: Scheduler, step: Step) -> tuple[Step, tuple[int, ...]] | None:
-    """What follows this step, which is drawn but not read, and which of its lines each row goes on from.
+    """The step after this one, which is sampled but not read, and the row of logits that each of its rows continues.
 
-    None where anything but one more id of each row may be due: prompts, arrivals, drafts, ids that a grammar forces, or
-    where a block is not there. Recurrent states are never computed ahead: what is kept of them must not have seen the
-    next id.
+    None if anything but one more id of each row may be due (prompts, arrivals, drafts, forced ids), or if a block is
+    missing. Steps of models with recurrent state are not overlapped: a snapshot must not have seen the next id.
     """
     if not scheduler.limits.overlap or scheduler.cache.slots is not None or _can_admit(scheduler):
         return None
@@ -104,7 +103,7 @@ def plan_next(scheduler: Scheduler, step: Step) -> tuple[Step, tuple[int, ...]] 
         if sequence.state != "running":
             continue
         num_alive += 1
-        # Log probabilities are read from the logits, where the next step's would be by then.
+        # Log probabilities are read from the logits, which the next step would have overwritten.
         if row.draw is None or sequence.drafter is not None or sampling.num_logprobs is not None:
             return None
         reply = sequence.reply
@@ -124,7 +123,7 @@ def plan_next(scheduler: Scheduler, step: Step) -> tuple[Step, tuple[int, ...]] 
 
 
 def reconcile(step: Step) -> Step | None:
-    """The same step, now that what came before it is known; None if nothing of it is wanted any more."""
+    """Update a launched step to the committed state before it; None if all its sequences have ended."""
     rows = [_reconcile_row(entry.sequence, row) for entry, row in zip(step.scheduled, step.batch.rows, strict=True)]
     if all(entry.sequence.state != "running" for entry in step.scheduled):
         return None

@@ -1,4 +1,4 @@
-"""Who waits, in order of arrival; how long replies tend to be, and how fast the line moves."""
+"""Waiting sequences in order of arrival, and estimates of reply length and waiting time."""
 
 from bisect import insort
 from collections import deque
@@ -27,21 +27,21 @@ class Queue:
         return len(self.sequences)
 
     def join(self, sequence: Sequence) -> None:
-        """Wait, behind those that arrived earlier: a preempted sequence comes in front of newer ones."""
+        """Insert by arrival: a preempted sequence comes before newer ones."""
         insort(self.sequences, sequence, key=lambda other: other.arrival)
 
     def leave(self, sequence: Sequence) -> None:
-        """Wait no longer."""
+        """Remove from the queue."""
         self.sequences.remove(sequence)
 
     def record_finish(self, num_written: int) -> None:
-        """A reply of this many ids has ended by itself."""
+        """Record that a reply of this many ids has finished."""
         self._finished_s.append(self._clock())
         typical = self._typical_reply
         self._typical_reply = num_written if typical is None else typical + NEWEST_WEIGHT * (num_written - typical)
 
     def find_timed_out(self, memory_wait_timeout_s: float) -> list[Sequence]:
-        """Nothing runs and nobody could start, again: who has waited for memory longer than this?"""
+        """Sequences that have waited for memory longer than this; called when none runs and none could start."""
         ready = [sequence for sequence in self.sequences if sequence.state == "waiting"]
         now_s = self._clock()
         if not ready:
@@ -53,11 +53,11 @@ class Queue:
         return []
 
     def record_progress(self) -> None:
-        """Something runs."""
+        """Record that a step was scheduled."""
         self._blocked_since_s = None
 
     def retry_after_s(self) -> float:
-        """When a refused request may find a place: the length of the line over the rate at which replies end."""
+        """Estimated seconds until the queue has a free place: its length over the rate at which replies finish."""
         if len(self._finished_s) < 2:
             return SHORTEST_WAIT_S
         span_s = max(self._clock() - self._finished_s[0], 1e-3)
@@ -65,9 +65,9 @@ class Queue:
         return min(max((len(self.sequences) + 1) / rate, SHORTEST_WAIT_S), LONGEST_WAIT_S)
 
     def expected_remaining(self, sequence: Sequence) -> int:
-        """Ids that this sequence is likely to write yet: the worst case until replies have been seen to end.
+        """Ids that this sequence is expected to write yet: `max_tokens` until some replies have finished.
 
-        One that was preempted once is reckoned with its worst case, so that it is not preempted again and again.
+        A preempted sequence counts with `max_tokens`, so that it is not preempted repeatedly.
         """
         num_written = len(sequence.reply.written_ids)
         worst = sequence.request.sampling.max_tokens - num_written

@@ -1,7 +1,7 @@
-"""What one sequence writes, from its first id to its finish: stop ids, the preamble, the constraint, the length.
+"""Output state of one sequence: stop ids, reasoning phase, constraint and length, from first id to finish.
 
 span        what may be written                              becomes
-undecided   the preamble's opening id, or the constraint     inside, or after
+undecided   the phase's opening id, or the constraint        inside, or after
 inside      anything (no stop id, if a constraint follows)   closing at the limit, after behind `end_id`
 closing     `close_ids`, one by one                          after
 after       what the constraint allows; anything if none
@@ -20,7 +20,7 @@ Span = Literal["undecided", "inside", "closing", "after"]
 class OutputState:
     """Ids written so far, and what may follow.
 
-    Without logprobs, ids that leave no choice are written at once (`write_forced`). With logprobs each of them is
+    Without logprobs, forced ids are written at once (`write_forced`). With logprobs each of them is
     drawn under a mask that allows nothing else, so that its logprob is reported like any other's.
     """
 
@@ -50,7 +50,7 @@ class OutputState:
     def banned_ids(self) -> tuple[int, ...]:
         """Stop ids, where the next id may be none of them.
 
-        Ending inside the preamble would leave a constraint unmet, so stop ids are banned there as well.
+        Ending inside the reasoning phase would leave a constraint unmet, so stop ids are banned there as well.
         """
         if not self._stop_tuple:
             return ()
@@ -60,7 +60,7 @@ class OutputState:
 
     @property
     def active_matcher(self) -> Matcher | None:
-        """What the next id is masked by."""
+        """Matcher that masks the next id."""
         if self._span == "closing":
             return self.closer
         return None if self._span == "inside" else self.matcher
@@ -84,7 +84,7 @@ class OutputState:
         return count
 
     def write_forced(self) -> int:
-        """Append the ids that leave no choice; returns how many were written."""
+        """Append forced ids; returns how many were written."""
         before = len(self.written_ids)
         while not self.is_over and (due := self._due_ids()):
             self.write(due)
@@ -95,7 +95,7 @@ class OutputState:
         return count
 
     def cut_drafts(self, drafts: Sequence[int]) -> Sequence[int]:
-        """The drafts that may be verified in one pass: each must be judged by the rules that hold now."""
+        """The drafts that can be verified in one pass, under the rules that hold now."""
         num_written = len(self.written_ids)
         room = self._sampling.max_tokens - num_written - 1
         if num_written < self._sampling.min_tokens and self._stop_tuple:
@@ -151,7 +151,7 @@ class OutputState:
                 self.finish = "stop"
 
     def begin(self, matcher: Matcher | None, closer: Matcher | None) -> None:
-        """Everything that was to be compiled is: the reply can be written from here on."""
+        """Set the compiled matchers; must be called before the first id is written."""
         self.matcher, self.closer = matcher, closer
         self._begin_closing_at_limit()
 
@@ -164,7 +164,7 @@ class OutputState:
         try:
             if not matcher.advance((token_id,)):
                 self.fault = f"the constraint does not allow the drawn id {token_id}"
-        except ConstraintFailed as error:  # the edge of a request: it fails alone
+        except ConstraintFailed as error:  # request boundary: only this request fails
             self.fault = str(error)
 
     def _due_ids(self) -> Sequence[int]:
@@ -176,12 +176,12 @@ class OutputState:
 
 
 def close_ids(reasoning_phase: ReasoningPhase) -> tuple[int, ...]:
-    """The ids that close the preamble at its limit; they end with its `end_id`."""
+    """The ids that close the reasoning phase at its limit; they end with its `end_id`."""
     return reasoning_phase.close_ids or (reasoning_phase.end_id,)
 
 
 def closing_constraint(request: Generate) -> Constraint | None:
-    """The grammar of the close ids, where they have to be drawn rather than appended."""
+    """Grammar of the close ids, if they must be sampled rather than appended (logprobs)."""
     reasoning_phase = request.reasoning_phase
     if reasoning_phase is None or reasoning_phase.limit is None or request.sampling.num_logprobs is None:
         return None

@@ -1,15 +1,15 @@
-"""Decides at every step which tokens of which sequences are computed: one token budget, no phases.
+"""Continuous batching: choose the tokens of each step within one token budget.
 
-Streaming sequences come first, so that running replies never stall; then prompts, in order of arrival, in chunks.
-When blocks run out the newest sequence gives its own back and is computed again later; since nobody makes an older
-one give way, the oldest always gets on, and so does everybody in the end.
+Decoding sequences come first, so that running replies do not stall; then prompts, in order of arrival, in chunks.
+When blocks run out, the newest sequence is preempted and recomputed later. A sequence never preempts an older one, so
+the oldest always progresses and every sequence finishes.
 """
 
 from bisect import insort
 from collections.abc import Callable
 
 from server.engine.blocks import Blocks
-from server.engine.budget import Budget, Limits, PrefillBudget, find_refusal
+from server.engine.budget import Limits, PrefillBudget, StepBudget, find_refusal
 from server.engine.cache import Cache
 from server.engine.drafter import Drafter
 from server.engine.ports import Matcher
@@ -21,12 +21,12 @@ from server.engine.step import ScheduledRow, Step, StepCounts, make_step
 from server.messages import Delta, Failed, FailureKind, Generate
 from server.model.batch import Drawn
 
-MAX_LONE_OOMS = 4  # steps of one token, with nothing else running, that may run out of memory in a row
-MAX_SKIPPED_PROMPTS = 8  # long prompts that shorter ones may pass in one step
+MAX_LONE_OOMS = 4  # consecutive out-of-memory steps of a single token before the only sequence fails
+MAX_SKIPPED_PROMPTS = 8  # long prompts that shorter ones may overtake in one step
 
 
 class Scheduler:
-    """Owns every sequence from `add` to its end. One thread calls it."""
+    """Owns every sequence from `add` to its end. Not thread-safe."""
 
     def __init__(self, limits: Limits, blocks: Blocks, slots: Slots | None, clock: Callable[[], float]) -> None:
         self.limits = limits
@@ -41,13 +41,13 @@ class Scheduler:
         self._num_arrived = 0
         most = limits.max_running if slots is None else slots.num_running
         self.max_running = min(limits.max_running, limits.max_batch_tokens, most)  # each can get a token a step
-        self._budget = Budget(limits.max_batch_tokens)
+        self._budget = StepBudget(limits.max_batch_tokens)
         self._began_s = 0.0
 
     # -- arrivals and departures -----------------------------------------------------------------------------------
 
     def add(self, request: Generate) -> Sequence | None:
-        """A sequence that waits for `begin`, or None: then it was refused, and the mail says why."""
+        """A sequence that waits for `begin`; None if it was refused, then a Failed is collected."""
         failed = find_refusal(request, self.limits)
         if failed is None and request.id in self._alive:
             failed = Failed(request.id, "request_failed", f"a request with the id {request.id} is running already")
@@ -67,7 +67,7 @@ class Scheduler:
         return sequence
 
     def begin(self, sequence: Sequence, matcher: Matcher | None = None, closer: Matcher | None = None) -> None:
-        """Its constraint is compiled: it may run."""
+        """Let a sequence run whose constraint is compiled."""
         if sequence.state != "compiling":
             return  # aborted meanwhile
         sequence.state = "waiting"
@@ -80,24 +80,24 @@ class Scheduler:
             sequence.drafter = Drafter(self.limits.draft_tokens)
 
     def abort(self, id: str) -> None:
-        """Free everything this sequence holds; an unknown id has just ended."""
+        """End this sequence without a message; unknown ids are ignored."""
         sequence = self._alive.get(id)
         if sequence is not None:
             self._end(sequence)
 
     def fail(self, sequence: Sequence, kind: FailureKind, text: str, retry_after_s: float | None = None) -> None:
-        """End this sequence alone, and say why."""
+        """End this sequence with a Failed."""
         if sequence.state != "ended":
             self._mail.append(Failed(sequence.id, kind, text, retry_after_s))
             self._end(sequence)
 
     def fail_all(self, kind: FailureKind, text: str) -> None:
-        """End every sequence, and say why."""
+        """End every sequence with a Failed."""
         for sequence in list(self._alive.values()):
             self.fail(sequence, kind, text)
 
     def collect(self) -> list[Delta | Failed]:
-        """What there is to tell since the last call."""
+        """Messages since the last call."""
         mail, self._mail = self._mail, []
         return mail
 
@@ -109,7 +109,7 @@ class Scheduler:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def resize(self, num_blocks: int, *, preempt: bool) -> None:
-        """Only blocks with ids below this may be taken from now on; `preempt` also takes the others back."""
+        """Allocate only blocks with ids below this; `preempt` also preempts sequences that hold others."""
         if num_blocks != self.blocks.limit:
             self.blocks.set_limit(num_blocks)
         while preempt and self.blocks.num_beyond_limit:
@@ -117,7 +117,7 @@ class Scheduler:
             self._preempt(next(holders))
 
     def next_step(self, *, admit: bool) -> Step | None:
-        """What to compute now; None if nothing can be. `admit` False starts nobody new."""
+        """The next step; None if there is nothing to compute. `admit` False starts no new sequence."""
         num_preempted = self.counts.preemptions
         scheduled: list[ScheduledRow] = []
         num_left = self._schedule_decodes(scheduled, self._budget.num_tokens)
@@ -137,7 +137,7 @@ class Scheduler:
         return make_step(scheduled, self.cache.take_copies())
 
     def commit(self, step: Step, drawn: list[Drawn]) -> None:
-        """The step is computed: move on, end what is over, and have the Deltas ready to be collected."""
+        """Apply a computed step: advance sequences, end finished ones, and queue their Deltas for `collect`."""
         self.counts.steps += 1
         num_prompt_tokens = sum(entry.count for entry in step.scheduled if entry.sequence.in_prefill)
         self._budget.recover(num_prompt_tokens, self._clock() - self._began_s)
@@ -155,21 +155,21 @@ class Scheduler:
                 self.cache.publish(sequence)
 
     def undo(self, step: Step) -> None:
-        """The step ran out of memory: try half as many tokens, then fewer sequences; one that is alone fails."""
+        """Undo a step that ran out of memory: halve the budget, then preempt; a sequence that is alone fails."""
         if self.cache.slots is not None:
-            # Some layers may have moved their recurrent state already: these sequences begin again.
+            # Some layers may have updated their recurrent state already: these sequences restart.
             for entry in step.scheduled:
                 self._preempt(entry.sequence)
         self._budget.shrink(step.num_tokens)
         if step.num_tokens == 1 and len(self.running) > 1:
             self._preempt(self.running[-1])
         elif self._budget.num_single_token_ooms >= MAX_LONE_OOMS and self.running in ([], [step.scheduled[0].sequence]):
-            self._budget.num_single_token_ooms = 0  # the next one has attempts of its own
+            self._budget.num_single_token_ooms = 0  # the next sequence starts its own count
             text = "the device ran out of memory although nothing else was running"
             self.fail(step.scheduled[0].sequence, "no_memory", text, self.queue.retry_after_s())
 
     def check(self) -> None:
-        """Prove the books of blocks and slots; raises AssertionError."""
+        """Check the invariants of blocks and slots; raises AssertionError."""
         self.blocks.check([sequence.blocks for sequence in self._alive.values()])
         if self.cache.slots is not None:
             self.cache.slots.check([one.slot for one in self._alive.values() if one.slot is not None])
@@ -204,7 +204,7 @@ class Scheduler:
                 return
             if sequence.state != "waiting" or (not admit and not sequence.admitted):
                 continue
-            if sequence.reply.is_over:  # everything was forced: there is nothing to compute
+            if sequence.reply.is_over:  # the whole reply was forced: there is nothing to compute
                 self._report_admission(sequence, 0)
                 self._end(sequence)
                 continue
@@ -212,7 +212,7 @@ class Scheduler:
                 continue
             allocation = self.cache.plan(sequence)
             if len(allocation.shared) + allocation.num_new > self.blocks.limit:
-                continue  # memory is short for this one: let others pass meanwhile
+                continue  # too large for the memory there is: let others overtake
             if not prefill.has_room(len(sequence.ids) - allocation.num_cached):
                 num_skipped += 1
                 continue
@@ -226,13 +226,13 @@ class Scheduler:
             prefill.allocate(sequence)
 
     def _growth(self, sequence: Sequence) -> int:
-        """Blocks that it is likely to take yet, beyond what it holds or its prompt needs."""
+        """Expected number of further blocks, beyond what it holds or its prompt needs."""
         size = self.blocks.block_size
         expected = len(sequence.ids) + self.queue.expected_remaining(sequence)
         return max(0, -(-expected // size) - max(len(sequence.blocks), -(-len(sequence.ids) // size)))
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Make room, if need be at the cost of the newest; False if that was the sequence itself."""
+        """Allocate blocks, preempting the newest sequences; False if that was the sequence itself."""
         while not self.cache.grow(sequence, num_tokens):
             victim = self.running[-1]
             self._preempt(victim)
@@ -283,7 +283,7 @@ class Scheduler:
             self.counts.accepted_tokens += num_accepted
             sequence.record_draft_result(len(entry.drafts), num_accepted)
         if reply.fault is not None:
-            self.cache.invalidate_blocks(sequence)  # what broke this reply must not be found by others
+            self.cache.invalidate_blocks(sequence)  # content of a failed reply must not be reused
             self.fail(sequence, "request_failed", reply.fault)
             return
         self.cache.publish(sequence)

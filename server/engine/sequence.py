@@ -1,8 +1,8 @@
-"""One request: its tokens, how many of them the cache holds, and where.
+"""One sequence: its tokens, how many of them are computed, and its cache blocks.
 
 ids      [ prompt ............ | written ............... ]
 computed [0 ............ num_computed) these are in the cache
-pending                 [num_computed ........... len(ids)) these are to catch up: a prompt, a drawn id, forced ids
+pending                 [num_computed ........... len(ids)) not computed yet: prompt, sampled id, forced ids
 goal     the length at admission: below it the sequence is in prefill, from it on it streams
 """
 
@@ -20,7 +20,7 @@ State = Literal["compiling", "waiting", "running", "ended"]
 
 
 class Sequence:
-    """Knows nothing of other sequences. The scheduler moves it; blocks and slot are the scheduler's to take."""
+    """State of one sequence; the scheduler changes its state, blocks and slot."""
 
     def __init__(
         self, request: Generate, arrival: int, clock: Callable[[], float], seed: int, reply: OutputState
@@ -39,13 +39,13 @@ class Sequence:
         self.prefill_end = 0
         self.blocks: list[int] = []
         self.slot: int | None = None
-        self.num_published = 0  # blocks that others may find
-        self.snapshots_at: set[int] = set()  # numbers of tokens after which the recurrent state is worth keeping
+        self.num_published = 0  # blocks in the prefix cache
+        self.snapshots_at: set[int] = set()  # numbers of tokens after which the recurrent state is to be kept
         self.restart_points: set[int] = set()  # of them, those for this sequence's own restart
-        self.restart_snapshot: bytes | None = None  # the name of the last one kept
+        self.restart_snapshot: bytes | None = None  # hash of the last one kept
         self.drafter: Drafter | None = None
         self.num_preemptions = 0
-        self.awaited_hash: bytes | None = None  # the block that another sequence is computing right now
+        self.awaited_hash: bytes | None = None  # hash of a block that another sequence is computing
         self.admitted = False
         self._prefilled = False
         self.last_step = 0
@@ -57,12 +57,12 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens to catch up."""
+        """Tokens that are not computed yet."""
         return len(self.ids) - self.num_computed
 
     @property
     def in_prefill(self) -> bool:
-        """Not yet where it was, or will be, when its first id is drawn."""
+        """Whether tokens known at admission are still to be computed."""
         return self.num_computed < self.prefill_end
 
     def extend_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
@@ -74,7 +74,7 @@ class Sequence:
         return hashes
 
     def row(self, count: int, drafts: Ids[int]) -> Row:
-        """The next `count` pending tokens, and drafts behind the last of them."""
+        """Batch row of the next `count` pending tokens, and drafts behind the last of them."""
         start = self.num_computed
         end = start + count
         if end < len(self.ids):
@@ -84,19 +84,19 @@ class Sequence:
         return Row([*self.ids[start:], *drafts], start, self.blocks, 1 + len(drafts), draw, self.slot)
 
     def draft(self, room: int) -> Ids[int]:
-        """Ids worth verifying behind the one that is pending; often none."""
+        """Draft ids to verify behind the pending one; often none."""
         if self.drafter is None or room <= 0 or self.num_pending > 1:
             return ()
         drafts = self.drafter.draft(self.ids)[:room]
         return self.reply.cut_drafts(drafts) if drafts else ()
 
     def record_draft_result(self, num_drafts: int, num_accepted: int) -> None:
-        """What became of the drafts of the last step."""
+        """Record how many drafts of the last step were accepted."""
         if self.drafter is not None:
             self.drafter.learn(num_drafts, num_accepted, len(self.ids))
 
     def append_sampled(self, drawn: Drawn) -> int:
-        """Write what was drawn, up to the end of the reply; returns how many of the drawn ids that were."""
+        """Append sampled ids up to the end of the reply; returns how many were appended."""
         reply = self.reply
         if drawn.fault is not None:
             reply.fault = drawn.fault
@@ -111,30 +111,30 @@ class Sequence:
         return num_written
 
     def append_forced(self) -> int:
-        """Write what leaves no choice; returns how many ids that were."""
+        """Append forced ids; returns how many were appended."""
         count = self.reply.write_forced()
         if count:
             self.ids.extend(self.reply.written_ids[-count:])
         return count
 
     def record_stage(self, stage: Stage) -> None:
-        """It has come to this stage now; the next Delta tells."""
+        """Record that this stage is reached now; sent with the next Delta."""
         self._stage_times.append(StageTime(stage, self._clock()))
 
     def preempt(self) -> None:
-        """It has lost its blocks to others, and waits to be computed again."""
+        """Return to the waiting state; its blocks are freed."""
         self.state = "waiting"
         self.num_preemptions += 1
         self.record_stage("preempted")
 
     def begin_prefill(self, num_cached: int) -> None:
-        """Its blocks hold this many tokens already; the others are to be computed."""
+        """Start with this many tokens computed already."""
         self.record_stage("resumed" if self.admitted else "admitted")
         self.num_computed = num_cached
         self.prefill_end = len(self.ids)
 
     def delta(self, num_cached: int | None = None) -> Delta:
-        """What was written since the last Delta; the first one also tells how much the prefix cache gave."""
+        """What was written since the last Delta; the first one has the number of cached prompt tokens."""
         reply = self.reply
         begin, self._num_sent = self._num_sent, len(reply.written_ids)
         forced = reply.num_forced - self._num_forced_sent

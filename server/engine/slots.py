@@ -1,4 +1,4 @@
-"""Places for recurrent state: one for each running sequence, and some for snapshots that later prompts begin from.
+"""Slots of recurrent state: one for each running sequence, and some for snapshots that later prompts start from.
 
     slot    0 .......... num_running | num_running ........ num_running + num_snapshots
             held by sequences        | snapshots, least recently used ones overwritten
@@ -19,7 +19,7 @@ class StateCopy:
 
 
 class Slots:
-    """Which slots are taken, and which prefix each snapshot stands for."""
+    """Allocator of slots, and cache of snapshots by prefix hash."""
 
     def __init__(self, num_running: int, num_snapshots: int) -> None:
         self.num_running = num_running
@@ -30,15 +30,15 @@ class Slots:
 
     @property
     def num_free(self) -> int:
-        """Slots that `take` can give."""
+        """Slots that `allocate` can return."""
         return len(self._free)
 
     def allocate(self) -> int:
-        """A slot for a sequence; the caller has looked at `num_free`."""
+        """Allocate a slot for a sequence; `num_free` must be above 0."""
         return self._free.pop()
 
     def free(self, slot: int) -> None:
-        """The sequence in this slot is gone."""
+        """Free the slot of a sequence."""
         self._free.append(slot)
 
     def find_snapshot(self, hashes: list[bytes]) -> tuple[int, int] | None:
@@ -59,13 +59,13 @@ class Slots:
         return slot
 
     def drop_snapshot(self, name: bytes) -> None:
-        """This snapshot serves nobody any more."""
+        """Free this snapshot."""
         slot = self._snapshots.pop(name, None)
         if slot is not None:
             self._free_snapshots.append(slot)
 
     def check(self, held: list[int]) -> None:
-        """Prove the books against the slots that sequences hold; raises AssertionError."""
+        """Check the invariants against the slots that sequences hold; raises AssertionError."""
         assert sorted(held + self._free) == list(range(self.num_running))
         snapshots = sorted([*self._snapshots.values(), *self._free_snapshots])
         assert snapshots == list(range(self.num_running, self.num_running + self.num_snapshots))

@@ -1,4 +1,4 @@
-"""One step as the scheduler decided it: the batch, and whose rows these are."""
+"""A scheduled step: the batch, and the sequences of its rows."""
 
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class ScheduledRow:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`matchers` and `extra_ids` have one entry for each row that is drawn, as `Grammars.masks` wants them."""
+    """`matchers` and `extra_ids` have one entry for each row that is drawn, as `Grammars.masks` takes them."""
 
     batch: Batch
     scheduled: tuple[ScheduledRow, ...]
@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(slots=True)
 class StepCounts:
-    """What has been done since the start; figures only grow."""
+    """Counters since the start."""
 
     steps: int = 0
     prompt_tokens: int = 0
@@ -55,12 +55,12 @@ class StepCounts:
 
 
 def make_step(scheduled: list[ScheduledRow], copies: tuple[StateCopy | BlockCopy, ...]) -> Step:
-    """The step of these scheduled, in this order."""
+    """Step of these rows, in this order."""
     return bind(scheduled, [entry.sequence.row(entry.count, entry.drafts) for entry in scheduled], copies)
 
 
 def bind(scheduled: Ids[ScheduledRow], rows: Ids[Row], copies: tuple[StateCopy | BlockCopy, ...] = ()) -> Step:
-    """Rows of these scheduled, with the matchers and extra ids that hold for their sequences now."""
+    """Step of these batch rows, with the current matchers and extra ids of their sequences."""
     matchers, extra_ids = [], []
     for entry, row in zip(scheduled, rows, strict=True):
         if row.draw is not None:
