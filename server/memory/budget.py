@@ -1,12 +1,12 @@
-"""Pure arithmetic: what weights, activations and KV take, how many blocks fit, and what would make a model fit.
+"""Memory plan: bytes of weights, activations and KV, and the number of blocks that fit. Pure arithmetic.
 
     room     = min(memory_fraction x total, free + own - headroom)        what this process may hold at most
     fixed    = overhead + growth + weights + activations                  what it holds before the first token
     KV pool  = room - fixed - recurrent slots - scratch                   cut into blocks
     scratch  = what attention gathers of the cached tokens, one layer at a time: grows with the pool
 
-`own` is what this process holds already, so `free + own` does not change when it takes or gives back memory:
-only other processes move it.
+`own` is what this process holds already, so `free + own` does not change when it allocates or frees memory:
+only other processes change it.
 """
 
 import math
@@ -19,13 +19,13 @@ from server.messages import DeviceReading
 from server.settings import EngineSettings
 
 MIB, GIB = 1 << 20, 1 << 30
-HEADROOM_SHARE = 0.02  # of the device, left to the others; under this they would fail before we could see them
+HEADROOM_SHARE = 0.02  # of the device, left to other processes, so that they can allocate and be seen
 LEAST_HEADROOM = 32 * MIB
-SHORTEST_CONTEXT = 2048  # tokens; where no context was asked for, a model with less than this is not worth starting
-MOST_HOST_TOKENS = 1 << 20  # a CPU fills no more; each block also costs the block book some bytes
+SHORTEST_CONTEXT = 2048  # tokens; least context to start with if none was requested
+MOST_HOST_TOKENS = 1 << 20  # a CPU fills no more, and each block has some bytes of bookkeeping
 MOST_READ = 32_768  # tokens that attention reads in one product; see model.plan
 HOST_GROWTH = 96 * MIB  # a process grows in main memory: threads, grammars, gaps in the heap
-HOST_KV_SHARE = 0.5  # of what a host has left; the rest stays for the page cache and the user's other programs
+HOST_KV_SHARE = 0.5  # of what a host has left; the rest is left to the page cache and other programs
 SAMPLING_BYTES = 16  # an entry of a logits row while it is drawn: scaled, weights, and their sums in float64
 CHANGED_BYTES = 4  # its float32 copy, where penalties or masks change it
 LOGPROB_BYTES = 4  # its log probability, where one is asked for
@@ -35,7 +35,7 @@ MOST_SORTED = 16  # rows that are sorted at once
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is to run. `max_model_len` and `kv_cache_tokens` are 0 where none was asked for."""
+    """Settings that decide memory. `max_model_len` and `kv_cache_tokens` are 0 if not requested."""
 
     dtype: str
     quantize: str = "none"
@@ -51,7 +51,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A device's memory as the plan sees it, in bytes; `own` is held by this process already."""
+    """A device's memory in bytes; `own` is held by this process already."""
 
     total: int
     free: int
@@ -60,7 +60,7 @@ class Room:
 
     @property
     def growth(self) -> int:
-        """Bytes that this process takes in the course of time, beyond what can be planned."""
+        """Reserve in bytes for growth of this process over time."""
         return HOST_GROWTH if self.is_host else 0
 
     def usable(self, fraction: float) -> int:
@@ -70,7 +70,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the memory goes. Sizes in bytes; `missing` above 0 means that it does not fit."""
+    """Division of a device's memory, in bytes; `missing` above 0 means that the model does not fit."""
 
     demand: Demand
     room: Room
@@ -94,12 +94,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the model can be started as demanded."""
+        """Whether the model can be started with these settings."""
         return self.missing == 0
 
 
 def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape) -> Demand:
-    """The settings' part that decides memory; dtype "auto" is the checkpoint's own."""
+    """The settings that decide memory; dtype "auto" is the checkpoint's own."""
     return Demand(
         dtype=shape.dtype if engine.dtype == "auto" else engine.dtype,
         quantize=engine.quantize,
@@ -115,7 +115,7 @@ def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape) -> Deman
 
 
 def room_of(reading: DeviceReading) -> Room:
-    """A reading as the plan's room."""
+    """Convert a reading."""
     return Room(reading.total, reading.free, reading.own or 0, reading.source in ("host", "cgroup"))
 
 
@@ -134,7 +134,7 @@ def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, room: Room, ov
 
 
 def divide(shape: Shape, demand: Demand, room: Room, weights: int, activations: int, overhead: int) -> Plan:
-    """Cut what is left of the room into recurrent slots and KV blocks; sizes estimated or measured."""
+    """Divide the remaining memory into recurrent slots and KV blocks; sizes estimated or measured."""
     element = DTYPE_BYTES[demand.dtype]
     token_bytes, state_bytes = shape.kv_token_bytes(element), shape.state_bytes(element)
     usable = room.usable(demand.memory_fraction)
@@ -170,7 +170,7 @@ def divide(shape: Shape, demand: Demand, room: Room, weights: int, activations: 
 def activation_bytes(shape: Shape, demand: Demand) -> int:
     """Estimate of the largest sum of temporary tensors in one step: the widest layer, or logits and sampling.
 
-    An estimate for refusing early and for devices that are not there; a started engine measures.
+    Used for early refusal and for devices that are not present; a started engine measures.
     """
     element, tokens = DTYPE_BYTES[demand.dtype], demand.max_batch_tokens
     rows = most_rows(tokens, demand.max_running, demand.draft_tokens)
@@ -179,9 +179,8 @@ def activation_bytes(shape: Shape, demand: Demand) -> int:
 
 
 def most_rows(max_batch_tokens: int, max_running: int, draft_tokens: int) -> int:
-    """Lines of logits that one step can have, whatever is asked for: each running sequence gets one for the id that it
-    draws; `n` choices are so many sequences. A prompt of any length has one, behind its end. Drafts take the lines
-    that sequences leave free; one sequence alone can have them all."""
+    """Maximum rows of logits of one step: one for each running sequence (`n` choices are `n` sequences, a prompt of
+    any length has one). Drafts use the rows that sequences leave free; a single sequence can use all of them."""
     return min(max_batch_tokens, max(max_running, 1 + draft_tokens))
 
 
@@ -201,14 +200,14 @@ def context_in(shape: Shape, demand: Demand, num_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """What a pool of blocks costs, its scratch included."""
+    """Bytes of a pool of blocks, scratch included."""
 
     shape: Shape
     demand: Demand
     element: int
 
     def scratch(self, num_blocks: int) -> int:
-        """Decoding rows read so many tokens at once, shared ones each for itself; a chunk of a prompt reads one row."""
+        """Decoding rows read their tokens together, shared ones once per row; a prompt chunk reads one row."""
         tokens = num_blocks * self.demand.block_size
         longest = min(tokens, self.demand.max_model_len or self.shape.max_positions)
         read = min(tokens * self.demand.max_running, max(longest, MOST_READ))
@@ -234,7 +233,7 @@ class _Cost:
 def _slots(state_bytes: int, left: int, spare: int, demand: Demand) -> int:
     """Recurrent states: one a running sequence and as many snapshots for the prefix cache, in half of what is left.
 
-    One sequence of the wanted length comes before many short ones, so they also stay within `spare`.
+    One sequence of the requested length has priority over many short ones, so they also stay within `spare`.
     """
     if not state_bytes:
         return 0
@@ -243,7 +242,7 @@ def _slots(state_bytes: int, left: int, spare: int, demand: Demand) -> int:
 
 
 def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, least: int) -> int:
-    """More blocks than this are not made: full-length sequences on every place; on a host also its own limits."""
+    """Upper limit of blocks: `max_running` sequences of full length; on a host also its own limits."""
     if demand.kv_cache_tokens:
         return math.ceil(demand.kv_cache_tokens / demand.block_size)
     longest = demand.max_model_len or shape.max_positions
@@ -257,7 +256,7 @@ def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, least: i
 def _attention_bytes(shape: Shape, element: int) -> int:
     """A token's residual, its queries, keys and values in one, and the four copies that norming and rotating them make.
 
-    What a CPU computes of long prompts in pieces is counted whole.
+    Long prompts, which a CPU computes in pieces, are counted whole.
     """
     queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     return (shape.hidden_size + 5 * queries + 6 * keys + 3 * shape.head_dim) * element

@@ -1,14 +1,14 @@
-"""Readings in, Allowance out. Bends before memory ends: fewer blocks, no newcomers, caches released, preemption.
+"""Memory guard: from device readings to an Allowance. Reduces blocks, stops admission, releases caches, preempts.
 
     need  = fixed + blocks x block_bytes        fixed: runtime, weights, recurrent slots, activation peak, scratch
-    have  = free + min(own, need)               moved by other processes, and by what this one holds beyond its need
+    have  = free + min(own, need)               changed by other processes, and by what this one holds beyond its need
 
     calm      have - need stays above low water with every block
-    tight     fewer blocks are allowed: the prefix cache shrinks, then nobody is admitted
-    critical  sequences hold more than is allowed: caches are released; if the next look shows no change,
-              the newest sequences are preempted; where next to nothing is free, they are preempted at once
+    tight     fewer blocks are allowed: the prefix cache shrinks, then no sequence is admitted
+    critical  sequences hold more than is allowed: caches are released; if the next reading shows no
+              change, the newest sequences are preempted; at once if almost nothing is free
 
-Down at once, up slowly: a limit grows only after memory has been back for `recover_s`, so it does not flutter.
+Limits fall at once and rise only after memory has been free for `RECOVER_S`, so that they do not oscillate.
 """
 
 from collections import deque
@@ -22,11 +22,11 @@ from server.messages import DeviceReading, MemoryReport
 
 Level = Literal["calm", "tight", "critical"]
 NUM_EVENTS = 64
-RECOVER_S = 2.0  # memory must have been back this long before it is used again
-GRACE_S = 0.2  # between releasing caches and preempting: the next look at the device has happened
-URGENT_SHARE = 0.5  # of the headroom: with less free than this nobody waits for the next look
-PENALTY_S = 30.0  # after this long without running out, half of the caution is dropped
-SLABS = 64  # limits move in steps of this part of the pool
+RECOVER_S = 2.0  # memory must have been free this long before it is used again
+GRACE_S = 0.2  # between releasing caches and preempting: a new reading has been taken
+URGENT_SHARE = 0.5  # of the headroom: with less free than this, preemption does not wait for the next reading
+PENALTY_S = 30.0  # after this long without running out of memory, the penalty is halved
+SLABS = 64  # limits change in steps of this fraction of the pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class GuardLimits:
-    """What the guard protects. Sizes in bytes."""
+    """Sizes of the engine in bytes."""
 
     weights: int
     activations: int
@@ -52,7 +52,7 @@ class GuardLimits:
 
 @dataclass(frozen=True, slots=True)
 class AllocatorStats:
-    """What torch's allocator holds: handed out, and handed out or cached."""
+    """Bytes of torch's allocator: allocated, and allocated or cached."""
 
     allocated: int = 0
     reserved: int = 0
@@ -60,17 +60,17 @@ class AllocatorStats:
 
 @dataclass(frozen=True, slots=True)
 class GuardIO:
-    """What the guard reaches outside itself."""
+    """Inputs and outputs of the guard."""
 
     latest: Latest  # newest readings
     clock: Callable[[], float]  # seconds, never backwards
     epoch_s: float  # wall time when the clock showed 0
-    release_caches: Callable[[], None]  # torch's cached memory back to the device, malloc's back to the system
+    release_caches: Callable[[], None]  # release cached memory of torch and malloc
     figures: Callable[[], AllocatorStats] = AllocatorStats
 
 
 class Guard:
-    """The policy with its memory of the last seconds. Called between steps by the engine's thread alone."""
+    """The policy and its recent history. Called between steps by the engine's thread; not thread-safe."""
 
     def __init__(self, limits: GuardLimits, io: GuardIO) -> None:
         self._limits = limits
@@ -91,7 +91,7 @@ class Guard:
 
     @classmethod
     def for_engine(cls, found: Plan, io: GuardIO) -> "Guard":
-        """A guard for the engine that this plan describes: measured sizes where there are some."""
+        """A guard for the engine of this plan."""
         slots = found.num_slots * found.state_bytes
         runtime = found.overhead + found.room.growth
         return cls(
@@ -107,7 +107,7 @@ class Guard:
         )
 
     def allowance(self, used_blocks: int = 0) -> Allowance:
-        """What the next step may use, given the blocks that sequences hold. Looks at no device itself."""
+        """What the next step may use, given the blocks that sequences hold. Does not query the device."""
         readings, now = self._io.latest(), self._io.clock()
         if readings is not self._judged:
             self._judged = readings
@@ -116,19 +116,19 @@ class Guard:
             return self._answer
         self._used = used_blocks
         answer = self._answer_for(used_blocks, now)
-        if answer != self._answer:  # the same object as long as nothing changes, so that the loop sees it at a glance
+        if answer != self._answer:  # the same object while nothing changes
             self._answer = answer
         return self._answer
 
     def out_of_memory(self) -> None:
-        """A step ran out of memory: the peak was larger than known. Keep more free, and less the longer it holds."""
+        """Record that a step ran out of memory: keep more free, a penalty that decays with time."""
         self._ooms += 1
         pool = self._limits.num_blocks * self._limits.block_bytes
         self._penalty = min(pool // 2, max(self._limits.activations // 4, pool // 16, 2 * self._penalty))
         self._penalty_since = self._io.clock()
         self._io.release_caches()
         self._judge(self._io.latest()[0], self._penalty_since)
-        self._used = -1  # the last answer is out of date
+        self._used = -1  # recompute the next allowance
         self._set_allowed(min(self._allowed, self._blocks_with(pool - self._penalty)))
         self._note(f"a step ran out of memory ({self._ooms} so far); {self._allowed} blocks allowed")
 
@@ -152,15 +152,15 @@ class Guard:
         )
 
     def _judge(self, reading: DeviceReading, now: float) -> None:
-        """Move the number of allowed blocks to what the device has: down at once, up after a while."""
+        """Adjust the number of allowed blocks to the device: down at once, up after `RECOVER_S`."""
         if not reading.total or reading.own is None:
-            return  # the device tells nothing now: keep what held until it does
+            return  # no figures: keep the current limit
         if self._penalty and now - self._penalty_since > PENALTY_S:
             half = self._penalty // 2
             self._penalty, self._penalty_since = (half if half > self._slab * self._limits.block_bytes else 0), now
         spare_room = headroom(reading.total)
         need = self._limits.fixed + self._allowed * self._limits.block_bytes
-        # What an allocator keeps beyond the need is no room for blocks.
+        # Memory that the allocator caches beyond the need is not available for blocks.
         have = reading.free + min(reading.own, need) - self._limits.fixed - self._penalty
         slack = have - self._allowed * self._limits.block_bytes
         if slack < spare_room // 4:
@@ -194,25 +194,25 @@ class Guard:
         self._allowed = blocks
 
     def _answer_for(self, used_blocks: int, now: float) -> Allowance:
-        """The ladder: everything, fewer blocks, nobody new, caches released, the newest preempted."""
+        """Escalation: all blocks, fewer blocks, no admission, caches released, newest sequences preempted."""
         if self._allowed == self._limits.num_blocks:
             self._set_level("calm")
             return Allowance(self._allowed)
         if used_blocks <= self._allowed:
             self._set_level("tight")
-            # A newcomer would be the first to be preempted if there is no room for its next blocks.
+            # A new sequence would be the first to be preempted if its next blocks do not fit.
             resting = self._answer.admit or used_blocks + 2 * self._slab <= self._allowed
             return Allowance(self._allowed, admit=resting and used_blocks + self._slab <= self._allowed)
         if self._critical_since is None:
             self._set_level("critical")
             self._critical_since, self._released = now, self._judged
             self._io.release_caches()
-            self._note(f"{used_blocks} blocks in use, {self._allowed} allowed: nobody new, caches released")
+            self._note(f"{used_blocks} blocks in use, {self._allowed} allowed: admission stopped, caches released")
         looked_again = self._judged is not self._released and now - self._critical_since >= GRACE_S
         return Allowance(self._allowed, admit=False, preempt=looked_again or self._is_urgent())
 
     def _is_urgent(self) -> bool:
-        """Whether the device is all but full: on a CPU the kernel kills somebody next."""
+        """Whether the device is almost full: on a CPU the OOM killer is next."""
         reading = self._judged[0]
         return reading.total > 0 and reading.free < URGENT_SHARE * headroom(reading.total)
 

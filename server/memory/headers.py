@@ -1,4 +1,4 @@
-"""How many bytes a checkpoint's weights take once loaded, from the headers of its safetensors files alone.
+"""Size of a checkpoint's loaded weights, from the headers of its safetensors files.
 
 A safetensors file begins with the length of its header (8 bytes, little-endian) and the header, a JSON object from
 tensor names to dtype, shape and place; see the format's description in the safetensors repository.

@@ -1,9 +1,9 @@
-"""What a CPU's memory says: the host's through psutil, and the limits of every cgroup around this process.
+"""Main memory of this process: the host's through psutil, and the limits of every enclosing cgroup.
 
     total = the smallest of host and limits        free = the smallest of what each still has
 
 A container's limit is often set on a group above the one that the process is in, so all groups up to the root are
-read. Page cache is free, since the kernel drops it before anybody runs out; but what this process has mapped of it,
+read. Page cache is free, since the kernel drops it before memory runs out; but what this process has mapped of it,
 weights and libraries, counts as its own, and so is not free a second time.
 
 Version 2 keeps `memory.max`, `memory.current` and `memory.stat`; version 1 `memory.limit_in_bytes`,
@@ -24,7 +24,7 @@ UNLIMITED = 1 << 60  # version 1 says "no limit" with a number near 2**63
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where the kernel shows its groups; tests bring their own."""
+    """File system locations of cgroups; tests use their own."""
 
     groups: Path = Path("/sys/fs/cgroup")
     membership: Path = Path("/proc/self/cgroup")
@@ -44,7 +44,7 @@ class Group:
 
 
 class HostProbe:
-    """Reads main memory as this process may use it."""
+    """Probe of main memory within the limits of this process."""
 
     def __init__(self, paths: Paths | None = None) -> None:
         self._paths = paths or Paths()
@@ -53,7 +53,7 @@ class HostProbe:
     def read(self) -> tuple[DeviceReading, ...]:
         """One reading; `own` is this process's resident memory."""
         host, own = psutil.virtual_memory(), self._process.memory_info()
-        mapped = getattr(own, "shared", 0)  # of files; Linux alone tells
+        mapped = getattr(own, "shared", 0)  # of files; Linux only
         groups = limited_groups(self._paths)
         total = min([host.total, *(group.limit for group in groups)])
         free = min([max(0, host.available - mapped), *(group.free(mapped) for group in groups)])
@@ -91,7 +91,7 @@ def _folders(paths: Paths) -> Iterator[Path]:
 
 
 def _upwards(mount: Path, inside: str) -> Iterator[Path]:
-    """The group and its parents up to the mount. A path from outside the container is not there: its mount is."""
+    """The group and its parents up to the mount. A path outside the container becomes the mount."""
     folder = mount / inside.strip("/")
     if not folder.is_dir() or ".." in folder.parts:
         folder = mount
@@ -137,7 +137,7 @@ def _page_cache(path: Path) -> int:
 
 
 def trim_heap() -> None:
-    """Give the heap's free pages back to the system, where the C library can (glibc)."""
+    """Return the heap's free pages to the system, if the C library can (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

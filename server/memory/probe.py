@@ -1,8 +1,8 @@
-"""What the graphics card says, through NVML; the only file that knows pynvml.
+"""GPU readings through NVML; the only module that imports pynvml.
 
 The model runs on one of the devices that CUDA shows, in CUDA's order; NVML lists all cards in the order of the bus.
-So a device is found by its UUID: torch's own where it tells one, else what CUDA_VISIBLE_DEVICES names.
-Where NVML is missing, broken or denied there is one warning, and torch's figures are used instead.
+So a device is found by its UUID: torch's if known, else from CUDA_VISIBLE_DEVICES.
+If NVML is missing, broken or denied, one warning is logged and torch's figures are used instead.
 """
 
 import logging
@@ -19,8 +19,8 @@ from server.messages import DeviceReading
 
 log = logging.getLogger(__name__)
 DETAILS_EVERY = 10  # readings; temperature, health and the like change slowly and cost more
-RETRY_EVERY = 50  # readings; a driver that was reset answers again some time
-HARMLESS_XIDS = (13, 31, 43, 45, 68, 109)  # a program's own faults; NVIDIA's device plugin passes over the same
+RETRY_EVERY = 50  # readings; a driver that was reset may answer again
+HARMLESS_XIDS = (13, 31, 43, 45, 68, 109)  # caused by programs; NVIDIA's device plugin ignores the same
 THROTTLES: Mapping[int, str] = {
     pynvml.nvmlClocksEventReasonSwPowerCap: "power cap",
     pynvml.nvmlClocksEventReasonHwSlowdown: "hardware slowdown",
@@ -28,7 +28,7 @@ THROTTLES: Mapping[int, str] = {
     pynvml.nvmlClocksEventReasonHwThermalSlowdown: "hardware thermal",
     pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "power brake",
 }
-UNAVAILABLE = (  # a figure that this card, driver or user does not get; the others may still come
+UNAVAILABLE = (  # a figure that this card, driver or user cannot read; others may be available
     pynvml.NVML_ERROR_NOT_SUPPORTED,
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
     pynvml.NVML_ERROR_NO_PERMISSION,
@@ -48,7 +48,7 @@ class TorchFigures:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSelector:
-    """Which device the model runs on, as far as is known. `figures` is None where torch does not run on a GPU."""
+    """Identification of the model's device. `figures` is None if torch does not run on a GPU."""
 
     index: int = 0  # torch's number of it
     uuid: str = ""  # torch's, with or without a prefix
@@ -68,7 +68,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What is read less often."""
+    """Figures that are read less often."""
 
     utilisation: float | None = None
     temperature_c: float | None = None
@@ -77,7 +77,7 @@ class Details:
 
 
 class GpuProbe:
-    """Reads the visible GPUs; `read` never raises for what a card or driver does."""
+    """Reads the visible GPUs; `read` does not raise on errors of a card or driver."""
 
     def __init__(self, wanted: DeviceSelector) -> None:
         self._wanted = wanted
@@ -131,7 +131,7 @@ class GpuProbe:
 
     def _without_nvml(self) -> tuple[DeviceReading, ...]:
         note = f"NVML: {self._fault}"
-        lost = bool(self._last)  # it did answer once: the card or its driver is in trouble
+        lost = bool(self._last)  # it answered before: the card or its driver has failed
         if self._wanted.figures is None:
             return tuple(_mark(reading, note) for reading in self._last)
         figures = self._wanted.figures()
@@ -173,10 +173,10 @@ class GpuProbe:
         )
 
     def _read_memory(self, device: Device) -> tuple[Any, int, tuple[tuple[int, int], ...]]:
-        """Memory of the device, this process's part and everybody's.
+        """Memory of the device, of this process and of all processes.
 
         Torch's figure comes before the list of processes: in a container NVML lists other process ids, or none.
-        It is read on both sides of NVML's, so that memory taken in between is not seen as another process's.
+        It is read on both sides of NVML's, so that memory allocated in between is not attributed to another process.
         """
         ours = device is self._devices[0]
         figures = self._wanted.figures if ours else None
@@ -191,7 +191,7 @@ class GpuProbe:
         return memory, own, tuple(processes)
 
     def _watch_xids(self, handles: Sequence[Any]) -> None:
-        """Ask to be told of the cards' faults; many drivers refuse it in containers, then there are none."""
+        """Subscribe to the cards' Xid events; many drivers refuse it in containers, then there are none."""
         self._events = _query(pynvml.nvmlEventSetCreate)
         if self._events is None:
             return
@@ -222,7 +222,7 @@ def _describe(handle: Any, known: dict[str, Device]) -> Card:
             try:
                 part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
             except pynvml.NVMLError_NotFound:
-                continue  # places need not be filled from the first on
+                continue  # places may be empty
             instance = pynvml.nvmlDeviceGetGpuInstanceId(part), pynvml.nvmlDeviceGetComputeInstanceId(part)
             slices.append(Slice(_uuid(part), f"MIG-{uuid}/{instance[0]}/{instance[1]}"))
             known[slices[-1].uuid] = Device(part, handle, slices[-1].uuid, f"{name} MIG {instance[0]}/{instance[1]}")
@@ -230,7 +230,7 @@ def _describe(handle: Any, known: dict[str, Device]) -> Card:
 
 
 def _read_details(device: Device) -> Details:
-    """Utilisation, temperature, throttling and memory faults, each where the card tells it."""
+    """Utilisation, temperature, throttling and memory faults, None if unavailable."""
     card = device.card
     rates = _query(lambda: pynvml.nvmlDeviceGetUtilizationRates(device.handle))
     degrees = _query(lambda: pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU))
@@ -255,7 +255,7 @@ def _read_details(device: Device) -> Details:
 
 
 def _query(ask: Callable[[], Any]) -> Any:
-    """The answer, or None where this figure is not to be had; a lost device still raises."""
+    """Return the answer, or None if this figure is unavailable; a lost device raises NVMLError."""
     try:
         return ask()
     except pynvml.NVMLError as error:
@@ -269,7 +269,7 @@ def _uuid(handle: Any) -> str:
 
 
 def _mark(reading: DeviceReading, note: str) -> DeviceReading:
-    """An old reading, no longer vouched for."""
+    """An outdated reading, marked unhealthy."""
     return DeviceReading(
         name=reading.name,
         uuid=reading.uuid,

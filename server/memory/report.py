@@ -1,4 +1,4 @@
-"""A plan in words: its table, and what would make a model fit."""
+"""Report of a memory plan: its table, and the options that would make a model fit."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ReportRow:
 
 
 def rows(found: Plan) -> tuple[ReportRow, ...]:
-    """The table of a plan, top down: the room, what takes of it, what is left and what that holds."""
+    """Rows of a plan's table: total, usable, what is subtracted, what is left for KV."""
     demand, room = found.demand, found.room
     usable = room.usable(demand.memory_fraction)
     lines = [
@@ -64,7 +64,7 @@ def as_text(lines: tuple[ReportRow, ...]) -> str:
 
 
 def refuse(shape: Shape, tensors: tuple[Tensor, ...], found: Plan) -> CannotStart:
-    """The error for a plan that does not fit: the table, and what would make it fit."""
+    """Error for a plan that does not fit: the table, and the options that would make it fit."""
     offers = remedies(shape, tensors, found)
     advice = "\n".join(f"  {offer}" for offer in offers)
     ending = f"what would make it fit:\n{advice}" if offers else "no option makes it fit; take a larger device"
@@ -102,14 +102,14 @@ def remedies(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan) -> tuple[
 
 
 def size(num_bytes: int) -> str:
-    """A size for people: GiB, MiB or KiB, with the digits that matter."""
+    """Format a size in GiB, MiB or KiB."""
     if num_bytes >= GIB:
         return f"{num_bytes / GIB:.2f} GiB"
     return f"{num_bytes / MIB:.1f} MiB" if num_bytes >= MIB else f"{num_bytes / 1024:.1f} KiB"
 
 
 def _offer(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan, flags: str, change: Demand) -> str | None:
-    """The change in words if the model fits then, with a shorter context where that is needed; None if not."""
+    """Describe the change if the model fits with it, with a shorter context if needed; None if not."""
     found = plan(shape, tensors, change, refused.room, refused.overhead)
     if not found.fits:
         context = context_in(shape, change, found.left - found.state_bytes)

@@ -1,4 +1,4 @@
-"""What of a checkpoint's configuration decides its memory; read from config.json without transformers.
+"""Sizes in a checkpoint's configuration that decide its memory; read from config.json without transformers.
 
 Field names are those of transformers' Qwen2, Qwen3, Qwen3-MoE, Qwen3-Next and Qwen3.5 configuration classes; a
 multimodal configuration keeps them under `text_config`.

@@ -1,6 +1,6 @@
-"""From settings to a plan with measured sizes: what the engine's composition root calls, in this order.
+"""Memory plan of an engine at start-up: called by the engine's composition root in this order.
 
-probe = open_probe(...)                       what the device says
+probe = open_probe(...)                       readings of the device
 estimate = refuse_early(..., reading)         CannotStart before a byte of weights is read
 plan = replan(estimate, reading, ...)         after loading and the profile run; logs estimate against measurement
 guard = Guard.for_engine(plan, io)
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What loading and a profile run showed, in bytes."""
+    """Bytes measured after loading and in a profile run."""
 
     weights: int
     activations: int  # peak of the largest step above what is held at rest
@@ -36,7 +36,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The plan before loading, and what it was made from."""
+    """The plan before loading, and its inputs."""
 
     shape: Shape
     tensors: tuple[Tensor, ...]
@@ -44,9 +44,9 @@ class Estimate:
 
 
 def open_probe(device: str, choice: Literal["auto", "nvml", "host"], wanted: DeviceSelector) -> Probe:
-    """The probe for a model on `device` ("cpu" or "cuda"); `choice` overrules it, for a budget tied to another device.
+    """The probe for a model on `device` ("cpu" or "cuda"); `choice` overrides it.
 
-    Raises CannotStart where NVML is asked for by name, gives nothing and torch has no figures either.
+    Raises CannotStart if NVML is requested explicitly and neither NVML nor torch has figures.
     """
     if choice == "host" or (choice == "auto" and device == "cpu"):
         return HostProbe()
@@ -57,7 +57,7 @@ def open_probe(device: str, choice: Literal["auto", "nvml", "host"], wanted: Dev
 
 
 def refuse_early(checkpoint: Path, max_model_len: int, engine: EngineSettings, reading: DeviceReading) -> Estimate:
-    """Headers and configuration alone say whether it fits; raises CannotStart with the table if it does not."""
+    """Estimate the plan from headers and configuration; raises CannotStart with the table if it does not fit."""
     shape, tensors = read_shape(read_config(checkpoint)), read_headers(checkpoint)
     found = plan(shape, tensors, demand_of(engine, max_model_len, shape), room_of(reading))
     if not found.fits:
@@ -66,7 +66,7 @@ def refuse_early(checkpoint: Path, max_model_len: int, engine: EngineSettings, r
 
 
 def replan(estimate: Estimate, reading: DeviceReading, measured: Measured) -> Plan:
-    """The plan with measured sizes, read while the weights are in and the KV pool is not made yet.
+    """The plan with measured sizes, computed after loading and before the KV pool is allocated.
 
     Raises CannotStart if the measurement leaves too little where the estimate did not.
     """
