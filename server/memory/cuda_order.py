@@ -1,4 +1,4 @@
-"""Which devices CUDA shows, and in which order: CUDA_VISIBLE_DEVICES read as the CUDA programming guide says.
+"""CUDA device order: CUDA_VISIBLE_DEVICES read as the CUDA programming guide says.
 
 An entry is a number, a UUID or an unambiguous beginning of one ("GPU-8f3a"), or a MIG device's UUID, in its new form
 "MIG-<uuid>" or its old one "MIG-GPU-<uuid>/<GPU instance>/<compute instance>". The first entry that names nothing
