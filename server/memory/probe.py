@@ -79,8 +79,8 @@ class Details:
 class GpuProbe:
     """Reads the visible GPUs; `read` does not raise on errors of a card or driver."""
 
-    def __init__(self, wanted: DeviceSelector) -> None:
-        self._wanted = wanted
+    def __init__(self, selector: DeviceSelector) -> None:
+        self._selector = selector
         self._devices: list[Device] = []
         self._details: dict[str, Details] = {}
         self._xids: dict[str, int] = {}
@@ -110,13 +110,13 @@ class GpuProbe:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(place) for place in range(pynvml.nvmlDeviceGetCount())]
         known: dict[str, Device] = {}
         cards = [_describe(handle, known) for handle in handles]
-        shown = visible_uuids(cards, self._wanted.visible)
-        if self._wanted.uuid:
-            ours = same_device(cards, self._wanted.uuid)
+        shown = visible_uuids(cards, self._selector.visible)
+        if self._selector.uuid:
+            ours = same_device(cards, self._selector.uuid)
         else:
-            ours = shown[self._wanted.index] if self._wanted.index < len(shown) else None
+            ours = shown[self._selector.index] if self._selector.index < len(shown) else None
         if ours is None:
-            raise LookupError(f"NVML lists no device {self._wanted.uuid or self._wanted.index} that CUDA shows")
+            raise LookupError(f"NVML lists no device {self._selector.uuid or self._selector.index} that CUDA shows")
         self._devices = [known[ours], *(known[uuid] for uuid in shown if uuid != ours)]
         self._watch_xids(handles)
         if self._fault:
@@ -125,20 +125,20 @@ class GpuProbe:
 
     def _give_up(self, fault: str) -> None:
         if fault != self._fault:
-            instead = "torch's own figures are" if self._wanted.figures else "the last figures are"
+            instead = "torch's own figures are" if self._selector.figures else "the last figures are"
             log.warning("the graphics card's state cannot be read (NVML: %s); %s used instead", fault, instead)
         self._fault, self._devices, self._events = fault, [], None
 
     def _without_nvml(self) -> tuple[DeviceReading, ...]:
         note = f"NVML: {self._fault}"
         lost = bool(self._last)  # it answered before: the card or its driver has failed
-        if self._wanted.figures is None:
+        if self._selector.figures is None:
             return tuple(_mark(reading, note) for reading in self._last)
-        figures = self._wanted.figures()
-        name = self._last[0].name if self._last else f"cuda:{self._wanted.index}"
+        figures = self._selector.figures()
+        name = self._last[0].name if self._last else f"cuda:{self._selector.index}"
         reading = DeviceReading(
             name=name,
-            uuid=self._wanted.uuid,
+            uuid=self._selector.uuid,
             source="torch",
             total=figures.total,
             used=figures.total - figures.free,
@@ -179,7 +179,7 @@ class GpuProbe:
         It is read on both sides of NVML's, so that memory allocated in between is not attributed to another process.
         """
         ours = device is self._devices[0]
-        figures = self._wanted.figures if ours else None
+        figures = self._selector.figures if ours else None
         for _ in range(3):
             before = figures().reserved if figures else 0
             memory = pynvml.nvmlDeviceGetMemoryInfo(device.handle)

@@ -43,14 +43,14 @@ class Estimate:
     plan: Plan
 
 
-def open_probe(device: str, choice: Literal["auto", "nvml", "host"], wanted: DeviceSelector) -> Probe:
+def open_probe(device: str, choice: Literal["auto", "nvml", "host"], selector: DeviceSelector) -> Probe:
     """The probe for a model on `device` ("cpu" or "cuda"); `choice` overrides it.
 
     Raises CannotStart if NVML is requested explicitly and neither NVML nor torch has figures.
     """
     if choice == "host" or (choice == "auto" and device == "cpu"):
         return HostProbe()
-    probe = GpuProbe(wanted)
+    probe = GpuProbe(selector)
     if not probe.read():
         raise CannotStart("--memory-probe nvml, but NVML shows no device; the warning above says why")
     return probe

@@ -104,7 +104,7 @@ async def test_progress_is_reported_and_health_raises_it_while_loading() -> None
 
 
 async def test_close_leaves_no_process(backend: LocalBackend) -> None:
-    child = backend._child
+    child = backend._process
     await backend.close()
     assert child is not None and child.wait() == 0
 
@@ -115,7 +115,7 @@ async def test_an_engine_started_before_receives_its_configuration() -> None:
         backend = LocalBackend(EngineCommand("unable", STAND_IN), first=first)
         with pytest.raises(CannotStart, match="no such thing"):
             await backend.start()
-        assert backend._child is first
+        assert backend._process is first
         await backend.close()
 
 
