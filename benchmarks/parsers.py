@@ -1,4 +1,4 @@
-"""How fast replies are read: megabytes of model text a second, in every tool format.
+"""Speed of the parsers: megabytes of model text a second, in every tool format.
 
     python -m benchmarks.parsers
 
