@@ -8,7 +8,7 @@ from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.checkpoint.mask import Mask
 from server.checkpoint.template import ChatTemplate
-from server.dialects.registry import find, guess
+from server.dialects.registry import detect, find
 from server.self_test import self_test
 from tests.model_templates import TEMPLATES, native
 
@@ -24,7 +24,7 @@ def test_template_and_parser_of_one_family_agree(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_TOOLS)
 def test_the_dialect_is_detected_from_the_template(name: str) -> None:
     """A wrong parser option is the most frequent question of users of other servers."""
-    dialect = guess(native(name).template.source)
+    dialect = detect(native(name).template.source)
     assert dialect
     assert dialect.name == TEMPLATES[name][1]
 

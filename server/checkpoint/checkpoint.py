@@ -25,7 +25,7 @@ from server.checkpoint.tokenizer import (
 )
 from server.config_json import context_length, read_config
 from server.dialects.base import Dialect
-from server.dialects.registry import find, guess
+from server.dialects.registry import detect, find
 from server.errors import CannotStart
 
 FALLBACK_TEMPLATE = Path(__file__).parent / "templates" / "react.jinja"
@@ -149,7 +149,7 @@ def _open_template(
 def _choose_dialect(name: str, template: ChatTemplate) -> Dialect:
     if name != "auto":
         return find(name)
-    dialect = guess(template.source)
+    dialect = detect(template.source)
     if dialect is None:
         raise CannotStart(
             f"the chat template {template.origin} writes no tool format known here; name the nearest one with --dialect"

@@ -20,11 +20,11 @@ from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import callable_tools, constraint, marker, remembering
+from server.dialects.grammar.lark import cached_by_spec, callable_tools, constraint, marker
 from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
 from server.dialects.parsing.tagged import Ending, TaggedCall
 from server.dialects.parsing.text_buffer import (
-    LONGEST_NAME,
+    MAX_NAME_LENGTH,
     EventSink,
     IncrementalParser,
     Openers,
@@ -42,8 +42,8 @@ KEY, KEY_CLOSE = "<arg_key>", "</arg_key>"
 VALUE, VALUE_CLOSE = "<arg_value>", "</arg_value>"
 OPENERS = Openers(OPEN)
 OPENERS_INSIDE = Openers(OPEN, CLOSE)
-NAME = re.compile(rf"[^\s<]{{1,{LONGEST_NAME}}}(?=[\s<])")
-NAME_BEGUN = re.compile(rf"[^\s<]{{0,{LONGEST_NAME}}}")
+NAME = re.compile(rf"[^\s<]{{1,{MAX_NAME_LENGTH}}}(?=[\s<])")
+NAME_BEGUN = re.compile(rf"[^\s<]{{0,{MAX_NAME_LENGTH}}}")
 VALUE_ENDS = (Ending(VALUE_CLOSE, (KEY, CLOSE)),)
 FORM = TagForm(
     head=lambda name: f"{KEY}{name}{KEY_CLOSE}\n{VALUE}",
@@ -54,67 +54,67 @@ FORM = TagForm(
 )
 
 
-def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
+def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
     inside = False  # a tag that a call was read from is still open: its end is markup
     while True:
-        opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
+        opener = yield from read_text(buffer, sink, OPENERS_INSIDE if inside else OPENERS)
         if not opener:
             return
-        tape.record()
-        tape.take(len(opener))
+        buffer.record()
+        buffer.take(len(opener))
         inside = False
         if opener == OPEN:
-            inside = yield from _read_call(tape, out, offered)
+            inside = yield from _read_call(buffer, sink, tool_set)
 
 
-def _read_call(tape: TextBuffer, out: EventSink, offered: ToolSet) -> Generator[None, None, bool]:
+def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
     """Read one call, or give its beginning back as text. True if its closing tag is still to come."""
-    name = yield from _read_name(tape)
-    tool = offered.find(name)
+    name = yield from _read_name(buffer)
+    tool = tool_set.find(name)
     if tool is not None:
-        yield from tape.skip_space()
-    if tool is None or not (yield from tape.expect(KEY, CLOSE)):
-        out.text(tape.recorded())
+        yield from buffer.skip_space()
+    if tool is None or not (yield from buffer.expect(KEY, CLOSE)):
+        sink.text(buffer.recorded())
         return False
-    call = TaggedCall(tape, out, offered, tool)
-    while not call.cut and (yield from tape.expect(KEY)):
-        tape.take(len(KEY))
-        key = yield from read_name(tape, KEY_CLOSE)
-        yield from tape.skip_space()
-        if key is None or not (yield from tape.expect(VALUE)):
+    call = TaggedCall(buffer, sink, tool_set, tool)
+    while not call.cut and (yield from buffer.expect(KEY)):
+        buffer.take(len(KEY))
+        key = yield from read_name(buffer, KEY_CLOSE)
+        yield from buffer.skip_space()
+        if key is None or not (yield from buffer.expect(VALUE)):
             break
-        tape.take(len(VALUE))
+        buffer.take(len(VALUE))
         yield from call.read_argument(key, VALUE_ENDS, trims=False)
-        yield from tape.skip_space()
-    closed = yield from tape.expect(CLOSE)
-    tape.take(len(closed))
+        yield from buffer.skip_space()
+    closed = yield from buffer.expect(CLOSE)
+    buffer.take(len(closed))
     if not closed and not call.cut:
-        call.flag("truncated" if tape.ended and tape.empty else "repaired")
+        call.flag("truncated" if buffer.ended and buffer.empty else "repaired")
     call.finish()
     return not closed
 
 
-def _read_name(tape: TextBuffer) -> Generator[None, None, str]:
-    yield from tape.skip_space()
+def _read_name(buffer: TextBuffer) -> Generator[None, None, str]:
+    yield from buffer.skip_space()
     while True:
-        name = NAME.match(tape.text, tape.at)
+        name = NAME.match(buffer.text, buffer.at)
         if name:
-            return tape.take(len(name.group()))
-        if tape.ended or not NAME_BEGUN.fullmatch(tape.rest):
+            return buffer.take(len(name.group()))
+        if buffer.ended or not NAME_BEGUN.fullmatch(buffer.rest):
             return ""
         yield
 
 
-def constrain(wanted: ConstraintSpec) -> Constraint | None:
+def constrain(spec: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
-    rest = f"call {marker(wanted, CLOSE)}"
-    rules = tagged_calls(wanted, FORM, lambda tool: (quoted(f"{tool.name}\n"), ""))
-    return constraint(wanted, openers={OPEN: rest}, separator='"\\n"', rules=rules)
+    rest = f"call {marker(spec, CLOSE)}"
+    rules = tagged_calls(spec, FORM, lambda tool: (quoted(f"{tool.name}\n"), ""))
+    return constraint(spec, openers={OPEN: rest}, separator='"\\n"', rules=rules)
 
 
-def shortest(wanted: ConstraintSpec) -> str:
+def shortest(spec: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
-    tool = callable_tools(wanted)[0]
+    tool = callable_tools(spec)[0]
     return f"{OPEN}{tool.name}\n{FORM.written(shortest_members(tool))}{CLOSE}"
 
 
@@ -128,7 +128,7 @@ GLM4 = Dialect(
     markers=(OPEN, CLOSE, KEY, KEY_CLOSE, VALUE, VALUE_CLOSE),
     halts=(),
     parser=partial(IncrementalParser, _read_reply),
-    constrain=remembering(constrain),
+    constrain=cached_by_spec(constrain),
     shortest=shortest,
     recognise=recognise,
 )

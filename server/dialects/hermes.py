@@ -31,7 +31,7 @@ from functools import partial
 from server.dialects import hermes_loose
 from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import callable_tools, constraint, is_raw, json_calls, marker, remembering
+from server.dialects.grammar.lark import cached_by_spec, callable_tools, constraint, is_raw, json_calls, marker
 from server.dialects.parsing.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
 from server.dialects.parsing.text_buffer import (
     EventSink,
@@ -50,54 +50,54 @@ OPENERS = Openers(OPEN, *hermes_loose.OPENERS)
 OPENERS_INSIDE = Openers(OPEN, CLOSE)  # an unfinished tag: its end is markup
 
 
-def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
+def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
     inside = False
     while True:
-        opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
+        opener = yield from read_text(buffer, sink, OPENERS_INSIDE if inside else OPENERS)
         if not opener:
             return
         if opener == CLOSE:
-            tape.take(len(CLOSE))
+            buffer.take(len(CLOSE))
             inside = False
         elif opener == OPEN:
-            inside = yield from _read_tag(tape, out, offered)
+            inside = yield from _read_tag(buffer, sink, tool_set)
         else:
-            yield from hermes_loose.read(tape, out, offered, opener)
+            yield from hermes_loose.read(buffer, sink, tool_set, opener)
 
 
-def _read_tag(tape: TextBuffer, out: EventSink, offered: ToolSet) -> Generator[None, None, bool]:
+def _read_tag(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
     """Read the calls of one tag. True if text follows before the closing tag."""
-    tape.record()
-    tape.take(len(OPEN))
-    yield from tape.skip_space()
+    buffer.record()
+    buffer.take(len(OPEN))
+    yield from buffer.skip_space()
     calls = 0
     while True:
-        if (yield from tape.expect("{")):
-            opened = yield from JsonCall(tape, out, offered, CLOSE, (OPEN,)).read()
+        if (yield from buffer.expect("{")):
+            opened = yield from JsonCall(buffer, sink, tool_set, CLOSE, (OPEN,)).read()
             if not opened:
                 return False
             calls += 1
-            tape.record()
-        space = yield from tape.skip_space()
-        if (yield from tape.expect(CLOSE)):
-            tape.take(len(CLOSE))
+            buffer.record()
+        space = yield from buffer.skip_space()
+        if (yield from buffer.expect(CLOSE)):
+            buffer.take(len(CLOSE))
             return False
-        if (yield from tape.expect("[", ",", "]")):
-            tape.take(1)
-            yield from tape.skip_space()
-        elif not (yield from tape.expect("{")):
+        if (yield from buffer.expect("[", ",", "]")):
+            buffer.take(1)
+            yield from buffer.skip_space()
+        elif not (yield from buffer.expect("{")):
             break
     if not calls:
-        out.text(tape.recorded())
+        sink.text(buffer.recorded())
         return False
-    out.hold(space)
+    sink.hold_whitespace(space)
     return True
 
 
-def constrain(wanted: ConstraintSpec) -> Constraint | None:
+def constrain(spec: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
-    rest = f'"\\n" call {marker(wanted, CLOSE)}'
-    return constraint(wanted, openers={OPEN: rest}, separator='"\\n"', rules=json_calls(wanted, _around))
+    rest = f'"\\n" call {marker(spec, CLOSE)}'
+    return constraint(spec, openers={OPEN: rest}, separator='"\\n"', rules=json_calls(spec, _around))
 
 
 def _around(tool: Tool) -> tuple[str, str]:
@@ -107,9 +107,9 @@ def _around(tool: Tool) -> tuple[str, str]:
     return quoted(head), quoted("}\n")
 
 
-def shortest(wanted: ConstraintSpec) -> str:
+def shortest(spec: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
-    tool = callable_tools(wanted)[0]
+    tool = callable_tools(spec)[0]
     return f'{OPEN}\n{{"name": {json.dumps(tool.name)}, "arguments": {shortest_arguments(tool)}}}\n{CLOSE}'
 
 
@@ -123,7 +123,7 @@ HERMES = Dialect(
     markers=(OPEN, CLOSE),
     halts=(),
     parser=partial(IncrementalParser, _read_reply),
-    constrain=remembering(constrain),
+    constrain=cached_by_spec(constrain),
     shortest=shortest,
     recognise=recognise,
 )

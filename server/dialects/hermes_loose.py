@@ -20,30 +20,30 @@ HEAD_LETTERS = re.compile(r'\[?(?:\{(?:"(?:n(?:a(?:m(?:e(?:"(?::(?:"[^"\\\n]{0,2
 LONGEST = 64 * 1024  # characters held back at most
 
 
-def read(tape: TextBuffer, out: EventSink, offered: ToolSet, opener: str) -> ParserCoroutine:
+def read(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, opener: str) -> ParserCoroutine:
     """Read on from the opener; calls if all is well, text if not."""
-    tape.record()
-    tape.take(len(opener))
+    buffer.record()
+    buffer.take(len(opener))
     end = ENDS[opener]
-    while not (head := HEAD.match(tape.text, tape.at)):
-        if tape.ended or not HEAD_LETTERS.fullmatch(_without_space(tape.rest)):
-            out.text(tape.recorded())
+    while not (head := HEAD.match(buffer.text, buffer.at)):
+        if buffer.ended or not HEAD_LETTERS.fullmatch(_without_space(buffer.rest)):
+            sink.text(buffer.recorded())
             return
         yield
     close = Openers(end)
-    while offered.find(head.group(1)) is not None:
-        found = close.search(tape.text, tape.at)
-        stop = found.start() if found else len(tape.text) - close.overlap(tape.rest)
-        if stop - tape.at > LONGEST:
+    while tool_set.find(head.group(1)) is not None:
+        found = close.search(buffer.text, buffer.at)
+        stop = found.start() if found else len(buffer.text) - close.overlap(buffer.rest)
+        if stop - buffer.at > LONGEST:
             break
-        if found and (calls := _calls(tape.text[tape.at : stop], offered)):
-            tape.take(found.end() - tape.at)
-            _deliver(calls, out, tape.recorded())
+        if found and (calls := _calls(buffer.text[buffer.at : stop], tool_set)):
+            buffer.take(found.end() - buffer.at)
+            _deliver(calls, sink, buffer.recorded())
             return
-        if found or tape.ended:
+        if found or buffer.ended:
             break
         yield
-    out.text(tape.recorded())
+    sink.text(buffer.recorded())
 
 
 def _without_space(text: str) -> str:
@@ -51,7 +51,7 @@ def _without_space(text: str) -> str:
     return "".join(head.split()) + quote + name.lstrip()
 
 
-def _calls(text: str, offered: ToolSet) -> list[tuple[Tool, str]]:
+def _calls(text: str, tool_set: ToolSet) -> list[tuple[Tool, str]]:
     """Every object as a call, or none at all."""
     try:
         found = json.loads(text)
@@ -59,11 +59,11 @@ def _calls(text: str, offered: ToolSet) -> list[tuple[Tool, str]]:
         found = _lines(text)
     calls: list[tuple[Tool, str]] = []
     for item in found if isinstance(found, list) else [found]:
-        tool = offered.find(str(item.get("name"))) if isinstance(item, dict) else None
+        tool = tool_set.find(str(item.get("name"))) if isinstance(item, dict) else None
         if tool is None or tool.custom or not set(item) <= {"name", "arguments"}:
             return []
         arguments = json.dumps(item.get("arguments", {}), ensure_ascii=False)
-        if offered.judge(tool, arguments):
+        if tool_set.validate(tool, arguments):
             return []
         calls.append((tool, arguments))
     return calls
@@ -76,9 +76,9 @@ def _lines(text: str) -> list[Any]:
         return []
 
 
-def _deliver(calls: list[tuple[Tool, str]], out: EventSink, raw: str) -> None:
+def _deliver(calls: list[tuple[Tool, str]], sink: EventSink, raw: str) -> None:
     flags: tuple[Flag, ...] = ("repaired",)
     for tool, arguments in calls:
-        out.open(tool.name, custom=False)
-        out.arguments(arguments)
-        out.close(flags, raw)
+        sink.open(tool.name, custom=False)
+        sink.arguments(arguments)
+        sink.close(flags, raw)

@@ -16,7 +16,15 @@ from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import MAX_CALLS, callable_tools, constraint, is_raw, json_calls, marker, remembering
+from server.dialects.grammar.lark import (
+    MAX_CALLS,
+    cached_by_spec,
+    callable_tools,
+    constraint,
+    is_raw,
+    json_calls,
+    marker,
+)
 from server.dialects.parsing.json_arguments import JsonArguments
 from server.dialects.parsing.text_buffer import (
     EventSink,
@@ -39,67 +47,67 @@ OPENERS = Openers(SECTION, CALL)
 OPENERS_INSIDE = Openers(SECTION, CALL, CALL_CLOSE, SECTION_CLOSE)
 
 
-def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
+def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
     inside = False  # a section is open: its end is markup
     while True:
-        opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
+        opener = yield from read_text(buffer, sink, OPENERS_INSIDE if inside else OPENERS)
         if not opener:
             return
-        tape.record()
+        buffer.record()
         if opener == SECTION:
-            tape.take(len(SECTION))
-            yield from tape.skip_space()
-            if not (yield from tape.expect(CALL)):
-                out.text(tape.recorded())
+            buffer.take(len(SECTION))
+            yield from buffer.skip_space()
+            if not (yield from buffer.expect(CALL)):
+                sink.text(buffer.recorded())
                 continue
         elif opener != CALL:
-            tape.take(len(opener))
+            buffer.take(len(opener))
             inside = opener != SECTION_CLOSE
             continue
-        inside = yield from _read_call(tape, out, offered)
+        inside = yield from _read_call(buffer, sink, tool_set)
 
 
-def _read_call(tape: TextBuffer, out: EventSink, offered: ToolSet) -> Generator[None, None, bool]:
+def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
     """Read `<|tool_call_begin|>...<|tool_call_end|>`, or give its beginning back as text. True if it was a call."""
-    tape.take(len(CALL))
-    call_id = yield from read_name(tape, ARGUMENTS)
+    buffer.take(len(CALL))
+    call_id = yield from read_name(buffer, ARGUMENTS)
     name = CALL_ID.fullmatch(call_id or "")
-    arguments = JsonArguments(tape, out, offered, CALL_CLOSE, (SECTION_CLOSE, CALL))
-    arguments.tool = offered.find(name.group(1)) if name else None
+    arguments = JsonArguments(buffer, sink, tool_set, CALL_CLOSE, (SECTION_CLOSE, CALL))
+    arguments.tool = tool_set.find(name.group(1)) if name else None
     if arguments.tool is not None:
-        yield from tape.skip_space()
+        yield from buffer.skip_space()
         if is_raw(arguments.tool):
             closed = yield from arguments.read_raw(Openers(CALL_CLOSE))
             if not closed:
                 arguments.flag("truncated")
         else:
             yield from arguments.read()
-            yield from tape.skip_space()
-    closed = (yield from tape.expect(CALL_CLOSE)) if arguments.tool is not None else ""
+            yield from buffer.skip_space()
+    closed = (yield from buffer.expect(CALL_CLOSE)) if arguments.tool is not None else ""
     if arguments.tool is None or not (arguments.is_read or arguments.is_open or closed):
-        out.text(tape.recorded())
+        sink.text(buffer.recorded())
         return False
-    tape.take(len(closed))
+    buffer.take(len(closed))
     arguments.finish()
     return True
 
 
-def constrain(wanted: ConstraintSpec) -> Constraint | None:
+def constrain(spec: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
-    begin, end = marker(wanted, CALL), marker(wanted, SECTION_CLOSE)
-    arguments, call_end = marker(wanted, ARGUMENTS), marker(wanted, CALL_CLOSE)
-    more = f" ({begin} call){{0,{MAX_CALLS - 1}}}" if wanted.choice.parallel else ""
+    begin, end = marker(spec, CALL), marker(spec, SECTION_CLOSE)
+    arguments, call_end = marker(spec, ARGUMENTS), marker(spec, CALL_CLOSE)
+    more = f" ({begin} call){{0,{MAX_CALLS - 1}}}" if spec.choice.parallel else ""
     openers = {SECTION: f"{begin} call{more} {end}", CALL: "call"}
 
     def around(tool: Tool) -> tuple[str, str]:
         return f"{quoted(f'functions.{tool.name}:')} /[0-9]{{1,3}}/ {arguments}", call_end
 
-    return constraint(wanted, openers=openers, separator=None, rules=json_calls(wanted, around))
+    return constraint(spec, openers=openers, separator=None, rules=json_calls(spec, around))
 
 
-def shortest(wanted: ConstraintSpec) -> str:
+def shortest(spec: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
-    tool = callable_tools(wanted)[0]
+    tool = callable_tools(spec)[0]
     arguments = shortest_arguments(tool)
     return f"{SECTION}{CALL}functions.{tool.name}:0{ARGUMENTS}{arguments}{CALL_CLOSE}{SECTION_CLOSE}"
 
@@ -114,7 +122,7 @@ KIMI_K2 = Dialect(
     markers=(SECTION, SECTION_CLOSE, CALL, CALL_CLOSE, ARGUMENTS),
     halts=(),
     parser=partial(IncrementalParser, _read_reply),
-    constrain=remembering(constrain),
+    constrain=cached_by_spec(constrain),
     shortest=shortest,
     recognise=recognise,
 )

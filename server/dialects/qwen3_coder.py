@@ -24,7 +24,7 @@ from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import callable_tools, constraint, marker, remembering
+from server.dialects.grammar.lark import cached_by_spec, callable_tools, constraint, marker
 from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
 from server.dialects.parsing.tagged import Ending, TaggedCall
 from server.dialects.parsing.text_buffer import (
@@ -54,73 +54,73 @@ FORM = TagForm(
 )
 
 
-def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
+def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
     inside = False  # a <tool_call> that a call was read from is still open: its end is markup
     while True:
-        opener = yield from read_text(tape, out, OPENERS_INSIDE if inside else OPENERS)
+        opener = yield from read_text(buffer, sink, OPENERS_INSIDE if inside else OPENERS)
         if not opener:
             return
         if opener == CLOSE:
-            tape.take(len(CLOSE))
+            buffer.take(len(CLOSE))
             inside = False
             continue
-        tape.record()
+        buffer.record()
         if opener == OPEN:
-            tape.take(len(OPEN))
-            yield from tape.skip_space()
+            buffer.take(len(OPEN))
+            yield from buffer.skip_space()
         called = False
-        while (yield from tape.expect(FUNCTION)) and (yield from _read_call(tape, out, offered)):
+        while (yield from buffer.expect(FUNCTION)) and (yield from _read_call(buffer, sink, tool_set)):
             called = True
-            tape.record()
-            yield from tape.skip_space()
-        if called and (yield from tape.expect(CLOSE)):
-            tape.take(len(CLOSE))
+            buffer.record()
+            yield from buffer.skip_space()
+        if called and (yield from buffer.expect(CLOSE)):
+            buffer.take(len(CLOSE))
             called = False
         elif called:
-            out.hold(tape.recorded())
+            sink.hold_whitespace(buffer.recorded())
         else:
-            out.text(tape.recorded())
+            sink.text(buffer.recorded())
         inside = called or inside
 
 
-def _read_call(tape: TextBuffer, out: EventSink, offered: ToolSet) -> Generator[None, None, bool]:
+def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
     """Read `<function=name>...</function>`. False if it is not one of ours, and nothing has come out."""
-    tape.take(len(FUNCTION))
-    name = yield from read_name(tape, ">")
-    tool = offered.find(name) if name else None
+    buffer.take(len(FUNCTION))
+    name = yield from read_name(buffer, ">")
+    tool = tool_set.find(name) if name else None
     if tool is None:
         return False
-    yield from tape.skip_space()
-    if not (yield from tape.expect(PARAMETER, FUNCTION_CLOSE, CLOSE)):
+    yield from buffer.skip_space()
+    if not (yield from buffer.expect(PARAMETER, FUNCTION_CLOSE, CLOSE)):
         return False
-    call = TaggedCall(tape, out, offered, tool)
+    call = TaggedCall(buffer, sink, tool_set, tool)
     closed = ""
-    while closed != FUNCTION_CLOSE and (yield from tape.expect(PARAMETER)):
-        tape.take(len(PARAMETER))
-        argument = yield from read_name(tape, ">")
+    while closed != FUNCTION_CLOSE and (yield from buffer.expect(PARAMETER)):
+        buffer.take(len(PARAMETER))
+        argument = yield from read_name(buffer, ">")
         if argument is None:
             break
         closed = yield from call.read_argument(argument, VALUE_ENDS, trims=True)
-        yield from tape.skip_space()
-    if closed != FUNCTION_CLOSE and (yield from tape.expect(FUNCTION_CLOSE)):
-        tape.take(len(FUNCTION_CLOSE))
+        yield from buffer.skip_space()
+    if closed != FUNCTION_CLOSE and (yield from buffer.expect(FUNCTION_CLOSE)):
+        buffer.take(len(FUNCTION_CLOSE))
     elif not call.cut:
-        call.flag("truncated" if tape.ended and tape.empty else "repaired")
+        call.flag("truncated" if buffer.ended and buffer.empty else "repaired")
     call.finish()
     return True
 
 
-def constrain(wanted: ConstraintSpec) -> Constraint | None:
+def constrain(spec: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
-    closing = marker(wanted, CLOSE)
+    closing = marker(spec, CLOSE)
     openers = {OPEN: f'"\\n{FUNCTION}" call {closing}', FUNCTION: f"call {closing}"}
-    rules = tagged_calls(wanted, FORM, lambda tool: (quoted(f"{tool.name}>\n"), quoted(f"{FUNCTION_CLOSE}\n")))
-    return constraint(wanted, openers=openers, separator='"\\n"', rules=rules)
+    rules = tagged_calls(spec, FORM, lambda tool: (quoted(f"{tool.name}>\n"), quoted(f"{FUNCTION_CLOSE}\n")))
+    return constraint(spec, openers=openers, separator='"\\n"', rules=rules)
 
 
-def shortest(wanted: ConstraintSpec) -> str:
+def shortest(spec: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
-    tool = callable_tools(wanted)[0]
+    tool = callable_tools(spec)[0]
     members = FORM.written(shortest_members(tool))
     return f"{OPEN}\n{FUNCTION}{tool.name}>\n{members}{FUNCTION_CLOSE}\n{CLOSE}"
 
@@ -135,7 +135,7 @@ QWEN3_CODER = Dialect(
     markers=(OPEN, CLOSE),
     halts=(),
     parser=partial(IncrementalParser, _read_reply),
-    constrain=remembering(constrain),
+    constrain=cached_by_spec(constrain),
     shortest=shortest,
     recognise=recognise,
 )

@@ -16,7 +16,7 @@ from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import MAX_CALLS, callable_tools, constraint, is_raw, json_calls, remembering
+from server.dialects.grammar.lark import MAX_CALLS, cached_by_spec, callable_tools, constraint, is_raw, json_calls
 from server.dialects.parsing.json_arguments import JsonArguments
 from server.dialects.parsing.text_buffer import (
     EventSink,
@@ -39,75 +39,75 @@ OPENERS = Openers(*(f"\n{word}" for word in LINE_WORDS))
 INPUT_ENDS = Openers(f"\n{OBSERVATION}", f"\n{ACTION}", "\nThought:")
 
 
-def _read_reply(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
-    word = yield from tape.expect(*LINE_WORDS)
+def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
+    word = yield from buffer.expect(*LINE_WORDS)
     while True:
-        tape.record()
+        buffer.record()
         if word.strip() == ACTION:
-            tape.take(len(word))
-            yield from _read_call(tape, out, offered)
+            buffer.take(len(word))
+            yield from _read_call(buffer, sink, tool_set)
         elif word:
-            tape.take(len(word))
-            label_kept = word.strip() == OBSERVATION and not out.after_call
+            buffer.take(len(word))
+            label_kept = word.strip() == OBSERVATION and not sink.after_call
             if label_kept:
-                out.text(word)
+                sink.text(word)
             else:
-                yield from _skip_label(tape, out, word)
-        word = yield from read_text(tape, out, OPENERS)
+                yield from _skip_label(buffer, sink, word)
+        word = yield from read_text(buffer, sink, OPENERS)
         if not word:
             return
 
 
-def _skip_label(tape: TextBuffer, out: EventSink, word: str) -> ParserCoroutine:
+def _skip_label(buffer: TextBuffer, sink: EventSink, word: str) -> ParserCoroutine:
     """A label goes, and one space behind it; the line break before it stays."""
     if word.startswith("\n"):
-        out.hold("\n")
-    if (yield from tape.expect(" ")):
-        tape.take(1)
+        sink.hold_whitespace("\n")
+    if (yield from buffer.expect(" ")):
+        buffer.take(1)
 
 
-def _read_call(tape: TextBuffer, out: EventSink, offered: ToolSet) -> ParserCoroutine:
+def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
     """Read a name and its input, or give their beginning back as text."""
-    name = yield from read_line(tape)
-    arguments = JsonArguments(tape, out, offered, OBSERVATION, (f"\n{OBSERVATION}", f"\n{ACTION}"))
-    arguments.tool = offered.find(name)
+    name = yield from read_line(buffer)
+    arguments = JsonArguments(buffer, sink, tool_set, OBSERVATION, (f"\n{OBSERVATION}", f"\n{ACTION}"))
+    arguments.tool = tool_set.find(name)
     if arguments.tool is not None:
-        yield from tape.skip_space()
-        found = yield from tape.expect(INPUT)
-        tape.take(len(found))
+        yield from buffer.skip_space()
+        found = yield from buffer.expect(INPUT)
+        buffer.take(len(found))
         if found:
-            yield from _read_input(tape, arguments, arguments.tool)
+            yield from _read_input(buffer, arguments, arguments.tool)
     if arguments.is_read or arguments.is_open:
         arguments.finish()
     else:
-        out.text(tape.recorded())
+        sink.text(buffer.recorded())
 
 
-def _read_input(tape: TextBuffer, arguments: JsonArguments, tool: Tool) -> ParserCoroutine:
+def _read_input(buffer: TextBuffer, arguments: JsonArguments, tool: Tool) -> ParserCoroutine:
     if is_raw(tool):
-        if (yield from tape.expect(" ")):
-            tape.take(1)
+        if (yield from buffer.expect(" ")):
+            buffer.take(1)
         yield from arguments.read_raw(INPUT_ENDS)
         return
-    yield from tape.skip_space()
-    fence = yield from tape.expect(*FENCES)
-    tape.take(len(fence))
+    yield from buffer.skip_space()
+    fence = yield from buffer.expect(*FENCES)
+    buffer.take(len(fence))
     if (yield from arguments.read()) and fence:
-        yield from tape.skip_space()
-        tape.take(len((yield from tape.expect("```"))))
+        yield from buffer.skip_space()
+        buffer.take(len((yield from buffer.expect("```"))))
 
 
-def constrain(wanted: ConstraintSpec) -> Constraint | None:
+def constrain(spec: ConstraintSpec) -> Constraint | None:
     """The grammar of a reply in this format."""
-    more = f' ("\\n{ACTION} " call){{0,{MAX_CALLS - 1}}}' if wanted.choice.parallel else ""
+    more = f' ("\\n{ACTION} " call){{0,{MAX_CALLS - 1}}}' if spec.choice.parallel else ""
     rest = f'" " call{more} ("\\n{OBSERVATION}")?'
-    rules = json_calls(wanted, lambda tool: (quoted(f"{tool.name}\n{INPUT} "), ""))
-    return constraint(wanted, openers={ACTION: rest}, separator=None, rules=rules, line_start=True)
+    rules = json_calls(spec, lambda tool: (quoted(f"{tool.name}\n{INPUT} "), ""))
+    return constraint(spec, openers={ACTION: rest}, separator=None, rules=rules, line_start=True)
 
 
-def shortest(wanted: ConstraintSpec) -> str:
+def shortest(spec: ConstraintSpec) -> str:
     """The text of a short valid call of the first tool that may be called."""
-    tool = callable_tools(wanted)[0]
+    tool = callable_tools(spec)[0]
     return f"{ACTION} {tool.name}\n{INPUT} {shortest_arguments(tool)}"
 
 
@@ -121,7 +121,7 @@ REACT = Dialect(
     markers=(),
     halts=(f"\n{OBSERVATION}",),
     parser=partial(IncrementalParser, _read_reply),
-    constrain=remembering(constrain),
+    constrain=cached_by_spec(constrain),
     shortest=shortest,
     recognise=recognise,
 )

@@ -21,6 +21,6 @@ def find(name: str) -> Dialect:
     raise CannotStart(f"there is no tool format '{name}'; choose one of: {known}")
 
 
-def guess(template: str) -> Dialect | None:
+def detect(template: str) -> Dialect | None:
     """The dialect that a chat template writes, None if it knows no tools."""
     return next((dialect for dialect in DIALECTS if dialect.recognise(template)), None)

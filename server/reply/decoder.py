@@ -11,7 +11,7 @@ from typing import Literal
 
 from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
 from server.dialects.base import Parser
-from server.dialects.parsing.repeats import Repeats
+from server.dialects.parsing.repeats import RepeatDetector
 from server.events import (
     CallArguments,
     CallClosed,
@@ -76,7 +76,7 @@ class ReplyDecoder:
         self._halts = StopStrings(reading.halts)
         self._parser = reading.parser() if reading.parser else None
         self._stops = StopStrings(reading.stop)
-        self._repeats = Repeats()
+        self._repeats = RepeatDetector()
         self._call: list[str] = []  # name and arguments of the call that is open
         self._pending: deque[tuple[ScoredToken, str]] = (
             deque()

@@ -48,7 +48,7 @@ ENDINGS: dict[str, tuple[tuple[str, float], ...]] = {
     "qwen3_coder": (('"', 24.0), ("\n</parameter>\n", 24.0)),
 }
 TURN_ENDS = {"qwen3_coder": ("<|im_end|>", 26.0)}  # where a likely line break begins another call as well
-LONGEST = {"qwen3_coder": 40}  # characters of a string that its schema does not bound
+MAX_STRING_LENGTH = {"qwen3_coder": 40}  # characters of a string that its schema does not bound
 
 
 @dataclass(slots=True)
@@ -89,9 +89,9 @@ def bounded(schema: Any, longest: int) -> Any:
 def tools_for(dialect: str) -> list[Tool]:
     """The tools as this format's models can be asked to call them and come to an end."""
     tools = make_tools()
-    if dialect not in LONGEST:
+    if dialect not in MAX_STRING_LENGTH:
         return tools
-    return [replace(tool, parameters=bounded(tool.parameters, LONGEST[dialect])) for tool in tools]
+    return [replace(tool, parameters=bounded(tool.parameters, MAX_STRING_LENGTH[dialect])) for tool in tools]
 
 
 def request_for(tools: Sequence[Tool], number: int, bias: dict[str, float], thinks: bool) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def main() -> int:
         sys.stdout.write(f"{outcome}\n" + "".join(f"  {line[:600]}\n" for line in found))
     if chosen.out:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        told = {
+        found_faults = {
             "command": "python -m tests.dialects.forced",
             "commit": commit.stdout.strip(),
             "temperature": 1.5,
@@ -242,7 +242,7 @@ def main() -> int:
             "families": [asdict(outcome) for outcome in outcomes],
             "faults": wrong,
         }
-        chosen.out.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        chosen.out.write_text(json.dumps(found_faults, indent=1, ensure_ascii=False) + "\n")
     return 1 if wrong else 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from server.dialects.base import Dialect, Tool
 from server.dialects.registry import DIALECTS
-from tests.dialects.reading import Call, cut_somehow, read, said
+from tests.dialects.reading import Call, cut_somehow, read, texts_and_calls
 
 TOOLS = (
     Tool(
@@ -132,7 +132,7 @@ def check_whole(dialect: Dialect, chance: random.Random) -> None:
         meant.append(random_call(chance))
         parts += [texts[-1], write_call(dialect.name, *meant[-1], number)]
     reply = "".join(parts)
-    found = said(read(dialect, TOOLS, cut_somehow(reply, chance)))
+    found = texts_and_calls(read(dialect, TOOLS, cut_somehow(reply, chance)))
     calls = [one for one in found if isinstance(one, Call)]
     assert [call.name for call in calls] == [name for name, _ in meant], reply
     for call, (name, arguments) in zip(calls, meant, strict=True):
@@ -159,7 +159,7 @@ def check_damaged(dialect: Dialect, chance: random.Random) -> None:
     whole = read(dialect, TOOLS, [reply])
     pieces = cut_somehow(reply, chance)
     assert read(dialect, TOOLS, pieces) == whole, (reply, pieces)
-    found = said(whole)
+    found = texts_and_calls(whole)
     kept = "".join(one if isinstance(one, str) else f"{one.name} {one.arguments} {one.raw} " for one in found)
     lost = set(NONCE.findall(reply)) - set(NONCE.findall(kept))
     assert not lost, (lost, reply)

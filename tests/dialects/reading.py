@@ -47,7 +47,7 @@ def folded(events: Iterable[ParserEvent]) -> list[ParserEvent]:
     return out
 
 
-def said(events: Iterable[ParserEvent]) -> list[str | Call]:
+def texts_and_calls(events: Iterable[ParserEvent]) -> list[str | Call]:
     """Texts and calls in order; fails where the events are no reply at all."""
     out: list[str | Call] = []
     name, arguments, index = "", "", -1
@@ -71,12 +71,12 @@ def said(events: Iterable[ParserEvent]) -> list[str | Call]:
     return out
 
 
-def tell(dialect: Dialect, tools: Sequence[Tool], text: str) -> list[str | Call]:
+def parse_in_any_pieces(dialect: Dialect, tools: Sequence[Tool], text: str) -> list[str | Call]:
     """Texts and calls of a whole text, after checking that it may come in any pieces."""
     whole = read(dialect, tools, [text])
     for size in (1, 2, 3, 7):
         assert read(dialect, tools, cut_evenly(text, size)) == whole, f"pieces of {size}"
-    return said(whole)
+    return texts_and_calls(whole)
 
 
 def cut_evenly(text: str, size: int) -> list[str]:

@@ -16,9 +16,9 @@ from server.dialects.registry import DIALECTS
 from server.dialects.schema.custom import satisfies
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
-from tests.dialects.reading import Call, cut_evenly, read, said, tell
+from tests.dialects.reading import Call, cut_evenly, parse_in_any_pieces, read, texts_and_calls
 from tests.dialects.tools import make_tools
-from tests.dialects.walking import MARKER_IDS, STOP_IDS, allowed_ids, grammars, ids_of, spelled_ids_of, walk, wanted
+from tests.dialects.walking import MARKER_IDS, STOP_IDS, allowed_ids, grammars, ids_of, spec_for, spelled_ids_of, walk
 
 TOOLS = make_tools()
 FORCED = Choice("required")
@@ -27,12 +27,12 @@ LOOK = Tool("look", {"type": "object", "properties": {"at": {"type": "string"}},
 GO = Tool("go", {"type": "object", "properties": {"n": {"type": "integer"}}})
 
 
-def accepts(dialect: Dialect, want: ConstraintSpec, text: str) -> bool:
+def accepts(dialect: Dialect, spec: ConstraintSpec, text: str) -> bool:
     """Whether the reply may be exactly this."""
-    constraint = dialect.constrain(want)
+    constraint = dialect.constrain(spec)
     assert constraint is not None
     matcher = grammars().compile(constraint)
-    ids = ids_of(text) if want.marker_ids else spelled_ids_of(text)
+    ids = ids_of(text) if spec.marker_ids else spelled_ids_of(text)
     if not matcher.advance(ids):
         return False
     return any(stop in allowed_ids(matcher) for stop in STOP_IDS)
@@ -42,7 +42,7 @@ def check_calls(dialect: Dialect, tools: Sequence[Tool], text: str) -> list[Call
     """The calls of a reply that is nothing but calls; each satisfies its schema by an independent validator."""
     events = read(dialect, tools, [text])
     assert read(dialect, tools, cut_evenly(text, 3)) == events
-    calls = said(events)
+    calls = texts_and_calls(events)
     schemas = {tool.name: tool.parameters for tool in tools}
     for call in calls:
         assert isinstance(call, Call), (call, text)
@@ -59,7 +59,7 @@ def test_every_call_that_the_grammar_admits_satisfies_its_schema(dialect: Dialec
     ended = 0
     for number in range(domain, len(TOOLS), 10):
         tool = TOOLS[number]
-        found = walk(dialect, wanted([tool], Choice("required", parallel=False)), (dialect.name, number))
+        found = walk(dialect, spec_for([tool], Choice("required", parallel=False)), (dialect.name, number))
         if found.ended:
             (call,) = check_calls(dialect, [tool], found.text)
             assert call.name == tool.name
@@ -82,10 +82,10 @@ def test_in_auto_a_call_that_was_opened_is_valid_to_its_end(dialect: Dialect, cu
     ended = 0
     for number in range(0, 60, 5):
         tool, begun = TOOLS[number], cut("Let me see: a < b." + OPENERS[dialect.name])
-        want = wanted([tool], Choice("auto", parallel=False))
-        found = walk(dialect, want, (dialect.name, "auto", number), begun=begun)
+        spec = spec_for([tool], Choice("auto", parallel=False))
+        found = walk(dialect, spec, (dialect.name, "auto", number), begun=begun)
         if found.ended:
-            text, call = said(read(dialect, [tool], [found.text]))
+            text, call = texts_and_calls(read(dialect, [tool], [found.text]))
             assert text == "Let me see: a < b." and isinstance(call, Call)
             assert call.name == tool.name and call.flags == (), found.text
         ended += found.ended
@@ -97,7 +97,7 @@ def test_several_calls_of_many_tools(dialect: Dialect) -> None:
     tools = TOOLS[40:72]
     counts = []
     for seed in range(12):
-        found = walk(dialect, wanted(tools, FORCED), (dialect.name, "many", seed), most=900)
+        found = walk(dialect, spec_for(tools, FORCED), (dialect.name, "many", seed), most=900)
         if found.ended:
             counts.append(len(check_calls(dialect, tools, found.text)))
     assert min(counts) >= 1 and max(counts) > 1
@@ -107,9 +107,9 @@ def test_several_calls_of_many_tools(dialect: Dialect) -> None:
 def test_case_19_and_21_required_gives_a_call_and_can_stop_after_it(dialect: Dialect) -> None:
     call = write_call(dialect.name, "look", {"at": "x"}, 0).lstrip()
     for choice in (FORCED, Choice("required", frozenset({"look"})), Choice("required", parallel=False)):
-        assert accepts(dialect, wanted([LOOK, GO], choice), call)
+        assert accepts(dialect, spec_for([LOOK, GO], choice), call)
         for text in ("", "I will look.", "{}"):
-            assert not accepts(dialect, wanted([LOOK, GO], choice), text)
+            assert not accepts(dialect, spec_for([LOOK, GO], choice), text)
 
 
 @every_dialect
@@ -119,34 +119,34 @@ def test_case_22_required_admits_several_calls(dialect: Dialect) -> None:
     two = call + between + call
     if dialect.name == "kimi_k2":
         two = two.replace("<|tool_calls_section_end|><|tool_calls_section_begin|>", "")
-    assert accepts(dialect, wanted([LOOK], FORCED), two)
+    assert accepts(dialect, spec_for([LOOK], FORCED), two)
     assert len(check_calls(dialect, [LOOK], two)) == 2
-    assert not accepts(dialect, wanted([LOOK], Choice("required", parallel=False)), two)
+    assert not accepts(dialect, spec_for([LOOK], Choice("required", parallel=False)), two)
 
 
 @every_dialect
 def test_case_23_none_admits_text_but_no_call(dialect: Dialect) -> None:
-    want = wanted([LOOK], Choice("none"))
+    spec = spec_for([LOOK], Choice("none"))
     call = write_call(dialect.name, "look", {"at": "x"}, 0).lstrip()
-    assert accepts(dialect, want, "a < b, {}, <tool>, Actions, ünïcödé\n\n| t |")
-    assert not accepts(dialect, want, call)
-    assert not accepts(dialect, want, f"Well:\n{call}")
+    assert accepts(dialect, spec, "a < b, {}, <tool>, Actions, ünïcödé\n\n| t |")
+    assert not accepts(dialect, spec, call)
+    assert not accepts(dialect, spec, f"Well:\n{call}")
 
 
 @every_dialect
 def test_case_24_a_named_or_disallowed_tool_is_the_only_one_or_none(dialect: Dialect) -> None:
     look, go = (write_call(dialect.name, name, args, 0).lstrip() for name, args in (("look", {"at": "x"}), ("go", {})))
     for mode in ("auto", "required"):
-        want = wanted([LOOK, GO], Choice(mode, frozenset({"go"})))
-        assert accepts(dialect, want, go)
-        assert not accepts(dialect, want, look)
+        spec = spec_for([LOOK, GO], Choice(mode, frozenset({"go"})))
+        assert accepts(dialect, spec, go)
+        assert not accepts(dialect, spec, look)
 
 
 @every_dialect
 @pytest.mark.parametrize("markers", [True, False])
 def test_auto_admits_any_text_and_what_opens_a_call_is_one(dialect: Dialect, markers: bool) -> None:
     """The opener counts however it is spelled: as one token, or out of smaller ones where there is no such token."""
-    want = wanted([LOOK], Choice("auto"), markers)
+    spec = spec_for([LOOK], Choice("auto"), markers)
     call = write_call(dialect.name, "look", {"at": 'a "b" <c>'}, 0)
     for text in (
         "",
@@ -157,29 +157,29 @@ def test_auto_admits_any_text_and_what_opens_a_call_is_one(dialect: Dialect, mar
         "Action",
         "Act: x\n\n",
     ):
-        assert accepts(dialect, want, text), text
-    assert accepts(dialect, want, f"Let me see.{call}")
-    assert not accepts(dialect, want, f"Let me see.{call}".replace("look", "hook"))
-    assert not accepts(dialect, want, f"Let me see.{call[: call.index('look')]}")
+        assert accepts(dialect, spec, text), text
+    assert accepts(dialect, spec, f"Let me see.{call}")
+    assert not accepts(dialect, spec, f"Let me see.{call}".replace("look", "hook"))
+    assert not accepts(dialect, spec, f"Let me see.{call[: call.index('look')]}")
 
 
 @every_dialect
 def test_case_27_auto_without_parallel_calls_ends_after_the_first(dialect: Dialect) -> None:
-    want = wanted([GO], Choice("auto", parallel=False))
+    spec = spec_for([GO], Choice("auto", parallel=False))
     call = write_call(dialect.name, "go", {"n": 1}, 0)
-    assert accepts(dialect, want, f"Going.{call}")
-    assert not accepts(dialect, want, f"Going.{call} Gone.")
-    assert not accepts(dialect, want, f"Going.{call}\n{call.lstrip()}")
+    assert accepts(dialect, spec, f"Going.{call}")
+    assert not accepts(dialect, spec, f"Going.{call} Gone.")
+    assert not accepts(dialect, spec, f"Going.{call}\n{call.lstrip()}")
 
 
 @every_dialect
 def test_case_26_an_answer_format_with_tools_admits_valid_json_or_a_valid_call(dialect: Dialect) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
-    want = ConstraintSpec([GO], Choice("auto"), ResponseFormat(schema), MARKER_IDS)
-    assert accepts(dialect, want, '{"ok": true}')
-    assert accepts(dialect, want, write_call(dialect.name, "go", {"n": 1}, 0).lstrip())
-    assert not accepts(dialect, want, "Sure!")
-    assert not accepts(dialect, want, '{"ok": 1}')
+    spec = ConstraintSpec([GO], Choice("auto"), ResponseFormat(schema), MARKER_IDS)
+    assert accepts(dialect, spec, '{"ok": true}')
+    assert accepts(dialect, spec, write_call(dialect.name, "go", {"n": 1}, 0).lstrip())
+    assert not accepts(dialect, spec, "Sure!")
+    assert not accepts(dialect, spec, '{"ok": 1}')
     assert not accepts(dialect, ConstraintSpec([GO], Choice("none"), ResponseFormat(schema), MARKER_IDS), "Sure!")
     assert accepts(dialect, ConstraintSpec([], Choice("none"), ResponseFormat(None), {}), '{"any": [1, null]}')
 
@@ -187,11 +187,11 @@ def test_case_26_an_answer_format_with_tools_admits_valid_json_or_a_valid_call(d
 @every_dialect
 def test_case_18_behind_a_think_block_a_forced_call_may_begin_with_a_blank_line(dialect: Dialect) -> None:
     call = write_call(dialect.name, "go", {"n": 1}, 0).lstrip()
-    plain = wanted([GO], FORCED)
+    plain = spec_for([GO], FORCED)
     after = ConstraintSpec([GO], FORCED, None, MARKER_IDS, after_thinking=True)
-    assert [accepts(dialect, want, f"\n\n{call}") for want in (plain, after)] == [False, True]
+    assert [accepts(dialect, spec, f"\n\n{call}") for spec in (plain, after)] == [False, True]
     assert accepts(dialect, after, call)
-    assert tell(dialect, [GO], f"\n\n{call}") == [Call("go", '{"n": 1}')]
+    assert parse_in_any_pieces(dialect, [GO], f"\n\n{call}") == [Call("go", '{"n": 1}')]
 
 
 @every_dialect
@@ -202,11 +202,11 @@ def test_nothing_is_constrained_where_nothing_is_wanted(dialect: Dialect) -> Non
 @every_dialect
 def test_the_shortest_call_is_a_call(dialect: Dialect) -> None:
     for tool in [*TOOLS, Tool("free", custom=True)]:
-        text = dialect.shortest(wanted([tool], FORCED))
-        (call,) = said(read(dialect, [tool], [text]))
+        text = dialect.shortest(spec_for([tool], FORCED))
+        (call,) = texts_and_calls(read(dialect, [tool], [text]))
         assert isinstance(call, Call) and call.name == tool.name
         if "pattern" not in json.dumps(tool.parameters):
-            assert call.flags == () and accepts(dialect, wanted([tool], FORCED), text), text
+            assert call.flags == () and accepts(dialect, spec_for([tool], FORCED), text), text
 
 
 CUSTOM = (
@@ -222,9 +222,9 @@ CUSTOM = (
 def test_custom_tools_are_given_text_that_their_grammar_admits(dialect: Dialect, tool: Tool) -> None:
     patterns = {"sums": r"[0-9]+(\+[0-9]+)*", "word": CUSTOM[1].format.definition}  # type: ignore[union-attr]
     for seed in range(8):
-        found = walk(dialect, wanted([tool], Choice("required", parallel=False)), (dialect.name, tool.name, seed))
+        found = walk(dialect, spec_for([tool], Choice("required", parallel=False)), (dialect.name, tool.name, seed))
         if found.ended:
-            (call,) = said(read(dialect, [tool], [found.text]))
+            (call,) = texts_and_calls(read(dialect, [tool], [found.text]))
             assert isinstance(call, Call) and call.flags == () and call.name == tool.name
             assert re.fullmatch(patterns.get(tool.name, r"[\s\S]*"), call.arguments), (call, found.text)
 
@@ -238,7 +238,7 @@ def test_a_custom_text_ends_where_the_model_ends_it_even_if_its_pattern_takes_ma
     tool = Tool("run", custom=True, format=CustomFormat("regex", definition))
     text = write_call(dialect.name, "run", {"input": "ls"}, 0).removeprefix("\n")
     for markers in (True, False):
-        assert accepts(dialect, wanted([tool], FORCED, markers), text)
+        assert accepts(dialect, spec_for([tool], FORCED, markers), text)
 
 
 CLOSED_EARLY = {  # what closes a custom tool's raw text in each format
@@ -255,8 +255,8 @@ def test_a_lark_text_that_holds_its_own_closing_markup_ends_there_and_is_said_to
     """The text stands as it is, so nothing tells such markup from the real one; what follows it is not lost."""
     grammar = f"start: {json.dumps('a' + CLOSED_EARLY[dialect.name] + 'b')}"
     tool = Tool("odd", custom=True, format=CustomFormat("lark", grammar))
-    found = walk(dialect, wanted([tool], Choice("required", parallel=False)), dialect.name)
-    call, *rest = said(read(dialect, [tool], [found.text]))
+    found = walk(dialect, spec_for([tool], Choice("required", parallel=False)), dialect.name)
+    call, *rest = texts_and_calls(read(dialect, [tool], [found.text]))
     assert isinstance(call, Call) and (call.arguments, call.flags) == ("a", ("invalid",))
     assert "b" in str(rest) or dialect is REACT  # a ReAct reply ends before "Observation:" in any case
 
@@ -282,7 +282,7 @@ def test_a_custom_grammar_that_does_not_compile_is_refused_by_the_tool_s_place()
     for syntax, text in (("lark", "start: nothing"), ("regex", "a("), ("lark", "start: /a/\n}\nx: {")):
         bad = Tool("bad", custom=True, format=CustomFormat(syntax, text))  # type: ignore[arg-type]
         with pytest.raises(BadSchema) as caught:
-            HERMES.constrain(wanted([LOOK, bad], FORCED))
+            HERMES.constrain(spec_for([LOOK, bad], FORCED))
         assert caught.value.param == "tools[1]"
 
 
@@ -291,23 +291,23 @@ def test_compact_json_admits_no_run_of_white_space_and_no_endless_digits(dialect
     tool = Tool("f", {"type": "object", "properties": {"x": {"type": "number"}, "o": {"type": "object"}}})
     for arguments in ({"x": 0.5}, {"o": {"a": 1}}):
         text = write_call(dialect.name, "f", arguments, 0).lstrip()
-        assert accepts(dialect, wanted([tool], FORCED), text)
+        assert accepts(dialect, spec_for([tool], FORCED), text)
     text = write_call(dialect.name, "f", {"x": 0.5, "o": {}}, 0).lstrip()
-    assert not accepts(dialect, wanted([tool], FORCED), text.replace("{}", "{  }"))
-    assert not accepts(dialect, wanted([tool], FORCED), text.replace("0.5", "0." + "3" * 40))
+    assert not accepts(dialect, spec_for([tool], FORCED), text.replace("{}", "{  }"))
+    assert not accepts(dialect, spec_for([tool], FORCED), text.replace("0.5", "0." + "3" * 40))
 
 
 @every_dialect
 def test_members_may_come_in_any_order_but_only_once(dialect: Dialect) -> None:
     """A model that begins with the second optional argument must not lose the first."""
     tool = Tool("f", {"type": "object", "properties": {name: {"type": "integer"} for name in "abc"}, "required": ["b"]})
-    want = wanted([tool], FORCED)
+    spec = spec_for([tool], FORCED)
     for names, good in (("b", True), ("cab", True), ("abc", True), ("ac", False), ("", False)):
         text = write_call(dialect.name, "f", dict.fromkeys(names, 1), 0).lstrip()
-        assert accepts(dialect, want, text) is good, names
+        assert accepts(dialect, spec, text) is good, names
     twice = write_call(dialect.name, "f", {"b": 1, "c": 1}, 0).lstrip()
     for pair in (('"c"', '"b"'), ("parameter=c", "parameter=b"), ("<arg_key>c", "<arg_key>b")):
-        assert twice.replace(*pair) == twice or not accepts(dialect, want, twice.replace(*pair))
+        assert twice.replace(*pair) == twice or not accepts(dialect, spec, twice.replace(*pair))
 
 
 PAIR = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a"]}
@@ -338,7 +338,7 @@ def test_objects_inside_arguments_keep_the_schema_s_order_where_the_page_says_so
     for value, good in (({"a": 1, "b": 2}, True), ({"b": 2, "a": 1}, kind in IN_ANY_ORDER)):
         held = [value] if schema.get("type") == "array" else value
         text = write_call(dialect.name, "f", {"o": held}, 0).lstrip()
-        assert accepts(dialect, wanted([tool], FORCED), text) is good
+        assert accepts(dialect, spec_for([tool], FORCED), text) is good
 
 
 def test_tags_that_are_tokens_of_the_vocabulary_are_written_as_tokens() -> None:
@@ -354,10 +354,10 @@ def test_tags_that_are_tokens_of_the_vocabulary_are_written_as_tokens() -> None:
 
 
 def test_a_react_action_opens_only_at_the_beginning_of_a_line() -> None:
-    want = wanted([LOOK], Choice("auto"))
-    assert accepts(REACT, want, "My Action: nothing")
-    assert not accepts(REACT, want, "Action: nothing")
-    assert not accepts(REACT, want, "Thought: so\nAction: nothing")
+    spec = spec_for([LOOK], Choice("auto"))
+    assert accepts(REACT, spec, "My Action: nothing")
+    assert not accepts(REACT, spec, "Action: nothing")
+    assert not accepts(REACT, spec, "Thought: so\nAction: nothing")
 
 
 def big_schema(properties: int) -> dict[str, Any]:
@@ -384,7 +384,7 @@ def big_schema(properties: int) -> dict[str, Any]:
     ids=lambda tools: tools[0].name,
 )
 def test_case_31_big_and_hostile_schemas_compile_or_are_refused(dialect: Dialect, tools: list[Tool]) -> None:
-    found = walk(dialect, wanted(tools, FORCED), (dialect.name, "hostile"), most=40)
+    found = walk(dialect, spec_for(tools, FORCED), (dialect.name, "hostile"), most=40)
     assert found.text
 
 
@@ -410,6 +410,6 @@ def test_strings_keep_every_rule_that_stands_beside_another(
     tool = Tool("look", {**shape, "$defs": {"y": {"pattern": "^y"}}}, strict=True)
     for value in (*good, *bad):
         text = write_call(dialect.name, "look", {"at": value}, 0).removeprefix("\n")
-        assert accepts(dialect, wanted([tool], FORCED), text) is (value in good), value
+        assert accepts(dialect, spec_for([tool], FORCED), text) is (value in good), value
         if value in good:
             assert check_calls(dialect, [tool], text)[0].value == {"at": value}

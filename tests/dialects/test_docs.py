@@ -12,7 +12,7 @@ import pytest
 from server.dialects.base import CustomFormat, Tool
 from server.dialects.registry import DIALECTS, find
 from server.events import CallOpened, ParserEvent
-from tests.dialects.reading import Call, cut_evenly, read, said
+from tests.dialects.reading import Call, cut_evenly, read, texts_and_calls
 
 PAGE = Path(__file__).parents[2] / "docs" / "internals" / "dialects.md"
 EXAMPLE = re.compile(r"\*\*(?P<title>[^*]+)\*\*\n\n~~~text\n(?P<text>.*?)\n~~~\n\n```python\n(?P<events>.*?)\n```\n\n"
@@ -46,16 +46,16 @@ def examples() -> Iterator[Any]:
 def message(events: list[ParserEvent]) -> dict[str, Any]:
     """The assistant's message, without ids."""
     custom = {event.index for event in events if isinstance(event, CallOpened) and event.custom}
-    parts = said(events)
+    parts = texts_and_calls(events)
     calls = [part for part in parts if isinstance(part, Call)]
     texts = [part for part in parts if isinstance(part, str)]
-    told: list[dict[str, Any]] = [
+    found_faults: list[dict[str, Any]] = [
         {"custom": {"name": call.name, "input": call.arguments}}
         if i in custom
         else {"function": {"name": call.name, "arguments": call.arguments}}
         for i, call in enumerate(calls)
     ]
-    return {"content": "".join(texts) or None, **({"tool_calls": told} if told else {})}
+    return {"content": "".join(texts) or None, **({"tool_calls": found_faults} if found_faults else {})}
 
 
 @pytest.mark.parametrize(("name", "text", "events", "reply"), list(examples()))

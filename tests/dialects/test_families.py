@@ -91,8 +91,8 @@ def check_free(served: Served, bodies: list[dict[str, Any]], found: list[Reply])
     called = [(body, reply) for body, reply in zip(bodies, found, strict=True) if reply.calls]
     for body, reply in called:
         offered = {one["function"]["name"]: schemas[one["function"]["name"]] for one in body["tools"]}
-        told = [fault for fault in faults(reply, offered, True) if not fault.startswith("text beside")]
-        assert told == [], reply
+        found_faults = [fault for fault in faults(reply, offered, True) if not fault.startswith("text beside")]
+        assert found_faults == [], reply
     return len(called)
 
 

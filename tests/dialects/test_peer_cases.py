@@ -13,7 +13,7 @@ from server.dialects.react import REACT
 from server.dialects.registry import DIALECTS
 from server.events import CallArguments, CallOpened
 from tests.dialects.fuzz import write_call
-from tests.dialects.reading import Call, cut_evenly, read, tell
+from tests.dialects.reading import Call, cut_evenly, parse_in_any_pieces, read
 
 WEATHER = Tool(
     "get_weather",
@@ -45,7 +45,7 @@ def hermes_call(arguments: str) -> str:
 
 
 def one_call(text: str, dialect: Dialect = HERMES) -> Call:
-    (call,) = tell(dialect, TOOLS, text)
+    (call,) = parse_in_any_pieces(dialect, TOOLS, text)
     assert isinstance(call, Call)
     return call
 
@@ -64,15 +64,15 @@ def test_case_02_no_arguments_at_all_are_empty_arguments(text: str) -> None:
 def test_case_03_joined_pieces_are_the_whole_whatever_the_pieces(dialect: Dialect) -> None:
     arguments = {"city": 'a "b" \\ c\n\t天気🌧️', "days": -3, "tags": ["x", "</s>"]}
     text = "First.\n" + write_call(dialect.name, "get_weather", arguments, 0)
-    assert tell(dialect, TOOLS, text)[0] == "First."
-    found = tell(dialect, TOOLS, text)[1]
+    assert parse_in_any_pieces(dialect, TOOLS, text)[0] == "First."
+    found = parse_in_any_pieces(dialect, TOOLS, text)[1]
     assert isinstance(found, Call) and found.value == arguments
 
 
 @every_dialect
 def test_case_04_several_whole_calls_in_one_piece_all_come_out(dialect: Dialect) -> None:
     text = "\n".join(write_call(dialect.name, "get_weather", {"city": f"c{i}"}, i) for i in range(5))
-    found = tell(dialect, TOOLS, text)
+    found = parse_in_any_pieces(dialect, TOOLS, text)
     assert [call.value["city"] for call in found if isinstance(call, Call)] == [f"c{i}" for i in range(5)]
     assert len(found) == 5
 
@@ -106,7 +106,7 @@ def test_case_07_a_call_that_is_cut_off_is_flagged_and_leaves_no_markup_in_text(
 @every_dialect
 def test_case_08_text_before_between_and_after_calls_is_kept_in_order(dialect: Dialect) -> None:
     a, b = (write_call(dialect.name, "get_weather", {"city": city}, i) for i, city in enumerate("AB"))
-    found = tell(dialect, TOOLS, f"before {a}\nbetween {b}\nafter")
+    found = parse_in_any_pieces(dialect, TOOLS, f"before {a}\nbetween {b}\nafter")
     assert [one if isinstance(one, str) else one.value["city"] for one in found] == [
         "before ", "A", "\nbetween ", "B", "\nafter",
     ]  # fmt: skip
@@ -124,7 +124,7 @@ MALFORMED = {
 @every_dialect
 def test_case_09_a_malformed_call_is_text_and_the_good_one_behind_it_is_a_call(dialect: Dialect) -> None:
     bad = MALFORMED[dialect]
-    text, call = tell(dialect, TOOLS, f"{bad}\n" + write_call(dialect.name, "now", {}, 0))
+    text, call = parse_in_any_pieces(dialect, TOOLS, f"{bad}\n" + write_call(dialect.name, "now", {}, 0))
     assert text == bad
     assert call == Call("now", "{}")
 
@@ -231,7 +231,10 @@ def test_case_13_missing_line_breaks_and_closing_tags_do_not_hide_a_call(text: s
 
 def test_case_13_several_calls_in_one_tag() -> None:
     body = '{"name": "now", "arguments": {}}\n{"name": "get_weather", "arguments": {"city": "x"}}'
-    assert [call.name for call in tell(HERMES, TOOLS, hermes(body)) if isinstance(call, Call)] == ["now", "get_weather"]
+    assert [call.name for call in parse_in_any_pieces(HERMES, TOOLS, hermes(body)) if isinstance(call, Call)] == [
+        "now",
+        "get_weather",
+    ]
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("<tools>", "</tools>"), ("```json", "```")])
@@ -242,13 +245,13 @@ def test_case_14_calls_without_their_tag_are_calls_if_they_are_nothing_else(open
     call = '{"name": "get_weather", "arguments": {"city": "Rome"}}'
     found = one_call(wrapped(call))
     assert found.value == {"city": "Rome"} and found.flags == ("repaired",)
-    assert len(tell(HERMES, TOOLS, wrapped(f"{call}\n{call}"))) == 2
+    assert len(parse_in_any_pieces(HERMES, TOOLS, wrapped(f"{call}\n{call}"))) == 2
     for other in (
         '{"city": "Rome"}',
         '{"name": "unknown", "arguments": {}}',
         '{"name": "get_weather", "arguments": {}}',
     ):
-        assert tell(HERMES, TOOLS, wrapped(other)) == [wrapped(other)]
+        assert parse_in_any_pieces(HERMES, TOOLS, wrapped(other)) == [wrapped(other)]
 
 
 def test_case_14_an_example_in_a_fence_is_not_held_back() -> None:
@@ -266,7 +269,7 @@ def test_case_28_indices_count_calls_from_zero(dialect: Dialect) -> None:
 @every_dialect
 def test_case_29_a_call_of_an_unknown_tool_is_text_and_the_next_call_is_kept(dialect: Dialect) -> None:
     unknown = write_call(dialect.name, "delete_all", {"city": "x"}, 0)
-    text, call = tell(dialect, TOOLS, unknown + "\n" + write_call(dialect.name, "now", {}, 1))
+    text, call = parse_in_any_pieces(dialect, TOOLS, unknown + "\n" + write_call(dialect.name, "now", {}, 1))
     assert isinstance(text, str) and text.strip() == unknown.strip()
     assert call == Call("now", "{}")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.dialects.parsing.repeats import Repeats
-from server.dialects.registry import DIALECTS, find, guess
+from server.dialects.parsing.repeats import RepeatDetector
+from server.dialects.registry import DIALECTS, detect, find
 from server.errors import CannotStart
 from tests.dialects import fuzz
 
@@ -21,9 +21,9 @@ TEMPLATES = {
 def test_every_template_is_found_by_its_own_marks_and_a_bare_one_by_none() -> None:
     assert {dialect.name for dialect in DIALECTS} == set(TEMPLATES) == set(fuzz.MARKUP)
     for name, template in TEMPLATES.items():
-        found = guess(template)
+        found = detect(template)
         assert found is not None and found.name == name
-    assert guess("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}") is None
+    assert detect("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}") is None
 
 
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:
@@ -33,8 +33,8 @@ def test_an_unknown_name_is_answered_with_those_there_are() -> None:
 
 
 def test_case_21_the_third_identical_call_in_a_row_ends_the_reply() -> None:
-    repeats = Repeats()
+    repeats = RepeatDetector()
     assert [repeats.feed("f", "{}") for _ in range(3)] == [False, False, True]
-    other = Repeats()
+    other = RepeatDetector()
     calls = [("f", "1"), ("g", "1"), ("f", "1"), ("f", "2"), ("f", "2"), ("f", "1"), ("f", "1"), ("f", "1")]
     assert [other.feed(*call) for call in calls] == [False] * 7 + [True]

@@ -59,19 +59,19 @@ def text_of(token_ids: Sequence[int]) -> str:
     return str(tokenizer().decode(list(token_ids), skip_special_tokens=False))
 
 
-def wanted(tools: Sequence[Tool], choice: Choice, markers: bool = True) -> ConstraintSpec:
+def spec_for(tools: Sequence[Tool], choice: Choice, markers: bool = True) -> ConstraintSpec:
     """What is wanted of a reply that may call these tools."""
     return ConstraintSpec(tools, choice, None, MARKER_IDS if markers else {})
 
 
 def walk(
-    dialect: Dialect, want: ConstraintSpec, seed: object, most: int = 600, haste: float = 0.5, begun: Sequence[int] = ()
+    dialect: Dialect, spec: ConstraintSpec, seed: object, most: int = 600, haste: float = 0.5, begun: Sequence[int] = ()
 ) -> Walk:
     """Write one reply under the dialect's constraint. `haste` is how often an ending is tried first.
 
     `begun` are ids that the reply begins with.
     """
-    constraint = dialect.constrain(want)
+    constraint = dialect.constrain(spec)
     assert constraint is not None
     matcher = grammars().compile(constraint)
     chance = random.Random(str(seed))

@@ -12,9 +12,9 @@ from typing import Any
 from server.dialects.schema.normalize import COMPACT, LARGEST_INTEGER
 from server.dialects.schema.references import resolved
 
-MOST_IN_ANY_ORDER = 24  # members; above, the schema's order holds, which costs the parser less
-MOST_IN_MAP = 256  # members of an object whose names are free
-DEEPEST = 24  # nested rules; what is deeper is left to `%json`
+MAX_UNORDERED_MEMBERS = 24  # members; above, the schema's order holds, which costs the parser less
+MAX_MAP_MEMBERS = 256  # members of an object whose names are free
+MAX_DEPTH = 24  # nested rules; what is deeper is left to `%json`
 DEFINITIONS = ("$defs", "definitions")
 PLAIN_OBJECT = {"type", "properties", "required", "additionalProperties", *DEFINITIONS}
 PLAIN_LIST = {"type", "items", "minItems", "maxItems", *DEFINITIONS}
@@ -29,7 +29,7 @@ SHARED_RULES = (
     'BOOLEAN: "true" | "false"',
     "json_string: %json " + json.dumps({"type": "string", "x-guidance": COMPACT}),
     'any_value: json_string | NUMBER | BOOLEAN | "null" | any_object | any_list',
-    f'any_object: "{{" (any_member (", " any_member){{0,{MOST_IN_MAP - 1}}})? "}}"',
+    f'any_object: "{{" (any_member (", " any_member){{0,{MAX_MAP_MEMBERS - 1}}})? "}}"',
     'any_member: json_string ": " any_value',
     'any_list: "[" (any_value (", " any_value)*)? "]"',
 )
@@ -57,29 +57,29 @@ class JsonRules:
         """An expression for a value of this schema."""
         if schema is True or (isinstance(schema, Mapping) and not set(schema) - set(DEFINITIONS)):
             return "any_value"
-        if not isinstance(schema, Mapping) or depth > DEEPEST:
+        if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
             return self._left_to_json(schema)
-        said = {key: value for key, value in schema.items() if key not in DEFINITIONS}
-        kind = said.get("type")
-        if said == {"type": kind} and isinstance(kind, str) and kind in SCALARS:
+        keywords = {key: value for key, value in schema.items() if key not in DEFINITIONS}
+        kind = keywords.get("type")
+        if keywords == {"type": kind} and isinstance(kind, str) and kind in SCALARS:
             return SCALARS[kind]
-        if said == BOUNDED_INTEGER:
+        if keywords == BOUNDED_INTEGER:
             return "INTEGER"
-        if set(said) == {"$ref"}:
+        if set(keywords) == {"$ref"}:
             return self._reference(schema, depth)
-        if len(said) == 1 and ("anyOf" in said or "oneOf" in said):
-            branches = next(iter(said.values()))
+        if len(keywords) == 1 and ("anyOf" in keywords or "oneOf" in keywords):
+            branches = next(iter(keywords.values()))
             return self._either([self.piece(self._standing_alone(b, schema), depth + 1) for b in branches])
-        if isinstance(kind, list) and set(said) == {"type"}:
+        if isinstance(kind, list) and set(keywords) == {"type"}:
             return self._either([self.piece({"type": one}, depth + 1) for one in kind])
-        if kind == "array" and set(schema) <= PLAIN_LIST and said.get("items", True) is not False:
+        if kind == "array" and set(schema) <= PLAIN_LIST and keywords.get("items", True) is not False:
             return self._list(schema, depth)
-        if kind == "object" and said != {"type": "object"} and set(schema) <= PLAIN_MAP:
+        if kind == "object" and keywords != {"type": "object"} and set(schema) <= PLAIN_MAP:
             return self._map(schema, depth)
         members = plain_members(schema)
-        if members is not None and len(members) <= MOST_IN_ANY_ORDER:
+        if members is not None and len(members) <= MAX_UNORDERED_MEMBERS:
             return self._object(members, schema, depth)
-        return "any_object" if said == {"type": "object"} else self._left_to_json(schema)
+        return "any_object" if keywords == {"type": "object"} else self._left_to_json(schema)
 
     def members(self, rule: str, pieces: Sequence[tuple[str, bool]], separator: str = "") -> None:
         """Make `rule` all required members and some others; `pieces` are expressions, and whether each is required."""
@@ -87,7 +87,7 @@ class JsonRules:
         self.lines += [f"{name}: {piece}" for name, (piece, _) in zip(names, pieces, strict=True)]
         if all(required for _, required in pieces):
             self.lines.append(f"{rule}: " + (f" {separator} ".join(names) or '""'))
-        elif len(pieces) <= MOST_IN_ANY_ORDER:
+        elif len(pieces) <= MAX_UNORDERED_MEMBERS:
             self.lines += _any_order(rule, names, [required for _, required in pieces], separator)
         else:
             each = [name if required else f"{name}?" for name, (_, required) in zip(names, pieces, strict=True)]
@@ -118,7 +118,7 @@ class JsonRules:
             self.name(),
         )
         self.lines.append(f'{rule}: json_string ": " ({value})')
-        low, high = schema.get("minProperties", 0), schema.get("maxProperties", MOST_IN_MAP)
+        low, high = schema.get("minProperties", 0), schema.get("maxProperties", MAX_MAP_MEMBERS)
         return f'"{{" {_repeated(rule, low, max(low, high))} "}}"'
 
     def _reference(self, schema: Mapping[str, Any], depth: int) -> str:

@@ -23,7 +23,7 @@ from server.dialects.base import ConstraintSpec, ResponseFormat, Tool
 from server.dialects.grammar.json_grammar import SHARED_RULES, JsonRules, quoted
 from server.dialects.schema.custom import check_format
 from server.dialects.schema.normalize import COMPACT
-from server.dialects.schema.supported import check_possible, held_arguments, holdable
+from server.dialects.schema.supported import check_satisfiable, supported, supported_arguments
 from server.messages import Constraint
 
 MAX_CALLS = 64  # of one forced reply
@@ -31,33 +31,35 @@ NOT_BLANK = r"/(?s:.*)\S(?s:.*)/"
 
 # Made once, here: msgspec builds what it knows of a dataclass at its first use, and a second thread that comes upon the
 # half-built table crashes the process (msgspec 0.22).
-_read_wanted = msgspec.json.Decoder(ConstraintSpec).decode
+_decode_spec = msgspec.json.Decoder(ConstraintSpec).decode
 
 
-def remembering(build: Callable[[ConstraintSpec], Constraint | None]) -> Callable[[ConstraintSpec], Constraint | None]:
+def cached_by_spec(
+    build: Callable[[ConstraintSpec], Constraint | None],
+) -> Callable[[ConstraintSpec], Constraint | None]:
     """`build` with a memory of what was wanted lately: the same tools again cost a look at their text."""
 
     @lru_cache(maxsize=64)
     def built(text: bytes) -> Constraint | None:
-        return build(_read_wanted(text))
+        return build(_decode_spec(text))
 
-    def constrain(wanted: ConstraintSpec) -> Constraint | None:
-        return built(msgspec.json.encode(wanted))
+    def constrain(spec: ConstraintSpec) -> Constraint | None:
+        return built(msgspec.json.encode(spec))
 
     return constrain
 
 
-def callable_tools(wanted: ConstraintSpec) -> list[Tool]:
+def callable_tools(spec: ConstraintSpec) -> list[Tool]:
     """The tools that `tool_choice` leaves."""
-    if wanted.choice.mode == "none":
+    if spec.choice.mode == "none":
         return []
-    allowed = wanted.choice.allowed
-    return [tool for tool in wanted.tools if allowed is None or tool.name in allowed]
+    allowed = spec.choice.allowed
+    return [tool for tool in spec.tools if allowed is None or tool.name in allowed]
 
 
-def marker(wanted: ConstraintSpec, text: str) -> str:
+def marker(spec: ConstraintSpec, text: str) -> str:
     """A marker as its token, or spelled out where the vocabulary has none."""
-    token_id = wanted.marker_ids.get(text)
+    token_id = spec.marker_ids.get(text)
     return quoted(text) if token_id is None else f"<[{token_id}]>"
 
 
@@ -66,9 +68,9 @@ def pattern_of(text: str) -> str:
     return "".join({"\n": r"\n", "/": r"\/"}.get(char) or re.escape(char) for char in text)
 
 
-def json_calls(wanted: ConstraintSpec, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
+def json_calls(spec: ConstraintSpec, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
     """Rules by which `call` is one call whose arguments are JSON, with the pieces `around` them for each tool."""
-    tools = callable_tools(wanted)
+    tools = callable_tools(spec)
     yield one_of_calls(tools)
     for i, tool in enumerate(tools):
         before, after = around(tool)
@@ -76,7 +78,7 @@ def json_calls(wanted: ConstraintSpec, around: Callable[[Tool], tuple[str, str]]
             yield f"call_{i}: {before} {_raw_or_json_input(tool)} {after}"
         else:
             yield f"call_{i}: {before} arguments_{i} {after}"
-            yield from _arguments_rules(f"arguments_{i}", wanted, tool)
+            yield from _arguments_rules(f"arguments_{i}", spec, tool)
 
 
 def one_of_calls(tools: Sequence[Tool]) -> str:
@@ -84,10 +86,10 @@ def one_of_calls(tools: Sequence[Tool]) -> str:
     return "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
 
 
-def _arguments_rules(rule: str, wanted: ConstraintSpec, tool: Tool) -> Iterator[str]:
+def _arguments_rules(rule: str, spec: ConstraintSpec, tool: Tool) -> Iterator[str]:
     """Rules by which `rule` is a function's arguments as a JSON object."""
     rules = JsonRules(rule, lenient=not tool.strict)
-    piece = rules.piece(held_arguments(wanted, tool))
+    piece = rules.piece(supported_arguments(spec, tool))
     yield from [f"{rule}: {piece}", *rules.lines]
 
 
@@ -114,7 +116,7 @@ def raw_piece(tool: Tool) -> str:
 
 
 def constraint(
-    wanted: ConstraintSpec,
+    spec: ConstraintSpec,
     *,
     openers: Mapping[str, str],
     separator: str | None,
@@ -127,49 +129,49 @@ def constraint(
     `separator` stands between calls, None if one opening holds them all. With `line_start`, openers open only at the
     beginning of a line.
     """
-    check_format(wanted)
-    calls = bool(callable_tools(wanted))
-    if not calls and wanted.answer is None and not wanted.tools:
-        return Constraint(f"start: SAID\nSAID: {NOT_BLANK}\n") if wanted.must_answer else None
-    lines = [_start(wanted, calls, separator is not None)]
+    check_format(spec)
+    calls = bool(callable_tools(spec))
+    if not calls and spec.answer is None and not spec.tools:
+        return Constraint(f"start: SAID\nSAID: {NOT_BLANK}\n") if spec.must_answer else None
+    lines = [_start(spec, calls, separator is not None)]
     if calls:
         opener, rest = next(iter(openers.items()))
-        lines.append(f"first: {marker(wanted, opener)} {rest}")
+        lines.append(f"first: {marker(spec, opener)} {rest}")
         if separator is not None:
-            lines.append(f"further: {separator} {marker(wanted, opener)} {rest}")
+            lines.append(f"further: {separator} {marker(spec, opener)} {rest}")
         lines += rules
-        if wanted.choice.mode == "auto" and wanted.answer is None:
-            lines += _lines_of_text(openers) if line_start else _free_text(wanted, openers)
-            lines += [f"SAID: TEXT & {NOT_BLANK}"] if wanted.must_answer else []
-    elif wanted.answer is None:
+        if spec.choice.mode == "auto" and spec.answer is None:
+            lines += _lines_of_text(openers) if line_start else _free_text(spec, openers)
+            lines += [f"SAID: TEXT & {NOT_BLANK}"] if spec.must_answer else []
+    elif spec.answer is None:
         shut_out = "|".join(pattern_of(word) for word in openers)
         before = r"((?s:.*)\n)?" if line_start else "(?s:.*)"
-        anything = NOT_BLANK if wanted.must_answer else "/(?s:.*)/"
+        anything = NOT_BLANK if spec.must_answer else "/(?s:.*)/"
         lines.append(f"text: NO_CALL\nNO_CALL: {anything} & ~/{before}({shut_out})(?s:.*)/")
-    if wanted.answer is not None:
-        lines += _answer_rules(wanted.answer)
+    if spec.answer is not None:
+        lines += _answer_rules(spec.answer)
     return Constraint("\n".join([*lines, *SHARED_RULES]) + "\n")
 
 
-def _start(wanted: ConstraintSpec, calls: bool, repeats: bool) -> str:
-    several = f"first further{{0,{MAX_CALLS - 1}}}" if wanted.choice.parallel and repeats else "first"
-    lead = '("\\n\\n")? ' if wanted.after_thinking else ""
+def _start(spec: ConstraintSpec, calls: bool, repeats: bool) -> str:
+    several = f"first further{{0,{MAX_CALLS - 1}}}" if spec.choice.parallel and repeats else "first"
+    lead = '("\\n\\n")? ' if spec.after_thinking else ""
     if not calls:
-        return f"start: {lead}answer" if wanted.answer is not None else "start: text"
-    if wanted.choice.mode == "required":
+        return f"start: {lead}answer" if spec.answer is not None else "start: text"
+    if spec.choice.mode == "required":
         return f"start: {lead}{several}"
-    if wanted.answer is not None:
+    if spec.answer is not None:
         return f"start: {lead}(answer | {several})"
-    if wanted.must_answer:
-        return "start: open_call+ TEXT? | SAID" if wanted.choice.parallel else "start: open_call | SAID"
-    return "start: open_call* TEXT?" if wanted.choice.parallel else "start: open_call | TEXT?"
+    if spec.must_answer:
+        return "start: open_call+ TEXT? | SAID" if spec.choice.parallel else "start: open_call | SAID"
+    return "start: open_call* TEXT?" if spec.choice.parallel else "start: open_call | TEXT?"
 
 
-def _free_text(wanted: ConstraintSpec, openers: Mapping[str, str]) -> Iterator[str]:
+def _free_text(spec: ConstraintSpec, openers: Mapping[str, str]) -> Iterator[str]:
     opened = []
     for i, (opener, rest) in enumerate(openers.items()):
-        if opener in wanted.marker_ids:
-            opened.append(f"TEXT? {marker(wanted, opener)} {rest}")
+        if opener in spec.marker_ids:
+            opened.append(f"TEXT? {marker(spec, opener)} {rest}")
         opened.append(f"spelled_{i} {rest}")
         yield f"spelled_{i}[lazy]: /(?s:.*){pattern_of(opener)}/"
     yield f"open_call: {' | '.join(opened)}"
@@ -191,6 +193,6 @@ def _lines_of_text(openers: Mapping[str, str]) -> Iterator[str]:
 def _answer_rules(answer: ResponseFormat) -> Iterator[str]:
     schema = answer.schema if answer.schema is not None else {"type": "object"}
     rules = JsonRules("answer", lenient=not answer.strict)
-    check_possible(schema, "Invalid schema for response_format", "response_format", "invalid_json_schema")
-    piece = rules.piece(holdable(schema, answer.strict, "response_format"))
+    check_satisfiable(schema, "Invalid schema for response_format", "response_format", "invalid_json_schema")
+    piece = rules.piece(supported(schema, answer.strict, "response_format"))
     yield from [f"answer: {piece}", *rules.lines]

@@ -14,12 +14,12 @@ from server.dialects.grammar.lark import callable_tools, marker, one_of_calls, p
 from server.dialects.parsing.tagged import INPUT
 from server.dialects.schema.normalize import PLAIN_WORDS, with_plain_parts
 from server.dialects.schema.references import resolved
-from server.dialects.schema.satisfiable import possible
-from server.dialects.schema.supported import held_arguments
+from server.dialects.schema.satisfiable import satisfiable
+from server.dialects.schema.supported import supported_arguments
 from server.dialects.schema.variants import variants
 from server.errors import BadSchema
 
-MOST_EXTRA = 32  # members of a map
+MAX_EXTRA_MEMBERS = 32  # members of a map
 DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
 TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])"
 OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
@@ -57,46 +57,46 @@ class TagForm:
         return "".join(f"{self.head(name)}{text}{self.tail}" for name, text in members)
 
 
-def _literal(wanted: ConstraintSpec, form: TagForm, text: str) -> str:
+def _literal(spec: ConstraintSpec, form: TagForm, text: str) -> str:
     """An expression for this very text, its tags as tokens where the vocabulary has them."""
-    known = [tag for tag in form.tags if tag in wanted.marker_ids]
+    known = [tag for tag in form.tags if tag in spec.marker_ids]
     parts = re.split("(" + "|".join(map(re.escape, known)) + ")", text) if known else [text]
-    return " ".join(marker(wanted, part) for part in parts if part)
+    return " ".join(marker(spec, part) for part in parts if part)
 
 
-def tagged_calls(wanted: ConstraintSpec, form: TagForm, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
+def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
     """Rules by which `call` is one call in this form, with the pieces `around` its arguments for each tool."""
-    tools = callable_tools(wanted)
+    tools = callable_tools(spec)
     yield one_of_calls(tools)
     yield f"RAW: /(?s:.*)/ & ~/(?s:.*)({form.ends})(?s:.*)/"
-    yield from _raw_rules(wanted, form, "raw_value", "RAW")
+    yield from _raw_rules(spec, form, "raw_value", "RAW")
     for i, tool in enumerate(tools):
         before, after = around(tool)
         yield f"call_{i}: {before} arguments_{i} {after}"
         if tool.custom:
-            yield f"arguments_{i}: {_literal(wanted, form, form.head(INPUT))} input_{i}"
-            yield from _input_rules(f"input_{i}", wanted, tool, form)
+            yield f"arguments_{i}: {_literal(spec, form, form.head(INPUT))} input_{i}"
+            yield from _input_rules(f"input_{i}", spec, tool, form)
         else:
-            yield from _tagged_rules(f"arguments_{i}", wanted, tool, form)
+            yield from _tagged_rules(f"arguments_{i}", spec, tool, form)
 
 
-def _raw_rules(wanted: ConstraintSpec, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
+def _raw_rules(spec: ConstraintSpec, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
     """Rules by which `rule` is raw text of this terminal with the tail behind it."""
-    if form.closing in wanted.marker_ids:  # a token ends the text: nothing in the text can be taken for it
-        yield f"{rule}: {terminal} {_literal(wanted, form, form.tail)}"
+    if form.closing in spec.marker_ids:  # a token ends the text: nothing in the text can be taken for it
+        yield f"{rule}: {terminal} {_literal(spec, form, form.tail)}"
         return
     yield f"{rule.upper()}_WHOLE: {terminal} /{pattern_of(form.tail)}/"
     yield f"{rule}[lazy]: {rule.upper()}_WHOLE"
 
 
-def _tagged_rules(rule: str, wanted: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
+def _tagged_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
     """Rules by which `rule` is the arguments of one call."""
-    held = variants(held_arguments(wanted, tool))
-    plain = [one for variant in held if (one := possible(variant).schema) is not False] or [
-        possible(variant, forgiving=True).schema or {"properties": {}} for variant in held
+    held = variants(supported_arguments(spec, tool))
+    plain = [one for variant in held if (one := satisfiable(variant).schema) is not False] or [
+        satisfiable(variant, forgiving=True).schema or {"properties": {}} for variant in held
     ]
     yield f"{rule}: " + " | ".join(f"{rule}_v{i}" for i in range(len(plain)))
-    values = _TaggedValues(rule, wanted, tool, form)
+    values = _TaggedValues(rule, spec, tool, form)
     for i, schema in enumerate(plain):
         yield f"{rule}_v{i}: {values.object(f'{rule}_v{i}', schema)}"
     yield from values.rules.lines
@@ -105,8 +105,8 @@ def _tagged_rules(rule: str, wanted: ConstraintSpec, tool: Tool, form: TagForm) 
 class _TaggedValues:
     """Rules for the tagged values of one tool's arguments."""
 
-    def __init__(self, prefix: str, wanted: ConstraintSpec, tool: Tool, form: TagForm) -> None:
-        self._wanted = wanted
+    def __init__(self, prefix: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> None:
+        self._spec = spec
         self._tool = tool
         self._form = form
         self.rules = JsonRules(prefix, lenient=not tool.strict)
@@ -146,8 +146,8 @@ class _TaggedValues:
             f"{rule.upper()}_NAME: /[A-Za-z0-9_.-]{{1,64}}/" + (f" & ~/{declared}/" if declared else ""),
             f"{rule}: {before} {rule.upper()}_NAME {after} ({self.value(inner)})",
         ]
-        low, high = schema.get("minProperties", 0), schema.get("maxProperties", MOST_EXTRA)
-        return f"{rule}{{{low},{max(low, min(high, MOST_EXTRA))}}}"
+        low, high = schema.get("minProperties", 0), schema.get("maxProperties", MAX_EXTRA_MEMBERS)
+        return f"{rule}{{{low},{max(low, min(high, MAX_EXTRA_MEMBERS))}}}"
 
     def _one(self, schema: Any) -> str:
         tail = self._form.tail
@@ -171,7 +171,7 @@ class _TaggedValues:
             return "raw_value"
         name = self.rules.name()
         self.rules.lines.append(f"{name.upper()}: RAW & {' & '.join(f'/{rule}/' for rule in rules)}")
-        self.rules.lines += _raw_rules(self._wanted, self._form, name, name.upper())
+        self.rules.lines += _raw_rules(self._spec, self._form, name, name.upper())
         return name
 
     def _rules_of(self, schema: Mapping[str, Any]) -> Iterator[str]:
@@ -189,18 +189,18 @@ class _TaggedValues:
             yield f"({FORMATS[schema['format']]})"
 
     def _literal(self, text: str) -> str:
-        return _literal(self._wanted, self._form, text)
+        return _literal(self._spec, self._form, text)
 
 
-def _input_rules(rule: str, wanted: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
+def _input_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
     """Rules by which `rule` is a custom tool's free text with its tail."""
     if tool.format is None:
         yield f"{rule}: raw_value"
     elif tool.format.syntax == "regex":
         yield f"{rule.upper()}: RAW & /({regex_to_lark(tool.format.definition, '')})/"
-        yield from _raw_rules(wanted, form, rule, rule.upper())
+        yield from _raw_rules(spec, form, rule, rule.upper())
     else:
-        yield f"{rule}: {raw_piece(tool)} {_literal(wanted, form, form.tail)}"
+        yield f"{rule}: {raw_piece(tool)} {_literal(spec, form, form.tail)}"
 
 
 def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from server.dialects.schema.references import resolved
 from server.dialects.schema.validate import fits
 from server.dialects.schema.variants import variants
 
-MOST_STEPS = 32  # from reference to reference
+MAX_STEPS = 32  # from reference to reference
 
 
 class Types:
@@ -36,7 +36,7 @@ class Types:
 
 def only_strings(schema: Any) -> bool:
     """Whether nothing but strings satisfies this schema, as far as its outermost keywords say."""
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         if not isinstance(schema, Mapping):
             return False
         if "$ref" not in schema:

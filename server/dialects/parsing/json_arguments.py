@@ -23,14 +23,14 @@ class JsonArguments:
     """
 
     def __init__(
-        self, tape: TextBuffer, out: EventSink, offered: ToolSet, end: str, stops: tuple[str, ...] = ()
+        self, buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, end: str, stops: tuple[str, ...] = ()
     ) -> None:
-        self._tape = tape
-        self._out = out
-        self._offered = offered
+        self._buffer = buffer
+        self._sink = sink
+        self._tool_set = tool_set
         self._end = end
         self._stops = Openers(end, *stops)
-        self._given: list[str] = []
+        self._emitted: list[str] = []
         self._early: str | None = None  # whole arguments that could not come out yet
         self._flags: list[Flag] = []
         self.tool: Tool | None = None
@@ -43,7 +43,7 @@ class JsonArguments:
 
     def read(self) -> Generator[None, None, bool]:
         """Read the value that stands next. False if it is none that can be arguments, or is cut off or broken."""
-        found = yield from self._tape.expect("{", '"', "null")
+        found = yield from self._buffer.expect("{", '"', "null")
         if self.tool is not None and self.tool.custom:
             yield from self._read_input(found)
         elif found == "{" and self.tool is not None:
@@ -61,22 +61,22 @@ class JsonArguments:
         assert self.tool is not None
         if not self.is_open:
             self._open()
-            self._give(self._early if self._early is not None else "" if self.tool.custom else "{}")
+            self._emit(self._early if self._early is not None else "" if self.tool.custom else "{}")
         flags = self._flags
         if "truncated" not in flags:
-            flags = [*flags, *self._offered.judge(self.tool, "".join(self._given))]
-        self._out.close(flags, self._tape.recorded())
+            flags = [*flags, *self._tool_set.validate(self.tool, "".join(self._emitted))]
+        self._sink.close(flags, self._buffer.recorded())
 
     def read_raw(self, close: Openers) -> Generator[None, None, str]:
         """A custom tool's text as it stands, up to one of `close`, which is not taken; "" if the reply ends first."""
         self._open()
-        while not (found := close.search(self._tape.text, self._tape.at)):
-            self._give(self._tape.take(len(self._tape.rest) - close.overlap(self._tape.rest)))
-            if self._tape.ended:
-                self._give(self._tape.take(len(self._tape.rest)))
+        while not (found := close.search(self._buffer.text, self._buffer.at)):
+            self._emit(self._buffer.take(len(self._buffer.rest) - close.overlap(self._buffer.rest)))
+            if self._buffer.ended:
+                self._emit(self._buffer.take(len(self._buffer.rest)))
                 return ""
             yield
-        self._give(self._tape.take(found.start() - self._tape.at))
+        self._emit(self._buffer.take(found.start() - self._buffer.at))
         self.is_read = True
         return found.group()
 
@@ -86,21 +86,21 @@ class JsonArguments:
         value = JsonText(self._end)
         yield from self._run(value)
         if value.broken:
-            yield from self._give_rest()
+            yield from self._emit_rest()
 
     def _run(self, value: JsonText) -> ParserCoroutine:
         while True:
-            text, end = value.feed(self._tape.text, self._tape.at, self._tape.ended)
-            self._tape.take(end - self._tape.at)
-            self._give(text)
-            if value.done or value.broken or self._tape.ended:
+            text, end = value.feed(self._buffer.text, self._buffer.at, self._buffer.ended)
+            self._buffer.take(end - self._buffer.at)
+            self._emit(text)
+            if value.done or value.broken or self._buffer.ended:
                 break
             yield
-        self._settle(value)
+        self._record_outcome(value)
         if not (value.done or value.broken):
-            self._give(self._tape.take(len(self._tape.rest)))
+            self._emit(self._buffer.take(len(self._buffer.rest)))
 
-    def _settle(self, value: JsonText) -> None:
+    def _record_outcome(self, value: JsonText) -> None:
         if value.repaired:
             self.flag("repaired")
         self.is_read = value.done
@@ -109,16 +109,16 @@ class JsonArguments:
         elif not value.done:
             self.flag("truncated")
 
-    def _give_rest(self) -> ParserCoroutine:
+    def _emit_rest(self) -> ParserCoroutine:
         """The arguments are no JSON from here on: the model's text, but for the brace that closes the call."""
         while True:
-            stop = self._stops.search(self._tape.text, self._tape.at)
-            end = stop.start() if stop else len(self._tape.text) - self._stops.overlap(self._tape.rest)
-            held = self._tape.text[self._tape.at : end]
-            self._give(self._tape.take(len(held.rstrip("} \t\r\n"))))
-            if stop or self._tape.ended:
-                rest = self._tape.take((end if stop else len(self._tape.text)) - self._tape.at)
-                self._give(rest.rstrip().removesuffix("}"))
+            stop = self._stops.search(self._buffer.text, self._buffer.at)
+            end = stop.start() if stop else len(self._buffer.text) - self._stops.overlap(self._buffer.rest)
+            held = self._buffer.text[self._buffer.at : end]
+            self._emit(self._buffer.take(len(held.rstrip("} \t\r\n"))))
+            if stop or self._buffer.ended:
+                rest = self._buffer.take((end if stop else len(self._buffer.text)) - self._buffer.at)
+                self._emit(rest.rstrip().removesuffix("}"))
                 return
             yield
 
@@ -137,29 +137,29 @@ class JsonArguments:
         value = JsonText(self._end, within="{")
         pieces: list[str] = []
         while True:
-            text, end = value.feed(self._tape.text, self._tape.at, self._tape.ended)
-            self._tape.take(end - self._tape.at)
+            text, end = value.feed(self._buffer.text, self._buffer.at, self._buffer.ended)
+            self._buffer.take(end - self._buffer.at)
             pieces.append(text)
             if value.done:
                 if value.repaired:
                     self.flag("repaired")
                 return "".join(pieces)
-            if value.broken or self._tape.ended:
+            if value.broken or self._buffer.ended:
                 return None
             yield
 
     def _read_input(self, found: str) -> ParserCoroutine:
         """Free text: the only member `input`, or the value itself if that is a string."""
         if found == "{":
-            while not (head := INPUT.match(self._tape.text, self._tape.at)):
-                if self._tape.ended or not INPUT_LETTERS.startswith("".join(self._tape.rest.split())):
+            while not (head := INPUT.match(self._buffer.text, self._buffer.at)):
+                if self._buffer.ended or not INPUT_LETTERS.startswith("".join(self._buffer.rest.split())):
                     return (yield from self._read_odd_input())
                 yield
-            self._tape.take(len(head.group()))
+            self._buffer.take(len(head.group()))
             yield from self._stream_string()
             if self.is_read:
-                yield from self._tape.skip_space()
-                self._tape.take(len((yield from self._tape.expect("}"))))
+                yield from self._buffer.skip_space()
+                self._buffer.take(len((yield from self._buffer.expect("}"))))
             return None
         return (yield from self._stream_string() if found == '"' else self._read_odd_input())
 
@@ -175,24 +175,24 @@ class JsonArguments:
         value = JsonText(self._end, within="{")
         begun = False
         while True:
-            text, end = value.feed(self._tape.text, self._tape.at, self._tape.ended)
-            self._tape.take(end - self._tape.at)
+            text, end = value.feed(self._buffer.text, self._buffer.at, self._buffer.ended)
+            self._buffer.take(end - self._buffer.at)
             inner = text if begun else text[1:]
             begun = begun or bool(text)
-            self._give(decoded(f'"{inner[:-1] if value.done else inner}"'))
-            if value.done or value.broken or self._tape.ended:
+            self._emit(decoded(f'"{inner[:-1] if value.done else inner}"'))
+            if value.done or value.broken or self._buffer.ended:
                 break
             yield
-        self._settle(value)
+        self._record_outcome(value)
 
     def _open(self) -> None:
         assert self.tool is not None
         self.is_open = True
-        self._out.open(self.tool.name, self.tool.custom)
+        self._sink.open(self.tool.name, self.tool.custom)
 
-    def _give(self, text: str) -> None:
-        self._given.append(text)
-        self._out.arguments(text)
+    def _emit(self, text: str) -> None:
+        self._emitted.append(text)
+        self._sink.arguments(text)
 
 
 def decoded(text: str) -> str:

@@ -22,25 +22,25 @@ class JsonCall:
     """
 
     def __init__(
-        self, tape: TextBuffer, out: EventSink, offered: ToolSet, end: str, stops: tuple[str, ...] = ()
+        self, buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, end: str, stops: tuple[str, ...] = ()
     ) -> None:
-        self._tape = tape
-        self._out = out
-        self._offered = offered
+        self._buffer = buffer
+        self._sink = sink
+        self._tool_set = tool_set
         self._end = end
-        self._arguments = JsonArguments(tape, out, offered, end, stops)
+        self._arguments = JsonArguments(buffer, sink, tool_set, end, stops)
         self._is_text = False
         self._has_others = False  # members that say nothing to us
 
     def read(self) -> Generator[None, None, bool]:
         """True if it was a call; otherwise all that was taken has come out as text."""
         arguments = self._arguments
-        self._tape.take(1)
+        self._buffer.take(1)
         while True:
-            yield from self._tape.skip_space()
-            found = yield from self._tape.expect('"', "'", "}", ",", self._end)
+            yield from self._buffer.skip_space()
+            found = yield from self._buffer.expect('"', "'", "}", ",", self._end)
             if found == ",":
-                self._tape.take(1)
+                self._buffer.take(1)
             elif found not in ('"', "'") or not (yield from self._read_member()):
                 break
         if self._is_text:
@@ -49,10 +49,10 @@ class JsonCall:
         # No arguments are `{}`; but beside another member they may well be that one, misspelt.
         empty = found in ("}", self._end) and not self._has_others
         if arguments.tool is None or not (begun or empty):
-            self._out.text(self._tape.recorded())
+            self._sink.text(self._buffer.recorded())
             return False
         if found == "}":
-            self._tape.take(1)
+            self._buffer.take(1)
         elif arguments.is_read or not arguments.is_open:
             arguments.flag("repaired")
         yield from self._read_raw_input()
@@ -63,11 +63,11 @@ class JsonCall:
         """One `"key": value`. False if it cannot be read, or if the call is not one of ours."""
         arguments = self._arguments
         key = yield from self._short_string()
-        yield from self._tape.skip_space()
-        if key is None or not (yield from self._tape.expect(":")):
+        yield from self._buffer.skip_space()
+        if key is None or not (yield from self._buffer.expect(":")):
             return False
-        self._tape.take(1)
-        yield from self._tape.skip_space()
+        self._buffer.take(1)
+        yield from self._buffer.skip_space()
         if key == "name" and arguments.tool is None:
             return (yield from self._read_name())
         if key in ("arguments", "parameters") and not arguments.is_read:
@@ -80,17 +80,17 @@ class JsonCall:
 
     def _short_string(self) -> Generator[None, None, str | None]:
         while True:
-            string = STRING.match(self._tape.text, self._tape.at)
+            string = STRING.match(self._buffer.text, self._buffer.at)
             if string:
-                text = self._tape.take(len(string.group()))
+                text = self._buffer.take(len(string.group()))
                 return decoded(text) if text[0] == '"' else text[1:-1]
-            if self._tape.ended or not STRING_BEGUN.fullmatch(self._tape.rest):
+            if self._buffer.ended or not STRING_BEGUN.fullmatch(self._buffer.rest):
                 return None
             yield
 
     def _read_name(self) -> Generator[None, None, bool]:
         name = yield from self._short_string()
-        self._arguments.tool = self._offered.find(name) if name is not None else None
+        self._arguments.tool = self._tool_set.find(name) if name is not None else None
         if name is not None and self._arguments.tool is None:
             yield from self._pass_through()
         return self._arguments.tool is not None
@@ -98,27 +98,27 @@ class JsonCall:
     def _pass_through(self) -> ParserCoroutine:
         """No tool of this name was offered: the whole call is text."""
         self._is_text = True
-        self._out.text(self._tape.recorded())
+        self._sink.text(self._buffer.recorded())
         value = JsonText(self._end, rest_of_object=True)
         while True:
-            _, end = value.feed(self._tape.text, self._tape.at, self._tape.ended)
-            self._out.text(self._tape.take(end - self._tape.at))
-            if value.done or value.broken or self._tape.ended:
+            _, end = value.feed(self._buffer.text, self._buffer.at, self._buffer.ended)
+            self._sink.text(self._buffer.take(end - self._buffer.at))
+            if value.done or value.broken or self._buffer.ended:
                 break
             yield
         if value.done:
-            self._out.text((yield from self._tape.skip_space()))
-            self._out.text(self._tape.take(len((yield from self._tape.expect(self._end)))))
+            self._sink.text((yield from self._buffer.skip_space()))
+            self._sink.text(self._buffer.take(len((yield from self._buffer.expect(self._end)))))
 
     def _read_raw_input(self) -> ParserCoroutine:
         """A custom tool's text may stand behind an object without arguments."""
         arguments = self._arguments
         if arguments.tool is None or not arguments.tool.custom or arguments.is_open:
             return
-        yield from self._tape.skip_space()
-        if (yield from self._tape.expect(RAW_OPEN)):
-            self._tape.take(len(RAW_OPEN))
+        yield from self._buffer.skip_space()
+        if (yield from self._buffer.expect(RAW_OPEN)):
+            self._buffer.take(len(RAW_OPEN))
             close = yield from arguments.read_raw(Openers(RAW_CLOSE))
-            self._tape.take(len(close))
+            self._buffer.take(len(close))
             if not close:
                 arguments.flag("truncated")

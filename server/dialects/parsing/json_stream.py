@@ -28,7 +28,7 @@ HIGH = ("d8", "d9", "da", "db")  # first half of a surrogate pair
 WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 CONTROLS = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
-Want = Literal["value", "first item", "first key", "key", "colon", "comma", "string", "number", "nothing"]
+Expected = Literal["value", "first item", "first key", "key", "colon", "comma", "string", "number", "nothing"]
 
 
 class JsonText:
@@ -45,10 +45,10 @@ class JsonText:
         self._end = end
         self._within = within
         self._stack: list[str] = ["{"] if rest_of_object else []
-        self._want: Want = "comma" if rest_of_object else "value"
+        self._expected: Expected = "comma" if rest_of_object else "value"
         self._quote = '"'
         self._is_key = False
-        self._out: list[str] = []
+        self._output: list[str] = []
         self.done = False
         self.broken = False
         self.repaired = False
@@ -56,26 +56,26 @@ class JsonText:
     def feed(self, text: str, at: int = 0, last: bool = False) -> tuple[str, int]:
         """What comes out, and how far `text` was taken. With `last`, no more text will come."""
         while not (self.done or self.broken) and at < len(text):
-            before = at, self._want
-            at = self._in_string(text, at, last) if self._want == "string" else self._between(text, at, last)
-            if (at, self._want) == before:
+            before = at, self._expected
+            at = self._in_string(text, at, last) if self._expected == "string" else self._between(text, at, last)
+            if (at, self._expected) == before:
                 break
-        if last and self._want == "number":
+        if last and self._expected == "number":
             self._value_ends()
-        out, self._out = "".join(self._out), []
-        return out, at
+        output, self._output = "".join(self._output), []
+        return output, at
 
     def _between(self, text: str, at: int, last: bool) -> int:
-        if self._want == "number":
+        if self._expected == "number":
             return self._number(text, at)
         space = SPACE.match(text, at)
         if space and space.end() > at:
-            self._out.append(space.group())
+            self._output.append(space.group())
             return space.end()
         char = text[at]
         if self._end and char == self._end[0]:
             return self._at_end(text, at, last)
-        match self._want:
+        match self._expected:
             case "value" | "first item":
                 return self._start_value(text, at, char, last)
             case "first key" | "key":
@@ -89,12 +89,12 @@ class JsonText:
         if char == "{" or char == "[":
             self._stack.append(char)
             return self._pass(char, at, "first key" if char == "{" else "first item")
-        if char == "]" and self._want == "first item":
+        if char == "]" and self._expected == "first item":
             return self._close(at, char)
         if char in "\"'":
             return self._open_string(at, char, is_key=False)
         if NUMBER.match(char):
-            self._want = "number"
+            self._expected = "number"
             return at
         word = WORD.match(text, at)
         if word and word.end() == len(text) and not last:
@@ -109,18 +109,18 @@ class JsonText:
         # Digits come out as they come in; that they are no number shows when the whole is read.
         digits = NUMBER.match(text, at)
         end = digits.end() if digits else at
-        self._out.append(text[at:end])
+        self._output.append(text[at:end])
         if end < len(text):
             self._value_ends()
         return end
 
     def _start_key(self, at: int, char: str) -> int:
-        if char == "}" and self._want == "first key":
+        if char == "}" and self._expected == "first key":
             return self._close(at, char)
         return self._open_string(at, char, is_key=True) if char in "\"'" else self._break(at)
 
     def _open_string(self, at: int, char: str, is_key: bool) -> int:
-        self._quote, self._is_key, self._want = char, is_key, "string"
+        self._quote, self._is_key, self._expected = char, is_key, "string"
         self._put('"', char)
         return at + 1
 
@@ -135,24 +135,24 @@ class JsonText:
             return at  # a comma before a closing bracket does not come out
         if end < len(text) and text[end] in "}]":
             self.repaired = True
-            self._out.append(text[at + 1 : end])
+            self._output.append(text[at + 1 : end])
             return end
-        self._out.append(text[at:end])
-        self._want = "key" if self._stack[-1] == "{" else "value"
+        self._output.append(text[at:end])
+        self._expected = "key" if self._stack[-1] == "{" else "value"
         return end
 
     def _close(self, at: int, char: str) -> int:
         if not self._stack or (self._stack[-1] == "{") != (char == "}"):
             return self._break(at)
         self._stack.pop()
-        self._out.append(char)
+        self._output.append(char)
         self._value_ends()
         return at + 1
 
     def _in_string(self, text: str, at: int, last: bool) -> int:
         plain = (PLAIN if self._quote == '"' else PLAIN_IN_SINGLE).match(text, at)
         if plain:
-            self._out.append(plain.group())
+            self._output.append(plain.group())
             return plain.end()
         char = text[at]
         if char == "\\":
@@ -174,12 +174,12 @@ class JsonText:
         escape = ESCAPE.match(text, at)
         is_high = escape is not None and len(escape.group()) == 6 and text[at + 2 : at + 4].lower() in HIGH
         if escape and not is_high:
-            self._out.append(escape.group())
+            self._output.append(escape.group())
             return escape.end()
         if not last and len(text) - at < (12 if is_high else 6) and POSSIBLE_ESCAPE.fullmatch(text, at):
             return at  # a surrogate pair comes out whole
         if escape:
-            self._out.append(escape.group())
+            self._output.append(escape.group())
             return escape.end()
         if text[at + 1 : at + 2] == "'":
             self._put("'", "\\'")
@@ -196,7 +196,7 @@ class JsonText:
             return at + 1
         self._put('"', self._quote)
         if self._is_key:
-            self._want = "colon"
+            self._expected = "colon"
         else:
             self._value_ends()
         return at + 1
@@ -219,26 +219,26 @@ class JsonText:
     def _at_end(self, text: str, at: int, last: bool) -> int:
         if not text.startswith(self._end, at):
             return at if not last and self._end.startswith(text[at:]) else self._break(at)
-        if self._want not in ("comma", "first key", "first item"):
+        if self._expected not in ("comma", "first key", "first item"):
             return self._break(at)
         self.repaired = True
-        self._out.extend("}" if opened == "{" else "]" for opened in reversed(self._stack))
+        self._output.extend("}" if opened == "{" else "]" for opened in reversed(self._stack))
         self._stack.clear()
         self.done = True
         return at
 
     def _value_ends(self) -> None:
-        self._want = "comma" if self._stack else "nothing"
+        self._expected = "comma" if self._stack else "nothing"
         self.done = not self._stack
 
-    def _pass(self, char: str, at: int, want: Want) -> int:
-        self._out.append(char)
-        self._want = want
+    def _pass(self, char: str, at: int, expected: Expected) -> int:
+        self._output.append(char)
+        self._expected = expected
         return at + 1
 
-    def _put(self, out: str, taken: str) -> None:
-        self._out.append(out)
-        self.repaired = self.repaired or out != taken
+    def _put(self, output: str, taken: str) -> None:
+        self._output.append(output)
+        self.repaired = self.repaired or output != taken
 
     def _break(self, at: int) -> int:
         self.broken = True

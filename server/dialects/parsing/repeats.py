@@ -7,7 +7,7 @@ meant ("roll the die twice"); weak or quantized models under `required` go on to
 LIMIT = 3  # identical calls in a row
 
 
-class Repeats:
+class RepeatDetector:
     """Watches the finished calls of one reply."""
 
     def __init__(self) -> None:

@@ -29,16 +29,16 @@ class Ending:
 class TaggedCall:
     """Writes one call. Arguments are read from the tape one by one, then the call is finished."""
 
-    def __init__(self, tape: TextBuffer, out: EventSink, offered: ToolSet, tool: Tool) -> None:
-        self._tape = tape
-        self._out = out
-        self._offered = offered
+    def __init__(self, buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, tool: Tool) -> None:
+        self._buffer = buffer
+        self._sink = sink
+        self._tool_set = tool_set
         self._tool = tool
         self._types = Types(tool.parameters)
         self._names: set[str] = set()
-        self._given: list[str] = []
+        self._emitted: list[str] = []
         self._flags: list[Flag] = []
-        out.open(tool.name, tool.custom)
+        sink.open(tool.name, tool.custom)
 
     def flag(self, flag: Flag) -> None:
         """Something is to be said of this call."""
@@ -59,18 +59,18 @@ class TaggedCall:
             return (yield from self._pass_value(endings, trims, lambda text: None))
         self._names.add(name)
         if self._tool.custom:
-            return (yield from self._pass_value(endings, trims, self._give))
-        key = f"{', ' if self._given else '{'}{quoted_json(name)}: "
+            return (yield from self._pass_value(endings, trims, self._emit))
+        key = f"{', ' if self._emitted else '{'}{quoted_json(name)}: "
         if self._types.is_text(name):
-            self._give(f'{key}"')
-            ended_by = yield from self._pass_value(endings, trims, lambda text: self._give(quoted_json(text)[1:-1]))
-            self._give("" if self.cut else '"')
+            self._emit(f'{key}"')
+            ended_by = yield from self._pass_value(endings, trims, lambda text: self._emit(quoted_json(text)[1:-1]))
+            self._emit("" if self.cut else '"')
             return ended_by
         pieces: list[str] = []
         ended_by = yield from self._pass_value(endings, trims, pieces.append)
         if not self.cut:
             value, repaired = as_json("".join(pieces), self._types.of(name))
-            self._give(key + value)
+            self._emit(key + value)
             if repaired:
                 self.flag("repaired")
         return ended_by
@@ -78,47 +78,47 @@ class TaggedCall:
     def finish(self) -> None:
         """The call is complete, or as complete as it will be."""
         if not self._tool.custom and not self.cut:
-            self._give("}" if self._given else "{}")
+            self._emit("}" if self._emitted else "{}")
         flags = self._flags
         if not self.cut:
-            flags = [*flags, *self._offered.judge(self._tool, "".join(self._given))]
-        self._out.close(flags, self._tape.recorded())
+            flags = [*flags, *self._tool_set.validate(self._tool, "".join(self._emitted))]
+        self._sink.close(flags, self._buffer.recorded())
 
-    def _give(self, text: str) -> None:
-        self._given.append(text)
-        self._out.arguments(text)
+    def _emit(self, text: str) -> None:
+        self._emitted.append(text)
+        self._sink.arguments(text)
 
     def _pass_value(
-        self, endings: Sequence[Ending], trims: bool, give: Callable[[str], None]
+        self, endings: Sequence[Ending], trims: bool, emit: Callable[[str], None]
     ) -> Generator[None, None, str]:
-        tape = self._tape
+        buffer = self._buffer
         if trims:
-            while tape.empty and not tape.ended:
+            while buffer.empty and not buffer.ended:
                 yield
-            tape.take(len(tape.starts("\n") or ""))
+            buffer.take(len(buffer.starts("\n") or ""))
         while True:
-            start, ending = _find_end(tape, endings)
-            if ending is None and tape.ended:
-                give(tape.take(len(tape.rest)))
+            start, ending = _find_end(buffer, endings)
+            if ending is None and buffer.ended:
+                emit(buffer.take(len(buffer.rest)))
                 self.flag("truncated")
                 return ""
-            line_break = trims and start > tape.at and tape.text[start - 1] == "\n"
-            give(tape.take(start - line_break - tape.at))
+            line_break = trims and start > buffer.at and buffer.text[start - 1] == "\n"
+            emit(buffer.take(start - line_break - buffer.at))
             if ending is not None:
-                tape.take(line_break + len(ending.tag))
+                buffer.take(line_break + len(ending.tag))
                 return ending.tag
             yield
 
 
-def _find_end(tape: TextBuffer, endings: Sequence[Ending]) -> tuple[int, Ending | None]:
+def _find_end(buffer: TextBuffer, endings: Sequence[Ending]) -> tuple[int, Ending | None]:
     """Where the value ends and by what; with None, how far it certainly goes on."""
-    at = tape.at
+    at = buffer.at
     while True:
-        found = [(start, ending) for ending in endings if (start := tape.text.find(ending.tag, at)) >= 0]
+        found = [(start, ending) for ending in endings if (start := buffer.text.find(ending.tag, at)) >= 0]
         if not found:
-            return len(tape.text) - max(overlap(tape.rest, ending.tag) for ending in endings), None
+            return len(buffer.text) - max(overlap(buffer.rest, ending.tag) for ending in endings), None
         start, ending = min(found, key=lambda hit: hit[0])
-        follows = _is_followed(tape, start + len(ending.tag), ending)
+        follows = _is_followed(buffer, start + len(ending.tag), ending)
         if follows is None:
             return start, None
         if follows:
@@ -126,12 +126,12 @@ def _find_end(tape: TextBuffer, endings: Sequence[Ending]) -> tuple[int, Ending 
         at = start + 1
 
 
-def _is_followed(tape: TextBuffer, at: int, ending: Ending) -> bool | None:
-    space = SPACE.match(tape.text, at)
+def _is_followed(buffer: TextBuffer, at: int, ending: Ending) -> bool | None:
+    space = SPACE.match(buffer.text, at)
     at = space.end() if space else at
-    if tape.text.startswith(ending.before, at):
+    if buffer.text.startswith(ending.before, at):
         return True
-    rest = tape.text[at:]
+    rest = buffer.text[at:]
     if not any(word.startswith(rest) for word in ending.before):
         return False
-    return True if tape.ended and not rest else False if tape.ended else None
+    return True if buffer.ended and not rest else False if buffer.ended else None

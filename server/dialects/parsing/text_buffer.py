@@ -13,7 +13,7 @@ from server.events import CallArguments, CallClosed, CallOpened, Flag, ParserEve
 
 ParserCoroutine = Generator[None, None, None]
 SPACE = re.compile(r"\s*")
-LONGEST_NAME = 256
+MAX_NAME_LENGTH = 256
 
 
 class TextBuffer:
@@ -86,7 +86,7 @@ class EventSink:
 
     def __init__(self) -> None:
         self._events: list[ParserEvent] = []
-        self._gap = ""
+        self._whitespace = ""
         self._index = -1
         self.after_call = False  # no text since the last call
 
@@ -95,21 +95,21 @@ class EventSink:
         events, self._events = self._events, []
         return events
 
-    def hold(self, gap: str) -> None:
+    def hold_whitespace(self, whitespace: str) -> None:
         """White space beside a call: the format's own if the call turns out to be one."""
-        self._gap += gap
+        self._whitespace += whitespace
 
     def text(self, text: str) -> None:
         """Text meant for the user."""
         if not text:
             return
-        self._events.append(Text(self._gap + text))
-        self._gap = ""
+        self._events.append(Text(self._whitespace + text))
+        self._whitespace = ""
         self.after_call = False
 
     def open(self, name: str, custom: bool) -> None:
         """A call begins."""
-        self._gap = ""
+        self._whitespace = ""
         self._index += 1
         self._events.append(CallOpened(self._index, name, custom))
 
@@ -120,19 +120,19 @@ class EventSink:
 
     def close(self, flags: Iterable[Flag], raw: str) -> None:
         """It is complete; `raw` goes along where there is something to say of it."""
-        told = tuple(dict.fromkeys(flags))
-        self._events.append(CallClosed(self._index, told, raw if told else ""))
+        unique_flags = tuple(dict.fromkeys(flags))
+        self._events.append(CallClosed(self._index, unique_flags, raw if unique_flags else ""))
         self.after_call = True
 
     def end(self) -> None:
         """The reply is over."""
         if not self.after_call:
-            self.text_gap()
+            self.release_whitespace()
 
-    def text_gap(self) -> None:
+    def release_whitespace(self) -> None:
         """The gap was no gap: it comes out as text."""
-        gap, self._gap = self._gap, ""
-        self.text(gap)
+        whitespace, self._whitespace = self._whitespace, ""
+        self.text(whitespace)
 
 
 class IncrementalParser:
@@ -141,75 +141,75 @@ class IncrementalParser:
     def __init__(
         self, read: Callable[[TextBuffer, EventSink, ToolSet], ParserCoroutine], tools: Sequence[Tool]
     ) -> None:
-        self._tape = TextBuffer()
-        self._out = EventSink()
-        self._steps = read(self._tape, self._out, ToolSet(tools))
+        self._buffer = TextBuffer()
+        self._sink = EventSink()
+        self._coroutine = read(self._buffer, self._sink, ToolSet(tools))
 
     def feed(self, text: str) -> list[ParserEvent]:
         """Events that the text so far settles."""
-        self._tape.add(text)
-        next(self._steps)
-        return self._out.collect()
+        self._buffer.add(text)
+        next(self._coroutine)
+        return self._sink.collect()
 
     def close(self) -> list[ParserEvent]:
         """The reply is over: whatever was held back comes out."""
-        self._tape.ended = True
-        for _ in self._steps:
+        self._buffer.ended = True
+        for _ in self._coroutine:
             raise AssertionError("a parser waits for text after the end")
-        self._out.end()
-        return self._out.collect()
+        self._sink.end()
+        return self._sink.collect()
 
 
-def read_text(tape: TextBuffer, out: EventSink, openers: "Openers") -> Generator[None, None, str]:
+def read_text(buffer: TextBuffer, sink: EventSink, openers: "Openers") -> Generator[None, None, str]:
     """Pass text on until one of `openers` stands next on the tape; "" at the end of the reply.
 
     White space alone, and one line break right before an opener, belong to the format if a call follows.
     """
     blank = True
     while True:
-        found = openers.search(tape.text, tape.at)
-        settled = tape.take((found.start() if found else len(tape.text) - openers.overlap(tape.rest)) - tape.at)
-        if settled:
-            blank = blank and settled.isspace()
+        found = openers.search(buffer.text, buffer.at)
+        plain = buffer.take((found.start() if found else len(buffer.text) - openers.overlap(buffer.rest)) - buffer.at)
+        if plain:
+            blank = blank and plain.isspace()
             if blank:
-                out.hold(settled)
+                sink.hold_whitespace(plain)
             else:
-                words = settled.removesuffix("\n")
+                words = plain.removesuffix("\n")
                 if words:
-                    out.text(words)
+                    sink.text(words)
                 else:
-                    out.text_gap()
-                out.hold(settled[len(words) :])
+                    sink.release_whitespace()
+                sink.hold_whitespace(plain[len(words) :])
         if found:
             return found.group()
-        if tape.ended:
-            out.text(tape.take(len(tape.rest)))
+        if buffer.ended:
+            sink.text(buffer.take(len(buffer.rest)))
             return ""
         yield
 
 
-def read_name(tape: TextBuffer, stop: str) -> Generator[None, None, str | None]:
+def read_name(buffer: TextBuffer, stop: str) -> Generator[None, None, str | None]:
     """Take a name and the `stop` behind it; None, and nothing taken, if no name of a tolerable length stands here."""
     while True:
-        end = tape.text.find(stop, tape.at, tape.at + LONGEST_NAME + len(stop))
-        name = tape.text[tape.at : end if end >= 0 else len(tape.text) - overlap(tape.rest, stop)]
-        if "\n" in name or "<" in name or len(name) > LONGEST_NAME:
+        end = buffer.text.find(stop, buffer.at, buffer.at + MAX_NAME_LENGTH + len(stop))
+        name = buffer.text[buffer.at : end if end >= 0 else len(buffer.text) - overlap(buffer.rest, stop)]
+        if "\n" in name or "<" in name or len(name) > MAX_NAME_LENGTH:
             return None
         if end >= 0:
-            tape.take(end + len(stop) - tape.at)
+            buffer.take(end + len(stop) - buffer.at)
             return name.strip()
-        if tape.ended:
+        if buffer.ended:
             return None
         yield
 
 
-def read_line(tape: TextBuffer) -> Generator[None, None, str]:
+def read_line(buffer: TextBuffer) -> Generator[None, None, str]:
     """Take the rest of a line, without spaces around it; "", and nothing taken, if it is too long for a name."""
     while True:
-        end = tape.text.find("\n", tape.at, tape.at + LONGEST_NAME)
+        end = buffer.text.find("\n", buffer.at, buffer.at + MAX_NAME_LENGTH)
         if end >= 0:
-            return tape.take(end - tape.at).strip()
-        if tape.ended or len(tape.rest) >= LONGEST_NAME:
+            return buffer.take(end - buffer.at).strip()
+        if buffer.ended or len(buffer.rest) >= MAX_NAME_LENGTH:
             return ""
         yield
 

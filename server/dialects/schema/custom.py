@@ -8,13 +8,13 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from server.dialects.base import ConstraintSpec, CustomFormat
 from server.errors import BadSchema
 
-LONGEST_DEFINITION = 64 * 1024
+MAX_DEFINITION_LENGTH = 64 * 1024
 LIMITS = LLParserLimits(step_lexer_fuel=100_000, step_max_items=6_000, max_items_in_row=4_000, verbose_errors=False)
 
 
-def check_format(wanted: ConstraintSpec) -> None:
+def check_format(spec: ConstraintSpec) -> None:
     """Raise BadSchema, naming the tool, where a custom tool's grammar does not compile."""
-    for place, tool in enumerate(wanted.tools):
+    for place, tool in enumerate(spec.tools):
         fault = format_fault(tool.format) if tool.format is not None else ""
         if fault:
             raise BadSchema(f"Invalid grammar of custom tool '{tool.name}': {fault}", param=f"tools[{place}]")
@@ -23,8 +23,8 @@ def check_format(wanted: ConstraintSpec) -> None:
 @lru_cache(maxsize=256)
 def format_fault(definition: CustomFormat) -> str:
     """Why this grammar cannot be used, or ""."""
-    if len(definition.definition) > LONGEST_DEFINITION:
-        return f"it is longer than {LONGEST_DEFINITION} characters."
+    if len(definition.definition) > MAX_DEFINITION_LENGTH:
+        return f"it is longer than {MAX_DEFINITION_LENGTH} characters."
     is_error, messages = LLMatcher.validate_grammar_with_warnings(_grammar(definition))
     return " ".join(messages[0].split())[:500] if is_error else ""
 

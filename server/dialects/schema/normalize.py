@@ -24,7 +24,7 @@ BESIDE_A_PART = {*ANNOTATIONS, "$defs", "definitions"}
 # How Qwen writes JSON, and no white space that a weak model could go on writing for ever.
 COMPACT: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LARGEST_INTEGER = 10**18 - 1  # digits of a number must end some time; wider integers only where the schema says so
-LONGEST_COUNTED = 4096  # length bounds above this are checked afterwards: counting that far costs the lexer dear
+MAX_COUNTED_LENGTH = 4096  # length bounds above this are checked afterwards: counting that far costs the lexer dear
 
 
 def normalised(schema: Any) -> Any:
@@ -123,7 +123,7 @@ def _bounded(node: dict[str, Any]) -> dict[str, Any]:
     if kind == "integer" or (isinstance(kind, list) and "integer" in kind and "number" not in kind):
         node = _with_integer_bounds(node)
     for bound in ("minLength", "maxLength"):
-        if isinstance(node.get(bound), int) and node[bound] > LONGEST_COUNTED:
+        if isinstance(node.get(bound), int) and node[bound] > MAX_COUNTED_LENGTH:
             del node[bound]
     return node
 

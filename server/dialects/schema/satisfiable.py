@@ -17,36 +17,36 @@ from server.dialects.schema.references import DEFINITIONS, MAP_OF_SCHEMAS, SCHEM
 from server.dialects.schema.validate import satisfying
 
 Path = tuple[str | int, ...]
-MOST_ASKED = 1 << 20  # bytes that the grammar engine is asked about; what is beyond is taken to be possible
-EACH_ASKED = 4096  # bytes that a question counts besides its own
-MOST_PASSES = 8  # from reference to reference
-MOST_STEPS = 32  # the same, where it is asked whether a recursion ends
+MAX_CHECKED_BYTES = 1 << 20  # bytes that the grammar engine is asked about; what is beyond is taken to be possible
+CHECK_OVERHEAD_BYTES = 4096  # bytes that a question counts besides its own
+MAX_PASSES = 8  # from reference to reference
+MAX_STEPS = 32  # the same, where it is asked whether a recursion ends
 ONE_SCHEMA_BELOW = ("items", "additionalProperties", "propertyNames", "additionalItems")  # none that is negated
 COUNTS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 
 
 @dataclass(frozen=True, slots=True)
-class Possible:
+class SatisfiablePart:
     """`schema` is False where nothing satisfies the whole; it is the schema at `fault` that makes it so."""
 
     schema: Any
     fault: Path = ()
 
 
-def possible(schema: Any, forgiving: bool = False) -> Possible:
+def satisfiable(schema: Any, forgiving: bool = False) -> SatisfiablePart:
     """What of a normalised schema can be satisfied; without a type it is one of an object.
 
     With `forgiving`, members that must be there and cannot are free instead.
     """
     schema = _without_endless(schema)
-    for _ in range(MOST_PASSES):
+    for _ in range(MAX_PASSES):
         search = _Search(schema, forgiving)
         schema = search.visit(schema, ())
         if schema is False:
-            return Possible(False, search.faults.get((), ()))
+            return SatisfiablePart(False, search.faults.get((), ()))
         if not search.closes_references:
             break
-    return Possible(schema)
+    return SatisfiablePart(schema)
 
 
 def _without_endless(schema: Any) -> Any:
@@ -55,7 +55,7 @@ def _without_endless(schema: Any) -> Any:
         return schema
     held = {(key, name): node for key in DEFINITIONS for name, node in schema.get(key, {}).items()}
     endless = set(held)  # until shown to end
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         ending = {place for place in endless if _ends(held[place], endless)}
         if not ending:
             break
@@ -100,7 +100,7 @@ class _Search:
     def __init__(self, whole: Any, forgiving: bool) -> None:
         self._shared = {key: whole[key] for key in DEFINITIONS if key in whole} if isinstance(whole, Mapping) else {}
         self._forgiving = forgiving
-        self._asked = 0
+        self._num_checked_bytes = 0
         self.faults: dict[Path, Path] = {}  # of each impossible schema, where that begins
         self.closes_references = False  # a definition is impossible now that was not before: references to it are too
 
@@ -113,7 +113,7 @@ class _Search:
             required: dict[str, Any] = {n: {} for n in held.get("required", ()) if held["properties"].get(n) is False}
             held["properties"] |= required
         fault = self._fault_below(held, path)
-        if fault is None and self._is_possible(held):
+        if fault is None and self._is_satisfiable(held):
             return held
         self.faults[path] = path if fault is None else fault
         self.closes_references |= len(path) == 2 and path[0] in DEFINITIONS
@@ -144,7 +144,7 @@ class _Search:
     def _fault(self, path: Path) -> Path:
         return self.faults.get(path, path)
 
-    def _is_possible(self, node: dict[str, Any]) -> bool:
+    def _is_satisfiable(self, node: dict[str, Any]) -> bool:
         """Whether this schema's own words leave anything; of its values only those stay that do the rest justice."""
         if node.get("not") in ({}, True) or [] in (node.get("anyOf"), node.get("oneOf")):
             return False
@@ -162,9 +162,9 @@ class _Search:
 
     def _contradicts(self, node: Mapping[str, Any]) -> bool:
         text = json.dumps({**self._alone(node), "x-guidance": {"lenient": True}})
-        self._asked += EACH_ASKED + len(text)
+        self._num_checked_bytes += CHECK_OVERHEAD_BYTES + len(text)
         elsewhere = text.count('"$ref"') - sum(text.count(f'"$ref": "#/{key}/') for key in DEFINITIONS)
-        if self._asked > MOST_ASKED or elsewhere:
+        if self._num_checked_bytes > MAX_CHECKED_BYTES or elsewhere:
             return False
         is_error, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_json_schema(text))
         return is_error and "nsatisfiable" in messages[0]
@@ -176,12 +176,12 @@ class _Search:
 
 def _may_contradict(node: Mapping[str, Any]) -> bool:
     """Whether this schema's words may rule each other out, so that it is worth the engine's time."""
-    said = node.keys() - {*ANNOTATIONS, *DEFINITIONS}
-    if "allOf" in said or "pattern" in said or (len(said) > 1 and said & {"$ref", "anyOf", "oneOf"}):
+    keywords = node.keys() - {*ANNOTATIONS, *DEFINITIONS}
+    if "allOf" in keywords or "pattern" in keywords or (len(keywords) > 1 and keywords & {"$ref", "anyOf", "oneOf"}):
         return True
-    if "minItems" in said and (node.get("items") is False or False in node.get("prefixItems", ())):
+    if "minItems" in keywords and (node.get("items") is False or False in node.get("prefixItems", ())):
         return True
-    if "format" in said and said & {"minLength", "maxLength"}:
+    if "format" in keywords and keywords & {"minLength", "maxLength"}:
         return True
     return _bounds_cross(node) or any(node.get(low, 0) > node.get(high, math.inf) for low, high in COUNTS)
 

@@ -10,7 +10,7 @@ from server.dialects.base import Tool
 from server.dialects.schema.normalize import normalised
 from server.dialects.schema.validate import whole_schema
 
-DEEPEST = 12  # a recursive schema whose shortest value nests deeper is only estimated
+MAX_DEPTH = 12  # a recursive schema whose shortest value nests deeper is only estimated
 FORMATS = {
     "date-time": "2000-01-01T00:00:00Z", "date": "2000-01-01", "time": "00:00:00Z", "duration": "P1D",
     "email": "a@b.co", "hostname": "a.co", "ipv4": "1.1.1.1", "ipv6": "::1",
@@ -41,7 +41,7 @@ def shortest_value(schema: Any) -> Any:
 
 
 def _value(schema: Any, root: Any, depth: int) -> Any:
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise RecursionError("no value found that nests less deep")
     if not isinstance(schema, Mapping):
         return None

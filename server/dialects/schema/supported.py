@@ -10,20 +10,20 @@ from llguidance import LLMatcher
 from server.dialects.base import ConstraintSpec, Tool
 from server.dialects.schema.normalize import COMPACT, constrained, normalised
 from server.dialects.schema.references import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST
-from server.dialects.schema.satisfiable import Possible, context, possible
+from server.dialects.schema.satisfiable import SatisfiablePart, context, satisfiable
 from server.dialects.schema.validate import whole_schema
 from server.errors import BadSchema
 
-LONGEST_PATTERN = 2000  # characters
+MAX_PATTERN_LENGTH = 2000  # characters
 ANY_OBJECT = {"type": "object"}
 
 
-def holdable(schema: Any, strict: bool, param: str) -> Any:
+def supported(schema: Any, strict: bool, param: str) -> Any:
     """What of this schema constrains a reply. What is left out is checked when the call is complete.
 
     Parts that nothing satisfies cannot be written. Raises BadSchema under `strict`, where nothing may be left out.
     """
-    held, fault = _holdable(json.dumps(schema), strict)
+    held, fault = _supported(json.dumps(schema), strict)
     if fault:
         raise BadSchema(
             f"The grammar engine cannot hold this schema under strict: {fault}",
@@ -33,21 +33,21 @@ def holdable(schema: Any, strict: bool, param: str) -> Any:
     return json.loads(held)
 
 
-def held_arguments(wanted: ConstraintSpec, tool: Tool) -> Any:
+def supported_arguments(spec: ConstraintSpec, tool: Tool) -> Any:
     """What of a tool's schema the grammar holds; raises BadSchema under strict where that is not all of it.
 
     Where a call is forced, raises it for a schema that nothing satisfies. Otherwise the call is flagged.
     """
-    place = next(i for i, other in enumerate(wanted.tools) if other.name == tool.name)
+    place = next(i for i, other in enumerate(spec.tools) if other.name == tool.name)
     param, schema = f"tools[{place}].function.parameters", whole_schema(tool)
-    if wanted.choice.mode == "required":
-        check_possible(schema, f"Invalid schema for function '{tool.name}'", param, "invalid_function_parameters")
-    return holdable(schema, tool.strict, param)
+    if spec.choice.mode == "required":
+        check_satisfiable(schema, f"Invalid schema for function '{tool.name}'", param, "invalid_function_parameters")
+    return supported(schema, tool.strict, param)
 
 
-def check_possible(schema: Any, subject: str, param: str, code: str) -> None:
+def check_satisfiable(schema: Any, subject: str, param: str, code: str) -> None:
     """Raise BadSchema, naming the place at fault, where nothing satisfies this schema."""
-    found = _possible(json.dumps(schema))
+    found = _satisfiable(json.dumps(schema))
     if found.schema is False:
         raise BadSchema(
             f"{subject}: In context={context(found.fault)}, no value satisfies this.", param=param, code=code
@@ -55,26 +55,26 @@ def check_possible(schema: Any, subject: str, param: str, code: str) -> None:
 
 
 @lru_cache(maxsize=512)
-def _possible(schema: str) -> Possible:
-    return possible(normalised(json.loads(schema)))
+def _satisfiable(schema: str) -> SatisfiablePart:
+    return satisfiable(normalised(json.loads(schema)))
 
 
 @lru_cache(maxsize=512)
-def _holdable(schema: str, strict: bool) -> tuple[str, str]:
-    found = _possible(schema)
+def _supported(schema: str, strict: bool) -> tuple[str, str]:
+    found = _satisfiable(schema)
     if found.schema is False and strict:
         return "", f"no value satisfies {context(found.fault)}"
     if found.schema is False:
-        found = possible(normalised(json.loads(schema)), forgiving=True)
-    wanted = ANY_OBJECT if found.schema is False else constrained(found.schema)
-    fault = compile_fault(wanted, lenient=not strict)
+        found = satisfiable(normalised(json.loads(schema)), forgiving=True)
+    kept = ANY_OBJECT if found.schema is False else constrained(found.schema)
+    fault = compile_fault(kept, lenient=not strict)
     if strict or not fault:
-        return json.dumps(wanted, ensure_ascii=False), fault
+        return json.dumps(kept, ensure_ascii=False), fault
     # From the least loss to the greatest: the first that compiles is taken.
     for relax in (_without_bad_strings, _without_string_rules, _without_combinations):
-        wanted = relax(wanted)
-        if not compile_fault(wanted, lenient=True):
-            return json.dumps(wanted, ensure_ascii=False), ""
+        kept = relax(kept)
+        if not compile_fault(kept, lenient=True):
+            return json.dumps(kept, ensure_ascii=False), ""
     return json.dumps(ANY_OBJECT), ""
 
 
@@ -90,7 +90,7 @@ def compile_fault(schema: Any, lenient: bool) -> str:
 def _without_bad_strings(schema: Any) -> Any:
     def relax(node: dict[str, Any]) -> None:
         if "pattern" in node and (
-            len(str(node["pattern"])) > LONGEST_PATTERN
+            len(str(node["pattern"])) > MAX_PATTERN_LENGTH
             or compile_fault({"type": "string", "pattern": node["pattern"]}, lenient=True)
         ):
             del node["pattern"]

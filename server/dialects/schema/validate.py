@@ -24,7 +24,7 @@ class ToolSet:
         """The tool of this name, None if none was offered."""
         return self._tools.get(name)
 
-    def judge(self, tool: Tool, arguments: str) -> tuple[Flag, ...]:
+    def validate(self, tool: Tool, arguments: str) -> tuple[Flag, ...]:
         """`("invalid",)` where the arguments are no JSON object or do not satisfy the schema or custom grammar."""
         if tool.custom:
             return () if tool.format is None or satisfies(tool.format, arguments) else ("invalid",)

@@ -5,7 +5,9 @@ from typing import Any
 
 from server.dialects.schema.references import resolved
 
-MOST = 16  # alternatives; a schema with more is constrained as an object with all of their properties, all optional
+MAX_VARIANTS = (
+    16  # alternatives; a schema with more is constrained as an object with all of their properties, all optional
+)
 
 # Words that mean something else beside words of another schema.
 APART = {
@@ -18,7 +20,7 @@ def variants(schema: Any) -> list[dict[str, Any]]:
     """Objects whose keywords are only `properties`, `required`, `additionalProperties` and the size of a map."""
     found = _expand(schema, 8) if isinstance(schema, Mapping) else []
     plain = [_plain(one) for one in found]
-    return plain if 0 < len(plain) <= MOST else [_all_optional(plain)]
+    return plain if 0 < len(plain) <= MAX_VARIANTS else [_all_optional(plain)]
 
 
 def _expand(schema: Mapping[str, Any], depth: int) -> list[Mapping[str, Any]]:

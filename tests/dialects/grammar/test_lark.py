@@ -10,7 +10,7 @@ import pytest
 from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from tests.dialects.fuzz import write_call
 from tests.dialects.test_constraints import accepts, every_dialect
-from tests.dialects.walking import MARKER_IDS, wanted
+from tests.dialects.walking import MARKER_IDS, spec_for
 
 ROOT = Path(__file__).parents[3]
 FIRST_USE = """
@@ -48,11 +48,11 @@ def test_case_44_where_an_answer_must_come_the_turn_cannot_end_before_text_or_a_
     call = write_call(dialect.name, "look", {"at": 3}, 0)
     tool = Tool("look", {"type": "object", "properties": {"at": {"type": "integer"}}})
     for choice in (Choice("auto", parallel=parallel), Choice("none"), Choice("required", parallel=parallel)):
-        want = replace(wanted([tool], choice), must_answer=True, after_thinking=True)
-        assert not any(accepts(dialect, want, blank) for blank in ("", "\n\n", " \n\t "))
-        assert accepts(dialect, want, "\n\nMild.\n") is (choice.mode != "required")
-        assert accepts(dialect, want, f"Hm.{call}") is (choice.mode == "auto")
-        assert accepts(dialect, want, call if choice.mode == "auto" else call.strip()) is (choice.mode != "none")
+        spec = replace(spec_for([tool], choice), must_answer=True, after_thinking=True)
+        assert not any(accepts(dialect, spec, blank) for blank in ("", "\n\n", " \n\t "))
+        assert accepts(dialect, spec, "\n\nMild.\n") is (choice.mode != "required")
+        assert accepts(dialect, spec, f"Hm.{call}") is (choice.mode == "auto")
+        assert accepts(dialect, spec, call if choice.mode == "auto" else call.strip()) is (choice.mode != "none")
     alone = ConstraintSpec([], Choice("none"), None, MARKER_IDS, must_answer=True)
     assert accepts(dialect, alone, "\n\nMild.\n") and not accepts(dialect, alone, "\n\n")
 
@@ -60,7 +60,7 @@ def test_case_44_where_an_answer_must_come_the_turn_cannot_end_before_text_or_a_
 @every_dialect
 def test_case_44_a_text_that_must_not_be_blank_holds_whatever_other_text_may(dialect: Dialect) -> None:
     tool = Tool("look", {"type": "object", "properties": {}})
-    want = replace(wanted([tool], Choice("auto")), must_answer=True)
+    spec = replace(spec_for([tool], Choice("auto")), must_answer=True)
     call = write_call(dialect.name, "look", {}, 0)
     for text in ("a < b", "\n \nAct: x\n\n", "<tool> </tool_call", f" {call}", f"{call}\n\n", f"{call}\nSo."):
-        assert accepts(dialect, want, text), text
+        assert accepts(dialect, spec, text), text

@@ -7,7 +7,7 @@ import pytest
 from server.dialects.schema.check import MAX_BYTES, check_answer, check_parameters
 from server.dialects.schema.normalize import constrained, normalised
 from server.dialects.schema.shortest import shortest_value
-from server.dialects.schema.supported import holdable
+from server.dialects.schema.supported import supported
 from server.dialects.schema.validate import fits
 from server.errors import BadSchema
 
@@ -140,9 +140,9 @@ def test_objects_take_no_undeclared_members_unless_the_schema_combines_or_says_s
 
 
 def test_what_cannot_be_held_is_dropped_step_by_step() -> None:
-    kept = holdable(with_x({"type": "string", "pattern": "(?=a)", "maxLength": 5}), False, "")["properties"]["x"]
+    kept = supported(with_x({"type": "string", "pattern": "(?=a)", "maxLength": 5}), False, "")["properties"]["x"]
     assert kept == {"type": "string", "maxLength": 5}
-    assert holdable(with_x({"type": "integer", "minimum": 5, "maximum": 1}, required=["x"]), False, "")["properties"]
+    assert supported(with_x({"type": "integer", "minimum": 5, "maximum": 1}, required=["x"]), False, "")["properties"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from server.dialects.schema.references import with_definitions
 from server.dialects.schema.validate import fits
 from tests.dialects.fuzz import write_call
 from tests.dialects.test_constraints import accepts, check_calls, every_dialect
-from tests.dialects.walking import walk, wanted
+from tests.dialects.walking import spec_for, walk
 
 FORCED = Choice("required", parallel=False)
 PLACE = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"]}
@@ -66,9 +66,9 @@ def test_arguments_follow_a_reference_into_another_part(dialect: Dialect, kind: 
     tool = Tool("look", {"type": "object", **schema})
     for arguments, taken in ((good, True), (bad, False)):
         text = write_call(dialect.name, "look", arguments, 0).removeprefix("\n")
-        assert accepts(dialect, wanted([tool], FORCED), text) is taken
+        assert accepts(dialect, spec_for([tool], FORCED), text) is taken
     for seed in range(3):
-        written = walk(dialect, wanted([tool], FORCED), (dialect.name, kind, seed), most=200)
+        written = walk(dialect, spec_for([tool], FORCED), (dialect.name, kind, seed), most=200)
         if written.ended:
             check_calls(dialect, [tool], written.text)
 

@@ -8,12 +8,12 @@ import pytest
 from server.dialects.base import Choice, ConstraintSpec, Dialect, ResponseFormat, Tool
 from server.dialects.registry import DIALECTS
 from server.dialects.schema.normalize import normalised
-from server.dialects.schema.satisfiable import possible
+from server.dialects.schema.satisfiable import satisfiable
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
-from tests.dialects.reading import Call, read, said
+from tests.dialects.reading import Call, read, texts_and_calls
 from tests.dialects.test_constraints import accepts, check_calls, every_dialect
-from tests.dialects.walking import grammars, ids_of, walk, wanted
+from tests.dialects.walking import grammars, ids_of, spec_for, walk
 
 CROSSED = {"type": "integer", "minimum": 5, "maximum": 3}
 IMPOSSIBLE: dict[str, Any] = {
@@ -56,7 +56,7 @@ def tool_of(schema: Any, *required: str, **more: Any) -> Tool:
 
 
 def found(tool: Tool) -> Any:
-    return possible(normalised(tool.parameters))
+    return satisfiable(normalised(tool.parameters))
 
 
 @every_kind
@@ -73,13 +73,13 @@ def test_an_argument_that_nothing_satisfies_cannot_be_begun(dialect: Dialect, sc
     tool = tool_of(schema)
     begun, _, _ = write_call(dialect.name, "look", {"xylem": 1}, 0).partition("xylem")
     for choice in (AUTO, FORCED):
-        constraint = dialect.constrain(wanted([tool], choice))
+        constraint = dialect.constrain(spec_for([tool], choice))
         assert constraint is not None
         matcher = grammars().compile(constraint)
         ids = ids_of(f"{begun}xylem".removeprefix("\n" if choice is FORCED else ""))
         assert matcher.count_allowed(ids) < len(ids)
     for seed in range(2):
-        written = walk(dialect, wanted([tool], FORCED), (dialect.name, str(schema), seed), most=80, haste=0.8)
+        written = walk(dialect, spec_for([tool], FORCED), (dialect.name, str(schema), seed), most=80, haste=0.8)
         if written.ended:
             assert all("xylem" not in call.value for call in check_calls(dialect, [tool], written.text))
 
@@ -90,14 +90,14 @@ def test_a_call_that_nothing_satisfies_is_refused_if_forced_and_flagged_if_not(d
     good, bad = Tool("now"), tool_of(IMPOSSIBLE[kind], "xylem")
     for tools, place in (([bad], 0), ([good, bad], 1)):
         with pytest.raises(BadSchema, match=r"function 'look': In context=\('properties', 'xylem'") as caught:
-            dialect.constrain(wanted(tools, FORCED))
+            dialect.constrain(spec_for(tools, FORCED))
         assert caught.value.param == f"tools[{place}].function.parameters"
         assert caught.value.code == "invalid_function_parameters"
-    assert dialect.constrain(wanted([good, bad], Choice("required", frozenset({"now"})))) is not None
+    assert dialect.constrain(spec_for([good, bad], Choice("required", frozenset({"now"})))) is not None
     value = {"a member": {"y": 1}, "a reference's reference": {"never": 1}}.get(kind, 1)
     text = write_call(dialect.name, "look", {"xylem": value}, 0)
-    assert accepts(dialect, wanted([bad], AUTO), text)
-    (call,) = [one for one in said(read(dialect, [bad], [text])) if isinstance(one, Call)]
+    assert accepts(dialect, spec_for([bad], AUTO), text)
+    (call,) = [one for one in texts_and_calls(read(dialect, [bad], [text])) if isinstance(one, Call)]
     assert call.flags == ("invalid",) and call.value["xylem"] in (value, "1")
 
 
@@ -106,7 +106,7 @@ def test_a_map_of_arguments_takes_none_that_was_declared_impossible(dialect: Dia
     tool = Tool("look", {"type": "object", "properties": {"xylem": {"not": {}}}, "additionalProperties": True})
     for name, taken in (("xylem", False), ("xylems", True)):
         text = write_call(dialect.name, "look", {name: 1}, 0).removeprefix("\n")
-        assert accepts(dialect, wanted([tool], FORCED), text) is taken
+        assert accepts(dialect, spec_for([tool], FORCED), text) is taken
 
 
 @every_dialect
@@ -114,10 +114,10 @@ def test_a_call_of_endless_depth_is_refused_and_one_that_can_end_is_not(dialect:
     """Such a reply ran into the grammar's limits, or stood still in the middle of its call."""
     below = {"type": "object", "properties": {"below": {"$ref": "#"}, "n": {"type": "integer"}}}
     with pytest.raises(BadSchema, match="function 'look'"):
-        dialect.constrain(wanted([Tool("look", {**below, "required": ["below"]})], FORCED))
+        dialect.constrain(spec_for([Tool("look", {**below, "required": ["below"]})], FORCED))
     for arguments, taken in (({"below": {"below": {"n": 1}}}, True), ({"below": {"n": "one"}}, False)):
         text = write_call(dialect.name, "look", arguments, 0).removeprefix("\n")
-        assert accepts(dialect, wanted([Tool("look", below)], FORCED), text) is taken
+        assert accepts(dialect, spec_for([Tool("look", below)], FORCED), text) is taken
 
 
 @every_dialect
@@ -129,9 +129,9 @@ def test_alternatives_that_nothing_satisfies_are_not_written(dialect: Dialect) -
     tool = Tool("look", {"type": "object", "anyOf": parts})
     for arguments, taken in (({"a": 4}, True), ({"b": 4}, False)):
         text = write_call(dialect.name, "look", arguments, 0).removeprefix("\n")
-        assert accepts(dialect, wanted([tool], FORCED), text) is taken
+        assert accepts(dialect, spec_for([tool], FORCED), text) is taken
     both = Tool("look", {"type": "object", "allOf": [{"properties": {"a": {"type": t}}} for t in ("string", "null")]})
-    assert not accepts(dialect, wanted([both], FORCED), write_call(dialect.name, "look", {"a": None}, 0).strip("\n"))
+    assert not accepts(dialect, spec_for([both], FORCED), write_call(dialect.name, "look", {"a": None}, 0).strip("\n"))
 
 
 @every_dialect
@@ -141,7 +141,7 @@ def test_more_alternatives_than_are_told_apart_admit_the_values_of_each(dialect:
     tool = Tool("look", {"type": "object", "anyOf": kinds})
     for name in ("k0", "k9", "k16"):
         text = write_call(dialect.name, "look", {"kind": name}, 0).removeprefix("\n")
-        assert accepts(dialect, wanted([tool], FORCED), text)
+        assert accepts(dialect, spec_for([tool], FORCED), text)
 
 
 @every_dialect
@@ -150,7 +150,7 @@ def test_strings_of_several_schemas_are_written_as_strings(dialect: Dialect) -> 
     rules = [{"type": "string"}, {"minLength": 2}, {"description": "short", "maxLength": 5}]
     tool = Tool("look", {"type": "object", "properties": {"at": {"allOf": rules}}, "required": ["at"]})
     text = write_call(dialect.name, "look", {"at": "Rome"}, 0).removeprefix("\n")
-    assert accepts(dialect, wanted([tool], FORCED), text)
+    assert accepts(dialect, spec_for([tool], FORCED), text)
     (call,) = check_calls(dialect, [tool], text)
     assert call.value == {"at": "Rome"}
 
@@ -178,10 +178,10 @@ def test_what_can_be_satisfied_is_left_as_it_is() -> None:
         "required": ["list", "n"],
         "$defs": {"node": node},
     }
-    assert possible(schema).schema == schema
+    assert satisfiable(schema).schema == schema
 
 
 def test_a_schema_full_of_doubtful_places_is_looked_through_in_bounded_work() -> None:
     doubtful = {"allOf": [{"type": "string", "pattern": "^a"}, {"type": "string", "pattern": "b$"}]}
     schema = {"type": "object", "properties": {f"p{i}": doubtful for i in range(3000)}}
-    assert possible(schema).schema == schema
+    assert satisfiable(schema).schema == schema

@@ -15,7 +15,7 @@ from server.messages import Constraint
 from server.model.sampling.grammar import MAX_SOURCE, GrammarMatcher, LlguidanceGrammars
 from tests.checkpoints import IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE
 from tests.dialects.fuzz import write_call
-from tests.dialects.reading import Call, tell
+from tests.dialects.reading import Call, parse_in_any_pieces
 from tests.dialects.walking import STOP_IDS, allowed_ids, grammars, ids_of, text_of
 
 MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}
@@ -70,7 +70,7 @@ def test_forced_text_that_spells_a_control_token_is_not_that_token(dialect: Dial
         if set(step) & set(STOP_IDS):
             break
         written += step
-    (call,) = tell(dialect, [tool], text_of(written))
+    (call,) = parse_in_any_pieces(dialect, [tool], text_of(written))
     assert isinstance(call, Call) and call.value == {"word": word} and call.flags == ()
 
 
