@@ -1,9 +1,9 @@
-"""What a tool format is: a frozen record of its markers, its parser and its constraint.
+"""Interface of a tool format: markers, parser, constraint.
 
 Laws, tested for every dialect:
 1. any split of the text gives the same events, adjacent ones folded;
-2. only the format's own markup disappears; a malformed call comes back as Text, a repairable one is repaired and
-   said to be;
+2. only the format's own markup disappears; a malformed call is emitted as Text, a repairable one is repaired and
+   flagged;
 3. whatever `constrain` allows, `parser` reads as schema-valid calls.
 """
 
@@ -36,7 +36,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What `tool_choice` and `parallel_tool_calls` come to. A named tool is `required` with one allowed name."""
+    """Combined `tool_choice` and `parallel_tool_calls`. A named tool is `required` with one allowed name."""
 
     mode: Literal["none", "auto", "required"] = "auto"
     allowed: frozenset[str] | None = None  # None: every declared tool
@@ -45,7 +45,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """What plain text must be, from `response_format`. `schema` None is any JSON object."""
+    """Constraint on plain text, from `response_format`. `schema` None is any JSON object."""
 
     schema: Mapping[str, Any] | None = None
     strict: bool = False
@@ -53,9 +53,9 @@ class ResponseFormat:
 
 @dataclass(frozen=True, slots=True)
 class ConstraintSpec:
-    """Everything that constrains one reply. `marker_ids` maps a marker to its token id where it is one token.
+    """Inputs of the constraint of one reply. `marker_ids` maps a marker to its token id where it is one token.
 
-    `after_thinking`: a think block may come before, so that line breaks may come first, as models have learnt it.
+    `after_thinking`: a think block may precede, so line breaks may come first, as in the training data.
     `must_answer`: the reply may not end without text or a call.
     """
 
@@ -68,13 +68,13 @@ class ConstraintSpec:
 
 
 class Parser(Protocol):
-    """Incremental: nothing emitted is ever taken back, and as little as possible is held back."""
+    """Incremental parser: emitted events are final, and as little text as possible is held back."""
 
     def feed(self, text: str) -> list[ParserEvent]:
-        """Events that the text so far settles."""
+        """Return the events that the text so far determines."""
 
     def close(self) -> list[ParserEvent]:
-        """The reply is over: whatever was held back comes out."""
+        """End the reply and return what was held back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,9 @@ class Dialect:
     """One tool format.
 
     `markers` must survive detokenising as text even where they are special tokens. `halts` are strings at which
-    generation stops (ReAct's `Observation:`). `parser(tools)` reads replies. `constrain(wanted)` is the grammar
-    of a reply, or None where everything is allowed; it raises BadSchema. `shortest(wanted)` is the text of a short
-    valid forced call, whose tokens tell how much room a call needs at least. `recognise(template)` tells whether
+    generation stops (ReAct's `Observation:`). `parser(tools)` reads replies. `constrain(spec)` is the grammar
+    of a reply, or None where everything is allowed; it raises BadSchema. `shortest(spec)` is the text of a short valid
+    forced call, whose tokens are the least that a call needs. `recognise(template)` tells whether
     a chat template writes this format.
     """
 

@@ -7,9 +7,9 @@
     <arg_value>3</arg_value>
     </tool_call>
 
-Strings stand as they are, other values are JSON. Line breaks between the tags may be missing (GLM-4.7). A value ends
-at `</arg_value>` only where a key or `</tool_call>` follows, so it may hold that tag. Of a key that is written twice
-the first counts.
+Strings are raw text, other values are JSON. Line breaks between the tags may be missing (GLM-4.7). A value ends
+at `</arg_value>` only where a key or `</tool_call>` follows, so it may contain that tag. Of a repeated
+key the first value counts.
 
 A custom tool's free text is the argument `input`.
 """
@@ -68,7 +68,7 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
 
 
 def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
-    """Read one call, or give its beginning back as text. True if its closing tag is still to come."""
+    """Read one call, or emit its beginning as text. True if its closing tag is still to come."""
     name = yield from _read_name(buffer)
     tool = tool_set.find(name)
     if tool is not None:
@@ -106,14 +106,14 @@ def _read_name(buffer: TextBuffer) -> Generator[None, None, str]:
 
 
 def constrain(spec: ConstraintSpec) -> Constraint | None:
-    """The grammar of a reply in this format."""
+    """Return the grammar of a reply in this format."""
     rest = f"call {marker(spec, CLOSE)}"
     rules = tagged_calls(spec, FORM, lambda tool: (quoted(f"{tool.name}\n"), ""))
     return constraint(spec, openers={OPEN: rest}, separator='"\\n"', rules=rules)
 
 
 def shortest(spec: ConstraintSpec) -> str:
-    """The text of a short valid call of the first tool that may be called."""
+    """Return a short valid call of the first tool that may be called."""
     tool = callable_tools(spec)[0]
     return f"{OPEN}{tool.name}\n{FORM.written(shortest_members(tool))}{CLOSE}"
 

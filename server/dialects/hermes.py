@@ -8,13 +8,13 @@
     {"name": "get_time", "arguments": {}}
     </tool_call>
 
-Taken as well, and flagged "repaired": `parameters` for `arguments`, arguments as a JSON string, a missing brace. Taken
-without a word: arguments before the name, no arguments, several objects in one tag, a missing closing tag. Without
-the tag, `<tools>{...}</tools>` and fenced JSON are calls if they are nothing but calls of offered tools whose arguments
+Accepted, and flagged "repaired": `parameters` for `arguments`, arguments as a JSON string, a missing brace. Accepted
+without a flag: arguments before the name, no arguments, several objects in one tag, a missing closing tag. Without
+the tag, `<tools>{...}</tools>` and fenced JSON are calls if they contain only calls of declared tools whose arguments
 satisfy the schema (Qwen2.5-Coder writes them).
 
 A custom tool's free text is `{"name": "run", "arguments": {"input": "..."}}`. Where a Lark grammar constrains it, it
-stands unescaped behind empty arguments:
+follows unescaped after empty arguments:
 
     <tool_call>
     {"name": "run", "arguments": {}}
@@ -66,7 +66,7 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
 
 
 def _read_tag(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
-    """Read the calls of one tag. True if text follows before the closing tag."""
+    """Parse the calls of one tag. True if text follows before the closing tag."""
     buffer.record()
     buffer.take(len(OPEN))
     yield from buffer.skip_space()
@@ -95,7 +95,7 @@ def _read_tag(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generat
 
 
 def constrain(spec: ConstraintSpec) -> Constraint | None:
-    """The grammar of a reply in this format."""
+    """Return the grammar of a reply in this format."""
     rest = f'"\\n" call {marker(spec, CLOSE)}'
     return constraint(spec, openers={OPEN: rest}, separator='"\\n"', rules=json_calls(spec, _around))
 
@@ -108,7 +108,7 @@ def _around(tool: Tool) -> tuple[str, str]:
 
 
 def shortest(spec: ConstraintSpec) -> str:
-    """The text of a short valid call of the first tool that may be called."""
+    """Return a short valid call of the first tool that may be called."""
     tool = callable_tools(spec)[0]
     return f'{OPEN}\n{{"name": {json.dumps(tool.name)}, "arguments": {shortest_arguments(tool)}}}\n{CLOSE}'
 

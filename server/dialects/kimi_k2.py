@@ -1,13 +1,13 @@
-"""Kimi-K2: one section, in it a call an id; the id names the function.
+"""Kimi-K2: a section of calls, each with an id that names the function.
 
     <|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{"city": "Paris"}
     <|tool_call_end|><|tool_call_begin|>functions.get_time:1<|tool_call_argument_begin|>{}<|tool_call_end|>
     <|tool_calls_section_end|>
 
-(all on one line). Taken as well: no section around the calls, a name without `functions.` or number, an argument
+(all on one line). Accepted as well: no section around the calls, a name without `functions.` or number, an argument
 object without its last braces.
 
-A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains it, the text stands as it is.
+A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains it, the text is raw.
 """
 
 import re
@@ -68,7 +68,7 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
 
 
 def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
-    """Read `<|tool_call_begin|>...<|tool_call_end|>`, or give its beginning back as text. True if it was a call."""
+    """Read `<|tool_call_begin|>...<|tool_call_end|>`, or emit its beginning as text. True if it was a call."""
     buffer.take(len(CALL))
     call_id = yield from read_name(buffer, ARGUMENTS)
     name = CALL_ID.fullmatch(call_id or "")
@@ -93,7 +93,7 @@ def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Genera
 
 
 def constrain(spec: ConstraintSpec) -> Constraint | None:
-    """The grammar of a reply in this format."""
+    """Return the grammar of a reply in this format."""
     begin, end = marker(spec, CALL), marker(spec, SECTION_CLOSE)
     arguments, call_end = marker(spec, ARGUMENTS), marker(spec, CALL_CLOSE)
     more = f" ({begin} call){{0,{MAX_CALLS - 1}}}" if spec.choice.parallel else ""
@@ -106,7 +106,7 @@ def constrain(spec: ConstraintSpec) -> Constraint | None:
 
 
 def shortest(spec: ConstraintSpec) -> str:
-    """The text of a short valid call of the first tool that may be called."""
+    """Return a short valid call of the first tool that may be called."""
     tool = callable_tools(spec)[0]
     arguments = shortest_arguments(tool)
     return f"{SECTION}{CALL}functions.{tool.name}:0{ARGUMENTS}{arguments}{CALL_CLOSE}{SECTION_CLOSE}"

@@ -11,10 +11,10 @@
     </function>
     </tool_call>
 
-Strings stand as they are, between one line break and the next; other values are JSON. Taken as well: no `<tool_call>`
+Strings are raw text between two line breaks; other values are JSON. Accepted as well: no `<tool_call>`
 around the function, values on the line of their tag, a missing `</function>` or last `</parameter>`. A value ends at
-`</parameter>` only where a parameter, `</function>` or `</tool_call>` follows, so it may hold that tag. Of a parameter
-that is written twice the first counts.
+`</parameter>` only where a parameter, `</function>` or `</tool_call>` follows, so it may contain that tag. Of a
+repeated parameter the first value counts.
 
 A custom tool's free text is the parameter `input`.
 """
@@ -84,7 +84,7 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
 
 
 def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
-    """Read `<function=name>...</function>`. False if it is not one of ours, and nothing has come out."""
+    """Read `<function=name>...</function>`. False, and nothing is emitted, if it is no call of a declared tool."""
     buffer.take(len(FUNCTION))
     name = yield from read_name(buffer, ">")
     tool = tool_set.find(name) if name else None
@@ -111,7 +111,7 @@ def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Genera
 
 
 def constrain(spec: ConstraintSpec) -> Constraint | None:
-    """The grammar of a reply in this format."""
+    """Return the grammar of a reply in this format."""
     closing = marker(spec, CLOSE)
     openers = {OPEN: f'"\\n{FUNCTION}" call {closing}', FUNCTION: f"call {closing}"}
     rules = tagged_calls(spec, FORM, lambda tool: (quoted(f"{tool.name}>\n"), quoted(f"{FUNCTION_CLOSE}\n")))
@@ -119,7 +119,7 @@ def constrain(spec: ConstraintSpec) -> Constraint | None:
 
 
 def shortest(spec: ConstraintSpec) -> str:
-    """The text of a short valid call of the first tool that may be called."""
+    """Return a short valid call of the first tool that may be called."""
     tool = callable_tools(spec)[0]
     members = FORM.written(shortest_members(tool))
     return f"{OPEN}\n{FUNCTION}{tool.name}>\n{members}{FUNCTION_CLOSE}\n{CLOSE}"

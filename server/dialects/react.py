@@ -5,11 +5,11 @@
     Action Input: {"city": "Paris"}
     Observation:
 
-The model stops before `Observation:`, which is ours to write. The labels `Thought:` and `Final Answer:` at the
-beginning of a line are markup; what follows them is text. Several actions may stand one after another. Taken as well:
+The model stops before `Observation:`, which the server writes. The labels `Thought:` and `Final Answer:` at the
+beginning of a line are markup; what follows them is text. Several actions may follow each other. Accepted as well:
 arguments in a fence, and without their last braces.
 
-A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains it, the text stands as it is.
+A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains it, the text is raw.
 """
 
 from functools import partial
@@ -59,7 +59,7 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
 
 
 def _skip_label(buffer: TextBuffer, sink: EventSink, word: str) -> ParserCoroutine:
-    """A label goes, and one space behind it; the line break before it stays."""
+    """Drop a label and one space after it; the line break before it is kept."""
     if word.startswith("\n"):
         sink.hold_whitespace("\n")
     if (yield from buffer.expect(" ")):
@@ -67,7 +67,7 @@ def _skip_label(buffer: TextBuffer, sink: EventSink, word: str) -> ParserCorouti
 
 
 def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
-    """Read a name and its input, or give their beginning back as text."""
+    """Read a name and its input, or emit their beginning as text."""
     name = yield from read_line(buffer)
     arguments = JsonArguments(buffer, sink, tool_set, OBSERVATION, (f"\n{OBSERVATION}", f"\n{ACTION}"))
     arguments.tool = tool_set.find(name)
@@ -98,7 +98,7 @@ def _read_input(buffer: TextBuffer, arguments: JsonArguments, tool: Tool) -> Par
 
 
 def constrain(spec: ConstraintSpec) -> Constraint | None:
-    """The grammar of a reply in this format."""
+    """Return the grammar of a reply in this format."""
     more = f' ("\\n{ACTION} " call){{0,{MAX_CALLS - 1}}}' if spec.choice.parallel else ""
     rest = f'" " call{more} ("\\n{OBSERVATION}")?'
     rules = json_calls(spec, lambda tool: (quoted(f"{tool.name}\n{INPUT} "), ""))
@@ -106,7 +106,7 @@ def constrain(spec: ConstraintSpec) -> Constraint | None:
 
 
 def shortest(spec: ConstraintSpec) -> str:
-    """The text of a short valid call of the first tool that may be called."""
+    """Return a short valid call of the first tool that may be called."""
     tool = callable_tools(spec)[0]
     return f"{ACTION} {tool.name}\n{INPUT} {shortest_arguments(tool)}"
 

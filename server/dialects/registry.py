@@ -1,4 +1,4 @@
-"""Which dialects there are, and which one a chat template writes."""
+"""Registry of dialects, and detection of the one that a chat template writes."""
 
 from server.dialects.base import Dialect
 from server.dialects.glm4 import GLM4
@@ -9,11 +9,11 @@ from server.dialects.react import REACT
 from server.errors import CannotStart
 
 DIALECTS: tuple[Dialect, ...] = (QWEN3_CODER, GLM4, KIMI_K2, HERMES, REACT)
-# Templates are asked in this order; the first that recognises its own format wins.
+# Tried in this order; the first that recognises its format in a template wins.
 
 
 def find(name: str) -> Dialect:
-    """The dialect of this name; raises CannotStart, listing those there are."""
+    """Return the dialect of this name; raise CannotStart, listing the known ones."""
     for dialect in DIALECTS:
         if dialect.name == name:
             return dialect
@@ -22,5 +22,5 @@ def find(name: str) -> Dialect:
 
 
 def detect(template: str) -> Dialect | None:
-    """The dialect that a chat template writes, None if it knows no tools."""
+    """Return the dialect that a chat template writes, None if it has no tool support."""
     return next((dialect for dialect in DIALECTS if dialect.recognise(template)), None)

@@ -1,8 +1,8 @@
-"""A schema as rules of a Lark grammar for compact JSON.
+"""Rules of a Lark grammar for the compact JSON of a schema.
 
-Plain objects, lists and unions are written out, and what is not plain is left to `%json`. Written out, members may
-come in any order (a model that begins with the second optional one must not lose the first), each at most once, and
-numbers have a last digit; `%json` keeps the schema's order and lets digits run on.
+Plain objects, arrays and unions become rules, everything else uses `%json`. In rules, members may come in any order
+(a model that begins with the second optional one must not lose the first), each at most once, and the number of
+digits is bounded; `%json` keeps the schema's order and does not bound the digits.
 """
 
 import json
@@ -12,9 +12,9 @@ from typing import Any
 from server.dialects.schema.normalize import COMPACT, LARGEST_INTEGER
 from server.dialects.schema.references import resolved
 
-MAX_UNORDERED_MEMBERS = 24  # members; above, the schema's order holds, which costs the parser less
+MAX_UNORDERED_MEMBERS = 24  # above, the schema's order applies, which is faster to parse
 MAX_MAP_MEMBERS = 256  # members of an object whose names are free
-MAX_DEPTH = 24  # nested rules; what is deeper is left to `%json`
+MAX_DEPTH = 24  # of nested rules; deeper schemas use `%json`
 DEFINITIONS = ("$defs", "definitions")
 PLAIN_OBJECT = {"type", "properties", "required", "additionalProperties", *DEFINITIONS}
 PLAIN_LIST = {"type", "items", "minItems", "maxItems", *DEFINITIONS}
@@ -22,7 +22,7 @@ PLAIN_MAP = {"type", "additionalProperties", "minProperties", "maxProperties", *
 SCALARS = {"string": "json_string", "number": "NUMBER", "integer": "INTEGER", "boolean": "BOOLEAN", "null": '"null"'}
 BOUNDED_INTEGER = {"type": "integer", "minimum": -LARGEST_INTEGER, "maximum": LARGEST_INTEGER}
 
-# Digits must end some time: a weak model would write thirds until its tokens run out.
+# Digits are bounded: a weak model would write those of 1/3 up to the token limit.
 SHARED_RULES = (
     "NUMBER: /-?(0|[1-9][0-9]{0,18})(\\.[0-9]{1,17})?([eE][-+]?[0-9]{1,2})?/",
     "INTEGER: /-?(0|[1-9][0-9]{0,17})/",
@@ -36,14 +36,14 @@ SHARED_RULES = (
 
 
 def quoted(text: str) -> str:
-    """A Lark string literal."""
+    """Return a Lark string literal."""
     return json.dumps(text, ensure_ascii=False)
 
 
 class JsonRules:
     """Rules for the JSON of one schema and its parts; their names begin with `prefix`.
 
-    `lenient` leaves out what `%json` cannot hold; otherwise the grammar does not compile then.
+    `lenient` ignores keywords that `%json` does not support; otherwise such a grammar does not compile.
     """
 
     def __init__(self, prefix: str, lenient: bool) -> None:
@@ -54,7 +54,7 @@ class JsonRules:
         self.lines: list[str] = []
 
     def piece(self, schema: Any, depth: int = 0) -> str:
-        """An expression for a value of this schema."""
+        """Return an expression for a value of this schema."""
         if schema is True or (isinstance(schema, Mapping) and not set(schema) - set(DEFINITIONS)):
             return "any_value"
         if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
@@ -82,7 +82,7 @@ class JsonRules:
         return "any_object" if keywords == {"type": "object"} else self._left_to_json(schema)
 
     def members(self, rule: str, pieces: Sequence[tuple[str, bool]], separator: str = "") -> None:
-        """Make `rule` all required members and some others; `pieces` are expressions, and whether each is required."""
+        """Add `rule`: all required and some optional members; `pieces` are expressions, and whether each is required."""
         names = [f"{rule}_{i}" for i in range(len(pieces))]
         self.lines += [f"{name}: {piece}" for name, (piece, _) in zip(names, pieces, strict=True)]
         if all(required for _, required in pieces):
@@ -94,7 +94,7 @@ class JsonRules:
             self.lines.append(f"{rule}: " + " ".join(each))
 
     def name(self) -> str:
-        """A new rule's name."""
+        """Return the name of a new rule."""
         self._count += 1
         return f"{self._prefix}_{self._count}"
 
@@ -126,7 +126,7 @@ class JsonRules:
         if not target.startswith(tuple(f"#/{key}/" for key in DEFINITIONS)):
             return self._left_to_json(schema)
         if target not in self._named:
-            self._named[target] = self.name()  # before its rule is written: it may hold itself
+            self._named[target] = self.name()  # before its rule is written: it may be recursive
             self.lines.append(f"{self._named[target]}: {self.piece(resolved(schema), depth + 1)}")
         return self._named[target]
 
@@ -144,7 +144,7 @@ class JsonRules:
 
 
 def plain_members(schema: Any) -> dict[str, tuple[Any, bool]] | None:
-    """The members of an object that is nothing but its properties, and which are required; else None."""
+    """Return members and whether each is required, of an object with no other keywords than PLAIN_OBJECT; else None."""
     if not isinstance(schema, Mapping) or set(schema) - PLAIN_OBJECT or schema.get("additionalProperties") is not False:
         return None
     properties, required = schema.get("properties", {}), set(schema.get("required", ()))
@@ -156,7 +156,7 @@ def plain_members(schema: Any) -> dict[str, tuple[Any, bool]] | None:
 def _repeated(rule: str, low: int, high: int | None) -> str:
     if high is not None and high <= 0:
         return '""'
-    if high == 1:  # llguidance knows no {0,0}
+    if high == 1:  # llguidance does not support {0,0}
         return rule if low else f"({rule})?"
     count = "*" if low <= 1 and high is None else f"{{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
     more = f'(", " {rule}){count}'
@@ -164,7 +164,7 @@ def _repeated(rule: str, low: int, high: int | None) -> str:
 
 
 def _any_order(rule: str, names: Sequence[str], required: Sequence[bool], separator: str) -> Iterator[str]:
-    # The rule's parameter has a bit for each member that was written: llguidance's parametric grammars.
+    # The parameter of the rule has a bit for each member written so far (llguidance's parametric grammars).
     needed = [f"bit_set({i})" for i, one in enumerate(required) if one]
     done = '""' + (f" %if {_all(needed)}" if needed else "")
     yield f"{rule}: {rule}_from::0x0"

@@ -1,11 +1,11 @@
-"""Constraints as llguidance Lark source: what is the same for every format.
+"""Constraints as llguidance Lark source: the rules common to all formats.
 
     auto                    start: (opened rest)* TEXT?             free text, but what opens a call is a call
     auto, one call          start: opened rest | TEXT?
     required                start: opener rest (separator opener rest)*
     none                    start: TEXT, without any opener
     an answer format        start: answer, or calls as well in auto
-    must_answer             SAID for TEXT where no call comes: text that is not blank
+    must_answer             NOT_BLANK for TEXT where no call follows
 
 An opener is one token where the vocabulary has it, and may also be spelled out of smaller ones: both open a call, so
 whatever the grammar admits is read as a valid call. Text may hold anything else.
@@ -29,15 +29,15 @@ from server.messages import Constraint
 MAX_CALLS = 64  # of one forced reply
 NOT_BLANK = r"/(?s:.*)\S(?s:.*)/"
 
-# Made once, here: msgspec builds what it knows of a dataclass at its first use, and a second thread that comes upon the
-# half-built table crashes the process (msgspec 0.22).
+# Created once, at import: msgspec builds its table of a dataclass at first use, and a second thread that reads the
+# incomplete table crashes the process (msgspec 0.22).
 _decode_spec = msgspec.json.Decoder(ConstraintSpec).decode
 
 
 def cached_by_spec(
     build: Callable[[ConstraintSpec], Constraint | None],
 ) -> Callable[[ConstraintSpec], Constraint | None]:
-    """`build` with a memory of what was wanted lately: the same tools again cost a look at their text."""
+    """Cache the constraints that `build` returned last, by the JSON of their specs."""
 
     @lru_cache(maxsize=64)
     def built(text: bytes) -> Constraint | None:
@@ -50,7 +50,7 @@ def cached_by_spec(
 
 
 def callable_tools(spec: ConstraintSpec) -> list[Tool]:
-    """The tools that `tool_choice` leaves."""
+    """Return the tools that `tool_choice` allows."""
     if spec.choice.mode == "none":
         return []
     allowed = spec.choice.allowed
@@ -58,18 +58,18 @@ def callable_tools(spec: ConstraintSpec) -> list[Tool]:
 
 
 def marker(spec: ConstraintSpec, text: str) -> str:
-    """A marker as its token, or spelled out where the vocabulary has none."""
+    """Return an expression for a marker: its token, or its text where the vocabulary has none."""
     token_id = spec.marker_ids.get(text)
     return quoted(text) if token_id is None else f"<[{token_id}]>"
 
 
 def pattern_of(text: str) -> str:
-    """A string inside a Lark regular expression."""
+    """Escape a string for a Lark regular expression."""
     return "".join({"\n": r"\n", "/": r"\/"}.get(char) or re.escape(char) for char in text)
 
 
 def json_calls(spec: ConstraintSpec, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
-    """Rules by which `call` is one call whose arguments are JSON, with the pieces `around` them for each tool."""
+    """Yield the rule `call`, one call with JSON arguments, and its parts; `around` gives what encloses the arguments."""
     tools = callable_tools(spec)
     yield one_of_calls(tools)
     for i, tool in enumerate(tools):
@@ -82,19 +82,19 @@ def json_calls(spec: ConstraintSpec, around: Callable[[Tool], tuple[str, str]]) 
 
 
 def one_of_calls(tools: Sequence[Tool]) -> str:
-    """The rule `call`: a call of one of these tools, whose rules follow by number."""
+    """Return the rule `call`: a call of one of these tools, whose rules are numbered."""
     return "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
 
 
 def _arguments_rules(rule: str, spec: ConstraintSpec, tool: Tool) -> Iterator[str]:
-    """Rules by which `rule` is a function's arguments as a JSON object."""
+    """Yield rules by which `rule` is a function's arguments as a JSON object."""
     rules = JsonRules(rule, lenient=not tool.strict)
     piece = rules.piece(supported_arguments(spec, tool))
     yield from [f"{rule}: {piece}", *rules.lines]
 
 
 def _raw_or_json_input(tool: Tool) -> str:
-    """A piece for a custom tool's free text: as it stands where a Lark grammar holds it, else as a JSON object."""
+    """Return an expression for a custom tool's text: raw where it has a Lark grammar, else a JSON object."""
     if is_raw(tool):
         return raw_piece(tool)
     text: dict[str, Any] = {"type": "string"}
@@ -105,12 +105,12 @@ def _raw_or_json_input(tool: Tool) -> str:
 
 
 def is_raw(tool: Tool) -> bool:
-    """Whether a custom tool's text follows a Lark grammar, which cannot be held inside a JSON string."""
+    """Whether a custom tool's text follows a Lark grammar, which cannot be applied inside a JSON string."""
     return tool.format is not None and tool.format.syntax == "lark"
 
 
 def raw_piece(tool: Tool) -> str:
-    """A grammar piece for the text of a custom tool with a Lark grammar, as it stands."""
+    """Return an expression for the raw text of a custom tool with a Lark grammar."""
     assert tool.format is not None
     return "%lark {\n" + tool.format.definition + "\n}"
 
@@ -123,16 +123,20 @@ def constraint(
     rules: Iterable[str],
     line_start: bool = False,
 ) -> Constraint | None:
-    """The grammar of a reply; None if everything is allowed.
+    """Return the grammar of a reply; None if everything is allowed.
 
-    `openers` names for each string that opens a call the rule of what follows it; forced calls begin with the first.
-    `separator` stands between calls, None if one opening holds them all. With `line_start`, openers open only at the
-    beginning of a line.
+    `openers` maps each string that opens a call to the expression after it; forced calls begin with the first.
+    `separator` is the text between calls, None if one opener encloses all of them. With `line_start`, openers count
+    only at the beginning of a line.
     """
     check_format(spec)
     calls = bool(callable_tools(spec))
     if not calls and spec.answer is None and not spec.tools:
-        return Constraint(f"start: SAID\nSAID: {NOT_BLANK}\n") if spec.must_answer else None
+        return (
+            Constraint(f"start: NON_BLANK_TEXT\nNON_BLANK_TEXT: {NOT_BLANK}\n")
+            if spec.must_answer
+            else None
+        )
     lines = [_start(spec, calls, separator is not None)]
     if calls:
         opener, rest = next(iter(openers.items()))
@@ -142,7 +146,7 @@ def constraint(
         lines += rules
         if spec.choice.mode == "auto" and spec.answer is None:
             lines += _lines_of_text(openers) if line_start else _free_text(spec, openers)
-            lines += [f"SAID: TEXT & {NOT_BLANK}"] if spec.must_answer else []
+            lines += [f"NON_BLANK_TEXT: TEXT & {NOT_BLANK}"] if spec.must_answer else []
     elif spec.answer is None:
         shut_out = "|".join(pattern_of(word) for word in openers)
         before = r"((?s:.*)\n)?" if line_start else "(?s:.*)"
@@ -163,7 +167,9 @@ def _start(spec: ConstraintSpec, calls: bool, repeats: bool) -> str:
     if spec.answer is not None:
         return f"start: {lead}(answer | {several})"
     if spec.must_answer:
-        return "start: open_call+ TEXT? | SAID" if spec.choice.parallel else "start: open_call | SAID"
+        return (
+            "start: open_call+ TEXT? | NON_BLANK_TEXT" if spec.choice.parallel else "start: open_call | NON_BLANK_TEXT"
+        )
     return "start: open_call* TEXT?" if spec.choice.parallel else "start: open_call | TEXT?"
 
 
@@ -179,7 +185,7 @@ def _free_text(spec: ConstraintSpec, openers: Mapping[str, str]) -> Iterator[str
 
 
 def _lines_of_text(openers: Mapping[str, str]) -> Iterator[str]:
-    """Free text where openers stand at the beginning of a line, the reply's first included."""
+    """Yield rules of free text where openers count at the beginning of a line, the first line included."""
     words = "|".join(pattern_of(word) for word in openers)
     yield f"open_call: {' | '.join(f'opened_{i} {rest}' for i, rest in enumerate(openers.values()))}"
     for i, word in enumerate(openers):

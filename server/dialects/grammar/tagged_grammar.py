@@ -1,4 +1,4 @@
-"""Grammar pieces for arguments that are tagged one by one: strings as raw text up to their tag, all else as JSON."""
+"""Grammar rules of tagged arguments: strings as raw text up to their closing tag, other values as JSON."""
 
 import json
 import re
@@ -40,9 +40,9 @@ FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class TagForm:
-    """How a format writes one argument: `head(name)`, the value, `tail`.
+    """Markup of one argument: `head(name)`, the value, `tail`.
 
-    `ends` is a regular expression of what would end a raw value: its tag with something after it that ends it.
+    `ends` is a regular expression of what ends a raw value: its closing tag and what must follow it.
     `tags` are those of its tags that a vocabulary may have as tokens; `closing` is the one that ends a value.
     """
 
@@ -53,19 +53,19 @@ class TagForm:
     tags: tuple[str, ...] = ()
 
     def written(self, members: Iterable[tuple[str, str]]) -> str:
-        """Arguments in this form, each with its tags."""
+        """Return the arguments, each with its tags."""
         return "".join(f"{self.head(name)}{text}{self.tail}" for name, text in members)
 
 
 def _literal(spec: ConstraintSpec, form: TagForm, text: str) -> str:
-    """An expression for this very text, its tags as tokens where the vocabulary has them."""
+    """Return an expression for this text, its tags as tokens where the vocabulary has them."""
     known = [tag for tag in form.tags if tag in spec.marker_ids]
     parts = re.split("(" + "|".join(map(re.escape, known)) + ")", text) if known else [text]
     return " ".join(marker(spec, part) for part in parts if part)
 
 
 def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
-    """Rules by which `call` is one call in this form, with the pieces `around` its arguments for each tool."""
+    """Yield the rule `call`, one call in this form, and its parts; `around` gives what encloses the arguments."""
     tools = callable_tools(spec)
     yield one_of_calls(tools)
     yield f"RAW: /(?s:.*)/ & ~/(?s:.*)({form.ends})(?s:.*)/"
@@ -81,8 +81,8 @@ def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], t
 
 
 def _raw_rules(spec: ConstraintSpec, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
-    """Rules by which `rule` is raw text of this terminal with the tail behind it."""
-    if form.closing in spec.marker_ids:  # a token ends the text: nothing in the text can be taken for it
+    """Yield rules by which `rule` is raw text of this terminal, then the tail."""
+    if form.closing in spec.marker_ids:  # a token ends the text, which cannot contain it
         yield f"{rule}: {terminal} {_literal(spec, form, form.tail)}"
         return
     yield f"{rule.upper()}_WHOLE: {terminal} /{pattern_of(form.tail)}/"
@@ -90,7 +90,7 @@ def _raw_rules(spec: ConstraintSpec, form: TagForm, rule: str, terminal: str) ->
 
 
 def _tagged_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
-    """Rules by which `rule` is the arguments of one call."""
+    """Yield rules by which `rule` is the arguments of one call."""
     held = variants(supported_arguments(spec, tool))
     plain = [one for variant in held if (one := satisfiable(variant).schema) is not False] or [
         satisfiable(variant, forgiving=True).schema or {"properties": {}} for variant in held
@@ -112,7 +112,7 @@ class _TaggedValues:
         self.rules = JsonRules(prefix, lenient=not tool.strict)
 
     def object(self, rule: str, schema: Mapping[str, Any]) -> str:
-        """An expression for all the arguments."""
+        """Return an expression for all arguments."""
         extra = schema.get("additionalProperties", True)
         closed = {key: schema[key] for key in ("properties", "required", *DEFINITIONS) if key in schema}
         members = plain_members({**closed, "additionalProperties": False}) or {}
@@ -126,17 +126,17 @@ class _TaggedValues:
         return self._map(_with_definitions(extra, schema), schema)
 
     def value(self, schema: Any) -> str:
-        """An expression for one value with its tail."""
+        """Return an expression for one value with its tail."""
         pieces: list[str] = []
         for branch in _branches(schema, 8):
             piece = self._one(branch)
             if piece == "raw_value":
-                return piece  # raw text takes in every other branch as well: it is read as JSON where that fits
+                return piece  # raw text includes every other branch: it is parsed as JSON where that fits the schema
             pieces.append(piece)
         return " | ".join(dict.fromkeys(pieces))
 
     def _map(self, inner: Any, schema: Mapping[str, Any]) -> str:
-        # Its names are free, so a repeated one cannot be kept out; the parser takes the first.
+        # Its names are free, so a repeated name cannot be excluded; the parser uses the first.
         rule = self.rules.name()
         before, after = (self._literal(part) for part in self._form.head("\0").split("\0"))
         declared = "|".join(
@@ -156,7 +156,7 @@ class _TaggedValues:
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(values, list):
             texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
-            # A value that holds what ends a value cannot be written in this format.
+            # A value that contains the end of a value cannot be written in this format.
             whole = [text for text in texts if not re.search(self._form.ends, text)]
             return " | ".join(self._literal(text + tail) for text in whole or texts)
         if schema.get("type") == "string":
@@ -175,7 +175,7 @@ class _TaggedValues:
         return name
 
     def _rules_of(self, schema: Mapping[str, Any]) -> Iterator[str]:
-        """Regular expressions that a string of this schema matches."""
+        """Yield regular expressions that a string of this schema matches."""
         if "pattern" in schema:
             pattern = search_pattern(str(schema["pattern"]))
             if pattern is None and self._tool.strict:
@@ -193,7 +193,7 @@ class _TaggedValues:
 
 
 def _input_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
-    """Rules by which `rule` is a custom tool's free text with its tail."""
+    """Yield rules by which `rule` is a custom tool's free text with its tail."""
     if tool.format is None:
         yield f"{rule}: raw_value"
     elif tool.format.syntax == "regex":
@@ -209,7 +209,7 @@ def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:
 
 
 def _branches(schema: Any, depth: int) -> Iterator[Any]:
-    """The alternatives of a schema: one type each, as far as they can be told apart."""
+    """Yield the alternatives of a schema, one type each where they can be distinguished."""
     if not isinstance(schema, Mapping) or depth == 0:
         yield schema
         return
@@ -233,7 +233,7 @@ def _branches(schema: Any, depth: int) -> Iterator[Any]:
 
 
 def _parts(schema: Any, depth: int) -> Iterator[Mapping[str, Any]]:
-    """The schema, and those that hold with it."""
+    """Yield the schema and the parts of its `allOf`."""
     if not isinstance(schema, Mapping) or depth == 0:
         return
     yield schema
@@ -244,7 +244,7 @@ def _parts(schema: Any, depth: int) -> Iterator[Mapping[str, Any]]:
 
 
 def search_pattern(pattern: str) -> str | None:
-    """A JSON Schema pattern, which may match anywhere, as one that matches the whole; None where that is hard."""
+    """Convert a JSON Schema pattern, which may match anywhere, to a full match; None where that is not supported."""
     bare = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "", pattern)  # without escapes and classes
     begins, ends = pattern.startswith("^"), bare.endswith("$") and pattern.endswith("$")
     inner = pattern[begins : len(pattern) - ends]

@@ -1,4 +1,4 @@
-"""Text of a tagged format, such as `<parameter=n>5</parameter>`, as the JSON that the tool's schema means by it."""
+"""Convert tagged text, such as `<parameter=n>5</parameter>`, to JSON according to the tool's schema."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Types:
         self._shared = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
 
     def of(self, name: str) -> Any:
-        """The schema of one parameter, with the definitions it may refer to."""
+        """Return the schema of one parameter, with the definitions it may refer to."""
         declared = [one["properties"][name] for one in self._variants if name in one["properties"]]
         found = declared or [one.get("additionalProperties", {}) for one in self._variants]
         distinct = [schema for i, schema in enumerate(found) if schema is not False and schema not in found[:i]]
@@ -30,12 +30,12 @@ class Types:
         return {**self._shared, **schema} if isinstance(schema, Mapping) else {}
 
     def is_text(self, name: str) -> bool:
-        """Whether every value of this parameter is a string, so that its text can be passed on as it comes."""
+        """Whether every value of this parameter is a string, so that its text can be streamed."""
         return only_strings(self.of(name))
 
 
 def only_strings(schema: Any) -> bool:
-    """Whether nothing but strings satisfies this schema, as far as its outermost keywords say."""
+    """Whether nothing but strings satisfies this schema, judging by its outermost keywords."""
     for _ in range(MAX_STEPS):
         if not isinstance(schema, Mapping):
             return False
@@ -56,10 +56,10 @@ def only_strings(schema: Any) -> bool:
 
 
 def as_json(text: str, schema: Any) -> tuple[str, bool]:
-    """The JSON text of a value, and whether a slip was put right for it.
+    """Return the JSON text of a value, and whether it was repaired.
 
-    What can be read as JSON of a type that the schema takes is that; everything else is a string. Strings, and
-    nothing else, are written without quotes in these formats.
+    JSON that fits the schema is used as it is; everything else is a string. Only strings are written without quotes
+    in these formats.
     """
     if only_strings(schema):
         return quoted_json(text), False
@@ -82,7 +82,7 @@ def as_json(text: str, schema: Any) -> tuple[str, bool]:
 
 
 def _quoted_value(text: str, schema: Any) -> tuple[str, bool] | None:
-    """A string that was written with its quotes where only that makes it satisfy the schema."""
+    """Return a string written with quotes where only its content satisfies the schema."""
     if not (len(text) > 1 and text[0] == text[-1] == '"') or fits(text, schema):
         return None
     try:
@@ -93,5 +93,5 @@ def _quoted_value(text: str, schema: Any) -> tuple[str, bool] | None:
 
 
 def quoted_json(text: str) -> str:
-    """A JSON string of this text, in raw UTF-8."""
+    """Return a JSON string of this text, not escaped to ASCII."""
     return json.dumps(text, ensure_ascii=False)

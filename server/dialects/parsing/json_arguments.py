@@ -1,4 +1,4 @@
-"""The arguments of one call, written as JSON; or a custom tool's free text, however it is wrapped."""
+"""Parser of the JSON arguments of one call, or of a custom tool's free text inside or outside JSON."""
 
 import json
 import re
@@ -15,11 +15,11 @@ INPUT_LETTERS = '{"input":"'
 
 
 class JsonArguments:
-    """Reads them from the tape, then closes the call.
+    """Parses arguments from the buffer, then closes the call.
 
-    `end` is the markup that follows the call's JSON; `stops` are strings that end arguments which turn out broken.
-    Once `tool` is set, what is certain comes out at once; before, it is kept for `finish`.
-    The tape must be recording from where the call's own text begins.
+    `end` is the markup that follows the call's JSON; `stops` are strings that end invalid arguments.
+    Once `tool` is set, arguments are emitted at once; before, they are kept for `finish`.
+    The buffer must be recording from the beginning of the call.
     """
 
     def __init__(
@@ -31,18 +31,18 @@ class JsonArguments:
         self._end = end
         self._stops = Openers(end, *stops)
         self._emitted: list[str] = []
-        self._early: str | None = None  # whole arguments that could not come out yet
+        self._early: str | None = None  # whole arguments that could not be emitted yet
         self._flags: list[Flag] = []
         self.tool: Tool | None = None
         self.is_read = False
-        self.is_open = False  # the call has come out: nothing can be taken back
+        self.is_open = False  # CallOpened was emitted
 
     def flag(self, flag: Flag) -> None:
-        """Something is to be said of this call."""
+        """Flag this call."""
         self._flags.append(flag)
 
     def read(self) -> Generator[None, None, bool]:
-        """Read the value that stands next. False if it is none that can be arguments, or is cut off or broken."""
+        """Parse the next value. False if it cannot be arguments, is cut off or invalid."""
         found = yield from self._buffer.expect("{", '"', "null")
         if self.tool is not None and self.tool.custom:
             yield from self._read_input(found)
@@ -53,11 +53,11 @@ class JsonArguments:
         return self.is_read
 
     def skip_value(self) -> Generator[None, None, bool]:
-        """Read a value that is none of the call's; False if it is no value at all."""
+        """Parse a value that does not belong to the arguments; False if it is no JSON value."""
         return (yield from self._collect()) is not None
 
     def finish(self) -> None:
-        """The call is over: close it. `tool` must be set."""
+        """Close the call. `tool` must be set."""
         assert self.tool is not None
         if not self.is_open:
             self._open()
@@ -68,7 +68,7 @@ class JsonArguments:
         self._sink.close(flags, self._buffer.recorded())
 
     def read_raw(self, close: Openers) -> Generator[None, None, str]:
-        """A custom tool's text as it stands, up to one of `close`, which is not taken; "" if the reply ends first."""
+        """Emit a custom tool's raw text up to one of `close`, which is not taken; "" if the reply ends first."""
         self._open()
         while not (found := close.search(self._buffer.text, self._buffer.at)):
             self._emit(self._buffer.take(len(self._buffer.rest) - close.overlap(self._buffer.rest)))
@@ -81,7 +81,7 @@ class JsonArguments:
         return found.group()
 
     def _stream_object(self) -> ParserCoroutine:
-        """Pass on an object as it is written."""
+        """Emit an object while it is being written."""
         self._open()
         value = JsonText(self._end)
         yield from self._run(value)
@@ -110,7 +110,7 @@ class JsonArguments:
             self.flag("truncated")
 
     def _emit_rest(self) -> ParserCoroutine:
-        """The arguments are no JSON from here on: the model's text, but for the brace that closes the call."""
+        """Emit the rest of invalid arguments as it is, without the brace that closes the call."""
         while True:
             stop = self._stops.search(self._buffer.text, self._buffer.at)
             end = stop.start() if stop else len(self._buffer.text) - self._stops.overlap(self._buffer.rest)
@@ -133,7 +133,7 @@ class JsonArguments:
         self.is_read = text is not None
 
     def _collect(self) -> Generator[None, None, str | None]:
-        """A whole value, put right; None if it is none. It may be long, and nothing of it comes out before its end."""
+        """Return a whole value, repaired; None if it is invalid. Nothing is emitted before its end."""
         value = JsonText(self._end, within="{")
         pieces: list[str] = []
         while True:
@@ -149,7 +149,7 @@ class JsonArguments:
             yield
 
     def _read_input(self, found: str) -> ParserCoroutine:
-        """Free text: the only member `input`, or the value itself if that is a string."""
+        """Parse free text: the only member `input`, or the value itself if it is a string."""
         if found == "{":
             while not (head := INPUT.match(self._buffer.text, self._buffer.at)):
                 if self._buffer.ended or not INPUT_LETTERS.startswith("".join(self._buffer.rest.split())):
@@ -166,7 +166,7 @@ class JsonArguments:
     def _read_odd_input(self) -> ParserCoroutine:
         text = yield from self._collect()
         self.is_read = text is not None
-        if text is not None and text != "{}":  # behind `{}` the text itself may follow
+        if text is not None and text != "{}":  # raw text may follow `{}`
             self._early = text
             self.flag("repaired")
 
@@ -196,7 +196,7 @@ class JsonArguments:
 
 
 def decoded(text: str) -> str:
-    """What a JSON string says. Half a surrogate pair is no character: it is replaced."""
+    """Decode a JSON string. A lone surrogate is replaced."""
     try:
         value = json.loads(text, strict=False)
     except ValueError:  # an escape that JSON does not have
@@ -205,7 +205,7 @@ def decoded(text: str) -> str:
 
 
 def _object_in(text: str) -> str | None:
-    """The object inside a string of JSON inside a string of JSON; None if there is none."""
+    """Return the JSON object inside nested JSON strings; None if there is none."""
     for _ in range(3):
         text = decoded(text)
         try:

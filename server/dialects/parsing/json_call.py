@@ -1,4 +1,4 @@
-"""One call written as a JSON object: `{"name": "get_weather", "arguments": {"city": "Paris"}}`."""
+"""Parser of a call written as a JSON object: `{"name": "get_weather", "arguments": {"city": "Paris"}}`."""
 
 import re
 from collections.abc import Generator
@@ -8,17 +8,17 @@ from server.dialects.parsing.json_stream import JsonText
 from server.dialects.parsing.text_buffer import EventSink, Openers, ParserCoroutine, TextBuffer
 from server.dialects.schema.validate import ToolSet
 
-SHORT = 256  # keys and names are no longer; so nothing is held back for long to find out
+SHORT = 256  # length limit of keys and names, which bounds the text held back
 STRING = re.compile(rf'"(?:[^"\\\n]|\\.){{0,{SHORT}}}"' + "|" + rf"'[^'\\\n]{{0,{SHORT}}}'")
 STRING_BEGUN = re.compile(rf'"(?:[^"\\\n]|\\.){{0,{SHORT}}}\\?' + "|" + rf"'[^'\\\n]{{0,{SHORT}}}")
 RAW_OPEN, RAW_CLOSE = "<input>\n", "\n</input>"
 
 
 class JsonCall:
-    """Reads one such object from the tape, from its opening brace on, and the raw input behind it if there is one.
+    """Parses one such object from its opening brace on, and the raw input after it if there is one.
 
-    `end` is the markup that follows the object; `stops` are strings that end a call whose arguments are broken.
-    The tape must be recording from where the call's own text begins: that is what comes back where it is no call.
+    `end` is the markup that follows the object; `stops` are strings that end a call with invalid arguments.
+    The buffer must be recording from the beginning of the call: this text is emitted if it is no call.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class JsonCall:
         self._end = end
         self._arguments = JsonArguments(buffer, sink, tool_set, end, stops)
         self._is_text = False
-        self._has_others = False  # members that say nothing to us
+        self._has_others = False  # unknown members
 
     def read(self) -> Generator[None, None, bool]:
-        """True if it was a call; otherwise all that was taken has come out as text."""
+        """Return True if it was a call; otherwise what was taken is emitted as text."""
         arguments = self._arguments
         self._buffer.take(1)
         while True:
@@ -46,7 +46,7 @@ class JsonCall:
         if self._is_text:
             return False
         begun = arguments.is_open or arguments.is_read
-        # No arguments are `{}`; but beside another member they may well be that one, misspelt.
+        # Without arguments they are `{}`; but another member may be the arguments, misspelt.
         empty = found in ("}", self._end) and not self._has_others
         if arguments.tool is None or not (begun or empty):
             self._sink.text(self._buffer.recorded())
@@ -60,7 +60,7 @@ class JsonCall:
         return True
 
     def _read_member(self) -> Generator[None, None, bool]:
-        """One `"key": value`. False if it cannot be read, or if the call is not one of ours."""
+        """Parse one `"key": value`. False if it is invalid, or if the request has no such tool."""
         arguments = self._arguments
         key = yield from self._short_string()
         yield from self._buffer.skip_space()
@@ -75,7 +75,7 @@ class JsonCall:
                 arguments.flag("repaired")
             return (yield from arguments.read())
         self._has_others = True
-        arguments.flag("repaired")  # what it says is in `raw` alone
+        arguments.flag("repaired")  # its value is only in `raw`
         return (yield from arguments.skip_value())
 
     def _short_string(self) -> Generator[None, None, str | None]:
@@ -96,7 +96,7 @@ class JsonCall:
         return self._arguments.tool is not None
 
     def _pass_through(self) -> ParserCoroutine:
-        """No tool of this name was offered: the whole call is text."""
+        """Emit the whole call as text: the request has no tool of this name."""
         self._is_text = True
         self._sink.text(self._buffer.recorded())
         value = JsonText(self._end, rest_of_object=True)
@@ -111,7 +111,7 @@ class JsonCall:
             self._sink.text(self._buffer.take(len((yield from self._buffer.expect(self._end)))))
 
     def _read_raw_input(self) -> ParserCoroutine:
-        """A custom tool's text may stand behind an object without arguments."""
+        """Parse a custom tool's raw text, which may follow an object without arguments."""
         arguments = self._arguments
         if arguments.tool is None or not arguments.tool.custom or arguments.is_open:
             return

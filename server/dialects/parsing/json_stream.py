@@ -1,6 +1,6 @@
-"""Where a JSON value ends, while it is still being written, with the slips that models make put right on the way.
+"""Incremental scanner that finds the end of a JSON value and repairs common mistakes of models.
 
-What is valid JSON comes out as it went in, byte for byte. Put right is only what can have meant one thing:
+Valid JSON is passed through byte for byte. Only mistakes with one possible meaning are repaired:
 
     raw newline, tab, control character in a string      escaped
     \\d and other escapes that JSON does not have         the backslash is doubled
@@ -18,7 +18,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 NUMBER = re.compile(r"[-+0-9.eE]+")
 WORD = re.compile(r"[A-Za-z]+")
 ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4})')
-# What may stand after a closing quote: nothing else ends a string. Group 1 is set when more text may decide.
+# What may follow a closing quote: nothing else ends a string. A group is set when more text is needed.
 AFTER_MEMBER = re.compile(r"""[ \t\r\n]*(?:(\Z)|\}|,[ \t\r\n]*(?:(\Z)|["'}]))""")
 AFTER_ITEM = re.compile(r"""[ \t\r\n]*(?:(\Z)|\]|,[ \t\r\n]*(?:(\Z)|["'\[{\]0-9tfnTFN-]))""")
 POSSIBLE_ESCAPE = re.compile(
@@ -32,13 +32,13 @@ Expected = Literal["value", "first item", "first key", "key", "colon", "comma", 
 
 
 class JsonText:
-    """One JSON value. `feed` it the text from where the last one stopped; it takes what it can decide.
+    """One JSON value. `feed` it the text that was not taken last time, followed by more.
 
-    `done`: the value is complete. `broken`: it cannot go on, the text not taken is no JSON. `repaired`: what came
-    out is not what went in. `end` is the markup that follows; seen where a value may end, it ends all open brackets,
-    and on a line of its own it ends even a string, which is then broken: JSON strings have no raw line breaks.
-    `within` is the bracket that the value stands in, if it is read apart from it. With `rest_of_object`, an object
-    is read on from behind one of its values.
+    `done`: the value is complete. `broken`: the text not taken is no JSON. `repaired`: the output differs from the
+    input. `end` is the markup that follows; where a value may end, it closes all open brackets, and on a line of its
+    own it ends even a string, which is then broken: JSON strings have no raw line breaks. `within` is the bracket
+    that encloses the value, if it is parsed apart from it. With `rest_of_object`, parsing continues after one of the
+    values of an object.
     """
 
     def __init__(self, end: str = "", within: Literal["", "{", "["] = "", rest_of_object: bool = False) -> None:
@@ -54,7 +54,7 @@ class JsonText:
         self.repaired = False
 
     def feed(self, text: str, at: int = 0, last: bool = False) -> tuple[str, int]:
-        """What comes out, and how far `text` was taken. With `last`, no more text will come."""
+        """Return the output, and the index up to which `text` was taken. With `last`, no more text follows."""
         while not (self.done or self.broken) and at < len(text):
             before = at, self._expected
             at = self._in_string(text, at, last) if self._expected == "string" else self._between(text, at, last)
@@ -106,7 +106,7 @@ class JsonText:
         return self._break(at)
 
     def _number(self, text: str, at: int) -> int:
-        # Digits come out as they come in; that they are no number shows when the whole is read.
+        # Digits are passed through; whether they form a number is checked on the whole value.
         digits = NUMBER.match(text, at)
         end = digits.end() if digits else at
         self._output.append(text[at:end])
@@ -132,7 +132,7 @@ class JsonText:
         space = SPACE.match(text, at + 1)
         end = space.end() if space else at + 1
         if end == len(text) and not last:
-            return at  # a comma before a closing bracket does not come out
+            return at  # a comma before a closing bracket is dropped
         if end < len(text) and text[end] in "}]":
             self.repaired = True
             self._output.append(text[at + 1 : end])
@@ -177,7 +177,7 @@ class JsonText:
             self._output.append(escape.group())
             return escape.end()
         if not last and len(text) - at < (12 if is_high else 6) and POSSIBLE_ESCAPE.fullmatch(text, at):
-            return at  # a surrogate pair comes out whole
+            return at  # a surrogate pair is emitted whole
         if escape:
             self._output.append(escape.group())
             return escape.end()

@@ -1,6 +1,6 @@
-"""Calls whose arguments are tagged one by one, as Qwen3-Coder and GLM write them, told as one JSON object.
+"""Convert calls with tagged arguments, as of Qwen3-Coder and GLM, to one JSON object.
 
-A string comes out as it is written; any other value when it is complete, because only then is its type known.
+A string is emitted while it is being written; any other value when it is complete, because its type is not known before.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -17,9 +17,9 @@ INPUT = "input"  # the only argument of a custom tool
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What ends a value: a tag, but only if one of `before` follows it, or the end of the reply.
+    """End of a value: a tag, but only if one of `before` or the end of the reply follows it.
 
-    So a value may hold the tag itself, as code that handles this very format does.
+    So a value may contain the tag itself, as code that handles this format does.
     """
 
     tag: str
@@ -27,7 +27,7 @@ class Ending:
 
 
 class TaggedCall:
-    """Writes one call. Arguments are read from the tape one by one, then the call is finished."""
+    """Emits one call: `read_argument` for each argument in the buffer, then `finish`."""
 
     def __init__(self, buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, tool: Tool) -> None:
         self._buffer = buffer
@@ -41,21 +41,21 @@ class TaggedCall:
         sink.open(tool.name, tool.custom)
 
     def flag(self, flag: Flag) -> None:
-        """Something is to be said of this call."""
+        """Flag this call."""
         self._flags.append(flag)
 
     @property
     def cut(self) -> bool:
-        """The reply has ended inside an argument."""
+        """Whether the reply ended inside an argument."""
         return "truncated" in self._flags
 
     def read_argument(self, name: str, endings: Sequence[Ending], trims: bool) -> Generator[None, None, str]:
-        """Read one value, up to and with its closing tag, which is returned.
+        """Read one value and its closing tag, which is returned.
 
-        With `trims`, one line break on either side belongs to the tags.
+        With `trims`, one line break on either side is part of the tags.
         """
         if name in self._names or (self._tool.custom and name != INPUT):
-            self.flag("repaired")  # what stood first has come out already; the rest is in `raw`
+            self.flag("repaired")  # the first value was emitted already; the rest is in `raw`
             return (yield from self._pass_value(endings, trims, lambda text: None))
         self._names.add(name)
         if self._tool.custom:
@@ -76,7 +76,7 @@ class TaggedCall:
         return ended_by
 
     def finish(self) -> None:
-        """The call is complete, or as complete as it will be."""
+        """Close the call, complete or truncated."""
         if not self._tool.custom and not self.cut:
             self._emit("}" if self._emitted else "{}")
         flags = self._flags
@@ -111,7 +111,7 @@ class TaggedCall:
 
 
 def _find_end(buffer: TextBuffer, endings: Sequence[Ending]) -> tuple[int, Ending | None]:
-    """Where the value ends and by what; with None, how far it certainly goes on."""
+    """Return the index and kind of the end of the value; with None, the index up to which it certainly extends."""
     at = buffer.at
     while True:
         found = [(start, ending) for ending in endings if (start := buffer.text.find(ending.tag, at)) >= 0]

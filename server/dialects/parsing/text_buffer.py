@@ -1,7 +1,6 @@
-"""The two ends of every parser: the `TextBuffer` that text comes in on, and the `EventSink` that events leave by.
+"""Incremental text buffer, event sink, and the driver of a dialect's parser coroutine.
 
-A parser is written as one generator that reads the tape and yields where it needs more text, so it reads like the
-format it describes. `IncrementalParser` turns that generator into the `feed` and `close` of the Parser protocol.
+A parser is a generator that reads the buffer and yields where it needs more text. `IncrementalParser` turns that generator into the `feed` and `close` of the Parser protocol.
 """
 
 import re
@@ -17,7 +16,7 @@ MAX_NAME_LENGTH = 256
 
 
 class TextBuffer:
-    """Text that is still to be read. What is taken while recording can be had back whole."""
+    """Text not parsed yet, and a recording of the text taken since `record`."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -26,38 +25,38 @@ class TextBuffer:
         self._kept: list[str] = []
 
     def add(self, text: str) -> None:
-        """More text has come; what was read is forgotten."""
+        """Append text and discard what was taken."""
         self.text = self.text[self.at :] + text
         self.at = 0
 
     @property
     def rest(self) -> str:
-        """All that has come and was not taken."""
+        """The text that was not taken yet."""
         return self.text[self.at :]
 
     @property
     def empty(self) -> bool:
-        """Nothing to read now."""
+        """Whether there is no text to take."""
         return self.at >= len(self.text)
 
     def take(self, length: int) -> str:
-        """The next characters, which must be there."""
+        """Take the next characters, which must be there."""
         piece = self.text[self.at : self.at + length]
         self.at += length
         self._kept.append(piece)
         return piece
 
     def record(self) -> None:
-        """Begin a new recording at this place."""
+        """Start a new recording at the current position."""
         self._kept = []
 
     def recorded(self) -> str:
-        """Everything taken since `record`."""
+        """Return everything taken since `record`."""
         self._kept = ["".join(self._kept)]
         return self._kept[0]
 
     def starts(self, *words: str) -> str | None:
-        """The first of these that the rest begins with; "" if none can any more; None if more text will decide."""
+        """Return the first of these that the rest begins with; "" if none can match; None if more text is needed."""
         for word in words:
             if self.text.startswith(word, self.at):
                 return word
@@ -65,7 +64,7 @@ class TextBuffer:
         return None if not self.ended and any(word.startswith(rest) for word in words) else ""
 
     def skip_space(self) -> Generator[None, None, str]:
-        """Take white space; ends at another character or at the end of the reply."""
+        """Take white space up to another character or the end of the reply."""
         taken = ""
         while True:
             space = SPACE.match(self.text, self.at)
@@ -75,14 +74,14 @@ class TextBuffer:
             yield
 
     def expect(self, *words: str) -> Generator[None, None, str]:
-        """`starts`, decided; what was found is not taken."""
+        """Wait until `starts` is decided; nothing is taken."""
         while (found := self.starts(*words)) is None:
             yield
         return found
 
 
 class EventSink:
-    """Events in the order they were settled. A gap is white space that disappears only if a call follows it."""
+    """Events in order. White space beside a call is held: it is dropped only if a call follows it."""
 
     def __init__(self) -> None:
         self._events: list[ParserEvent] = []
@@ -91,16 +90,16 @@ class EventSink:
         self.after_call = False  # no text since the last call
 
     def collect(self) -> list[ParserEvent]:
-        """What has come since the last time."""
+        """Return and clear the events."""
         events, self._events = self._events, []
         return events
 
     def hold_whitespace(self, whitespace: str) -> None:
-        """White space beside a call: the format's own if the call turns out to be one."""
+        """Hold white space that is part of the markup if a call follows."""
         self._whitespace += whitespace
 
     def text(self, text: str) -> None:
-        """Text meant for the user."""
+        """Emit text of the answer."""
         if not text:
             return
         self._events.append(Text(self._whitespace + text))
@@ -108,35 +107,35 @@ class EventSink:
         self.after_call = False
 
     def open(self, name: str, custom: bool) -> None:
-        """A call begins."""
+        """Open a call."""
         self._whitespace = ""
         self._index += 1
         self._events.append(CallOpened(self._index, name, custom))
 
     def arguments(self, text: str) -> None:
-        """More of its arguments."""
+        """Emit a part of its arguments."""
         if text:
             self._events.append(CallArguments(self._index, text))
 
     def close(self, flags: Iterable[Flag], raw: str) -> None:
-        """It is complete; `raw` goes along where there is something to say of it."""
+        """Close the call; `raw` is kept only with flags."""
         unique_flags = tuple(dict.fromkeys(flags))
         self._events.append(CallClosed(self._index, unique_flags, raw if unique_flags else ""))
         self.after_call = True
 
     def end(self) -> None:
-        """The reply is over."""
+        """End the reply."""
         if not self.after_call:
             self.release_whitespace()
 
     def release_whitespace(self) -> None:
-        """The gap was no gap: it comes out as text."""
+        """Emit held white space as text."""
         whitespace, self._whitespace = self._whitespace, ""
         self.text(whitespace)
 
 
 class IncrementalParser:
-    """A parser: runs a dialect's `read` as far as the text goes. The tools are those that a reply may call."""
+    """Parser that runs a dialect's coroutine `read` as far as the text goes. `tools` may be called by the reply."""
 
     def __init__(
         self, read: Callable[[TextBuffer, EventSink, ToolSet], ParserCoroutine], tools: Sequence[Tool]
@@ -146,13 +145,13 @@ class IncrementalParser:
         self._coroutine = read(self._buffer, self._sink, ToolSet(tools))
 
     def feed(self, text: str) -> list[ParserEvent]:
-        """Events that the text so far settles."""
+        """Return the events that the text so far determines."""
         self._buffer.add(text)
         next(self._coroutine)
         return self._sink.collect()
 
     def close(self) -> list[ParserEvent]:
-        """The reply is over: whatever was held back comes out."""
+        """End the reply and return what was held back."""
         self._buffer.ended = True
         for _ in self._coroutine:
             raise AssertionError("a parser waits for text after the end")
@@ -161,9 +160,9 @@ class IncrementalParser:
 
 
 def read_text(buffer: TextBuffer, sink: EventSink, openers: "Openers") -> Generator[None, None, str]:
-    """Pass text on until one of `openers` stands next on the tape; "" at the end of the reply.
+    """Emit text up to one of `openers` and return it; "" at the end of the reply.
 
-    White space alone, and one line break right before an opener, belong to the format if a call follows.
+    White space alone, and one line break right before an opener, are markup if a call follows.
     """
     blank = True
     while True:
@@ -189,7 +188,7 @@ def read_text(buffer: TextBuffer, sink: EventSink, openers: "Openers") -> Genera
 
 
 def read_name(buffer: TextBuffer, stop: str) -> Generator[None, None, str | None]:
-    """Take a name and the `stop` behind it; None, and nothing taken, if no name of a tolerable length stands here."""
+    """Take a name and the `stop` after it; None, and nothing is taken, if there is none of at most MAX_NAME_LENGTH."""
     while True:
         end = buffer.text.find(stop, buffer.at, buffer.at + MAX_NAME_LENGTH + len(stop))
         name = buffer.text[buffer.at : end if end >= 0 else len(buffer.text) - overlap(buffer.rest, stop)]
@@ -204,7 +203,7 @@ def read_name(buffer: TextBuffer, stop: str) -> Generator[None, None, str | None
 
 
 def read_line(buffer: TextBuffer) -> Generator[None, None, str]:
-    """Take the rest of a line, without spaces around it; "", and nothing taken, if it is too long for a name."""
+    """Take the rest of a line and strip it; "", and nothing is taken, if it is too long for a name."""
     while True:
         end = buffer.text.find("\n", buffer.at, buffer.at + MAX_NAME_LENGTH)
         if end >= 0:
@@ -222,16 +221,16 @@ class Openers:
         self._pattern = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
 
     def search(self, text: str, at: int) -> re.Match[str] | None:
-        """The first of them."""
+        """Find the first of them from `at` on."""
         return self._pattern.search(text, at)
 
     def overlap(self, text: str) -> int:
-        """How many characters at the end of `text` may be the beginning of one."""
+        """Return how many characters at the end of `text` may begin one."""
         return max(overlap(text, word) for word in self._words)
 
 
 def overlap(text: str, word: str) -> int:
-    """Length of the longest end of `text` that begins `word` without being all of it."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `word`."""
     start = max(0, len(text) - len(word) + 1)
     while (start := text.find(word[0], start)) >= 0:
         if word.startswith(text[start:]):

@@ -1,6 +1,6 @@
-"""Whether a JSON Schema can be served: its shape, its size, its references, and under `strict` its every keyword.
+"""Check that a JSON Schema can be served: structure, size, references, and every keyword under `strict`.
 
-Nothing here looks at what a model wrote; `validity.py` does that.
+The output of a model is checked in `validate.py`.
 """
 
 import json
@@ -15,7 +15,7 @@ from server.dialects.schema.satisfiable import Path, context
 from server.dialects.schema.supported import compile_fault
 from server.errors import BadSchema
 
-MAX_DEPTH = 64  # nested schemas; deeper ones are attacks, and every walk below is recursive
+MAX_DEPTH = 64  # nested schemas; every function below is recursive
 MAX_BYTES = 512 * 1024  # of one schema, written as JSON
 MAX_STRICT_DEPTH = 10
 MAX_STRICT_PROPERTIES = 5000
@@ -31,8 +31,8 @@ def check_parameters(
 ) -> None:
     """Raise BadSchema where a function's `parameters` cannot be served; None and `{}` mean no arguments.
 
-    `strict` is the function's own: every keyword must be one that the constraint can hold. `strict_flag` is the
-    server's: OpenAI's subset rules are demanded of strict functions too. `param` names the field in the error.
+    `strict` is the function's own: every keyword must be supported by the constraint. `strict_flag` is the
+    server's: OpenAI's subset rules apply to strict functions too. `param` names the field in the error.
     """
     if parameters is None:
         return
@@ -43,7 +43,7 @@ def check_parameters(
 
 
 def check_answer(schema: Any, strict: bool, strict_flag: bool, name: str = "") -> None:
-    """The same for the schema of a `response_format`."""
+    """Raise BadSchema where the schema of a `response_format` cannot be served."""
     subject = f"Invalid schema for response_format '{name}'"
     param, code = "response_format", "invalid_json_schema"
     if not isinstance(schema, Mapping):
@@ -54,7 +54,7 @@ def check_answer(schema: Any, strict: bool, strict_flag: bool, name: str = "") -
 def check_schema(
     schema: Mapping[str, Any], *, strict: bool, strict_flag: bool, subject: str, param: str, code: str
 ) -> None:
-    """Raise BadSchema naming the place at fault; takes time in proportion to the schema's size."""
+    """Raise BadSchema naming the place at fault; linear in the size of the schema."""
 
     def refuse(path: Path, fault: str) -> BadSchema:
         return BadSchema(f"{subject}: In context={context(path)}, {fault}", param=param, code=code)
@@ -79,7 +79,7 @@ def check_schema(
 
 
 def walk(schema: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every schema inside a schema, itself first, with where it stands."""
+    """Yield a schema and its subschemas, outermost first, each with its path."""
     yield path, schema
     if not isinstance(schema, Mapping):
         return
@@ -95,7 +95,7 @@ def walk(schema: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def _where(schema: Any, fault: str) -> Path:
-    """The first schema that holds a keyword, pattern or format which the fault quotes; the root if none does."""
+    """Return the path of the first subschema with a keyword, pattern or format that the fault quotes, else the root."""
     for path, node in walk(schema):
         if isinstance(node, Mapping) and any(
             f'"{key}"' in fault or (key in ("pattern", "format") and str(value) in fault) for key, value in node.items()
@@ -117,7 +117,7 @@ def _check_root(parameters: Any, subject: str, param: str, code: str) -> None:
 
 
 def _check_size(schema: Any, refuse: Any) -> None:
-    # Breadth first and without recursion: this runs before anything else dares to recurse.
+    # Breadth first and without recursion: every later step recurses.
     level: list[tuple[Path, Any]] = [((), schema)]
     for _ in range(2 * MAX_DEPTH):  # a schema and the map that holds it are two levels of JSON
         level = [
@@ -168,7 +168,7 @@ def _check_subset(path: Path, node: Mapping[str, Any], refuse: Any) -> None:
 
 
 def _meta_fault(schema: Any) -> tuple[Path, str] | None:
-    """What makes this no schema at all: bad types of keywords, a pattern that is none, a dangling reference."""
+    """Return path and text of what makes a schema invalid: a keyword of a wrong type, a bad pattern or `$ref`."""
     try:
         jsonschema_rs.Draft202012Validator(schema, retriever=_refuse_to_fetch)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Custom tools: their grammars are checked before the engine sees them, and what was written against them."""
+"""Custom tools: check of their grammars, and of texts against them."""
 
 import json
 from functools import lru_cache
@@ -22,7 +22,7 @@ def check_format(spec: ConstraintSpec) -> None:
 
 @lru_cache(maxsize=256)
 def format_fault(definition: CustomFormat) -> str:
-    """Why this grammar cannot be used, or ""."""
+    """Return why this grammar cannot be used, or ""."""
     if len(definition.definition) > MAX_DEFINITION_LENGTH:
         return f"it is longer than {MAX_DEFINITION_LENGTH} characters."
     is_error, messages = LLMatcher.validate_grammar_with_warnings(_grammar(definition))
@@ -30,7 +30,7 @@ def format_fault(definition: CustomFormat) -> str:
 
 
 def satisfies(definition: CustomFormat, text: str) -> bool:
-    """Whether a whole text follows this grammar. True as well where that is too costly to find out."""
+    """Whether a text matches this grammar as a whole. True as well if the check exceeds LIMITS."""
     written = text if definition.syntax == "lark" else json.dumps(text, ensure_ascii=False)
     matcher = LLMatcher(_bytes_alone(), _grammar(definition), log_level=0, limits=LIMITS)
     letters = list(written.encode())
@@ -48,5 +48,5 @@ def _grammar(definition: CustomFormat) -> str:
 
 @lru_cache(maxsize=1)
 def _bytes_alone() -> LLTokenizer:
-    """A vocabulary of the 256 bytes."""
+    """Return a vocabulary of the 256 bytes."""
     return LLTokenizer("byte")

@@ -1,6 +1,6 @@
-"""Two other forms of a client's JSON Schema: one dialect of it, and what a grammar can hold of it.
+"""Normalize a JSON Schema to draft 2020-12, and reduce it to what a grammar enforces.
 
-The schema shown to the model is always the client's own, whole.
+The prompt always shows the client's own schema.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ PLAIN_WORDS = {
 }  # fmt: skip
 BESIDE_A_PART = {*ANNOTATIONS, "$defs", "definitions"}
 
-# How Qwen writes JSON, and no white space that a weak model could go on writing for ever.
+# As Qwen writes JSON, and without white space that a weak model could write without end.
 COMPACT: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-LARGEST_INTEGER = 10**18 - 1  # digits of a number must end some time; wider integers only where the schema says so
-MAX_COUNTED_LENGTH = 4096  # length bounds above this are checked afterwards: counting that far costs the lexer dear
+LARGEST_INTEGER = 10**18 - 1  # bounds the number of digits, unless the schema has bounds
+MAX_COUNTED_LENGTH = 4096  # length bounds above this are checked afterwards: counting that far is slow in the lexer
 
 
 def normalised(schema: Any) -> Any:
-    """The same schema in draft 2020-12's words, without `$schema` and `$id`; keywords set to null are gone.
+    """Rewrite a schema in draft 2020-12, without `$schema`, `$id` and keywords set to null.
 
-    Every `$ref` points to a definition: parts that others refer to where they stand are definitions too.
+    Every `$ref` points to a definition: other parts that a `$ref` points to become definitions too.
     """
     return _tidied(with_definitions(schema))
 
@@ -54,11 +54,11 @@ def _tidied(schema: Any) -> Any:
 
 
 def _modernised(node: dict[str, Any]) -> dict[str, Any]:
-    """Words of older drafts in today's: tuples as `items`, booleans as exclusive bounds, `allOf` of one as that one."""
+    """Convert keywords of older drafts: tuples in `items`, boolean exclusive bounds, `allOf` of one schema."""
     parts = node.get("allOf")
     beside = {key: value for key, value in node.items() if key != "allOf"}
     if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping) and beside.keys() <= BESIDE_A_PART:
-        node = {**parts[0], **beside}  # how older drafts put a description beside a `$ref`
+        node = {**parts[0], **beside}  # older drafts put a description beside a `$ref` so
     elif isinstance(parts, list):
         node = with_plain_parts(beside, parts)
     if isinstance(node.get("items"), list):
@@ -72,7 +72,7 @@ def _modernised(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_plain_parts(node: dict[str, Any], parts: list[Any]) -> dict[str, Any]:
-    """Words, and `allOf` beside them: parts that speak of plain values, and not against what was said, join them."""
+    """Merge the parts of `allOf` that have only scalar keywords, none of them in conflict, into the keywords beside it."""
     apart = []
     for part in parts:
         plain = isinstance(part, Mapping) and part.keys() <= {*PLAIN_WORDS, *ANNOTATIONS}
@@ -84,10 +84,10 @@ def with_plain_parts(node: dict[str, Any], parts: list[Any]) -> dict[str, Any]:
 
 
 def constrained(schema: Any) -> Any:
-    """What of a normalised schema the grammar shall hold; everything it admits satisfies at least that.
+    """Return what the grammar enforces of a normalised schema.
 
-    Annotations go. Objects with declared properties take no others, unless the schema says so or combines them with
-    other schemas. Numbers of digits are bounded.
+    Annotations are dropped. Objects with `properties` take no others, unless the schema says so or combines them with
+    other schemas. The number of digits is bounded.
     """
     shared = frozenset(_combined_references(schema))
     return _constrained(schema, shared, "#", is_part=False)
@@ -140,7 +140,7 @@ def _with_integer_bounds(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _combined_references(schema: Any) -> set[str]:
-    """Targets of `$ref`s that are combined with further keywords: closing those objects would shut the others out."""
+    """Targets of `$ref`s combined with further keywords: closing those objects would exclude the other properties."""
     found: set[str] = set()
 
     def look(node: Any, is_part: bool) -> None:

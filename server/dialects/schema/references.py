@@ -1,4 +1,4 @@
-"""Where schemas stand inside schemas, and what `$ref` points to."""
+"""Keywords that contain subschemas, and resolution of `$ref`."""
 
 from collections.abc import Iterator, Mapping
 from itertools import count
@@ -15,10 +15,10 @@ DEFINITIONS = ("$defs", "definitions")
 
 
 def with_definitions(schema: Any) -> Any:
-    """The same schema in which every `$ref` to a part of it points to a definition.
+    """Rewrite a schema so that every `$ref` into it points to a definition.
 
     Generators of schemas write `#/properties/home` where a type comes twice, and `#` for trees. Such a part moves to
-    `$defs`, once, and a `$ref` stands in its place. References that lead nowhere stay as they are.
+    `$defs`, once, and is replaced by a `$ref`. Dangling references are left as they are.
     """
     places: dict[str, Mapping[str, Any]] = dict(_places(schema, "#"))
     pointed = (_pointer(node) for node in places.values())
@@ -29,7 +29,7 @@ def with_definitions(schema: Any) -> Any:
     names = dict(zip(moved, free, strict=False))
     definitions: dict[str, Any] = {}
     whole = _rewritten(schema, "#", names, definitions)
-    if "#" in names:  # the root is a definition now; the others still stand beside it
+    if "#" in names:  # the root becomes a definition; the others stay beside it
         body = definitions[names["#"]]
         definitions[names["#"]] = {key: value for key, value in body.items() if key not in DEFINITIONS}
         whole = {**whole, **{key: body[key] for key in DEFINITIONS if key in body}}
@@ -37,7 +37,7 @@ def with_definitions(schema: Any) -> Any:
 
 
 def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema that `$ref` points to, among the definitions that stand beside it; `{}` if it is not there."""
+    """Resolve `$ref` among the definitions beside it; `{}` if it is not there."""
     shared = {key: schema[key] for key in DEFINITIONS if key in schema}
     node: Any = shared
     for step in str(schema["$ref"]).removeprefix("#/").split("/"):
@@ -47,12 +47,12 @@ def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def escaped(name: str) -> str:
-    """A key as a step of a JSON pointer."""
+    """Escape a key as a step of a JSON pointer."""
     return name.replace("~", "~0").replace("/", "~1")
 
 
 def _places(node: Any, at: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every schema that is an object, by its JSON pointer."""
+    """Yield every subschema that is an object, with its JSON pointer."""
     if isinstance(node, Mapping):
         yield at, node
         for key, value in node.items():

@@ -1,7 +1,7 @@
-"""The part of a schema that some value satisfies: what nothing satisfies becomes `false`, so that it is never begun.
+"""Replace unsatisfiable subschemas by `false`.
 
-A member that may be left out goes, an alternative goes, a list of impossible items stays empty. A member that must be
-there takes its object with it.
+An unsatisfiable optional member or alternative is dropped, an array of unsatisfiable items stays empty. An
+unsatisfiable required member makes its object unsatisfiable.
 """
 
 import json
@@ -17,26 +17,26 @@ from server.dialects.schema.references import DEFINITIONS, MAP_OF_SCHEMAS, SCHEM
 from server.dialects.schema.validate import satisfying
 
 Path = tuple[str | int, ...]
-MAX_CHECKED_BYTES = 1 << 20  # bytes that the grammar engine is asked about; what is beyond is taken to be possible
-CHECK_OVERHEAD_BYTES = 4096  # bytes that a question counts besides its own
+MAX_CHECKED_BYTES = 1 << 20  # of schemas given to the grammar engine; the rest counts as satisfiable
+CHECK_OVERHEAD_BYTES = 4096  # added for each schema
 MAX_PASSES = 8  # from reference to reference
-MAX_STEPS = 32  # the same, where it is asked whether a recursion ends
-ONE_SCHEMA_BELOW = ("items", "additionalProperties", "propertyNames", "additionalItems")  # none that is negated
+MAX_STEPS = 32  # the same, when looking for recursion without an end
+ONE_SCHEMA_BELOW = ("items", "additionalProperties", "propertyNames", "additionalItems")  # without negated ones
 COUNTS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 
 
 @dataclass(frozen=True, slots=True)
 class SatisfiablePart:
-    """`schema` is False where nothing satisfies the whole; it is the schema at `fault` that makes it so."""
+    """`schema` is False where nothing satisfies the whole; `fault` is the path of the subschema at fault."""
 
     schema: Any
     fault: Path = ()
 
 
 def satisfiable(schema: Any, forgiving: bool = False) -> SatisfiablePart:
-    """What of a normalised schema can be satisfied; without a type it is one of an object.
+    """Return the satisfiable part of a normalised schema; without a type it is the schema of an object.
 
-    With `forgiving`, members that must be there and cannot are free instead.
+    With `forgiving`, unsatisfiable required members admit anything instead.
     """
     schema = _without_endless(schema)
     for _ in range(MAX_PASSES):
@@ -50,7 +50,7 @@ def satisfiable(schema: Any, forgiving: bool = False) -> SatisfiablePart:
 
 
 def _without_endless(schema: Any) -> Any:
-    """The schema in which definitions that no value of finite length satisfies are impossible."""
+    """Replace definitions that no value of finite length satisfies by `false`."""
     if not isinstance(schema, Mapping):
         return schema
     held = {(key, name): node for key in DEFINITIONS for name, node in schema.get(key, {}).items()}
@@ -67,7 +67,7 @@ def _without_endless(schema: Any) -> Any:
 
 
 def _ends(node: Any, endless: Collection[tuple[str, str]]) -> bool:
-    """Whether some value of this schema has an end, if those of `endless` have none."""
+    """Whether a finite value of this schema exists, if none does for the definitions in `endless`."""
     if not isinstance(node, Mapping) or "const" in node or "enum" in node:
         return True
     if "$ref" in node and _target(node["$ref"]) in endless:
@@ -84,13 +84,13 @@ def _ends(node: Any, endless: Collection[tuple[str, str]]) -> bool:
 
 
 def _target(reference: Any) -> tuple[str, str]:
-    """Which definition a `$ref` points to."""
+    """Return keyword and name of the definition that a `$ref` points to."""
     key, _, name = str(reference).removeprefix("#/").partition("/")
     return key, name.replace("~1", "/").replace("~0", "~")
 
 
 def context(path: Path) -> str:
-    """A place in a schema as OpenAI writes it."""
+    """Format a path in a schema as OpenAI does."""
     return "(" + ", ".join(repr(str(step)) for step in path) + ("," if len(path) == 1 else "") + ")"
 
 
@@ -101,11 +101,11 @@ class _Search:
         self._shared = {key: whole[key] for key in DEFINITIONS if key in whole} if isinstance(whole, Mapping) else {}
         self._forgiving = forgiving
         self._num_checked_bytes = 0
-        self.faults: dict[Path, Path] = {}  # of each impossible schema, where that begins
-        self.closes_references = False  # a definition is impossible now that was not before: references to it are too
+        self.faults: dict[Path, Path] = {}  # path of an unsatisfiable schema -> path of the cause
+        self.closes_references = False  # a definition has become unsatisfiable: references to it are too
 
     def visit(self, node: Any, path: Path) -> Any:
-        """The schema with its impossible parts as False, or False."""
+        """Return the schema with unsatisfiable parts replaced by False, or False."""
         if not isinstance(node, Mapping):
             return node
         held = {key: self._below(key, value, (*path, key)) for key, value in node.items()}
@@ -128,7 +128,7 @@ class _Search:
         return self.visit(value, path) if key in ONE_SCHEMA_BELOW else value
 
     def _fault_below(self, node: Mapping[str, Any], path: Path) -> Path | None:
-        """Where that begins which makes this schema impossible, if it is a part of it."""
+        """Return the path of the subschema that makes this one unsatisfiable, if any."""
         for i, part in enumerate(node.get("allOf", ())):
             if part is False:
                 return self._fault((*path, "allOf", i))
@@ -145,7 +145,7 @@ class _Search:
         return self.faults.get(path, path)
 
     def _is_satisfiable(self, node: dict[str, Any]) -> bool:
-        """Whether this schema's own words leave anything; of its values only those stay that do the rest justice."""
+        """Whether the keywords of this schema leave a value; `const` and `enum` keep the values that satisfy the others."""
         if node.get("not") in ({}, True) or [] in (node.get("anyOf"), node.get("oneOf")):
             return False
         key, name = _target(node.get("$ref"))
@@ -170,12 +170,12 @@ class _Search:
         return is_error and "nsatisfiable" in messages[0]
 
     def _alone(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The schema with the definitions that it may refer to."""
+        """Return the schema with the definitions that it may refer to."""
         return {**self._shared, **node} if self._shared and '"$ref"' in json.dumps(node) else node
 
 
 def _may_contradict(node: Mapping[str, Any]) -> bool:
-    """Whether this schema's words may rule each other out, so that it is worth the engine's time."""
+    """Whether keywords of this schema may contradict each other, so that the engine must decide."""
     keywords = node.keys() - {*ANNOTATIONS, *DEFINITIONS}
     if "allOf" in keywords or "pattern" in keywords or (len(keywords) > 1 and keywords & {"$ref", "anyOf", "oneOf"}):
         return True

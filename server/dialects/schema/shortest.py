@@ -1,4 +1,4 @@
-"""A short value that satisfies a schema: how much room a forced call needs at least."""
+"""Find a short value that satisfies a schema: the minimum length of a forced call."""
 
 import json
 import math
@@ -19,9 +19,9 @@ FORMATS = {
 
 
 def shortest_arguments(tool: Tool) -> str:
-    """The text of short arguments for this tool; of a custom tool, an object with a short `input`.
+    """Return the JSON of short arguments for this tool; for a custom tool, an object with a short `input`.
 
-    Strings with a `pattern` are only estimated: their length, not their content, is right.
+    Strings with a `pattern` are only estimated.
     """
     if tool.custom:
         return json.dumps({"input": "x"})
@@ -29,13 +29,13 @@ def shortest_arguments(tool: Tool) -> str:
 
 
 def shortest_members(tool: Tool) -> list[tuple[str, str]]:
-    """The same, name by name, strings without quotes."""
+    """Return the members of short arguments as text, strings without quotes."""
     value = {"input": "x"} if tool.custom else shortest_value(whole_schema(tool))
     return [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in value.items()]
 
 
 def shortest_value(schema: Any) -> Any:
-    """A short value of this schema."""
+    """Return a short value of this schema."""
     whole = normalised(schema)
     return _least([whole], whole, 0) if isinstance(whole, Mapping) else {}
 
@@ -65,7 +65,7 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
 
 
 def _least(schemas: list[Any], root: Any, depth: int) -> Any:
-    """The shortest of several values; of a recursive schema, one that ends."""
+    """Return the shortest value over several schemas; skip those that recurse without end."""
     found = []
     for schema in schemas:
         with suppress(RecursionError):

@@ -1,4 +1,4 @@
-"""The part of a schema that the grammar engine can hold, found by asking it."""
+"""Reduce a JSON Schema to the subset llguidance can enforce."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ ANY_OBJECT = {"type": "object"}
 
 
 def supported(schema: Any, strict: bool, param: str) -> Any:
-    """What of this schema constrains a reply. What is left out is checked when the call is complete.
+    """Return the part of this schema that the grammar enforces. The rest is checked when the call is complete.
 
-    Parts that nothing satisfies cannot be written. Raises BadSchema under `strict`, where nothing may be left out.
+    Unsatisfiable parts are excluded. Raises BadSchema under `strict`, where all of it must be enforced.
     """
     held, fault = _supported(json.dumps(schema), strict)
     if fault:
@@ -34,9 +34,9 @@ def supported(schema: Any, strict: bool, param: str) -> Any:
 
 
 def supported_arguments(spec: ConstraintSpec, tool: Tool) -> Any:
-    """What of a tool's schema the grammar holds; raises BadSchema under strict where that is not all of it.
+    """Return the part of a tool's schema that the grammar enforces; raise BadSchema under strict if it is not all.
 
-    Where a call is forced, raises it for a schema that nothing satisfies. Otherwise the call is flagged.
+    Where a call is forced, raise it for an unsatisfiable schema too. Otherwise such a call is flagged.
     """
     place = next(i for i, other in enumerate(spec.tools) if other.name == tool.name)
     param, schema = f"tools[{place}].function.parameters", whole_schema(tool)
@@ -46,7 +46,7 @@ def supported_arguments(spec: ConstraintSpec, tool: Tool) -> Any:
 
 
 def check_satisfiable(schema: Any, subject: str, param: str, code: str) -> None:
-    """Raise BadSchema, naming the place at fault, where nothing satisfies this schema."""
+    """Raise BadSchema, naming the path at fault, if nothing satisfies this schema."""
     found = _satisfiable(json.dumps(schema))
     if found.schema is False:
         raise BadSchema(
@@ -70,7 +70,7 @@ def _supported(schema: str, strict: bool) -> tuple[str, str]:
     fault = compile_fault(kept, lenient=not strict)
     if strict or not fault:
         return json.dumps(kept, ensure_ascii=False), fault
-    # From the least loss to the greatest: the first that compiles is taken.
+    # Ordered by loss, the least first; the first result that compiles is used.
     for relax in (_without_bad_strings, _without_string_rules, _without_combinations):
         kept = relax(kept)
         if not compile_fault(kept, lenient=True):
@@ -79,7 +79,7 @@ def _supported(schema: str, strict: bool) -> tuple[str, str]:
 
 
 def compile_fault(schema: Any, lenient: bool) -> str:
-    """Why the grammar engine cannot hold this schema, or "" if it can. A fraction of a millisecond for most."""
+    """Return why llguidance does not support this schema, or "". Takes less than a millisecond for most schemas."""
     if isinstance(schema, Mapping):
         schema = {**schema, "x-guidance": {**COMPACT, "lenient": lenient}}
     grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))

@@ -1,4 +1,4 @@
-"""Whether what a model wrote satisfies a tool's schema."""
+"""Validation of arguments against a tool's schema."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class ToolSet:
         self._validators: dict[str, Any] = {}
 
     def find(self, name: str) -> Tool | None:
-        """The tool of this name, None if none was offered."""
+        """Return the tool of this name, None if the request has none."""
         return self._tools.get(name)
 
     def validate(self, tool: Tool, arguments: str) -> tuple[Flag, ...]:
@@ -43,14 +43,14 @@ class ToolSet:
 
 
 def fits(value: Any, schema: Any) -> bool:
-    """Whether a value satisfies a schema that was checked before. `format` is not asserted, as the drafts have it."""
+    """Whether a value satisfies a schema that was checked before. `format` is not asserted, as in the drafts."""
     if schema is None or schema is True or schema == {}:
         return True
     return _is_valid(_validator(json.dumps(schema)), value)
 
 
 def satisfying(values: Sequence[Any], schema: Any) -> list[Any]:
-    """Those of the values that satisfy a schema that was checked before."""
+    """Return the values that satisfy a schema that was checked before."""
     if not schema or not values:
         return list(values)
     validator = _validator(json.dumps(schema))
@@ -70,5 +70,5 @@ def _validator(schema: str) -> Any:
 
 
 def whole_schema(tool: Tool) -> Mapping[str, Any]:
-    """The tool's parameters, or the schema of no arguments at all."""
+    """Return the tool's parameters, or the schema of no arguments."""
     return tool.parameters or {"type": "object", "properties": {}, "additionalProperties": False}

@@ -1,4 +1,4 @@
-"""A schema of an object as a list of plain objects, one of which holds: `anyOf` at its top taken apart."""
+"""Expand the schema of an object to a list of plain objects, one for each alternative of a top-level `anyOf`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ MAX_VARIANTS = (
     16  # alternatives; a schema with more is constrained as an object with all of their properties, all optional
 )
 
-# Words that mean something else beside words of another schema.
+# Keywords whose meaning depends on the keywords beside them.
 APART = {
     "additionalProperties", "patternProperties", "unevaluatedProperties", "items", "prefixItems", "unevaluatedItems",
     "contains", "if", "then", "else",
@@ -17,7 +17,7 @@ APART = {
 
 
 def variants(schema: Any) -> list[dict[str, Any]]:
-    """Objects whose keywords are only `properties`, `required`, `additionalProperties` and the size of a map."""
+    """Return object schemas whose keywords are only `properties`, `required`, `additionalProperties` and the size of a map."""
     found = _expand(schema, 8) if isinstance(schema, Mapping) else []
     plain = [_plain(one) for one in found]
     return plain if 0 < len(plain) <= MAX_VARIANTS else [_all_optional(plain)]
@@ -62,7 +62,7 @@ def _merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _both(one: Any, other: Any) -> Any:
-    """A schema of what satisfies both: as one where they speak of different things."""
+    """Combine two schemas: merged where their keywords are independent, else by `allOf`."""
     if one is True or one == other:
         return other
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
