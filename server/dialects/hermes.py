@@ -25,10 +25,11 @@ follows unescaped after empty arguments:
 """
 
 import json
+import re
 from collections.abc import Generator
 from functools import partial
+from typing import Any
 
-from server.dialects import hermes_loose
 from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import cached_by_spec, callable_tools, constraint, is_raw, json_calls, marker
@@ -43,10 +44,15 @@ from server.dialects.parsing.text_buffer import (
 )
 from server.dialects.schema.shortest import shortest_arguments
 from server.dialects.schema.validate import ToolSet
+from server.events import Flag
 from server.messages import Constraint
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-OPENERS = Openers(OPEN, *hermes_loose.OPENERS)
+UNTAGGED_CLOSE = {"<tools>": "</tools>", "```json": "```"}
+UNTAGGED_HEAD = re.compile(r'\s*\[?\s*\{\s*"name"\s*:\s*"([^"\\\n]{1,256})"')
+UNTAGGED_HEAD_PREFIX = re.compile(r'\[?(?:\{(?:"(?:n(?:a(?:m(?:e(?:"(?::(?:"[^"\\\n]{0,256})?)?)?)?)?)?)?)?)?')
+MAX_HELD_LENGTH = 64 * 1024  # characters of untagged calls
+OPENERS = Openers(OPEN, *UNTAGGED_CLOSE)
 OPENERS_INSIDE = Openers(OPEN, CLOSE)  # an unfinished tag: its end is markup
 
 
@@ -62,7 +68,7 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
         elif opener == OPEN:
             inside = yield from _read_tag(buffer, sink, tool_set)
         else:
-            yield from hermes_loose.read(buffer, sink, tool_set, opener)
+            yield from _read_untagged(buffer, sink, tool_set, opener)
 
 
 def _read_tag(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
@@ -92,6 +98,74 @@ def _read_tag(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generat
         return False
     sink.hold_whitespace(space)
     return True
+
+
+def _read_untagged(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, opener: str) -> ParserCoroutine:
+    """Parse calls without their tag.
+
+    Users ask for JSON in fences too. So these are calls only if there is nothing but objects that name declared tools
+    with arguments that satisfy the schema; anything else is text, and is not held back once that is certain.
+    """
+    buffer.record()
+    buffer.take(len(opener))
+    end = UNTAGGED_CLOSE[opener]
+    while not (head := UNTAGGED_HEAD.match(buffer.text, buffer.at)):
+        if buffer.ended or not UNTAGGED_HEAD_PREFIX.fullmatch(_without_space(buffer.rest)):
+            sink.text(buffer.recorded())
+            return
+        yield
+    close = Openers(end)
+    while tool_set.find(head.group(1)) is not None:
+        found = close.search(buffer.text, buffer.at)
+        stop = found.start() if found else len(buffer.text) - close.overlap(buffer.rest)
+        if stop - buffer.at > MAX_HELD_LENGTH:
+            break
+        if found and (calls := _untagged_calls(buffer.text[buffer.at : stop], tool_set)):
+            buffer.take(found.end() - buffer.at)
+            _emit_calls(calls, sink, buffer.recorded())
+            return
+        if found or buffer.ended:
+            break
+        yield
+    sink.text(buffer.recorded())
+
+
+def _without_space(text: str) -> str:
+    head, quote, name = text.partition(":")
+    return "".join(head.split()) + quote + name.lstrip()
+
+
+def _untagged_calls(text: str, tool_set: ToolSet) -> list[tuple[Tool, str]]:
+    """Return every object as a call, or none at all."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = _json_lines(text)
+    calls: list[tuple[Tool, str]] = []
+    for item in found if isinstance(found, list) else [found]:
+        tool = tool_set.find(str(item.get("name"))) if isinstance(item, dict) else None
+        if tool is None or tool.custom or not set(item) <= {"name", "arguments"}:
+            return []
+        arguments = json.dumps(item.get("arguments", {}), ensure_ascii=False)
+        if tool_set.validate(tool, arguments):
+            return []
+        calls.append((tool, arguments))
+    return calls
+
+
+def _json_lines(text: str) -> list[Any]:
+    try:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError:
+        return []
+
+
+def _emit_calls(calls: list[tuple[Tool, str]], sink: EventSink, raw: str) -> None:
+    flags: tuple[Flag, ...] = ("repaired",)
+    for tool, arguments in calls:
+        sink.open(tool.name, custom=False)
+        sink.arguments(arguments)
+        sink.close(flags, raw)
 
 
 def constrain(spec: ConstraintSpec) -> Constraint | None:

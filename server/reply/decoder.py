@@ -11,7 +11,6 @@ from typing import Literal
 
 from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
 from server.dialects.base import Parser
-from server.dialects.parsing.repeats import RepeatDetector
 from server.events import (
     CallArguments,
     CallClosed,
@@ -26,6 +25,8 @@ from server.events import (
 from server.messages import Delta, TokenLogprob
 from server.reply.text import StopStrings, TextStream, Vocabulary
 from server.reply.think import ThinkSpan, named_in
+
+MAX_IDENTICAL_CALLS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +230,25 @@ class ReplyDecoder:
         if at > end:  # the rest is still to come, in another event
             self._pending.appendleft((ScoredToken(b"", 0.0), written[end:at]))
         return tuple(tokens)
+
+
+class RepeatDetector:
+    """Detects a reply that repeats itself: the third identical call in a row ends it.
+
+    Two in a row can be meant ("roll the die twice"); weak or quantized models under `required` repeat a call up to the
+    token limit.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[str, str] | None = None
+        self._count = 0
+
+    def feed(self, name: str, arguments: str) -> bool:
+        """Count a complete call; True if the reply should end with it."""
+        call = (name, arguments)
+        self._count = self._count + 1 if call == self._last else 1
+        self._last = call
+        return self._count >= MAX_IDENTICAL_CALLS
 
 
 def _joined(said: Iterable[ParsedEvent]) -> list[ParsedEvent]:

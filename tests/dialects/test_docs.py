@@ -1,4 +1,4 @@
-"""docs/internals/dialects.md says what happens: every example in it is run."""
+"""Every example of docs/internals/dialects.md is run."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ EXAMPLE = re.compile(r"\*\*(?P<title>[^*]+)\*\*\n\n~~~text\n(?P<text>.*?)\n~~~\n
                      r"```json\n(?P<reply>.*?)\n```", re.DOTALL)  # fmt: skip
 
 
-def offered() -> list[Tool]:
+def declared_tools() -> list[Tool]:
     """The tools that the page declares."""
     declared = re.search(r"```json\n(\[.*?\])\n```", PAGE.read_text(), re.DOTALL)
     assert declared
@@ -49,18 +49,18 @@ def message(events: list[ParserEvent]) -> dict[str, Any]:
     parts = texts_and_calls(events)
     calls = [part for part in parts if isinstance(part, Call)]
     texts = [part for part in parts if isinstance(part, str)]
-    found_faults: list[dict[str, Any]] = [
+    tool_calls: list[dict[str, Any]] = [
         {"custom": {"name": call.name, "input": call.arguments}}
         if i in custom
         else {"function": {"name": call.name, "arguments": call.arguments}}
         for i, call in enumerate(calls)
     ]
-    return {"content": "".join(texts) or None, **({"tool_calls": found_faults} if found_faults else {})}
+    return {"content": "".join(texts) or None, **({"tool_calls": tool_calls} if tool_calls else {})}
 
 
 @pytest.mark.parametrize(("name", "text", "events", "reply"), list(examples()))
 def test_the_page_shows_what_happens(name: str, text: str, events: str, reply: str) -> None:
-    dialect, tools = find(name), offered()
+    dialect, tools = find(name), declared_tools()
     found = read(dialect, tools, [text])
     assert ast.dump(ast.parse("\n".join(map(repr, found)))) == ast.dump(ast.parse(events))
     assert message(found) == json.loads(reply)

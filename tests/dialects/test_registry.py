@@ -1,8 +1,7 @@
-"""Dialects by name, by template, and the end of endless repetition."""
+"""Dialects by name and by template."""
 
 import pytest
 
-from server.dialects.parsing.repeats import RepeatDetector
 from server.dialects.registry import DIALECTS, detect, find
 from server.errors import CannotStart
 from tests.dialects import fuzz
@@ -30,11 +29,3 @@ def test_an_unknown_name_is_answered_with_those_there_are() -> None:
     assert find("react").name == "react"
     with pytest.raises(CannotStart, match="hermes"):
         find("telepathy")
-
-
-def test_case_21_the_third_identical_call_in_a_row_ends_the_reply() -> None:
-    repeats = RepeatDetector()
-    assert [repeats.feed("f", "{}") for _ in range(3)] == [False, False, True]
-    other = RepeatDetector()
-    calls = [("f", "1"), ("g", "1"), ("f", "1"), ("f", "2"), ("f", "2"), ("f", "1"), ("f", "1"), ("f", "1")]
-    assert [other.feed(*call) for call in calls] == [False] * 7 + [True]

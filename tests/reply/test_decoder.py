@@ -13,7 +13,7 @@ from server.dialects.base import Tool
 from server.dialects.hermes import HERMES
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, Text, Thought
 from server.messages import Delta, TokenLogprob
-from server.reply.decoder import ParsedEvent, ReplyDecoder, ReplyFormat
+from server.reply.decoder import ParsedEvent, RepeatDetector, ReplyDecoder, ReplyFormat
 from server.reply.think import ThinkSpan
 from tests.reply.alphabet import IM_END, VOCABULARY, ids_of
 
@@ -249,3 +249,11 @@ def test_the_think_span_holds_back_only_what_may_be_a_tag() -> None:
     assert span.feed("abc") == [Thought("abc")]
     assert span.feed("def</th") == [Thought("def")]
     assert span.feed("is") == [Thought("</this")]
+
+
+def test_case_21_the_third_identical_call_in_a_row_ends_the_reply() -> None:
+    detector = RepeatDetector()
+    assert [detector.feed("f", "{}") for _ in range(3)] == [False, False, True]
+    other = RepeatDetector()
+    calls = [("f", "1"), ("g", "1"), ("f", "1"), ("f", "2"), ("f", "2"), ("f", "1"), ("f", "1"), ("f", "1")]
+    assert [other.feed(*call) for call in calls] == [False] * 7 + [True]

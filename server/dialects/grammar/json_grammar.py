@@ -82,7 +82,7 @@ class JsonRules:
         return "any_object" if keywords == {"type": "object"} else self._left_to_json(schema)
 
     def members(self, rule: str, pieces: Sequence[tuple[str, bool]], separator: str = "") -> None:
-        """Add `rule`: all required and some optional members; `pieces` are expressions, and whether each is required."""
+        """Add `rule`: all required and some optional members; `pieces` are expressions and whether each is required."""
         names = [f"{rule}_{i}" for i in range(len(pieces))]
         self.lines += [f"{name}: {piece}" for name, (piece, _) in zip(names, pieces, strict=True)]
         if all(required for _, required in pieces):

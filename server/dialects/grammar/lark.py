@@ -5,7 +5,7 @@
     required                start: opener rest (separator opener rest)*
     none                    start: TEXT, without any opener
     an answer format        start: answer, or calls as well in auto
-    must_answer             NOT_BLANK for TEXT where no call follows
+    must_answer             NON_BLANK for TEXT where no call follows
 
 An opener is one token where the vocabulary has it, and may also be spelled out of smaller ones: both open a call, so
 whatever the grammar admits is read as a valid call. Text may hold anything else.
@@ -69,7 +69,7 @@ def pattern_of(text: str) -> str:
 
 
 def json_calls(spec: ConstraintSpec, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
-    """Yield the rule `call`, one call with JSON arguments, and its parts; `around` gives what encloses the arguments."""
+    """Yield the rule `call`, one call with JSON arguments, and its parts; `around` gives the text around arguments."""
     tools = callable_tools(spec)
     yield one_of_calls(tools)
     for i, tool in enumerate(tools):
@@ -133,9 +133,7 @@ def constraint(
     calls = bool(callable_tools(spec))
     if not calls and spec.answer is None and not spec.tools:
         return (
-            Constraint(f"start: NON_BLANK_TEXT\nNON_BLANK_TEXT: {NOT_BLANK}\n")
-            if spec.must_answer
-            else None
+            Constraint(f"start: NON_BLANK\nNON_BLANK: {NOT_BLANK}\n") if spec.must_answer else None
         )
     lines = [_start(spec, calls, separator is not None)]
     if calls:
@@ -146,7 +144,7 @@ def constraint(
         lines += rules
         if spec.choice.mode == "auto" and spec.answer is None:
             lines += _lines_of_text(openers) if line_start else _free_text(spec, openers)
-            lines += [f"NON_BLANK_TEXT: TEXT & {NOT_BLANK}"] if spec.must_answer else []
+            lines += [f"NON_BLANK: TEXT & {NOT_BLANK}"] if spec.must_answer else []
     elif spec.answer is None:
         shut_out = "|".join(pattern_of(word) for word in openers)
         before = r"((?s:.*)\n)?" if line_start else "(?s:.*)"
@@ -167,9 +165,7 @@ def _start(spec: ConstraintSpec, calls: bool, repeats: bool) -> str:
     if spec.answer is not None:
         return f"start: {lead}(answer | {several})"
     if spec.must_answer:
-        return (
-            "start: open_call+ TEXT? | NON_BLANK_TEXT" if spec.choice.parallel else "start: open_call | NON_BLANK_TEXT"
-        )
+        return "start: open_call+ TEXT? | NON_BLANK" if spec.choice.parallel else "start: open_call | NON_BLANK"
     return "start: open_call* TEXT?" if spec.choice.parallel else "start: open_call | TEXT?"
 
 

@@ -65,7 +65,7 @@ def _literal(spec: ConstraintSpec, form: TagForm, text: str) -> str:
 
 
 def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], tuple[str, str]]) -> Iterator[str]:
-    """Yield the rule `call`, one call in this form, and its parts; `around` gives what encloses the arguments."""
+    """Yield the rule `call`, one call in this form, and its parts; `around` gives the text around arguments."""
     tools = callable_tools(spec)
     yield one_of_calls(tools)
     yield f"RAW: /(?s:.*)/ & ~/(?s:.*)({form.ends})(?s:.*)/"

@@ -1,6 +1,6 @@
 """Convert calls with tagged arguments, as of Qwen3-Coder and GLM, to one JSON object.
 
-A string is emitted while it is being written; any other value when it is complete, because its type is not known before.
+A string is emitted while it is being written; any other value when it is complete, as its type is not known before.
 """
 
 from collections.abc import Callable, Generator, Sequence

@@ -1,6 +1,7 @@
 """Incremental text buffer, event sink, and the driver of a dialect's parser coroutine.
 
-A parser is a generator that reads the buffer and yields where it needs more text. `IncrementalParser` turns that generator into the `feed` and `close` of the Parser protocol.
+A parser is a generator that reads the buffer and yields where it needs more text. `IncrementalParser` turns
+it into the `feed` and `close` of the Parser protocol.
 """
 
 import re

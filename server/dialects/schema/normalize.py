@@ -72,7 +72,7 @@ def _modernised(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_plain_parts(node: dict[str, Any], parts: list[Any]) -> dict[str, Any]:
-    """Merge the parts of `allOf` that have only scalar keywords, none of them in conflict, into the keywords beside it."""
+    """Merge parts of `allOf` that have only scalar keywords, none in conflict, into the keywords beside it."""
     apart = []
     for part in parts:
         plain = isinstance(part, Mapping) and part.keys() <= {*PLAIN_WORDS, *ANNOTATIONS}

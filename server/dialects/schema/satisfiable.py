@@ -145,7 +145,7 @@ class _Search:
         return self.faults.get(path, path)
 
     def _is_satisfiable(self, node: dict[str, Any]) -> bool:
-        """Whether the keywords of this schema leave a value; `const` and `enum` keep the values that satisfy the others."""
+        """Whether the keywords leave a value; `const` and `enum` keep the values that satisfy the others."""
         if node.get("not") in ({}, True) or [] in (node.get("anyOf"), node.get("oneOf")):
             return False
         key, name = _target(node.get("$ref"))

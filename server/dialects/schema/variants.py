@@ -17,7 +17,7 @@ APART = {
 
 
 def variants(schema: Any) -> list[dict[str, Any]]:
-    """Return object schemas whose keywords are only `properties`, `required`, `additionalProperties` and the size of a map."""
+    """Return object schemas with only `properties`, `required`, `additionalProperties` and the size of a map."""
     found = _expand(schema, 8) if isinstance(schema, Mapping) else []
     plain = [_plain(one) for one in found]
     return plain if 0 < len(plain) <= MAX_VARIANTS else [_all_optional(plain)]
