@@ -132,9 +132,7 @@ def constraint(
     check_format(spec)
     calls = bool(callable_tools(spec))
     if not calls and spec.answer is None and not spec.tools:
-        return (
-            Constraint(f"start: NON_BLANK\nNON_BLANK: {NOT_BLANK}\n") if spec.must_answer else None
-        )
+        return Constraint(f"start: NON_BLANK\nNON_BLANK: {NOT_BLANK}\n") if spec.must_answer else None
     lines = [_start(spec, calls, separator is not None)]
     if calls:
         opener, rest = next(iter(openers.items()))
