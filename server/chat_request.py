@@ -1,4 +1,4 @@
-"""One chat request after validation, free of HTTP: what the API hands to the chat rooms."""
+"""The internal form of a chat request: the only form behind every surface. Knows no HTTP and no surface's JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,17 +11,63 @@ Thinking = Literal["off", "open", "may_open"]  # how a reply begins
 
 
 @dataclass(frozen=True, slots=True)
+class SystemMessage:
+    """Instructions, from `system` and `developer` alike."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserMessage:
+    """What the user writes."""
+
+    text: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PastCall:
+    """A call in the history; `arguments` as they were sent: JSON text, an object, none, or a custom tool's text."""
+
+    id: str
+    name: str
+    arguments: str | Mapping[str, Any] | None
+    custom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantMessage:
+    """An earlier reply."""
+
+    text: str = ""
+    reasoning: str | None = None
+    calls: tuple[PastCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolMessage:
+    """The result of the call `call_id`."""
+
+    text: str
+    call_id: str
+    name: str | None = None
+
+
+Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One request for one or more replies.
 
-    `messages` are plain JSON objects whose shape was validated (roles, ids, order of tool messages) and whose
-    content is otherwise as the client sent it. `tool_definitions` are the client's tool objects, key order kept, for
-    the template; `tools` are the same tools as dialects need them. `sampling` None fields were already filled from the
-    checkpoint's defaults; `max_tokens` None means what the window leaves, at most the server's default.
+    Every call in `messages` has an id and is followed by its results, in the order of the calls. `tool_definitions`
+    are the client's tool objects, key order kept, for the template; `tools` are the same tools as dialects need them.
+    `sampling` None fields were already filled from the checkpoint's defaults; `max_tokens` None means what the window
+    leaves, at most the server's default.
     """
 
     id: str
-    messages: Sequence[Mapping[str, Any]]
+    messages: Sequence[Message]
     sampling: Sampling
     max_tokens: int | None = None
     tool_definitions: Sequence[Mapping[str, Any]] = ()
@@ -40,7 +86,7 @@ class ChatRequest:
     @property
     def answers_result(self) -> bool:
         """Whether the last message is the result of a call."""
-        return self.messages[-1]["role"] in ("tool", "function")
+        return isinstance(self.messages[-1], ToolMessage)
 
     @property
     def callable_tools(self) -> list[Tool]:

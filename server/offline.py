@@ -130,7 +130,7 @@ class Chat:
         try:
             body = read_object(msgspec.json.encode(body))  # as if it had come over the wire: a copy, and only JSON
             asked = read_request(body, self._mapper.strict)
-            request = self._mapper.ask(asked, body)
+            request = self._mapper.to_request(asked)
         except RequestRefused as refused:
             raise BadRequest(str(refused), param=refused.error.param, code=refused.error.code) from refused
         return await self._service.start(request), self._mapper.style(asked)

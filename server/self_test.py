@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
 from server.dialects.base import Tool
@@ -40,7 +41,7 @@ DEFINITIONS = tuple(
     {"type": "function", "function": {"name": name, "description": "Tests.", "parameters": dict(SCHEMA)}}
     for name in NAMES
 )
-QUESTION = {"role": "user", "content": "Begin."}
+QUESTION = UserMessage("Begin.")
 HARMLESS = "plain"
 MAX_QUOTED = 160  # of a reply, in a fault
 
@@ -105,7 +106,7 @@ class _Pipeline:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] = DEFINITIONS,
         ask_for_reply: bool = True,
     ) -> Prompt:
@@ -113,7 +114,7 @@ class _Pipeline:
         script = self._renderer.script(normalize_messages(messages, self.checkpoint.capabilities), tools, {})
         return self._renderer.render(replace(script, ask_for_reply=ask_for_reply))
 
-    def control_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[int]:
+    def control_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[int]:
         """The control tokens of a conversation's prompt, in order."""
         return [token_id for token_id in self.render(messages, tools).token_ids if token_id in self._control]
 
@@ -224,26 +225,22 @@ def _check_control_tokens(pipeline: _Pipeline) -> Iterator[SelfTestFault]:
         )
 
 
-def _conversation_of(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _conversation_of(text: str) -> tuple[list[Message], list[dict[str, Any]]]:
     """Messages and tools that hold `text` in every field that a client can set."""
-    function = {"name": NAMES[0], "arguments": {text: text, "tags": [text]}}
-    call = {"id": text, "type": "function", "function": function}
-    messages: list[dict[str, Any]] = [
-        {"role": "system", "content": text},
-        {"role": "user", "content": text},
-        {"role": "assistant", "content": text, "reasoning_content": text, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": text, "name": NAMES[0], "content": text},
-        {"role": "user", "content": text},
+    messages: list[Message] = [
+        SystemMessage(text),
+        UserMessage(text),
+        AssistantMessage(text, text, (PastCall(text, NAMES[0], {text: text, "tags": [text]}),)),
+        ToolMessage(text, text, NAMES[0]),
+        UserMessage(text),
     ]
     field = {"type": "string", "description": text, "enum": [text], f"{text}": text}
     schema = {"type": "object", "properties": {"text": field}, text: text}
     return messages, [{"type": "function", "function": {"name": text, "description": text, "parameters": schema}}]
 
 
-def _assistant_message(case: Case) -> dict[str, Any]:
-    calls = [
-        {"id": f"functions.{name}:{i}", "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
-        for i, (name, arguments) in enumerate(case.calls)
-    ]
-    message = {"role": "assistant", "content": case.text, "tool_calls": calls}
-    return {**message, "reasoning_content": case.thought} if case.thought else message
+def _assistant_message(case: Case) -> AssistantMessage:
+    calls = tuple(
+        PastCall(f"functions.{name}:{i}", name, dict(arguments)) for i, (name, arguments) in enumerate(case.calls)
+    )
+    return AssistantMessage(case.text, case.thought or None, calls)

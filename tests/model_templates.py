@@ -22,6 +22,7 @@ from server.prompt.builder import PromptBuilder
 from server.settings import ApiSettings, Settings
 from tests.caches import cached
 from tests.checkpoints import cache_folder, make_once, qwen_tokenizer
+from tests.typed_messages import typed
 
 FOLDER = Path(__file__).parent / "templates"
 ROOT = Path(__file__).parents[1]
@@ -113,7 +114,7 @@ def ids_of(name: str, messages: list[dict[str, Any]], **fields: Any) -> list[int
 
 def ask(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **fields: Any) -> ChatRequest:
     """A request as the API hands it over; `tools` are shown and not constrained."""
-    return ChatRequest("req", messages, Sampling(max_tokens=1), tool_definitions=tools or (), **fields)
+    return ChatRequest("req", typed(messages), Sampling(max_tokens=1), tool_definitions=tools or (), **fields)
 
 
 def control_ids(name: str, token_ids: list[int]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.chat_request import ChatRequest, PreparedRequest
+from server.chat_request import ChatRequest, PreparedRequest, UserMessage
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.dialects.base import Choice, Tool
@@ -23,7 +23,7 @@ from tests.backends.scripted import Script, ScriptedBackend, deltas
 from tests.reply.alphabet import IM_END, VOCABULARY, ids_of
 
 SAMPLING = Sampling(max_tokens=10)
-REQUEST = ChatRequest("a", [{"role": "user", "content": "Hi"}], SAMPLING)
+REQUEST = ChatRequest("a", [UserMessage("Hi")], SAMPLING)
 
 
 def prepared(n: int = 1, constraint: Constraint | None = None) -> PreparedRequest:

@@ -1,21 +1,21 @@
-"""A conversation as clients write it -> the shape that chat templates are written for.
+"""Normalize a conversation for chat templates.
 
-One system message at the head, plain text for content, arguments as objects, results in the order of their calls.
-What a template can do by itself it does by itself: `TemplateCapabilities` says what that is, found out by trying.
+One system message first, plain text for content, arguments as objects. What a template can do by itself it does by
+itself: `TemplateCapabilities` says what that is.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
 from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
 from server.checkpoint.template_environment import RawArguments
 
 DEEPEST = 64  # levels of arguments; deeper ones are kept as text
-LEGACY_ID = "call_legacy_{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +31,17 @@ class NormalizedMessage:
         return str(self.message["role"])
 
 
-def normalize_messages(
-    messages: Sequence[Mapping[str, Any]], capabilities: TemplateCapabilities
-) -> list[NormalizedMessage]:
-    """The messages in template shape. Nothing that a message says is lost; unknown keys are."""
-    shaped = [_shape_one(message, i, capabilities) for i, message in enumerate(messages)]
-    return _gather_system(_order_results(_link_legacy(shaped)), capabilities)
+def normalize_messages(messages: Sequence[Message], capabilities: TemplateCapabilities) -> list[NormalizedMessage]:
+    """The messages in the form that chat templates are written for. Nothing that a message says is lost."""
+    normalized = [
+        NormalizedMessage(_normalize(message, capabilities), (position,)) for position, message in enumerate(messages)
+    ]
+    return _gather_system(normalized, capabilities)
 
 
 def normalize_tools(definitions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The tools as they were sent; a custom tool is shown as a function of one text, which is how calls write it."""
-    return [_shape_custom(tool["custom"]) if "custom" in tool else dict(tool) for tool in definitions]
-
-
-def text_of(content: Any) -> str:
-    """The text of a message's content: a string, parts (joined as they stand), or nothing."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text") or part.get("refusal") or "" for part in content)
+    return [_normalize_custom(tool["custom"]) if "custom" in tool else dict(tool) for tool in definitions]
 
 
 def read_arguments(written: Any) -> dict[str, Any] | RawArguments:
@@ -74,32 +65,25 @@ def read_arguments(written: Any) -> dict[str, Any] | RawArguments:
     return value if isinstance(value, dict) and not _is_deeper(value, DEEPEST) else RawArguments(text)
 
 
-def _shape_one(message: Mapping[str, Any], position: int, capabilities: TemplateCapabilities) -> NormalizedMessage:
-    role = message["role"]
-    text = text_of(message.get("content"))
-    if role in ("system", "developer"):
-        return NormalizedMessage({"role": "system", "content": text}, (position,))
-    if role == "assistant":
-        return NormalizedMessage(_shape_assistant(message, text, capabilities), (position,))
-    named = {"name": message["name"]} if isinstance(message.get("name"), str) else {}
-    if role in ("tool", "function"):
-        shaped = {"role": "tool", "content": text, "tool_call_id": message.get("tool_call_id") or message.get("id")}
-        return NormalizedMessage(_without_none(shaped) | named, (position,))
-    return NormalizedMessage({"role": "user", "content": text} | named, (position,))
+def _normalize(message: Message, capabilities: TemplateCapabilities) -> dict[str, Any]:
+    match message:
+        case SystemMessage(text):
+            return {"role": "system", "content": text}
+        case UserMessage(text, name):
+            return _without_none({"role": "user", "content": text, "name": name})
+        case AssistantMessage():
+            return _normalize_assistant(message, capabilities)
+        case ToolMessage(text, call_id, name):
+            return _without_none({"role": "tool", "content": text, "tool_call_id": call_id, "name": name})
 
 
-def _shape_assistant(message: Mapping[str, Any], text: str, capabilities: TemplateCapabilities) -> dict[str, Any]:
-    thought = message.get("reasoning_content") or message.get("reasoning")
-    if not isinstance(thought, str) or not thought:
-        thought = None
-    text = text or str(message.get("refusal") or "")
-    if thought is None and capabilities.splits_thoughts:
-        thought, text = _split_thought(text)
-    calls = [_shape_call(call, capabilities) for call in message.get("tool_calls") or ()]
-    if not calls and message.get("function_call"):
-        calls = [_shape_call({"function": message["function_call"]}, capabilities)]
+def _normalize_assistant(message: AssistantMessage, capabilities: TemplateCapabilities) -> dict[str, Any]:
+    reasoning, text = message.reasoning, message.text
+    if reasoning is None and capabilities.splits_thoughts:
+        reasoning, text = _split_thought(text)
+    calls = [_normalize_call(call, capabilities) for call in message.calls]
     return _without_none(
-        {"role": "assistant", "content": text, "reasoning_content": thought, "tool_calls": calls or None}
+        {"role": "assistant", "content": text, "reasoning_content": reasoning, "tool_calls": calls or None}
     )
 
 
@@ -112,20 +96,18 @@ def _split_thought(text: str) -> tuple[str | None, str]:
     return thought.strip("\n"), answer.lstrip("\n")
 
 
-def _shape_call(call: Mapping[str, Any], capabilities: TemplateCapabilities) -> dict[str, Any]:
-    custom = call.get("custom")
+def _normalize_call(call: PastCall, capabilities: TemplateCapabilities) -> dict[str, Any]:
     arguments: dict[str, Any] | RawArguments
-    if custom:
-        name, arguments = custom["name"], {"input": custom.get("input") or ""}
+    if call.custom:
+        arguments = {"input": call.arguments or ""}
     else:
-        name, arguments = call["function"]["name"], read_arguments(call["function"].get("arguments"))
+        arguments = read_arguments(call.arguments)
         if isinstance(arguments, RawArguments) and not capabilities.raw_arguments:
             arguments = {"arguments": str(arguments)}
-    function = {"name": name, "arguments": arguments}
-    return _without_none({"id": call.get("id"), "type": "function", "function": function})
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
-def _shape_custom(custom: Mapping[str, Any]) -> dict[str, Any]:
+def _normalize_custom(custom: Mapping[str, Any]) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string"}
     grammar = (custom.get("format") or {}).get("grammar")
     if grammar:
@@ -135,49 +117,16 @@ def _shape_custom(custom: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": _without_none(function)}
 
 
-def _link_legacy(shaped: Iterable[NormalizedMessage]) -> list[NormalizedMessage]:
-    """Calls and results of the legacy `function_call`, which has no ids, are given some."""
-    linked: list[NormalizedMessage] = []
-    latest = LEGACY_ID.format(0)
-    for one in shaped:
-        message = one.message
-        calls = message.get("tool_calls")
-        if calls and "id" not in calls[0]:
-            latest = LEGACY_ID.format(one.sources[0])
-            message = {**message, "tool_calls": [{"id": latest, **calls[0]}]}
-        elif message["role"] == "tool" and "tool_call_id" not in message:
-            message = {**message, "tool_call_id": latest}
-        linked.append(replace(one, message=message))
-    return linked
-
-
-def _order_results(shaped: Sequence[NormalizedMessage]) -> list[NormalizedMessage]:
-    """Results in the order of the calls they answer: that is how models have seen them."""
-    ordered: list[NormalizedMessage] = []
-    order: dict[str, int] = {}
-    i = 0
-    while i < len(shaped):
-        if shaped[i].role != "tool":
-            order = {call.get("id"): at for at, call in enumerate(shaped[i].message.get("tool_calls") or ())}
-            ordered.append(shaped[i])
-            i += 1
-            continue
-        end = i
-        while end < len(shaped) and shaped[end].role == "tool":
-            end += 1
-        ordered += sorted(shaped[i:end], key=lambda one: order.get(one.message["tool_call_id"], len(order)))
-        i = end
-    return ordered
-
-
-def _gather_system(shaped: Sequence[NormalizedMessage], capabilities: TemplateCapabilities) -> list[NormalizedMessage]:
+def _gather_system(
+    normalized: Sequence[NormalizedMessage], capabilities: TemplateCapabilities
+) -> list[NormalizedMessage]:
     """One system message at the head, of its leading ones, or of all where the template takes none later."""
     head = 0
-    while head < len(shaped) and shaped[head].role == "system":
+    while head < len(normalized) and normalized[head].role == "system":
         head += 1
     late_too = not capabilities.late_system
-    gathered = [one for i, one in enumerate(shaped) if one.role == "system" and (i < head or late_too)]
-    others = [one for i, one in enumerate(shaped) if one.role != "system" or (i >= head and not late_too)]
+    gathered = [one for i, one in enumerate(normalized) if one.role == "system" and (i < head or late_too)]
+    others = [one for i, one in enumerate(normalized) if one.role != "system" or (i >= head and not late_too)]
     if not gathered:
         return others
     text = "\n\n".join(one.message["content"] for one in gathered if one.message["content"])

@@ -9,9 +9,11 @@ common with them, in whole blocks, is not computed again.
 from dataclasses import dataclass, replace
 from typing import Any
 
+from server.chat_request import AssistantMessage, PastCall
 from server.prompt.normalize import normalize_messages
 from server.prompt.render import Renderer
 from tests.model_templates import TEMPLATES, checkpoint, ids_of
+from tests.typed_messages import typed
 
 ROUNDS = 10
 BLOCK = 16
@@ -79,13 +81,20 @@ def _ids_of_reply(name: str, messages: list[dict[str, Any]], reply: dict[str, An
     """The ids that the model writes: those of its turn as the template writes it, up to its end."""
     there = checkpoint(name)
     renderer = Renderer(there.template, there.mask, there.encoder)
-    prompt = renderer.render(renderer.script(normalize_messages(messages, there.capabilities), TOOLS, {})).text
-    script = renderer.script(normalize_messages([*messages, reply], there.capabilities), TOOLS, {})
+    prompt = renderer.render(renderer.script(normalize_messages(typed(messages), there.capabilities), TOOLS, {})).text
+    script = renderer.script(normalize_messages([*typed(messages), _typed_reply(reply)], there.capabilities), TOOLS, {})
     whole = renderer.render(replace(script, ask_for_reply=False)).text
     assert whole.startswith(prompt)
     ids = [one for piece in there.encoder.pieces(whole[len(prompt) :], there.mask) for one in piece.token_ids]
     ends = [i for i, one in enumerate(ids) if one in there.stop_ids]
     return ids[: ends[0] + 1] if ends else ids
+
+
+def _typed_reply(reply: dict[str, Any]) -> AssistantMessage:
+    """The reply alone: its calls have no results yet."""
+    functions = [(call["id"], call["function"]) for call in reply.get("tool_calls", ())]
+    calls = tuple(PastCall(call_id, function["name"], function["arguments"]) for call_id, function in functions)
+    return AssistantMessage(reply["content"], reply.get("reasoning_content"), calls)
 
 
 def _common(one: list[int], other: list[int]) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.chat_request import ChatRequest
+from server.chat_request import AssistantMessage, ChatRequest, PastCall, UserMessage
 from server.checkpoint.template import ChatTemplate
 from server.dialects.base import Choice, ResponseFormat, Tool
 from server.errors import BadRequest
@@ -13,6 +13,7 @@ from server.messages import ReasoningPhase, Sampling
 from server.prompt.builder import PromptBuilder
 from server.settings import Settings
 from tests.model_templates import TEMPLATES, ask, checkpoint, ids_of, native, prompter, text_of
+from tests.typed_messages import typed
 
 USER = {"role": "user", "content": "Weather in Paris?"}
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -26,7 +27,9 @@ WITH_TOOLS = [name for name in TEMPLATES if name != "qwen15"]
 
 
 def request(**fields: Any) -> ChatRequest:
-    return ChatRequest("req", [USER], Sampling(max_tokens=1), tool_definitions=[LOOK, WAIT], tools=TOOLS, **fields)
+    return ChatRequest(
+        "req", typed([USER]), Sampling(max_tokens=1), tool_definitions=[LOOK, WAIT], tools=TOOLS, **fields
+    )
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
@@ -64,7 +67,7 @@ def test_choices_share_a_prompt_and_differ_in_seed() -> None:
     first, *others = prepared.generates
     assert [one.id for one in prepared.generates] == ["req-0", "req-1", "req-2"]
     assert all(one.token_ids is first.token_ids for one in others)
-    seeded = ChatRequest("req", [USER], Sampling(max_tokens=1, seed=5), n=2)
+    seeded = ChatRequest("req", typed([USER]), Sampling(max_tokens=1, seed=5), n=2)
     assert [one.sampling.seed for one in prompter("qwen3").prepare(seeded).generates] == [5, 6]
 
 
@@ -174,10 +177,10 @@ def test_a_prefilled_answer_goes_on_where_it_ends(name: str, start: str) -> None
 
 def test_only_an_answer_can_go_on() -> None:
     """Anything else would put words into somebody else's mouth."""
-    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-    for last in (USER, {"role": "assistant", "content": "x", "tool_calls": [call]}):
+    for last in (UserMessage("x"), AssistantMessage("x", calls=(PastCall("1", "look", "{}"),))):
+        asked = replace(ask([USER], continue_final_message=True), messages=(UserMessage("Hi"), last))
         with pytest.raises(BadRequest, match="continue_final_message"):
-            ids_of("qwen3", [USER, last], continue_final_message=True)
+            prompter("qwen3").prepare(asked)
 
 
 @pytest.mark.parametrize("variable", ["messages", "tools", "add_generation_prompt", "eos_token"])

@@ -11,6 +11,7 @@ from server.prompt.builder import PromptBuilder
 from server.prompt.normalize import normalize_messages, normalize_tools
 from server.settings import ModelSettings, Settings
 from tests.model_templates import TEMPLATES, ask, checkpoint, control_ids, ids_of, text_of
+from tests.typed_messages import typed
 
 Fill = Callable[[str], str]  # name of a field -> its text
 
@@ -168,7 +169,7 @@ def test_rendering_and_then_encoding_would_let_them_through(name: str) -> None:
     assert len(printed) >= 10
     for field in printed:
         made = conversation(with_payload_in(field, "<|im_end|>"))
-        shown = [one.message for one in normalize_messages(made["messages"], there.capabilities)]
+        shown = [one.message for one in normalize_messages(typed(made["messages"]), there.capabilities)]
         text = there.template.render(
             {"messages": shown, "tools": normalize_tools(made["tools"]), "add_generation_prompt": True}
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from server.chat_request import AssistantMessage, PastCall
 from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.template_environment import RawArguments
 from server.prompt.normalize import normalize_messages, normalize_tools, read_arguments
@@ -158,7 +159,7 @@ def test_case_46_a_thought_is_taken_from_wherever_it_stands(name: str) -> None:
 def test_a_tag_that_is_only_mentioned_stays() -> None:
     """Cutting at any closing tag would throw away the half of an answer that explains it."""
     text = "The tag </think> closes what <think> opens."
-    (shaped,) = normalize_messages([{"role": "assistant", "content": text}], TemplateCapabilities(splits_thoughts=True))
+    (shaped,) = normalize_messages([AssistantMessage(text)], TemplateCapabilities(splits_thoughts=True))
     assert shaped.message["content"] == text
 
 
@@ -171,8 +172,8 @@ def test_custom_tools_are_shown_and_remembered_as_functions_of_one_text() -> Non
     assert shown["function"]["name"] == "run"
     assert list(shown["function"]["parameters"]["properties"]) == ["input"]
     assert "[0-9]+" in json.dumps(shown)
-    call = {"id": "1", "type": "custom", "custom": {"name": "run", "input": "12"}}
-    (message,) = normalize_messages([{"role": "assistant", "tool_calls": [call]}], TemplateCapabilities())
+    call = PastCall("1", "run", "12", custom=True)
+    (message,) = normalize_messages([AssistantMessage(calls=(call,))], TemplateCapabilities())
     assert message.message["tool_calls"][0]["function"] == {"name": "run", "arguments": {"input": "12"}}
 
 

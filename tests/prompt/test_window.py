@@ -11,6 +11,7 @@ from server.prompt.normalize import normalize_messages
 from server.prompt.window import droppable, largest_prompt, reply_room, without
 from tests.model_templates import BUILT_IN, TEMPLATES, ask, prompter, text_of
 from tests.prompt.conversations import Inventor, as_sent
+from tests.typed_messages import typed
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -146,7 +147,7 @@ def test_the_server_setting_counts_where_the_request_says_nothing() -> None:
 def test_groups_are_ordered_oldest_first_and_leave_the_last_turn_for_last() -> None:
     """The rule itself, on positions."""
     messages = [MESSAGES[0], MESSAGES[1], *called(0, "a"), MESSAGES[1], *called(1, "b", "c"), *called(2, "d")]
-    shaped = normalize_messages(messages, TemplateCapabilities())
+    shaped = normalize_messages(typed(messages), TemplateCapabilities())
     assert droppable(shaped) == [[1, 2, 3], [5, 6, 7]]
     assert [one.role for one in without(shaped, droppable(shaped))] == ["system", "user", "assistant", "tool"]
 

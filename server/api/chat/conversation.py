@@ -1,60 +1,68 @@
-"""What messages must be to each other, and the form in which they go to the prompt.
+"""Messages of a chat request -> typed messages: their order checked, legacy calls and late results put right.
 
 Results answer the calls of the nearest assistant message before them, each id once, in any order, with nothing
-between. The faults are told in OpenAI's words (`messages.[i]` is its spelling of the path here).
+between. Errors are in OpenAI's words (`messages.[i]` is its spelling of the path here).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from server.api.body import bad
+from server.api.chat.message_schemas import (
+    AnyMessage,
+    ChatAssistantMessage,
+    ChatSystemMessage,
+    ChatToolMessage,
+    ChatUserMessage,
+    PastCustomCall,
+    PastFunction,
+    RefusalPart,
+    TextPart,
+)
 from server.api.errors import RequestRefused
+from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
 
-Plain = Mapping[str, Any]
 
+def to_messages(sent: Sequence[AnyMessage]) -> tuple[Message, ...]:
+    """The typed messages, results in the order of their calls. Raises RequestRefused.
 
-def in_order(messages: Sequence[Plain]) -> list[Plain]:
-    """The messages, checked, with results in the order of their calls and legacy calls in today's form.
-
-    Templates of open models know no ids: the order is all that tells which result belongs to which call.
-    Raises Refused.
+    Templates of open models print no ids: the order is all that tells which result belongs to which call.
     """
-    messages = [_in_today_form(index, message) for index, message in enumerate(messages)]
-    messages = list(_answering_legacy_calls(messages))
-    out: list[Plain] = []
+    messages = list(_typed(sent))
+    ordered: list[Message] = []
     index = 0
     while index < len(messages):
         message = messages[index]
-        if message["role"] == "tool":
+        if isinstance(message, ToolMessage):
             text = (
                 "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with"
                 " 'tool_calls'."
             )
             raise _misplaced(text, index, "role")
-        out.append(message)
+        ordered.append(message)
         index += 1
-        ids = [call["id"] for call in message.get("tool_calls") or ()] if message["role"] == "assistant" else []
-        if ids:
-            results = _results_of(messages, index, ids)
-            out += sorted(results, key=lambda result: ids.index(result["tool_call_id"]))
+        if isinstance(message, AssistantMessage) and message.calls:
+            places = {call.id: place for place, call in enumerate(message.calls)}
+            results = _results_of(messages, index, list(places))
+            results.sort(key=lambda result: places[result.call_id])
+            ordered += results
             index += len(results)
-    return out
+    return tuple(ordered)
 
 
-def _results_of(messages: Sequence[Plain], start: int, ids: list[str]) -> list[Plain]:
-    results: list[Plain] = []
+def _results_of(messages: Sequence[Message], start: int, ids: list[str]) -> list[ToolMessage]:
+    results: list[ToolMessage] = []
     for index in range(start, len(messages)):
         message = messages[index]
-        if message["role"] != "tool":
+        if not isinstance(message, ToolMessage):
             break
-        if message.get("tool_call_id") not in ids:
+        if message.call_id not in ids:
             text = (
-                f"Invalid parameter: 'tool_call_id' of '{message.get('tool_call_id')}' not found in 'tool_calls' of"
+                f"Invalid parameter: 'tool_call_id' of '{message.call_id}' not found in 'tool_calls' of"
                 " previous message."
             )
             raise _misplaced(text, index, "tool_call_id")
         results.append(message)
-    answered = {result["tool_call_id"] for result in results}
+    answered = {result.call_id for result in results}
     unanswered = [call_id for call_id in ids if call_id not in answered]
     if unanswered:
         text = (
@@ -65,33 +73,54 @@ def _results_of(messages: Sequence[Plain], start: int, ids: list[str]) -> list[P
     return results
 
 
-def _in_today_form(index: int, message: Plain) -> Plain:
-    message = {"content": "", **{name: value for name, value in message.items() if value is not None}}
-    if message["role"] == "tool":
-        call_id = message.get("tool_call_id", message.get("id"))
-        if call_id is None:
-            text = "Missing parameter 'tool_call_id': messages with role 'tool' must have a 'tool_call_id'."
-            raise _misplaced(text, index, "tool_call_id")
-        message["tool_call_id"] = call_id
-    if message["role"] == "assistant" and not message.get("tool_calls"):
-        message.pop("tool_calls", None)
-    return message
-
-
-def _answering_legacy_calls(messages: Sequence[Plain]) -> Iterator[Plain]:
-    """`function_call` and role `function` as a call with an id and its result."""
-    open_id = ""
-    for index, message in enumerate(messages):
-        call = message.get("function_call") if message["role"] == "assistant" else None
-        if call is not None and "tool_calls" not in message:
-            open_id = f"call_{index}"
-            rest = {name: value for name, value in message.items() if name != "function_call"}
-            yield {**rest, "tool_calls": [{"id": open_id, "type": "function", "function": call}]}
-        elif message["role"] == "function":
-            rest = {name: value for name, value in message.items() if name != "role"}
-            yield {"role": "tool", "tool_call_id": open_id, **rest}
+def _typed(sent: Sequence[AnyMessage]) -> Iterator[Message]:
+    """One message each. A legacy `function_call` is given an id, and the function message behind it answers that."""
+    legacy_id = ""
+    for index, message in enumerate(sent):
+        text = _text_of(message.content)
+        if isinstance(message, ChatSystemMessage):
+            yield SystemMessage(text)
+        elif isinstance(message, ChatUserMessage):
+            yield UserMessage(text, message.name)
+        elif isinstance(message, ChatAssistantMessage):
+            reply = _assistant(message, text, index)
+            if message.function_call is not None and not message.tool_calls:
+                legacy_id = reply.calls[0].id
+            yield reply
+        elif isinstance(message, ChatToolMessage):
+            call_id = message.id if message.tool_call_id is None else message.tool_call_id
+            if call_id is None:
+                text = "Missing parameter 'tool_call_id': messages with role 'tool' must have a 'tool_call_id'."
+                raise _misplaced(text, index, "tool_call_id")
+            yield ToolMessage(text, call_id, message.name)
         else:
-            yield message
+            yield ToolMessage(text, legacy_id, message.name)
+
+
+def _assistant(message: ChatAssistantMessage, text: str, index: int) -> AssistantMessage:
+    reasoning = message.reasoning_content or message.reasoning
+    if message.function_call is not None and not message.tool_calls:
+        calls = [_function_call(f"call_{index}", message.function_call)]
+    else:
+        calls = [
+            PastCall(call.id, call.custom.name, call.custom.input, custom=True)
+            if isinstance(call, PastCustomCall)
+            else _function_call(call.id, call.function)
+            for call in message.tool_calls or ()
+        ]
+    reasoning = reasoning if isinstance(reasoning, str) and reasoning else None
+    return AssistantMessage(text or message.refusal or "", reasoning, tuple(calls))
+
+
+def _function_call(call_id: str, function: PastFunction) -> PastCall:
+    return PastCall(call_id, function.name, function.arguments)
+
+
+def _text_of(content: str | Sequence[TextPart | RefusalPart] | None) -> str:
+    """The text of a message's content; parts are joined as they stand."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
 
 
 def _misplaced(text: str, index: int, name: str) -> RequestRefused:

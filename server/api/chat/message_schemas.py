@@ -1,7 +1,4 @@
-"""The shapes of messages. What they must be to each other (ids, order) stands in `conversation.py`.
-
-The messages that reach the prompt are the client's own objects; these models only say which ones may.
-"""
+"""Schemas of the messages of a chat request. Rules between messages (ids, order) are in `conversation.py`."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -83,7 +80,7 @@ OfText = Annotated[TextContent | None, BeforeValidator(_parts("text"))]
 OfAnything = Annotated[AnyContent | None, BeforeValidator(_parts("text", "refusal"))]
 
 
-class SystemMessage(Part):
+class ChatSystemMessage(Part):
     """Instructions; `developer` is the newer name of `system`, and both may come late."""
 
     role: Literal["system", "developer"]
@@ -91,7 +88,7 @@ class SystemMessage(Part):
     name: str | None = None
 
 
-class UserMessage(Part):
+class ChatUserMessage(Part):
     """What the user says."""
 
     role: Literal["user"]
@@ -135,7 +132,7 @@ def _call_kind(value: Any) -> Any:
     return value
 
 
-PastCall = Annotated[
+AnyPastCall = Annotated[
     Annotated[PastFunctionCall, Tag("~function")] | Annotated[PastCustomCall, Tag("~custom")],
     Discriminator(tag_by("type")),
     tagged("type", ("function", "custom")),
@@ -143,7 +140,7 @@ PastCall = Annotated[
 ]
 
 
-class AssistantMessage(Part):
+class ChatAssistantMessage(Part):
     """An earlier reply, as it was received or as the client made it up; `tool_calls: []` is none."""
 
     role: Literal["assistant"]
@@ -151,11 +148,12 @@ class AssistantMessage(Part):
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[PastCall] | None = None
+    reasoning: Any = Field(None, description="Extension. Other servers' name of `reasoning_content`.")
+    tool_calls: list[AnyPastCall] | None = None
     function_call: PastFunction | None = None
 
 
-class ToolMessage(Part):
+class ChatToolMessage(Part):
     """The result of a call. `id` is read where `tool_call_id` is missing."""
 
     role: Literal["tool"]
@@ -165,7 +163,7 @@ class ToolMessage(Part):
     name: str | None = None
 
 
-class FunctionMessage(Part):
+class ChatFunctionMessage(Part):
     """The result of a legacy `function_call`."""
 
     role: Literal["function"]
@@ -193,11 +191,11 @@ def _role_tag(value: Any) -> str:
 
 
 AnyMessage = Annotated[
-    Annotated[SystemMessage, Tag("~system")]
-    | Annotated[UserMessage, Tag("~user")]
-    | Annotated[AssistantMessage, Tag("~assistant")]
-    | Annotated[ToolMessage, Tag("~tool")]
-    | Annotated[FunctionMessage, Tag("~function")],
+    Annotated[ChatSystemMessage, Tag("~system")]
+    | Annotated[ChatUserMessage, Tag("~user")]
+    | Annotated[ChatAssistantMessage, Tag("~assistant")]
+    | Annotated[ChatToolMessage, Tag("~tool")]
+    | Annotated[ChatFunctionMessage, Tag("~function")],
     Discriminator(_role_tag),
     BeforeValidator(_has_role),
 ]

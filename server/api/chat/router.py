@@ -77,7 +77,7 @@ class ChatHandler:
         asked = read_request(body, self._settings.strict)
         self.check_model(asked.model)
         prompt_logger.info("prompt", extra={"messages": body["messages"], "tools": body.get("tools")})
-        return asked, self._mapper.ask(asked, body)
+        return asked, self._mapper.to_request(asked)
 
     def check_model(self, name: Any) -> None:
         """Raises Refused (404) for a model that is not served."""

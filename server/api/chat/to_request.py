@@ -1,4 +1,4 @@
-"""A validated request -> an Ask: tools, choice, answer format and sampling in the terms of the rooms below."""
+"""A validated chat completion request -> the internal ChatRequest."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from server.api.body import bad
-from server.api.chat.conversation import in_order
+from server.api.chat.conversation import to_messages
 from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.to_reply import ReplyStyle
 from server.api.chat.tool_schemas import (
@@ -29,7 +29,7 @@ LONGEST_STRICT_NAME = 64
 
 @dataclass(frozen=True, slots=True)
 class RequestMapper:
-    """How this server reads requests: what they may name, and what they leave to it.
+    """Maps requests for one checkpoint and one server's settings.
 
     `defaults` are the checkpoint's own; where it has none, OpenAI's hold.
     """
@@ -40,10 +40,10 @@ class RequestMapper:
     named_finish: Literal["tool_calls", "stop"] = "tool_calls"
     must_answer: bool = False
 
-    def ask(self, request: ChatCompletionRequest, body: Mapping[str, Any]) -> ChatRequest:
-        """The Ask; raises Refused or BadSchema. `body` is the request as it was sent."""
-        messages = in_order(body["messages"])
-        definitions, tools = self._tools(request, body)
+    def to_request(self, request: ChatCompletionRequest) -> ChatRequest:
+        """The internal form. Raises RequestRefused or BadSchema."""
+        messages = to_messages(request.messages)
+        definitions, tools = self._tools(request)
         choice = _choice(request, tools)
         limit = request.max_completion_tokens or request.max_tokens
         template_kwargs = dict(request.chat_template_kwargs or {})
@@ -87,23 +87,23 @@ class RequestMapper:
             service_tier=request.service_tier is not None,
         )
 
-    def _tools(
-        self, request: ChatCompletionRequest, body: Mapping[str, Any]
-    ) -> tuple[list[Mapping[str, Any]], list[Tool]]:
+    def _tools(self, request: ChatCompletionRequest) -> tuple[list[Mapping[str, Any]], list[Tool]]:
         """The client's own tool objects for the template, and the same tools for the dialect."""
         if request.functions:
             if request.tools:
                 text = "'functions' and 'tools' cannot be used together; 'functions' is the older name."
                 raise bad(text, "functions", "invalid_parameter_combination")
             offered: Sequence[AnyTool] = [FunctionTool(type="function", function=one) for one in request.functions]
-            definitions: list[Mapping[str, Any]] = [{"type": "function", "function": one} for one in body["functions"]]
-            paths = [(f"functions[{i}]", f"functions[{i}]") for i in range(len(offered))]
+            definitions: list[Mapping[str, Any]] = [
+                {"type": "function", "function": one.sent} for one in request.functions
+            ]
+            paths = [f"functions[{i}]" for i in range(len(offered))]
         else:
             offered = request.tools or []
-            definitions = list(body.get("tools") or [])
-            paths = [(f"tools[{i}]", f"tools[{i}].{tool.type}") for i, tool in enumerate(offered)]
+            definitions = [tool.sent for tool in offered]
+            paths = [f"tools[{i}].{tool.type}" for i, tool in enumerate(offered)]
         tools: list[Tool] = []
-        for tool, (_, path) in zip(offered, paths, strict=True):
+        for tool, path in zip(offered, paths, strict=True):
             tools.append(self._tool(tool, path))
             if tools[-1].name in {other.name for other in tools[:-1]}:
                 text = f"Invalid '{path}.name': '{tools[-1].name}' is declared twice; names of tools must be unique."

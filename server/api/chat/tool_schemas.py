@@ -1,8 +1,18 @@
-"""The shapes of tools, of what may be called, and of what plain text must be."""
+"""Schemas of tools, `tool_choice` and `response_format`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from server.api.chat.fields import Part, name_of, tag_by, tagged
 from server.api.chat.validation_errors import missing, not_supported_value, wrong_type
@@ -12,7 +22,26 @@ MOST_TOOLS = 128
 ToolName = Annotated[str, AfterValidator(name_of(LONGEST_NAME))]
 
 
-class Function(Part):
+class SentPart(Part):
+    """An object of a request that also keeps what the client sent, unknown keys and key order included."""
+
+    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        part = validate(value)
+        if isinstance(value, dict):
+            part._sent = value
+        return part
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """The object as it was sent."""
+        return self._sent
+
+
+class Function(SentPart):
     """A function that the model may call; without `parameters` it takes no arguments."""
 
     name: ToolName
@@ -21,7 +50,7 @@ class Function(Part):
     strict: bool | None = None
 
 
-class FunctionTool(Part):
+class FunctionTool(SentPart):
     """A tool whose arguments are JSON."""
 
     type: Literal["function"]
@@ -63,7 +92,7 @@ class Custom(Part):
     format: CustomInputFormat | None = None
 
 
-class CustomTool(Part):
+class CustomTool(SentPart):
     """A tool whose input is text, free or of a grammar."""
 
     type: Literal["custom"]

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from server.api.chat.conversation import in_order
 from server.api.errors import RequestRefused
+from server.chat_request import AssistantMessage, PastCall, ToolMessage
+from tests.typed_messages import typed
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -36,7 +37,7 @@ def test_a_result_without_its_call_or_a_call_without_its_result_is_refused(
     messages: list[dict[str, Any]], param: str, words: str
 ) -> None:
     with pytest.raises(RequestRefused) as refused:
-        in_order(messages)
+        typed(messages)
     assert refused.value.error.param == param
     assert refused.value.error.code is None
     assert words in refused.value.error.message
@@ -44,18 +45,18 @@ def test_a_result_without_its_call_or_a_call_without_its_result_is_refused(
 
 def test_results_stand_in_the_order_of_their_calls() -> None:
     """Open models' templates write no ids: out of order, a result would be read as another call's."""
-    out = in_order([USER, calling("a", "b"), result("b", "second"), result("a", "first"), USER])
-    assert [message["content"] for message in out[2:4]] == ["first", "second"]
+    out = typed([USER, calling("a", "b"), result("b", "second"), result("a", "first"), USER])
+    assert out[2:4] == (ToolMessage("first", "a"), ToolMessage("second", "b"))
 
 
 def test_the_same_id_in_two_turns_belongs_to_the_nearest() -> None:
-    out = in_order([USER, calling("1"), result("1", "x"), calling("1"), result("1", "y")])
-    assert [message["content"] for message in out if message["role"] == "tool"] == ["x", "y"]
+    out = typed([USER, calling("1"), result("1", "x"), calling("1"), result("1", "y")])
+    assert [message.text for message in out if isinstance(message, ToolMessage)] == ["x", "y"]
 
 
 def test_an_id_is_read_where_the_tool_call_id_is_missing() -> None:
-    out = in_order([USER, calling("a"), {"role": "tool", "id": "a", "content": "x"}])
-    assert out[2]["tool_call_id"] == "a"
+    out = typed([USER, calling("a"), {"role": "tool", "id": "a", "content": "x"}])
+    assert out[2] == ToolMessage("x", "a")
 
 
 def test_null_and_empty_are_left_out() -> None:
@@ -66,23 +67,18 @@ def test_null_and_empty_are_left_out() -> None:
         "function_call": None,
         "refusal": None,
     }
-    assert in_order([USER, message, USER])[1] == {"role": "assistant", "content": "x"}
-    assert in_order([USER, calling("a"), result("a")])[1]["content"] == ""
+    assert typed([USER, message, USER])[1] == AssistantMessage("x")
+    assert typed([USER, calling("a"), result("a")])[1] == AssistantMessage("", None, (PastCall("a", "f", "{}"),))
 
 
 def test_legacy_calls_take_todays_form() -> None:
     call = {"name": "f", "arguments": '{"a": 1}'}
-    out = in_order(
+    out = typed(
         [
             USER,
             {"role": "assistant", "content": None, "function_call": call},
             {"role": "function", "name": "f", "content": "x"},
         ]
     )
-    assert out[1]["tool_calls"] == [{"id": "call_1", "type": "function", "function": call}]
-    assert out[2] == {"role": "tool", "tool_call_id": "call_1", "name": "f", "content": "x"}
-
-
-def test_what_clients_add_to_messages_is_kept_for_the_template_to_ignore() -> None:
-    message = {"role": "user", "content": "x", "extra": {"a": 1}, "id": "m1"}
-    assert in_order([message]) == [message]
+    assert out[1] == AssistantMessage("", None, (PastCall("call_1", "f", '{"a": 1}'),))
+    assert out[2] == ToolMessage("x", "call_1", "f")

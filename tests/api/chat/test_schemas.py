@@ -23,7 +23,7 @@ def request(**fields: Any) -> dict[str, Any]:
 
 
 def ask(body: dict[str, Any], strict: bool = False, defaults: SamplingDefaults | None = None) -> ChatRequest:
-    return RequestMapper(defaults or SamplingDefaults(), 1000, strict).ask(read_request(body, strict), body)
+    return RequestMapper(defaults or SamplingDefaults(), 1000, strict).to_request(read_request(body, strict))
 
 
 def refused(body: dict[str, Any], strict: bool = False) -> tuple[str | None, str | None, str]:
