@@ -55,6 +55,7 @@ class EventStream(StreamingResponse):
         self._ping_interval_s = ping_interval_s
         self._release = release
         self._last_write_s = time.monotonic()
+        self._pending_writes = 0
         self._done = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,16 +93,21 @@ class EventStream(StreamingResponse):
     async def _write(self, send: Send, data: bytes) -> None:
         """Raises ClientStalled if the client takes nothing for too long."""
         self._last_write_s = time.monotonic()
+        self._pending_writes += 1
         try:
             async with asyncio.timeout(STALL_TIMEOUT_S):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError as error:
             raise ClientStalled from error
+        finally:
+            self._pending_writes -= 1
 
     async def _ping(self, send: Send) -> None:
         while not self._done:
             silent_s = time.monotonic() - self._last_write_s
-            if silent_s < self._ping_interval_s:
+            if self._pending_writes:  # a ping that waits behind a stalled write could come after [DONE]
+                await asyncio.sleep(self._ping_interval_s)
+            elif silent_s < self._ping_interval_s:
                 await asyncio.sleep(self._ping_interval_s - silent_s)
             else:
                 await self._write(send, PING)

@@ -77,6 +77,24 @@ async def test_a_client_that_takes_nothing_is_dropped_and_its_work_released(monk
     assert released.is_set()
 
 
+async def test_a_ping_never_waits_behind_another_write() -> None:
+    """It would come out after `[DONE]` where a client takes nothing for a while, and clients stop reading there."""
+    under_way, most = 0, 0
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.05)
+        under_way -= 1
+
+    async def release() -> None:
+        return None
+
+    await run(sse.EventStream(steps([CHUNK], [CHUNK]), 0.01, release), send)
+    assert most == 1
+
+
 async def test_work_is_released_even_if_the_first_byte_cannot_be_sent() -> None:
     """A generator that was never begun runs no `finally`."""
     released = asyncio.Event()
