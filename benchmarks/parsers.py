@@ -2,8 +2,8 @@
 
     python -m benchmarks.parsers
 
-`whole` feeds a reply at once, `tokens` in pieces of four characters, about a token, as a stream brings them. One core,
-and its own time: what else runs on the machine does not count.
+`whole` feeds a reply at once, `tokens` in pieces of four characters, about a token, as in a stream. CPU time of one
+core, independent of other load on the machine.
 """
 
 import sys

@@ -2,15 +2,14 @@
 
     python -m tests.dialects.forced [--tools 200] [--family qwen3] [--out benchmarks/results/forced-calls.json]
 
-Such weights say nothing, so whatever is valid in their replies is the grammar's doing. Temperature 1.5, a seed a tool.
-Drawn from 150,000 ids nearly alike, a string would hardly ever end: `logit_bias` makes what ends one likely enough. It
-lifts no mask. In Qwen3-Coder's format four tokens in a row end a string, which no bias makes likely: there strings
-without a bound of their own get one. A call that `max_tokens` cuts all the same counts as unfinished, and the command
-fails.
+With random weights only the grammar makes a reply valid. Temperature 1.5, one seed per tool. Drawn from 150,000 ids of
+nearly equal probability, a string would hardly ever end: `logit_bias` makes its end likely enough; it does not override
+the mask. In Qwen3-Coder's format four tokens in a row end a string, which no bias makes likely: there strings without a
+`maxLength` get one. A call truncated by `max_tokens` counts as unfinished, and the command fails.
 
-Both ways of one tool are asked at once and among others. Sums are rounded differently beside other rows, and between so
-many ids of nearly the same weight the last bit sometimes decides: where the two differ they are asked again alone,
-and must then be the same (`rounded_apart`).
+The streamed and the complete request of a tool run concurrently, in batches with others. Sums are rounded differently
+in other batches, and between ids of nearly equal probability the last bit sometimes decides: where the two replies
+differ, both requests are sent again alone and must then agree (`rounded_apart`).
 """
 
 import argparse
@@ -31,7 +30,7 @@ from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer
 
 from server.dialects.base import Tool
-from tests.dialects.over_http import Reply, ask
+from tests.dialects.over_http import Reply, send
 from tests.dialects.tools import make_tools
 from tests.families import FAMILIES, family_checkpoint
 from tests.live import Live, live_server
@@ -39,7 +38,7 @@ from tests.live import Live, live_server
 AT_ONCE = 24
 MAX_TOKENS = 3200
 THOUGHTS = 12  # tokens of thought before every fourth call, where the family thinks
-# What ends a string, and how much more likely it becomes: a string of some ten tokens then.
+# Ends of a string and their bias, by which a string has some ten tokens.
 ENDINGS: dict[str, tuple[tuple[str, float], ...]] = {
     "hermes": (('"', 15.5),),
     "react": (('"', 20.0),),
@@ -47,13 +46,13 @@ ENDINGS: dict[str, tuple[tuple[str, float], ...]] = {
     "glm4": (('"', 15.5), ("</arg_value>", 15.5)),
     "qwen3_coder": (('"', 24.0), ("\n</parameter>\n", 24.0)),
 }
-TURN_ENDS = {"qwen3_coder": ("<|im_end|>", 26.0)}  # where a likely line break begins another call as well
+TURN_ENDS = {"qwen3_coder": ("<|im_end|>", 26.0)}  # where a likely line break also begins another call
 MAX_STRING_LENGTH = {"qwen3_coder": 40}  # characters of a string that its schema does not bound
 
 
 @dataclass(slots=True)
 class Outcome:
-    """Of one family."""
+    """Counts of one family."""
 
     family: str
     dialect: str
@@ -71,13 +70,13 @@ class Outcome:
 
 
 def definition(tool: Tool) -> dict[str, Any]:
-    """The tool as a client sends it."""
+    """Return the tool as a client sends it."""
     function: dict[str, Any] = {"name": tool.name, "description": f"Does {tool.name}."}
     return {"type": "function", "function": function | ({"parameters": tool.parameters} if tool.parameters else {})}
 
 
 def bounded(schema: Any, longest: int) -> Any:
-    """The schema with a bound on every string that has none."""
+    """Return the schema with `maxLength` on every string that has none."""
     if isinstance(schema, list):
         return [bounded(one, longest) for one in schema]
     if not isinstance(schema, dict):
@@ -87,7 +86,7 @@ def bounded(schema: Any, longest: int) -> Any:
 
 
 def tools_for(dialect: str) -> list[Tool]:
-    """The tools as this format's models can be asked to call them and come to an end."""
+    """Return the tools, with bounded strings where the format needs them."""
     tools = make_tools()
     if dialect not in MAX_STRING_LENGTH:
         return tools
@@ -95,7 +94,7 @@ def tools_for(dialect: str) -> list[Tool]:
 
 
 def request_for(tools: Sequence[Tool], number: int, bias: dict[str, float], thinks: bool) -> dict[str, Any]:
-    """What is asked of one tool: named or required, one call or several, with thoughts or none, by its number."""
+    """Return the request for one tool; its number decides on named or required, parallel calls and thinking."""
     tool = tools[number]
     beside = [tools[(number + 7) % len(tools)], tools[(number + 31) % len(tools)]] if number % 3 == 0 else []
     named = {"type": "function", "function": {"name": tool.name}}
@@ -117,13 +116,13 @@ def request_for(tools: Sequence[Tool], number: int, bias: dict[str, float], thin
 
 
 def endings(tokenizer: Tokenizer, dialect: str) -> dict[str, float]:
-    """The bias towards what ends a string."""
+    """Return the bias towards the end of a string."""
     ids = [(tokenizer.encode(text, add_special_tokens=False).ids, bias) for text, bias in ENDINGS[dialect]]
     return {str(token_id): bias for several, bias in ids for token_id in several}
 
 
-def faults(reply: Reply, offered: dict[str, Any], single: bool) -> list[str]:
-    """What is wrong with a forced reply; `offered` are the schemas of what may be called."""
+def faults(reply: Reply, schemas: dict[str, Any], single: bool) -> list[str]:
+    """Return the faults of a forced reply; `schemas` are those of the tools that may be called."""
     found = [] if reply.calls else ["no call"]
     if single and len(reply.calls) > 1:
         found.append("several calls")
@@ -133,7 +132,7 @@ def faults(reply: Reply, offered: dict[str, Any], single: bool) -> list[str]:
         found.append(f"finish_reason {reply.finish}")
     found += [f"flagged {flag}" for flag in reply.flags if flag != "repeated"]
     for name, arguments in reply.calls:
-        if name not in offered:
+        if name not in schemas:
             found.append(f"calls {name}")
             continue
         try:
@@ -141,13 +140,13 @@ def faults(reply: Reply, offered: dict[str, Any], single: bool) -> list[str]:
         except ValueError as error:
             found.append(f"{name}: no JSON: {error}")
             continue
-        validator = Draft202012Validator(offered[name], format_checker=Draft202012Validator.FORMAT_CHECKER)
+        validator = Draft202012Validator(schemas[name], format_checker=Draft202012Validator.FORMAT_CHECKER)
         found += [f"{name}: {error.message[:200]}" for error in validator.iter_errors(value)]
     return found
 
 
 async def run(server: Live, family: str, numbers: Sequence[int], outcome: Outcome) -> list[str]:
-    """Ask for each of these tools both ways, many at once, and count; returns what was wrong."""
+    """Send both requests of each of these tools concurrently and count; return the faults."""
     dialect = FAMILIES[family].dialect
     tools = tools_for(dialect)
     tokenizer = Tokenizer.from_file(str(family_checkpoint(family) / "tokenizer.json"))
@@ -162,7 +161,7 @@ async def run(server: Live, family: str, numbers: Sequence[int], outcome: Outcom
 
         async def both(number: int) -> tuple[Reply, Reply]:
             async with gate:
-                whole, streamed = await asyncio.gather(*(ask(client, bodies[number], way) for way in (False, True)))
+                whole, streamed = await asyncio.gather(*(send(client, bodies[number], way) for way in (False, True)))
             return whole, streamed
 
         pairs = dict(zip(numbers, await asyncio.gather(*map(both, numbers)), strict=True))
@@ -179,15 +178,15 @@ async def run(server: Live, family: str, numbers: Sequence[int], outcome: Outcom
 
 
 def count(outcome: Outcome, body: dict[str, Any], pair: tuple[Reply, Reply], schemas: dict[str, Any]) -> list[str]:
-    """Note both replies to one request; returns what is wrong with them."""
+    """Count both replies to one request; return their faults."""
     named = body["tool_choice"]["function"]["name"] if isinstance(body["tool_choice"], dict) else None
     shown = [definition["function"]["name"] for definition in body["tools"]]
-    offered = {name: schemas[name] for name in shown if named in (None, name)}
+    callable_schemas = {name: schemas[name] for name in shown if named in (None, name)}
     outcome.tools += 1
     outcome.streamed_equal += pair[0] == pair[1]
     wrong = []
     for reply in pair:
-        found = faults(reply, offered, not body["parallel_tool_calls"])
+        found = faults(reply, callable_schemas, not body["parallel_tool_calls"])
         outcome.requests += 1
         outcome.calls += len(reply.calls)
         outcome.unfinished += reply.finish == "length"
@@ -199,9 +198,9 @@ def count(outcome: Outcome, body: dict[str, Any], pair: tuple[Reply, Reply], sch
 
 
 async def apart(client: httpx.AsyncClient, body: dict[str, Any], outcome: Outcome) -> list[str]:
-    """Both ways once more, alone; the first time the prompt comes into the cache. Returns how they differ."""
-    await ask(client, body, False)
-    pair = await ask(client, body, False), await ask(client, body, True)
+    """Repeat both requests alone, after one that fills the prefix cache; return how they differ."""
+    await send(client, body, False)
+    pair = await send(client, body, False), await send(client, body, True)
     outcome.rounded_apart += pair[0] == pair[1]
     return [] if pair[0] == pair[1] else [f"seed {body['seed']}: whole {pair[0]} and streamed {pair[1]}"]
 
@@ -211,7 +210,7 @@ EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}
 
 @contextmanager
 def serve(family: str) -> Iterator[Live]:
-    """A server of this family, whose dialect it finds out itself."""
+    """Start a server of this family, which detects the dialect itself."""
     command = ("--model", str(family_checkpoint(family)), "--served-model-name", "any", "--dtype", "float32")
     with live_server(*command) as server:
         yield server
@@ -234,7 +233,7 @@ def main() -> int:
         sys.stdout.write(f"{outcome}\n" + "".join(f"  {line[:600]}\n" for line in found))
     if chosen.out:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        found_faults = {
+        summary = {
             "command": "python -m tests.dialects.forced",
             "commit": commit.stdout.strip(),
             "temperature": 1.5,
@@ -242,7 +241,7 @@ def main() -> int:
             "families": [asdict(outcome) for outcome in outcomes],
             "faults": wrong,
         }
-        chosen.out.write_text(json.dumps(found_faults, indent=1, ensure_ascii=False) + "\n")
+        chosen.out.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return 1 if wrong else 0
 
 

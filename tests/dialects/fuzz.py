@@ -62,13 +62,13 @@ NONCE = re.compile(r"[QZ][0-9]{4}")
 
 
 def random_text(chance: random.Random, most: int, markup: Sequence[str] = ()) -> str:
-    """Some words, each with a nonce now and then by which a loss is found out."""
+    """Return some words, some with a nonce by which a loss is detected."""
     words = chance.choices([*WORDS, *markup], k=chance.randint(0, most))
     return "".join(word + (f"Q{chance.randint(0, 9999):04}" if chance.random() < 0.2 else "") for word in words)
 
 
 def random_value(chance: random.Random, depth: int = 0) -> Any:
-    """Any JSON value, not deep."""
+    """Return a random shallow JSON value."""
     kinds: list[Callable[[], Any]] = [
         lambda: random_text(chance, 5),
         lambda: chance.randint(-(10**6), 10**6),
@@ -83,7 +83,7 @@ def random_value(chance: random.Random, depth: int = 0) -> Any:
 
 
 def random_call(chance: random.Random) -> tuple[str, dict[str, Any]]:
-    """A tool's name and arguments that its schema admits and that every format can write."""
+    """Return a tool's name and valid arguments that every format can write."""
     tool = chance.choice(TOOLS)
     if tool.custom:
         return tool.name, {"input": random_text(chance, 8)}
@@ -103,7 +103,7 @@ def random_call(chance: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def write_call(dialect: str, name: str, arguments: dict[str, Any], number: int) -> str:
-    """The call as a model that has learnt the format writes it."""
+    """Return the call as a model trained on the format writes it."""
     text = json.dumps(arguments, ensure_ascii=False)
     raw = [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in arguments.items()]
     match dialect:
@@ -123,7 +123,7 @@ def write_call(dialect: str, name: str, arguments: dict[str, Any], number: int) 
 
 
 def check_whole(dialect: Dialect, chance: random.Random) -> None:
-    """What a model writes without a slip comes out as it was meant, whatever the pieces."""
+    """Check that a valid reply is parsed as intended, in any pieces."""
     parts: list[str] = []
     meant: list[tuple[str, dict[str, Any]]] = []
     texts: list[str] = []
@@ -141,12 +141,12 @@ def check_whole(dialect: Dialect, chance: random.Random) -> None:
         assert (call.arguments if custom else call.value) == (arguments["input"] if custom else arguments), reply
         if not custom and dialect.name in ("hermes", "kimi_k2", "react"):
             assert call.arguments in reply, "arguments are the model's own text"
-    # One line break before a call is the format's, and so is text that is white space alone.
+    # One line break before a call is markup, and so is text of white space alone.
     assert [one for one in found if isinstance(one, str)] == [t.removesuffix("\n") for t in texts if t.strip()], reply
 
 
 def plain_text(chance: random.Random) -> str:
-    """Text that no format takes for its own."""
+    """Return text without markup of any format."""
     words = [
         word for word in WORDS if word not in ("<", "</", "<t", "<tool", "```", "```json\n", "Action", "Thought:", "\n")
     ]
@@ -154,7 +154,7 @@ def plain_text(chance: random.Random) -> str:
 
 
 def check_damaged(dialect: Dialect, chance: random.Random) -> None:
-    """Whatever a model writes: any pieces give the same events, they make a reply, and no word is lost."""
+    """Check a damaged reply: any pieces give the same events, in a valid sequence, and no text is lost."""
     reply = damaged_reply(dialect.name, chance)
     whole = read(dialect, TOOLS, [reply])
     pieces = cut_somehow(reply, chance)
@@ -166,7 +166,7 @@ def check_damaged(dialect: Dialect, chance: random.Random) -> None:
 
 
 def damaged_reply(dialect: str, chance: random.Random) -> str:
-    """Calls and text with some of it cut out, doubled or put in."""
+    """Return calls and text with some of it removed, doubled or inserted."""
     parts = []
     for number in range(chance.randint(1, 3)):
         parts.append(random_text(chance, 4, MARKUP[dialect] if chance.random() < 0.3 else ()))
@@ -181,7 +181,7 @@ def damaged_reply(dialect: str, chance: random.Random) -> str:
 
 
 def run(dialect: Dialect, cases: int, seed: int) -> None:
-    """That many replies, half of them damaged; raises AssertionError with the reply that breaks a law."""
+    """Check that many replies, half of them damaged; raise AssertionError with the reply that breaks a law."""
     for case in range(cases):
         chance = random.Random(f"{dialect.name} {seed} {case}")
         (check_whole if case % 2 else check_damaged)(dialect, chance)

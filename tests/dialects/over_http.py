@@ -1,4 +1,4 @@
-"""A chat request over HTTP, and its reply in one form, whether it came whole or as a stream."""
+"""Chat requests over HTTP, with streamed and complete replies in one form."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import httpx
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply, however it came."""
+    """One reply, streamed or not."""
 
     content: str
     thought: str
@@ -19,8 +19,8 @@ class Reply:
     tokens: int
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any], stream: bool) -> Reply:
-    """The reply, whole or folded from its chunks."""
+async def send(client: httpx.AsyncClient, body: dict[str, Any], stream: bool) -> Reply:
+    """Send a request and return the reply, complete or folded from its chunks."""
     answer = await client.post("/v1/chat/completions", json={**body, "stream": stream} | streaming(stream))
     assert answer.status_code == 200, answer.text
     if not stream:
@@ -31,12 +31,12 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], stream: bool) -> 
 
 
 def streaming(stream: bool) -> dict[str, Any]:
-    """Usage in a stream comes only if asked for."""
+    """Request usage, which a stream has only on request."""
     return {"stream_options": {"include_usage": True}} if stream else {}
 
 
 def whole(body: dict[str, Any]) -> Reply:
-    """A reply that came at once."""
+    """Return a complete reply."""
     choice = body["choices"][0]
     message = choice["message"]
     calls = [(one["function"]["name"], one["function"]["arguments"]) for one in message.get("tool_calls") or ()]
@@ -51,7 +51,7 @@ def whole(body: dict[str, Any]) -> Reply:
 
 
 def joined(chunks: list[dict[str, Any]]) -> Reply:
-    """A reply from its chunks, as any client of OpenAI's joins them."""
+    """Join the chunks of a reply as OpenAI's clients do."""
     content, thought, finish = "", "", ""
     calls: dict[int, list[str]] = {}
     for chunk in chunks:
@@ -69,6 +69,6 @@ def joined(chunks: list[dict[str, Any]]) -> Reply:
 
 
 def flags_of(bodies: list[dict[str, Any]]) -> tuple[str, ...]:
-    """What the server itself found to say of the calls."""
+    """Return the flags of the calls."""
     notes = [note for body in bodies for note in body.get("toolwire", {}).get("calls", ())]
     return tuple(flag for note in notes for flag in note["flags"])

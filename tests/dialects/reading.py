@@ -1,4 +1,4 @@
-"""What the dialect tests share: read a text cut somehow, fold the events, tell what a reply says."""
+"""Helpers of the dialect tests: parse text in pieces, fold events, list texts and calls."""
 
 import json
 import random
@@ -26,14 +26,14 @@ class Call:
 
 
 def read(dialect: Dialect, tools: Sequence[Tool], pieces: Iterable[str]) -> list[ParserEvent]:
-    """The events of a reply that comes in these pieces, adjacent ones joined."""
+    """Parse a reply that arrives in these pieces; adjacent events are joined."""
     parser = dialect.parser(tools)
     events = [event for piece in pieces for event in parser.feed(piece)]
     return folded(events + parser.close())
 
 
 def folded(events: Iterable[ParserEvent]) -> list[ParserEvent]:
-    """Adjacent texts as one, adjacent pieces of arguments as one."""
+    """Join adjacent texts and adjacent pieces of arguments."""
     out: list[ParserEvent] = []
     for new in events:
         old = out[-1] if out else None
@@ -48,7 +48,7 @@ def folded(events: Iterable[ParserEvent]) -> list[ParserEvent]:
 
 
 def texts_and_calls(events: Iterable[ParserEvent]) -> list[str | Call]:
-    """Texts and calls in order; fails where the events are no reply at all."""
+    """Return texts and calls in order; fail if the sequence of events is invalid."""
     out: list[str | Call] = []
     name, arguments, index = "", "", -1
     is_open = False
@@ -72,7 +72,7 @@ def texts_and_calls(events: Iterable[ParserEvent]) -> list[str | Call]:
 
 
 def parse_in_any_pieces(dialect: Dialect, tools: Sequence[Tool], text: str) -> list[str | Call]:
-    """Texts and calls of a whole text, after checking that it may come in any pieces."""
+    """Return texts and calls of a whole text, after checking that any pieces give the same events."""
     whole = read(dialect, tools, [text])
     for size in (1, 2, 3, 7):
         assert read(dialect, tools, cut_evenly(text, size)) == whole, f"pieces of {size}"
@@ -80,12 +80,12 @@ def parse_in_any_pieces(dialect: Dialect, tools: Sequence[Tool], text: str) -> l
 
 
 def cut_evenly(text: str, size: int) -> list[str]:
-    """Pieces of one size."""
+    """Return pieces of one size."""
     return [text[i : i + size] for i in range(0, len(text), size)]
 
 
 def cut_somehow(text: str, chance: random.Random) -> list[str]:
-    """Pieces of random sizes, some empty."""
+    """Return pieces of random sizes, some empty."""
     longest = chance.choice((1, 3, 8, 30))
     pieces, at = [], 0
     while at < len(text):

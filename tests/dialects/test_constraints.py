@@ -1,4 +1,4 @@
-"""The third law: whatever a grammar admits is read as calls that satisfy the schema. And what each mode admits."""
+"""Third law of a dialect: whatever a grammar admits is parsed as schema-valid calls. Replies that each mode admits."""
 
 import json
 import re
@@ -28,7 +28,7 @@ GO = Tool("go", {"type": "object", "properties": {"n": {"type": "integer"}}})
 
 
 def accepts(dialect: Dialect, spec: ConstraintSpec, text: str) -> bool:
-    """Whether the reply may be exactly this."""
+    """Whether the grammar admits exactly this reply."""
     constraint = dialect.constrain(spec)
     assert constraint is not None
     matcher = grammars().compile(constraint)
@@ -39,7 +39,7 @@ def accepts(dialect: Dialect, spec: ConstraintSpec, text: str) -> bool:
 
 
 def check_calls(dialect: Dialect, tools: Sequence[Tool], text: str) -> list[Call]:
-    """The calls of a reply that is nothing but calls; each satisfies its schema by an independent validator."""
+    """Return the calls of a reply of calls alone; each satisfies its schema by an independent validator."""
     events = read(dialect, tools, [text])
     assert read(dialect, tools, cut_evenly(text, 3)) == events
     calls = texts_and_calls(events)
@@ -145,7 +145,7 @@ def test_case_24_a_named_or_disallowed_tool_is_the_only_one_or_none(dialect: Dia
 @every_dialect
 @pytest.mark.parametrize("markers", [True, False])
 def test_auto_admits_any_text_and_what_opens_a_call_is_one(dialect: Dialect, markers: bool) -> None:
-    """The opener counts however it is spelled: as one token, or out of smaller ones where there is no such token."""
+    """The opener may be one token, or several where the vocabulary has no such token."""
     spec = spec_for([LOOK], Choice("auto"), markers)
     call = write_call(dialect.name, "look", {"at": 'a "b" <c>'}, 0)
     for text in (
@@ -185,7 +185,7 @@ def test_case_26_an_answer_format_with_tools_admits_valid_json_or_a_valid_call(d
 
 
 @every_dialect
-def test_case_18_behind_a_think_block_a_forced_call_may_begin_with_a_blank_line(dialect: Dialect) -> None:
+def test_case_18_after_a_think_block_a_forced_call_may_begin_with_a_blank_line(dialect: Dialect) -> None:
     call = write_call(dialect.name, "go", {"n": 1}, 0).lstrip()
     plain = spec_for([GO], FORCED)
     after = ConstraintSpec([GO], FORCED, None, MARKER_IDS, after_thinking=True)
@@ -195,7 +195,7 @@ def test_case_18_behind_a_think_block_a_forced_call_may_begin_with_a_blank_line(
 
 
 @every_dialect
-def test_nothing_is_constrained_where_nothing_is_wanted(dialect: Dialect) -> None:
+def test_a_request_without_tools_or_format_has_no_constraint(dialect: Dialect) -> None:
     assert dialect.constrain(ConstraintSpec([], Choice("none"), None, MARKER_IDS)) is None
 
 
@@ -234,7 +234,7 @@ def test_custom_tools_are_given_text_that_their_grammar_admits(dialect: Dialect,
 def test_a_custom_text_ends_where_the_model_ends_it_even_if_its_pattern_takes_markup(
     dialect: Dialect, definition: str
 ) -> None:
-    """In the tagged formats the pattern took the closing tag for text: such a call could not be ended."""
+    """In the tagged formats the pattern must not match the closing tag, or the call could not end."""
     tool = Tool("run", custom=True, format=CustomFormat("regex", definition))
     text = write_call(dialect.name, "run", {"input": "ls"}, 0).removeprefix("\n")
     for markers in (True, False):
@@ -251,8 +251,8 @@ CLOSED_EARLY = {  # what closes a custom tool's raw text in each format
 
 
 @every_dialect
-def test_a_lark_text_that_holds_its_own_closing_markup_ends_there_and_is_said_to_be_invalid(dialect: Dialect) -> None:
-    """The text stands as it is, so nothing tells such markup from the real one; what follows it is not lost."""
+def test_a_lark_text_that_holds_its_own_closing_markup_ends_there_and_is_flagged_invalid(dialect: Dialect) -> None:
+    """In raw text such markup cannot be distinguished from the real one; the text after it is not lost."""
     grammar = f"start: {json.dumps('a' + CLOSED_EARLY[dialect.name] + 'b')}"
     tool = Tool("odd", custom=True, format=CustomFormat("lark", grammar))
     found = walk(dialect, spec_for([tool], Choice("required", parallel=False)), dialect.name)
@@ -272,7 +272,7 @@ def test_a_lark_text_that_holds_its_own_closing_markup_ends_there_and_is_said_to
         (CustomFormat("lark", "start: /(?s:.*)/"), "äö 🏔\n" * 1000, True),
     ],
 )
-def test_a_custom_text_is_held_against_its_grammar_when_it_is_complete(
+def test_a_custom_text_is_checked_against_its_grammar_when_it_is_complete(
     form: CustomFormat, text: str, good: bool
 ) -> None:
     assert satisfies(form, text) is good
@@ -332,7 +332,7 @@ IN_SCHEMA_ORDER = {
 @every_dialect
 @pytest.mark.parametrize("kind", [*IN_ANY_ORDER, *IN_SCHEMA_ORDER])
 def test_objects_inside_arguments_keep_the_schema_s_order_where_the_page_says_so(dialect: Dialect, kind: str) -> None:
-    """docs/internals/dialects.md lists where a model that has learnt another order is led into the schema's."""
+    """docs/internals/dialects.md lists where the grammar enforces the order of the schema."""
     schema: Any = {**IN_ANY_ORDER, **IN_SCHEMA_ORDER}[kind]
     tool = Tool("f", {"type": "object", "properties": {"o": schema}, "required": ["o"]})
     for value, good in (({"a": 1, "b": 2}, True), ({"b": 2, "a": 1}, kind in IN_ANY_ORDER)):
@@ -342,7 +342,7 @@ def test_objects_inside_arguments_keep_the_schema_s_order_where_the_page_says_so
 
 
 def test_tags_that_are_tokens_of_the_vocabulary_are_written_as_tokens() -> None:
-    """GLM's own vocabulary has its tags; three of Qwen's tokens stand in for them here."""
+    """GLM's vocabulary has its tags; three of Qwen's tokens replace them here."""
     spare = {"</arg_value>": 151_659, "<arg_key>": 151_660, "</arg_key>": 151_661, "<arg_value>": 151_662}
     constraint = GLM4.constrain(ConstraintSpec([LOOK], FORCED, None, {**MARKER_IDS, **spare}))
     assert constraint is not None
@@ -402,10 +402,10 @@ def test_case_31_big_and_hostile_schemas_compile_or_are_refused(dialect: Dialect
         ({"type": ["string", "null"], "anyOf": [{"const": None}, {"pattern": "^[0-9]+$"}]}, ("42", None), ("forty",)),
     ],
 )
-def test_strings_keep_every_rule_that_stands_beside_another(
+def test_strings_keep_every_rule_beside_another(
     dialect: Dialect, schema: Any, good: tuple[Any, ...], bad: tuple[Any, ...]
 ) -> None:
-    """In the tagged formats what stood beside the type was left out of the grammar, under `strict` too."""
+    """In the tagged formats the grammar must enforce the keywords beside the type, under `strict` too."""
     shape = {"type": "object", "properties": {"at": schema}, "required": ["at"], "additionalProperties": False}
     tool = Tool("look", {**shape, "$defs": {"y": {"pattern": "^y"}}}, strict=True)
     for value in (*good, *bad):

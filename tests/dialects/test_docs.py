@@ -20,7 +20,7 @@ EXAMPLE = re.compile(r"\*\*(?P<title>[^*]+)\*\*\n\n~~~text\n(?P<text>.*?)\n~~~\n
 
 
 def declared_tools() -> list[Tool]:
-    """The tools that the page declares."""
+    """Return the tools that the page declares."""
     declared = re.search(r"```json\n(\[.*?\])\n```", PAGE.read_text(), re.DOTALL)
     assert declared
     tools = []
@@ -36,7 +36,7 @@ def declared_tools() -> list[Tool]:
 
 
 def examples() -> Iterator[Any]:
-    """Dialect, title, text, events and reply of each."""
+    """Yield dialect, text, events and reply of each."""
     for section in PAGE.read_text().split("\n## ")[1:]:
         name = section.splitlines()[0].strip("`")
         for found in EXAMPLE.finditer(section):
@@ -44,7 +44,7 @@ def examples() -> Iterator[Any]:
 
 
 def message(events: list[ParserEvent]) -> dict[str, Any]:
-    """The assistant's message, without ids."""
+    """Return the assistant's message, without ids."""
     custom = {event.index for event in events if isinstance(event, CallOpened) and event.custom}
     parts = texts_and_calls(events)
     calls = [part for part in parts if isinstance(part, Call)]
@@ -59,7 +59,7 @@ def message(events: list[ParserEvent]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "text", "events", "reply"), list(examples()))
-def test_the_page_shows_what_happens(name: str, text: str, events: str, reply: str) -> None:
+def test_an_example_of_the_page_is_correct(name: str, text: str, events: str, reply: str) -> None:
     dialect, tools = find(name), declared_tools()
     found = read(dialect, tools, [text])
     assert ast.dump(ast.parse("\n".join(map(repr, found)))) == ast.dump(ast.parse(events))

@@ -1,6 +1,6 @@
-"""Every family of models over HTTP, with its own tokens and template: found out, self-tested, forced and free calls.
+"""Every family of models over HTTP, with its own tokens and template: detection, self-test, forced and free calls.
 
-All tools, both ways: `python -m tests.dialects.forced`.
+All tools, streamed and not: `python -m tests.dialects.forced`.
 """
 
 import asyncio
@@ -15,38 +15,38 @@ from server.checkpoint.checkpoint import Checkpoint
 from server.self_test import self_test
 from tests.caches import cached
 from tests.dialects.forced import EMPTY, Outcome, endings, faults, request_for, run, serve, tools_for
-from tests.dialects.over_http import Reply, ask
+from tests.dialects.over_http import Reply, send
 from tests.families import FAMILIES, family_checkpoint
 from tests.live import Live
 
 TOOLS = range(3, 200, 33)
 OPENERS = {"kimi_k2": "<|tool_calls_section_begin|>", "react": "Action:"}
 FREE = 5  # replies
-CERTAIN = 40.0  # a bias that leaves no other id a chance, where the id is allowed
+CERTAIN = 40.0  # a bias that makes an allowed id almost certain
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running server and what it serves."""
+    """A running server and its family."""
 
     family: str
     server: Live
 
     @property
     def dialect(self) -> str:
-        """Which the server has to find."""
+        """The dialect that the server has to detect."""
         return FAMILIES[self.family].dialect
 
 
 @cached
 def opened(family: str) -> Checkpoint:
-    """The family's checkpoint as the API knows it."""
+    """Open the family's checkpoint."""
     return Checkpoint.open(family_checkpoint(family))
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
-    """One server a family."""
+    """Start one server per family."""
     with serve(request.param) as server:
         yield Served(request.param, server)
 
@@ -67,38 +67,38 @@ def test_forced_calls_are_valid_and_finished_and_streamed_as_they_are_whole(serv
 
 
 def free_requests(served: Served, **fields: Any) -> list[dict[str, Any]]:
-    """Requests in `auto` of models that are all but certain to open a call wherever they may."""
+    """Return requests in `auto` with a bias that makes an opener almost certain wherever it is allowed."""
     tools, tokenizer = tools_for(served.dialect), opened(served.family).tokenizer
     ids = tokenizer.encode(OPENERS.get(served.dialect, "<tool_call>"), add_special_tokens=False).ids
     bias = endings(tokenizer, served.dialect) | {str(token_id): CERTAIN for token_id in ids}
-    asked = [request_for(tools, number, bias, thinks=False) for number in range(1, FREE * 27, 27)]
-    return [{**body, "tool_choice": "auto", "parallel_tool_calls": False} | fields for body in asked]
+    requests = [request_for(tools, number, bias, thinks=False) for number in range(1, FREE * 27, 27)]
+    return [{**body, "tool_choice": "auto", "parallel_tool_calls": False} | fields for body in requests]
 
 
 def replies(served: Served, bodies: list[dict[str, Any]]) -> list[Reply]:
-    """The replies, whole, all asked at once."""
+    """Send the requests concurrently and return the complete replies."""
 
     async def gather() -> list[Reply]:
         async with httpx.AsyncClient(base_url=served.server.url, timeout=170) as client:
-            return list(await asyncio.gather(*(ask(client, body, False) for body in bodies)))
+            return list(await asyncio.gather(*(send(client, body, False) for body in bodies)))
 
     return asyncio.run(gather())
 
 
 def check_free(served: Served, bodies: list[dict[str, Any]], found: list[Reply]) -> int:
-    """How many replies called; each that did called what was offered, validly."""
+    """Return the number of replies with calls, after checking that these are valid calls of declared tools."""
     schemas = {tool.name: tool.parameters or EMPTY for tool in tools_for(served.dialect)}
     called = [(body, reply) for body, reply in zip(bodies, found, strict=True) if reply.calls]
     for body, reply in called:
-        offered = {one["function"]["name"]: schemas[one["function"]["name"]] for one in body["tools"]}
-        found_faults = [fault for fault in faults(reply, offered, True) if not fault.startswith("text beside")]
-        assert found_faults == [], reply
+        declared = {one["function"]["name"]: schemas[one["function"]["name"]] for one in body["tools"]}
+        problems = [fault for fault in faults(reply, declared, True) if not fault.startswith("text beside")]
+        assert problems == [], reply
     return len(called)
 
 
 @pytest.mark.parametrize("served", [name for name in FAMILIES if name != "qwen1.5"], indirect=True)
 def test_calls_of_a_free_reply_are_valid_inside_a_think_block_as_well(served: Served) -> None:
-    """There a model opens a call where it should have gone on thinking, or closed the block first."""
+    """The bias opens a call where the model should have continued its thoughts or closed the block."""
     checkpoint = opened(served.family)
     bodies = free_requests(served, max_tokens=1500)
     if "<think>" in checkpoint.template.source:
@@ -110,7 +110,7 @@ def test_calls_of_a_free_reply_are_valid_inside_a_think_block_as_well(served: Se
 
 
 def test_d10_thinking_ends_in_time_for_a_forced_call(served: Served) -> None:
-    """Such weights would think on to the limit; the call must fit in what `max_tokens` leaves."""
+    """These weights think up to the limit; the call must fit in the rest of `max_tokens`."""
     unit = {"type": "object", "properties": {"unit": {"enum": ["celsius", "fahrenheit"]}}, "required": ["unit"]}
     function = {"name": "get_unit", "parameters": unit}
     checkpoint = opened(served.family)
@@ -135,7 +135,7 @@ def test_d10_thinking_ends_in_time_for_a_forced_call(served: Served) -> None:
 
 
 def test_case_44_where_an_answer_must_come_a_model_that_would_end_at_once_goes_on(served: Served) -> None:
-    """The end of the turn is all that these models want to write, behind their thoughts or at once."""
+    """The bias makes the end of the reply almost certain, after the thoughts or at once."""
     ends = {str(token_id): CERTAIN for token_id in opened(served.family).stop_ids}
     body = {**request_for(tools_for(served.dialect), 2, ends, thinks=True), "tool_choice": "auto", "max_tokens": 60}
     ways: tuple[dict[str, Any], ...]
@@ -147,7 +147,7 @@ def test_case_44_where_an_answer_must_come_a_model_that_would_end_at_once_goes_o
 
 
 def test_none_calls_nothing_and_leaks_no_markup(served: Served) -> None:
-    """The opener is all that these models want to write."""
+    """The bias makes the opener almost certain."""
     for reply in replies(served, free_requests(served, tool_choice="none", max_tokens=30)[:3]):
         assert not reply.calls and reply.content
         assert not any(marker in reply.content for marker in ("tool_call", "\nAction:", "<arg_"))

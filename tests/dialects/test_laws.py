@@ -1,4 +1,4 @@
-"""The first two laws of a dialect, on a thousand random replies each (--long: ten thousand), half of them damaged."""
+"""First two laws of a dialect, on a thousand random replies each (--long: ten thousand), half of them damaged."""
 
 import random
 
@@ -23,7 +23,7 @@ def test_any_pieces_give_the_same_events_and_nothing_is_lost(dialect: Dialect, i
 
 @every_dialect
 def test_one_token_at_a_time_gives_the_same_events_across_split_characters(dialect: Dialect) -> None:
-    """Case 3: the way of the server, ids to text to events, where half a character is a token of its own."""
+    """Case 3: ids to text to events, as the server does, where half a character can be a token."""
     tokenizer_file = qwen_tokenizer() / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     vocabulary = Vocabulary(tokenizer, kept=dialect.markers)

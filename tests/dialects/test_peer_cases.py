@@ -1,4 +1,4 @@
-"""What users of other servers suffer from, as far as replies are read here; numbers are those of our list of cases."""
+"""Parsing problems reported by users of other servers; numbers refer to the list of cases."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_case_03_joined_pieces_are_the_whole_whatever_the_pieces(dialect: Dialec
 
 
 @every_dialect
-def test_case_04_several_whole_calls_in_one_piece_all_come_out(dialect: Dialect) -> None:
+def test_case_04_several_whole_calls_in_one_piece_are_all_emitted(dialect: Dialect) -> None:
     text = "\n".join(write_call(dialect.name, "get_weather", {"city": f"c{i}"}, i) for i in range(5))
     found = parse_in_any_pieces(dialect, TOOLS, text)
     assert [call.value["city"] for call in found if isinstance(call, Call)] == [f"c{i}" for i in range(5)]
@@ -122,7 +122,7 @@ MALFORMED = {
 
 
 @every_dialect
-def test_case_09_a_malformed_call_is_text_and_the_good_one_behind_it_is_a_call(dialect: Dialect) -> None:
+def test_case_09_a_malformed_call_is_text_and_the_valid_one_after_it_is_a_call(dialect: Dialect) -> None:
     bad = MALFORMED[dialect]
     text, call = parse_in_any_pieces(dialect, TOOLS, f"{bad}\n" + write_call(dialect.name, "now", {}, 0))
     assert text == bad
@@ -130,7 +130,7 @@ def test_case_09_a_malformed_call_is_text_and_the_good_one_behind_it_is_a_call(d
 
 
 def json_call(dialect: Dialect, arguments: str) -> str:
-    """A call with this text for arguments, in one of the formats that write them as JSON."""
+    """Return a call with this text as arguments, in one of the JSON formats."""
     return write_call(dialect.name, "get_weather", {}, 0).replace("{}", arguments)
 
 
@@ -159,7 +159,7 @@ def test_case_10_control_characters_in_strings_are_escaped(dialect: Dialect, raw
         ('{"city": "x", "tags": ["a"', {"city": "x", "tags": ["a"]}),
     ],
 )
-def test_case_11_slips_with_one_meaning_are_put_right_and_said(written: str, meant: object) -> None:
+def test_case_11_mistakes_with_one_meaning_are_repaired_and_flagged(written: str, meant: object) -> None:
     head = '{"name": "get_weather", "arguments": '
     call = one_call(hermes(head + written + ("}" if written[-1] == "}" else "")))
     assert call.value == meant
@@ -168,12 +168,12 @@ def test_case_11_slips_with_one_meaning_are_put_right_and_said(written: str, mea
 
 @every_json_dialect
 @pytest.mark.parametrize("written", ['{"city": "C:\\dir"}', "{'city': 'C:\\\\dir'}", '{"city": "C:\\dir",}'])
-def test_case_11_every_json_format_puts_the_same_slips_right(dialect: Dialect, written: str) -> None:
+def test_case_11_every_json_format_repairs_the_same_mistakes(dialect: Dialect, written: str) -> None:
     call = one_call(json_call(dialect, written), dialect)
     assert call.value == {"city": "C:\\dir"} and call.flags == ("repaired",)
 
 
-def test_case_11_slips_without_a_certain_meaning_are_surfaced_as_they_are() -> None:
+def test_case_11_ambiguous_mistakes_are_passed_on_and_flagged_invalid() -> None:
     call = one_call(hermes_call('{"city": Paris, "days": 2}'))
     assert call.arguments == '{"city": Paris, "days": 2}'
     assert call.flags == ("invalid",) and "Paris" in call.raw
@@ -195,7 +195,7 @@ def test_case_12_other_spellings_are_normal_calls(body: str, flags: tuple[str, .
 
 
 @every_json_dialect
-def test_case_12_arguments_that_are_a_json_string_are_what_it_says(dialect: Dialect) -> None:
+def test_case_12_arguments_in_a_json_string_are_decoded(dialect: Dialect) -> None:
     call = one_call(json_call(dialect, json.dumps('{"city": "Rome"}')), dialect)
     assert call.value == {"city": "Rome"} and call.flags == ("repaired",)
 
@@ -210,7 +210,7 @@ def test_case_12_arguments_that_are_a_json_string_are_what_it_says(dialect: Dial
     ],
 )
 def test_case_13_a_missing_end_of_the_last_call_does_not_hide_it(dialect: Dialect, closing: str) -> None:
-    """In GLM's format nothing but that end tells a whole call from one that was cut off between two arguments."""
+    """In GLM's format only that end distinguishes a whole call from one cut off between two arguments."""
     whole = write_call(dialect.name, "get_weather", {"city": "Rome"}, 0)
     assert whole.endswith(closing)
     assert one_call(whole.removesuffix(closing), dialect).value == {"city": "Rome"}
@@ -340,7 +340,7 @@ def test_case_38_a_surrogate_pair_is_never_split_between_pieces() -> None:
 
 
 @every_dialect
-def test_arguments_come_out_while_they_are_written(dialect: Dialect) -> None:
+def test_arguments_are_streamed_while_they_are_written(dialect: Dialect) -> None:
     """A long string is streamed, not delivered at the end."""
     text = write_call(dialect.name, "get_weather", {"city": "word " * 200}, 0)
     parser = dialect.parser(TOOLS)

@@ -17,7 +17,7 @@ TEMPLATES = {
 }
 
 
-def test_every_template_is_found_by_its_own_marks_and_a_bare_one_by_none() -> None:
+def test_a_template_is_recognised_by_its_own_dialect_and_a_plain_one_by_none() -> None:
     assert {dialect.name for dialect in DIALECTS} == set(TEMPLATES) == set(fuzz.MARKUP)
     for name, template in TEMPLATES.items():
         found = detect(template)
@@ -25,7 +25,7 @@ def test_every_template_is_found_by_its_own_marks_and_a_bare_one_by_none() -> No
     assert detect("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}") is None
 
 
-def test_an_unknown_name_is_answered_with_those_there_are() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     assert find("react").name == "react"
     with pytest.raises(CannotStart, match="hermes"):
         find("telepathy")

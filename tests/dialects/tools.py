@@ -25,7 +25,7 @@ TREE = {
     "additionalProperties": False,
 }
 UNION = [{"type": "string", "maxLength": 5}, {"type": "integer", "minimum": 10}]
-SHAPES: tuple[Callable[[random.Random], Any], ...] = (
+SCHEMAS: tuple[Callable[[random.Random], Any], ...] = (
     lambda _: {"type": "string"},
     lambda _: {"type": "integer"},
     lambda _: {"type": "number"},
@@ -68,7 +68,7 @@ SHAPES: tuple[Callable[[random.Random], Any], ...] = (
 
 
 def make_tools(count: int = 200) -> list[Tool]:
-    """That many tools, the same at every call; the domains take turns."""
+    """Return that many tools, the same at every call, from each domain in turn."""
     return [_tool(number) for number in range(count)]
 
 
@@ -76,8 +76,8 @@ def _tool(number: int) -> Tool:
     chance = random.Random(f"tool {number}")
     domain = list(DOMAINS)[number % len(DOMAINS)]
     names = chance.sample(DOMAINS[domain], number // len(DOMAINS) % 6)
-    # One shape after another, so that each is in some tools, whatever the draw.
-    properties = {name: SHAPES[(number * 3 + i) % len(SHAPES)](chance) for i, name in enumerate(names)}
+    # One schema after another, so that each is in some tools.
+    properties = {name: SCHEMAS[(number * 3 + i) % len(SCHEMAS)](chance) for i, name in enumerate(names)}
     schema: dict[str, Any] = {
         "type": "object",
         "description": f"How to use {domain}.",
@@ -86,7 +86,7 @@ def _tool(number: int) -> Tool:
     }
     if chance.random() < 0.5:
         schema["additionalProperties"] = False
-    if any("$ref" in str(shape) for shape in properties.values()):
+    if any("$ref" in str(one) for one in properties.values()):
         schema["$defs"] = {"tree": TREE, "level": {"enum": ["one", "two"]}}
     if not names and number % 20 == 0:
         return Tool(f"{domain}_{number}")

@@ -1,4 +1,4 @@
-"""A reader of grammars harder on them than any model: each id is drawn from all that are allowed, all alike."""
+"""Random walks over a grammar: each id is drawn uniformly from those allowed."""
 
 import random
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tests.checkpoints import END_OF_TEXT, IM_END, TOOL_CALL, TOOL_CALL_END, VOC
 
 MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}
 STOP_IDS = (IM_END, END_OF_TEXT)
-# Texts that end what is open. Drawing alone would never find them: strings would go on for ever.
+# Texts that end what is open. Random ids alone would rarely form them, and strings would not end.
 ENDINGS = (
     '"', '"}', '"}}\n', "]", "]}", "}", "}}\n", "}\n", "\n</parameter>\n", "</parameter>\n", "</function>\n",
     "</arg_value>\n",
@@ -24,7 +24,7 @@ ENDINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """What was written, and whether it came to an end by itself."""
+    """Text of a walk, and whether it ended before the limit."""
 
     text: str
     ended: bool
@@ -32,35 +32,35 @@ class Walk:
 
 @cached
 def grammars() -> LlguidanceGrammars:
-    """The engine's grammars over the real Qwen vocabulary."""
+    """Return the engine's grammars over the real Qwen vocabulary."""
     return LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", VOCAB_SIZE, STOP_IDS, num_threads=1)
 
 
 @cached
 def tokenizer() -> Tokenizer:
-    """The same vocabulary, to read and write text."""
+    """Return the tokenizer of the same vocabulary."""
     return Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
 
 
 @cached
 def ids_of(text: str) -> tuple[int, ...]:
-    """The ids of a text; markers are one token each."""
+    """Encode a text; markers are one token each."""
     return tuple(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
 def spelled_ids_of(text: str) -> tuple[int, ...]:
-    """The ids of a text whose markers are spelled out of smaller tokens."""
+    """Encode a text with its markers split into smaller tokens."""
     parts = text.replace("tool_call>", "tool\0_call>").split("\0")
     return tuple(token_id for part in parts for token_id in ids_of(part))
 
 
 def text_of(token_ids: Sequence[int]) -> str:
-    """The text of ids, markers included."""
+    """Decode ids, markers included."""
     return str(tokenizer().decode(list(token_ids), skip_special_tokens=False))
 
 
 def spec_for(tools: Sequence[Tool], choice: Choice, markers: bool = True) -> ConstraintSpec:
-    """What is wanted of a reply that may call these tools."""
+    """Return the constraint spec of a reply that may call these tools."""
     return ConstraintSpec(tools, choice, None, MARKER_IDS if markers else {})
 
 
@@ -104,7 +104,7 @@ def _step(matcher: GrammarMatcher, chance: random.Random, haste: float) -> list[
 
 
 def allowed_ids(matcher: GrammarMatcher) -> np.ndarray:
-    """Every id that may come next."""
+    """Return every id that may come next."""
     masks = grammars().masks([(matcher, ())], [None])
     assert masks is not None
     return np.flatnonzero(np.unpackbits(masks.words[0].view(np.uint8), bitorder="little"))

@@ -1,4 +1,4 @@
-"""What is the same for every format: threads at once from the first request on, and text that must not be blank."""
+"""Rules common to all formats: concurrent first requests, and text that must not be blank."""
 
 import subprocess
 import sys
@@ -34,17 +34,15 @@ for thread in threads:
 
 
 def test_concurrent_first_requests_do_not_crash_the_process(is_long: bool) -> None:
-    """msgspec 0.22 builds what it knows of a dataclass at its first use; a second thread in there was a segfault."""
+    """msgspec 0.22 builds its table of a dataclass at first use, where a second thread makes it crash."""
     for _ in range(6 if is_long else 1):
         subprocess.run([sys.executable, "-c", FIRST_USE], check=True, cwd=ROOT)
 
 
 @every_dialect
 @pytest.mark.parametrize("parallel", [True, False])
-def test_case_44_where_an_answer_must_come_the_turn_cannot_end_before_text_or_a_call(
-    dialect: Dialect, parallel: bool
-) -> None:
-    """A thinking model that plans a call and ends without it has drawn the end of its turn behind `</think>`."""
+def test_case_44_with_must_answer_the_reply_cannot_end_before_text_or_a_call(dialect: Dialect, parallel: bool) -> None:
+    """A thinking model that plans a call and ends without it has sampled the end of the reply after `</think>`."""
     call = write_call(dialect.name, "look", {"at": 3}, 0)
     tool = Tool("look", {"type": "object", "properties": {"at": {"type": "integer"}}})
     for choice in (Choice("auto", parallel=parallel), Choice("none"), Choice("required", parallel=parallel)):
@@ -58,7 +56,7 @@ def test_case_44_where_an_answer_must_come_the_turn_cannot_end_before_text_or_a_
 
 
 @every_dialect
-def test_case_44_a_text_that_must_not_be_blank_holds_whatever_other_text_may(dialect: Dialect) -> None:
+def test_case_44_a_text_that_must_not_be_blank_admits_whatever_other_text_may(dialect: Dialect) -> None:
     tool = Tool("look", {"type": "object", "properties": {}})
     spec = replace(spec_for([tool], Choice("auto")), must_answer=True)
     call = write_call(dialect.name, "look", {}, 0)

@@ -1,4 +1,4 @@
-"""Where a JSON value ends, and what is put right in it."""
+"""End of a JSON value, and repairs in it."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from tests.dialects.reading import cut_somehow
 
 
 def scan(pieces: list[str], end: str = "") -> tuple[str, str, JsonText]:
-    """What comes out, what is left, and the scanner."""
+    """Return the output, the text not taken, and the scanner."""
     scanner, out, text = JsonText(end), "", ""
     for i, piece in enumerate([*pieces, ""]):
         text += piece

@@ -1,4 +1,4 @@
-"""What is refused of a tool's schema, where, and in which words."""
+"""Refusals of a tool's schema: the field at fault and the message."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def refusal(schema: Any, strict: bool = False, strict_flag: bool = False) -> str
         {"properties": {"x": {"$ref": "#/definitions/d"}}, "definitions": {"d": {"type": "string", "default": None}}},
     ],
 )
-def test_what_can_be_served_is_taken(schema: Any) -> None:
+def test_supported_schemas_are_accepted(schema: Any) -> None:
     check_parameters(schema, strict=False, strict_flag=True)
 
 
@@ -62,7 +62,7 @@ def test_what_can_be_served_is_taken(schema: Any) -> None:
         (with_x({"type": "string", "description": "y" * MAX_BYTES}), "bytes long"),
     ],
 )
-def test_what_is_no_schema_is_refused_by_its_place(schema: Any, words: str) -> None:
+def test_an_invalid_schema_is_refused_with_its_path(schema: Any, words: str) -> None:
     assert words in refusal(schema)
 
 
@@ -89,7 +89,7 @@ def test_case_31_deep_nesting_is_refused_without_recursion(nest: Any) -> None:
         ("look-around", {"type": "string", "pattern": "(?=a)b"}),
     ],
 )
-def test_under_strict_a_keyword_that_cannot_be_held_is_refused_by_name(keyword: str, schema: Any) -> None:
+def test_under_strict_an_unsupported_keyword_is_refused_by_name(keyword: str, schema: Any) -> None:
     text = refusal(with_x(schema, **CLOSED), strict=True)
     assert keyword in text and "('properties', 'x')" in text
     check_parameters(with_x(schema, **CLOSED), strict=False, strict_flag=True)
@@ -104,12 +104,12 @@ def test_under_strict_a_keyword_that_cannot_be_held_is_refused_by_name(keyword: 
         (with_x({"type": "object", "properties": {}}, **CLOSED), "('properties', 'x'), 'additionalProperties'"),
     ],
 )
-def test_the_strict_subset_is_demanded_with_the_server_s_flag(schema: Any, words: str) -> None:
+def test_the_strict_subset_is_required_with_the_server_s_flag(schema: Any, words: str) -> None:
     assert words in refusal(schema, strict=True, strict_flag=True)
     check_parameters(schema, strict=True, strict_flag=False)
 
 
-def test_case_30_a_recursive_strict_schema_with_unions_is_taken() -> None:
+def test_case_30_a_recursive_strict_schema_with_unions_is_accepted() -> None:
     node = {
         "type": "object",
         "properties": {
@@ -139,7 +139,7 @@ def test_objects_take_no_undeclared_members_unless_the_schema_combines_or_says_s
     assert constrained(normalised(with_x({}, additionalProperties=True)))["additionalProperties"] is True
 
 
-def test_what_cannot_be_held_is_dropped_step_by_step() -> None:
+def test_unsupported_keywords_are_dropped_step_by_step() -> None:
     kept = supported(with_x({"type": "string", "pattern": "(?=a)", "maxLength": 5}), False, "")["properties"]["x"]
     assert kept == {"type": "string", "maxLength": 5}
     assert supported(with_x({"type": "integer", "minimum": 5, "maximum": 1}, required=["x"]), False, "")["properties"]
@@ -161,5 +161,5 @@ def test_the_shortest_value_satisfies_its_schema(schema: Any, value: Any) -> Non
     assert shortest_value(schema) == value and fits(value, schema)
 
 
-def test_a_catastrophic_pattern_costs_no_time_when_a_value_is_judged() -> None:
+def test_a_catastrophic_pattern_costs_no_time_when_a_value_is_validated() -> None:
     assert not fits({"x": "a" * 60 + "!"}, with_x({"type": "string", "pattern": "^(a+)+$"}))

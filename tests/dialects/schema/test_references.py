@@ -1,4 +1,4 @@
-"""References into a schema's parts, as generators of schemas write them where a type comes twice."""
+"""References into a schema's parts, as generators of schemas write them where a type occurs twice."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ every_schema = pytest.mark.parametrize("kind", SCHEMAS)
 
 
 @every_schema
-def test_a_part_that_is_pointed_to_becomes_a_definition_and_means_the_same(kind: str) -> None:
+def test_a_referenced_part_becomes_a_definition_without_a_change_of_meaning(kind: str) -> None:
     schema, good, bad = SCHEMAS[kind]
     moved = with_definitions({"type": "object", **schema})
     assert '"#/properties' not in str(moved).replace("'", '"') and '"$ref": "#"' not in str(moved).replace("'", '"')
@@ -61,7 +61,7 @@ def test_a_part_that_is_pointed_to_becomes_a_definition_and_means_the_same(kind:
 @every_schema
 @every_dialect
 def test_arguments_follow_a_reference_into_another_part(dialect: Dialect, kind: str) -> None:
-    """JSON formats refused such tools as not compiling; the tagged ones took anything in their place."""
+    """Unresolved, they do not compile in JSON formats, and admit anything in tagged ones."""
     schema, good, bad = SCHEMAS[kind]
     tool = Tool("look", {"type": "object", **schema})
     for arguments, taken in ((good, True), (bad, False)):
@@ -73,7 +73,7 @@ def test_arguments_follow_a_reference_into_another_part(dialect: Dialect, kind: 
             check_calls(dialect, [tool], written.text)
 
 
-def test_what_points_to_definitions_or_nowhere_is_left_alone() -> None:
+def test_references_to_definitions_or_nowhere_are_unchanged() -> None:
     for schema in (
         True,
         {"properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"type": "string"}}},

@@ -1,4 +1,4 @@
-"""Schemas that nothing satisfies: never begun where they may be left out, refused where they are forced."""
+"""Unsatisfiable schemas: excluded from the grammar where optional, refused where forced."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +60,7 @@ def found(tool: Tool) -> Any:
 
 
 @every_kind
-def test_a_member_that_nothing_satisfies_goes_and_takes_its_object_with_it_where_it_must_be_there(schema: Any) -> None:
+def test_an_unsatisfiable_member_is_dropped_or_makes_its_object_unsatisfiable_if_required(schema: Any) -> None:
     assert found(tool_of(schema)).schema["properties"] == {"xylem": False, "at": {"type": "integer"}}
     needed = found(tool_of(schema, "at", "xylem"))
     assert needed.schema is False and needed.fault[:2] == ("properties", "xylem")
@@ -69,7 +69,7 @@ def test_a_member_that_nothing_satisfies_goes_and_takes_its_object_with_it_where
 @every_kind
 @every_dialect
 def test_an_argument_that_nothing_satisfies_cannot_be_begun(dialect: Dialect, schema: Any) -> None:
-    """Qwen3-Coder's format opened it, and then had nothing to go on with: the reply broke off in the call."""
+    """Otherwise a reply in Qwen3-Coder's format opens it and ends inside the call, as no id is allowed next."""
     tool = tool_of(schema)
     begun, _, _ = write_call(dialect.name, "look", {"xylem": 1}, 0).partition("xylem")
     for choice in (AUTO, FORCED):
@@ -111,7 +111,7 @@ def test_a_map_of_arguments_takes_none_that_was_declared_impossible(dialect: Dia
 
 @every_dialect
 def test_a_call_of_endless_depth_is_refused_and_one_that_can_end_is_not(dialect: Dialect) -> None:
-    """Such a reply ran into the grammar's limits, or stood still in the middle of its call."""
+    """Otherwise such a reply exceeds the limits of the grammar or stops inside the call."""
     below = {"type": "object", "properties": {"below": {"$ref": "#"}, "n": {"type": "integer"}}}
     with pytest.raises(BadSchema, match="function 'look'"):
         dialect.constrain(spec_for([Tool("look", {**below, "required": ["below"]})], FORCED))
@@ -135,8 +135,8 @@ def test_alternatives_that_nothing_satisfies_are_not_written(dialect: Dialect) -
 
 
 @every_dialect
-def test_more_alternatives_than_are_told_apart_admit_the_values_of_each(dialect: Dialect) -> None:
-    """Of seventeen kinds only the last could be written in the tagged formats."""
+def test_more_alternatives_than_are_expanded_admit_the_values_of_each(dialect: Dialect) -> None:
+    """The tagged formats must admit all seventeen kinds, not only the last."""
     kinds = [{"properties": {"kind": {"const": f"k{i}"}}, "required": ["kind"]} for i in range(17)]
     tool = Tool("look", {"type": "object", "anyOf": kinds})
     for name in ("k0", "k9", "k16"):
@@ -146,7 +146,7 @@ def test_more_alternatives_than_are_told_apart_admit_the_values_of_each(dialect:
 
 @every_dialect
 def test_strings_of_several_schemas_are_written_as_strings(dialect: Dialect) -> None:
-    """In the tagged formats such a string was written with its quotes, and the quotes became part of it."""
+    """In the tagged formats such a string must not be written with quotes, which become part of it."""
     rules = [{"type": "string"}, {"minLength": 2}, {"description": "short", "maxLength": 5}]
     tool = Tool("look", {"type": "object", "properties": {"at": {"allOf": rules}}, "required": ["at"]})
     text = write_call(dialect.name, "look", {"at": "Rome"}, 0).removeprefix("\n")
@@ -156,14 +156,14 @@ def test_strings_of_several_schemas_are_written_as_strings(dialect: Dialect) -> 
 
 
 @pytest.mark.parametrize("dialect", DIALECTS[:1])
-def test_an_answer_that_nothing_satisfies_is_refused_by_its_place(dialect: Dialect) -> None:
+def test_an_unsatisfiable_response_format_is_refused_with_its_path(dialect: Dialect) -> None:
     schema = {"type": "object", "properties": {"n": CROSSED}, "required": ["n"]}
     with pytest.raises(BadSchema, match=r"\('properties', 'n'\)") as caught:
         dialect.constrain(ConstraintSpec([], Choice("none"), ResponseFormat(schema), {}))
     assert (caught.value.param, caught.value.code) == ("response_format", "invalid_json_schema")
 
 
-def test_what_can_be_satisfied_is_left_as_it_is() -> None:
+def test_a_satisfiable_schema_is_unchanged() -> None:
     node = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}
     schema = {
         "type": "object",
@@ -181,7 +181,7 @@ def test_what_can_be_satisfied_is_left_as_it_is() -> None:
     assert satisfiable(schema).schema == schema
 
 
-def test_a_schema_full_of_doubtful_places_is_looked_through_in_bounded_work() -> None:
+def test_the_work_on_a_schema_full_of_possible_contradictions_is_bounded() -> None:
     doubtful = {"allOf": [{"type": "string", "pattern": "^a"}, {"type": "string", "pattern": "b$"}]}
     schema = {"type": "object", "properties": {f"p{i}": doubtful for i in range(3000)}}
     assert satisfiable(schema).schema == schema
