@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema_rs
 
 from server.dialects.schema.normalize import constrained, normalised
-from server.dialects.schema.references import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST
-from server.dialects.schema.satisfiable import Path, context
+from server.dialects.schema.references import Path, walk
+from server.dialects.schema.satisfiable import context
 from server.dialects.schema.supported import compile_fault
 from server.errors import BadSchema
 
@@ -76,22 +76,6 @@ def check_schema(
         fault_text = compile_fault(constrained(tidy), lenient=False)
         if fault_text:
             raise refuse(_where(schema, fault_text), f"under strict: {fault_text}.")
-
-
-def walk(schema: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Yield a schema and its subschemas, outermost first, each with its path."""
-    yield path, schema
-    if not isinstance(schema, Mapping):
-        return
-    for key, value in schema.items():
-        if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
-            for name, inner in value.items():
-                yield from walk(inner, (*path, key, name))
-        elif isinstance(value, list) and (key in SCHEMA_LIST or key == "items"):  # `items`: a tuple in older drafts
-            for i, inner in enumerate(value):
-                yield from walk(inner, (*path, key, i))
-        elif key in ONE_SCHEMA and value is not None:
-            yield from walk(value, (*path, key))
 
 
 def _where(schema: Any, fault: str) -> Path:

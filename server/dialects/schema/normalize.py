@@ -6,9 +6,10 @@ The prompt always shows the client's own schema.
 from collections.abc import Mapping
 from typing import Any
 
-from server.dialects.schema.references import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST, escaped, with_definitions
+from server.dialects.schema.references import Path, map_subschemas, pointer, subschemas, with_definitions
 
-COMBINERS = ("anyOf", "oneOf", "allOf", "$ref")
+SCHEMA_COMBINERS = ("anyOf", "oneOf", "allOf")
+COMBINERS = (*SCHEMA_COMBINERS, "$ref")
 VALUES = ("const", "enum", "default", "examples", "example")  # data, not schemas: null means null there
 ANNOTATIONS = (
     "title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly", "writeOnly",
@@ -38,19 +39,12 @@ def normalised(schema: Any) -> Any:
 def _tidied(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
-    tidy: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in VALUES:
-            tidy[key] = value
-        elif value is None or key in ("$schema", "$id", "id"):
-            continue
-        elif key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
-            tidy[key] = {name: _tidied(inner) for name, inner in value.items()}
-        elif (key in SCHEMA_LIST or key == "items") and isinstance(value, list):
-            tidy[key] = [_tidied(inner) for inner in value]
-        else:
-            tidy[key] = _tidied(value) if key in ONE_SCHEMA else value
-    return _modernised(tidy)
+    kept = {
+        key: value
+        for key, value in schema.items()
+        if key in VALUES or (value is not None and key not in ("$schema", "$id", "id"))
+    }
+    return _modernised(map_subschemas(kept, lambda _, inner: _tidied(inner)))
 
 
 def _modernised(node: dict[str, Any]) -> dict[str, Any]:
@@ -90,29 +84,20 @@ def constrained(schema: Any) -> Any:
     other schemas. The number of digits is bounded.
     """
     shared = frozenset(_combined_references(schema))
-    return _constrained(schema, shared, "#", is_part=False)
+    return _constrained(schema, shared, (), is_part=False)
 
 
-def _constrained(node: Any, shared: frozenset[str], at: str, is_part: bool) -> Any:
+def _constrained(node: Any, shared: frozenset[str], path: Path, is_part: bool) -> Any:
     if not isinstance(node, Mapping):
         return node
-    held: dict[str, Any] = {}
     combines = any(key in node for key in COMBINERS)
     part_below = combines and ("properties" in node or "allOf" in node or "required" in node)
-    for key, value in node.items():
-        if key in ANNOTATIONS:
-            continue
-        below = f"{at}/{key}"
-        if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
-            held[key] = {n: _constrained(s, shared, f"{below}/{escaped(n)}", False) for n, s in value.items()}
-        elif key in SCHEMA_LIST and isinstance(value, list):
-            part = part_below or (is_part and key != "prefixItems")
-            held[key] = [
-                _constrained(s, shared, f"{below}/{i}", part and key != "prefixItems") for i, s in enumerate(value)
-            ]
-        else:
-            held[key] = _constrained(value, shared, below, False) if key in ONE_SCHEMA else value
-    closes = "properties" in held and not combines and not is_part and at not in shared
+
+    def below(steps: Path, inner: Any) -> Any:
+        return _constrained(inner, shared, (*path, *steps), steps[0] in SCHEMA_COMBINERS and (part_below or is_part))
+
+    held = map_subschemas({key: value for key, value in node.items() if key not in ANNOTATIONS}, below)
+    closes = "properties" in held and not combines and not is_part and pointer(path) not in shared
     if closes and "additionalProperties" not in held and "patternProperties" not in held:
         held["additionalProperties"] = False
     return _bounded(held)
@@ -149,17 +134,10 @@ def _combined_references(schema: Any) -> set[str]:
         beside = set(node) - set(ANNOTATIONS) - {"$defs", "definitions"}
         if "$ref" in node and (is_part or len(beside) > 1):
             found.add(str(node["$ref"]))
-        combines = any(key in node for key in ("anyOf", "oneOf", "allOf"))
+        combines = any(key in node for key in SCHEMA_COMBINERS)
         part_below = "allOf" in node or (combines and ("properties" in node or "required" in node))
-        for key, value in node.items():
-            if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
-                for inner in value.values():
-                    look(inner, False)
-            elif key in SCHEMA_LIST and isinstance(value, list):
-                for inner in value:
-                    look(inner, (part_below or is_part) and key != "prefixItems")
-            elif key in ONE_SCHEMA:
-                look(value, False)
+        for path, inner in subschemas(node):
+            look(inner, path[0] in SCHEMA_COMBINERS and (part_below or is_part))
 
     look(schema, False)
     return found

@@ -1,6 +1,6 @@
-"""Keywords that contain subschemas, and resolution of `$ref`."""
+"""Traversal of the subschemas of a schema, and resolution of `$ref`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
 from urllib.parse import unquote
@@ -13,6 +13,41 @@ ONE_SCHEMA = (
 )  # fmt: skip
 DEFINITIONS = ("$defs", "definitions")
 
+Path = tuple[str | int, ...]
+
+
+def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """Yield the direct subschemas, each with its path: a keyword, and a name or an index where it has several."""
+    for key, value in schema.items():
+        if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
+            yield from (((key, name), inner) for name, inner in value.items())
+        elif (key in SCHEMA_LIST or key == "items") and isinstance(value, list):  # `items`: a tuple in older drafts
+            yield from (((key, i), inner) for i, inner in enumerate(value))
+        elif key in ONE_SCHEMA and value is not None:
+            yield (key,), value
+
+
+def map_subschemas(schema: Mapping[str, Any], convert: Callable[[Path, Any], Any]) -> dict[str, Any]:
+    """Copy a schema, with each direct subschema replaced by `convert(path, subschema)`."""
+    new = dict(schema)
+    for path, inner in subschemas(schema):
+        key = str(path[0])
+        if len(path) == 1:
+            new[key] = convert(path, inner)
+        else:
+            if new[key] is schema[key]:
+                new[key] = dict(schema[key]) if isinstance(schema[key], Mapping) else list(schema[key])
+            new[key][path[1]] = convert(path, inner)
+    return new
+
+
+def walk(schema: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield a schema and all its subschemas, outermost first, each with its path."""
+    yield path, schema
+    if isinstance(schema, Mapping):
+        for below, inner in subschemas(schema):
+            yield from walk(inner, (*path, *below))
+
 
 def with_definitions(schema: Any) -> Any:
     """Rewrite a schema so that every `$ref` into it points to a definition.
@@ -20,15 +55,15 @@ def with_definitions(schema: Any) -> Any:
     Generators of schemas write `#/properties/home` where a type comes twice, and `#` for trees. Such a part moves to
     `$defs`, once, and is replaced by a `$ref`. Dangling references are left as they are.
     """
-    places: dict[str, Mapping[str, Any]] = dict(_places(schema, "#"))
-    pointed = (_pointer(node) for node in places.values())
+    places = {pointer(path): node for path, node in walk(schema) if isinstance(node, Mapping)}
+    pointed = (_target(node) for node in places.values())
     moved = [at for at in dict.fromkeys(pointed) if at in places and not _is_definition(at)]
     if not moved:
         return schema
     free = (name for i in count() if (name := f"part_{i}") not in _definitions(schema))
     names = dict(zip(moved, free, strict=False))
     definitions: dict[str, Any] = {}
-    whole = _rewritten(schema, "#", names, definitions)
+    whole = _rewritten(schema, (), names, definitions)
     if "#" in names:  # the root becomes a definition; the others stay beside it
         body = definitions[names["#"]]
         definitions[names["#"]] = {key: value for key, value in body.items() if key not in DEFINITIONS}
@@ -46,30 +81,12 @@ def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**shared, **node, **beside} if isinstance(node, Mapping) else {}
 
 
-def escaped(name: str) -> str:
-    """Escape a key as a step of a JSON pointer."""
-    return name.replace("~", "~0").replace("/", "~1")
+def pointer(path: Path) -> str:
+    """Return the JSON pointer of a path."""
+    return "#" + "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)
 
 
-def _places(node: Any, at: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every subschema that is an object, with its JSON pointer."""
-    if isinstance(node, Mapping):
-        yield at, node
-        for key, value in node.items():
-            for below, inner in _below(key, value, f"{at}/{key}"):
-                yield from _places(inner, below)
-
-
-def _below(key: str, value: Any, at: str) -> Iterator[tuple[str, Any]]:
-    if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
-        yield from ((f"{at}/{escaped(name)}", inner) for name, inner in value.items())
-    elif (key in SCHEMA_LIST or key == "items") and isinstance(value, list):
-        yield from ((f"{at}/{i}", inner) for i, inner in enumerate(value))
-    elif key in ONE_SCHEMA:
-        yield at, value
-
-
-def _pointer(node: Mapping[str, Any]) -> str:
+def _target(node: Mapping[str, Any]) -> str:
     reference = node.get("$ref")
     return unquote(reference) if isinstance(reference, str) else ""
 
@@ -85,21 +102,13 @@ def _is_definition(at: str) -> bool:
     return key in DEFINITIONS and "/" not in name
 
 
-def _rewritten(node: Any, at: str, names: Mapping[str, str], definitions: dict[str, Any]) -> Any:
+def _rewritten(node: Any, path: Path, names: Mapping[str, str], definitions: dict[str, Any]) -> Any:
     if not isinstance(node, Mapping):
         return node
-    new: dict[str, Any] = {}
-    for key, value in node.items():
-        below = [_rewritten(inner, place, names, definitions) for place, inner in _below(key, value, f"{at}/{key}")]
-        if isinstance(value, list) and below:
-            new[key] = below
-        elif key in MAP_OF_SCHEMAS and below:
-            new[key] = dict(zip(value, below, strict=True))
-        else:
-            new[key] = below[0] if below else value
-    if (pointed := _pointer(node)) in names:
-        new["$ref"] = f"#/$defs/{names[pointed]}"
-    if at not in names:
+    new = map_subschemas(node, lambda below, inner: _rewritten(inner, (*path, *below), names, definitions))
+    if (target := _target(node)) in names:
+        new["$ref"] = f"#/$defs/{names[target]}"
+    if (at := pointer(path)) not in names:
         return new
     definitions[names[at]] = new
     return {"$ref": f"#/$defs/{names[at]}"}

@@ -13,15 +13,16 @@ from typing import Any
 from llguidance import LLMatcher
 
 from server.dialects.schema.normalize import ANNOTATIONS
-from server.dialects.schema.references import DEFINITIONS, MAP_OF_SCHEMAS, SCHEMA_LIST
+from server.dialects.schema.references import DEFINITIONS, MAP_OF_SCHEMAS, SCHEMA_LIST, Path, map_subschemas
 from server.dialects.schema.validate import satisfying
 
-Path = tuple[str | int, ...]
 MAX_CHECKED_BYTES = 1 << 20  # of schemas given to the grammar engine; the rest counts as satisfiable
 CHECK_OVERHEAD_BYTES = 4096  # added for each schema
 MAX_PASSES = 8  # from reference to reference
 MAX_STEPS = 32  # the same, when looking for recursion without an end
-ONE_SCHEMA_BELOW = ("items", "additionalProperties", "propertyNames", "additionalItems")  # without negated ones
+VISITED = {
+    *MAP_OF_SCHEMAS, *SCHEMA_LIST, "items", "additionalProperties", "propertyNames", "additionalItems",
+}  # fmt: skip
 COUNTS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 
 
@@ -108,7 +109,11 @@ class _Search:
         """Return the schema with unsatisfiable parts replaced by False, or False."""
         if not isinstance(node, Mapping):
             return node
-        held = {key: self._below(key, value, (*path, key)) for key, value in node.items()}
+        held = map_subschemas(
+            node, lambda steps, inner: self.visit(inner, (*path, *steps)) if steps[0] in VISITED else inner
+        )
+        for key in {"anyOf", "oneOf"} & held.keys():
+            held[key] = [inner for inner in held[key] if inner is not False]
         if self._forgiving and isinstance(held.get("properties"), dict):
             required: dict[str, Any] = {n: {} for n in held.get("required", ()) if held["properties"].get(n) is False}
             held["properties"] |= required
@@ -118,14 +123,6 @@ class _Search:
         self.faults[path] = path if fault is None else fault
         self.closes_references |= len(path) == 2 and path[0] in DEFINITIONS
         return False
-
-    def _below(self, key: str, value: Any, path: Path) -> Any:
-        if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
-            return {name: self.visit(inner, (*path, name)) for name, inner in value.items()}
-        if key in SCHEMA_LIST and isinstance(value, list):
-            found = [self.visit(inner, (*path, i)) for i, inner in enumerate(value)]
-            return found if key in ("allOf", "prefixItems") else [inner for inner in found if inner is not False]
-        return self.visit(value, path) if key in ONE_SCHEMA_BELOW else value
 
     def _fault_below(self, node: Mapping[str, Any], path: Path) -> Path | None:
         """Return the path of the subschema that makes this one unsatisfiable, if any."""

@@ -9,7 +9,7 @@ from llguidance import LLMatcher
 
 from server.dialects.base import ConstraintSpec, Tool
 from server.dialects.schema.normalize import COMPACT, constrained, normalised
-from server.dialects.schema.references import MAP_OF_SCHEMAS, ONE_SCHEMA, SCHEMA_LIST
+from server.dialects.schema.references import map_subschemas
 from server.dialects.schema.satisfiable import SatisfiablePart, context, satisfiable
 from server.dialects.schema.validate import whole_schema
 from server.errors import BadSchema
@@ -117,13 +117,6 @@ def _without_combinations(schema: Any) -> Any:
 def _rewritten(schema: Any, relax: Callable[[dict[str, Any]], None]) -> Any:
     if not isinstance(schema, Mapping):
         return schema
-    node: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in MAP_OF_SCHEMAS and isinstance(value, Mapping):
-            node[key] = {name: _rewritten(inner, relax) for name, inner in value.items()}
-        elif key in SCHEMA_LIST and isinstance(value, list):
-            node[key] = [_rewritten(inner, relax) for inner in value]
-        else:
-            node[key] = _rewritten(value, relax) if key in ONE_SCHEMA else value
+    node = map_subschemas(schema, lambda _, inner: _rewritten(inner, relax))
     relax(node)
     return node
