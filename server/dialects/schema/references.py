@@ -74,11 +74,17 @@ def with_definitions(schema: Any) -> Any:
 def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Resolve `$ref` among the definitions beside it; `{}` if it is not there."""
     shared = {key: schema[key] for key in DEFINITIONS if key in schema}
-    node: Any = shared
-    for step in str(schema["$ref"]).removeprefix("#/").split("/"):
-        node = node.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(node, Mapping) else None
+    node = resolve(str(schema["$ref"]), shared)
     beside = {key: value for key, value in schema.items() if key != "$ref"}
     return {**shared, **node, **beside} if isinstance(node, Mapping) else {}
+
+
+def resolve(reference: str, definitions: Mapping[str, Any]) -> Any:
+    """Return the definition that a `$ref` such as `#/$defs/name` points to; None if it is not there."""
+    node: Any = definitions
+    for step in reference.removeprefix("#/").split("/"):
+        node = node.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(node, Mapping) else None
+    return node
 
 
 def pointer(path: Path) -> str:

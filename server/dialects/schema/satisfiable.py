@@ -13,7 +13,15 @@ from typing import Any
 from llguidance import LLMatcher
 
 from server.dialects.schema.normalize import ANNOTATIONS
-from server.dialects.schema.references import DEFINITIONS, MAP_OF_SCHEMAS, SCHEMA_LIST, Path, map_subschemas
+from server.dialects.schema.references import (
+    DEFINITIONS,
+    MAP_OF_SCHEMAS,
+    SCHEMA_LIST,
+    Path,
+    map_subschemas,
+    pointer,
+    resolve,
+)
 from server.dialects.schema.validate import satisfying
 
 MAX_CHECKED_BYTES = 1 << 20  # of schemas given to the grammar engine; the rest counts as satisfiable
@@ -54,24 +62,30 @@ def _without_endless(schema: Any) -> Any:
     """Replace definitions that no value of finite length satisfies by `false`."""
     if not isinstance(schema, Mapping):
         return schema
-    held = {(key, name): node for key in DEFINITIONS for name, node in schema.get(key, {}).items()}
-    endless = set(held)  # until shown to end
+    definitions = {pointer((key, name)): node for key in DEFINITIONS for name, node in schema.get(key, {}).items()}
+    endless = set(definitions)  # until shown to end
     for _ in range(MAX_STEPS):
-        ending = {place for place in endless if _ends(held[place], endless)}
+        ending = {reference for reference in endless if _ends(definitions[reference], endless)}
         if not ending:
             break
         endless -= ending
     else:
         return schema
-    shut = {key: {name: False for place, name in endless if place == key} for key in DEFINITIONS if key in schema}
-    return {**schema, **{key: {**schema[key], **names} for key, names in shut.items()}} if endless else schema
+    if not endless:
+        return schema
+    without = {
+        key: {name: False if pointer((key, name)) in endless else node for name, node in schema[key].items()}
+        for key in DEFINITIONS
+        if key in schema
+    }
+    return {**schema, **without}
 
 
-def _ends(node: Any, endless: Collection[tuple[str, str]]) -> bool:
+def _ends(node: Any, endless: Collection[str]) -> bool:
     """Whether a finite value of this schema exists, if none does for the definitions in `endless`."""
     if not isinstance(node, Mapping) or "const" in node or "enum" in node:
         return True
-    if "$ref" in node and _target(node["$ref"]) in endless:
+    if node.get("$ref") in endless:
         return False
     if any(key in node and not any(_ends(one, endless) for one in node[key]) for key in ("anyOf", "oneOf")):
         return False
@@ -82,12 +96,6 @@ def _ends(node: Any, endless: Collection[tuple[str, str]]) -> bool:
         first = node.get("prefixItems", [])
         needed += [*first[: int(least)], *([node.get("items")] if least > len(first) else [])]
     return all(_ends(one, endless) for one in needed)
-
-
-def _target(reference: Any) -> tuple[str, str]:
-    """Return keyword and name of the definition that a `$ref` points to."""
-    key, _, name = str(reference).removeprefix("#/").partition("/")
-    return key, name.replace("~1", "/").replace("~0", "~")
 
 
 def context(path: Path) -> str:
@@ -145,8 +153,7 @@ class _Search:
         """Whether the keywords leave a value; `const` and `enum` keep the values that satisfy the others."""
         if node.get("not") in ({}, True) or [] in (node.get("anyOf"), node.get("oneOf")):
             return False
-        key, name = _target(node.get("$ref"))
-        if self._shared.get(key, {}).get(name) is False:
+        if "$ref" in node and resolve(str(node["$ref"]), self._shared) is False:
             return False
         for key in ("const", "enum"):
             if key in node:

@@ -8,6 +8,7 @@ from typing import Any
 
 from server.dialects.base import Tool
 from server.dialects.schema.normalize import normalised
+from server.dialects.schema.references import resolve
 from server.dialects.schema.validate import whole_schema
 
 MAX_DEPTH = 12  # a recursive schema whose shortest value nests deeper is only estimated
@@ -50,7 +51,7 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
     if schema.get("enum"):
         return min(schema["enum"], key=lambda value: len(json.dumps(value)))
     if "$ref" in schema:
-        return _value({**_target(schema["$ref"], root), **_without(schema, "$ref")}, root, depth + 1)
+        return _value({**_definition(schema, root), **_without(schema, "$ref")}, root, depth + 1)
     for key in ("anyOf", "oneOf"):
         if schema.get(key):
             beside = _without(schema, key)
@@ -59,7 +60,7 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
         merged = _without(schema, "allOf")
         for part in schema["allOf"]:
             named = isinstance(part, Mapping) and "$ref" in part
-            merged = _merged(merged, _target(part["$ref"], root) if named else part)
+            merged = _merged(merged, _definition(part, root) if named else part)
         return _value(merged, root, depth + 1)
     return _typed(schema, root, depth)
 
@@ -115,11 +116,8 @@ def _number(schema: Mapping[str, Any]) -> int | float:
     return found
 
 
-def _target(reference: str, root: Any) -> Any:
-    node = root
-    for step in reference.removeprefix("#").strip("/").split("/") if reference != "#" else ():
-        step = step.replace("~1", "/").replace("~0", "~")
-        node = node[int(step)] if isinstance(node, list) else node.get(step, {}) if isinstance(node, Mapping) else {}
+def _definition(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    node = resolve(str(schema["$ref"]), root)
     return node if isinstance(node, Mapping) else {}
 
 
