@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from server.dialects.schema.normalize import COMPACT, LARGEST_INTEGER
-from server.dialects.schema.references import resolved
+from server.dialects.schema.references import DEFINITIONS, definitions_of, resolved
 
 MAX_UNORDERED_MEMBERS = 24  # above, the schema's order applies, which is faster to parse
 MAX_MAP_MEMBERS = 256  # members of an object whose names are free
 MAX_DEPTH = 24  # of nested rules; deeper schemas use `%json`
-DEFINITIONS = ("$defs", "definitions")
 PLAIN_OBJECT = {"type", "properties", "required", "additionalProperties", *DEFINITIONS}
 PLAIN_LIST = {"type", "items", "minItems", "maxItems", *DEFINITIONS}
 PLAIN_MAP = {"type", "additionalProperties", "minProperties", "maxProperties", *DEFINITIONS}
@@ -139,7 +138,7 @@ class JsonRules:
         return "%json " + json.dumps({**held, "x-guidance": options}, ensure_ascii=False)
 
     def _standing_alone(self, inner: Any, schema: Mapping[str, Any]) -> Any:
-        shared = {key: schema[key] for key in DEFINITIONS if key in schema}
+        shared = definitions_of(schema)
         return {**inner, **shared} if shared and isinstance(inner, Mapping) and '"$ref"' in json.dumps(inner) else inner
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from llguidance import regex_to_lark
 
 from server.dialects.base import ConstraintSpec, Tool
-from server.dialects.grammar.json_grammar import DEFINITIONS, JsonRules, plain_members
+from server.dialects.grammar.json_grammar import JsonRules, plain_members
 from server.dialects.grammar.lark import callable_tools, marker, one_of_calls, pattern_of, raw_piece
 from server.dialects.parsing.tagged import INPUT
 from server.dialects.schema.normalize import PLAIN_WORDS, with_plain_parts
-from server.dialects.schema.references import resolved
+from server.dialects.schema.references import DEFINITIONS, definitions_of, resolved
 from server.dialects.schema.satisfiable import satisfiable
 from server.dialects.schema.supported import supported_arguments
 from server.dialects.schema.variants import variants
@@ -204,7 +204,7 @@ def _input_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> 
 
 
 def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:
-    shared = {key: whole[key] for key in DEFINITIONS if key in whole}
+    shared = definitions_of(whole)
     return {**shared, **schema} if isinstance(schema, Mapping) else {}
 
 
@@ -213,7 +213,7 @@ def _branches(schema: Any, depth: int) -> Iterator[Any]:
     if not isinstance(schema, Mapping) or depth == 0:
         yield schema
         return
-    shared = {key: schema[key] for key in DEFINITIONS if key in schema}
+    shared = definitions_of(schema)
     if "$ref" in schema:
         yield from _branches(resolved(schema), depth - 1)
         return
@@ -237,7 +237,7 @@ def _parts(schema: Any, depth: int) -> Iterator[Mapping[str, Any]]:
     if not isinstance(schema, Mapping) or depth == 0:
         return
     yield schema
-    shared = {key: schema[key] for key in DEFINITIONS if key in schema}
+    shared = definitions_of(schema)
     for part in schema.get("allOf", ()):
         pointed = isinstance(part, Mapping) and "$ref" in part
         yield from _parts(resolved({**shared, **part}) if pointed else part, depth - 1)

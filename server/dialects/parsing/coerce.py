@@ -6,7 +6,7 @@ from typing import Any
 
 from server.dialects.parsing.json_stream import JsonText
 from server.dialects.schema.normalize import normalised
-from server.dialects.schema.references import resolved
+from server.dialects.schema.references import definitions_of, resolved
 from server.dialects.schema.validate import fits
 from server.dialects.schema.variants import variants
 
@@ -19,7 +19,7 @@ class Types:
     def __init__(self, parameters: Mapping[str, Any] | None) -> None:
         whole = normalised(parameters or {})
         self._variants = variants(whole)
-        self._shared = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
+        self._shared = definitions_of(whole)
 
     def of(self, name: str) -> Any:
         """Return the schema of one parameter, with the definitions it may refer to."""
@@ -48,7 +48,7 @@ def only_strings(schema: Any) -> bool:
         return all(isinstance(value, str) for value in schema["enum"])
     if "type" in schema:
         return schema["type"] in ("string", ["string"])
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    shared = definitions_of(schema)
     branches = schema.get("anyOf") or schema.get("oneOf") or ()
     return bool(branches) and all(
         only_strings({**shared, **branch}) for branch in branches if isinstance(branch, Mapping)

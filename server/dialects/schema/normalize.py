@@ -6,7 +6,7 @@ The prompt always shows the client's own schema.
 from collections.abc import Mapping
 from typing import Any
 
-from server.dialects.schema.references import Path, map_subschemas, pointer, subschemas, with_definitions
+from server.dialects.schema.references import DEFINITIONS, Path, map_subschemas, pointer, subschemas, with_definitions
 
 SCHEMA_COMBINERS = ("anyOf", "oneOf", "allOf")
 COMBINERS = (*SCHEMA_COMBINERS, "$ref")
@@ -20,7 +20,7 @@ PLAIN_WORDS = {
     "type", "const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength",
     "maxLength", "pattern", "format",
 }  # fmt: skip
-BESIDE_A_PART = {*ANNOTATIONS, "$defs", "definitions"}
+BESIDE_A_PART = {*ANNOTATIONS, *DEFINITIONS}
 
 # As Qwen writes JSON, and without white space that a weak model could write without end.
 COMPACT: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -131,7 +131,7 @@ def _combined_references(schema: Any) -> set[str]:
     def look(node: Any, is_part: bool) -> None:
         if not isinstance(node, Mapping):
             return
-        beside = set(node) - set(ANNOTATIONS) - {"$defs", "definitions"}
+        beside = set(node) - {*ANNOTATIONS, *DEFINITIONS}
         if "$ref" in node and (is_part or len(beside) > 1):
             found.add(str(node["$ref"]))
         combines = any(key in node for key in SCHEMA_COMBINERS)

@@ -67,13 +67,18 @@ def with_definitions(schema: Any) -> Any:
     if "#" in names:  # the root becomes a definition; the others stay beside it
         body = definitions[names["#"]]
         definitions[names["#"]] = {key: value for key, value in body.items() if key not in DEFINITIONS}
-        whole = {**whole, **{key: body[key] for key in DEFINITIONS if key in body}}
+        whole = {**whole, **definitions_of(body)}
     return {**whole, "$defs": {**_definitions(whole), **definitions}}
+
+
+def definitions_of(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `$defs` and `definitions` of a schema."""
+    return {key: schema[key] for key in DEFINITIONS if key in schema}
 
 
 def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Resolve `$ref` among the definitions beside it; `{}` if it is not there."""
-    shared = {key: schema[key] for key in DEFINITIONS if key in schema}
+    shared = definitions_of(schema)
     node = resolve(str(schema["$ref"]), shared)
     beside = {key: value for key, value in schema.items() if key != "$ref"}
     return {**shared, **node, **beside} if isinstance(node, Mapping) else {}

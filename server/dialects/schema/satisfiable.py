@@ -18,6 +18,7 @@ from server.dialects.schema.references import (
     MAP_OF_SCHEMAS,
     SCHEMA_LIST,
     Path,
+    definitions_of,
     map_subschemas,
     pointer,
     resolve,
@@ -107,7 +108,7 @@ class _Search:
     """One pass, innermost schemas first."""
 
     def __init__(self, whole: Any, forgiving: bool) -> None:
-        self._shared = {key: whole[key] for key in DEFINITIONS if key in whole} if isinstance(whole, Mapping) else {}
+        self._shared = definitions_of(whole) if isinstance(whole, Mapping) else {}
         self._forgiving = forgiving
         self._num_checked_bytes = 0
         self.faults: dict[Path, Path] = {}  # path of an unsatisfiable schema -> path of the cause

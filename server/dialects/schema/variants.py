@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.dialects.schema.references import resolved
+from server.dialects.schema.references import definitions_of, resolved
 
 MAX_VARIANTS = (
     16  # alternatives; a schema with more is constrained as an object with all of their properties, all optional
@@ -41,7 +41,7 @@ def _expand(schema: Mapping[str, Any], depth: int) -> list[Mapping[str, Any]]:
 
 
 def _reference(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    shared = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
+    shared = definitions_of(whole)
     return resolved({**shared, **part}) if "$ref" in part else part
 
 
