@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from server.dialects.registry import DIALECTS
 from tests.dialects.fuzz import write_call
+from tests.dialects.random_walks import MARKER_IDS, grammars, ids_of
 from tests.dialects.tools import make_tools
-from tests.dialects.walking import MARKER_IDS, grammars, ids_of
 
 WEATHER = Tool(
     "get_weather",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from server.dialects.base import Dialect
 from server.dialects.registry import DIALECTS
 from tests.dialects.fuzz import TOOLS, write_call
-from tests.dialects.reading import cut_evenly
+from tests.dialects.parse_helpers import cut_evenly
 
 PROSE = "The weather in Paris is mild, a < b, and nothing here opens a call.\n" * 40
 LONG = {"body": 'def f(x):\n    return "x < 3"\n' * 120, "to": "someone"}

@@ -14,7 +14,7 @@ from typing import Any
 
 from server.dialects.base import Dialect, Tool
 from server.dialects.registry import DIALECTS
-from tests.dialects.reading import Call, cut_somehow, read, texts_and_calls
+from tests.dialects.parse_helpers import Call, cut_somehow, read, texts_and_calls
 
 TOOLS = (
     Tool(

@@ -16,9 +16,18 @@ from server.dialects.registry import DIALECTS
 from server.dialects.schema.custom import satisfies
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
-from tests.dialects.reading import Call, cut_evenly, parse_in_any_pieces, read, texts_and_calls
+from tests.dialects.parse_helpers import Call, cut_evenly, parse_in_any_pieces, read, texts_and_calls
+from tests.dialects.random_walks import (
+    MARKER_IDS,
+    STOP_IDS,
+    allowed_ids,
+    grammars,
+    ids_of,
+    spec_for,
+    spelled_ids_of,
+    walk,
+)
 from tests.dialects.tools import make_tools
-from tests.dialects.walking import MARKER_IDS, STOP_IDS, allowed_ids, grammars, ids_of, spec_for, spelled_ids_of, walk
 
 TOOLS = make_tools()
 FORCED = Choice("required")

@@ -12,7 +12,7 @@ import pytest
 from server.dialects.base import CustomFormat, Tool
 from server.dialects.registry import DIALECTS, find
 from server.events import CallOpened, ParserEvent
-from tests.dialects.reading import Call, cut_evenly, read, texts_and_calls
+from tests.dialects.parse_helpers import Call, cut_evenly, read, texts_and_calls
 
 PAGE = Path(__file__).parents[2] / "docs" / "internals" / "dialects.md"
 EXAMPLE = re.compile(r"\*\*(?P<title>[^*]+)\*\*\n\n~~~text\n(?P<text>.*?)\n~~~\n\n```python\n(?P<events>.*?)\n```\n\n"

@@ -10,7 +10,7 @@ from server.dialects.registry import DIALECTS
 from server.reply.text import TextStream, Vocabulary
 from tests.checkpoints import qwen_tokenizer
 from tests.dialects import fuzz
-from tests.dialects.reading import read
+from tests.dialects.parse_helpers import read
 
 CASES, LONG_CASES = 1_000, 10_000
 every_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)

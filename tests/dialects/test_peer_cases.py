@@ -13,7 +13,7 @@ from server.dialects.react import REACT
 from server.dialects.registry import DIALECTS
 from server.events import CallArguments, CallOpened
 from tests.dialects.fuzz import write_call
-from tests.dialects.reading import Call, cut_evenly, parse_in_any_pieces, read
+from tests.dialects.parse_helpers import Call, cut_evenly, parse_in_any_pieces, read
 
 WEATHER = Tool(
     "get_weather",

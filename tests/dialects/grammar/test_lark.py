@@ -9,8 +9,8 @@ import pytest
 
 from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from tests.dialects.fuzz import write_call
+from tests.dialects.random_walks import MARKER_IDS, spec_for
 from tests.dialects.test_constraints import accepts, every_dialect
-from tests.dialects.walking import MARKER_IDS, spec_for
 
 ROOT = Path(__file__).parents[3]
 FIRST_USE = """

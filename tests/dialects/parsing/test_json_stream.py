@@ -7,7 +7,7 @@ import pytest
 
 from server.dialects.parsing.json_stream import JsonText
 from tests.dialects.fuzz import random_value
-from tests.dialects.reading import cut_somehow
+from tests.dialects.parse_helpers import cut_somehow
 
 
 def scan(pieces: list[str], end: str = "") -> tuple[str, str, JsonText]:

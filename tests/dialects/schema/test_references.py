@@ -8,8 +8,8 @@ from server.dialects.base import Choice, Dialect, Tool
 from server.dialects.schema.references import with_definitions
 from server.dialects.schema.validate import fits
 from tests.dialects.fuzz import write_call
+from tests.dialects.random_walks import spec_for, walk
 from tests.dialects.test_constraints import accepts, check_calls, every_dialect
-from tests.dialects.walking import spec_for, walk
 
 FORCED = Choice("required", parallel=False)
 PLACE = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"]}

@@ -11,9 +11,9 @@ from server.dialects.schema.normalize import normalised
 from server.dialects.schema.satisfiable import satisfiable
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
-from tests.dialects.reading import Call, read, texts_and_calls
+from tests.dialects.parse_helpers import Call, read, texts_and_calls
+from tests.dialects.random_walks import grammars, ids_of, spec_for, walk
 from tests.dialects.test_constraints import accepts, check_calls, every_dialect
-from tests.dialects.walking import grammars, ids_of, spec_for, walk
 
 CROSSED = {"type": "integer", "minimum": 5, "maximum": 3}
 IMPOSSIBLE: dict[str, Any] = {

@@ -15,8 +15,8 @@ from server.messages import Constraint
 from server.model.sampling.grammar import MAX_SOURCE, GrammarMatcher, LlguidanceGrammars
 from tests.checkpoints import IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE
 from tests.dialects.fuzz import write_call
-from tests.dialects.reading import Call, parse_in_any_pieces
-from tests.dialects.walking import STOP_IDS, allowed_ids, grammars, ids_of, text_of
+from tests.dialects.parse_helpers import Call, parse_in_any_pieces
+from tests.dialects.random_walks import STOP_IDS, allowed_ids, grammars, ids_of, text_of
 
 MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}
 WEATHER = Tool(
