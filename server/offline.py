@@ -1,12 +1,12 @@
-"""A chat without a server: the same lanes, in the caller's own program.
+"""Chat without an HTTP server: the same service and engine, in the caller's own program.
 
     from server.offline import Chat
 
     with Chat("Qwen/Qwen3-0.6B", device="cuda") as chat:
         message = chat.chat([{"role": "user", "content": "What is the weather in Oslo?"}], tools=[get_weather])
 
-A request is validated, prompted, constrained and parsed by the very rooms that serve HTTP, and the engine is the same
-process of its own; only the socket in front is missing.
+A request is validated, prompted, constrained and parsed by the code that serves HTTP, and the engine is the same
+separate process; only HTTP is missing.
 """
 
 import asyncio
@@ -56,13 +56,13 @@ class Chat:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="offline chat", daemon=True)
         self._thread.start()
-        prompter = PromptBuilder(checkpoint, settings)
+        prompt_builder = PromptBuilder(checkpoint, settings)
         self._backend = self._wait_for(_call(lambda: build_backend(settings, checkpoint, engine)))
-        self._service = build_service(checkpoint, prompter, self._backend)
+        self._service = build_service(checkpoint, prompt_builder, self._backend)
         atexit.register(self.close)
         try:
             self.ready = self._wait_for(self._backend.start())
-            prompter.window.narrow(self.ready.max_model_len)
+            prompt_builder.window.narrow(self.ready.max_model_len)
         except BaseException:
             self.close()
             raise
@@ -129,11 +129,11 @@ class Chat:
     async def _start(self, body: dict[str, Any]) -> tuple[Generation, ReplyStyle]:
         try:
             body = read_object(msgspec.json.encode(body))  # as if it had come over the wire: a copy, and only JSON
-            asked = read_request(body, self._mapper.strict)
-            request = self._mapper.to_request(asked)
+            sent = read_request(body, self._mapper.strict)
+            request = self._mapper.to_request(sent)
         except RequestRefused as refused:
             raise BadRequest(str(refused), param=refused.error.param, code=refused.error.code) from refused
-        return await self._service.start(request), self._mapper.style(asked)
+        return await self._service.start(request), self._mapper.style(sent)
 
     async def _whole(self, body: dict[str, Any]) -> Message:
         reply = await whole_reply(*await self._start(body))

@@ -111,7 +111,7 @@ class _Pipeline:
         ask_for_reply: bool = True,
     ) -> Prompt:
         """The prompt of a conversation with these tools."""
-        script = self._renderer.script(normalize_messages(messages, self.checkpoint.capabilities), tools, {})
+        script = self._renderer.template_input(normalize_messages(messages, self.checkpoint.capabilities), tools, {})
         return self._renderer.render(replace(script, ask_for_reply=ask_for_reply))
 
     def control_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -1,9 +1,11 @@
 """Rules on the source tree that the linters do not check; what is advised, not demanded, is printed after the run."""
 
 import ast
+import io
 import os
 import re
-from collections import defaultdict
+import tokenize
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,25 @@ ALL = (*SHIPPED, "demo", "benchmarks", "tests")
 ADVISED_FILE_LINES, MAX_FILE_LINES = 300, 500
 MAX_FUNCTION_LINES = 50
 ADVISED_PARAMETERS = 7
+MAX_FILES_IN_A_FOLDER = 16
+VAGUE_BEGINNINGS = ("What", "How", "Where", "Who", "Which")
+
+# Words that this project once used for things that have a usual name; docs/internals/lablog.md tells the past in them.
+GONE_WORDS = {
+    "anew", "answerer", "asking", "door", "doors", "holdable", "lane", "lanes", "obeyed", "outbox", "penance",
+    "strangers", "tally", "tallies", "tape", "watchful", "whoever",
+}  # fmt: skip
+GONE_PHRASES = re.compile(r"\b(of old|a heap of|stands? beside|so many|on wish|nobody foresaw|API room|rooms)\b", re.I)
+# As whole names of a function, argument, variable or attribute; within a name or a sentence they are plain English.
+GONE_NAMES = {
+    "ahead", "ask", "asked", "asks", "deal", "dealt", "give_back", "habits", "hear", "heard", "patience",
+    "possible", "preamble", "said", "settle", "settled", "shares", "told", "tell", "wanted", "wishes",
+}  # fmt: skip
+GONE_CLASSES = {
+    "Answer", "Answerer", "Ask", "Asking", "Doors", "Heard", "Outbox", "Portions", "Preamble", "Reading",
+    "Said", "Steps", "Tally", "Tape", "Turn", "Wanted",
+}  # fmt: skip
+PART_OF_A_NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 Advise = Callable[[list[str]], None]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -79,13 +100,19 @@ def test_functions_have_few_parameters(advise: Advise) -> None:
             advise([f"{where} has {len(names)} parameters"])
 
 
-def test_every_module_has_a_docstring() -> None:
-    lacking = []
+def test_folders_hold_few_files() -> None:
+    counts = Counter(str(Path(path).parent) for path, _, _ in modules(*SHIPPED) if not path.endswith("__init__.py"))
+    assert {folder: num for folder, num in counts.items() if num > MAX_FILES_IN_A_FOLDER} == {}
+
+
+def test_every_module_has_a_docstring_that_begins_with_a_noun_or_a_verb() -> None:
+    lacking, vague = [], []
     for path, _, tree in modules(*ALL):
         docstring = ast.get_docstring(tree)
         if not path.endswith("__init__.py"):
             lacking += [path] if docstring is None else []
-    assert lacking == []
+            vague += [path] if docstring is not None and docstring.startswith(VAGUE_BEGINNINGS) else []
+    assert (lacking, vague) == ([], [])
 
 
 def test_every_init_is_empty() -> None:
@@ -143,3 +170,52 @@ def test_the_walk_names_only_modules_that_exist() -> None:
     text = (ROOT / "docs" / "walk.md").read_text(encoding="utf-8")
     named = re.findall(r"`(server/[\w/]+\.py)`", text)
     assert named and [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_words_that_are_gone_stay_gone() -> None:
+    found = []
+    for path, text, tree in modules(*SHIPPED, "tests"):
+        if path == "tests/test_structure.py":
+            continue
+        names = GONE_WORDS if path.startswith("tests/") else GONE_WORDS | GONE_NAMES
+        found += [
+            f"{path}: {name}" for name in sorted(_names(tree)) if _parts(name) & GONE_WORDS or name.strip("_") in names
+        ]
+        classes = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        found += [f"{path}: class {name}" for name in sorted(classes & GONE_CLASSES)]
+        prose = _prose(text) if path.startswith("tests/") else text
+        found += [f"{path}: {word}" for word in _gone_in(prose)]
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        if page.name != "lablog.md":
+            found += [f"{page.relative_to(ROOT)}: {word}" for word in _gone_in(page.read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def _names(tree: ast.Module) -> set[str]:
+    """Names that a module defines."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                found.add(name)
+    return found
+
+
+def _parts(name: str) -> set[str]:
+    return {part.lower() for part in PART_OF_A_NAME.findall(name)}
+
+
+def _prose(text: str) -> str:
+    """The comments and docstrings of a module."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds))
+    return "\n".join([*comments, *(ast.get_docstring(node) or "" for node in nodes)])
+
+
+def _gone_in(prose: str) -> list[str]:
+    words = {word for word in re.findall(r"[a-z]+", prose.lower()) if word in GONE_WORDS}
+    return sorted(words | set(GONE_PHRASES.findall(prose)))

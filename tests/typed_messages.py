@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from server.api.chat.conversation import to_messages
 from server.api.chat.message_schemas import (
     AnyMessage,
@@ -20,7 +22,7 @@ from server.api.chat.message_schemas import (
 )
 from server.chat_request import Message
 
-KINDS = {
+KINDS: dict[str, type[BaseModel]] = {
     "system": ChatSystemMessage,
     "developer": ChatSystemMessage,
     "user": ChatUserMessage,
@@ -43,8 +45,7 @@ def _message(sent: Mapping[str, Any]) -> AnyMessage:
         fields["tool_calls"] = [_call(call) for call in fields["tool_calls"]]
     if fields.get("function_call"):
         fields["function_call"] = _function(fields["function_call"])
-    message: AnyMessage = KINDS[sent["role"]].model_construct(**fields)
-    return message
+    return KINDS[sent["role"]].model_construct(**fields)  # type: ignore[return-value]
 
 
 def _part(part: Mapping[str, Any]) -> TextPart | RefusalPart:

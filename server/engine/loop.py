@@ -157,8 +157,8 @@ class Loop:
         """Resize the blocks, and the memory behind them, to what the guard allows."""
         blocks, pool = self._scheduler.blocks, self._parts.pool
         allowance = self._read_allowance()
-        wanted = _limits_of(allowance)
-        if wanted == self._applied_limits and not blocks.num_beyond_limit:
+        limits = _limits_of(allowance)
+        if limits == self._applied_limits and not blocks.num_beyond_limit:
             return allowance
         if allowance.blocks > self._num_backed_blocks:
             self._num_backed_blocks = pool.restore(allowance.blocks)
@@ -166,9 +166,9 @@ class Loop:
         if blocks.limit < self._num_backed_blocks and not blocks.num_beyond_limit:
             pool.release(blocks.limit)
             self._num_backed_blocks = blocks.limit
-        if wanted != self._applied_limits and self._clock() - self._pulsed_s >= SHORTEST_PULSE_S:
+        if limits != self._applied_limits and self._clock() - self._pulsed_s >= SHORTEST_PULSE_S:
             self._pulsed_s = -PULSE_S  # report the change at once
-        self._applied_limits = wanted
+        self._applied_limits = limits
         return allowance
 
 

@@ -237,8 +237,8 @@ def _slots(state_bytes: int, left: int, spare: int, demand: Demand) -> int:
     """
     if not state_bytes:
         return 0
-    wanted = demand.max_running * (2 if demand.prefix_cache else 1)
-    return max(1, min(wanted, left // 2 // state_bytes, spare // state_bytes))
+    slots = demand.max_running * (2 if demand.prefix_cache else 1)
+    return max(1, min(slots, left // 2 // state_bytes, spare // state_bytes))
 
 
 def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, least: int) -> int:

@@ -170,14 +170,14 @@ class Guard:
             self._set_allowed(min(self._allowed, self._blocks_with(have - spare_room // 2)))
             return
         most = self._blocks_with(self._limits.num_blocks * self._limits.block_bytes - self._penalty)
-        wanted = min(most, self._blocks_with(have - spare_room // 2))
-        if wanted <= self._allowed:
+        blocks = min(most, self._blocks_with(have - spare_room // 2))
+        if blocks <= self._allowed:
             self._roomy_since = None
             return
         self._roomy_since = now if self._roomy_since is None else self._roomy_since
         if now - self._roomy_since >= RECOVER_S:
             self._roomy_since = now
-            self._set_allowed(wanted)
+            self._set_allowed(blocks)
 
     def _blocks_with(self, num_bytes: int) -> int:
         """Blocks that this much memory holds, in whole slabs; every block where it holds them all."""

@@ -254,10 +254,10 @@ def _read_details(device: Device) -> Details:
     )
 
 
-def _query(ask: Callable[[], Any]) -> Any:
+def _query(call: Callable[[], Any]) -> Any:
     """Return the answer, or None if this figure is unavailable; a lost device raises NVMLError."""
     try:
-        return ask()
+        return call()
     except pynvml.NVMLError as error:
         if error.value in UNAVAILABLE:
             return None

@@ -60,7 +60,7 @@ class Shape:
         return 2 * self.num_kv_heads * self.head_dim * element + scores + sums
 
     def chunk_token_bytes(self, element: int) -> int:
-        """Scratch of attention for each token that a prompt's chunk sees: keys and values laid out anew, and the scores
+        """Scratch of attention for each token that a prompt's chunk sees: gathered keys and values, and the scores
         and weights of the fewest of its tokens that attend at a time."""
         return 2 * self.num_kv_heads * self.head_dim * element + LEAST_TILE * self.num_heads * 2 * element
 

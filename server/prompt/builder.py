@@ -1,10 +1,10 @@
-"""One Ask -> what goes through the door: ids, sampling, stop ids, constraint, room to think.
+"""Build the prompt of a ChatRequest, and the Generate messages that go to the engine.
 
-    shape -> hide -> render -> encode -> window -> constrain
+    normalize -> mask -> render -> encode -> window -> constrain
 
 The prompt depends on the messages, the tools and the template's variables alone. `tool_choice`,
-`parallel_tool_calls`, `response_format` and `allowed_tools` change what may be written, never what is read, so that a
-conversation keeps its prefix whatever is asked of the next reply.
+`parallel_tool_calls`, `response_format` and `allowed_tools` change what may be written, never the prompt, so that a
+conversation keeps its cached prefix whatever the next reply must be.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +28,16 @@ from server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A prompt that fits the window, and what went to make it fit."""
+    """A rendered conversation, and how many messages were dropped to make it fit the window."""
 
-    shaped: tuple[NormalizedMessage, ...]
-    script: TemplateInput
+    messages: tuple[NormalizedMessage, ...]
+    template_input: TemplateInput
     prompt: Prompt
     dropped_messages: int = 0
 
 
 class PromptBuilder:
-    """Prepares prompts for one checkpoint. Thread-safe: the API calls it off the event loop."""
+    """Prepares prompts for one checkpoint. Thread-safe: it is called off the event loop."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         self._checkpoint = checkpoint
@@ -47,20 +47,20 @@ class PromptBuilder:
         mask = Mask([]) if settings.model.trust_control_tokens else checkpoint.mask
         self._renderer = Renderer(checkpoint.template, mask, checkpoint.encoder)
 
-    def prepare(self, ask: ChatRequest) -> PreparedRequest:
+    def prepare(self, request: ChatRequest) -> PreparedRequest:
         """The prompt and one Generate a choice.
 
-        Raises BadRequest (the template refuses), PromptTooLong, BadSchema (what is wanted cannot be constrained).
+        Raises BadRequest (the template refuses), PromptTooLong, BadSchema (the reply cannot be constrained).
         """
-        fitted = self._fit(ask)
+        fitted = self._fit(request)
         if not window.fits(self.window.limit, fitted.prompt.num_tokens):
             raise self._too_long(fitted)
         token_ids = fitted.prompt.token_ids
-        max_tokens = window.reply_room(self.window.limit, len(token_ids), ask.max_tokens, self._max_new_tokens)
-        thinking = find_thinking(self._checkpoint, fitted.prompt, ask.continue_final_message)
-        openers = call_openers(self._checkpoint, ask)
+        max_tokens = window.reply_tokens(self.window.limit, len(token_ids), request.max_tokens, self._max_new_tokens)
+        thinking = find_thinking(self._checkpoint, fitted.prompt, request.continue_final_message)
+        openers = call_openers(self._checkpoint, request)
         return PreparedRequest(
-            generates=self._generates(ask, token_ids, thinking, max_tokens, openers.ids),
+            generates=self._generates(request, token_ids, thinking, max_tokens, openers.ids),
             prompt_tokens=len(token_ids),
             thinking=thinking,
             dropped_messages=fitted.dropped_messages,
@@ -68,91 +68,93 @@ class PromptBuilder:
             call_markers=openers.markers,
         )
 
-    def count(self, ask: ChatRequest) -> tuple[PartTokens, ...]:
+    def count(self, request: ChatRequest) -> tuple[PartTokens, ...]:
         """The prompt's tokens by part; their sum is `prompt_tokens` of the same request, or what is too many.
 
         Raises BadRequest where the template refuses.
         """
-        return self._shares(self._fit(ask))
+        return self._part_tokens(self._fit(request))
 
-    def _fit(self, ask: ChatRequest) -> Fitted:
-        """The whole prompt, or a shorter one where that is wanted and possible."""
-        shaped = tuple(normalize_messages(ask.messages, self._checkpoint.capabilities))
-        variables = thinking_variables(self._checkpoint, ask, shaped)
+    def _fit(self, request: ChatRequest) -> Fitted:
+        """The whole prompt, or one without its oldest messages where the request allows it."""
+        messages = tuple(normalize_messages(request.messages, self._checkpoint.capabilities))
+        variables = thinking_variables(self._checkpoint, request, messages)
 
         def render(kept: Sequence[NormalizedMessage]) -> Fitted:
-            script = self._renderer.script(kept, ask.tool_definitions, variables, ask.continue_final_message)
-            dropped = sum(len(one.sources) for one in shaped) - sum(len(one.sources) for one in kept)
-            return Fitted(tuple(kept), script, self._renderer.render(script), dropped)
+            template_input = self._renderer.template_input(
+                kept, request.tool_definitions, variables, request.continue_final_message
+            )
+            dropped = sum(len(one.sources) for one in messages) - sum(len(one.sources) for one in kept)
+            return Fitted(tuple(kept), template_input, self._renderer.render(template_input), dropped)
 
-        whole = render(shaped)
-        refuses = (ask.on_overflow or self._on_overflow) == "refuse"
+        whole = render(messages)
+        refuses = (request.on_overflow or self._on_overflow) == "refuse"
         if refuses or window.fits(self.window.limit, whole.prompt.num_tokens):
             return whole
-        largest = window.largest_prompt(self.window.limit, ask.max_tokens, self._max_new_tokens)
-        return _drop_oldest(shaped, render, largest, self.window.limit) or whole
+        max_prompt_tokens = window.max_prompt_tokens(self.window.limit, request.max_tokens, self._max_new_tokens)
+        return _drop_oldest(messages, render, max_prompt_tokens, self.window.limit) or whole
 
-    def _shares(self, fitted: Fitted) -> tuple[PartTokens, ...]:
-        return attribute(self._checkpoint, self._renderer, fitted.script, fitted.prompt, fitted.shaped)
+    def _part_tokens(self, fitted: Fitted) -> tuple[PartTokens, ...]:
+        return attribute(self._checkpoint, self._renderer, fitted.template_input, fitted.prompt, fitted.messages)
 
     def _too_long(self, fitted: Fitted) -> PromptTooLong:
-        functions = sum(share.tokens for share in self._shares(fitted) if share.part.startswith("tools"))
-        return window.too_long(self.window.limit, fitted.prompt.num_tokens - functions, functions)
+        function_tokens = sum(part.tokens for part in self._part_tokens(fitted) if part.part.startswith("tools"))
+        return window.too_long(self.window.limit, fitted.prompt.num_tokens - function_tokens, function_tokens)
 
     def _generates(
         self,
-        ask: ChatRequest,
+        request: ChatRequest,
         token_ids: list[int],
         thinking: Thinking,
         max_tokens: int,
         call_ids: tuple[int, ...],
     ) -> tuple[Generate, ...]:
         checkpoint = self._checkpoint
-        wanted = ConstraintSpec(
-            ask.tools,
-            ask.choice,
-            ask.answer,
+        spec = ConstraintSpec(
+            request.tools,
+            request.choice,
+            request.answer,
             checkpoint.marker_ids,
             after_thinking=thinking != "off",
-            must_answer=ask.must_answer,
+            must_answer=request.must_answer,
         )
         call_tokens = None
-        if ask.choice.mode == "required":
-            call_tokens = len(checkpoint.tokenizer.encode(checkpoint.dialect.shortest(wanted)).ids)
-        constraint = checkpoint.dialect.constrain(wanted)
-        reasoning_phase = reasoning_phase_for(checkpoint, thinking, ask.thinking_budget, call_tokens, max_tokens)
+        if request.choice.mode == "required":
+            call_tokens = len(checkpoint.tokenizer.encode(checkpoint.dialect.shortest(spec)).ids)
+        constraint = checkpoint.dialect.constrain(spec)
+        reasoning_phase = reasoning_phase_for(checkpoint, thinking, request.thinking_budget, call_tokens, max_tokens)
         if reasoning_phase is not None and call_ids:
             reasoning_phase = msgspec.structs.replace(reasoning_phase, break_ids=call_ids)
-        seed = ask.sampling.seed
+        seed = request.sampling.seed
         return tuple(
             Generate(
-                id=f"{ask.id}-{i}",
+                id=f"{request.id}-{i}",
                 token_ids=token_ids,
                 sampling=msgspec.structs.replace(
-                    ask.sampling, max_tokens=max_tokens, seed=None if seed is None else seed + i
+                    request.sampling, max_tokens=max_tokens, seed=None if seed is None else seed + i
                 ),
                 stop_ids=checkpoint.stop_ids,
                 constraint=constraint,
                 reasoning_phase=reasoning_phase,
             )
-            for i in range(ask.n)
+            for i in range(request.n)
         )
 
 
 def _drop_oldest(
-    shaped: Sequence[NormalizedMessage],
+    messages: Sequence[NormalizedMessage],
     render: Callable[[Sequence[NormalizedMessage]], Fitted],
-    largest: int,
+    max_prompt_tokens: int,
     limit: int,
 ) -> Fitted | None:
-    """The conversation without its oldest groups: as few as make it `largest` tokens, or at least fit at all."""
-    groups = window.droppable(shaped)
+    """The conversation without its oldest groups, as few as possible; None if it cannot fit at all."""
+    groups = window.droppable(messages)
     low, high = 1, len(groups)
     best: Fitted | None = None
     while low <= high:  # the fewest groups whose going is enough
         middle = (low + high) // 2
-        tried = render(window.without(shaped, groups[:middle]))
-        if tried.prompt.num_tokens <= largest:
+        tried = render(window.without(messages, groups[:middle]))
+        if tried.prompt.num_tokens <= max_prompt_tokens:
             best, high = tried, middle - 1
         else:
             low = middle + 1

@@ -1,9 +1,9 @@
-"""How a reply begins: with text, inside a think block, or perhaps with one; and how long it may think.
+"""The reasoning phase of a reply: whether it begins with a think block, and how long that may be.
 
-Who decides whether a model thinks, first to last:
+What decides whether a model thinks, the first that is set:
 1. `chat_template_kwargs.enable_thinking`
 2. `reasoning_effort` ("none" is off)
-3. `/think` or `/no_think`, the last one written by the user
+3. the last `/think` or `/no_think` in a user message
 4. the template
 """
 
@@ -22,24 +22,26 @@ from server.prompt.render import Prompt
 SWITCHES = ("enable_thinking", "thinking")  # variables of Qwen's and of other families' templates
 WRITTEN_SWITCH = re.compile(r"(?<!\S)/(no_)?think(?!\S)")
 CALL_MARGIN = 16  # tokens of line breaks, closing markup and the end of the turn around a forced call
-CALL_ROOM = 2  # a forced call is given so many times the room of the shortest one
+CALL_ROOM = 2  # a forced call gets this multiple of the tokens of the shortest one
 
 
-def thinking_variables(checkpoint: Checkpoint, ask: ChatRequest, shaped: Sequence[NormalizedMessage]) -> dict[str, Any]:
-    """The template's variables: the request's, and the switch of thinking where somebody set it."""
-    variables = dict(ask.template_kwargs)
+def thinking_variables(
+    checkpoint: Checkpoint, request: ChatRequest, messages: Sequence[NormalizedMessage]
+) -> dict[str, Any]:
+    """The template's variables: the request's own, and the thinking switch where one is set."""
+    variables = dict(request.template_kwargs)
     name = next((name for name in SWITCHES if name in checkpoint.template.variables), None)
     if name is None or name in variables:
         return variables
-    said = (variables.get(SWITCHES[0]), ask.thinking, written_switch(shaped))
-    wanted = next((one for one in said if one is not None), None)
-    return variables if wanted is None else {**variables, name: wanted}
+    switches = (variables.get(SWITCHES[0]), request.thinking, written_switch(messages))
+    switch = next((message for message in switches if message is not None), None)
+    return variables if switch is None else {**variables, name: switch}
 
 
-def written_switch(shaped: Sequence[NormalizedMessage]) -> bool | None:
-    """What the last `/think` or `/no_think` of the user says."""
-    for one in reversed(shaped):
-        if one.role == "user" and (found := WRITTEN_SWITCH.findall(one.message["content"])):
+def written_switch(messages: Sequence[NormalizedMessage]) -> bool | None:
+    """The last `/think` or `/no_think` of the user, as a switch; None without one."""
+    for message in reversed(messages):
+        if message.role == "user" and (found := WRITTEN_SWITCH.findall(message.message["content"])):
             return not found[-1]
     return None
 

@@ -1,7 +1,7 @@
-"""A shaped conversation -> text and ids, with everything from outside hidden on the way.
+"""Render a normalized conversation to text and ids, with everything from outside masked.
 
-Tools are the same from request to request, so their hidden form is kept; the ids of repeated pieces are kept by the
-encoder. Rendering 128 tools again costs what the template itself costs.
+Tools are the same from request to request, so their masked form is cached; the ids of repeated pieces are cached by
+the encoder. Rendering 128 tools again costs what the template itself costs.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,7 @@ from server.prompt.normalize import NormalizedMessage, normalize_tools
 
 # Variables that a request may not set: they are what the conversation itself says.
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
-KEPT_TOOL_LISTS = 32
+MAX_KEPT_TOOL_LISTS = 32
 PREFILL_END = "\ud800"  # a lone surrogate: in no text from outside, and no sentinel of the mask
 
 
@@ -63,55 +63,55 @@ class Renderer:
         self._tools: OrderedDict[bytes, tuple[dict[str, Any], ...]] = OrderedDict()
         self._lock = Lock()
 
-    def script(
+    def template_input(
         self,
-        shaped: Sequence[NormalizedMessage],
+        messages: Sequence[NormalizedMessage],
         tools: Sequence[Mapping[str, Any]],
         variables: Mapping[str, Any],
         prefill: bool = False,
     ) -> TemplateInput:
-        """Hides everything from outside. Raises BadRequest for variables that a request may not set."""
+        """Mask everything from outside. Raises BadRequest for variables that a request may not set."""
         taken = sorted(variables.keys() & (RESERVED | self._template.token_variables.keys()))
         if taken:
             names = ", ".join(taken)
             raise BadRequest(f"chat_template_kwargs may not set {names}", param="chat_template_kwargs")
-        if prefill and (not shaped or shaped[-1].role != "assistant" or "tool_calls" in shaped[-1].message):
+        if prefill and (not messages or messages[-1].role != "assistant" or "tool_calls" in messages[-1].message):
             text = "continue_final_message needs a last message of the assistant, without calls"
             raise BadRequest(text, param="messages")
-        messages = tuple(self._hide_message(one.message) for one in shaped)
-        return TemplateInput(messages, self._hide_tools(tools), self._mask.hide_all(variables), prefill)
+        masked = tuple(self._mask_message(one.message) for one in messages)
+        return TemplateInput(masked, self._mask_tools(tools), self._mask.hide_all(variables), prefill)
 
-    def render(self, script: TemplateInput) -> Prompt:
+    def render(self, template_input: TemplateInput) -> Prompt:
         """Text and ids. Raises BadRequest where the template refuses or fails."""
-        text = self.render_text(script)
+        text = self.render_text(template_input)
         return Prompt(text, tuple(self._encoder.pieces(text, self._mask)))
 
-    def render_text(self, script: TemplateInput) -> str:
+    def render_text(self, template_input: TemplateInput) -> str:
         """The text alone, still hidden."""
-        messages = list(script.messages)
-        if script.prefill:
+        messages = list(template_input.messages)
+        if template_input.prefill:
             last = messages[-1]
             # The space tells afterwards whether the template trims what it prints.
             messages[-1] = {**last, "content": last["content"] + PREFILL_END + " "}
         text = self._template.render(
             {
-                **script.variables,
+                **template_input.variables,
                 "messages": messages,
-                "tools": list(script.tools) or None,
+                "tools": list(template_input.tools) or None,
                 "documents": None,
-                "add_generation_prompt": script.ask_for_reply and not script.prefill,
+                "add_generation_prompt": template_input.ask_for_reply and not template_input.prefill,
             }
         )
-        return _cut_at_prefill(text) if script.prefill else text
+        return _cut_at_prefill(text) if template_input.prefill else text
 
     def token_starts(self, prompt: Prompt) -> Iterator[int]:
         """Where in the prompt's text each token begins."""
         return self._encoder.token_starts(prompt.text, self._mask, prompt.pieces)
 
-    def _hide_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _mask_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         return {key: item if key == "role" else self._mask.hide_all(item) for key, item in message.items()}
 
-    def _hide_tools(self, tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    def _mask_tools(self, tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
         if not tools:
             return ()
         key = msgspec.json.encode(tools)
@@ -120,12 +120,12 @@ class Renderer:
             if known is not None:
                 self._tools.move_to_end(key)
                 return known
-        hidden = tuple(self._mask.hide_all(tool) for tool in normalize_tools(tools))
+        masked = tuple(self._mask.hide_all(tool) for tool in normalize_tools(tools))
         with self._lock:
-            self._tools[key] = hidden
-            if len(self._tools) > KEPT_TOOL_LISTS:
+            self._tools[key] = masked
+            if len(self._tools) > MAX_KEPT_TOOL_LISTS:
                 self._tools.popitem(last=False)
-        return hidden
+        return masked
 
 
 def _cut_at_prefill(text: str) -> str:

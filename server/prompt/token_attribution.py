@@ -1,12 +1,12 @@
-"""Which part of a conversation each prompt token belongs to.
+"""Attribution of prompt tokens to the parts of a conversation.
 
-The conversation is rendered once more with marks, lone surrogates that no text holds, inside what each part says:
+The conversation is rendered once more with marks, lone surrogates that no text holds, inside the text of each part:
 
     <|im_start|>system\\nBe brief.\\n# Tools...\\n{"name": "look"}\\n</tools>...<|im_end|>\\n<|im_start|>user...
     |---------- system --------|- tools -|- tools[0]:look ---|------ tools -----|---- messages[1] ---
 
-What stands between two marks is shared out by where a turn ends (a stop token) or a line does. A token belongs to the
-part of its first character, so that the shares always sum up to the prompt.
+Text between two marks is split where a turn ends (a stop token) or a line does. A token belongs to the part of its
+first character, so that the counts always sum up to the prompt.
 """
 
 import re
@@ -23,13 +23,13 @@ from server.prompt.render import Prompt, Renderer, TemplateInput
 
 MARKS = re.compile("[\ud900-\ud9ff][\uda00-\udaff]")
 BASE = 256
-MOST_PARTS = BASE * BASE
+MAX_PARTS = BASE * BASE
 SYSTEM, TOOLS, REST = "system", "tools", "template"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Part number `part` has said something at character `at` of the prompt."""
+    """Text of part number `part` at character `at` of the prompt."""
 
     at: int
     part: int
@@ -38,19 +38,19 @@ class Mark:
 def attribute(
     checkpoint: Checkpoint,
     renderer: Renderer,
-    script: TemplateInput,
+    template_input: TemplateInput,
     prompt: Prompt,
-    shaped: Sequence[NormalizedMessage],
+    messages: Sequence[NormalizedMessage],
 ) -> tuple[PartTokens, ...]:
-    """The shares of a rendered prompt, in the order of its parts; parts of no token are left out.
+    """The tokens of each part of a rendered prompt, in the order of the parts; parts without a token are left out.
 
-    Where the template's text changes with the marks in it, everything is the template's.
+    Where the template's text changes with the marks in it, everything is attributed to the template.
     """
-    parts = [*(_tool_part(tool, i) for i, tool in enumerate(script.tools)), *map(_message_part, shaped)]
-    marked = renderer.render_text(_with_marks(script)) if len(parts) <= MOST_PARTS else ""
+    parts = [*(_tool_part(tool, i) for i, tool in enumerate(template_input.tools)), *map(_message_part, messages)]
+    marked = renderer.render_text(_with_marks(template_input)) if len(parts) <= MAX_PARTS else ""
     if MARKS.sub("", marked) != prompt.text:
         return (PartTokens(REST, prompt.num_tokens),)
-    starts, owners = _regions(prompt, _marks(marked), parts, _Joints.of(prompt, checkpoint))
+    starts, owners = _regions(prompt, _marks(marked), parts, _CutPoints.of(prompt, checkpoint))
     counts: dict[str, int] = dict.fromkeys([SYSTEM, TOOLS, *parts, REST], 0)
     for at in renderer.token_starts(prompt):
         counts[owners[bisect_right(starts, at) - 1]] += 1
@@ -65,11 +65,11 @@ def _message_part(one: NormalizedMessage) -> str:
     return SYSTEM if one.role == "system" and one.sources[0] == 0 else f"messages[{one.sources[0]}]"
 
 
-def _with_marks(script: TemplateInput) -> TemplateInput:
-    tools = tuple(_mark_ends(tool, _mark(i)) for i, tool in enumerate(script.tools))
+def _with_marks(template_input: TemplateInput) -> TemplateInput:
+    tools = tuple(_mark_ends(tool, _mark(i)) for i, tool in enumerate(template_input.tools))
     first = len(tools)
-    messages = tuple(_mark_message(message, _mark(first + i)) for i, message in enumerate(script.messages))
-    return replace(script, tools=tools, messages=messages)
+    messages = tuple(_mark_message(message, _mark(first + i)) for i, message in enumerate(template_input.messages))
+    return replace(template_input, tools=tools, messages=messages)
 
 
 def _mark(part: int) -> str:
@@ -139,7 +139,7 @@ def _marks(marked: str) -> list[Mark]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Joints:
+class _CutPoints:
     """Where the text can be cut between two messages, best first: ends of turns, special tokens, other tokens."""
 
     ends: tuple[int, ...]
@@ -147,11 +147,11 @@ class _Joints:
     tokens: tuple[int, ...]
 
     @staticmethod
-    def of(prompt: Prompt, checkpoint: Checkpoint) -> "_Joints":
+    def of(prompt: Prompt, checkpoint: Checkpoint) -> "_CutPoints":
         control = [piece for piece in prompt.pieces if piece.control]
         special = {token.id for token in checkpoint.control_tokens if token.special}
         ends = [piece.end for piece in control if piece.token_ids[0] in checkpoint.stop_ids]
-        return _Joints(
+        return _CutPoints(
             tuple(end + prompt.text.startswith("\n", end) for end in ends),
             tuple(piece.start for piece in control if piece.token_ids[0] in special),
             tuple(piece.start for piece in control),
@@ -167,39 +167,39 @@ class _Joints:
 
 
 def _regions(
-    prompt: Prompt, marks: Sequence[Mark], parts: Sequence[str], joints: _Joints
+    prompt: Prompt, marks: Sequence[Mark], parts: Sequence[str], cut_points: _CutPoints
 ) -> tuple[list[int], list[str]]:
-    """Where each region starts, and whose it is; the first starts at 0."""
+    """Where each region starts, and its part; the first starts at 0."""
     starts, owners = [0], [REST]
     last = len(prompt.text)
     bounds = [(None, None), *((mark.at, parts[mark.part]) for mark in marks), (last, REST)]
     for (left, before), (right, after) in pairwise(bounds):
         assert right is not None and after is not None
         if before != after:
-            for at, part in _share_gap(prompt.text, joints, (left, right), (before, after)):
+            for at, part in _split_gap(prompt.text, cut_points, (left, right), (before, after)):
                 starts.append(max(at, starts[-1]))
                 owners.append(part)
     return starts, owners
 
 
-def _share_gap(
-    text: str, joints: _Joints, gap: tuple[int | None, int], parts: tuple[str | None, str]
+def _split_gap(
+    text: str, cut_points: _CutPoints, gap: tuple[int | None, int], parts: tuple[str | None, str]
 ) -> Iterator[tuple[int, str]]:
-    """Who begins where between the last mark of one part (None: the prompt's start) and the first of the next."""
+    """Where parts begin between the last mark of one (None: the prompt's start) and the first of the next."""
     left, end = gap
     before, after = parts
     start = left or 0
-    cut = joints.cut(start, end)
+    cut = cut_points.cut(start, end)
     if before is not None and _is_tool(before) and not _is_tool(after):
         line = text.find("\n", start, end)
         yield (line + 1 if line >= 0 else start + 1), TOOLS
     if _is_tool(after):
         if before is None or not _is_tool(before):
             # A tool stands in the turn of the system's text, or in one of its own.
-            yield (0 if before is None else cut if cut in joints.ends else start + 1), TOOLS
+            yield (0 if before is None else cut if cut in cut_points.ends else start + 1), TOOLS
         yield max(start, text.rfind("\n", start, end) + 1), after
     elif before is None:
-        yield (cut if cut in joints.ends else 0), after  # a finished turn before it: a standard system text
+        yield (cut if cut in cut_points.ends else 0), after  # a finished turn before it: a standard system text
     else:
         yield (cut if cut is not None else max(start + 1, text.rfind("\n", start, end) + 1)), after
 

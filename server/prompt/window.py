@@ -1,10 +1,10 @@
-"""The context window: what fits, what is refused, what may be dropped.
+"""Context window: whether a prompt fits, how long its reply may be, and what may be dropped from a conversation.
 
     |<------------- limit: prompt and reply together ------------->|
-    |  prompt                          |  room for the reply       |
+    |  prompt                          |  reply                    |
 
-A prompt fits if at least one token is left for the reply; a reply's length is cut to what is left. Dropping makes
-room for the whole reply, up to a quarter of the window.
+A prompt fits if at least one token is left for the reply; the reply is limited to what is left. Dropping leaves the
+reply all the tokens it may have, up to a quarter of the window.
 """
 
 from collections.abc import Sequence
@@ -12,81 +12,81 @@ from collections.abc import Sequence
 from server.errors import PromptTooLong
 from server.prompt.normalize import NormalizedMessage
 
-SMALLEST_REPLY = 1
-LARGEST_SHARE = 4  # dropping leaves at most one part in so many to the reply
+MIN_REPLY_TOKENS = 1
+REPLY_DIVISOR = 4  # dropping leaves at most this fraction of the window to the reply
 
 
 class Window:
-    """Tokens of prompt and reply together: what the model takes, or less where the engine's cache holds less.
+    """Tokens of prompt and reply together: the model's limit, or less where the engine's cache holds less.
 
-    Read from several threads, moved by one.
+    Read from several threads, written by one.
     """
 
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
-        self.limit = longest
+    def __init__(self, max_model_len: int) -> None:
+        self._max_model_len = max_model_len
+        self.limit = max_model_len
 
-    def narrow(self, held: int) -> None:
-        """The engine has said how many tokens one sequence may have; one that starts again may say another number."""
-        self.limit = min(self._longest, held)
+    def narrow(self, max_model_len: int) -> None:
+        """Apply the engine's own limit; an engine that was started again may have another one."""
+        self.limit = min(self._max_model_len, max_model_len)
 
 
-def reply_room(limit: int, prompt_tokens: int, wanted: int | None, default: int) -> int:
-    """Tokens that the reply may have: what was wanted (or the default), cut to what is left; at least one."""
-    return max(SMALLEST_REPLY, min(default if wanted is None else wanted, limit - prompt_tokens))
+def reply_tokens(limit: int, prompt_tokens: int, max_tokens: int | None, default: int) -> int:
+    """Tokens that the reply may have: `max_tokens` (or the default), limited to what is left; at least one."""
+    return max(MIN_REPLY_TOKENS, min(default if max_tokens is None else max_tokens, limit - prompt_tokens))
 
 
 def fits(limit: int, prompt_tokens: int) -> bool:
     """Whether a reply of one token can follow."""
-    return prompt_tokens + SMALLEST_REPLY <= limit
+    return prompt_tokens + MIN_REPLY_TOKENS <= limit
 
 
-def largest_prompt(limit: int, wanted: int | None, default: int) -> int:
-    """Tokens that a prompt may have after dropping, so that the reply has its room."""
-    room = max(SMALLEST_REPLY, min(default if wanted is None else wanted, limit // LARGEST_SHARE))
-    return limit - room
+def max_prompt_tokens(limit: int, max_tokens: int | None, default: int) -> int:
+    """Tokens that a prompt may have after dropping, so that the reply has its tokens."""
+    reply = max(MIN_REPLY_TOKENS, min(default if max_tokens is None else max_tokens, limit // REPLY_DIVISOR))
+    return limit - reply
 
 
-def too_long(limit: int, messages: int, functions: int) -> PromptTooLong:
+def too_long(limit: int, message_tokens: int, function_tokens: int) -> PromptTooLong:
     """OpenAI's refusal, by which agents know that they must shorten the conversation."""
-    shares, advice = "", "Please reduce the length of the messages."
-    if functions:
-        shares = f" ({messages} in the messages, {functions} in the functions)"
+    counts, advice = "", "Please reduce the length of the messages."
+    if function_tokens:
+        counts = f" ({message_tokens} in the messages, {function_tokens} in the functions)"
         advice = "Please reduce the length of the messages or functions."
     text = (
         f"This model's maximum context length is {limit} tokens. However, your messages resulted in "
-        f"{messages + functions} tokens{shares}. {advice}"
+        f"{message_tokens + function_tokens} tokens{counts}. {advice}"
     )
     return PromptTooLong(text, param="messages", code="context_length_exceeded")
 
 
-def droppable(shaped: Sequence[NormalizedMessage]) -> list[list[int]]:
-    """Groups of positions in `shaped`, oldest first, in the order in which they may go.
+def droppable(messages: Sequence[NormalizedMessage]) -> list[list[int]]:
+    """Groups of positions in `messages`, oldest first, in the order in which they may be dropped.
 
     First whole turns (a user message and what answers it), never the last one; then rounds of the last turn (an
     assistant message with the results of its calls), never the last one. System messages stay.
     """
-    turns = _split(shaped, range(len(shaped)), "user")
+    turns = _split(messages, range(len(messages)), "user")
     if not turns:
         return []
     *old, current = turns
-    rounds = [group for group in _split(shaped, current, "assistant") if shaped[group[0]].role == "assistant"]
+    rounds = [group for group in _split(messages, current, "assistant") if messages[group[0]].role == "assistant"]
     return [*old, *rounds[:-1]]
 
 
-def without(shaped: Sequence[NormalizedMessage], groups: Sequence[Sequence[int]]) -> list[NormalizedMessage]:
+def without(messages: Sequence[NormalizedMessage], groups: Sequence[Sequence[int]]) -> list[NormalizedMessage]:
     """The conversation without these groups."""
-    gone = {position for group in groups for position in group}
-    return [one for i, one in enumerate(shaped) if i not in gone]
+    dropped = {position for group in groups for position in group}
+    return [message for i, message in enumerate(messages) if i not in dropped]
 
 
-def _split(shaped: Sequence[NormalizedMessage], positions: Sequence[int], role: str) -> list[list[int]]:
-    """Runs of positions, a new one at each message of this role; what stands before the first is a run as well."""
+def _split(messages: Sequence[NormalizedMessage], positions: Sequence[int], role: str) -> list[list[int]]:
+    """Runs of positions, a new one at each message of this role; what precedes the first is a run as well."""
     runs: list[list[int]] = []
     for position in positions:
-        if shaped[position].role == "system":
+        if messages[position].role == "system":
             continue
-        if shaped[position].role == role or not runs:
+        if messages[position].role == role or not runs:
             runs.append([])
         runs[-1].append(position)
     return runs

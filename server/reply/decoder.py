@@ -1,7 +1,7 @@
-"""The way out of one choice: ids -> text -> think span -> halts -> dialect parser -> stop strings -> events.
+"""Decode one choice: ids -> text -> think span -> halts -> dialect parser -> stop strings -> events.
 
-Stop strings stand last because they are the user's: they end the answer's text, and never a thought, a call's
-arguments or markup that the user does not see. A dialect's halts (ReAct's `Observation:`) stand before its parser.
+Stop strings come last because they are the user's: they end the answer's text, and never a thought, a call's
+arguments or markup that the user does not see. A dialect's halts (ReAct's `Observation:`) come before its parser.
 """
 
 from collections import deque
@@ -31,7 +31,7 @@ MAX_IDENTICAL_CALLS = 3
 
 @dataclass(frozen=True, slots=True)
 class ReplyFormat:
-    """How the replies to one request are read. `parser` None: all text is the answer's."""
+    """How the replies to one request are decoded. `parser` None: all text is the answer's."""
 
     vocabulary: Vocabulary
     stop_ids: frozenset[int]
@@ -43,7 +43,7 @@ class ReplyFormat:
     parser: Callable[[], Parser] | None = None
     parallel: bool = True  # False: the reply ends after its first call
     free_to_call: frozenset[str] = frozenset()  # tools that may be called and need not be
-    answers_result: bool = False  # behind a tool's result thoughts name the tool as a rule, and plan nothing by it
+    answers_result: bool = False  # after a tool's result thoughts usually name the tool without planning a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +67,16 @@ class ReplyDecoder:
     """Reads one choice: `feed` each Delta, `close` if the sequence was cut off without a last one.
 
     The events are those of `server.events`, ended by one `Ended`; any cutting of the ids into Deltas gives the same
-    ones, adjacent pieces joined. Once `over` is set no further id is wanted: the sequence may be aborted.
+    ones, adjacent pieces joined. Once `over` is set no further id is needed: the sequence may be aborted.
     """
 
-    def __init__(self, reading: ReplyFormat) -> None:
-        self._reading = reading
-        self._text = TextStream(reading.vocabulary)
-        self._think = ThinkSpan(reading.thinking, (THINK_OPEN, THINK_CLOSE), reading.call_markers)
-        self._halts = StopStrings(reading.halts)
-        self._parser = reading.parser() if reading.parser else None
-        self._stops = StopStrings(reading.stop)
+    def __init__(self, format: ReplyFormat) -> None:
+        self._format = format
+        self._text = TextStream(format.vocabulary)
+        self._think = ThinkSpan(format.thinking, (THINK_OPEN, THINK_CLOSE), format.call_markers)
+        self._halts = StopStrings(format.halts)
+        self._parser = format.parser() if format.parser else None
+        self._stops = StopStrings(format.stop)
         self._repeats = RepeatDetector()
         self._call: list[str] = []  # name and arguments of the call that is open
         self._pending: deque[tuple[ScoredToken, str]] = (
@@ -92,107 +92,107 @@ class ReplyDecoder:
 
     def feed(self, delta: Delta) -> list[ParsedEvent]:
         """The events that these ids settle."""
-        said: list[ParsedEvent] = []
+        events: list[ParsedEvent] = []
         scores: list[TokenLogprob] | list[None] = delta.logprobs or [None] * len(delta.token_ids)
         last = len(delta.token_ids) - 1
         for position, (token_id, score) in enumerate(zip(delta.token_ids, scores, strict=True)):
             if self.over:
                 break
             self.completion_tokens += 1
-            ends = delta.finish == "stop" and position == last and token_id in self._reading.stop_ids
+            ends = delta.finish == "stop" and position == last and token_id in self._format.stop_ids
             if not ends:
-                said += self._take(token_id, score)
+                events += self._feed_token(token_id, score)
         if delta.finish is not None and not self.over:
-            said += self.close(delta.finish)
-        return _joined(said)
+            events += self.close(delta.finish)
+        return _joined(events)
 
     def close(self, finish: Literal["stop", "length"]) -> list[ParsedEvent]:
         """What was held back, and the end."""
         if self.over:
             return []
         self._cut = finish == "length"
-        said: list[ParsedEvent] = []
+        events: list[ParsedEvent] = []
         for span in self._think.close():
-            said += self._after_think(span)
+            events += self._after_think(span)
         if not self.over:
-            said += self._parse(self._halts.close())
-        return _joined(said if self.over else said + self._end())
+            events += self._parse(self._halts.close())
+        return _joined(events if self.over else events + self._end())
 
-    def _take(self, token_id: int, score: TokenLogprob | None) -> list[ParsedEvent]:
+    def _feed_token(self, token_id: int, score: TokenLogprob | None) -> list[ParsedEvent]:
         text = self._text.feed(token_id)
-        if score is not None and not self._reading.vocabulary.drops(token_id):
+        if score is not None and not self._format.vocabulary.drops(token_id):
             self._pending.append((self._scored(score), text))
         was_inside = self._think.inside
-        said: list[ParsedEvent] = []
-        for span in self._think.feed(text, token_id in self._reading.call_ids):
+        events: list[ParsedEvent] = []
+        for span in self._think.feed(text, token_id in self._format.call_ids):
             if self.over:
                 break
-            said += self._after_think(span)
+            events += self._after_think(span)
         self.reasoning_tokens += was_inside or self._think.inside
         if was_inside or self._think.silent:
             self._pending.clear()  # only the answer's tokens have logprobs in a reply
-        return said
+        return events
 
     def _after_think(self, span: Thought | Text) -> list[ParsedEvent]:
         if isinstance(span, Thought):
             self._thoughts.append(span.text)
             return [ParsedEvent(span)]
-        said = self._parse(self._halts.feed(span.text))
+        events = self._parse(self._halts.feed(span.text))
         if self._halts.matched is not None and not self.over:
-            said += self._end()
-        return said
+            events += self._end()
+        return events
 
     def _parse(self, text: str) -> list[ParsedEvent]:
         if self._parser is None:
             return self._write(text)
-        said: list[ParsedEvent] = []
+        events: list[ParsedEvent] = []
         for event in self._parser.feed(text) if text else ():
-            said += self._pass_on(event)
+            events += self._feed_event(event)
             if self.over:
                 break
-        return said
+        return events
 
-    def _pass_on(self, event: Text | CallOpened | CallArguments | CallClosed) -> list[ParsedEvent]:
+    def _feed_event(self, event: Text | CallOpened | CallArguments | CallClosed) -> list[ParsedEvent]:
         if isinstance(event, Text):
             return self._write(event.text)
-        said: list[ParsedEvent] = []
+        events: list[ParsedEvent] = []
         if isinstance(event, CallOpened):
-            said += self._release(self._stops.close())
+            events += self._release(self._stops.close())
             self._call = [event.name]
             self.calls += 1
         elif isinstance(event, CallArguments):
             self._call.append(event.text)
         else:
             return self._close_call(event)
-        return [*said, ParsedEvent(event, self._tokens_so_far())]
+        return [*events, ParsedEvent(event, self._take_pending())]
 
     def _close_call(self, event: CallClosed) -> list[ParsedEvent]:
         looping = self._repeats.feed(self._call[0], "".join(self._call[1:]))
         if looping:
             event = replace(event, flags=(*event.flags, "repeated"))
-        said = [ParsedEvent(event, self._tokens_so_far())]
-        if looping or not self._reading.parallel:
-            said += self._finished()
-        return said
+        events = [ParsedEvent(event, self._take_pending())]
+        if looping or not self._format.parallel:
+            events += self._finished()
+        return events
 
     def _write(self, text: str) -> list[ParsedEvent]:
-        said = self._release(self._stops.feed(text))
+        events = self._release(self._stops.feed(text))
         if self._stops.matched is not None:
-            said += self._finished()
-        return said
+            events += self._finished()
+        return events
 
     def _release(self, text: str) -> list[ParsedEvent]:
         self._blank = self._blank and not text.strip()
         return [ParsedEvent(Text(text), self._tokens_of(text))] if text else []
 
     def _end(self) -> list[ParsedEvent]:
-        said: list[ParsedEvent] = []
+        events: list[ParsedEvent] = []
         for event in self._parser.close() if self._parser else ():
-            said += self._pass_on(event)
+            events += self._feed_event(event)
             if self.over:
-                return said
-        said += self._release(self._stops.close())
-        return [*said, *self._finished(None if self._cut or self.calls else self._uncalled())]
+                return events
+        events += self._release(self._stops.close())
+        return [*events, *self._finished(None if self._cut or self.calls else self._uncalled())]
 
     def _finished(self, uncalled: MissedToolCall | None = None) -> list[ParsedEvent]:
         self.over = True
@@ -200,17 +200,17 @@ class ReplyDecoder:
         return [ParsedEvent(Ended(reason, uncalled))]
 
     def _uncalled(self) -> MissedToolCall | None:
-        named = named_in("".join(self._thoughts), self._reading.free_to_call)
-        planned = bool(named) and not self._reading.answers_result
-        noted = self._reading.free_to_call and (self._blank or planned)
+        named = named_in("".join(self._thoughts), self._format.free_to_call)
+        planned = bool(named) and not self._format.answers_result
+        noted = self._format.free_to_call and (self._blank or planned)
         return MissedToolCall(named, self._blank) if noted else None
 
     def _scored(self, score: TokenLogprob) -> ScoredToken:
-        piece = self._reading.vocabulary.piece
+        piece = self._format.vocabulary.piece
         top = tuple((piece(token_id), logprob) for token_id, logprob in score.top)
         return ScoredToken(piece(score.token_id), score.logprob, top)
 
-    def _tokens_so_far(self) -> tuple[ScoredToken, ...]:
+    def _take_pending(self) -> tuple[ScoredToken, ...]:
         tokens = tuple(token for token, _ in self._pending)
         self._pending.clear()
         return tokens
@@ -251,10 +251,10 @@ class RepeatDetector:
         return self._count >= MAX_IDENTICAL_CALLS
 
 
-def _joined(said: Iterable[ParsedEvent]) -> list[ParsedEvent]:
+def _joined(events: Iterable[ParsedEvent]) -> list[ParsedEvent]:
     """Adjacent pieces of the same kind as one, so that a step makes few chunks."""
     out: list[ParsedEvent] = []
-    for new in said:
+    for new in events:
         old = out[-1] if out else None
         joined = _join(old.event, new.event) if old else None
         if old is not None and joined is not None:

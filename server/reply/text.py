@@ -1,4 +1,4 @@
-"""Token ids become text as they come: whole characters only, control tokens dropped, stop strings never let through.
+"""Decode token ids to text incrementally: whole characters only, control tokens dropped, stop strings cut off.
 
 A byte-level vocabulary writes each byte as one printable character (GPT-2's `bytes_to_unicode`). We read that table
 backwards and decode UTF-8 incrementally, which costs the same for the first token and the ten thousandth.
@@ -12,7 +12,7 @@ from tokenizers.decoders import ByteLevel, DecodeStream
 
 
 class Vocabulary:
-    """What each id writes; shared by all replies of a checkpoint.
+    """The bytes of each id; shared by all replies of a checkpoint.
 
     `kept` are special tokens that stay text all the same (a dialect's markers, the think tags). Every other special
     token and every id the tokenizer does not know writes nothing.

@@ -1,4 +1,4 @@
-"""The think block at the head of a reply, told apart from what follows it.
+"""Separate the think block at the head of a reply from what follows it.
 
     open:      thoughts </think>\\n\\nanswer
     may_open:  <think>\\nthoughts\\n</think>\\n\\nanswer      or just      answer
@@ -18,7 +18,7 @@ WORD = re.compile(r"[A-Za-z0-9_-]+")  # the letters of a tool's name
 
 
 def named_in(thoughts: str, names: Collection[str]) -> tuple[str, ...]:
-    """The names that stand in the thoughts as whole words, in the order in which they first do."""
+    """The names that occur in the thoughts as whole words, in order of first occurrence."""
     words = (word if word in names else word.strip("-") for word in WORD.findall(thoughts))
     return tuple(dict.fromkeys(word for word in words if word in names))
 
@@ -38,11 +38,11 @@ class ThinkSpan:
             "after" if thinking == "off" else "inside" if thinking == "open" else "before"
         )
         self._held = ""
-        self._begun = False  # a thought has come out, so line breaks are content unless they are the last
+        self._has_thought = False  # line breaks are content from then on, unless they are the last
 
     @property
     def inside(self) -> bool:
-        """Whether the reply stands inside the block."""
+        """Whether the reply is inside the block."""
         return self._state == "inside"
 
     @property
@@ -51,33 +51,33 @@ class ThinkSpan:
         return self._state in ("inside", "gap")
 
     def feed(self, text: str, breaks_off: bool = False) -> list[Thought | Text]:
-        """What the text so far settles. With `breaks_off` it is a token that ends an unclosed block and stays text."""
+        """The events that are certain so far. With `breaks_off` the text is a token that ends an unclosed block."""
         if breaks_off and self._state == "inside":
-            said = self.close()
+            events = self.close()
             self._state, self._held = "gap", text
-            self._skip_gap(said)
-            return said
+            self._skip_gap(events)
+            return events
         if self._state == "after":
             return [Text(text)] if text else []
         self._held += text
         out: list[Thought | Text] = []
         if self._state == "before":
-            self._settle_opening(out)
+            self._read_opening(out)
         if self._state == "inside":
-            self._take_thoughts(out)
+            self._read_thoughts(out)
         if self._state == "gap":
             self._skip_gap(out)
         return out
 
     def close(self) -> list[Thought | Text]:
-        """The reply is over: what was held back comes out."""
+        """The reply is over: the events of the text that was held back."""
         held, self._held = self._held, ""
         if self._state == "inside":
             thought = self._trimmed(held.rstrip("\n"))
             return [Thought(thought)] if thought else []
         return [Text(held)] if held and self._state == "before" else []
 
-    def _settle_opening(self, out: list[Thought | Text]) -> None:
+    def _read_opening(self, out: list[Thought | Text]) -> None:
         head = self._held.lstrip()
         if head.startswith(self._open_tag):
             self._held = head.removeprefix(self._open_tag)
@@ -86,7 +86,7 @@ class ThinkSpan:
             out.append(Text(self._held))
             self._held, self._state = "", "after"
 
-    def _take_thoughts(self, out: list[Thought | Text]) -> None:
+    def _read_thoughts(self, out: list[Thought | Text]) -> None:
         found = [(at, end) for end in self._ends if (at := self._held.find(end)) >= 0]
         if found:
             at, end = min(found)
@@ -94,16 +94,16 @@ class ThinkSpan:
             self._held = rest.removeprefix(self._close_tag) if end == self._close_tag else rest
             self._state = "gap"
         else:
-            settled = self._held[: len(self._held) - held_length(self._held, self._ends)]
-            thought = settled.rstrip("\n")  # the last line breaks belong to the closing tag
+            thoughts = self._held[: len(self._held) - held_length(self._held, self._ends)]
+            thought = thoughts.rstrip("\n")  # the last line breaks belong to the closing tag
             self._held = self._held[len(thought) :]
         thought = self._trimmed(thought)
         if thought:
-            self._begun = True
+            self._has_thought = True
             out.append(Thought(thought))
 
     def _trimmed(self, thought: str) -> str:
-        return thought if self._begun else thought.lstrip("\n")
+        return thought if self._has_thought else thought.lstrip("\n")
 
     def _skip_gap(self, out: list[Thought | Text]) -> None:
         answer = self._held.lstrip("\n")

@@ -62,7 +62,7 @@ async def run(stream: sse.EventStream, send: Any) -> None:
 
 
 async def test_a_client_that_takes_nothing_is_dropped_and_its_work_released(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise whoever opens streams and never reads holds memory for ever."""
+    """A client that opens streams and never reads would hold memory for ever."""
     monkeypatch.setattr(sse, "STALL_TIMEOUT_S", 0.05)
     released = asyncio.Event()
 

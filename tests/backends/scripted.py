@@ -1,4 +1,4 @@
-"""A door behind which nothing computes: it replays what it was given. The test double for every room above."""
+"""A backend that computes nothing: it replays prepared Deltas. The test double of the engine."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence

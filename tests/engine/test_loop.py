@@ -237,7 +237,7 @@ def test_heart_beats_while_idle_without_spinning() -> None:
     assert all(wait > 0.5 for wait in stage.mailbox.waits[1:])
 
 
-def test_shrunk_allowance_is_obeyed_told_at_once_and_its_memory_given_back() -> None:
+def test_a_smaller_allowance_is_applied_reported_at_once_and_its_memory_freed() -> None:
     stage = Stage([ask("a", [1, 2, 3], max_tokens=12, ignore_eos=True)])
     allowances = {2: ToyAllowance(8, admit=False), 5: ToyAllowance(32)}
     pulses: list[int] = []

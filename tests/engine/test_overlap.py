@@ -64,7 +64,7 @@ def test_where_nobody_more_may_run_those_who_wait_do_not_slow_the_others() -> No
 
 
 def test_a_reply_that_ended_unforeseen_was_computed_in_vain_and_its_blocks_are_free() -> None:
-    """A stop id is seen only when it is read: the row after it is dropped, whoever gets its blocks next."""
+    """A stop id is seen only when it is read: the row after it is dropped, whichever sequence gets its blocks next."""
     ended_early = 0
     for seed in range(20):
         bench = bench_of(num_blocks=6, max_running=2)
@@ -120,7 +120,7 @@ def test_ids_forced_in_flight_are_computed_next_and_what_was_computed_counts() -
 
 
 def test_without_a_block_to_spare_the_step_waits_instead_of_preempting() -> None:
-    """Whoever would have to give way might be about to end."""
+    """A sequence that would be preempted might be about to end."""
     bench = bench_of(num_blocks=4, cache_tokens=16)
     requests = [endless("a", [1, 2, 3], 5, seed=1), endless("b", [3, 2, 1], 5, seed=2)]
     for request in requests:

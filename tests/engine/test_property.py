@@ -1,4 +1,4 @@
-"""Whatever arrives, is aborted, runs out of blocks or out of memory: every request ends once, and as if alone."""
+"""Random requests, aborted, short of blocks or of memory: every one ends once, with the reply of a lone run."""
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What may be written next, and when a reply is over."""
+"""State of a sequence's output: what may be written next, and when the reply is over."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 /* The part of NVML that the guard uses, with figures from a file that the test changes while it is mapped.
  *
- * The layout of the structures is repeated in fake_nvml.py. A process id of ASKING stands for the process that asks.
+ * The layout of the structures is repeated in fake_nvml.py. A process id of CALLING_PROCESS stands for the calling process.
  * Compiled with -DOLD_DRIVER, the functions that older drivers lack are left out.
  */
 #include <fcntl.h>
@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define ASKING 0xFFFFFFFFu
+#define CALLING_PROCESS 0xFFFFFFFFu
 enum { SUCCESS = 0, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, TIMEOUT = 10, UNKNOWN = 999 };
 
 typedef struct { uint32_t pid, pad; uint64_t bytes; } process;
@@ -92,7 +92,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, liste
     if (out == NULL || room < whole->num_processes) return TOO_SMALL;
     for (unsigned i = 0; i < whole->num_processes; i++) {
         memset(&out[i], 0, sizeof out[i]);
-        out[i].pid = whole->processes[i].pid == ASKING ? (unsigned)getpid() : whole->processes[i].pid;
+        out[i].pid = whole->processes[i].pid == CALLING_PROCESS ? (unsigned)getpid() : whole->processes[i].pid;
         out[i].bytes = whole->processes[i].bytes;
     }
     return SUCCESS;

@@ -5,7 +5,7 @@ import mmap
 import subprocess
 from pathlib import Path
 
-ASKING = 0xFFFFFFFF  # stands for the process that asks
+CALLING_PROCESS = 0xFFFFFFFF  # stands for the calling process
 ENABLED, GIB = 1, 1 << 30
 GPU_IS_LOST, NO_PERMISSION, DRIVER_NOT_LOADED = 15, 4, 9
 LIBRARY = "libnvidia-ml.so.1"
@@ -71,7 +71,7 @@ class FakeNvml:
         card.temperature, card.utilisation = 55, 40
         if own:
             card.num_processes = 1
-            card.processes[0].pid, card.processes[0].bytes = ASKING, own
+            card.processes[0].pid, card.processes[0].bytes = CALLING_PROCESS, own
         return card
 
     def take(self, card: Card, num_bytes: int, pid: int = 4242) -> None:

@@ -43,7 +43,7 @@ class Counting(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Reading:
+class CountedDrawing:
     """A drawing whose reading is counted too."""
 
     read: Callable[[], list[Drawn]]
@@ -71,9 +71,9 @@ class Exhausted:
         self._mode = Counting(int(self.place * (size - 1)) if due else None)
         return self._run(self.runner.launch, batch)
 
-    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> "Reading":
+    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> "CountedDrawing":
         drawing: Drawing = self._run(self.runner.draw, ticket, batch, masks)
-        return Reading(lambda: self._read(drawing))
+        return CountedDrawing(lambda: self._read(drawing))
 
     def _read(self, drawing: Drawing) -> list[Drawn]:
         drawn: list[Drawn] = self._run(drawing.read)

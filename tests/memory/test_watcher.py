@@ -24,7 +24,7 @@ class SlowProbe:
         return (DeviceReading("card", "", "nvml", self.looks, 0, 0),)
 
 
-def test_a_driver_that_hangs_does_not_delay_whoever_asks() -> None:
+def test_a_driver_that_hangs_delays_no_caller() -> None:
     probe = SlowProbe()
     watcher = Watcher(probe, interval_s=0.001)
     assert probe.waiting.wait(10)

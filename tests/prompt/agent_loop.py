@@ -81,8 +81,12 @@ def _ids_of_reply(name: str, messages: list[dict[str, Any]], reply: dict[str, An
     """The ids that the model writes: those of its turn as the template writes it, up to its end."""
     there = checkpoint(name)
     renderer = Renderer(there.template, there.mask, there.encoder)
-    prompt = renderer.render(renderer.script(normalize_messages(typed(messages), there.capabilities), TOOLS, {})).text
-    script = renderer.script(normalize_messages([*typed(messages), _typed_reply(reply)], there.capabilities), TOOLS, {})
+    prompt = renderer.render(
+        renderer.template_input(normalize_messages(typed(messages), there.capabilities), TOOLS, {})
+    ).text
+    script = renderer.template_input(
+        normalize_messages([*typed(messages), _typed_reply(reply)], there.capabilities), TOOLS, {}
+    )
     whole = renderer.render(replace(script, ask_for_reply=False)).text
     assert whole.startswith(prompt)
     ids = [one for piece in there.encoder.pieces(whole[len(prompt) :], there.mask) for one in piece.token_ids]

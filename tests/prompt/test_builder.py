@@ -1,4 +1,4 @@
-"""What goes through the door for one request, beside the prompt's text."""
+"""The Generate messages of a request: constraint, reasoning phase, limits, and what the template refuses."""
 
 from dataclasses import replace
 from typing import Any

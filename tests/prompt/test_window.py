@@ -1,4 +1,4 @@
-"""What fits, what is refused, what may be dropped: to the token, on every template."""
+"""The context window to the token, on every template: what fits, what is refused, what may be dropped."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from server.checkpoint.capabilities import TemplateCapabilities
 from server.errors import PromptTooLong
 from server.prompt.normalize import normalize_messages
-from server.prompt.window import droppable, largest_prompt, reply_room, without
+from server.prompt.window import droppable, max_prompt_tokens, reply_tokens, without
 from tests.model_templates import BUILT_IN, TEMPLATES, ask, prompter, text_of
 from tests.prompt.conversations import Inventor, as_sent
 from tests.typed_messages import typed
@@ -71,7 +71,7 @@ def test_the_reply_is_cut_to_what_is_left() -> None:
     for wanted, granted in lengths.items():
         prepared = prompter("qwen3", limit=limit).prepare(ask(MESSAGES, max_tokens=wanted))
         assert prepared.generates[0].sampling.max_tokens == granted
-    assert reply_room(32768, 10, None, 2048) == 2048
+    assert reply_tokens(32768, 10, None, 2048) == 2048
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "qwen15"])
@@ -88,7 +88,7 @@ def test_case_42_dropping_takes_whole_turns_and_never_orphans_a_result(name: str
         request = ask(messages, tools=TOOLS, on_overflow="drop-oldest", max_tokens=8)
         prepared = prompter(name, limit=limit).prepare(request)
         text = text_of(name, prepared.generates[0].token_ids)
-        assert prepared.prompt_tokens <= largest_prompt(limit, 8, 2048)
+        assert prepared.prompt_tokens <= max_prompt_tokens(limit, 8, 2048)
         assert "Be brief." in text
         assert "look" in text
         assert "question 5" in text

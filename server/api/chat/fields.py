@@ -1,4 +1,4 @@
-"""Kinds of fields that a request is made of. Each says its range in OpenAI's words and in the OpenAPI document."""
+"""Field types of requests. Each states its range in OpenAI's words and in the OpenAPI document."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -48,9 +48,9 @@ class Between:
         return handler(schema) | {name: bound for name, bound in bounds.items() if bound is not None}
 
 
-def _range_text(kind: str, how: str, wanted: str, value: float) -> str:
+def _range_text(kind: str, problem: str, range_: str, value: float) -> str:
     shown = int(value) if float(value).is_integer() else value  # 3, as it was sent, not 3.0
-    return f"Invalid '{{P}}': {kind} {how} value. Expected a value {wanted}, but got {shown} instead."
+    return f"Invalid '{{P}}': {kind} {problem} value. Expected a value {range_}, but got {shown} instead."
 
 
 def name_of(longest: int) -> Callable[[str], str]:

@@ -56,11 +56,11 @@ class ChatHandler:
     async def answer(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         deadline_s = self._deadline(request)
-        asked, chat_request = await self.read(request)
-        style = self._mapper.style(asked)
+        sent, chat_request = await self.read(request)
+        style = self._mapper.style(sent)
         observers = self._observers(style)
         start = self._service.start(chat_request, deadline_s, observers)
-        if asked.stream:
+        if sent.stream:
             generation = await unless_gone(request.receive, start)
             return EventStream(chunks_of(generation, style), self._settings.ping_interval_s, generation.aclose)
         body = await unless_gone(request.receive, _whole(start, style))
@@ -74,10 +74,10 @@ class ChatHandler:
 
     def _read(self, raw: bytes) -> tuple[ChatCompletionRequest, ChatRequest]:
         body = read_object(raw)
-        asked = read_request(body, self._settings.strict)
-        self.check_model(asked.model)
+        sent = read_request(body, self._settings.strict)
+        self.check_model(sent.model)
         prompt_logger.info("prompt", extra={"messages": body["messages"], "tools": body.get("tools")})
-        return asked, self._mapper.to_request(asked)
+        return sent, self._mapper.to_request(sent)
 
     def check_model(self, name: Any) -> None:
         """Raises Refused (404) for a model that is not served."""

@@ -1,6 +1,6 @@
-"""What a chat request may hold, field by field, in the order in which OpenAI reports faults.
+"""Schema of a chat completion request, its fields in the order in which OpenAI reports errors.
 
-Every field is honoured, or accepted without effect and said so, or refused. null means: left out.
+Every field is honoured, or accepted without effect and documented as such, or refused. null means: left out.
 """
 
 from typing import Annotated, Any, Literal

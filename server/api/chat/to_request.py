@@ -136,14 +136,14 @@ class RequestMapper:
                 text = f"Invalid key in 'logit_bias': {token_id}. Token ids of this model end at {self.vocab_size - 1}."
                 raise bad(text, "logit_bias", "invalid_value")
 
-        def value(name: str, otherwise: Any) -> Any:
+        def value(name: str, default: Any) -> Any:
             for source in (request, self.defaults):
                 if (found := getattr(source, name)) is not None:
                     return found
-            return otherwise
+            return default
 
         return Sampling(
-            max_tokens=limit or 1,  # the prompter sets it where the request is silent
+            max_tokens=limit or 1,  # the prompt builder sets it where the request does not
             temperature=float(value("temperature", 1.0)),
             top_p=float(value("top_p", 1.0)),
             top_k=max(0, value("top_k", 0)),
@@ -161,41 +161,41 @@ class RequestMapper:
 
 def _choice(request: ChatCompletionRequest, tools: Sequence[Tool]) -> Choice:
     legacy = bool(request.functions)
-    asked, field = (request.function_call, "function_call") if legacy else (request.tool_choice, "tool_choice")
+    choice, field = (request.function_call, "function_call") if legacy else (request.tool_choice, "tool_choice")
     offered = "functions" if legacy else "tools"
     if request.function_call is not None and not legacy and request.function_call.mode == "required":
         text = "Invalid value for 'function_call': 'function_call' is only allowed when 'functions' are specified."
         raise bad(text, "function_call")
     parallel = request.parallel_tool_calls is not False and not legacy
-    if asked is None:
+    if choice is None:
         return Choice("auto" if tools else "none", None, parallel)
-    if asked.mode != "none" and (asked.mode == "required" or asked.names is not None):
-        _check_names(asked, tools, field, offered)
+    if choice.mode != "none" and (choice.mode == "required" or choice.names is not None):
+        _check_names(choice, tools, field, offered)
     if not tools:
         return Choice("none", None, parallel)
-    return Choice(asked.mode, None if asked.names is None else frozenset(asked.names), parallel)
+    return Choice(choice.mode, None if choice.names is None else frozenset(choice.names), parallel)
 
 
-def _check_names(asked: ToolChoice, tools: Sequence[Tool], field: str, offered: str) -> None:
+def _check_names(choice: ToolChoice, tools: Sequence[Tool], field: str, offered: str) -> None:
     if not tools:
         text = f"Invalid value for '{field}': '{field}' is only allowed when '{offered}' are specified."
         raise bad(text, field)
-    if asked.names is not None and not asked.names:
+    if choice.names is not None and not choice.names:
         text = f"Invalid '{field}.allowed_tools.tools': empty array. Expected an array with minimum length 1, but got"
         raise bad(f"{text} an empty array instead.", f"{field}.allowed_tools.tools", "empty_array")
-    for name in asked.names or ():
+    for name in choice.names or ():
         if name not in {tool.name for tool in tools}:
             text = f"no function named '{name}' was specified in the '{offered}' parameter."
             raise bad(f"Invalid value for '{field}': {text}", field)
 
 
 def _answer(request: ChatCompletionRequest, strict_flag: bool) -> ResponseFormat | None:
-    wanted = request.response_format
-    if isinstance(wanted, JsonObjectFormat):
+    format_ = request.response_format
+    if isinstance(format_, JsonObjectFormat):
         return ResponseFormat()
-    if isinstance(wanted, JsonSchemaFormat):
-        schema, strict = wanted.json_schema.schema_, bool(wanted.json_schema.strict)
+    if isinstance(format_, JsonSchemaFormat):
+        schema, strict = format_.json_schema.schema_, bool(format_.json_schema.strict)
         if schema is not None:
-            check_answer(schema, strict, strict_flag, wanted.json_schema.name)
+            check_answer(schema, strict, strict_flag, format_.json_schema.name)
         return ResponseFormat(schema, strict)
     return None

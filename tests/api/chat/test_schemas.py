@@ -275,6 +275,6 @@ def test_reasoning_effort_turns_thinking_on_or_off_unless_the_template_is_told()
 
 def test_usage_in_streams_only_where_it_was_asked_for() -> None:
     options = {"include_usage": True, "include_obfuscation": True}
-    asking = RequestMapper(SamplingDefaults(), 1000)
-    assert asking.style(read_request(request(stream=True, stream_options=options), False)).include_usage
-    assert not asking.style(read_request(request(stream=True), False)).include_usage
+    mapper = RequestMapper(SamplingDefaults(), 1000)
+    assert mapper.style(read_request(request(stream=True, stream_options=options), False)).include_usage
+    assert not mapper.style(read_request(request(stream=True), False)).include_usage

@@ -13,7 +13,7 @@ from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, T
 from server.reply.decoder import ParsedEvent, ScoredToken
 from server.service import ChoiceEvent, TokenUsage
 
-TALLY = TokenUsage(5, 2, 7, 3)
+USAGE = TokenUsage(5, 2, 7, 3)
 words = st.text(min_size=1, max_size=4)
 
 
@@ -43,23 +43,23 @@ def interleaved(draw: st.DrawFn) -> tuple[int, list[ChoiceEvent]]:
     """Several choices, whose events come in any order that keeps each choice's own."""
     choices = draw(st.lists(replies(), min_size=1, max_size=3))
     left = [list(events) for events in choices]
-    heard = []
+    received = []
     while any(left):
         index = draw(st.sampled_from([i for i, events in enumerate(left) if events]))
-        heard.append(ChoiceEvent(index, ParsedEvent(left[index].pop(0))))
-    return len(choices), heard
+        received.append(ChoiceEvent(index, ParsedEvent(left[index].pop(0))))
+    return len(choices), received
 
 
-def chunks_of(n: int, heard: list[ChoiceEvent], style: ReplyStyle) -> list[ChatCompletionChunk]:
+def chunks_of(n: int, received: list[ChoiceEvent], style: ReplyStyle) -> list[ChatCompletionChunk]:
     chunker = Chunker(style)
-    return [*chunker.open(n), *(chunk for one in heard for chunk in chunker.feed(one)), *chunker.close(TALLY)]
+    return [*chunker.open(n), *(chunk for one in received for chunk in chunker.feed(one)), *chunker.close(USAGE)]
 
 
 @settings(max_examples=120, deadline=None)
 @given(interleaved())
 def test_every_clause_of_a_stream(drawn: tuple[int, list[ChoiceEvent]]) -> None:
-    n, heard = drawn
-    chunks = [json.loads(encode(chunk)) for chunk in chunks_of(n, heard, ReplyStyle("m", include_usage=True))]
+    n, received = drawn
+    chunks = [json.loads(encode(chunk)) for chunk in chunks_of(n, received, ReplyStyle("m", include_usage=True))]
     *chunks, usage = chunks
     assert usage["choices"] == [] and usage["usage"]["total_tokens"] == 12
     assert all(chunk["usage"] is None and len(chunk["choices"]) == 1 for chunk in chunks)
@@ -90,11 +90,11 @@ def check_deltas(deltas: list[dict[str, Any]]) -> None:
 @settings(max_examples=120, deadline=None)
 @given(interleaved())
 def test_the_fold_is_what_the_events_said(drawn: tuple[int, list[ChoiceEvent]]) -> None:
-    n, heard = drawn
+    n, received = drawn
     style = ReplyStyle("m")
-    whole = json.loads(encode(fold(chunks_of(n, heard, style), TALLY, style)))
+    whole = json.loads(encode(fold(chunks_of(n, received, style), USAGE, style)))
     for index, choice in enumerate(whole["choices"]):
-        events = [one.parsed.event for one in heard if one.choice == index]
+        events = [one.parsed.event for one in received if one.choice == index]
         message = choice["message"]
         text = "".join(event.text for event in events if isinstance(event, Text))
         thoughts = "".join(event.text for event in events if isinstance(event, Thought))
@@ -106,8 +106,8 @@ def test_the_fold_is_what_the_events_said(drawn: tuple[int, list[ChoiceEvent]]) 
             pieces = [e.text for e in events if isinstance(e, CallArguments) and e.index == event.index]
             closed = next(e for e in events if isinstance(e, CallClosed) and e.index == event.index)
             missing = "" if event.custom or "truncated" in closed.flags else "{}"
-            said = "".join(pieces) or missing
-            assert call[call["type"]] == {"name": event.name, ("input" if event.custom else "arguments"): said}
+            parsed = "".join(pieces) or missing
+            assert call[call["type"]] == {"name": event.name, ("input" if event.custom else "arguments"): parsed}
         flagged = [e.index for e in events if isinstance(e, CallClosed) and e.flags]
         notes = whole.get("toolwire", {}).get("calls", [])
         assert [note["index"] for note in notes if note["choice"] == index] == flagged
@@ -123,9 +123,11 @@ def test_what_has_nothing_to_say_is_not_sent() -> None:
 
 def test_a_token_that_is_half_a_character_is_told_by_its_bytes() -> None:
     piece = "ä".encode()[:1]
-    said = ParsedEvent(Text("ä"), (ScoredToken(piece, -0.5, ((piece, -0.5),)), ScoredToken("ä".encode()[1:], -0.1)))
+    parsed = ParsedEvent(Text("ä"), (ScoredToken(piece, -0.5, ((piece, -0.5),)), ScoredToken("ä".encode()[1:], -0.1)))
     style = ReplyStyle("m", logprobs=True)
-    whole = fold(chunks_of(1, [ChoiceEvent(0, said), ChoiceEvent(0, ParsedEvent(Ended("stop")))], style), TALLY, style)
+    whole = fold(
+        chunks_of(1, [ChoiceEvent(0, parsed), ChoiceEvent(0, ParsedEvent(Ended("stop")))], style), USAGE, style
+    )
     logprobs = whole.choices[0].logprobs
     assert logprobs is not None
     assert b"".join(bytes(token.bytes) for token in logprobs.content).decode() == "ä"
