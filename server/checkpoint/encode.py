@@ -9,19 +9,17 @@ tokenizer, which also splits at added tokens first.
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from threading import Lock
 
 from tokenizers import Tokenizer
 
+from server.byte_cache import ByteCache
 from server.checkpoint.mask import Mask
 from server.checkpoint.tokenizer import ControlToken
 
 CACHE_BYTES = 64 << 20
 ID_BYTES = 40  # of a Python list of ids: pointer and integer
-ENTRY_BYTES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +42,7 @@ class Encoder:
         self._ids = {token.text: token.id for token in control}
         self._tokens = _pattern(control)
         self._plain = plain
-        self._cache: OrderedDict[str, list[int]] = OrderedDict()
-        self._cached_bytes = 0
-        self._cache_bytes = cache_bytes
-        self._lock = Lock()
+        self._cache: ByteCache[str, list[int]] = ByteCache(cache_bytes, _entry_bytes)
 
     def encode(self, text: str, mask: Mask) -> list[int]:
         """The ids of a text rendered from masked input."""
@@ -85,23 +80,15 @@ class Encoder:
         return EncodedPiece(start, end, self._encode(mask.show(text[start:end])), False)
 
     def _encode(self, text: str) -> list[int]:
-        with self._lock:
-            cached = self._cache.get(text)
-            if cached is not None:
-                self._cache.move_to_end(text)
-                return cached
-        token_ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        with self._lock:
-            if text not in self._cache:
-                self._cache[text] = token_ids
-                self._cached_bytes += _entry_bytes(text, token_ids)
-            while self._cached_bytes > self._cache_bytes and self._cache:
-                self._cached_bytes -= _entry_bytes(*self._cache.popitem(last=False))
-        return token_ids
+        def encode() -> list[int]:
+            token_ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+            return token_ids
+
+        return self._cache.get(text, encode)
 
 
 def _entry_bytes(text: str, token_ids: Sequence[int]) -> int:
-    return 4 * len(text) + ID_BYTES * len(token_ids) + ENTRY_BYTES
+    return 4 * len(text) + ID_BYTES * len(token_ids)
 
 
 def _pattern(control: Sequence[ControlToken]) -> re.Pattern[str]:

@@ -4,14 +4,13 @@ Tools are the same from request to request, so their masked form is cached; the 
 the encoder. Rendering 128 tools again costs what the template itself costs.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import msgspec
 
+from server.byte_cache import ByteCache
 from server.checkpoint.encode import EncodedPiece, Encoder
 from server.checkpoint.mask import Mask
 from server.checkpoint.template import ChatTemplate
@@ -20,7 +19,8 @@ from server.prompt.normalize import NormalizedMessage, normalize_tools
 
 # Variables that a request may not set: they are what the conversation itself says.
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
-MAX_KEPT_TOOL_LISTS = 32
+TOOL_CACHE_BYTES = 32 << 20
+OBJECT_FACTOR = 8  # bytes of Python objects for each byte of their JSON
 PREFILL_END = "\ud800"  # a lone surrogate: in no text from outside, and no sentinel of the mask
 
 
@@ -60,8 +60,9 @@ class Renderer:
         self._template = template
         self._mask = mask
         self._encoder = encoder
-        self._tools: OrderedDict[bytes, tuple[dict[str, Any], ...]] = OrderedDict()
-        self._lock = Lock()
+        self._tools: ByteCache[bytes, tuple[dict[str, Any], ...]] = ByteCache(
+            TOOL_CACHE_BYTES, lambda key, _: OBJECT_FACTOR * len(key)
+        )
 
     def template_input(
         self,
@@ -114,18 +115,9 @@ class Renderer:
     def _mask_tools(self, tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
         if not tools:
             return ()
-        key = msgspec.json.encode(tools)
-        with self._lock:
-            known = self._tools.get(key)
-            if known is not None:
-                self._tools.move_to_end(key)
-                return known
-        masked = tuple(self._mask.hide_all(tool) for tool in normalize_tools(tools))
-        with self._lock:
-            self._tools[key] = masked
-            if len(self._tools) > MAX_KEPT_TOOL_LISTS:
-                self._tools.popitem(last=False)
-        return masked
+        return self._tools.get(
+            msgspec.json.encode(tools), lambda: tuple(self._mask.hide_all(tool) for tool in normalize_tools(tools))
+        )
 
 
 def _cut_at_prefill(text: str) -> str:

@@ -24,6 +24,10 @@ from server.model.profile import AllocationMeter, StepSize, measure_step
 from server.model.runner import Runner
 from server.settings import EngineSettings
 
+CPU = Path("/proc/cpuinfo")
+needs_kernels = pytest.mark.skipif(
+    not (CPU.exists() and "avx512_bf16" in CPU.read_text()), reason="this CPU lacks AVX-512 with bfloat16 products"
+)
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-0.6B": ("Qwen3Config", {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16}),
     "Qwen3-8B": (
@@ -87,6 +91,7 @@ def test_the_widest_layer_is_estimated_within_three_percent(checkpoint: Callable
     assert headers == pytest.approx(loaded.weight_bytes, rel=0.03)
 
 
+@needs_kernels
 def test_the_compiled_kernels_take_no_more_than_is_estimated(checkpoint: Callable[..., Loaded]) -> None:
     """A model that starts by the estimate must not run out in its first large step."""
     _, shape, folder = checkpoint(*LAYERS["Qwen3-0.6B"])
@@ -98,9 +103,11 @@ def test_the_compiled_kernels_take_no_more_than_is_estimated(checkpoint: Callabl
 
 
 def test_cached_tokens_before_a_chunk_cost_what_is_reserved_for_them(checkpoint: Callable[..., Loaded]) -> None:
-    loaded, shape, _ = checkpoint(*LAYERS["Qwen3-0.6B"])
-    few, many = (measure(loaded, prompt(64, start=start))[0] for start in (32_768, 49_152))
-    assert (many - few) / 16_384 == pytest.approx(shape.chunk_token_bytes(2), rel=0.03)
+    """One layer of few heads, since a CPU without bfloat16 products computes the scores slowly."""
+    name, fields = LAYERS["Qwen3-0.6B"]
+    loaded, shape, _ = checkpoint(name, {**fields, "num_hidden_layers": 1, "num_attention_heads": 8})
+    few, many = (measure(loaded, prompt(64, start=start))[0] for start in (32_768, 40_960))
+    assert (many - few) / 8192 == pytest.approx(shape.chunk_token_bytes(2), rel=0.03)
 
 
 def test_cached_tokens_read_while_decoding_cost_no_more_than_is_reserved(checkpoint: Callable[..., Loaded]) -> None:

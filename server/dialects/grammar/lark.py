@@ -13,14 +13,15 @@ whatever the grammar admits is read as a valid call. Text may hold anything else
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from server.dialects.base import ConstraintSpec, ResponseFormat, Tool
 from server.dialects.grammar.json_grammar import SHARED_RULES, JsonRules, quoted
+from server.dialects.schema.cache import derived
 from server.dialects.schema.custom import check_format
 from server.dialects.schema.normalize import COMPACT
 from server.dialects.schema.supported import check_satisfiable, supported, supported_arguments
@@ -37,16 +38,19 @@ _decode_spec = msgspec.json.Decoder(ConstraintSpec).decode
 def cached_by_spec(
     build: Callable[[ConstraintSpec], Constraint | None],
 ) -> Callable[[ConstraintSpec], Constraint | None]:
-    """Cache the constraints that `build` returned last, by the JSON of their specs."""
+    """Cache the constraints that `build` returns, by the JSON of their specs."""
 
-    @lru_cache(maxsize=64)
-    def built(text: bytes) -> Constraint | None:
-        return build(_decode_spec(text))
+    kind = f"grammar of {build.__module__}.{build.__qualname__}"
 
     def constrain(spec: ConstraintSpec) -> Constraint | None:
-        return built(msgspec.json.encode(spec))
+        text = msgspec.json.encode(spec)
+        return derived(kind, text.decode(), lambda: build(_decode_spec(text)), _num_bytes)
 
     return constrain
+
+
+def _num_bytes(constraint: Constraint | None) -> int:
+    return 0 if constraint is None else sys.getsizeof(constraint.source)
 
 
 def callable_tools(spec: ConstraintSpec) -> list[Tool]:

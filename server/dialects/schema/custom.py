@@ -1,11 +1,13 @@
 """Custom tools: check of their grammars, and of texts against them."""
 
 import json
+import sys
 from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from server.dialects.base import ConstraintSpec, CustomFormat
+from server.dialects.schema.cache import derived
 from server.errors import BadSchema
 
 MAX_DEFINITION_LENGTH = 64 * 1024
@@ -20,11 +22,15 @@ def check_format(spec: ConstraintSpec) -> None:
             raise BadSchema(f"Invalid grammar of custom tool '{tool.name}': {fault}", param=f"tools[{place}]")
 
 
-@lru_cache(maxsize=256)
 def format_fault(definition: CustomFormat) -> str:
     """Return why this grammar cannot be used, or ""."""
     if len(definition.definition) > MAX_DEFINITION_LENGTH:
         return f"it is longer than {MAX_DEFINITION_LENGTH} characters."
+    is_lark = definition.syntax == "lark"
+    return derived("custom", definition.definition, lambda: _find_fault(definition), sys.getsizeof, flag=is_lark)
+
+
+def _find_fault(definition: CustomFormat) -> str:
     is_error, messages = LLMatcher.validate_grammar_with_warnings(_grammar(definition))
     return " ".join(messages[0].split())[:500] if is_error else ""
 

@@ -1,13 +1,14 @@
 """Reduce a JSON Schema to the subset llguidance can enforce."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from llguidance import LLMatcher
 
 from server.dialects.base import ConstraintSpec, Tool
+from server.dialects.schema.cache import OBJECT_FACTOR, derived
 from server.dialects.schema.normalize import COMPACT, constrained, normalised
 from server.dialects.schema.references import map_subschemas
 from server.dialects.schema.satisfiable import SatisfiablePart, context, satisfiable
@@ -54,13 +55,21 @@ def check_satisfiable(schema: Any, subject: str, param: str, code: str) -> None:
         )
 
 
-@lru_cache(maxsize=512)
 def _satisfiable(schema: str) -> SatisfiablePart:
-    return satisfiable(normalised(json.loads(schema)))
+    def find() -> SatisfiablePart:
+        return satisfiable(normalised(json.loads(schema)))
+
+    return derived("satisfiable", schema, find, lambda _: OBJECT_FACTOR * len(schema))
 
 
-@lru_cache(maxsize=512)
 def _supported(schema: str, strict: bool) -> tuple[str, str]:
+    def find() -> tuple[str, str]:
+        return _find_supported(schema, strict)
+
+    return derived("supported", schema, find, lambda found: sum(map(sys.getsizeof, found)), flag=strict)
+
+
+def _find_supported(schema: str, strict: bool) -> tuple[str, str]:
     found = _satisfiable(schema)
     if found.schema is False and strict:
         return "", f"no value satisfies {context(found.fault)}"

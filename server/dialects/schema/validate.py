@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
 
 from server.dialects.base import Tool
+from server.dialects.schema.cache import VALIDATOR_FACTOR, derived
 from server.dialects.schema.custom import satisfies
 from server.dialects.schema.normalize import normalised
 from server.events import Flag
@@ -64,9 +64,11 @@ def _is_valid(validator: Any, value: Any) -> bool:
         return False
 
 
-@lru_cache(maxsize=1024)
 def _validator(schema: str) -> Any:
-    return jsonschema_rs.Draft202012Validator(normalised(json.loads(schema)))
+    def compile_validator() -> Any:
+        return jsonschema_rs.Draft202012Validator(normalised(json.loads(schema)))
+
+    return derived("validator", schema, compile_validator, lambda _: VALIDATOR_FACTOR * len(schema))
 
 
 def whole_schema(tool: Tool) -> Mapping[str, Any]:
