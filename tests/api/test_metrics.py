@@ -30,6 +30,15 @@ async def test_a_stream_is_counted_once_and_is_open_no_more(serve: Serve, reply:
     assert value(text, "toolwire_time_to_first_token_seconds_count") == 2
 
 
+async def test_the_time_to_the_first_token_is_not_that_of_the_admission(serve: Serve, reply: Reply) -> None:
+    """An engine admits a request at once and may compute its prompt for seconds."""
+    admitted, *written = reply("Hello there")
+    async with serve([admitted, 0.2, *written]) as served:
+        await served.chat(stream=True)
+        text = (await served.http.get("/metrics")).text
+    assert value(text, "toolwire_time_to_first_token_seconds_sum") >= 0.2
+
+
 @pytest.mark.parametrize("sends", [0, 1, 2])
 async def test_a_client_that_leaves_at_once_does_not_stay_open(serve: Serve, reply: Reply, sends: int) -> None:
     """A client that left before the first chunk was counted as open until the server ended."""
