@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
@@ -61,10 +62,9 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the stream. A client that leaves or takes nothing ends it; neither is a fault of the server."""
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await _first_of(self._write_steps(send), self._ping(send), _raise_when_gone(receive))
-        except ClientGone:
-            pass
+            with suppress(ClientGone):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await _first_of(self._write_steps(send), self._ping(send), _raise_when_gone(receive))
         except ClientStalled:
             logger.info("a client took nothing for %.0f s: its stream is dropped", STALL_TIMEOUT_S)
         finally:
