@@ -1,6 +1,6 @@
 """Server-sent events: frames, pings, stalled clients, and what becomes of a request whose client leaves.
 
-Knows no chunk's meaning. Streams that run when the server is told to end go on until they end or the drain is over.
+Knows no chunk's meaning. Streams that run when the server receives SIGTERM go on until they end or the drain is over.
 """
 
 import asyncio

@@ -62,7 +62,7 @@ class Loop:
             self._scheduler.fail_all("engine_died", f"the engine broke: {type(error).__name__}: {error}")
             self._send_mail()
             raise
-        self._scheduler.fail_all("engine_died", "the engine was told to end")
+        self._scheduler.fail_all("engine_died", "the engine is shutting down")
         self._send_mail()
 
     # -- mail ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ DEEPEST = 64  # levels of arguments; deeper ones are kept as text
 
 @dataclass(frozen=True, slots=True)
 class NormalizedMessage:
-    """One message for the template, and the positions of the client's messages that it stands for."""
+    """One message for the template, and the positions in the request's messages that it stands for."""
 
     message: dict[str, Any]
     sources: tuple[int, ...]
@@ -154,7 +154,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("duplicate key")
     return value
 
 

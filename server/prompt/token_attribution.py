@@ -195,7 +195,7 @@ def _split_gap(
         yield (line + 1 if line >= 0 else start + 1), TOOLS
     if _is_tool(after):
         if before is None or not _is_tool(before):
-            # A tool stands in the turn of the system's text, or in one of its own.
+            # A tool is in the turn of the system's text, or in one of its own.
             yield (0 if before is None else cut if cut in cut_points.ends else start + 1), TOOLS
         yield max(start, text.rfind("\n", start, end) + 1), after
     elif before is None:

@@ -47,7 +47,7 @@ class ChatHandler:
         self._metrics = metrics
 
     async def read(self, request: Request) -> tuple[ChatCompletionRequest, ChatRequest]:
-        """The validated request; raises Refused or a ServeError."""
+        """The validated request. Raises RequestRefused or a ServeError."""
         raw = await read_body(request)
         if len(raw) > LARGE_BODY:
             return await asyncio.to_thread(self._read, raw)
@@ -80,7 +80,7 @@ class ChatHandler:
         return sent, self._mapper.to_request(sent)
 
     def check_model(self, name: Any) -> None:
-        """Raises Refused (404) for a model that is not served."""
+        """Raise RequestRefused (404) for a model that is not served."""
         if name != self._model and not self._settings.allow_any_model:
             raise RequestRefused(no_such_model(str(name)))
 

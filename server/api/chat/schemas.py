@@ -159,7 +159,7 @@ class ChatCompletionRequest(Part):
 
 
 def read_request(body: dict[str, Any], strict: bool) -> ChatCompletionRequest:
-    """The validated request; raises Refused with the first fault. `strict` refuses unknown keys."""
+    """The validated request; `strict` refuses unknown keys. Raises RequestRefused with the first error."""
     if not body.get("model"):
         raise bad("you must provide a model parameter", None)
     if body.get("messages") is None:

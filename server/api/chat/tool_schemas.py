@@ -107,7 +107,7 @@ AnyTool = Annotated[
 
 
 class ToolChoice(Part):
-    """What `tool_choice` says, in one shape: `names` None stands for every tool."""
+    """The value of `tool_choice` in one form: `names` None is every tool."""
 
     mode: Literal["none", "auto", "required"]
     names: tuple[str, ...] | None = None
