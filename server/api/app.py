@@ -44,7 +44,7 @@ REPLIES = (
     ChatCompletion, ChatCompletionChunk, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard, ModelList, Memory,
     Health, Readiness, NotReady,
 )  # fmt: skip
-CLIENT_GONE = 499  # never sent, only logged
+CLIENT_GONE = 499  # never sent, only logged and counted
 
 
 def create_app(
@@ -82,31 +82,27 @@ def create_app(
     # Plain functions, which run in a thread.
     app.add_route("/openapi.json", lambda _: JSONResponse(app.openapi()))
     app.add_route("/docs", lambda _: HTMLResponse(render_page(app.openapi())))
-    _add_error_handlers(app, metrics)
-    _add_middleware(app, api)
+    _add_error_handlers(app)
+    _add_middleware(app, api, metrics)
     return app
 
 
-def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     """Every reply that is no success is OpenAI's error object."""
 
-    def respond(request: Request, error: ApiError) -> Response:
-        metrics.refused(request.url.path if error.status not in (404, 405) else "other", error.status)
-        return error_response(error)
-
-    async def serve_error(request: Request, error: Exception) -> Response:
+    async def serve_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ServeError)
-        return respond(request, error_of(error))
+        return error_response(error_of(error))
 
-    async def refused(request: Request, error: Exception) -> Response:
+    async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestRefused)
-        return respond(request, error.error)
+        return error_response(error.error)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         method, path = request.method, request.url.path
         known = {404: not_found(method, path), 405: not_allowed(method, path)}
-        reply = respond(request, known.get(error.status_code, ApiError(error.status_code, str(error.detail))))
+        reply = error_response(known.get(error.status_code, ApiError(error.status_code, str(error.detail))))
         reply.headers.update(error.headers or {})
         return reply
 
@@ -120,7 +116,7 @@ def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     app.add_exception_handler(ClientDisconnect, client_gone)
 
 
-def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
+def _add_middleware(app: DocumentedApp, settings: ApiSettings, metrics: Metrics) -> None:
     """The last one added is the first to see a request."""
     keys = ApiKeys(settings.api_key, settings.api_key_file)
     limiter = RateLimiter(settings.rate_limit_rpm, settings.max_concurrent_per_key)
@@ -128,6 +124,7 @@ def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
     app.add_middleware(
         AuthMiddleware, keys=keys, max_body_bytes=settings.max_body_bytes, open_metrics=settings.open_metrics
     )
+    app.add_middleware(ErrorBoundary)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -136,6 +133,9 @@ def _add_middleware(app: FastAPI, settings: ApiSettings) -> None:
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )
-    app.add_middleware(RequestLogMiddleware)
     app.add_middleware(TracingMiddleware)
-    app.add_middleware(ErrorBoundary)
+
+    def count(path: str, outcome: str) -> None:
+        metrics.count_request(app.route_of(path), outcome)
+
+    app.add_middleware(RequestLogMiddleware, count=count)

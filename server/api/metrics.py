@@ -117,13 +117,13 @@ class Metrics:
         build.info({"version": version(), "dialect": dialect})
         self._open = Gauge(f"{name}requests_open", "Requests being answered", registry=registry)
 
-    def observe(self, path: str) -> "RequestMetrics":
-        """An observer of one request to `path`."""
-        return RequestMetrics(self, path)
+    def observe(self) -> "RequestMetrics":
+        """An observer of one request."""
+        return RequestMetrics(self)
 
-    def refused(self, path: str, status: int) -> None:
-        """Count a request that was refused before it began."""
-        self._requests.labels(path, str(status)).inc()
+    def count_request(self, path: str, outcome: str) -> None:
+        """Count a request that has ended; `path` is a route's."""
+        self._requests.labels(path, outcome).inc()
 
     def render(self) -> bytes:
         """The metrics as OpenMetrics text."""
@@ -152,9 +152,8 @@ class Metrics:
 class RequestMetrics(RequestObserver):
     """One request's times and counts."""
 
-    def __init__(self, metrics: Metrics, path: str) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._path = path
         self._started_s = 0.0
         self._last_s: float | None = None
         self._generation: Generation | None = None
@@ -187,11 +186,10 @@ class RequestMetrics(RequestObserver):
         self._metrics._count_calls(events)
 
     def finished(self, outcome: Outcome, error: ServeError | None) -> None:
-        """Count the request, its tokens and its time."""
+        """Count its tokens and its time."""
         assert self._generation is not None, "a request is admitted before it is finished"
         self._metrics._open.dec()
         self._metrics._whole.observe(time.perf_counter() - self._started_s)
-        self._metrics._requests.labels(self._path, "200" if outcome == "complete" else outcome).inc()
         self._metrics._count_tokens(self._generation.usage)
 
 

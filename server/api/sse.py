@@ -58,6 +58,7 @@ class EventStream(StreamingResponse):
         self._last_write_s = time.monotonic()
         self._pending_writes = 0
         self._done = False
+        self._failed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the stream. A client that leaves or takes nothing ends it; neither is a fault of the server."""
@@ -68,6 +69,7 @@ class EventStream(StreamingResponse):
         except ClientStalled:
             logger.info("a client took nothing for %.0f s: its stream is dropped", STALL_TIMEOUT_S)
         finally:
+            scope.setdefault("state", {})["failed"] = self._failed  # for the log and the count of requests
             await self._steps.aclose()
             await self._release()
 
@@ -85,9 +87,11 @@ class EventStream(StreamingResponse):
         except StopAsyncIteration:
             return None
         except ServeError as error:
+            self._failed = True
             return frame(error_of(error).body())
         except Exception:
             logger.exception("unhandled exception in a stream")
+            self._failed = True
             return frame(unexpected().body())
 
     async def _write(self, send: Send, data: bytes) -> None:

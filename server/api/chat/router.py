@@ -67,7 +67,7 @@ class ChatHandler:
         return Response(body, media_type="application/json")
 
     def _observers(self, style: ReplyStyle) -> list[RequestObserver]:
-        observers: list[RequestObserver] = [self._metrics.observe(PATH), RequestSpans()]
+        observers: list[RequestObserver] = [self._metrics.observe(), RequestSpans()]
         if prompt_logger.isEnabledFor(logging.INFO):
             observers.append(ReplyLog(style))
         return observers

@@ -1,54 +1,76 @@
-"""Log of requests: one line when a request has ended, and the logger of prompts and replies."""
+"""Outermost middleware: id, log line and count of every request; the logger of prompts and replies."""
 
 import logging
+import re
+import secrets
 import time
+from collections.abc import Callable
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.logs import PROMPT_LOGGER
+from server.api.logs import PROMPT_LOGGER, request_id_in_logs
 
 access_logger = logging.getLogger("toolwire.access")
 prompt_logger = logging.getLogger(PROMPT_LOGGER)
 
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})  # polled every few seconds
+QUIET_STATUSES = frozenset({200, 503})  # their normal replies: neither logged nor counted
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestLogMiddleware:
-    """Logs method, path, status, seconds and bytes of a request when it has ended, however it ends.
+    """Logs and counts every reply, those of the error boundary and of refusals included, and stamps `x-request-id`.
 
-    Neither the query string nor any header is written: keys travel in both.
+    `count(path, outcome)`: the outcome is the status, `failed` (an error after the status was sent) or `cancelled` (the
+    client left before the last byte). Neither the query string nor any header is logged: keys travel in both.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, count: Callable[[str, str], None]) -> None:
         self._app = app
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting what is sent back."""
-        if scope["type"] != "http" or scope["path"] in QUIET_PATHS:
+        """The id is the client's own where it sent a well-formed one."""
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(16)}"
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         started_s = time.perf_counter()
-        status, num_bytes, outcome = 0, 0, "cut off"
+        status, num_bytes, complete = 500, 0, False  # an exception that gets so far is answered 500 by Starlette
 
         async def watch(message: Message) -> None:
-            nonlocal status, num_bytes, outcome
+            nonlocal status, num_bytes, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
             elif message["type"] == "http.response.body":
                 num_bytes += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    outcome = "complete"
+                complete = not message.get("more_body", False)
             await send(message)
 
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            fields = {
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": status,
-                "seconds": round(time.perf_counter() - started_s, 4),
-                "bytes": num_bytes,
-                "outcome": outcome,
-            }
-            access_logger.info("request", extra=fields)
+        with request_id_in_logs(request_id):
+            try:
+                await self._app(scope, receive, watch)
+            finally:
+                failed = status == 200 and state.get("failed", False)
+                outcome = "failed" if failed else "complete" if complete or status == 500 else "cut off"
+                self._record(scope, status, round(time.perf_counter() - started_s, 4), num_bytes, outcome)
+
+    def _record(self, scope: Scope, status: int, seconds: float, num_bytes: int, outcome: str) -> None:
+        if scope["path"] in QUIET_PATHS and status in QUIET_STATUSES:
+            return
+        counted = {"complete": str(status), "cut off": "cancelled"}
+        self._count(scope["path"], counted.get(outcome, outcome))
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": seconds,
+            "bytes": num_bytes,
+            "outcome": outcome,
+        }
+        access_logger.info("request", extra=fields)

@@ -31,8 +31,9 @@ async def test_a_request_is_one_line_however_it_ends(lines: StringIO, whole: boo
     async def send(message: Message) -> None:
         assert message["type"].startswith("http.response")
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/x", "query_string": b"api_key=abc", "headers": []}
-    middleware = RequestLogMiddleware(app)
+    scope = {"type": "http", "method": "POST", "path": "/v1/x", "query_string": b"api_key=secret", "headers": []}
+    counted = []
+    middleware = RequestLogMiddleware(app, lambda path, outcome: counted.append((path, outcome)))
     if whole:
         await middleware(scope, receive, send)
     else:
@@ -41,7 +42,8 @@ async def test_a_request_is_one_line_however_it_ends(lines: StringIO, whole: boo
     record = json.loads(lines.getvalue())
     assert (record["path"], record["status"], record["bytes"]) == ("/v1/x", 200, 5)
     assert record["outcome"] == ("complete" if whole else "cut off")
-    assert "abc" not in lines.getvalue()
+    assert counted == [("/v1/x", "200" if whole else "cancelled")]
+    assert "secret" not in lines.getvalue()
 
 
 @pytest.mark.parametrize("stream", [False, True])
