@@ -11,9 +11,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 from server.backends.base import Backend
 from server.chat_request import ChatRequest, PartTokens, PreparedRequest
@@ -23,8 +22,11 @@ from server.messages import Delta, Generate, StageTime
 from server.prompt.builder import PromptBuilder
 from server.reply.decoder import ParsedEvent, ReplyDecoder, ReplyFormat
 from server.reply.text import Vocabulary
+from server.worker_pool import WorkerPool
 
 PREPARE_THREADS = 2
+P = ParamSpec("P")
+T = TypeVar("T")
 DeltaStream = AsyncGenerator[Delta, None]
 Outcome = Literal["complete", "failed", "cancelled"]
 
@@ -95,7 +97,7 @@ class ChatService:
         self._count = count
         self._read = read
         self._backend = backend
-        self._threads = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
+        self._pool = WorkerPool(PREPARE_THREADS, "prepare")
 
     async def start(
         self, request: ChatRequest, deadline_s: float | None = None, observers: Sequence[RequestObserver] = ()
@@ -107,8 +109,8 @@ class ChatService:
         for observer in observers:
             observer.started()
         try:
-            loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(self._threads, self._prepare, request)
+            async with until(deadline_s):
+                prepared = await self.run(self._prepare, request)
             for observer in observers:
                 observer.prepared()
             generation = Generation(
@@ -125,7 +127,11 @@ class ChatService:
 
     async def count(self, request: ChatRequest) -> tuple[PartTokens, ...]:
         """The prompt's tokens by part, without answering."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._count, request)
+        return await self.run(self._count, request)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of `work(*args)`, computed by the threads that prepare prompts."""
+        return await self._pool.run(work, *args, **kwargs)
 
 
 def build_service(checkpoint: Checkpoint, prompt_builder: PromptBuilder, backend: Backend) -> ChatService:
@@ -201,7 +207,7 @@ class Generation:
         """Wait for the first Delta of every choice. Raises the first refusal, and then nothing runs any more."""
         tasks = [asyncio.ensure_future(_next(stream)) for stream in self._streams.values()]
         try:
-            async with self._deadline():
+            async with until(self._deadline_s):
                 self._firsts = list(enumerate(await asyncio.gather(*tasks)))
         except BaseException:
             await _cancel(tasks)
@@ -261,13 +267,11 @@ class Generation:
         """What arrives next, in the order of the choices; `waiting` are the reads under way."""
         if len(self._streams) == 1 and not waiting:  # no task needed: by far the commonest case
             ((choice, stream),) = self._streams.items()
-            if self._deadline_s is None:
-                return [(choice, await _next(stream))]
-            async with self._deadline():
+            async with until(self._deadline_s):
                 return [(choice, await _next(stream))]
         for choice in self._streams.keys() - waiting.values():
             waiting[asyncio.ensure_future(_next(self._streams[choice]))] = choice
-        async with self._deadline():
+        async with until(self._deadline_s):
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         return sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
 
@@ -290,9 +294,6 @@ class Generation:
         if stream is not None:
             await stream.aclose()
 
-    def _deadline(self) -> "_Deadline | contextlib.nullcontext[None]":
-        return _NO_DEADLINE if self._deadline_s is None else _Deadline(self._deadline_s)
-
 
 class _Deadline:
     """`asyncio.timeout_at` for a deadline on the monotonic clock; raises DeadlinePassed."""
@@ -312,6 +313,11 @@ class _Deadline:
 
 
 _NO_DEADLINE = contextlib.nullcontext()
+
+
+def until(deadline_s: float | None) -> _Deadline | contextlib.nullcontext[None]:
+    """A block that `deadline_s`, on the clock of `time.monotonic`, ends with DeadlinePassed; None is no deadline."""
+    return _NO_DEADLINE if deadline_s is None else _Deadline(deadline_s)
 
 
 async def _next(stream: DeltaStream) -> Delta:

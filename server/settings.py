@@ -102,6 +102,12 @@ class ApiSettings:
         False, "Let no reply end without text or a call, where the request does not say `must_answer` itself."
     )
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = option(16 * 1024 * 1024, "Largest request body.")
+    max_pending_requests: Annotated[int, Meta(ge=1, le=1 << 24)] = option(
+        1024, "Requests that are read and prepared at once, before the engine has them; more are answered 429."
+    )
+    max_pending_bytes: Annotated[int, Meta(ge=1024, le=1 << 40)] = option(
+        256 * 1024 * 1024, "Bytes of the bodies of all those requests; never less than the largest body."
+    )
     ping_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = option(
         10.0, "Seconds between SSE comments while a stream is silent."
     )
@@ -112,7 +118,7 @@ class ApiSettings:
         0, "Requests of one key, or address, that run at once; 0 is no limit."
     )
     request_timeout_s: Annotated[float, Meta(ge=0, le=1 << 30)] = option(
-        0.0, "Deadline of one request in seconds; 0 is none."
+        0.0, "Deadline of one request in seconds, from its first byte on; 0 is none."
     )
     drain_timeout_s: Annotated[float, Meta(ge=0, le=1 << 30)] = option(
         30.0, "Seconds that running replies may take to finish after SIGTERM."

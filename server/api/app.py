@@ -23,6 +23,7 @@ from server.api.info.tokens import (
     tokens_router,
 )
 from server.api.metrics import Metrics
+from server.api.middleware.admission import Admission, AdmissionMiddleware
 from server.api.middleware.auth import ApiKeys, AuthMiddleware
 from server.api.middleware.error_boundary import ErrorBoundary
 from server.api.middleware.rate_limit import RateLimiter, RateLimitMiddleware
@@ -120,6 +121,8 @@ def _add_middleware(app: DocumentedApp, settings: ApiSettings, metrics: Metrics)
     """The last one added is the first to see a request."""
     keys = ApiKeys(settings.api_key, settings.api_key_file)
     limiter = RateLimiter(settings.rate_limit_rpm, settings.max_concurrent_per_key)
+    pending = Admission(settings.max_pending_requests, max(settings.max_pending_bytes, settings.max_body_bytes))
+    app.add_middleware(AdmissionMiddleware, admission=pending)
     app.add_middleware(RateLimitMiddleware, limiter=limiter, by_key=keys.required)
     app.add_middleware(
         AuthMiddleware, keys=keys, max_body_bytes=settings.max_body_bytes, open_metrics=settings.open_metrics

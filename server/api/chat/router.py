@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -25,12 +25,12 @@ from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, 
 from server.api.sse import EventStream, unless_gone
 from server.chat_request import ChatRequest
 from server.errors import ServeError
-from server.service import ChatService, ChoiceEvent, Generation, Outcome, RequestObserver
+from server.service import ChatService, ChoiceEvent, Generation, Outcome, RequestObserver, until
 from server.settings import ApiSettings
 
 PATH = "/v1/chat/completions"
 BODY_TIMEOUT_S = 60.0
-LARGE_BODY = 64 * 1024  # bytes; larger ones are validated off the event loop
+LARGE_BODY = 4 * 1024  # bytes; larger ones are validated off the event loop
 TIMEOUT_HEADER = "x-request-timeout"  # seconds; may only shorten the server's own deadline
 
 
@@ -46,25 +46,27 @@ class ChatHandler:
         self._service = service
         self._metrics = metrics
 
-    async def read(self, request: Request) -> tuple[ChatCompletionRequest, ChatRequest]:
+    async def read(self, raw: bytes) -> tuple[ChatCompletionRequest, ChatRequest]:
         """The validated request. Raises RequestRefused or a ServeError."""
-        raw = await read_body(request)
         if len(raw) > LARGE_BODY:
-            return await asyncio.to_thread(self._read, raw)
+            return await self._service.run(self._read, raw)
         return self._read(raw)
 
     async def answer(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        deadline_s = self._deadline(request)
-        sent, chat_request = await self.read(request)
+        deadline_s = self.deadline(request)
+        async with until(deadline_s):
+            raw = await read_body(request)
+        return await unless_gone(request.receive, self._reply(raw, deadline_s, request.state.place))
+
+    async def _reply(self, raw: bytes, deadline_s: float | None, place: RequestObserver) -> Response:
+        async with until(deadline_s):
+            sent, chat_request = await self.read(raw)
         style = self._mapper.style(sent)
-        observers = self._observers(style)
-        start = self._service.start(chat_request, deadline_s, observers)
+        generation = await self._service.start(chat_request, deadline_s, [place, *self._observers(style)])
         if sent.stream:
-            generation = await unless_gone(request.receive, start)
             return EventStream(chunks_of(generation, style), self._settings.ping_interval_s, generation.aclose)
-        body = await unless_gone(request.receive, _whole(start, style))
-        return Response(body, media_type="application/json")
+        return Response(encode(await whole_reply(generation, style)), media_type="application/json")
 
     def _observers(self, style: ReplyStyle) -> list[RequestObserver]:
         observers: list[RequestObserver] = [self._metrics.observe(), RequestSpans()]
@@ -84,7 +86,8 @@ class ChatHandler:
         if name != self._model and not self._settings.allow_any_model:
             raise RequestRefused(no_such_model(str(name)))
 
-    def _deadline(self, request: Request) -> float | None:
+    def deadline(self, request: Request) -> float | None:
+        """The end of the request's time on the clock of `time.monotonic`. Raises RequestRefused (400)."""
         limits = [self._settings.request_timeout_s] if self._settings.request_timeout_s else []
         sent = request.headers.get(TIMEOUT_HEADER)
         if sent is not None:
@@ -132,10 +135,6 @@ _REPLY = {
 }
 
 
-async def _whole(start: Awaitable[Generation], style: ReplyStyle) -> bytes:
-    return encode(await whole_reply(await start, style))
-
-
 class ReplyLog(RequestObserver):
     """Writes the whole reply to the log of prompts when it is complete."""
 
@@ -165,7 +164,8 @@ async def read_body(request: Request) -> bytes:
     """The whole body; a client that does not finish it in time is refused (408)."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await request.body()
+            # Not `request.body()`, which would keep the bytes for as long as the reply is written.
+            return b"".join([piece async for piece in request.stream()])
     except TimeoutError as error:
         text = f"The request body did not arrive within {BODY_TIMEOUT_S:.0f} s."
         raise RequestRefused(ApiError(408, text, code="body_timeout", headers={"connection": "close"})) from error

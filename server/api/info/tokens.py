@@ -1,6 +1,5 @@
 """Token counts without generation: of a chat request, of plain text, of token ids."""
 
-import asyncio
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -19,11 +18,11 @@ from server.api.errors import json_response
 from server.api.openapi.operations import error_replies, json_body, json_reply
 from server.checkpoint.checkpoint import Checkpoint
 from server.prompt.window import Window
-from server.service import ChatService
+from server.service import ChatService, until
 
 MAX_TOKENS = 1 << 20
 MAX_TOKEN_ID = (1 << 31) - 1
-CONVERSION_ERRORS = (400, 401, 408, 413, 500)
+CONVERSION_ERRORS = (400, 401, 408, 413, 429, 500, 504)
 T = TypeVar("T", bound=Part)
 
 
@@ -79,12 +78,13 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
         openapi_extra=json_body(ChatCompletionRequest, REQUESTS),
         responses={
             200: json_reply(InputTokens(12, 2048, [PartCount("messages[0]", 12)])),
-            **error_replies(400, 401, 404, 408, 413, 429, 500),
+            **error_replies(400, 401, 404, 408, 413, 429, 500, 504),
         },
     )
     async def count_input_tokens(request: Request) -> Response:
-        _, chat_request = await chat.read(request)
-        counts = await service.count(chat_request)
+        async with until(chat.deadline(request)):
+            _, chat_request = await chat.read(await read_body(request))
+            counts = await service.count(chat_request)
         parts = [PartCount(one.part, one.tokens) for one in counts]
         return json_response(InputTokens(sum(one.tokens for one in counts), window.limit, parts))
 
@@ -96,8 +96,8 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
         responses={200: json_reply(Tokenized([9707, 0], 2, 2048)), **error_replies(*CONVERSION_ERRORS)},
     )
     async def tokenize(request: Request) -> Response:
-        body = await read_body(request)
-        token_ids = await asyncio.to_thread(_tokenize, checkpoint, body)  # long texts take a while
+        async with until(chat.deadline(request)):
+            token_ids = await service.run(_tokenize, checkpoint, await read_body(request))
         return json_response(Tokenized(token_ids, len(token_ids), window.limit))
 
     @router.post(
@@ -108,8 +108,9 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
         responses={200: json_reply(Detokenized("Hello!")), **error_replies(*CONVERSION_ERRORS)},
     )
     async def detokenize(request: Request) -> Response:
-        body = await read_body(request)
-        return json_response(Detokenized(await asyncio.to_thread(_detokenize, checkpoint, body)))
+        async with until(chat.deadline(request)):
+            text = await service.run(_detokenize, checkpoint, await read_body(request))
+        return json_response(Detokenized(text))
 
     return router
 
