@@ -60,8 +60,9 @@ async def test_requests_beyond_the_places_are_refused_at_once_and_places_become_
         assert time.monotonic() - started_s < SLOW_S
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
         assert "--max-pending-requests" in refused.json()["error"]["message"]
-        waiting.pop().cancel()  # a client that leaves while its request waits for a thread
-        await asyncio.sleep(0.05)
+        left = waiting.pop()  # its request waits for a thread
+        left.cancel()
+        await asyncio.wait({left})
         assert not any(one.done() for one in waiting)
         assert (await served.chat()).status_code == 200
         assert [(await one).status_code for one in waiting] == [200, 200]
