@@ -11,7 +11,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m 'not gpu'
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
 .PHONY: install serve test test-long lint unit test-gpu clean system system-test image image-test faults monitoring-test
 

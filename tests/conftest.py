@@ -17,6 +17,20 @@ ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
 }
 
+# Modules of half a minute and more start first, so that no worker is left with one of them at the end.
+SLOW_FIRST = (
+    "tests/dialects/test_families.py",
+    "tests/memory/test_engine.py",
+    "tests/contract/test_c71_streaming.py",
+    "tests/test_hybrids.py",
+    "tests/test_faults.py",
+    "tests/memory/test_out_of_memory.py",
+    "tests/engine/test_real_models.py",
+    "tests/model/attention/test_compile_kernels.py",
+    "tests/memory/test_estimate.py",
+    "tests/dialects/test_constraints.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run tests marked long too, and the others with more cases")
@@ -38,7 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked long unless `--long` asks for them."""
+    """Leave out tests marked long unless `--long` includes them; put the slow modules first."""
+    order = {module: place for place, module in enumerate(SLOW_FIRST)}
+    items.sort(key=lambda item: order.get(item.location[0], len(order)))
     if not config.getoption("long"):
         left_out = [item for item in items if "long" in item.keywords]
         config.hook.pytest_deselected(items=left_out)

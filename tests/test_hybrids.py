@@ -1,4 +1,4 @@
-"""Qwen3.5 over HTTP, dense and MoE, as published: thinking by default, tagged calls, recurrent state."""
+"""Qwen3.5 over HTTP, dense and (with --long) MoE, as published: thinking by default, tagged calls, recurrent state."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ CERTAIN = {str(TOOL_CALL): 100.0}
 QUIET = {"chat_template_kwargs": {"enable_thinking": False}}
 
 
-@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_5_moe"])
+@pytest.fixture(scope="module", params=["qwen3_5", pytest.param("qwen3_5_moe", marks=pytest.mark.long)])
 def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server of this kind; it only starts if its self-test of tool calls passes."""
     assert request.param in get_args(Kind)

@@ -102,7 +102,7 @@ def play(bench: Bench, requests: list[Generate], aborted: set[str]) -> None:
 )
 def test_greedy_equals_generate_with_arrivals_prefix_hits_preemptions_and_aborts(kind: Kind, overlap: bool) -> None:
     bench = bench_with(kind, overlap=overlap)
-    requests = requests_for(32 if kind in PLAIN else 16)
+    requests = requests_for(32 if kind == "qwen3" else 16)
     aborted = {f"r{index - 2}" for index in range(len(requests)) if index % 10 == 4}
     play(bench, requests, aborted)
     assert bench.scheduler.counts.cached_tokens > 0

@@ -37,7 +37,7 @@ OPTIONS = [
     "--threads",
     "1",
 ]
-REPLY = 1000
+REPLY = 500
 
 
 @dataclass(frozen=True)

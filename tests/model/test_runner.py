@@ -25,17 +25,18 @@ def test_greedy_equals_generate_alone_with_a_prompt_in_chunks(kind: Kind, length
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_greedy_equals_generate_in_a_mixed_batch_of_32_with_staggered_arrivals(kind: Kind) -> None:
+def test_greedy_equals_generate_in_a_mixed_batch_with_staggered_arrivals(kind: Kind, is_long: bool) -> None:
     """Prefill chunks, decode and new sequences in one step, over blocks in random order."""
+    num_streams = 32 if is_long or kind == "qwen3" else 12
     shuffled = list(range(400))
     random.Random(0).shuffle(shuffled)
     streams = []
-    for i in range(32):
+    for i in range(num_streams):
         length = 1 + (i * 37) % 120
         blocks = [shuffled.pop() for _ in range(-(-(length + 24) // BLOCK_SIZE))]
         streams.append(Stream(prompt_of(length, i), blocks, greedy(8 + i % 16), chunk=30 + i))
     runner = Runner(loaded(kind), 400, BLOCK_SIZE)
-    for arrived in range(1, 33):
+    for arrived in range(1, num_streams + 1):
         step(runner, streams[:arrived])
     run(runner, streams)
     for stream in streams:

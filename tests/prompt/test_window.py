@@ -156,7 +156,7 @@ def test_groups_are_ordered_oldest_first_and_leave_the_last_turn_for_last() -> N
 def test_the_dry_run_sums_to_the_prompt(name: str) -> None:
     """A count that differs from the bill is worse than none."""
     inventor = Inventor(seed=7)
-    for _ in range(60):
+    for _ in range(20):
         messages, tools = inventor.conversation(name != "qwen15", name != "qwen15")
         request = ask(as_sent(messages), tools=tools)
         shares = prompter(name).count(request)
