@@ -90,7 +90,7 @@ async def stream(app: Any, body: bytes) -> int:
         else:
             writes.append(message.get("body", b""))
 
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"host", b"x"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     path = "/v1/chat/completions"
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",

@@ -11,6 +11,7 @@ from rich.markup import escape
 from clients.connect import Server, options, server_of
 from clients.functions import Toolbox, functions_in_file
 from clients.loop import Conversation, LoopObserver, StreamedCall
+from clients.terminal import printable
 
 HELP = "/tools lists the tools, /reset starts a new conversation, /quit or Ctrl-D ends; Ctrl-C stops a reply"
 LONGEST_RESULT_SHOWN = 300
@@ -31,7 +32,7 @@ def main() -> None:
         hint = f"no server answers at {chosen.url}; start one with: toolwire serve"
         raise SystemExit(hint if isinstance(error, APIConnectionError) else f"--tools: {error}") from error
     except APIError as error:
-        raise SystemExit(f"{chosen.url}: {error.message}") from error
+        raise SystemExit(printable(f"{chosen.url}: {error.message}")) from error
     chat(console, server, tools, chosen.system)
 
 
@@ -39,7 +40,7 @@ def chat(console: Console, server: Server, tools: Toolbox, system: str) -> None:
     """Answer lines from standard input until it ends; prompts are printed only on a terminal."""
     start = [{"role": "system", "content": system}] if system else []
     conversation = Conversation(server.client(), server.model, tools, list(start))
-    console.print(f"[dim]{escape(server.model)}: {HELP}[/dim]")
+    console.print(f"[dim]{_shown(server.model)}: {HELP}[/dim]")
     for line in _lines(console):
         match line.strip():
             case "":
@@ -60,8 +61,10 @@ def _send(console: Console, conversation: Conversation, text: str) -> None:
     """Send one user message; if the reply is stopped or fails, the conversation is restored."""
     num_before = len(conversation.messages)
     observer = LoopObserver(
-        on_text=lambda piece: console.print(piece, end="", markup=False, soft_wrap=True),
-        on_reasoning=lambda piece: console.print(piece, end="", markup=False, soft_wrap=True, style="dim italic"),
+        on_text=lambda piece: console.print(printable(piece), end="", markup=False, soft_wrap=True),
+        on_reasoning=lambda piece: console.print(
+            printable(piece), end="", markup=False, soft_wrap=True, style="dim italic"
+        ),
         on_call=lambda call, result: _print_call(console, call, result),
     )
     try:
@@ -71,14 +74,19 @@ def _send(console: Console, conversation: Conversation, text: str) -> None:
         console.print("[dim] (stopped)[/dim]")
         del conversation.messages[num_before:]
     except (APIError, RuntimeError) as error:
-        console.print(f"\n[red]{escape(str(error))}[/red]")
+        console.print(f"\n[red]{_shown(str(error))}[/red]")
         del conversation.messages[num_before:]
 
 
 def _print_call(console: Console, call: StreamedCall, result: str) -> None:
     shown = result if len(result) <= LONGEST_RESULT_SHOWN else result[:LONGEST_RESULT_SHOWN] + " …"
-    console.print(f"[cyan]{escape(call.name)}[/cyan]({escape(call.arguments)})", soft_wrap=True)
-    console.print(f"[dim]  = {escape(shown)}[/dim]", soft_wrap=True)
+    console.print(f"[cyan]{_shown(call.name)}[/cyan]({_shown(call.arguments)})", soft_wrap=True)
+    console.print(f"[dim]  = {_shown(shown)}[/dim]", soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    """Text from the server or a tool, inside rich's markup."""
+    return escape(printable(text))
 
 
 def _print_tools(console: Console, tools: Toolbox) -> None:

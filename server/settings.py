@@ -124,6 +124,14 @@ class ApiSettings:
         30.0, "Seconds that running replies may take to finish after SIGTERM."
     )
     cors_origins: str = option("", "Origins that browsers may call from, separated by commas. Empty: none.")
+    allowed_hosts: str = option(
+        "",
+        "Host names that requests may carry where no key is required, beside addresses and local names, separated by "
+        "commas; * is any.",
+    )
+    forwarded_allow_ips: str = option(
+        "", "Addresses or networks of proxies whose X-Forwarded-For names the client, separated by commas. Empty: none."
+    )
     open_metrics: bool = option(False, "Serve /metrics, /v1/memory, /tokenize and /docs without a key.")
     log_format: Literal["human", "json"] = option("human", "Log lines for people or for machines.")
     traces: bool = option(False, "Send OpenTelemetry traces where the OTEL_* variables say; needs toolwire[traces].")

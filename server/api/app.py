@@ -26,6 +26,7 @@ from server.api.metrics import Metrics
 from server.api.middleware.admission import Admission, AdmissionMiddleware
 from server.api.middleware.auth import ApiKeys, AuthMiddleware
 from server.api.middleware.error_boundary import ErrorBoundary
+from server.api.middleware.host_origin import HostOriginMiddleware
 from server.api.middleware.rate_limit import RateLimiter, RateLimitMiddleware
 from server.api.middleware.request_log import RequestLogMiddleware
 from server.api.middleware.tracing import TracingMiddleware
@@ -49,11 +50,17 @@ CLIENT_GONE = 499  # never sent, only logged and counted
 
 
 def create_app(
-    settings: Settings, checkpoint: Checkpoint, prompter: PromptBuilder, backend: Backend, name: str
+    settings: Settings,
+    checkpoint: Checkpoint,
+    prompter: PromptBuilder,
+    backend: Backend,
+    name: str,
+    keys: ApiKeys | None = None,
 ) -> FastAPI:
     """The whole API over a backend that the caller starts and closes; until it is up, requests get a 503.
 
-    `name` is what clients write in `model`. Raises CannotStart where the key file cannot be read.
+    `name` is what clients write in `model`; `keys` are those of the settings if left out. Raises CannotStart where they
+    are none, or cannot be read.
     """
     api, metrics, window = settings.api, Metrics(checkpoint.dialect.name), prompter.window
     service = build_service(checkpoint, prompter, backend)
@@ -84,7 +91,7 @@ def create_app(
     app.add_route("/openapi.json", lambda _: JSONResponse(app.openapi()))
     app.add_route("/docs", lambda _: HTMLResponse(render_page(app.openapi())))
     _add_error_handlers(app)
-    _add_middleware(app, api, metrics)
+    _add_middleware(app, api, metrics, keys or ApiKeys(api.api_key, api.api_key_file))
     return app
 
 
@@ -117,15 +124,20 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, client_gone)
 
 
-def _add_middleware(app: DocumentedApp, settings: ApiSettings, metrics: Metrics) -> None:
+def _add_middleware(app: DocumentedApp, settings: ApiSettings, metrics: Metrics, keys: ApiKeys) -> None:
     """The last one added is the first to see a request."""
-    keys = ApiKeys(settings.api_key, settings.api_key_file)
     limiter = RateLimiter(settings.rate_limit_rpm, settings.max_concurrent_per_key)
     pending = Admission(settings.max_pending_requests, max(settings.max_pending_bytes, settings.max_body_bytes))
     app.add_middleware(AdmissionMiddleware, admission=pending)
-    app.add_middleware(RateLimitMiddleware, limiter=limiter, by_key=keys.required)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter)
     app.add_middleware(
         AuthMiddleware, keys=keys, max_body_bytes=settings.max_body_bytes, open_metrics=settings.open_metrics
+    )
+    app.add_middleware(
+        HostOriginMiddleware,
+        check_host=not keys.required,
+        allowed_hosts=settings.allowed_hosts,
+        cors_origins=settings.cors_origins,
     )
     app.add_middleware(ErrorBoundary)
     if settings.cors_origins:

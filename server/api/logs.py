@@ -1,9 +1,10 @@
 """Log lines: one a record, for people or as JSON, with the request id and without credentials."""
 
+import json
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -13,19 +14,22 @@ import msgspec
 
 PROMPT_LOGGER = "toolwire.prompts"  # texts of prompts and replies; silent without `--log-prompts`
 REDACTED = "********"
+MAX_FIELD_LENGTH = 512  # characters
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id", "color_message"}
 _CREDENTIAL = re.compile(r"""(?i)(bearer\s+|(?:x-)?api[-_]key['"]?\s*[:=]\s*['"]?)[^\s'",;&]+""")
+
+_ONE_WORD = re.compile(r"[^\s\"'=\[\]\\]+")
 
 # Context variables live at module level by their nature; each request sees its own value.
 current_request_id: ContextVar[str] = ContextVar("toolwire_request_id", default="")
 
 
 def configure_logging(
-    format: Literal["human", "json"], *, log_prompts: bool = False, secrets: Collection[str] = ()
+    format: Literal["human", "json"], *, log_prompts: bool = False, secrets: Callable[[], Collection[str]] = tuple
 ) -> None:
     """Send every log line to stderr in `format`; called once, by the composition root.
 
-    `secrets` are redacted wherever they appear, and so is what looks like a credential.
+    What `secrets` returns at a line is redacted in it, and so is what looks like a credential.
     """
     stream = logging.StreamHandler(sys.stderr)
     stream.addFilter(_stamp_request_id)
@@ -48,17 +52,21 @@ def request_id_in_logs(request_id: str) -> Iterator[None]:
 
 
 class LineFormatter(logging.Formatter):
-    """One line a record, line breaks escaped, so that no client can forge a line; fields given as `extra` follow."""
+    """One line a record, in printable characters; fields given as `extra` follow its text.
 
-    def __init__(self, format: Literal["human", "json"], secrets: Collection[str] = ()) -> None:
+    No client can forge a line or a field, or send control characters to a terminal: what is not printable is escaped,
+    in lines for people a text is quoted where it would not be one word, and a field is cut at MAX_FIELD_LENGTH.
+    """
+
+    def __init__(self, format: Literal["human", "json"], secrets: Callable[[], Collection[str]] = tuple) -> None:
         super().__init__()
         self._line = _json_line if format == "json" else _human_line
-        self._secrets = sorted((secret for secret in secrets if secret), key=len, reverse=True)
+        self._secrets = secrets
 
     def format(self, record: logging.LogRecord) -> str:
         """The finished line, without its line break."""
         fields = {
-            name: self._redact(value) if isinstance(value, str) else value
+            name: _cut(self._redact(value)) if isinstance(value, str) else value
             for name, value in vars(record).items()
             if name not in _STANDARD_FIELDS
         }
@@ -68,9 +76,19 @@ class LineFormatter(logging.Formatter):
         return self._line(record, self._redact(text), fields)
 
     def _redact(self, text: str) -> str:
-        for secret in self._secrets:
+        for secret in sorted(filter(None, self._secrets()), key=len, reverse=True):
             text = text.replace(secret, REDACTED)
         return _CREDENTIAL.sub(rf"\g<1>{REDACTED}", text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_FIELD_LENGTH else f"{text[:MAX_FIELD_LENGTH]}… ({len(text)} characters)"
+
+
+def _escape(text: str, escape: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else escape(char) for char in text)
 
 
 def _stamp_request_id(record: logging.LogRecord) -> bool:
@@ -87,13 +105,20 @@ def _json_line(record: logging.LogRecord, text: str, fields: Mapping[str, Any]) 
     }
     if request_id := getattr(record, "request_id", ""):
         line["request_id"] = request_id
-    return msgspec.json.encode({**fields, **line}, enc_hook=str).decode()
+    text = msgspec.json.encode({**fields, **line}, enc_hook=str).decode()
+    return _escape(text, lambda char: json.dumps(char)[1:-1])
 
 
 def _human_line(record: logging.LogRecord, text: str, fields: Mapping[str, Any]) -> str:
     moment = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
     parts = [moment, f"{record.levelname:<7}", record.name, text]
-    parts += [f"{name}={value}" for name, value in fields.items()]
+    parts += [f"{name}={_quoted(value) if isinstance(value, str) else value}" for name, value in fields.items()]
     if request_id := getattr(record, "request_id", ""):
         parts.append(f"[{request_id}]")
-    return " ".join(parts).replace("\r", "\\r").replace("\n", "\\n")
+    return _escape(" ".join(parts), lambda char: char.encode("unicode_escape").decode())
+
+
+def _quoted(text: str) -> str:
+    if _ONE_WORD.fullmatch(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import resource
 import signal
@@ -14,13 +15,15 @@ from rich.console import Console
 
 from server.api.app import create_app
 from server.api.logs import configure_logging
-from server.api.middleware.head_limits import HeadLimitedProtocol
+from server.api.middleware.auth import ApiKeys
+from server.api.middleware.http_protocol import BoundedHttpProtocol
 from server.api.middleware.tracing import send_traces
 from server.backends.engine_process import EngineProcess
 from server.backends.local import LocalBackend
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import served_name
 from server.cli.banner import LoadingBar, print_ready
+from server.errors import CannotStart
 from server.messages import Ready
 from server.prompt.builder import PromptBuilder
 from server.settings import ApiSettings, Settings
@@ -39,9 +42,8 @@ def serve(settings: Settings, listener: socket.socket, engine: EngineProcess) ->
     `listener` is bound, `engine` a process that waits for its configuration.
     """
     api = settings.api
-    configure_logging(
-        api.log_format, log_prompts=api.log_prompts, secrets=[key.strip() for key in api.api_key.split(",")]
-    )
+    keys = ApiKeys(api.api_key, api.api_key_file)
+    configure_logging(api.log_format, log_prompts=api.log_prompts, secrets=keys.secrets)
     warn_if_open_to_all(api)
     _raise_open_file_limit()
     with contextlib.ExitStack() as at_the_end:
@@ -49,7 +51,7 @@ def serve(settings: Settings, listener: socket.socket, engine: EngineProcess) ->
             at_the_end.callback(send_traces())
         checkpoint = open_checkpoint(settings)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(settings, checkpoint, listener, engine))
+            runner.run(_serve(settings, checkpoint, keys, listener, engine))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -61,7 +63,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _serve(settings: Settings, checkpoint: Checkpoint, listener: socket.socket, engine: EngineProcess) -> None:
+async def _serve(
+    settings: Settings, checkpoint: Checkpoint, keys: ApiKeys, listener: socket.socket, engine: EngineProcess
+) -> None:
     name = served_name(settings.model.model, settings.model.served_model_name)
     builder = PromptBuilder(checkpoint, settings)
     console = Console()
@@ -71,7 +75,7 @@ async def _serve(settings: Settings, checkpoint: Checkpoint, listener: socket.so
         builder.window.narrow(ready.max_model_len)
 
     backend = build_backend(settings, checkpoint, engine, bar.show, on_engine_ready)
-    server = _http_server(create_app(settings, checkpoint, builder, backend, name), settings.api)
+    server = _http_server(create_app(settings, checkpoint, builder, backend, name, keys), settings.api)
     http = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await _until_listening(server, http)
@@ -103,9 +107,22 @@ def _http_server(app: FastAPI, api: ApiSettings) -> uvicorn.Server:
             backlog=ACCEPT_BACKLOG,
             timeout_graceful_shutdown=int(api.drain_timeout_s) + 5,
             server_header=False,
-            http=HeadLimitedProtocol,
+            http=BoundedHttpProtocol,
+            proxy_headers=bool(api.forwarded_allow_ips),
+            forwarded_allow_ips=_networks(api.forwarded_allow_ips),
         )
     )
+
+
+def _networks(listed: str) -> list[str]:
+    """Addresses and networks of a list; `*` is every one. Raises CannotStart for anything else."""
+    items = [item.strip() for item in listed.split(",") if item.strip()]
+    for item in items:
+        try:
+            ipaddress.ip_network("0.0.0.0/0" if item == "*" else item)
+        except ValueError as error:
+            raise CannotStart(f"forwarded_allow_ips: {error}") from error
+    return items
 
 
 async def _until_listening(server: uvicorn.Server, http: asyncio.Task[None]) -> None:

@@ -15,9 +15,12 @@ from typing import Any
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+
+from clients.terminal import printable
 
 BAR_WIDTH = 40
 HISTORY = 60  # samples of the throughput curve
@@ -113,7 +116,9 @@ def _memory_bars(newest: Sample) -> Table:
         sizes = f"{_size(device['used'])} of {_size(device['total'])}"
         busy = "" if device.get("utilisation") is None else f", {device['utilisation']:.0%} busy"
         warm = "" if device.get("temperature_c") is None else f", {device['temperature_c']:.0f} °C"
-        table.add_row(Text(str(device["name"])), bar(device["used"], device["total"]), f"{sizes}{busy}{warm}")
+        table.add_row(
+            Text(printable(str(device["name"]))), bar(device["used"], device["total"]), f"{sizes}{busy}{warm}"
+        )
     name, colour = LEVELS.get(int(newest.of("memory_level")), ("?", "red"))
     table.add_row("memory", Text(name, colour), "")
     return table
@@ -142,7 +147,9 @@ def _counts(newest: Sample) -> Text:
 
 def _events(newest: Sample) -> list[Text]:
     events = newest.memory.get("events", ())[-3:]
-    return [Text(f"{time.strftime('%H:%M:%S', time.localtime(at_s))} {text}", "yellow") for at_s, text in events]
+    return [
+        Text(f"{time.strftime('%H:%M:%S', time.localtime(at_s))} {printable(text)}", "yellow") for at_s, text in events
+    ]
 
 
 def bar(used: float, total: float, cached: float = 0.0) -> Text:
@@ -198,7 +205,9 @@ def _watch(console: Console, url: str, key: str, interval_s: float) -> None:
                 history.append(read_sample(url, key))
                 live.update(draw(url, history), refresh=True)
             except OSError as error:
-                live.update(Panel(f"{url} does not answer: {error}", border_style="red"), refresh=True)
+                live.update(
+                    Panel(escape(printable(f"{url} does not answer: {error}")), border_style="red"), refresh=True
+                )
 
 
 def main() -> None:
@@ -221,7 +230,7 @@ def main() -> None:
         hint = "; give its key with --key" if error.code == 401 else ""
         sys.exit(f"{url} answers {error.code}{hint}")
     except OSError as error:
-        sys.exit(f"no server answers at {url} ({error}); start one with: toolwire serve")
+        sys.exit(printable(f"no server answers at {url} ({error}); start one with: toolwire serve"))
 
 
 if __name__ == "__main__":

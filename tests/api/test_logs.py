@@ -8,7 +8,7 @@ import pytest
 
 from server.api.logs import PROMPT_LOGGER, LineFormatter, request_id_in_logs
 
-JSON = {"format": "json", "secrets": ["sesame"]}
+JSON = {"format": "json", "secrets": lambda: ["sesame"]}
 
 
 @pytest.mark.parametrize("lines", [JSON], indirect=True)
@@ -32,7 +32,7 @@ def test_a_human_line_is_one_line(lines: StringIO) -> None:
     assert line.endswith("[req_2]")
 
 
-@pytest.mark.parametrize("lines", [JSON, {"format": "human", "secrets": ["sesame"]}], indirect=True)
+@pytest.mark.parametrize("lines", [JSON, {"format": "human", "secrets": lambda: ["sesame"]}], indirect=True)
 @pytest.mark.parametrize(
     "text",
     ["key is sesame", "Authorization: Bearer abc123", '{"x-api-key": "abc123"}', "/v1/models?api_key=abc123&x=1"],
@@ -66,3 +66,25 @@ def test_prompts_are_written_with_log_prompts_only(lines: StringIO, written: boo
 def test_fields_that_json_cannot_hold_are_written_as_text() -> None:
     record = logging.makeLogRecord({"msg": "x", "name": "toolwire", "levelname": "INFO", "path": ValueError("odd")})
     assert json.loads(LineFormatter("json").format(record))["path"] == "odd"
+
+
+@pytest.mark.parametrize("lines", [{"format": "human"}], indirect=True)
+def test_a_human_line_has_no_forged_fields(lines: StringIO) -> None:
+    """A path wrote `status=200` and a request id of its own into the line."""
+    with request_id_in_logs("req_3"):
+        fields = {"path": '/x status=200 [req_1] "y\\', "status": 404, "method": "GET"}
+        logging.getLogger("toolwire.access").info("request", extra=fields)
+    (line,) = lines.getvalue().splitlines()
+    assert line.endswith(r'request path="/x status=200 [req_1] \"y\\" status=404 method=GET [req_3]')
+
+
+@pytest.mark.parametrize("lines", [JSON, {"format": "human"}], indirect=True)
+def test_a_line_is_printable_and_its_fields_are_short(lines: StringIO) -> None:
+    """Escape sequences reached the operator's terminal, U+2028 and U+0085 split lines of other programs."""
+    hostile = "\x1b]52;c;eA==\x07\x9b2J\u2028\u2029\x85\u202e\x00\r\n\x7f\U000e0001"
+    logging.getLogger("toolwire.access").info("text %s", hostile, extra={"path": hostile + "x" * 30_000})
+    line = lines.getvalue().removesuffix("\n")
+    assert line.isprintable() and len(line) < 1000
+    if line.startswith("{"):
+        record = json.loads(line)
+        assert record["message"] == f"text {hostile}" and record["path"].startswith(hostile + "xxx")

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -16,6 +16,8 @@ from server.errors import CannotStart
 logger = logging.getLogger("toolwire.api")
 
 RELOAD_INTERVAL_S = 1.0
+FILE_GRACE_S = 60.0
+CLIENT = "client_key"  # key in a scope's state: hexadecimal digest of the key that was accepted
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 MONITORING_PATHS = frozenset({"/metrics", "/v1/memory", "/tokenize", "/detokenize", "/docs", "/openapi.json"})
 
@@ -23,18 +25,23 @@ MONITORING_PATHS = frozenset({"/metrics", "/v1/memory", "/tokenize", "/detokeniz
 class ApiKeys:
     """API keys from the settings and from a file that may change while the server runs.
 
-    Only digests are kept, and they are compared in constant time. Raises CannotStart for a file that cannot be read.
+    A file that is removed or cannot be read leaves its last keys valid for FILE_GRACE_S, so that it can be replaced;
+    after that none of them is. Keys are compared by their digests, in constant time.
+    Raises CannotStart for a file that cannot be read, and for a list of keys without a key.
     """
 
     def __init__(self, listed: str, path: str) -> None:
-        self._listed = _digests(listed.split(","))
+        self._listed = _keys(listed.split(","))
+        if listed and not self._listed:
+            raise CannotStart(f"api_key is {listed!r}: no key at all; set a key, or leave the option out")
         self._path = Path(path) if path else None
-        self._from_file: frozenset[bytes] = frozenset()
-        self._stamp: tuple[int, int] | None = None
-        self._checked_s = -RELOAD_INTERVAL_S
+        self._from_file: frozenset[str] = frozenset()
+        self._digests = _digests(self._listed)
+        self._stamp: tuple[int, ...] | None = None
+        self._checked_s = self._read_s = time.monotonic()
         if self._path is not None:
             try:
-                self._from_file = self._read(self._path)
+                self._read(self._path)
             except (OSError, UnicodeDecodeError) as error:
                 raise CannotStart(f"cannot read the key file {path}: {error}") from error
 
@@ -43,11 +50,15 @@ class ApiKeys:
         """Whether requests need a key. An emptied key file refuses all requests rather than admitting all."""
         return bool(self._listed) or self._path is not None
 
-    def accept(self, key: str) -> bool:
-        """Whether this key is one of them."""
+    def secrets(self) -> Collection[str]:
+        """The keys themselves, to be redacted in logs."""
+        return self._listed | self._from_file
+
+    def accept(self, key: bytes) -> bool:
+        """Whether this key, as it was sent, is one of them."""
         self._reload()
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        matches = [hmac.compare_digest(digest, other) for other in self._listed | self._from_file]
+        digest = hashlib.sha256(key).digest()
+        matches = [hmac.compare_digest(digest, other) for other in self._digests]
         return any(matches)
 
     def _reload(self) -> None:
@@ -56,18 +67,25 @@ class ApiKeys:
             return
         self._checked_s = now_s
         try:
-            self._from_file = self._read(self._path)
+            self._read(self._path)
         except (OSError, UnicodeDecodeError) as error:
-            logger.warning("cannot read the key file, its last keys stay valid: %s", error)
+            if now_s - self._read_s < FILE_GRACE_S:
+                logger.warning("cannot read the key file, its last keys stay valid for %.0f s: %s", FILE_GRACE_S, error)
+            elif self._from_file:
+                logger.error("cannot read the key file, its keys are no longer valid: %s", error)
+                self._replace(frozenset(), None)
 
-    def _read(self, path: Path) -> frozenset[bytes]:
+    def _read(self, path: Path) -> None:
         stat = path.stat()
-        stamp = (stat.st_mtime_ns, stat.st_size)
-        if stamp == self._stamp:
-            return self._from_file
-        keys = _digests(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
-        self._stamp = stamp
-        return keys
+        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if stamp != self._stamp:
+            lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+            self._replace(_keys(line for line in lines if not line.startswith("#")), stamp)
+        self._read_s = time.monotonic()
+
+    def _replace(self, keys: frozenset[str], stamp: tuple[int, ...] | None) -> None:
+        self._from_file, self._stamp = keys, stamp
+        self._digests = _digests(self._listed | keys)
 
 
 class AuthMiddleware:
@@ -91,8 +109,10 @@ class AuthMiddleware:
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
+        key = sent_key(headers)
         if self._keys.required and scope["path"] not in self._open and scope["method"] != "OPTIONS":
-            self._check_key(headers)
+            self._check_key(key)
+            scope["state"][CLIENT] = hashlib.sha256(key).hexdigest()
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise RequestRefused(too_large(self._max_body_bytes))
@@ -109,10 +129,7 @@ class AuthMiddleware:
 
         await self._app(scope, count, send)
 
-    def _check_key(self, headers: Headers) -> None:
-        kind, _, key = headers.get("authorization", "").partition(" ")
-        key = key.strip() if kind.lower() == "bearer" else ""
-        key = key or headers.get("x-api-key", "")
+    def _check_key(self, key: bytes) -> None:
         if not key:
             text = "You didn't provide an API key. Send it in an Authorization header: Authorization: Bearer YOUR_KEY"
             raise RequestRefused(ApiError(401, text, headers={"www-authenticate": "Bearer"}))
@@ -121,5 +138,25 @@ class AuthMiddleware:
             raise RequestRefused(ApiError(401, text, code="invalid_api_key", headers={"www-authenticate": "Bearer"}))
 
 
+def sent_key(headers: Headers) -> bytes:
+    """The key that a request brings, as bytes: of `Authorization: Bearer`, else of `x-api-key`; empty without one."""
+    kind, _, key = headers.get("authorization", "").partition(" ")
+    key = key.strip() if kind.lower() == "bearer" else ""
+    return (key or headers.get("x-api-key", "").strip()).encode("latin-1")  # as Headers decoded it
+
+
+def client_of(scope: Scope) -> str:
+    """The client that limits and caches are kept for: a digest of its accepted key, or its address without keys.
+
+    Where no key is required a key identifies nobody: a client with a new one each time would never reach a limit.
+    """
+    digest: str | None = scope.get("state", {}).get(CLIENT)
+    return digest or f"address {scope['client'][0] if scope.get('client') else ''}"
+
+
+def _keys(texts: Iterable[str]) -> frozenset[str]:
+    return frozenset(text.strip() for text in texts if text.strip())
+
+
 def _digests(keys: Iterable[str]) -> frozenset[bytes]:
-    return frozenset(hashlib.sha256(key.strip().encode()).digest() for key in keys if key.strip())
+    return frozenset(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in keys)

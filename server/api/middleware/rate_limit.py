@@ -4,16 +4,16 @@ A client is its key, or its address where the server requires no key. The bucket
 refills continuously, so that no client waits for a full minute to pass.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import ApiError, RequestRefused
+from server.api.middleware.auth import client_of
 
 MINUTE_S = 60.0
 MAX_IDLE_CLIENTS = 10_000  # beyond this, clients with full buckets are dropped: a client may use many addresses
@@ -108,10 +108,9 @@ class RateLimiter:
 class RateLimitMiddleware:
     """Limits requests to the model, POST under `/v1/`; lists and health checks are not limited."""
 
-    def __init__(self, app: ASGIApp, limiter: RateLimiter, by_key: bool) -> None:
+    def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
         self._app = app
         self._limiter = limiter
-        self._by_key = by_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A stream counts as running until its last byte, or until its client is gone."""
@@ -119,7 +118,7 @@ class RateLimitMiddleware:
         if not limited or not scope["path"].startswith(LIMITED_PREFIX):
             await self._app(scope, receive, send)
             return
-        client = client_of(scope, by_key=self._by_key)
+        client = client_of(scope)
         window = self._limiter.acquire(client)
 
         async def add_headers(message: Message) -> None:
@@ -131,20 +130,6 @@ class RateLimitMiddleware:
             await self._app(scope, receive, add_headers)
         finally:
             self._limiter.release(client)
-
-
-def client_of(scope: Scope, *, by_key: bool) -> str:
-    """A digest of the key that was sent, or the address; keys themselves are kept nowhere.
-
-    Where no key is required a key identifies nobody: a client with a new one each time would never reach a limit.
-    """
-    headers = Headers(scope=scope)
-    kind, _, key = headers.get("authorization", "").partition(" ")
-    key = key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-    address = scope["client"][0] if scope.get("client") else ""
-    if not by_key or not key:
-        return f"address {address}"
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def as_duration(seconds: float) -> str:

@@ -207,7 +207,7 @@ async def hang_up(served: Served, body: dict[str, Any], after: Callable[[], bool
         "path": "/v1/chat/completions",
         "raw_path": b"/v1/chat/completions",
         "query_string": b"",
-        "headers": [],
+        "headers": [(b"host", b"test")],
         "scheme": "http",
         "server": ("test", 80),
         "client": ("test", 1),

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.api.middleware import auth
 from server.errors import CannotStart
 from tests.api.conftest import MODEL, Serve
 from tests.backends.scripted import Script
@@ -85,6 +86,62 @@ async def test_a_key_file_is_reloaded_when_it_changes(serve: Serve, tmp_path: Pa
         assert await status("third") == 200, "the last keys stay valid while the file is replaced"
         path.write_text("")
         await _until(lambda: status("third"), 401)
+
+
+async def test_a_removed_key_file_revokes_its_keys(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were valid until the next start."""
+    monkeypatch.setattr(auth, "RELOAD_INTERVAL_S", 0.0)
+    monkeypatch.setattr(auth, "FILE_GRACE_S", 0.2)
+    path = tmp_path / "keys"
+    path.write_text("first\n")
+    async with serve(api_key_file=str(path), api_key="listed") as served:
+
+        async def status(key: str) -> int:
+            return (await served.http.get("/v1/models", headers={"x-api-key": key})).status_code
+
+        path.unlink()
+        assert await status("first") == 200
+        await _until(lambda: status("first"), 401)
+        assert await status("listed") == 200
+        path.write_text("second\n")
+        assert [await status("first"), await status("second")] == [401, 200]
+
+
+async def test_keys_of_a_file_may_be_utf8_behind_a_byte_order_mark(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes("first\r\n  # a comment\r\nключ\r\n".encode("utf-8-sig"))
+    async with serve(api_key_file=str(path)) as served:
+        for key, expected in ((b"first", 200), ("ключ".encode(), 200), (b"# a comment", 401)):
+            answer = await served.http.get("/v1/models", headers={b"authorization": b"Bearer " + key})
+            assert answer.status_code == expected
+
+
+@pytest.mark.parametrize("listed", [" ", ",", " , ,"])
+async def test_a_list_of_keys_without_a_key_is_an_error(serve: Serve, listed: str) -> None:
+    """A compose file with unset variables started a server that was open to all."""
+    with pytest.raises(CannotStart, match="no key at all"):
+        async with serve(api_key=listed):
+            raise AssertionError("served without keys")
+
+
+async def test_a_client_is_its_key_however_it_is_sent(serve: Serve, reply: Reply) -> None:
+    """An empty Bearer beside `x-api-key`, from changing addresses, had no limit."""
+    ways = [
+        {"authorization": "Bearer one"},
+        {"x-api-key": "one"},
+        {"authorization": "Bearer ", "x-api-key": "one", "x-forwarded-for": "203.0.113.1"},
+        {"authorization": "bearer  one", "x-api-key": "two", "x-forwarded-for": "203.0.113.2"},
+        {"authorization": "Basic x", "x-api-key": " one", "x-forwarded-for": "203.0.113.3"},
+    ]
+    async with serve(reply("Hi"), api_key="one,two", rate_limit_rpm=2) as served:
+        statuses = [
+            (await served.http.post("/v1/chat/completions", json=BODY, headers=headers)).status_code for headers in ways
+        ]
+        assert statuses == [200, 200, 429, 429, 429]
+        answer = await served.http.post("/v1/chat/completions", json=BODY, headers={"x-api-key": "two"})
+        assert answer.status_code == 200
 
 
 async def _until(get: Callable[[], "object"], expected: int) -> None:

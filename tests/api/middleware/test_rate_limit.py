@@ -8,7 +8,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api.errors import RequestRefused
-from server.api.middleware.rate_limit import MAX_IDLE_CLIENTS, RateLimiter, RateLimitMiddleware, as_duration, client_of
+from server.api.middleware.rate_limit import MAX_IDLE_CLIENTS, RateLimiter, RateLimitMiddleware, as_duration
 from tests.api.conftest import MODEL, Serve
 from tests.backends.scripted import Script
 
@@ -95,13 +95,6 @@ def scope_of(method: str = "POST", path: str = "/v1/chat/completions", **headers
     return {"type": "http", "method": method, "path": path, "headers": raw, "client": ("10.0.0.1", 1234)}
 
 
-def test_a_client_is_its_key_however_it_is_sent_or_its_address() -> None:
-    bearer = client_of(scope_of(authorization="Bearer secret"), by_key=True)
-    assert bearer == client_of(scope_of(x_api_key="secret"), by_key=True)
-    assert "secret" not in bearer
-    assert client_of(scope_of(), by_key=True) == "address 10.0.0.1"
-
-
 async def receive() -> Message:
     return {"type": "http.request", "body": b""}
 
@@ -119,7 +112,7 @@ async def test_a_request_is_released_however_it_ends() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    middleware = RateLimitMiddleware(app, limiter, by_key=True)
+    middleware = RateLimitMiddleware(app, limiter)
     running = asyncio.create_task(middleware(scope_of(), receive, send))
     await asyncio.sleep(0)
     with pytest.raises(RequestRefused):
@@ -142,7 +135,7 @@ async def test_only_requests_to_the_model_are_limited() -> None:
     async def send(message: Message) -> None:
         raise AssertionError("nothing is sent")
 
-    middleware = RateLimitMiddleware(app, limiter, by_key=True)
+    middleware = RateLimitMiddleware(app, limiter)
     for scope in (scope_of("GET", "/v1/models"), scope_of("GET", "/health"), scope_of("POST", "/tokenize")) * 3:
         await middleware(scope, receive, send)
     assert len(passed) == 9

@@ -1,0 +1,159 @@
+"""HTTP/1.1 connections: bounds on what a client may send without a body, and refusals of malformed messages.
+
+uvicorn's httptools protocol waits without limit for the end of a head, buffers heads and trailers, and answers
+malformed messages in plain text before any middleware sees them. A protocol class is the only hook that it offers.
+A refusal becomes a request of its own (`REFUSAL` in its state), so that it is counted, logged and answered like others.
+"""
+
+import asyncio
+import socket
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from server.api.errors import ApiError
+
+MAX_HEAD_BYTES = (
+    64 * 1024
+)  # of a head, or of chunk sizes and trailers without a byte of body; exceeded by one read at most
+HEAD_TIMEOUT_S = 30.0
+HALF_CLOSED_POLL_S = 0.25
+REFUSAL = "http_refusal"  # key in a scope's state: the ApiError of a malformed message
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """Closes a connection that sends too much (431), nothing in time, or no HTTP (400), with OpenAI's error object.
+
+    Time runs whenever no request is being answered, and only a complete head stops it: neither blank lines nor the
+    rest of a body that nobody reads keep a connection.
+    """
+
+    _timeout: asyncio.TimerHandle | None = None
+    _half_closed_poll: asyncio.TimerHandle | None = None
+    _num_bytes = 0
+    _in_body = False
+    _ended = False  # what still arrives is dropped
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Await the first head."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; count the bytes since the last byte of a body."""
+        self._unset_keepalive_if_required()
+        if self._ended:
+            return
+        self._num_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._end_after(self.cycle)  # the request is answered as HTTP/1.1, what follows it is not parsed
+        except httptools.HttpParserError:
+            self._refuse(ApiError(400, "The message is no valid HTTP/1.1 request.", code="malformed_http"))
+        else:
+            if self._num_bytes > MAX_HEAD_BYTES:
+                text = f"The request's headers or trailers are longer than {MAX_HEAD_BYTES} bytes, the most that"
+                self._refuse(ApiError(431, f"{text} this server takes.", code="headers_too_large"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Drop trailers: uvicorn would append them to the headers of a request that is already checked."""
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Stop the timeout: the head is complete."""
+        self._stop_timeout()
+        self._in_body = True
+        self._num_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Restart the count of bytes that are no body."""
+        self._num_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Restart the count for the next head."""
+        self._in_body = False
+        self._num_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Await the next head, after the rest of a body that nobody read."""
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._await_head()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Keep a half-closed connection whose complete request has no reply yet; close any other.
+
+        A client that has gone sends the same FIN, but resets the connection at the first byte it is sent: an interim
+        reply distinguishes the two.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.more_body or cycle.response_started or cycle.scope["http_version"] == "1.0":
+            return None
+        self._end_after(cycle)
+        self.transport.write(_CONTINUE)
+        self._poll_half_closed()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timers."""
+        self._stop_timeout()
+        if self._half_closed_poll is not None:
+            self._half_closed_poll.cancel()
+        super().connection_lost(exc)
+
+    def _should_upgrade(self) -> bool:
+        return False  # no WebSocket here, even if a library for it is installed
+
+    def _poll_half_closed(self) -> None:
+        reset = self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if reset:
+            self.transport.abort()
+        else:
+            self._half_closed_poll = self.loop.call_later(HALF_CLOSED_POLL_S, self._poll_half_closed)
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with `error` and close: in place of the reply that is due, or after the one that is being written."""
+        cycle, in_body = self.cycle, self._in_body
+        if in_body and cycle.response_complete:
+            self.transport.close()
+            return
+        if cycle is not None and not cycle.response_complete:
+            self._end_after(cycle)
+            if in_body:
+                cycle.scope["state"][REFUSAL] = error  # type: ignore[typeddict-item]
+                cycle.message_event.set()
+            return
+        self._ended = True
+        self._stop_timeout()
+        scope: Any = {
+            "type": "http", "asgi": {"version": self.asgi_version, "spec_version": "2.3"}, "http_version": "1.1",
+            "server": self.server, "client": self.client, "scheme": self.scheme, "root_path": "", "method": "-",
+            "path": "-", "raw_path": b"-", "query_string": b"", "headers": [], "state": {REFUSAL: error},
+        }  # fmt: skip
+        self.cycle = RequestResponseCycle(
+            scope, self.transport, self.flow, self.logger, self.access_logger, False,
+            self.server_state.default_headers, asyncio.Event(), False, False, self.on_response_complete,
+        )  # fmt: skip
+        self.cycle.more_body = False
+        self._start_asgi_task(self.cycle, self.app)
+
+    def _end_after(self, cycle: RequestResponseCycle) -> None:
+        self._ended = True
+        cycle.keep_alive = False
+
+    def _await_head(self) -> None:
+        if self._timeout is None:
+            self._num_bytes = 0
+            self._timeout = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    def _stop_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
