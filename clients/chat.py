@@ -60,11 +60,13 @@ def chat(console: Console, server: Server, tools: Toolbox, system: str) -> None:
 def _send(console: Console, conversation: Conversation, text: str) -> None:
     """Send one user message; if the reply is stopped or fails, the conversation is restored."""
     num_before = len(conversation.messages)
+
+    def show(piece: str, style: str = "") -> None:
+        console.print(printable(piece), end="", markup=False, soft_wrap=True, style=style)
+
     observer = LoopObserver(
-        on_text=lambda piece: console.print(printable(piece), end="", markup=False, soft_wrap=True),
-        on_reasoning=lambda piece: console.print(
-            printable(piece), end="", markup=False, soft_wrap=True, style="dim italic"
-        ),
+        on_text=show,
+        on_reasoning=lambda piece: show(piece, "dim italic"),
         on_call=lambda call, result: _print_call(console, call, result),
     )
     try:

@@ -18,8 +18,8 @@ Reply = Callable[..., Script]
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 SCOPE = {
     "type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"",
-    "headers": [(b"host", b"x")], "client": ("10.0.0.1", 1), "server": ("x", 80), "scheme": "http", "http_version": "1.1",
-    "root_path": "", "asgi": {"version": "3.0"},
+    "headers": [(b"host", b"x")], "client": ("10.0.0.1", 1), "server": ("x", 80), "scheme": "http",
+    "http_version": "1.1", "root_path": "", "asgi": {"version": "3.0"},
 }  # fmt: skip
 
 

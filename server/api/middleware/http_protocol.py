@@ -127,7 +127,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             self._end_after(cycle)
             if in_body:
-                cycle.scope["state"][REFUSAL] = error  # type: ignore[typeddict-item]
+                cycle.scope["state"][REFUSAL] = error
                 cycle.message_event.set()
             return
         self._ended = True
