@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from server.byte_cache import ByteCache
 from server.checkpoint.mask import Mask
+from server.checkpoint.text_encoder import TextEncoder
 from server.checkpoint.tokenizer import ControlToken
 
 CACHE_BYTES = 64 << 20
@@ -41,7 +42,7 @@ class Encoder:
     def __init__(self, plain: Tokenizer, control: Sequence[ControlToken], cache_bytes: int = CACHE_BYTES) -> None:
         self._ids = {token.text: token.id for token in control}
         self._tokens = _pattern(control)
-        self._plain = plain
+        self._text = TextEncoder(plain)
         self._cache: ByteCache[str, list[int]] = ByteCache(cache_bytes, _entry_bytes)
 
     def encode(self, text: str, mask: Mask) -> list[int]:
@@ -69,8 +70,12 @@ class Encoder:
             if piece.control:
                 yield piece.start
             else:
-                encoding = self._plain.encode(mask.show(text[piece.start : piece.end]), add_special_tokens=False)
-                yield from (piece.start + start for start, _ in encoding.offsets)
+                starts = self._text.starts(mask.show(text[piece.start : piece.end]))
+                yield from (piece.start + start for start in starts)
+
+    def min_tokens(self, text: str, limit: int) -> int:
+        """As `TextEncoder.min_tokens`: a lower bound, found without encoding."""
+        return self._text.min_tokens(text, limit)
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of untrusted text: never a control token, whatever the text."""
@@ -80,11 +85,7 @@ class Encoder:
         return EncodedPiece(start, end, self._encode(mask.show(text[start:end])), False)
 
     def _encode(self, text: str) -> list[int]:
-        def encode() -> list[int]:
-            token_ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-            return token_ids
-
-        return self._cache.get(text, encode)
+        return self._cache.get(text, lambda: self._text.ids(text))
 
 
 def _entry_bytes(text: str, token_ids: Sequence[int]) -> int:

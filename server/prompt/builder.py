@@ -54,7 +54,7 @@ class PromptBuilder:
         """
         fitted = self._fit(request)
         if not window.fits(self.window.limit, fitted.prompt.num_tokens):
-            raise self._too_long(fitted)
+            raise self._too_long(request, fitted)
         token_ids = fitted.prompt.token_ids
         max_tokens = window.reply_tokens(self.window.limit, len(token_ids), request.max_tokens, self._max_new_tokens)
         thinking = find_thinking(self._checkpoint, fitted.prompt, request.continue_final_message)
@@ -71,9 +71,12 @@ class PromptBuilder:
     def count(self, request: ChatRequest) -> tuple[PartTokens, ...]:
         """The prompt's tokens by part; their sum is `prompt_tokens` of the same request, or what is too many.
 
-        Raises BadRequest where the template refuses.
+        Raises BadRequest where the template refuses, PromptTooLong for a text that is too long to be counted.
         """
-        return self._part_tokens(self._fit(request))
+        fitted = self._fit(request)
+        if fitted.prompt.min_tokens:
+            raise self._too_long(request, fitted)
+        return self._part_tokens(fitted)
 
     def _fit(self, request: ChatRequest) -> Fitted:
         """The whole prompt, or one without its oldest messages where the request allows it."""
@@ -85,7 +88,9 @@ class PromptBuilder:
                 kept, request.tool_definitions, variables, request.continue_final_message
             )
             dropped = sum(len(one.sources) for one in messages) - sum(len(one.sources) for one in kept)
-            return Fitted(tuple(kept), template_input, self._renderer.render(template_input), dropped)
+            return Fitted(
+                tuple(kept), template_input, self._renderer.render(template_input, self.window.limit), dropped
+            )
 
         whole = render(messages)
         refuses = (request.on_overflow or self._on_overflow) == "refuse"
@@ -97,8 +102,11 @@ class PromptBuilder:
     def _part_tokens(self, fitted: Fitted) -> tuple[PartTokens, ...]:
         return attribute(self._checkpoint, self._renderer, fitted.template_input, fitted.prompt, fitted.messages)
 
-    def _too_long(self, fitted: Fitted) -> PromptTooLong:
-        function_tokens = sum(part.tokens for part in self._part_tokens(fitted) if part.part.startswith("tools"))
+    def _too_long(self, request: ChatRequest, fitted: Fitted) -> PromptTooLong:
+        if fitted.prompt.min_tokens:
+            return window.too_long(self.window.limit, fitted.prompt.min_tokens, 0, at_least=True)
+        parts = self._part_tokens(fitted) if request.tool_definitions else ()
+        function_tokens = sum(part.tokens for part in parts if part.part.startswith("tools"))
         return window.too_long(self.window.limit, fitted.prompt.num_tokens - function_tokens, function_tokens)
 
     def _generates(

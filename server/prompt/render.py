@@ -26,10 +26,14 @@ PREFILL_END = "\ud800"  # a lone surrogate: in no text from outside, and no sent
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A rendered conversation. `text` still hides what came from outside; `pieces` cover it in order."""
+    """A rendered conversation. `text` still hides what came from outside; `pieces` cover it in order.
+
+    A text too long for the window is not encoded: it has no pieces, and `min_tokens` tokens at least.
+    """
 
     text: str
     pieces: tuple[EncodedPiece, ...]
+    min_tokens: int = 0
 
     @property
     def token_ids(self) -> list[int]:
@@ -38,8 +42,8 @@ class Prompt:
 
     @property
     def num_tokens(self) -> int:
-        """Number of ids."""
-        return sum(len(piece.token_ids) for piece in self.pieces)
+        """Number of ids, or the least that it can be."""
+        return self.min_tokens or sum(len(piece.token_ids) for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,14 @@ class Renderer:
         masked = tuple(self._mask_message(one.message) for one in messages)
         return TemplateInput(masked, self._mask_tools(tools), self._mask.hide_all(variables), prefill)
 
-    def render(self, template_input: TemplateInput) -> Prompt:
-        """Text and ids. Raises BadRequest where the template refuses or fails."""
+    def render(self, template_input: TemplateInput, max_tokens: int | None = None) -> Prompt:
+        """Text and ids; no ids where they are certainly more than `max_tokens`.
+
+        Raises BadRequest where the template refuses or fails.
+        """
         text = self.render_text(template_input)
+        if max_tokens is not None and (min_tokens := self._encoder.min_tokens(text, max_tokens)) > max_tokens:
+            return Prompt(text, (), min_tokens)
         return Prompt(text, tuple(self._encoder.pieces(text, self._mask)))
 
     def render_text(self, template_input: TemplateInput) -> str:

@@ -1,6 +1,7 @@
 """The context window to the token, on every template: what fits, what is refused, what may be dropped."""
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -61,6 +62,17 @@ def test_the_refusal_without_tools_speaks_of_messages_alone() -> None:
     """OpenAI's text names functions only where there are some."""
     with pytest.raises(PromptTooLong, match=r"resulted in \d+ tokens\. Please reduce the length of the messages\.$"):
         prompter("qwen3", limit=16).prepare(ask(MESSAGES))
+
+
+def test_a_text_far_beyond_the_window_is_refused_without_encoding_it() -> None:
+    """15 MiB of spaces took 70 s and 7 GB until they were found to be too long."""
+    request = ask([{"role": "user", "content": " " * (4 << 20)}], tools=TOOLS)
+    builder = prompter("qwen3", limit=64)
+    started_s = time.monotonic()
+    for work in (builder.prepare, builder.count):
+        with pytest.raises(PromptTooLong, match=r"resulted in at least \d{5} tokens\. Please reduce"):
+            work(request)
+    assert time.monotonic() - started_s < 2
 
 
 def test_the_reply_is_cut_to_what_is_left() -> None:
