@@ -9,6 +9,8 @@ from server.messages import Failed, Generate
 # Tokens of one step up to which a CPU step is bound by reading the weights; beyond, each token costs compute time,
 # and drafts that may be rejected do not pay.
 CHEAP_TOKENS = 16
+MASK_S = 0.03  # for the masks of slow grammars in one step
+SLOW_MASK_S = 0.001  # masks that take longer count towards it
 OOM_COOLDOWN_STEPS = 16
 MAX_OOM_COOLDOWN_STEPS = 4096
 STREAM_PAUSE_S = 0.2  # how long prompts may delay running replies in one step
@@ -60,6 +62,22 @@ def find_refusal(request: Generate, limits: Limits) -> Failed | None:
             text = f"{name} has token ids outside this model's vocabulary of {limits.vocab_size}"
             return Failed(request.id, "unsupported", text)
     return None
+
+
+def limit_mask_time(scheduled: list[ScheduledRow]) -> list[ScheduledRow]:
+    """Leave rows with slow masks to later steps where they would take more than MASK_S; those that waited come first.
+
+    One of them is always kept, and every other row, so that a slow grammar delays only the replies that it constrains.
+    """
+    slow = [entry for entry in scheduled if entry.mask_s > SLOW_MASK_S]
+    left_s, left_out = MASK_S, set[Sequence]()
+    for entry in sorted(slow, key=lambda entry: entry.sequence.last_step):
+        is_first = left_s == MASK_S
+        if entry.mask_s > left_s and not is_first:
+            left_out.add(entry.sequence)
+        else:
+            left_s -= entry.mask_s
+    return [entry for entry in scheduled if entry.sequence not in left_out] if left_out else scheduled
 
 
 class StepBudget:

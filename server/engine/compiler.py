@@ -1,9 +1,11 @@
 """Compile constraints in worker threads; sequences whose constraint is not ready stay in the queue."""
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
+from server.deep_stack import deep_stack_threads
 from server.engine.ports import Grammars, Matcher
 from server.engine.reply import closing_constraint
 from server.engine.sequence import Sequence
@@ -11,6 +13,7 @@ from server.errors import ConstraintFailed
 from server.messages import Constraint
 
 NUM_THREADS = 2
+NICENESS = 10  # steps of running replies come first
 GRACE_S = 0.002  # a cached grammar is copied well within this, in time for the next step
 
 
@@ -22,20 +25,33 @@ class Compiled:
     closer: Matcher | None = None
     refusal: str | None = None
 
+    def copy(self) -> "Compiled":
+        """The same matchers for another sequence."""
+        matcher, closer = self.matcher, self.closer
+        return Compiled(matcher and matcher.copy(), closer and closer.copy(), self.refusal)
+
 
 @dataclass(slots=True)
 class Job:
-    """Compilation of one sequence's constraints; `began_s` is set when a thread starts it."""
+    """Compilation of the constraints that some sequences share; `began_s` is set when a thread starts it."""
 
-    sequence: Sequence
     constraint: Constraint | None
     closing: Constraint | None
+    sequences: list[Sequence]
     future: "Future[Compiled]" = field(default_factory=Future)
     began_s: float | None = None
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether one of its sequences has not ended."""
+        return any(sequence.state != "ended" for sequence in self.sequences)
+
 
 class Compiler:
-    """Compiles constraints for at most `timeout_s` each; a thread that hangs is abandoned and replaced."""
+    """Compiles constraints for at most `timeout_s` each; a thread that hangs is abandoned and replaced.
+
+    Sequences with equal constraints share one compilation.
+    """
 
     def __init__(
         self, grammars: Grammars, wake: Callable[[], None], clock: Callable[[], float], timeout_s: float = 20.0
@@ -44,43 +60,60 @@ class Compiler:
         self._wake = wake
         self._clock = clock
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "grammar")
+        self._threads = deep_stack_threads(NUM_THREADS, "grammar", NICENESS)
         self._num_hung = 0
-        self._jobs: list[Job] = []
+        self._jobs: dict[tuple[Constraint | None, Constraint | None], Job] = {}
+        self._ready: deque[tuple[Sequence, Compiled]] = deque()
+        self._new: list[Future[Compiled]] = []  # submitted since the last `wait`
 
-    def compile(self, sequence: Sequence) -> Compiled | None:
-        """The result if it is available within `GRACE_S`; otherwise None, and `finished` returns it later."""
-        constraint, closing = sequence.request.constraint, closing_constraint(sequence.request)
+    def submit(self, sequence: Sequence) -> None:
+        """Compile its constraints; `finished` returns the result."""
+        key = constraint, closing = sequence.request.constraint, closing_constraint(sequence.request)
+        job = self._jobs.get(key)
         if constraint is None and closing is None:
-            return Compiled()
-        job = Job(sequence, constraint, closing)
-        self._submit(job)
-        wait((job.future,), GRACE_S)
-        outcome = self._outcome(job)
-        if outcome is None:
-            self._jobs.append(job)
-        return outcome
+            self._ready.append((sequence, Compiled()))
+        elif job is not None and job.is_wanted:
+            job.sequences.append(sequence)
+        else:
+            self._jobs[key] = job = Job(constraint, closing, [sequence])
+            self._start(job)
+            self._new.append(job.future)
 
-    def finished(self) -> list[tuple[Sequence, Compiled]]:
-        """Results since the last call."""
-        if not self._jobs:
-            return []
-        done = [(job, self._outcome(job)) for job in self._jobs]
-        self._jobs = [job for job, outcome in done if outcome is None]
+    def wait(self) -> None:
+        """Wait for what was submitted since the last call, at most GRACE_S in all."""
+        if self._new:
+            wait(self._new, GRACE_S)
+            self._new = []
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether `finished` has results that were not taken yet."""
+        return bool(self._ready)
+
+    def finished(self) -> Iterator[tuple[Sequence, Compiled]]:
+        """Results; those that are not taken are returned by the next call."""
+        for key, job in list(self._jobs.items()):
+            outcome = self._outcome(job)
+            if outcome is not None:
+                del self._jobs[key]
+                self._ready.extend((sequence, outcome) for sequence in job.sequences)
         self._replace_hung_threads()
-        return [(job.sequence, outcome) for job, outcome in done if outcome is not None]
+        while self._ready:
+            sequence, compiled = self._ready.popleft()
+            if sequence.state != "ended":
+                yield sequence, compiled.copy()
 
     def close(self) -> None:
         """Cancel queued compilations; does not wait for running ones."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, job: Job) -> None:
+    def _start(self, job: Job) -> None:
         job.future = self._threads.submit(self._work, job)
         job.future.add_done_callback(lambda _: self._wake())
 
     def _work(self, job: Job) -> Compiled:
         job.began_s = self._clock()
-        if job.sequence.state == "ended":
+        if not job.is_wanted:
             return Compiled(refusal="aborted")
         try:
             return Compiled(
@@ -104,7 +137,7 @@ class Compiler:
             return
         self._num_hung = 0
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "grammar")
-        for job in self._jobs:
+        self._threads = deep_stack_threads(NUM_THREADS, "grammar", NICENESS)
+        for job in self._jobs.values():
             if job.began_s is None:
-                self._submit(job)
+                self._start(job)

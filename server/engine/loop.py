@@ -16,6 +16,7 @@ from server.messages import Abort, FromEngine, Generate, Pulse, Shutdown
 
 PULSE_S = 1.0
 SHORTEST_PULSE_S = 0.1  # between two pulses, however often the allowance changes
+BEGIN_S = 0.01  # for sequences whose constraints were compiled, in each step
 BLOCKED_S = 0.02  # poll interval while sequences wait for memory
 
 
@@ -76,19 +77,23 @@ class Loop:
                     self._scheduler.abort(id)
                 case Shutdown():
                     self._closing = True
+        self._compiler.wait()
+        began_s = self._clock()
         for sequence, compiled in self._compiler.finished():
             self._begin(sequence, compiled)
+            if self._clock() - began_s >= BEGIN_S:
+                return
 
     def _poll_timeout_s(self) -> float:
         """How long to wait for messages; 0 while sequences run."""
-        if self._scheduler.running:
+        if self._scheduler.running or self._compiler.has_finished:
             return 0.0
         return BLOCKED_S if self._scheduler.has_work else max(0.0, self._pulsed_s + PULSE_S - self._clock())
 
     def _accept(self, request: Generate) -> None:
         sequence = self._scheduler.add(request)
-        if sequence is not None and (compiled := self._compiler.compile(sequence)) is not None:
-            self._begin(sequence, compiled)
+        if sequence is not None:
+            self._compiler.submit(sequence)
 
     def _begin(self, sequence: Sequence, compiled: Compiled) -> None:
         if compiled.refusal is not None:

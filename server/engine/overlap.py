@@ -11,6 +11,7 @@ blocks writes later. A row whose next ids were forced meanwhile is computed but 
 
 from collections.abc import Callable
 
+from server.engine.budget import SLOW_MASK_S
 from server.engine.cache import BlockCopy
 from server.engine.ports import Drawing, Grammars, Model
 from server.engine.scheduler import Scheduler
@@ -106,6 +107,8 @@ def plan_next(scheduler: Scheduler, step: Step) -> tuple[Step, tuple[int, ...]] 
         # Log probabilities are read from the logits, which the next step would have overwritten.
         if row.draw is None or sequence.drafter is not None or sampling.num_logprobs is not None:
             return None
+        if entry.mask_s > SLOW_MASK_S:
+            return None  # what fits into the next step is known only when this one's masks are computed
         reply = sequence.reply
         if reply.active_matcher is not None and reply.fast_forward and reply.num_free < MIN_FREE_IDS:
             return None

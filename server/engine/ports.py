@@ -10,6 +10,13 @@ from server.model.batch import Batch, Drawn
 class Matcher(Protocol):
     """State of one sequence's constraint."""
 
+    @property
+    def mask_s(self) -> float:
+        """Expected seconds of its next mask, and of advancing over one id."""
+
+    def copy(self) -> "Matcher":
+        """A matcher in the same state, which advances on its own."""
+
     def forced(self) -> list[int]:
         """The ids that must come next, with no alternative, in the canonical tokenization; often empty."""
 

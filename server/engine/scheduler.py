@@ -9,7 +9,7 @@ from bisect import insort
 from collections.abc import Callable
 
 from server.engine.blocks import Blocks
-from server.engine.budget import Limits, PrefillBudget, StepBudget, find_refusal
+from server.engine.budget import Limits, PrefillBudget, StepBudget, find_refusal, limit_mask_time
 from server.engine.cache import Cache
 from server.engine.drafter import Drafter
 from server.engine.ports import Matcher
@@ -129,6 +129,7 @@ class Scheduler:
             self._admit(prefill, admit)
         prefill.allocate_rest()
         scheduled = [entry for entry in (*scheduled, *prefill.scheduled()) if entry.sequence.state == "running"]
+        scheduled = limit_mask_time(scheduled)
         if not scheduled:
             self._fail_timed_out()
             return None
@@ -248,6 +249,7 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> None:
         self.queue.leave(sequence)
         sequence.state = "running"
+        sequence.last_step = self.counts.steps
         insort(self.running, sequence, key=lambda other: other.arrival)
 
     def _preempt(self, sequence: Sequence) -> None:

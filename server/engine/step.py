@@ -18,6 +18,14 @@ class ScheduledRow:
     count: int
     drafts: Ids[int]
 
+    @property
+    def mask_s(self) -> float:
+        """Expected seconds of its masks; 0 if it has none."""
+        matcher = self.sequence.reply.active_matcher
+        if matcher is None or self.count < self.sequence.num_pending:
+            return 0.0
+        return matcher.mask_s * (1 + len(self.drafts))
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -1,8 +1,10 @@
 """The loop over a toy model: everyone who asks is told something, whatever breaks."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -164,8 +166,20 @@ class HangingGrammars(ToyGrammars):
         self.let_go = threading.Event()
 
     def compile(self, constraint: Constraint) -> ToyMatcher:
-        if constraint.source == "hang":
+        if constraint.source.startswith("hang"):
             self.let_go.wait(30)
+        return super().compile(constraint)
+
+
+class CountingGrammars(ToyGrammars):
+    """Records what is compiled, each for as long as an arrival of others takes."""
+
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+
+    def compile(self, constraint: Constraint) -> ToyMatcher:
+        self.compiled.append(constraint.source)
+        time.sleep(0.01)
         return super().compile(constraint)
 
 
@@ -179,6 +193,29 @@ def test_constraints_that_hang_are_refused_and_others_still_compile() -> None:
     assert [stage.failure(f"hang{index}").kind for index in range(2)] == ["bad_constraint"] * 2
     assert stage.ids("free")
     assert stage.ids("late") == write_alone(late, 1)
+
+
+def test_many_new_constraints_do_not_stop_a_stream() -> None:
+    """Waiting for each message's grammar in turn stopped every reply for 2 ms times their number."""
+    grammars = HangingGrammars()
+    crowd: list[ToEngine] = [ask(f"c{index}", [1], constraint=Constraint(f"hang {index}")) for index in range(100)]
+    stage = Stage([ask("free", [1, 2], max_tokens=40, ignore_eos=True)], [], [], crowd, grammars=grammars)
+    stage.mailbox.wanted = {"free"}
+    steps_s: list[float] = []
+    stage.model.on_launch = lambda _: steps_s.append(time.perf_counter())
+    stage.play()
+    grammars.let_go.set()
+    assert len(steps_s) > 20
+    assert max(after - before for before, after in pairwise(steps_s)) < 0.1
+
+
+def test_equal_constraints_of_many_requests_compile_once() -> None:
+    grammars = CountingGrammars()
+    crowd = [ask(f"c{index}", [1], constraint=Constraint("4 ? 5 ?"), seed=index) for index in range(50)]
+    stage = Stage([*crowd], grammars=grammars).play()
+    assert grammars.compiled == ["4 ? 5 ?"]
+    for request in crowd:
+        assert stage.ids(request.id) == write_alone(request, request.sampling.seed or 0)
 
 
 def test_abort_while_compiling_leaves_nothing_behind() -> None:

@@ -3,6 +3,7 @@
 Any slip in block tables, slots, positions or counts changes what it writes, or is caught on the spot.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -37,6 +38,10 @@ class ToyMatcher:
     def __init__(self, source: str) -> None:
         self.pattern = source.removeprefix("start: ").replace("<[", "").replace("]>", "").split()
         self.place = 0
+        self.mask_s = 0.0
+
+    def copy(self) -> "ToyMatcher":
+        return copy.copy(self)
 
     def forced(self) -> list[int]:
         ids = []

@@ -5,11 +5,11 @@ llguidance compiles a grammar to a lexer and an Earley parser that walk a trie o
 
 import re
 import secrets
-from collections import OrderedDict
+import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import msgspec
@@ -17,10 +17,17 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
+from server.byte_cache import ByteCache
 from server.errors import ConstraintFailed
 from server.messages import Constraint
 
-MAX_CACHED = 256  # compiled grammars
+CACHE_BYTES = 256 * 1024 * 1024  # of compiled grammars
+# Bytes of a compiled grammar; at most 270 a character and 0.2 MB were measured: enums, chains of rules, many
+# properties, patterns. Repetitions take no memory of their own.
+BYTES_PER_CHARACTER = 400
+BYTES_PER_GRAMMAR = 200_000
+NEW_MASK_S = 0.004  # assumed for a grammar of which no mask was computed yet
+TIMED_ALONE_S = 0.001  # grammars whose masks are expected to take longer are computed, and timed, one by one
 MAX_SOURCE = 4 * 1024 * 1024  # characters; 128 tools with schemas of reasonable size stay well below
 
 # Bounds for hostile grammars: some 20 ms to compile, 15 ms a mask, 100 MB of lexer states. The step limits are a tenth
@@ -50,11 +57,29 @@ class Masks:
     words: NDArray[np.int32]  # [masks, ceil(vocab / 32)]
 
 
+@dataclass(slots=True)
+class GrammarTime:
+    """Seconds that one id of a grammar took last, shared by all its matchers: a mask, and advancing over the id."""
+
+    mask_s: float = NEW_MASK_S
+    advance_s: float = 0.0
+
+
 class GrammarMatcher:
     """One sequence's constraint at its current position."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, time_taken: GrammarTime) -> None:
         self.matcher = matcher
+        self.time_taken = time_taken
+
+    @property
+    def mask_s(self) -> float:
+        """Expected seconds of its next mask and id: those of the last; NEW_MASK_S for a new grammar."""
+        return self.time_taken.mask_s + self.time_taken.advance_s
+
+    def copy(self) -> "GrammarMatcher":
+        """A matcher in the same state, which advances on its own."""
+        return GrammarMatcher(self.matcher.deep_copy(), self.time_taken)
 
     def forced(self) -> list[int]:
         """The ids that must come next, as the tokenizer would encode their text; often empty.
@@ -72,12 +97,15 @@ class GrammarMatcher:
 
         Raises ConstraintFailed if the grammar has become too complex, now or in an earlier call.
         """
-        ids = list(token_ids)
-        advanced = self.matcher.validate_tokens(ids) == len(ids) and self.matcher.consume_tokens(ids)
+        ids, began_s = list(token_ids), time.perf_counter()
+        num_advanced = self.matcher.try_consume_tokens(ids)
+        self.time_taken.advance_s = (time.perf_counter() - began_s) / max(1, len(ids))
         fault = self.matcher.get_error()
         if fault:
             raise ConstraintFailed(f"the grammar is too complex: {_one_line(fault)}")
-        return advanced
+        if num_advanced < len(ids):
+            self.matcher.rollback(num_advanced)
+        return num_advanced == len(ids)
 
     def is_over(self) -> bool:
         """Whether only a stop id can follow."""
@@ -98,24 +126,13 @@ class LlguidanceGrammars:
         self._tokenizer = LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(stop_ids))
         self._words = (vocab_size + 31) // 32
         self._executor = LLExecutor(num_threads)
-        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
-        self._lock = Lock()
+        self._compiled: ByteCache[Constraint, GrammarMatcher] = ByteCache(CACHE_BYTES, _num_bytes)
 
     def compile(self, constraint: Constraint) -> GrammarMatcher:
         """A matcher at the start of the constraint; cached constraints cost a copy. Raises ConstraintFailed."""
-        with self._lock:
-            compiled = self._compiled.get(constraint)
-            if compiled is not None:
-                self._compiled.move_to_end(constraint)
-        if compiled is None:
-            compiled = self._compile(constraint)
-            with self._lock:
-                self._compiled[constraint] = compiled
-                while len(self._compiled) > MAX_CACHED:
-                    self._compiled.popitem(last=False)
-        return GrammarMatcher(compiled.deep_copy())
+        return self._compiled.get(constraint, lambda: self._compile(constraint)).copy()
 
-    def _compile(self, constraint: Constraint) -> LLMatcher:
+    def _compile(self, constraint: Constraint) -> GrammarMatcher:
         if len(constraint.source) > MAX_SOURCE:
             raise ConstraintFailed(f"the grammar is {len(constraint.source)} characters long, at most {MAX_SOURCE}")
         try:
@@ -125,24 +142,20 @@ class LlguidanceGrammars:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise ConstraintFailed(f"the grammar does not compile: {_one_line(matcher.get_error())}")
-        return matcher
+        return GrammarMatcher(matcher, GrammarTime())
 
     def masks(
         self, matchers: Sequence[tuple[GrammarMatcher, Sequence[int]] | None], extra: Sequence[int | None]
     ) -> Masks | None:
         """Masks for a batch, as `ports.Grammars.masks`; None if no row is constrained."""
-        plain: list[tuple[LLMatcher, int]] = []
-        drafted: list[tuple[LLMatcher, int, list[int]]] = []
+        entries: list[tuple[GrammarMatcher, int, list[int]]] = []  # matcher, first mask, drafts
         owners: list[int] = []
         extra_ids: list[tuple[int, int]] = []  # mask, additional id that it allows
         for row, constrained in enumerate(matchers):
             if constrained is None:
                 continue
-            matcher, drafts, first = constrained[0].matcher, list(constrained[1]), len(owners)
-            if drafts:
-                drafted.append((matcher, first, drafts))
-            else:
-                plain.append((matcher, first))
+            matcher, drafts, first = constrained[0], list(constrained[1]), len(owners)
+            entries.append((matcher, first, drafts))
             token_id = extra[row]
             if token_id is not None:
                 extra_ids.append((first, token_id))
@@ -151,14 +164,32 @@ class LlguidanceGrammars:
             return None
         # Masks after a draft that the grammar rejects are not computed: ids sampled there are discarded.
         words = np.full((len(owners), self._words), -1, dtype=np.int32)
-        address, stride = words.ctypes.data, self._words * 4
-        if plain:
-            self._executor.unsafe_compute_mask_ptr(plain, address, stride, len(owners))
-        if drafted:
-            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, address, stride, len(owners))
+        self._compute_timed(entries, words)
         for mask, token_id in extra_ids:
             words.view(np.uint32)[mask, token_id // 32] |= np.uint32(1 << (token_id % 32))
         return Masks(tuple(owners), words)
+
+    def _compute_timed(self, entries: list[tuple[GrammarMatcher, int, list[int]]], words: NDArray[np.int32]) -> None:
+        """Compute the masks of fast grammars together, those of each slow one by themselves, and note their times."""
+        groups = defaultdict(list)
+        for entry in entries:
+            own = entry[0].time_taken
+            groups[id(own) if own.mask_s > TIMED_ALONE_S else 0].append(entry)
+        for group in groups.values():
+            began_s = time.perf_counter()
+            self._compute(group, words)
+            seconds = (time.perf_counter() - began_s) / sum(1 + len(drafts) for _, _, drafts in group)
+            for matcher, _, _ in group:
+                matcher.time_taken.mask_s = seconds
+
+    def _compute(self, entries: list[tuple[GrammarMatcher, int, list[int]]], words: NDArray[np.int32]) -> None:
+        plain = [(matcher.matcher, first) for matcher, first, drafts in entries if not drafts]
+        drafted = [(matcher.matcher, first, drafts) for matcher, first, drafts in entries if drafts]
+        address, stride = words.ctypes.data, self._words * 4
+        if plain:
+            self._executor.unsafe_compute_mask_ptr(plain, address, stride, len(words))
+        if drafted:
+            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, address, stride, len(words))
 
 
 def _rename_added_tokens(tokenizer: bytes) -> str:
@@ -177,6 +208,10 @@ def _rename_added_tokens(tokenizer: bytes) -> str:
         token |= {"content": name, "special": True}
     named = {"added_tokens": added, "model": msgspec.Raw(model), "post_processor": None}
     return msgspec.json.encode(parts | named).decode()
+
+
+def _num_bytes(constraint: Constraint, _: GrammarMatcher) -> int:
+    return BYTES_PER_GRAMMAR + BYTES_PER_CHARACTER * len(constraint.source)
 
 
 def _grammar(constraint: Constraint) -> str:

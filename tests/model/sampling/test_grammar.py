@@ -1,18 +1,31 @@
 """Compiled constraints over the real Qwen vocabulary."""
 
+import ctypes
 import json
+import sys
+from itertools import pairwise
 
 import numpy as np
+import psutil
 import pytest
 from tokenizers import Tokenizer
 
 from server.checkpoint.locate import BUILT_IN_FOLDER
+from server.deep_stack import deep_stack_threads
 from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from server.dialects.hermes import HERMES
 from server.dialects.registry import DIALECTS
 from server.errors import ConstraintFailed
 from server.messages import Constraint
-from server.model.sampling.grammar import MAX_SOURCE, GrammarMatcher, LlguidanceGrammars
+from server.model.sampling.grammar import (
+    BYTES_PER_CHARACTER,
+    BYTES_PER_GRAMMAR,
+    CACHE_BYTES,
+    MAX_SOURCE,
+    NEW_MASK_S,
+    GrammarMatcher,
+    LlguidanceGrammars,
+)
 from tests.checkpoints import IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE
 from tests.dialects.fuzz import write_call
 from tests.dialects.parse_helpers import Call, parse_in_any_pieces
@@ -188,3 +201,73 @@ def test_a_grammar_that_becomes_too_complex_fails_its_own_sequence() -> None:
         for _ in range(5000):
             assert grammars().masks([(matcher, ())], [None]) is not None
             assert matcher.advance(ids_of("x"))
+
+
+def test_each_grammar_s_masks_have_a_time_of_their_own() -> None:
+    """A slow grammar beside a fast one must not make the fast one wait for its turn."""
+    slow = lark('start: a a a a a a a a a a\na: b* c*\nb: /y/ | b b | ""\nc: /y/ | c b c | ""')
+    fast = lark('start: "fast" /[a-z]+/')
+    for _ in range(60):
+        assert slow.advance(ids_of("y"))
+    for _ in range(3):
+        grammars().masks([(slow, ()), (fast, ()), (slow.copy(), ())], [None] * 3)
+    assert slow.mask_s > 3 * fast.mask_s
+    assert slow.copy().mask_s == slow.mask_s
+
+
+def test_a_chain_of_rules_as_long_as_a_request_may_bring_compiles() -> None:
+    """llguidance recurses once a rule: 3,000 of them overflowed the stack of a usual thread and ended the process."""
+    names = [f"{index:x}" for index in range(5000)]
+    chain = "start: r_0\n" + "\n".join(f"r_{one}:r_{other}" for one, other in pairwise(names))
+    source = f'{chain}\nr_{names[-1]}: "z"'
+    with deep_stack_threads(1, "test") as threads:
+        matcher = threads.submit(grammars().compile, Constraint(source)).result()
+    assert text_of(matcher.forced()) == "z"
+
+
+class _MallInfo(ctypes.Structure):
+    _fields_ = [(f"f{index}", ctypes.c_size_t) for index in range(10)]
+
+
+def _allocated() -> int:
+    """Bytes allocated in this process, in all arenas and in mappings of their own."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _MallInfo
+    found = mallinfo()
+    return int(found.f7 + found.f4)
+
+
+def _many(line: str, count: int, joint: str) -> str:
+    return joint.join(line.replace("@", str(index)) for index in range(count))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallinfo2 is glibc's")
+@pytest.mark.parametrize(
+    "source",
+    [
+        'start: "x"',
+        "start: " + _many('"word number @"', 1000, " | "),
+        'start: r0\nr600: "z"\n' + "\n".join(f'r{n}: "a{n}" | "b{n}" r{n + 1}' for n in range(600)),
+        'start: %json {"properties": {' + _many('"p@": {"type": "string"}', 500, ", ") + "}}",
+        'start: %json {"properties": {' + _many('"p@": {"type": "integer", "maximum": 7@}', 300, ", ") + "}}",
+        'start: %json {"properties": {' + _many('"p@": {"pattern": "^([a-z]{9}|x)@$"}', 99, ", ") + "}}",
+        'start: ("a" | "b"){99999,100000}',
+        "start: /([a-z]+x|[0-9]{2,3}){1,9999}/",
+    ],
+)  # fmt: skip
+def test_the_cache_counts_at_least_the_memory_that_a_grammar_takes(source: str) -> None:
+    before = _allocated()
+    matcher = grammars().compile(Constraint(source))
+    assert _allocated() - before <= BYTES_PER_GRAMMAR + BYTES_PER_CHARACTER * len(source)
+    assert matcher.mask_s == NEW_MASK_S
+
+
+@pytest.mark.long
+def test_memory_of_the_largest_distinct_grammars_stays_bounded() -> None:
+    process = psutil.Process()
+    sizes = []
+    for round_number in range(40):
+        grammars().compile(Constraint("start: " + _many(f'"word {round_number}.@"', 20_000, " | ")))
+        ctypes.CDLL(None).malloc_trim(0)
+        sizes.append(process.memory_info().rss)
+    assert max(sizes[10:]) - sizes[0] < 1.5 * CACHE_BYTES
