@@ -16,7 +16,6 @@ FailureKind = Literal[
     "queue_full",  # the queue is full: 429
     "no_memory",  # not enough memory now; a retry may succeed: 503
     "request_failed",  # only this request failed: 500
-    "engine_died",  # the engine process ended while the request ran: 500
 ]
 
 Stage = Literal[
@@ -45,7 +44,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     presence_penalty: float = 0.0  # over written ids only
     frequency_penalty: float = 0.0  # over written ids only
     repetition_penalty: float = 1.0  # over prompt and written ids, as transformers does
-    seed: int | None = None
+    seed: int | None = None  # None: the backend chooses one before the request is sent
     logit_bias: dict[int, float] = {}
     num_logprobs: int | None = None  # None: no logprobs; 0: the drawn id's own; up to 20 alternatives
     min_tokens: int = 0  # stop ids are masked before this many ids
@@ -79,7 +78,11 @@ class ReasoningPhase(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Generate(Message, frozen=True, tag="generate"):
-    """Request for one sequence; `n` choices are `n` of these with the same prompt, which share its cached blocks."""
+    """Request for one sequence; `n` choices are `n` of these with the same prompt, which share its cached blocks.
+
+    `reply_ids` are the first ids of its reply, written by an engine that has died since: the reply goes on behind them,
+    and its Deltas hold what follows. Constraint, reasoning phase, penalties, limits and seed count them as written.
+    """
 
     id: str
     token_ids: list[int]
@@ -87,6 +90,7 @@ class Generate(Message, frozen=True, tag="generate"):
     stop_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
     reasoning_phase: ReasoningPhase | None = None
+    reply_ids: list[int] = []
 
 
 class Abort(Message, frozen=True, tag="abort"):
@@ -96,7 +100,7 @@ class Abort(Message, frozen=True, tag="abort"):
 
 
 class Shutdown(Message, frozen=True, tag="shutdown"):
-    """End the engine process; sequences still running fail with `engine_died`."""
+    """End the engine process, whatever still runs."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -161,8 +165,8 @@ class Ready(Message, frozen=True, tag="ready"):
     load_s: float
 
 
-class StartFailed(Message, frozen=True, tag="unable"):
-    """The engine cannot start; `text` says why and what to change. The process exits afterwards."""
+class EngineFailed(Message, frozen=True, tag="engine_failed"):
+    """The engine cannot start, or cannot go on; `text` says why and what to change. The process exits afterwards."""
 
     text: str
 
@@ -224,4 +228,4 @@ class Pulse(Message, frozen=True, tag="pulse"):
 
 
 ToEngine = Generate | Abort | Shutdown
-FromEngine = Delta | Failed | Progress | Ready | StartFailed | Pulse
+FromEngine = Delta | Failed | Progress | Ready | EngineFailed | Pulse

@@ -81,6 +81,9 @@ class EngineSettings:
         0, "CPU threads of the engine; 0: every core, or one for a small model in torch."
     )
     seed: int = option(0, "Seed of requests that bring none.")
+    engine_timeout_s: Annotated[float, Meta(ge=0, le=1 << 30)] = option(
+        300.0, "Seconds that one step may take before the engine is killed and started again; 0 is no limit."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +201,11 @@ def engine_environment() -> dict[str, str]:
     *_CACHE_CAPACITY: oneDNN and torch's layer above it keep a compiled matrix product for each of 1024 numbers of
     tokens: the heap grew by 8 MB a second until it was 800 MB larger. With 64 it grows by 80 MB.
     MALLOC_ARENA_MAX: a malloc arena for each thread that compiles grammars would keep what its largest one took.
+    Options are left out: it reads its configuration from standard input, and has no use for API keys.
     """
     caches = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64", "MALLOC_ARENA_MAX": "1"}
-    return {"GOMP_SPINCOUNT": "10000", **caches, **os.environ}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    return {"GOMP_SPINCOUNT": "10000", **caches, **inherited}
 
 
 def config_path_from_environment() -> str:

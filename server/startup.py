@@ -47,4 +47,7 @@ def build_backend(
         "engine": settings.engine,
         "stop_ids": checkpoint.stop_ids,  # they may end any constraint
     }
-    return LocalBackend(EngineCommand(msgspec.json.encode(config).decode()), on_progress, engine, on_ready)
+    command = EngineCommand(
+        msgspec.json.encode(config).decode(), seed=settings.engine.seed, timeout_s=settings.engine.engine_timeout_s
+    )
+    return LocalBackend(command, on_progress, engine, on_ready)

@@ -83,7 +83,7 @@ def test_a_reader_that_stops_early_frees_the_sequence(chat: Chat) -> None:
 
 
 async def _count_inboxes(chat: Chat) -> int:
-    return len(chat._backend._inboxes)
+    return len(chat._backend._requests._by_id)
 
 
 def test_threads_share_the_batch(chat: Chat) -> None:

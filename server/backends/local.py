@@ -1,12 +1,13 @@
 """Backend over an engine process on this machine: one socket, restarted when it dies.
 
-The process is `python -m server.engine`; nothing of it is imported here. The messages are `server.messages`.
+The process is `python -m server.engine`; nothing of it is imported here. The messages are `server.messages`. An exit,
+an exception while its messages are read and a silence that lasts too long are one event: the process is killed if it
+still runs, the requests under way are queued (`open_requests.py`), and after a pause another process is started.
 """
 
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -16,21 +17,12 @@ import zmq
 import zmq.asyncio
 
 from server.backends.engine_process import ENGINE, EngineProcess
-from server.errors import (
-    CannotStart,
-    ConstraintFailed,
-    EngineDied,
-    NoMemory,
-    PromptTooLong,
-    QueueFull,
-    RequestFailed,
-    ServeError,
-    Starting,
-    Unsupported,
-)
+from server.backends.open_requests import OpenRequests, error_of
+from server.errors import CannotStart, EngineDied, ServeError, Starting
 from server.messages import (
     Abort,
     Delta,
+    EngineFailed,
     Failed,
     FromEngine,
     Generate,
@@ -39,14 +31,16 @@ from server.messages import (
     Pulse,
     Ready,
     Shutdown,
-    StartFailed,
 )
 
 logger = logging.getLogger("toolwire.engine")
 
-SILENCE_LIMIT_S = 60.0  # a step of a long prompt on a slow CPU may take many seconds
+READY_SILENCE_S = 60.0  # a step of a long prompt on a slow CPU may take many seconds
+LOAD_SILENCE_S = 1800.0  # while it loads, an engine says nothing as long as it packs, measures or records
+SILENCE_POLL_S = 0.5
 CLOSE_TIMEOUT_S = 10.0
-LONGEST_BACKOFF_S = 30.0
+SHORTEST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 30.0
+MAX_FAILED_STARTS = 3  # in a row; then requests under way wait no longer
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_messages = msgspec.msgpack.Decoder(list[FromEngine]).decode
@@ -54,19 +48,31 @@ _decode_messages = msgspec.msgpack.Decoder(list[FromEngine]).decode
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """Command line of the engine process, and its configuration as JSON."""
+    """Command line of the engine process, and its configuration as JSON.
+
+    `seed` is that of the first request which brings none; the next one has the next seed. An engine that sends nothing
+    for `timeout_s` is killed and started again; 0 is never. `pause_s` comes before the restart of an engine that died
+    soon after its start, and doubles with each such engine in a row.
+    """
 
     config: str
     program: tuple[str, ...] = ENGINE
+    seed: int = 0
+    timeout_s: float = 0.0
+    pause_s: float = 0.5
 
 
-def backoff_s(lived_s: float, num_starts: int) -> float:
-    """Pause before a restart: grows with each start, and is short after an engine that had run for a while."""
-    return 0.1 if lived_s > LONGEST_BACKOFF_S else min(LONGEST_BACKOFF_S, 0.5 * 2 ** min(num_starts, 16))
+def backoff_s(first_s: float, num_short_lives: int) -> float:
+    """Pause before a restart: grows with the number of engines in a row that died soon after their start."""
+    return (
+        SHORTEST_BACKOFF_S
+        if num_short_lives == 0
+        else min(LONGEST_BACKOFF_S, first_s * 2 ** min(num_short_lives - 1, 16))
+    )
 
 
 class LocalBackend:
-    """Backend over an engine process. When the process exits, running requests fail and it is restarted.
+    """Backend over an engine process. When the process dies it is restarted, and the replies under way go on.
 
     `first` is an engine process that is already started and waits for its configuration.
     """
@@ -85,10 +91,12 @@ class LocalBackend:
         self._zmq = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._process: EngineProcess | None = None
-        self._inboxes: dict[str, asyncio.Queue[Delta | ServeError]] = {}
+        self._requests = OpenRequests()
+        self._num_unseeded = 0
         self._ready: asyncio.Future[Ready] | None = None
         self._progress = Progress("starting", 0.0)
         self._pulse: Pulse | None = None
+        self._failure = ""  # the engine's own words
         self._last_message_s = 0.0
         self._num_starts = 0
         self._supervisor: asyncio.Task[None] | None = None
@@ -108,22 +116,21 @@ class LocalBackend:
     async def generate(self, request: Generate) -> AsyncGenerator[Delta, None]:
         """Generate one sequence; closing the generator aborts it."""
         self._require_ready()
-        inbox: asyncio.Queue[Delta | ServeError] = asyncio.Queue()
-        self._inboxes[request.id] = inbox
-        finished = False
+        one = self._requests.open(self._with_seed(request))
         try:
-            await self._send(request)
+            await self._send_due()
+            finished = False
             while not finished:
-                item = await inbox.get()
+                item = await one.inbox.get()
                 if isinstance(item, ServeError):
-                    finished = True
                     raise item
                 finished = item.finish is not None
                 yield item
         finally:
-            del self._inboxes[request.id]
-            if not finished:
-                await self._send_if_up(Abort(request.id))
+            if one.is_sent and not one.is_over:
+                await self._send(Abort(request.id))
+            self._requests.close(one)
+            await self._send_due()
 
     async def health(self) -> Pulse:
         """The latest heartbeat; raises Starting while the engine loads, EngineDied if it has gone silent."""
@@ -131,7 +138,7 @@ class LocalBackend:
         silence_s = time.monotonic() - self._last_message_s
         if self._pulse is None:
             raise Starting("waiting for the first heartbeat", 1.0)
-        if silence_s > SILENCE_LIMIT_S:
+        if silence_s > READY_SILENCE_S:
             raise EngineDied(f"the engine has been silent for {silence_s:.0f} s")
         return self._pulse
 
@@ -140,7 +147,7 @@ class LocalBackend:
         self._closing.set()
         if self._supervisor is not None:
             if self._is_up():  # an engine that is still loading has nothing to finish
-                await self._send_if_up(Shutdown())
+                await self._send(Shutdown())
                 await asyncio.wait({self._supervisor}, timeout=CLOSE_TIMEOUT_S)
             if self._process is not None:
                 self._process.kill()
@@ -150,55 +157,98 @@ class LocalBackend:
     # -- supervision ------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
+        num_short_lives = num_failed_starts = 0
         while not self._closing.is_set():
             begin_s = time.monotonic()
-            await self._run_engine()
+            try:
+                reason = await self._run_engine()
+            except Exception as error:  # whatever breaks here is one more death of the engine
+                logger.exception("the engine process cannot be supervised")
+                reason = f"{type(error).__name__}: {error}"
+            was_up, self._socket = self._is_up(), None
+            num_under_way = self._requests.engine_died()
             if self._closing.is_set() or not self._was_ever_ready():
-                return
-            pause_s = backoff_s(time.monotonic() - begin_s, self._num_starts)
-            logger.error("the engine process exited; restarting it in %.1f s", pause_s)
+                self._report_first_start(reason)
+                break
+            num_failed_starts = 0 if was_up else num_failed_starts + 1
+            if num_failed_starts >= MAX_FAILED_STARTS:
+                self._requests.fail_all(EngineDied("the engine process ended, and cannot be started again"))
+            num_short_lives = 0 if time.monotonic() - begin_s > LONGEST_BACKOFF_S else num_short_lives + 1
+            pause_s = backoff_s(self._command.pause_s, num_short_lives)
+            logger.error("%s; restarting it in %.1f s; requests under way: %d", reason, pause_s, num_under_way)
+            self._progress = Progress("waiting to restart after a failure", 0.0)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause_s)
+        self._requests.fail_all(EngineDied("the server is shutting down"))
 
-    async def _run_engine(self) -> None:
-        """Run one engine process until it exits."""
+    def _report_first_start(self, reason: str) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(CannotStart(self._failure or reason))
+
+    async def _run_engine(self) -> str:
+        """Run one engine process until it dies or is killed; returns why."""
         self._num_starts += 1
-        self._progress, self._pulse = Progress("starting", 0.0), None
+        self._progress, self._pulse, self._failure = Progress("starting", 0.0), None, ""
         first, self._first = self._first, None
-        with first or EngineProcess(self._command.program) as process:
-            self._process = process
+        with contextlib.ExitStack() as at_the_end:
+            process = self._process = at_the_end.enter_context(first or EngineProcess(self._command.program))
             socket = self._zmq.socket(zmq.PAIR)
+            at_the_end.callback(socket.close, linger=0)
             socket.set_hwm(0)  # a full queue would block the event loop; the engine's queue is the bounded one
             socket.bind(process.address)
             process.send_config(self._command.config)
+            self._last_message_s = time.monotonic()
+            exited = asyncio.create_task(process.exited(), name="engine exit")
             reader = asyncio.create_task(self._read(socket), name="engine messages")
+            silence = asyncio.create_task(self._watch_silence(), name="engine silence")
+            tasks = (exited, reader, silence)
             try:
-                code = await _exit_code(process)
-                await asyncio.sleep(0.05)  # its last messages may still be in transit
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                if exited.done():
+                    await asyncio.sleep(0.05)  # its last messages may still be in transit
+                for watch in (reader, silence):
+                    if watch.done():
+                        process.kill()
+                        return f"the engine process was killed: {watch.result()}"
+                detail = f": {self._failure}" if self._failure else ""
+                return f"the engine process ended (exit code {await exited}){detail}"
             finally:
-                reader.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await reader
-                self._socket = None
-                socket.close(linger=0)
-        self._fail_all(EngineDied(f"the engine process ended (exit code {code}) while this request ran"))
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(CannotStart(f"the engine ended while it started (exit code {code})"))
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
-        while True:
-            for message in _decode_messages(await socket.recv()):
-                self._handle(message, socket)
+    async def _watch_silence(self) -> str:
+        """Returns once the engine has sent nothing for too long.
+
+        The time is counted in turns of this loop: one that was itself held up reads the engine's messages first.
+        """
+        silent_s, last_s = 0.0, self._last_message_s
+        while not self._command.timeout_s or silent_s < (self._command.timeout_s if self._is_up() else LOAD_SILENCE_S):
+            await asyncio.sleep(SILENCE_POLL_S)
+            silent_s = silent_s + SILENCE_POLL_S if last_s == self._last_message_s else 0.0
+            last_s = self._last_message_s
+        return f"it has sent nothing for {silent_s:.0f} s (--engine-timeout-s)"
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> str:
+        """Read messages; returns why it cannot go on."""
+        try:
+            while True:
+                for message in _decode_messages(await socket.recv()):
+                    self._handle(message, socket)
+                await self._send_due()
+        except Exception as error:  # the engine is killed for it
+            logger.exception("a message of the engine cannot be read")
+            return f"its message cannot be read: {type(error).__name__}: {error}"
 
     def _handle(self, message: FromEngine, socket: zmq.asyncio.Socket) -> None:
         self._last_message_s = time.monotonic()
         match message:
             case Delta(id=id):
-                if (inbox := self._inboxes.get(id)) is not None:
-                    inbox.put_nowait(message)
+                if (one := self._requests.get(id)) is not None:
+                    one.deliver(message)
             case Failed(id=id):
-                if (inbox := self._inboxes.get(id)) is not None:
-                    inbox.put_nowait(_as_error(message))
+                if (one := self._requests.get(id)) is not None:
+                    one.fail(error_of(message))
             case Pulse():
                 self._pulse = message
             case Progress():
@@ -209,24 +259,28 @@ class LocalBackend:
                 self._on_ready(message)
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(message)
-            case StartFailed(text=text):
-                if self._ready is not None and not self._ready.done():
-                    self._ready.set_exception(CannotStart(text))
-                else:
-                    logger.error("the engine cannot restart: %s", text)
+            case EngineFailed(text=text):
+                self._failure = text
+
+    async def _send_due(self) -> None:
+        """Send what may be sent, if an engine runs."""
+        if self._is_up():
+            for one in self._requests.due():
+                await self._send(one.message())
 
     async def _send(self, message: Message) -> None:
-        if self._socket is None:
-            raise EngineDied("the engine process ended before it received the request")
-        try:
-            await self._socket.send(_encode(message), flags=zmq.NOBLOCK)
-        except zmq.Again as error:  # the process is gone, and its exit is not noticed yet
-            raise EngineDied("the engine process ended before it received the request") from error
+        """Send to the engine; one that is gone gets nothing, and its exit is noticed soon."""
+        if self._socket is not None:
+            with contextlib.suppress(zmq.Again):
+                await self._socket.send(_encode(message), flags=zmq.NOBLOCK)
 
-    async def _send_if_up(self, message: Message) -> None:
-        """Send to a running engine; do nothing if there is none."""
-        with contextlib.suppress(EngineDied):
-            await self._send(message)
+    def _with_seed(self, request: Generate) -> Generate:
+        """The request with a seed: an engine that takes it over must draw the same numbers."""
+        if request.sampling.seed is not None:
+            return request
+        seed = self._command.seed + self._num_unseeded
+        self._num_unseeded += 1
+        return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed))
 
     def _require_ready(self) -> None:
         if not self._is_up():
@@ -237,43 +291,3 @@ class LocalBackend:
 
     def _was_ever_ready(self) -> bool:
         return self._ready is not None and self._ready.done() and self._ready.exception() is None
-
-    def _fail_all(self, error: EngineDied) -> None:
-        for inbox in self._inboxes.values():
-            inbox.put_nowait(error)
-
-
-async def _exit_code(process: EngineProcess) -> int:
-    """Wait for the process to exit; returns its exit code."""
-    exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def report(code: int) -> None:
-        if not exited.done():
-            exited.set_result(code)
-
-    def wait() -> None:
-        code = process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits for it
-            exited.get_loop().call_soon_threadsafe(report, code)
-
-    # Not a thread of the loop's pool: the interpreter joins those at exit, and this one would wait for the engine.
-    threading.Thread(target=wait, name="engine exit", daemon=True).start()
-    return await exited
-
-
-def _as_error(failed: Failed) -> ServeError:
-    match failed.kind:
-        case "too_long":
-            return PromptTooLong(failed.text, param="messages", code="context_length_exceeded")
-        case "bad_constraint":
-            return ConstraintFailed(failed.text)
-        case "unsupported":
-            return Unsupported(failed.text)
-        case "queue_full":
-            return QueueFull(failed.text, retry_after_s=failed.retry_after_s or 1.0)
-        case "no_memory":
-            return NoMemory(failed.text, retry_after_s=failed.retry_after_s or 1.0)
-        case "request_failed":
-            return RequestFailed(failed.text)
-        case "engine_died":
-            return EngineDied(failed.text)

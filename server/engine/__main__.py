@@ -1,7 +1,7 @@
 """The engine process: `python -m server.engine --address ipc://...`, configured on standard input. Composition root.
 
 It connects to the address, imports torch, reads an EngineConfig (JSON) up to end of file, sends Progress while
-it loads, then Ready or StartFailed, and serves until Shutdown or until its parent process ends. SIGINT and SIGTERM are
+it loads, then Ready or EngineFailed, and serves until Shutdown or until its parent process ends. SIGINT and SIGTERM are
 ignored. Exit code: 0 after Shutdown or without a configuration, 1 after a crash, 2 if it cannot start.
 """
 
@@ -20,7 +20,7 @@ import msgspec
 import zmq
 
 from server.errors import CannotStart
-from server.messages import FromEngine, Progress, StartFailed, ToEngine
+from server.messages import EngineFailed, FromEngine, Progress, ToEngine
 
 ORPHAN_CHECK_S = 0.5
 LINGER_MS = 1000  # for messages still unsent at `close`
@@ -107,10 +107,10 @@ def _serve(mailbox: PairMailbox) -> int:
         gc.enable()
         engine = assemble(msgspec.json.decode(config, type=EngineConfig), mailbox)
     except CannotStart as error:
-        mailbox.send([StartFailed(str(error))])
+        mailbox.send([EngineFailed(str(error))])
         return 2
     except Exception as error:
-        mailbox.send([StartFailed(f"the engine broke while it started: {type(error).__name__}: {error}")])
+        mailbox.send([EngineFailed(f"the engine broke while it started: {type(error).__name__}: {error}")])
         raise
     mailbox.send([engine.ready])
     engine.loop.run()

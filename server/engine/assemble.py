@@ -125,7 +125,6 @@ def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:
         draft_tokens=_draft_tokens(settings, parts.loaded.device),
         copies_blocks=parts.loaded.device.type == "cpu",  # on a GPU recomputing a few tokens is free
         overlap=parts.loaded.device.type != "cpu",  # on a CPU host and device are the same
-        seed=settings.seed,
     )
     slots = None
     if parts.loaded.recurrent is not None:

@@ -35,7 +35,6 @@ class Limits:
     draft_tokens: int = 0
     copies_blocks: bool = False  # whether copying a block is cheaper than computing some of its tokens
     overlap: bool = False  # whether the next step is launched before the ids of this one are read
-    seed: int = 0
     memory_wait_timeout_s: float = 30.0  # how long a sequence waits for memory while none runs
 
     def num_spare_lines(self, num_sequences: int) -> int:

@@ -1,4 +1,4 @@
-"""The engine's main loop. Every request ends in a Delta with `finish` or a Failed.
+"""The engine's main loop. Every request ends in a Delta with `finish` or a Failed, unless the process ends before.
 
 A request is admitted, which its first Delta reports, when its constraint is compiled and its blocks are allocated:
 every refusal comes before that, so that the API can still answer with a status.
@@ -12,7 +12,7 @@ from server.engine.overlap import Pipeline
 from server.engine.ports import Allowance, Grammars, Guard, Mailbox, Model, Pool
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.messages import Abort, FromEngine, Generate, Pulse, Shutdown
+from server.messages import Abort, EngineFailed, FromEngine, Generate, Pulse, Shutdown
 
 PULSE_S = 1.0
 SHORTEST_PULSE_S = 0.1  # between two pulses, however often the allowance changes
@@ -53,18 +53,15 @@ class Loop:
         self._closing = False
 
     def run(self) -> None:
-        """Run until Shutdown. On an exception every sequence fails with `engine_died` before it is raised again."""
+        """Run until Shutdown. Before an exception is raised, what is written is sent, and an EngineFailed."""
         try:
             while not self._closing:
                 self._read_mail()
                 self._step()
                 self._send_mail()
         except Exception as error:
-            self._scheduler.fail_all("engine_died", f"the engine broke: {type(error).__name__}: {error}")
-            self._send_mail()
+            self._mailbox.send([*self._scheduler.collect(), EngineFailed(f"{type(error).__name__}: {error}")])
             raise
-        self._scheduler.fail_all("engine_died", "the engine is shutting down")
-        self._send_mail()
 
     # -- mail ------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class OutputState:
         self.fast_forward = fast_forward and request.sampling.num_logprobs is None
         self._appends_close_ids = request.sampling.num_logprobs is None
         self._sampling = request.sampling
+        self._resumed_ids = request.reply_ids
         self._stop_ids = frozenset(request.stop_ids)
         self._stop_tuple = request.stop_ids
         self._reasoning_phase = request.reasoning_phase
@@ -151,9 +152,10 @@ class OutputState:
                 self.finish = "stop"
 
     def begin(self, matcher: Matcher | None, closer: Matcher | None) -> None:
-        """Set the compiled matchers; must be called before the first id is written."""
+        """Set the compiled matchers, and write the reply ids of the request; must be called before any other id."""
         self.matcher, self.closer = matcher, closer
         self._begin_closing_at_limit()
+        self.write(self._resumed_ids)
 
     def _begin_closing_at_limit(self) -> None:
         limit = None if self._reasoning_phase is None else self._reasoning_phase.limit

@@ -58,9 +58,8 @@ class Scheduler:
         if failed is not None:
             self._mail.append(failed)
             return None
-        seed = self.limits.seed + self._num_arrived if request.sampling.seed is None else request.sampling.seed
         reply = OutputState(request, fast_forward=self.limits.fast_forward)
-        sequence = Sequence(request, self._num_arrived, self._clock, seed, reply)
+        sequence = Sequence(request, self._num_arrived, self._clock, reply)
         self._num_arrived += 1
         self._alive[request.id] = sequence
         self.queue.join(sequence)
@@ -74,7 +73,8 @@ class Scheduler:
         sequence.reply.begin(matcher, closer)
         self._append_forced(sequence)
         if sequence.reply.fault is not None:
-            self.fail(sequence, "bad_constraint", sequence.reply.fault)
+            kind: FailureKind = "request_failed" if sequence.request.reply_ids else "bad_constraint"
+            self.fail(sequence, kind, sequence.reply.fault)
         elif self.limits.draft_tokens and self.cache.slots is None:
             # A recurrent state cannot be rolled back behind a rejected draft: no drafting for hybrid models.
             sequence.drafter = Drafter(self.limits.draft_tokens)
@@ -90,11 +90,6 @@ class Scheduler:
         if sequence.state != "ended":
             self._mail.append(Failed(sequence.id, kind, text, retry_after_s))
             self._end(sequence)
-
-    def fail_all(self, kind: FailureKind, text: str) -> None:
-        """End every sequence with a Failed."""
-        for sequence in list(self._alive.values()):
-            self.fail(sequence, kind, text)
 
     def collect(self) -> list[Delta | Failed]:
         """Messages since the last call."""
@@ -270,7 +265,7 @@ class Scheduler:
     def _report_admission(self, sequence: Sequence, num_cached: int) -> None:
         if not sequence.admitted:
             sequence.admitted = True
-            self.counts.cached_tokens += num_cached
+            self.counts.cached_tokens += min(num_cached, len(sequence.prompt_ids))
             self._mail.append(sequence.delta(num_cached))
 
     def _append_sampled(self, entry: ScheduledRow, drawn: Drawn) -> None:

@@ -22,18 +22,16 @@ State = Literal["compiling", "waiting", "running", "ended"]
 class Sequence:
     """State of one sequence; the scheduler changes its state, blocks and slot."""
 
-    def __init__(
-        self, request: Generate, arrival: int, clock: Callable[[], float], seed: int, reply: OutputState
-    ) -> None:
+    def __init__(self, request: Generate, arrival: int, clock: Callable[[], float], reply: OutputState) -> None:
         self.request = request
         self.id = request.id
         self.arrival = arrival
         self.arrived_s = clock()
-        self.seed = seed
+        self.seed = request.sampling.seed or 0
         self.reply = reply
         self.state: State = "compiling"
         self.prompt_ids = request.token_ids
-        self.ids = list(request.token_ids)
+        self.ids = [*request.token_ids, *request.reply_ids]
         self.hashes: list[bytes] = []  # of the full blocks of `ids`, as far as they were needed
         self.num_computed = 0
         self.prefill_end = 0
@@ -47,9 +45,9 @@ class Sequence:
         self.num_preemptions = 0
         self.awaited_hash: bytes | None = None  # hash of a block that another sequence is computing
         self.admitted = False
-        self._prefilled = False
+        self._prefilled = bool(request.reply_ids)
         self.last_step = 0
-        self._num_sent = 0
+        self._num_sent = len(request.reply_ids)
         self._num_forced_sent = 0
         self._logprobs: list[TokenLogprob] = []
         self._clock = clock

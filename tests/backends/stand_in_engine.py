@@ -1,10 +1,12 @@
-"""Stand-in for the engine process: same messages, but it counts up from the last id of the prompt.
+"""Stand-in for the engine process: same messages, but it counts up from the last id of the prompt or of the reply.
 
-Prompt [0]: exits at once. Prompt [1]: sends one Delta, then exits. Prompt [2]: fails. Others: counts, slowly.
+Prompt [0]: exits whenever it is computed. [1], [3000], [4000]: sends one Delta, then exits, sends a frame that is no
+message, or stops; the next engine goes on. [2]: fails. Others: counts, slowly.
 """
 
 import argparse
 import os
+import signal
 import sys
 import time
 
@@ -14,6 +16,7 @@ import zmq
 from server.messages import (
     Abort,
     Delta,
+    EngineFailed,
     Failed,
     FromEngine,
     Generate,
@@ -21,7 +24,6 @@ from server.messages import (
     Pulse,
     Ready,
     Shutdown,
-    StartFailed,
     ToEngine,
 )
 
@@ -39,7 +41,7 @@ def main() -> None:
         socket.send(encode(list(messages)))
 
     if config == "unable":
-        send(StartFailed("no such thing as a free model"))
+        send(EngineFailed("no such thing as a free model"))
         time.sleep(0.1)
         raise SystemExit(1)
     if config == "crash":
@@ -58,20 +60,28 @@ def main() -> None:
                 case Abort(id=id):
                     aborted += running.pop(id, None) is not None
                 case Generate(id=id, token_ids=[0]):
+                    send(Delta(id, cached=0))
+                    time.sleep(0.05)
                     os._exit(7)
                 case Generate(id=id, token_ids=[2]):
                     send(Failed(id, "queue_full", "come back later", 3.0))
                 case Generate(id=id, token_ids=ids):
-                    running[id] = [ids[-1], message.sampling.max_tokens]
+                    written = message.reply_ids
+                    running[id] = [[*ids, *written][-1], message.sampling.max_tokens - len(written)]
                     send(Delta(id, cached=0))
         for id, (last, left) in list(running.items()):
             running[id] = [last + 1, left - 1]
             send(Delta(id, [last + 1], finish="length" if left == 1 else None))
             if left == 1:
                 del running[id]
-            if last == 1:
+            if last in (1, 3000, 4000):
                 time.sleep(0.05)
-                os._exit(7)
+                if last == 1:
+                    os._exit(7)
+                elif last == 3000:
+                    socket.send(b"no message")
+                else:
+                    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from server.messages import (
     Abort,
     Constraint,
     Delta,
+    EngineFailed,
     Failed,
     FromEngine,
     Generate,
@@ -27,7 +28,6 @@ from server.messages import (
     Ready,
     Sampling,
     Shutdown,
-    StartFailed,
 )
 from server.model.cpu.library import open_library
 from server.settings import EngineSettings
@@ -100,7 +100,7 @@ def engine(folder: Path, settings: str) -> Iterator[Driver]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     with engine(tmp_path_factory.mktemp("engine"), make_config(kv_cache_tokens=1024, dtype="float32")) as driver:
-        assert isinstance(driver.until(Ready, StartFailed), Ready)
+        assert isinstance(driver.until(Ready, EngineFailed), Ready)
         yield driver
 
 
@@ -127,12 +127,46 @@ def test_long_seeded_replies_in_bfloat16_are_the_same_alone_in_a_crowd_and_behin
         return Generate(f"{run}{index}", prompt, Sampling(max_tokens=70, temperature=1.2, seed=index, ignore_eos=True))
 
     with engine(tmp_path, make_config(kv_cache_tokens=4096, dtype="bfloat16")) as driver:
-        assert isinstance(driver.until(Ready, StartFailed), Ready)
+        assert isinstance(driver.until(Ready, EngineFailed), Ready)
         alone = [ids(driver.ask(request(index, "alone"))[f"alone{index}"]) for index in range(16)]
         assert len(set(map(tuple, alone))) == 16 and all(len(reply) == 70 for reply in alone)
         for run in ("crowd", "again"):
             together = driver.ask(*(request(index, run) for index in range(16)))
             assert [ids(together[f"{run}{index}"]) for index in range(16)] == alone
+
+
+RESUMED = {
+    "greedy": Sampling(max_tokens=24, temperature=0.0, ignore_eos=True),
+    "sampled": Sampling(max_tokens=24, seed=3, top_p=0.9, top_k=50),
+    "penalized": Sampling(
+        max_tokens=24, seed=4, presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.3, ignore_eos=True
+    ),
+    "logprobs": Sampling(max_tokens=24, seed=5, num_logprobs=2, min_tokens=12),
+    "constrained": Sampling(max_tokens=24, seed=6, temperature=1.2),
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_a_reply_begun_by_another_engine_goes_on_with_the_same_ids(running: Driver, kind: str) -> None:
+    """A grammar, penalties or a seed that began at its start would write another text behind the pause."""
+    constraint = Constraint("start: /[a-f]{9} and ([0-9]{3}|then [a-f]{4})/") if kind == "constrained" else None
+    request = Generate(f"whole {kind}", [5, 6, 7, *range(10, 40)], RESUMED[kind], (2,), constraint)
+    whole = running.ask(request)[request.id]
+    written = ids(whole)
+    assert len(written) >= 8
+    count = 0
+    for step, mail in enumerate(whole[:-1]):
+        assert isinstance(mail, Delta)
+        count += len(mail.token_ids)
+        if step % 4 == 0:
+            again = msgspec.structs.replace(request, id=f"{kind} {step}", reply_ids=written[:count])
+            rest = running.ask(again)[again.id]
+            assert ids(rest) == written[count:]
+            if kind == "logprobs":
+                scored = [[one for mail in mails for one in mail.logprobs or ()] for mails in (whole, rest)]  # type: ignore[union-attr]
+                assert [one.token_id for one in scored[1]] == written[count:]
+                expected = [one.logprob for one in scored[0][count:]]
+                assert [one.logprob for one in scored[1]] == pytest.approx(expected, abs=1e-3)
 
 
 def test_engine_keeps_to_a_constraint(running: Driver) -> None:
@@ -163,15 +197,13 @@ def test_signals_are_left_to_the_parent_and_shutdown_ends_cleanly(running: Drive
     running.process.send_signal(signal.SIGTERM)
     assert ids(running.ask(Generate("after", [5], Sampling(max_tokens=2)))["after"])
     running.send(Generate("cut", [5], Sampling(max_tokens=250)), Shutdown())
-    last = next(mail for mail in running.mail() if isinstance(mail, Failed))
-    assert (last.id, last.kind) == ("cut", "engine_died")
     assert running.process.wait(20) == 0
 
 
 def test_engine_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     with engine(tmp_path, make_config(checkpoint=str(tmp_path))) as driver:
-        told = driver.until(StartFailed, Ready)
-        assert isinstance(told, StartFailed)
+        told = driver.until(EngineFailed, Ready)
+        assert isinstance(told, EngineFailed)
         assert str(tmp_path) in told.text
         assert driver.process.wait(20) == 2
 
