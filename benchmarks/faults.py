@@ -1,14 +1,16 @@
 """Load and fault injection against a real server: python -m benchmarks.faults
 
 First, many clients, of which 40 % disconnect early, and then malformed requests, while other clients send one byte a
-second; afterwards the server must hold no more blocks, file descriptors and memory than before. Then kill -9 of the
-engine while replies are streamed, and SIGTERM while replies are streamed. Exits with 1 and prints the faults if a reply
-was lost, a request hung, something leaked or a reply was malformed.
+second; afterwards the server must hold no more blocks, file descriptors and memory than before. Then the faults of
+`engine_faults.py`, each in the middle of streams of which every one must complete with the text it would have had, and
+SIGTERM while replies are streamed. Exits with 1 and prints the faults if a reply was lost or is another one, a request
+hung, something leaked or a reply was malformed.
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import re
@@ -25,16 +27,19 @@ import httpx
 import psutil
 
 from benchmarks.crowd import CHAT, check_stream, crowd, slow_loris
+from benchmarks.engine_faults import ALL_FAULTS, INJECTED, engine_faults
 from benchmarks.malformed import fault_in, malformed, send_raw
+from benchmarks.parts import Part
 from benchmarks.peers import machine
 from tests.live import Live, live_server
 
 RESULTS = Path(__file__).parent / "results"
-KV_TOKENS = 16_384  # small, so that the warm-up touches all of it, and requests must wait and be preempted
+# A small cache, so that the warm-up touches all of it, and requests must wait and be preempted. In float32 replies are
+# the same in every batch, without the compiled kernels as well.
+OPTIONS = ("--kv-cache-tokens", "16384", "--dtype", "float32", "--engine-timeout-s", "10")
 IDLE_TIMEOUT_S = 30.0
 HEARTBEAT_S = 1.5
 FD_TOLERANCE = 2  # a keep-alive connection, the file that a metric is read from
-RECOVERY_TIMEOUT_S = 90.0
 BEGIN_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 120.0
 SENDERS = 16
@@ -48,10 +53,12 @@ class Scale:
     seconds: float = 60.0
     malformed: int = 10_000
     slow_clients: int = 64
-    killed_streams: int = 16
+    faults: str = ALL_FAULTS
+    fault_streams: int = 32
+    fault_seconds: float = 0.0  # rounds of faults are repeated for this long
     drained_streams: int = 32
     warm_up_s: float = 120.0  # until the caches of kernels and grammars, and the heaps, have reached their size
-    rss_tolerance: float = 0.05
+    rss_tolerance: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +72,6 @@ class Footprint:
     used_blocks: int
     sequences: int
     open_requests: int
-
-
-@dataclass(slots=True)
-class Part:
-    """Result of one part of the run."""
-
-    name: str
-    figures: dict[str, Any]
-    faults: list[str]
 
 
 def footprint(server: Live) -> Footprint:
@@ -206,38 +204,6 @@ async def _open_streams(server: Live, count: int, max_tokens: int, meanwhile: An
     return counts if begun >= count else counts + Counter({f"only {begun} had begun": 1})
 
 
-def killed_engine(server: Live, streams: int) -> Part:
-    """Kill the engine with SIGKILL: every stream must get an error event, `/ready` 503, and the engine must restart."""
-    killed_s = 0.0
-    statuses: set[int] = set()
-
-    def kill() -> None:
-        nonlocal killed_s
-        killed_s = time.monotonic()
-        server.engine().send_signal(signal.SIGKILL)
-
-    ends = asyncio.run(_open_streams(server, streams, 1500, kill))
-    ended_s = time.monotonic() - killed_s
-    while (status := httpx.get(f"{server.url}/ready", timeout=END_TIMEOUT_S).status_code) != 200:
-        statuses.add(status)
-        if time.monotonic() - killed_s > RECOVERY_TIMEOUT_S:
-            return Part("kill -9", {"ends": dict(ends)}, ["the engine did not restart"])
-        time.sleep(0.05)
-    ready_s = time.monotonic() - killed_s
-    body = {"model": "toolwire-demo", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 10}
-    reply = httpx.post(f"{server.url}{CHAT}", json=body, timeout=END_TIMEOUT_S)
-    faults = [f"a stream ended with {end}" for end in ends if end != "error event"]
-    faults += [] if statuses == {503} else [f"/ready answered {statuses} meanwhile"]
-    faults += [] if reply.status_code == 200 else [f"afterwards: {reply.status_code}"]
-    figures = {
-        "streams": streams,
-        "ends": dict(ends),
-        "streams_ended_s": round(ended_s, 2),
-        "ready_again_s": round(ready_s, 2),
-    }
-    return Part("kill -9", figures, faults)
-
-
 def drained(server: Live, streams: int) -> Part:
     """Send SIGTERM: running streams must finish, the exit code must be 0, and no process may be left."""
     engine = server.engine()
@@ -254,10 +220,26 @@ def drained(server: Live, streams: int) -> Part:
 
 def run_parts(scale: Scale, seed: int) -> Iterator[Part]:
     """Run all parts on one server, so that a fault of one shows in the next."""
-    with live_server("--kv-cache-tokens", str(KV_TOKENS)) as server:
+    with live_server(*OPTIONS, PYTHONPATH=str(INJECTED)) as server:
         yield from asyncio.run(load_parts(server, scale, seed))
-        yield killed_engine(server, scale.killed_streams)
+        yield from fault_rounds(server, scale)
         yield drained(server, scale.drained_streams)
+
+
+def fault_rounds(server: Live, scale: Scale) -> Iterator[Part]:
+    """Rounds of every fault of the engine until the time is over; the last must leave what the first two left."""
+    began_s = time.monotonic()
+    before: Footprint | None = None
+    for number in itertools.count(1):
+        yield from engine_faults(server, scale.fault_streams, scale.faults)
+        if number == 2:
+            before = footprint(server)
+        if time.monotonic() - began_s >= scale.fault_seconds:
+            break
+    if before is not None and number > 2:
+        after = footprint(server)
+        held = {"rounds": number, "before": asdict(before), "after": asdict(after)}
+        yield Part("held after the faults", held, leaks(before, after, scale.rss_tolerance))
 
 
 def main() -> None:
