@@ -6,7 +6,7 @@
 The server and the process that competes with it share one cgroup (version 1 or 2) whose limit is the server's own
 memory after loading plus --spare-mib, so what one takes the other lacks, and who exceeds it is killed by the kernel.
 With --grab the other process allocates as fast as it can write, and more than the server can give back: then the
-kernel may kill it or the engine, which must restart, and running requests may end with `engine_died`.
+kernel may kill it or the engine, which must restart, and running requests may end with an error.
 Where no cgroup can be made it says so and ends with 2. Exit code 1 if the engine died, a request was lost, or a
 refusal was anything but a 400, 429 or 503 in shape.
 """
@@ -36,7 +36,7 @@ MIB = 1 << 20
 START_TIMEOUT_S = 300.0
 REPLY_TIMEOUT_S = 900.0  # on a machine that does other things as well
 REFUSALS = (400, 429, 503)
-UNDER_GRAB = (*REFUSALS, 500)  # engine_died, to requests that ran when the kernel killed it
+UNDER_GRAB = (*REFUSALS, 500)  # to requests that ran when the kernel killed it twice
 COMPETITOR = """
 import os, random, sys, time
 rng, pause_s = random.Random(7), float(sys.argv[2])

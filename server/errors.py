@@ -14,7 +14,7 @@ ServeError
 ├── Broken              the server failed
 │   ├── RequestFailed       this request alone
 │   ├── DeadlinePassed      this request exceeded its deadline
-│   └── EngineDied          every request that was running
+│   └── EngineDied          no engine process can take it over
 └── CannotStart         the server cannot start: printed in one line, exit code 2
 """
 
@@ -90,7 +90,7 @@ class DeadlinePassed(Broken):
 
 
 class EngineDied(Broken):
-    """The engine process ended; every running request failed."""
+    """The engine process ended, and no other one takes the request over."""
 
 
 class CannotStart(ServeError):
