@@ -205,6 +205,7 @@ class MemoryReport(msgspec.Struct, frozen=True):
     room_bytes: int = 0  # memory limit of the engine
     allowed_blocks: int = 0  # of the pool, at this level
     fixed_bytes: int = 0  # peak memory of the engine without its blocks
+    reading_age_s: float = 0.0  # since the device was read
 
 
 class Pulse(Message, frozen=True, tag="pulse"):
@@ -224,6 +225,7 @@ class Pulse(Message, frozen=True, tag="pulse"):
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     preemptions: int = 0
+    hung_grammars: int = 0  # threads that compile a grammar which was refused for taking too long; not a counter
     memory: MemoryReport | None = None
 
 

@@ -52,11 +52,13 @@ def _of_pulse(pulse: Pulse) -> Iterator[Metric]:
     yield _counter("engine_drafted_tokens", "Tokens drafted", pulse.drafted_tokens)
     yield _counter("engine_accepted_tokens", "Drafted tokens accepted", pulse.accepted_tokens)
     yield _counter("engine_preemptions", "Sequences preempted for lack of KV blocks", pulse.preemptions)
+    yield _gauge("engine_hung_grammars", "Threads compiling refused grammars", pulse.hung_grammars)
     if pulse.memory is not None:
         yield _gauge("memory_level", "0 calm, 1 tight, 2 critical", LEVELS.index(pulse.memory.level))
         yield _gauge("memory_kv_bytes", "Bytes of the KV cache", pulse.memory.kv_bytes)
         yield _gauge("memory_allocated_bytes", "Bytes allocated on the device", pulse.memory.allocated_bytes)
         yield _counter("memory_ooms", "Times the device ran out of memory", pulse.memory.ooms)
+        yield _gauge("memory_reading_age_seconds", "Time since the device was read", pulse.memory.reading_age_s)
         yield _gauge("memory_allowed_blocks", "KV blocks that memory allows now", pulse.memory.allowed_blocks)
         yield from _of_devices(pulse.memory.devices)
 

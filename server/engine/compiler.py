@@ -13,6 +13,7 @@ from server.errors import ConstraintFailed
 from server.messages import Constraint
 
 NUM_THREADS = 2
+MAX_HUNG_THREADS = 4
 NICENESS = 10  # steps of running replies come first
 GRACE_S = 0.002  # a cached grammar is copied well within this, in time for the next step
 
@@ -47,6 +48,10 @@ class Job:
         return any(sequence.state != "ended" for sequence in self.sequences)
 
 
+class GrammarsHang(Exception):
+    """Too many threads compile grammars without an end; only the end of the process ends them."""
+
+
 class Compiler:
     """Compiles constraints for at most `timeout_s` each; a thread that hangs is abandoned and replaced.
 
@@ -62,6 +67,7 @@ class Compiler:
         self._timeout_s = timeout_s
         self._threads = deep_stack_threads(NUM_THREADS, "grammar", NICENESS)
         self._num_hung = 0
+        self._abandoned: list[Future[Compiled]] = []
         self._jobs: dict[tuple[Constraint | None, Constraint | None], Job] = {}
         self._ready: deque[tuple[Sequence, Compiled]] = deque()
         self._new: list[Future[Compiled]] = []  # submitted since the last `wait`
@@ -103,6 +109,17 @@ class Compiler:
             if sequence.state != "ended":
                 yield sequence, compiled.copy()
 
+    @property
+    def num_hung(self) -> int:
+        """Threads that still compile what was refused for taking too long."""
+        self._abandoned = [future for future in self._abandoned if not future.done()]
+        return len(self._abandoned)
+
+    def check(self) -> None:
+        """Raises GrammarsHang if the threads that hang keep too many cores busy."""
+        if self._abandoned and self.num_hung >= MAX_HUNG_THREADS:
+            raise GrammarsHang(f"{self.num_hung} grammars compile without an end")
+
     def close(self) -> None:
         """Cancel queued compilations; does not wait for running ones."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -130,6 +147,7 @@ class Compiler:
         if job.began_s is None or self._clock() - job.began_s < self._timeout_s:
             return None
         self._num_hung += 1
+        self._abandoned.append(job.future)
         return Compiled(refusal=f"the constraint took longer than {self._timeout_s:.0f} s to compile")
 
     def _replace_hung_threads(self) -> None:

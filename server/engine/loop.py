@@ -59,6 +59,7 @@ class Loop:
                 self._read_mail()
                 self._step()
                 self._send_mail()
+                self._compiler.check()
         except Exception as error:
             self._mailbox.send([*self._scheduler.collect(), EngineFailed(f"{type(error).__name__}: {error}")])
             raise
@@ -125,6 +126,7 @@ class Loop:
             drafted_tokens=counts.drafted_tokens,
             accepted_tokens=counts.accepted_tokens,
             preemptions=counts.preemptions,
+            hung_grammars=self._compiler.num_hung,
             memory=self._parts.guard.report(),
         )
 

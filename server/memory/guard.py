@@ -8,6 +8,9 @@
     critical  sequences hold more than is allowed: caches are released; if the next reading shows no
               change, the newest sequences are preempted; at once if almost nothing is free
 
+Readings older than `STALE_S` are no basis: a share of the blocks is given back for what others may take unseen, no
+limit rises, and preemption does not wait for another reading.
+
 Limits fall at once and rise only after memory has been free for `RECOVER_S`, so that they do not oscillate.
 """
 
@@ -26,6 +29,8 @@ RECOVER_S = 2.0  # memory must have been free this long before it is used again
 GRACE_S = 0.2  # between releasing caches and preempting: a new reading has been taken
 URGENT_SHARE = 0.5  # of the headroom: with less free than this, preemption does not wait for the next reading
 PENALTY_S = 30.0  # after this long without running out of memory, the penalty is halved
+STALE_S = 5.0  # the watcher reads ten times a second
+BLIND_SHARE = 16  # of the pool, which is kept free while the device cannot be read
 SLABS = 64  # limits change in steps of this fraction of the pool
 
 
@@ -79,6 +84,8 @@ class Guard:
         self._allowed = limits.num_blocks
         self._level: Level = "calm"
         self._judged: tuple[DeviceReading, ...] = ()
+        self._judged_s = io.clock()
+        self._is_blind = False
         self._used = -1
         self._answer = Allowance(limits.num_blocks)
         self._roomy_since: float | None = None
@@ -110,8 +117,10 @@ class Guard:
         """What the next step may use, given the blocks that sequences hold. Does not query the device."""
         readings, now = self._io.latest(), self._io.clock()
         if readings is not self._judged:
-            self._judged = readings
+            self._judged, self._judged_s, self._is_blind = readings, now, False
             self._judge(readings[0], now)
+        elif not self._is_blind and now - self._judged_s > STALE_S:
+            self._lose_sight(now)
         elif used_blocks == self._used and self._level != "critical":
             return self._answer
         self._used = used_blocks
@@ -132,6 +141,15 @@ class Guard:
         self._set_allowed(min(self._allowed, self._blocks_with(pool - self._penalty)))
         self._note(f"a step ran out of memory ({self._ooms} so far); {self._allowed} blocks allowed")
 
+    def _lose_sight(self, now: float) -> None:
+        """Keep a share of the pool free, as after running out of memory, until there is a new reading."""
+        self._is_blind = True
+        pool = self._limits.num_blocks * self._limits.block_bytes
+        self._penalty = max(self._penalty, pool // BLIND_SHARE)
+        self._penalty_since, self._roomy_since = now, None
+        self._set_allowed(min(self._allowed, self._blocks_with(pool - self._penalty)))
+        self._note(f"memory could not be read for {STALE_S:.0f} s; {self._allowed} blocks allowed")
+
     def report(self) -> MemoryReport:
         """Level, devices, sizes, counts and the last events, newest last."""
         figures = self._io.figures()
@@ -149,6 +167,7 @@ class Guard:
             room_bytes=self._limits.room,
             allowed_blocks=self._allowed,
             fixed_bytes=self._limits.fixed,
+            reading_age_s=self._io.clock() - self._judged_s,
         )
 
     def _judge(self, reading: DeviceReading, now: float) -> None:
@@ -208,7 +227,7 @@ class Guard:
             self._critical_since, self._released = now, self._judged
             self._io.release_caches()
             self._note(f"{used_blocks} blocks in use, {self._allowed} allowed: admission stopped, caches released")
-        looked_again = self._judged is not self._released and now - self._critical_since >= GRACE_S
+        looked_again = (self._is_blind or self._judged is not self._released) and now - self._critical_since >= GRACE_S
         return Allowance(self._allowed, admit=False, preempt=looked_again or self._is_urgent())
 
     def _is_urgent(self) -> bool:

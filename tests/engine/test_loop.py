@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from server.engine.blocks import Blocks
-from server.engine.compiler import Compiler
+from server.engine.compiler import MAX_HUNG_THREADS, Compiler, GrammarsHang
 from server.engine.loop import EngineParts, Loop
 from server.engine.scheduler import Scheduler
 from server.messages import (
@@ -192,6 +192,20 @@ class CountingGrammars(ToyGrammars):
         self.compiled.append(constraint.source)
         time.sleep(0.01)
         return super().compile(constraint)
+
+
+def test_too_many_grammars_that_hang_end_the_engine_by_name() -> None:
+    """Each keeps a core busy for ever; the requests are refused first, so that the next engine does not get them."""
+    grammars = HangingGrammars()
+    hanging: list[ToEngine] = [
+        ask(f"hang{index}", [1], constraint=Constraint(f"hang {index}")) for index in range(MAX_HUNG_THREADS)
+    ]
+    stage = Stage(hanging, grammars=grammars, timeout_s=5.0)
+    with pytest.raises(GrammarsHang):
+        stage.loop.run()
+    grammars.let_go.set()
+    assert all(stage.failure(f"hang{index}").kind == "bad_constraint" for index in range(MAX_HUNG_THREADS))
+    assert stage.mailbox.sent[-1][-1] == EngineFailed("GrammarsHang: 4 grammars compile without an end")
 
 
 def test_constraints_that_hang_are_refused_and_others_still_compile() -> None:

@@ -5,7 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.memory.budget import GIB, MIB, headroom
-from server.memory.guard import GRACE_S, NUM_EVENTS, PENALTY_S, RECOVER_S, AllocatorStats, Guard, GuardIO, GuardLimits
+from server.memory.guard import (
+    GRACE_S,
+    NUM_EVENTS,
+    PENALTY_S,
+    RECOVER_S,
+    STALE_S,
+    AllocatorStats,
+    Guard,
+    GuardIO,
+    GuardLimits,
+)
 from server.messages import DeviceReading
 
 TOTAL, BLOCKS, BLOCK = 24 * GIB, 640, 8 * MIB  # a pool of 5 GiB in slabs of 10 blocks
@@ -171,6 +181,29 @@ def test_a_device_that_tells_nothing_keeps_what_held(world: World) -> None:
 
 def blank() -> DeviceReading:
     return DeviceReading("card", "GPU-1", "nvml", 0, 0, 0, None, healthy=False)
+
+
+def test_a_device_that_cannot_be_read_any_more_is_not_trusted(world: World) -> None:
+    """The last reading was judged for ever: others could take all memory unseen."""
+    assert world.guard.allowance(400).blocks == BLOCKS
+    world.now_s += STALE_S + 0.1
+    blind = world.guard.allowance(400)
+    assert blind.blocks == BLOCKS * 15 // 16 and world.level == "tight"
+    assert world.guard.report().reading_age_s > STALE_S
+    assert "could not be read" in world.guard.report().events[-2][1]
+    world.pass_time(PENALTY_S)
+    for _ in range(400):
+        world.pass_time(0.5)
+        world.guard.allowance(400)
+    assert world.guard.allowance(400).blocks == BLOCKS
+
+
+def test_a_blind_guard_preempts_without_another_reading(world: World) -> None:
+    world.others = SLACK_AT_REST + 2 * GIB
+    world.pass_time(0.1)
+    assert not world.guard.allowance(600).preempt
+    world.now_s += STALE_S + 0.1
+    assert world.guard.allowance(600).preempt
 
 
 def test_the_report_tells_sizes_and_what_happened(world: World) -> None:

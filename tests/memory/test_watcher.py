@@ -41,6 +41,39 @@ def test_a_driver_that_hangs_delays_no_caller() -> None:
     assert probe.looks == looks
 
 
+class FailingProbe:
+    """Raises at every reading but the first, until it is repaired."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.is_repaired = False
+
+    def read(self) -> tuple[DeviceReading, ...]:
+        self.reads += 1
+        if self.reads > 1 and not self.is_repaired:
+            raise RuntimeError("the driver is gone")
+        return (DeviceReading("card", "", "nvml", self.reads, 0, 0),)
+
+
+def test_a_probe_that_raises_is_read_again() -> None:
+    """One exception ended the thread, and the guard judged the same reading for ever."""
+    probe = FailingProbe()
+    watcher = Watcher(probe, interval_s=0.001)
+    for _ in range(200):
+        if probe.reads >= 5:
+            break
+        threading.Event().wait(0.01)
+    assert probe.reads >= 5
+    assert watcher.latest()[0].total == 1
+    probe.is_repaired = True
+    for _ in range(1000):
+        if watcher.latest()[0].total > 1:
+            break
+        threading.Event().wait(0.01)
+    assert watcher.latest()[0].total > 1
+    watcher.close()
+
+
 @pytest.mark.parametrize(
     ("free_before", "free_now", "pressing"),
     [(500, 500, False), (500, 495, False), (500, 480, True), (480, 500, False), (99, 99, True), (90, 99, True)],
