@@ -21,6 +21,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CannotStart(f"cannot read {path}: {error}") from error
+    except RecursionError as error:
+        raise CannotStart(f"cannot read {path}: it is nested too deep") from error
     if not isinstance(value, dict):
         raise CannotStart(f"{path} does not hold a JSON object")
     return value

@@ -3,6 +3,7 @@
 ServeError
 ├── Rejected            the request cannot be served as it is; a retry does not help
 │   ├── BadRequest          a field is missing, of the wrong type, or out of range
+│   │   └── TemplateExhausted   the chat template needs too much time or memory for it
 │   ├── PromptTooLong       prompt and reply exceed the context window
 │   ├── BadSchema           a tool's parameters or a response format are not a usable schema or grammar
 │   ├── ConstraintFailed    the engine could not compile the constraint of the reply
@@ -34,6 +35,10 @@ class Rejected(ServeError):
 
 class BadRequest(Rejected):
     """A field is missing, of the wrong type, out of range, or at odds with another."""
+
+
+class TemplateExhausted(BadRequest):
+    """The chat template needs too much time or memory."""
 
 
 class PromptTooLong(Rejected):

@@ -3,25 +3,27 @@
     calls -> template -> ids -> text -> parser -> the same calls?
 
 The template writes calls into the history as the model was trained to write them. If the parser does not read them
-back, it is the wrong one or broken, and no client would ever receive a call. For the second part every control token
-is put into every field of a conversation that a client can set.
+back, it is the wrong one or broken, and no client would ever receive a call. For the second part every control token,
+and every text that the template's own operations could turn into one, is put into every field that a client can set.
 """
 
 import json
+import re
+from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
 from server.checkpoint.checkpoint import Checkpoint
-from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
+from server.checkpoint.template import THINK_CLOSE, THINK_OPEN, RenderedText
 from server.dialects.base import Tool
 from server.errors import BadRequest
 from server.events import CallArguments, CallClosed, CallOpened, Event, Text, Thought
 from server.messages import Delta
 from server.prompt.normalize import normalize_messages
 from server.prompt.reasoning import find_thinking
-from server.prompt.render import Prompt, Renderer
+from server.prompt.render import Prompt, Renderer, TemplateInput
 from server.reply.decoder import ReplyDecoder, ReplyFormat
 from server.reply.text import Vocabulary
 
@@ -43,6 +45,8 @@ DEFINITIONS = tuple(
 )
 QUESTION = UserMessage("Begin.")
 HARMLESS = "plain"
+STRING = r"""('[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")"""
+REPLACEMENT = re.compile(rf"\breplace\(\s*{STRING}\s*,\s*{STRING}")
 MAX_QUOTED = 160  # of a reply, in a fault
 
 
@@ -101,29 +105,39 @@ class _Pipeline:
         self.checkpoint = checkpoint
         tags = (THINK_OPEN, THINK_CLOSE) if checkpoint.think else ()
         self.vocabulary = Vocabulary(checkpoint.tokenizer, kept=frozenset((*checkpoint.dialect.markers, *tags)))
-        self._renderer = Renderer(checkpoint.template, checkpoint.mask, checkpoint.encoder)
+        self._renderer = Renderer(checkpoint.template, checkpoint.encoder)
         self._control = frozenset(checkpoint.marker_ids.values())
+        self.replacements = _replacements(checkpoint.template.source)
 
     def render(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] = DEFINITIONS,
-        ask_for_reply: bool = True,
     ) -> Prompt:
         """The prompt of a conversation with these tools."""
-        script = self._renderer.template_input(normalize_messages(messages, self.checkpoint.capabilities), tools, {})
-        return self._renderer.render(replace(script, ask_for_reply=ask_for_reply))
+        return self._renderer.render(self._template_input(messages, tools))
 
-    def control_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The control tokens of a conversation's prompt, in order."""
-        return [token_id for token_id in self.render(messages, tools).token_ids if token_id in self._control]
+    def encode_as_written(self, text: str) -> Prompt:
+        """A prompt of this text, all of it the template's."""
+        rendered = RenderedText(text, ((0, len(text)),))
+        return Prompt(text, tuple(self.checkpoint.encoder.pieces(rendered)))
 
-    def ids_of_reply(self, text: str) -> list[int]:
+    def control_ids(self, prompt: Prompt) -> list[int]:
+        """The prompt's control tokens, in order."""
+        return [token_id for token_id in prompt.token_ids if token_id in self._control]
+
+    def render_history(self, messages: Sequence[Message]) -> RenderedText:
+        """The text of a conversation that ends with a reply."""
+        return self._renderer.render_text(replace(self._template_input(messages, DEFINITIONS), ask_for_reply=False))
+
+    def ids_of_reply(self, text: RenderedText) -> list[int]:
         """The ids of a rendered reply up to its first stop id."""
-        pieces = self.checkpoint.encoder.pieces(text, self.checkpoint.mask)
-        reply = [token_id for piece in pieces for token_id in piece.token_ids]
+        reply = self.checkpoint.encoder.encode(text)
         end = next((i for i, token_id in enumerate(reply) if token_id in self.checkpoint.stop_ids), len(reply))
         return reply[:end]
+
+    def _template_input(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> TemplateInput:
+        return self._renderer.template_input(normalize_messages(messages, self.checkpoint.capabilities), tools, {})
 
 
 def self_test(checkpoint: Checkpoint) -> list[SelfTestFault]:
@@ -149,13 +163,13 @@ def _check_tools_are_rendered(pipeline: _Pipeline) -> Iterator[SelfTestFault]:
 def _check_round_trip(pipeline: _Pipeline, case: Case) -> Iterator[SelfTestFault]:
     checkpoint = pipeline.checkpoint
     prompt = pipeline.render([QUESTION])
-    whole = pipeline.render([QUESTION, _assistant_message(case)], ask_for_reply=False)
+    whole = pipeline.render_history([QUESTION, _assistant_message(case)])
     if not whole.text.startswith(prompt.text):
         yield SelfTestFault(
             case.name, "the chat template renders a reply in another place than after its generation prompt"
         )
         return
-    reply = pipeline.ids_of_reply(whole.text[len(prompt.text) :])
+    reply = pipeline.ids_of_reply(whole.after(len(prompt.text)))
     reply_format = ReplyFormat(
         pipeline.vocabulary,
         stop_ids=frozenset(checkpoint.stop_ids),
@@ -215,14 +229,36 @@ def _find_difference(case: Case, parsed: ParsedReply) -> str | None:
 
 
 def _check_control_tokens(pipeline: _Pipeline) -> Iterator[SelfTestFault]:
-    expected = pipeline.control_ids(*_conversation_of(HARMLESS))
+    harmless = pipeline.render(*_conversation_of(HARMLESS))
+    expected = pipeline.control_ids(harmless)
+    if expected != pipeline.control_ids(pipeline.encode_as_written(harmless.text)):
+        yield SelfTestFault(
+            "control tokens", "the chat template makes control tokens by operations on text, which is not supported"
+        )
     tokens = [token.text for token in pipeline.checkpoint.control_tokens if not token.text.isspace()]
-    payloads = [*tokens, *(text[1:-1] for text in tokens if text[1:-1].strip())]
-    leaks = [text for text in payloads if pipeline.control_ids(*_conversation_of(text)) != expected]
+    payloads = dict.fromkeys(text for token in tokens for text in _disguises(token, pipeline.replacements))
+    leaks = [text for text in payloads if pipeline.control_ids(pipeline.render(*_conversation_of(text))) != expected]
     if leaks:
         yield SelfTestFault(
             "control tokens", f"{len(leaks)} texts of a client become control tokens, {leaks[0]!r} is one"
         )
+
+
+def _disguises(token: str, replacements: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """The token and texts that a template could turn into it: by letters around them, by case, by its replacements."""
+    disguises = [token, token.upper(), token.swapcase(), token[::-1]]
+    for old, new in replacements:
+        disguises.append(token.replace(new, old) if new else f"{token[0]}{old}{token[1:]}")
+    for text in disguises:
+        yield text
+        if text[1:-1].strip():
+            yield text[1:-1]
+
+
+def _replacements(source: str) -> list[tuple[str, str]]:
+    """Old and new text of each replacement that a template's source spells out."""
+    pairs = {(literal_eval(found[1]), literal_eval(found[2])) for found in REPLACEMENT.finditer(source)}
+    return sorted((old, new) for old, new in pairs if old)
 
 
 def _conversation_of(text: str) -> tuple[list[Message], list[dict[str, Any]]]:

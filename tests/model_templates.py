@@ -14,7 +14,6 @@ from server.chat_request import ChatRequest
 from server.checkpoint.capabilities import find_capabilities
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
-from server.checkpoint.mask import Mask
 from server.checkpoint.template import ChatTemplate
 from server.dialects.registry import find
 from server.messages import Sampling
@@ -88,8 +87,7 @@ def checkpoint(name: str) -> Checkpoint:
     """The checkpoint under this template."""
     base, path = opened(folder_of(name)), TEMPLATES[name][0]
     template = ChatTemplate(path.read_text(encoding="utf-8"), str(path), base.template.token_variables)
-    mask = Mask([token.text for token in base.control_tokens], template.literals)
-    return replace(base, template=template, mask=mask, capabilities=find_capabilities(template))
+    return replace(base, template=template, capabilities=find_capabilities(template))
 
 
 @cached

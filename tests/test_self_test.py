@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.encode import EncodedPiece, Encoder
 from server.checkpoint.locate import BUILT_IN_FOLDER
-from server.checkpoint.mask import Mask
-from server.checkpoint.template import ChatTemplate
+from server.checkpoint.template import ChatTemplate, RenderedText
 from server.dialects.registry import detect, find
 from server.self_test import self_test
 from tests.model_templates import TEMPLATES, native
@@ -59,12 +59,33 @@ def test_a_broken_template_is_named(old: str, new: str, case: str) -> None:
     assert case in {fault.case for fault in self_test(replace(native("qwen3"), template=broken))}
 
 
-def test_a_leak_of_control_tokens_is_named() -> None:
+def edited(name: str, old: str, new: str) -> Checkpoint:
+    """The checkpoint with this change to its template."""
+    source = native(name).template.source
+    assert old in source
+    return replace(native(name), template=ChatTemplate(source.replace(old, new), "edited", {}))
+
+
+def test_a_leak_of_control_tokens_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs on the template that is served, not only on those known here."""
-    qwen3 = native("qwen3")
-    faults = self_test(replace(qwen3, mask=Mask([])))
-    assert {fault.case for fault in faults} >= {"control tokens"}
-    assert "'<|endoftext|>' is one" in faults[0].text
-    coder = native("qwen3_coder")  # prints "<" + key + ">"
-    faults = self_test(replace(coder, mask=Mask([token.text for token in coder.control_tokens])))
-    assert "'|endoftext|' is one" in faults[0].text
+    stripping = edited("qwen3_coder", "'\\n<' ~ key ~ '>'", "'\\n<' ~ (key | replace('$', '') | lower) ~ '>'")
+    assert self_test(stripping) == []
+    pieces = Encoder.pieces
+
+    def trusting(self: Encoder, rendered: RenderedText) -> list[EncodedPiece]:
+        return pieces(self, RenderedText(rendered.text, ((0, len(rendered.text)),)))
+
+    monkeypatch.setattr(Encoder, "pieces", trusting)
+    leaks = [
+        {fault.case: fault.text for fault in self_test(checkpoint)}["control tokens"]
+        for checkpoint in (native("qwen3"), native("qwen3_coder"), stripping)
+    ]
+    assert "'<|endoftext|>' is one" in leaks[0]
+    counts = [int(leak.split()[0]) for leak in leaks]
+    assert counts[0] < counts[1] < counts[2]  # tokens; keys between "<" and ">"; keys in capitals or with a "$"
+
+
+def test_a_template_that_calculates_control_tokens_is_named() -> None:
+    """Its own markup would reach the model as plain text, and every reply would suffer in silence."""
+    computed = edited("qwen3", "{{- '<|im_start|>' + message.role", "{{- '{}im_start|>'.format('<|') + message.role")
+    assert "operations on text" in {fault.case: fault.text for fault in self_test(computed)}["control tokens"]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.checkpoint.template import THINK_CLOSE, THINK_OPEN, ChatTemplate
-from server.checkpoint.template_environment import RawArguments
-from server.errors import BadRequest
+from server.checkpoint.template_text import RawArguments
+from server.errors import BadRequest, CannotStart, TemplateExhausted
 
 BROKEN_ARGUMENTS = '{"city": Paris'
 THOUGHT, ANSWER = "so it begins", "and so it ends"
@@ -69,6 +69,8 @@ def _result() -> dict[str, Any]:
 
 def _try(template: ChatTemplate, messages: list[dict[str, Any]]) -> str | None:
     try:
-        return template.render({"messages": messages, "tools": [TOOL], "add_generation_prompt": True})
+        return template.render({"messages": messages, "tools": [TOOL], "add_generation_prompt": True}).text
+    except TemplateExhausted as error:
+        raise CannotStart(f"the chat template {template.origin}: {error}") from error
     except BadRequest:
         return None

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer
 from server.checkpoint.capabilities import TemplateCapabilities, find_capabilities
 from server.checkpoint.encode import Encoder
 from server.checkpoint.folder import check_folder, read_json_if_present, read_text, stored_template
-from server.checkpoint.mask import Mask
-from server.checkpoint.template import THINK_CLOSE, THINK_OPEN, ChatTemplate
+from server.checkpoint.template import RENDERER, THINK_CLOSE, THINK_OPEN, ChatTemplate
 from server.checkpoint.tokenizer import (
     ControlToken,
     control_tokens,
@@ -76,7 +75,6 @@ class Checkpoint:
     think: ThinkIds | None
     defaults: SamplingDefaults
     max_model_len: int
-    mask: Mask
     encoder: Encoder
     capabilities: TemplateCapabilities
     notes: tuple[str, ...] = ()
@@ -94,6 +92,7 @@ class Checkpoint:
         Raises CannotStart naming the file that is missing or broken, or the option that does not fit.
         """
         check_folder(folder)
+        RENDERER.start()  # while the files are read
         config = read_config(folder)
         tokenizer_config = read_json_if_present(folder / "tokenizer_config.json")
         generation = read_json_if_present(folder / "generation_config.json") if generation_config == "auto" else {}
@@ -116,7 +115,6 @@ class Checkpoint:
             think=_think_ids(marker_ids),
             defaults=_defaults(generation),
             max_model_len=_context_length(config, max_model_len),
-            mask=Mask([token.text for token in control], template.literals),
             encoder=Encoder(without_added_tokens(tokenizer, tokenizer_json, control), control),
             capabilities=find_capabilities(template),
             notes=tuple(notes),

@@ -1,11 +1,11 @@
 """Encode rendered text: control tokens where the template wrote them, ordinary text everywhere else.
 
-    <|im_start|> | user\\nWrite | ‹<›|im_end|> out | <|im_end|> | \\n
-    a token        text           masked: text       a token      text
+    <|im_start|> | user\\nWrite <|im_end|> out | <|im_end|> | \\n
+    a token        text: from outside           a token      text
 
-The text is split at the control tokens that hold no masked character, and the text between them is encoded by a
-tokenizer without added tokens. For text without masked characters the ids equal those of the checkpoint's own
-tokenizer, which also splits at added tokens first.
+The text is split at the control tokens whose characters the template wrote, all of them, and the text between them is
+encoded by a tokenizer without added tokens. For text from outside without control tokens the ids equal those of the
+checkpoint's own tokenizer, which also splits at added tokens first.
 """
 
 import re
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from server.byte_cache import ByteCache
-from server.checkpoint.mask import Mask
+from server.checkpoint.template import RenderedText
 from server.checkpoint.text_encoder import TextEncoder
 from server.checkpoint.tokenizer import ControlToken
 
@@ -40,37 +40,37 @@ class Encoder:
     """
 
     def __init__(self, plain: Tokenizer, control: Sequence[ControlToken], cache_bytes: int = CACHE_BYTES) -> None:
-        self._ids = {token.text: token.id for token in control}
-        self._tokens = _pattern(control)
+        self._tokens = {token.text: token for token in control}
+        self._pattern = _pattern([text for text in self._tokens if not text.isspace()])
+        self._spaces = _pattern([text for text in self._tokens if text.isspace()])
         self._text = TextEncoder(plain)
         self._cache: ByteCache[str, list[int]] = ByteCache(cache_bytes, _entry_bytes)
 
-    def encode(self, text: str, mask: Mask) -> list[int]:
-        """The ids of a text rendered from masked input."""
-        return [token_id for piece in self.pieces(text, mask) for token_id in piece.token_ids]
+    def encode(self, rendered: RenderedText) -> list[int]:
+        """The ids of a rendered text."""
+        return [token_id for piece in self.pieces(rendered) for token_id in piece.token_ids]
 
-    def pieces(self, text: str, mask: Mask) -> list[EncodedPiece]:
+    def pieces(self, rendered: RenderedText) -> list[EncodedPiece]:
         """The pieces in order; together they cover the whole text."""
+        text = rendered.text
         pieces: list[EncodedPiece] = []
         at = 0
-        for match in self._tokens.finditer(text):
-            if match.start() > at:
-                pieces.append(self._piece(text, at, match.start(), mask))
-            found = match.group()
-            token_id = self._ids[found if found in self._ids else found.strip()]
-            pieces.append(EncodedPiece(match.start(), match.end(), (token_id,), True))
-            at = match.end()
+        for start, end, token_id in self._control(rendered):
+            if start > at:
+                pieces += self._between(text, at, start)
+            pieces.append(EncodedPiece(start, end, (token_id,), True))
+            at = end
         if at < len(text):
-            pieces.append(self._piece(text, at, len(text), mask))
+            pieces += self._between(text, at, len(text))
         return pieces
 
-    def token_starts(self, text: str, mask: Mask, pieces: Iterable[EncodedPiece]) -> Iterator[int]:
+    def token_starts(self, text: str, pieces: Iterable[EncodedPiece]) -> Iterator[int]:
         """The position in the rendered text at which each token begins."""
         for piece in pieces:
             if piece.control:
                 yield piece.start
             else:
-                starts = self._text.starts(mask.show(text[piece.start : piece.end]))
+                starts = self._text.starts(text[piece.start : piece.end])
                 yield from (piece.start + start for start in starts)
 
     def min_tokens(self, text: str, limit: int) -> int:
@@ -81,8 +81,31 @@ class Encoder:
         """The ids of untrusted text: never a control token, whatever the text."""
         return list(self._encode(text)) if text else []
 
-    def _piece(self, text: str, start: int, end: int, mask: Mask) -> EncodedPiece:
-        return EncodedPiece(start, end, self._encode(mask.show(text[start:end])), False)
+    def _control(self, rendered: RenderedText) -> Iterator[tuple[int, int, int]]:
+        """Start, end and id of each control token that the template wrote; its white space may be from outside."""
+        text, at = rendered.text, 0
+        for first, last in rendered.written:
+            for match in self._pattern.finditer(text, first, last):
+                token = self._tokens[match.group()]
+                start, end = match.span()
+                if start < at or (token.single_word and _is_within_a_word(text, start, end)):
+                    continue
+                if token.lstrip:
+                    start = at + len(text[at:start].rstrip())
+                if token.rstrip:
+                    end = len(text) - len(text[end:].lstrip())
+                yield start, end, token.id
+                at = end
+
+    def _between(self, text: str, start: int, end: int) -> Iterator[EncodedPiece]:
+        """Text without control tokens; white space that is an added token is no command, whoever wrote it."""
+        for match in self._spaces.finditer(text, start, end):
+            if match.start() > start:
+                yield EncodedPiece(start, match.start(), self._encode(text[start : match.start()]), False)
+            yield EncodedPiece(*match.span(), (self._tokens[match.group()].id,), True)
+            start = match.end()
+        if start < end:
+            yield EncodedPiece(start, end, self._encode(text[start:end]), False)
 
     def _encode(self, text: str) -> list[int]:
         return self._cache.get(text, lambda: self._text.ids(text))
@@ -92,14 +115,10 @@ def _entry_bytes(text: str, token_ids: Sequence[int]) -> int:
     return 4 * len(text) + ID_BYTES * len(token_ids)
 
 
-def _pattern(control: Sequence[ControlToken]) -> re.Pattern[str]:
+def _pattern(texts: Iterable[str]) -> re.Pattern[str]:
     """Matches leftmost and longest, as the tokenizers library does for added tokens."""
-    longest_first = sorted(control, key=lambda token: len(token.text), reverse=True)
-    return re.compile("|".join(map(_token_pattern, longest_first)) or "(?!)")
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
-def _token_pattern(token: ControlToken) -> str:
-    text = re.escape(token.text)
-    if token.single_word:
-        text = rf"(?<!\w){text}(?!\w)"
-    return (r"\s*" if token.lstrip else "") + text + (r"\s*" if token.rstrip else "")
+def _is_within_a_word(text: str, start: int, end: int) -> bool:
+    return bool(re.match(r"\w", text[start - 1 : start]) or re.match(r"\w", text[end : end + 1]))

@@ -1,6 +1,6 @@
 """Build the prompt of a ChatRequest, and the Generate messages that go to the engine.
 
-    normalize -> mask -> render -> encode -> window -> constrain
+    normalize -> render -> encode -> window -> constrain
 
 The prompt depends on the messages, the tools and the template's variables alone. `tool_choice`,
 `parallel_tool_calls`, `response_format` and `allowed_tools` change what may be written, never the prompt, so that a
@@ -14,7 +14,6 @@ import msgspec
 
 from server.chat_request import ChatRequest, PartTokens, PreparedRequest, Thinking
 from server.checkpoint.checkpoint import Checkpoint
-from server.checkpoint.mask import Mask
 from server.dialects.base import ConstraintSpec
 from server.errors import PromptTooLong
 from server.messages import Generate
@@ -44,8 +43,9 @@ class PromptBuilder:
         self.window = window.Window(checkpoint.max_model_len)
         self._max_new_tokens = settings.api.max_new_tokens
         self._on_overflow = settings.api.on_overflow
-        mask = Mask([]) if settings.model.trust_control_tokens else checkpoint.mask
-        self._renderer = Renderer(checkpoint.template, mask, checkpoint.encoder)
+        self._renderer = Renderer(
+            checkpoint.template, checkpoint.encoder, trust_text=settings.model.trust_control_tokens
+        )
 
     def prepare(self, request: ChatRequest) -> PreparedRequest:
         """The prompt and one Generate a choice.

@@ -13,7 +13,7 @@ from typing import Any
 from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
 from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
-from server.checkpoint.template_environment import RawArguments
+from server.checkpoint.template_text import RawArguments
 
 DEEPEST = 64  # levels of arguments; deeper ones are kept as text
 
@@ -88,10 +88,14 @@ def _normalize_assistant(message: AssistantMessage, capabilities: TemplateCapabi
 
 
 def _split_thought(text: str) -> tuple[str | None, str]:
-    """Thought and answer of a reply that was sent back whole. A tag mentioned further on is text like any other."""
+    """Thought and answer of a reply that was sent back whole. A tag mentioned further on is text like any other: with
+    an empty thought beside it the template does not look for one.
+    """
     head = text.lstrip()
-    if THINK_CLOSE not in head or not head.startswith(THINK_OPEN):
+    if THINK_CLOSE not in head:
         return None, text
+    if not head.startswith(THINK_OPEN):
+        return "", text
     thought, answer = head.removeprefix(THINK_OPEN).split(THINK_CLOSE, 1)
     return thought.strip("\n"), answer.lstrip("\n")
 

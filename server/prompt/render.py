@@ -1,9 +1,10 @@
-"""Render a normalized conversation to text and ids, with everything from outside masked.
+"""Render a normalized conversation to text and ids, with a record of what the template wrote.
 
-Tools are the same from request to request, so their masked form is cached; the ids of repeated pieces are cached by
+Tools are the same from request to request, so their normalized form is cached; the ids of repeated pieces are cached by
 the encoder. Rendering 128 tools again costs what the template itself costs.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,7 @@ import msgspec
 
 from server.byte_cache import ByteCache
 from server.checkpoint.encode import EncodedPiece, Encoder
-from server.checkpoint.mask import Mask
-from server.checkpoint.template import ChatTemplate
+from server.checkpoint.template import ChatTemplate, RenderedText
 from server.errors import BadRequest
 from server.prompt.normalize import NormalizedMessage, normalize_tools
 
@@ -21,12 +21,13 @@ from server.prompt.normalize import NormalizedMessage, normalize_tools
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
 TOOL_CACHE_BYTES = 32 << 20
 OBJECT_FACTOR = 8  # bytes of Python objects for each byte of their JSON
-PREFILL_END = "\ud800"  # a lone surrogate: in no text from outside, and no sentinel of the mask
+LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+PREFILL_END = "\ud800"  # in no text from outside
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A rendered conversation. `text` still hides what came from outside; `pieces` cover it in order.
+    """A rendered conversation; `pieces` cover its text in order.
 
     A text too long for the window is not encoded: it has no pieces, and `min_tokens` tokens at least.
     """
@@ -48,7 +49,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class TemplateInput:
-    """What a template is given, hidden already. With `prefill` the reply goes on where the last message ends."""
+    """What a template is given. With `prefill` the reply goes on where the last message ends."""
 
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...]
@@ -58,12 +59,15 @@ class TemplateInput:
 
 
 class Renderer:
-    """Thread-safe. Knows one template and one tokenizer."""
+    """Thread-safe. Knows one template and one tokenizer.
 
-    def __init__(self, template: ChatTemplate, mask: Mask, encoder: Encoder) -> None:
+    With `trust_text` whatever looks like a control token is one, whoever wrote it.
+    """
+
+    def __init__(self, template: ChatTemplate, encoder: Encoder, trust_text: bool = False) -> None:
         self._template = template
-        self._mask = mask
         self._encoder = encoder
+        self._trust_text = trust_text
         self._tools: ByteCache[bytes, tuple[dict[str, Any], ...]] = ByteCache(
             TOOL_CACHE_BYTES, lambda key, _: OBJECT_FACTOR * len(key)
         )
@@ -75,7 +79,7 @@ class Renderer:
         variables: Mapping[str, Any],
         prefill: bool = False,
     ) -> TemplateInput:
-        """Mask everything from outside. Raises BadRequest for variables that a request may not set."""
+        """Replace lone surrogates, which no tokenizer encodes. Raises BadRequest for variables no request may set."""
         taken = sorted(variables.keys() & (RESERVED | self._template.token_variables.keys()))
         if taken:
             names = ", ".join(taken)
@@ -83,27 +87,28 @@ class Renderer:
         if prefill and (not messages or messages[-1].role != "assistant" or "tool_calls" in messages[-1].message):
             text = "continue_final_message needs a last message of the assistant, without calls"
             raise BadRequest(text, param="messages")
-        masked = tuple(self._mask_message(one.message) for one in messages)
-        return TemplateInput(masked, self._mask_tools(tools), self._mask.hide_all(variables), prefill)
+        cleaned = tuple(_without_surrogates(one.message) for one in messages)
+        return TemplateInput(cleaned, self._normalize_tools(tools), _without_surrogates(variables), prefill)
 
     def render(self, template_input: TemplateInput, max_tokens: int | None = None) -> Prompt:
         """Text and ids; no ids where they are certainly more than `max_tokens`.
 
         Raises BadRequest where the template refuses or fails.
         """
-        text = self.render_text(template_input)
+        rendered = self.render_text(template_input)
+        text = rendered.text
         if max_tokens is not None and (min_tokens := self._encoder.min_tokens(text, max_tokens)) > max_tokens:
             return Prompt(text, (), min_tokens)
-        return Prompt(text, tuple(self._encoder.pieces(text, self._mask)))
+        return Prompt(text, tuple(self._encoder.pieces(rendered)))
 
-    def render_text(self, template_input: TemplateInput) -> str:
-        """The text alone, still hidden."""
+    def render_text(self, template_input: TemplateInput) -> RenderedText:
+        """The text alone. Raises as `render`."""
         messages = list(template_input.messages)
         if template_input.prefill:
             last = messages[-1]
             # The space tells afterwards whether the template trims what it prints.
             messages[-1] = {**last, "content": last["content"] + PREFILL_END + " "}
-        text = self._template.render(
+        rendered = self._template.render(
             {
                 **template_input.variables,
                 "messages": messages,
@@ -112,21 +117,28 @@ class Renderer:
                 "add_generation_prompt": template_input.ask_for_reply and not template_input.prefill,
             }
         )
-        return _cut_at_prefill(text) if template_input.prefill else text
+        text = _cut_at_prefill(rendered.text) if template_input.prefill else rendered.text
+        return RenderedText(text, ((0, len(text)),) if self._trust_text else rendered.written)
 
     def token_starts(self, prompt: Prompt) -> Iterator[int]:
         """Where in the prompt's text each token begins."""
-        return self._encoder.token_starts(prompt.text, self._mask, prompt.pieces)
+        return self._encoder.token_starts(prompt.text, prompt.pieces)
 
-    def _mask_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: item if key == "role" else self._mask.hide_all(item) for key, item in message.items()}
-
-    def _mask_tools(self, tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    def _normalize_tools(self, tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
         if not tools:
             return ()
         return self._tools.get(
-            msgspec.json.encode(tools), lambda: tuple(self._mask.hide_all(tool) for tool in normalize_tools(tools))
+            msgspec.json.encode(tools), lambda: tuple(map(_without_surrogates, normalize_tools(tools)))
         )
+
+
+def _without_surrogates(value: Any) -> Any:
+    """A copy of a JSON value with a replacement character for each lone surrogate, in keys too."""
+    if isinstance(value, str):
+        return value if value.isascii() else type(value)(LONE_SURROGATES.sub("\ufffd", value))
+    if isinstance(value, Mapping):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    return [_without_surrogates(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _cut_at_prefill(text: str) -> str:

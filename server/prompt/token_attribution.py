@@ -47,7 +47,7 @@ def attribute(
     Where the template's text changes with the marks in it, everything is attributed to the template.
     """
     parts = [*(_tool_part(tool, i) for i, tool in enumerate(template_input.tools)), *map(_message_part, messages)]
-    marked = renderer.render_text(_with_marks(template_input)) if len(parts) <= MAX_PARTS else ""
+    marked = renderer.render_text(_with_marks(template_input)).text if len(parts) <= MAX_PARTS else ""
     if MARKS.sub("", marked) != prompt.text:
         return (PartTokens(REST, prompt.num_tokens),)
     starts, owners = _regions(prompt, _marks(marked), parts, _CutPoints.of(prompt, checkpoint))

@@ -44,7 +44,9 @@ def test_everything_is_read(folder: Path) -> None:
     assert opened.notes == ()
 
 
-@pytest.mark.parametrize("broken", ["missing", "file", "empty", "no tokenizer", "no json", "list", "bad tokenizer"])
+@pytest.mark.parametrize(
+    "broken", ["missing", "file", "empty", "no tokenizer", "no json", "list", "deep", "bad tokenizer"]
+)
 def test_a_folder_without_a_checkpoint_is_refused_in_one_line(folder: Path, broken: str) -> None:
     """A traceback at start does not say what to change."""
     path = folder
@@ -61,6 +63,8 @@ def test_a_folder_without_a_checkpoint_is_refused_in_one_line(folder: Path, brok
             (folder / "config.json").write_text("{")
         case "list":
             (folder / "config.json").write_text("[]")
+        case "deep":
+            (folder / "config.json").write_text("[" * 100_000)
         case "bad tokenizer":
             (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CannotStart) as fault:

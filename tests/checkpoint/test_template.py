@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from server.checkpoint.capabilities import find_capabilities
 from server.checkpoint.template import ChatTemplate
-from server.checkpoint.template_environment import RenderBudget
 from server.errors import BadRequest, CannotStart
 
 MESSAGES = [{"role": "user", "content": "a <b> & 'c' é 東"}, {"role": "assistant", "content": "x\ny"}]
@@ -37,7 +37,7 @@ SAME = (
 
 
 def render(source: str, **variables: Any) -> str:
-    return ChatTemplate(source, "test", {"bos_token": "<s>"}).render({"messages": MESSAGES, **variables})
+    return ChatTemplate(source, "test", {"bos_token": "<s>"}).render({"messages": MESSAGES, **variables}).text
 
 
 @pytest.mark.parametrize("source", SAME)
@@ -59,47 +59,43 @@ def test_strftime_now_and_raise_exception() -> None:
     "source",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' }}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
         "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
-        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ''.join([ns.x, ns.x]) %}{% endfor %}",
-        "{% set ns = namespace(x='aa') %}{% for i in range(9) %}{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}",
-        "{% set ns = namespace(x='aa') %}{% for i in range(9) %}{% set ns.x = ns.x | replace('a', ns.x) %}{% endfor %}",
-        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}"
-        "{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = x %}{% endfor %}",
-        "{% set ns = namespace(x=9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
-        "{{ 'a' * 99999999999 }}",
-        "{{ [1] * 999999999 }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+        "{{ ns.x | tojson }}",
         "{{ 9 ** 9 ** 999 }}",
         "{{ 'a'.ljust(9999999999) }}",
-        "{{ 'a' | center(9999999999) }}",
-        "{{ 'a\nb' | indent(9999999999) }}",
-        "{{ '%9999999999d' % 1 }}",
-        "{{ '%*d' % (9999999999, 1) }}",
-        "{{ '{:>9999999999}'.format(1) }}",
-        "{{ messages | tojson(indent=9999999999) }}",
-        "{{ range(999999999) | list }}",
-        "{{ '%9999999999d' | format(1) }}",
-        "{{ '{:>{}}'.format(1, 9999999999) }}",
-        "{{ ('\n' * 999999) | indent(9999) }}",
-        "{{ ('\t' * 999999).expandtabs(9999) }}",
-        "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | string %}{% endfor %}",
-        "{{ ([[1] * 9999] * 99) | tojson(indent=9999) }}",
-        "{{ lipsum(n=99999) }}",
+        "{{ ('%9999999d' * 999) % ((1,) * 999) }}",
+        "{{ ('http://a.b ' * 9999999) | urlize }}",
+        "{{ (('b' ~ 'a' * 9999999) | list | sort | map('upper') | unique | list) * 9 }}",
     ],
 )
-def test_no_template_loops_forever_or_fills_memory(source: str) -> None:
-    """The template of a checkpoint from the hub is an untrusted program."""
+def test_a_rendering_is_bounded_in_time_and_memory(source: str) -> None:
+    """The template of a checkpoint from the hub is an untrusted program, and no list of costly filters is complete."""
     template = ChatTemplate(source, "test", {})
-    begin_s = time.thread_time()
+    begin_s = time.monotonic()
     with pytest.raises(BadRequest):
-        template.render({"messages": MESSAGES}, RenderBudget(seconds=0.3, characters=1 << 24))
-    assert time.thread_time() - begin_s < 5
+        template.render({"messages": MESSAGES}, seconds=0.3)
+    assert time.monotonic() - begin_s < 5
+    assert render("{{ messages[0].role }}") == "user"  # the next rendering has a process again
+
+
+def test_a_template_that_cannot_end_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one rendering, not after one for each capability."""
+    monkeypatch.setattr("server.checkpoint.template.MAX_SECONDS", 0.3)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = ChatTemplate(endless, "test", {})
+    with pytest.raises(CannotStart, match="takes longer"):
+        find_capabilities(template)
+
+
+def test_methods_of_strings_work_in_loops_and_blocks() -> None:
+    """jinja2 gives calls in them arguments of its own."""
+    assert render("{% for m in messages %}{{ m.role.replace('user', 'me') }}{% endfor %}") == "meassistant"
+    assert render("{% for m in messages[1:] %}{{ '-'.join([m.role, 'x'.replace('x', 'z')]) }}{% endfor %}") == (
+        "assistant-z"
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +108,8 @@ def test_no_template_loops_forever_or_fills_memory(source: str) -> None:
         "{{ namespace(__class__=1) }}",
         "{% set ns = namespace() %}{% set ns.__init__ = 1 %}",
         "{{ raise_exception.__globals__ }}",
-        "{{ self._TemplateReference__context.environment.spend.__func__ }}",
+        "{{ self._TemplateReference__context.environment.concat.__globals__ }}",
+        "{{ 'a'.written.__class__.__mro__ }}",
     ],
 )
 def test_a_template_reaches_neither_python_nor_the_messages(source: str) -> None:

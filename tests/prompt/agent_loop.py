@@ -80,16 +80,16 @@ def _sent(reply: dict[str, Any], thoughts: bool) -> list[dict[str, Any]]:
 def _ids_of_reply(name: str, messages: list[dict[str, Any]], reply: dict[str, Any]) -> list[int]:
     """The ids that the model writes: those of its turn as the template writes it, up to its end."""
     there = checkpoint(name)
-    renderer = Renderer(there.template, there.mask, there.encoder)
+    renderer = Renderer(there.template, there.encoder)
     prompt = renderer.render(
         renderer.template_input(normalize_messages(typed(messages), there.capabilities), TOOLS, {})
     ).text
     script = renderer.template_input(
         normalize_messages([*typed(messages), _typed_reply(reply)], there.capabilities), TOOLS, {}
     )
-    whole = renderer.render(replace(script, ask_for_reply=False)).text
-    assert whole.startswith(prompt)
-    ids = [one for piece in there.encoder.pieces(whole[len(prompt) :], there.mask) for one in piece.token_ids]
+    whole = renderer.render_text(replace(script, ask_for_reply=False))
+    assert whole.text.startswith(prompt)
+    ids = there.encoder.encode(whole.after(len(prompt)))
     ends = [i for i, one in enumerate(ids) if one in there.stop_ids]
     return ids[: ends[0] + 1] if ends else ids
 

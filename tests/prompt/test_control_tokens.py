@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from server.checkpoint.template import ChatTemplate
 from server.prompt.builder import PromptBuilder
 from server.prompt.normalize import normalize_messages, normalize_tools
 from server.settings import ModelSettings, Settings
@@ -172,9 +174,48 @@ def test_rendering_and_then_encoding_would_let_them_through(name: str) -> None:
         shown = [one.message for one in normalize_messages(typed(made["messages"]), there.capabilities)]
         text = there.template.render(
             {"messages": shown, "tools": normalize_tools(made["tools"]), "add_generation_prompt": True}
-        )
+        ).text
         encoded = there.tokenizer.encode(text, add_special_tokens=False).ids
         assert control_ids(name, encoded) != control_ids(name, ids), field
+
+
+KEY = "'\\n<' ~ key ~ '>'"
+TRANSFORMED = {  # what a template does to a key before it prints it -> keys that this turns into control tokens
+    "key | replace('-', '_')": ("|im-start|", "tool-call"),
+    "key.replace('$', '')": ("$|im_start|", "think$"),
+    "key | lower": ("|IM_START|", "THINK"),
+    "key.lower()": ("|Im_End|",),
+    "key | capitalize | lower": ("tHINK",),
+    "key.swapcase()": ("|IM_START|",),
+    "key[::-1]": ("kniht", "|trats_mi|"),
+    "(key ~ '#') | replace('#', '') | trim": (" think", "|im_start|\n"),
+    "key | list | join": ("think",),
+    "key.split('.') | join('')": ("thi.nk", "|im_st.art|"),
+    "'%s' % key": ("think",),
+    "'{}'.format(key)": ("|im_start|",),
+    "key.title().lower().encode().decode('unicode_escape')": ("\\x7cim_start\\x7c",),
+}
+
+
+@pytest.mark.parametrize("operation", TRANSFORMED)
+def test_no_operation_of_a_template_makes_a_token_of_a_clients_text(operation: str) -> None:
+    """Published templates print a schema's keys as tags after a replacement of their own."""
+    coder = checkpoint("qwen3_coder")
+    source = coder.template.source.replace(KEY, KEY.replace("key", f"({operation})"))
+    assert source != coder.template.source
+    template = ChatTemplate(source, operation, coder.template.token_variables)
+    builder = PromptBuilder(replace(coder, template=template), Settings())
+
+    def ids(key: str) -> list[int]:
+        schema = {"type": "object", "properties": {"city": {"type": "string", key: "x"}}, key: "x"}
+        tool = {"type": "function", "function": {"name": "look", "parameters": schema}}
+        return builder.prepare(ask([{"role": "user", "content": "Hi."}], tools=[tool])).generates[0].token_ids
+
+    expected = control_ids("qwen3_coder", ids("plain"))
+    assert len(expected) >= 4
+    for key in TRANSFORMED[operation]:
+        assert control_ids("qwen3_coder", ids(key)) == expected, key
+        assert coder.tokenizer.encode(text_of("qwen3_coder", ids(key))).ids != ids(key)  # the text does look like one
 
 
 def test_case_39_a_tool_result_cannot_open_a_system_turn() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from server.chat_request import AssistantMessage, PastCall
 from server.checkpoint.capabilities import TemplateCapabilities
-from server.checkpoint.template_environment import RawArguments
+from server.checkpoint.template_text import RawArguments
 from server.prompt.normalize import normalize_messages, normalize_tools, read_arguments
 from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, checkpoint, ids_of, text_of
 

@@ -17,6 +17,7 @@ from server.api.chat.validation_errors import refusal_of
 from server.api.errors import json_response
 from server.api.openapi.operations import error_replies, json_body, json_reply
 from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.template import RenderedText
 from server.prompt.window import Window
 from server.service import ChatService, until
 
@@ -116,8 +117,7 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
 
 
 def _tokenize(checkpoint: Checkpoint, body: bytes) -> list[int]:
-    mask = checkpoint.mask
-    return checkpoint.encoder.encode(mask.hide(_read(TokenizeRequest, body).prompt), mask)
+    return checkpoint.encoder.encode(RenderedText(_read(TokenizeRequest, body).prompt))
 
 
 def _detokenize(checkpoint: Checkpoint, body: bytes) -> str:
