@@ -98,7 +98,7 @@ class Encoder:
                 at = end
 
     def _between(self, text: str, start: int, end: int) -> Iterator[EncodedPiece]:
-        """Text without control tokens; white space that is an added token is no command, whoever wrote it."""
+        """Text without control tokens; white space that is an added token is no command, also in text from outside."""
         for match in self._spaces.finditer(text, start, end):
             if match.start() > start:
                 yield EncodedPiece(start, match.start(), self._encode(text[start : match.start()]), False)

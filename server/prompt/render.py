@@ -61,7 +61,7 @@ class TemplateInput:
 class Renderer:
     """Thread-safe. Knows one template and one tokenizer.
 
-    With `trust_text` whatever looks like a control token is one, whoever wrote it.
+    With `trust_text` whatever looks like a control token is one, in text from outside too.
     """
 
     def __init__(self, template: ChatTemplate, encoder: Encoder, trust_text: bool = False) -> None:
