@@ -19,7 +19,7 @@ SLOW_S = 0.5  # at least; a rendering cannot be stopped
 # Renders a message that says so slowly, as a large conversation or a template with many loops would be.
 TEMPLATE = """
 {%- if messages[-1].content is string and messages[-1].content.startswith("take your time") -%}
-{%- for _ in range(8000) %}{% for _ in range(6) %}{% endfor %}{% endfor -%}
+{%- for _ in range(8000) %}{% for _ in range(4000) %}{% endfor %}{% endfor -%}
 {%- endif -%}
 {%- for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor -%}
 {%- if tools %}<tool_call>{"name": "x", "arguments": {}}</tool_call>{{ tools | tojson }}{% endif -%}
