@@ -125,6 +125,7 @@ async def test_text_to_ids_and_back(serve: Serve, checkpoint: Checkpoint) -> Non
             ("/tokenize", {"prompt": 7}),
             ("/detokenize", {"tokens": "x"}),
             ("/detokenize", {"tokens": [-1]}),
+            ("/detokenize", {"tokens": [0] * (checkpoint.max_model_len + 1)}),
             ("/detokenize", {"tokens": [1 << 40]}),
             ("/detokenize", {"tokens": [True]}),
         ):

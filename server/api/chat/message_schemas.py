@@ -14,6 +14,7 @@ ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 NAMED_ROLES = "'system', 'assistant', 'user', 'function', 'tool', and 'developer'"
 OTHER_MODALITIES = ("image_url", "input_audio", "file", "image", "video", "video_url", "audio_url")
 LONGEST_NAME = 128
+MAX_ITEMS = 2048  # parts or calls of one message: validated in one go, in which no other thread runs
 
 
 class TextPart(Part):
@@ -60,7 +61,7 @@ def _check_part(part: Any, at: str, kinds: tuple[str, ...]) -> None:
 
 
 TextContent = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Field(min_length=1), Tag("~parts")],
+    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_ITEMS), Tag("~parts")],
     Discriminator(lambda content: "~text" if isinstance(content, str) else "~parts"),
 ]
 AnyContent = Annotated[
@@ -72,6 +73,7 @@ AnyContent = Annotated[
                 Discriminator(tag_by("type")),
             ]
         ],
+        Field(max_length=MAX_ITEMS),
         Tag("~parts"),
     ],
     Discriminator(lambda content: "~text" if isinstance(content, str) else "~parts"),
@@ -149,7 +151,7 @@ class ChatAssistantMessage(Part):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: Any = Field(None, description="Extension. Other servers' name of `reasoning_content`.")
-    tool_calls: list[AnyPastCall] | None = None
+    tool_calls: Annotated[list[AnyPastCall], Field(max_length=MAX_ITEMS)] | None = None
     function_call: PastFunction | None = None
 
 

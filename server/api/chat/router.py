@@ -14,10 +14,10 @@ from starlette.responses import Response
 from server.api.body import bad, read_object
 from server.api.chat.examples import REPLY, REQUESTS, STREAMS
 from server.api.chat.schemas import ChatCompletionRequest, read_request
-from server.api.chat.to_reply import Chunker, ReplyStyle, chunks_of, fold, whole_reply
+from server.api.chat.to_reply import Chunker, ReplyStyle, chunks_of, encode_reply, fold
 from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
-from server.api.errors import ApiError, RequestRefused, encode, no_such_model
+from server.api.errors import ApiError, RequestRefused, no_such_model
 from server.api.metrics import Metrics
 from server.api.middleware.request_log import prompt_logger
 from server.api.middleware.request_spans import RequestSpans
@@ -66,7 +66,9 @@ class ChatHandler:
         generation = await self._service.start(chat_request, deadline_s, [place, *self._observers(style)])
         if sent.stream:
             return EventStream(chunks_of(generation, style), self._settings.ping_interval_s, generation.aclose)
-        return Response(encode(await whole_reply(generation, style)), media_type="application/json")
+        chunks = [chunk async for step in chunks_of(generation, style) for chunk in step]
+        body = await self._service.run(encode_reply, chunks, generation.usage, style)
+        return Response(body, media_type="application/json")
 
     def _observers(self, style: ReplyStyle) -> list[RequestObserver]:
         observers: list[RequestObserver] = [self._metrics.observe(), RequestSpans()]

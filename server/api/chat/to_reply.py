@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 from msgspec import UNSET
 
 from server.api.chat.wire import (
@@ -35,6 +36,7 @@ from server.api.chat.wire import (
     TopLogprob,
     Usage,
 )
+from server.api.errors import encode
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
 from server.reply.decoder import ScoredToken
 from server.service import ChoiceEvent, Generation, TokenUsage
@@ -229,6 +231,16 @@ def fold(chunks: Iterable[ChatCompletionChunk], usage: TokenUsage, style: ReplyS
     return reply
 
 
+def encode_reply(chunks: Iterable[ChatCompletionChunk], usage: TokenUsage, style: ReplyStyle) -> bytes:
+    """JSON of the whole reply. Other threads run meanwhile: a token's alternatives are encoded one at a time."""
+    reply = fold(chunks, usage, style)
+    for choice in reply.choices:
+        if choice.logprobs is not None:
+            tokens: list[Any] = choice.logprobs.content
+            choice.logprobs.content = [msgspec.Raw(encode(token)) for token in tokens]  # type: ignore[misc]
+    return encode(reply)
+
+
 def _add(choice: _Choice, new: ChunkChoice) -> None:
     delta = new.delta
     if delta.content is not UNSET:
@@ -244,7 +256,8 @@ def _add(choice: _Choice, new: ChunkChoice) -> None:
         elif choice.function_call is not None:
             choice.function_call.arguments += delta.function_call.arguments
     if new.logprobs is not None:
-        choice.logprobs = (choice.logprobs or []) + new.logprobs.content
+        choice.logprobs = choice.logprobs or []
+        choice.logprobs += new.logprobs.content
     if new.finish_reason is not None:
         choice.finish = new.finish_reason
 

@@ -8,7 +8,7 @@ from pydantic import FailFast, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import read_object
+from server.api.body import MAX_VALUES, bad, read_object
 from server.api.chat.examples import REQUESTS
 from server.api.chat.fields import Part
 from server.api.chat.router import ChatHandler, read_body
@@ -21,7 +21,7 @@ from server.checkpoint.template import RenderedText
 from server.prompt.window import Window
 from server.service import ChatService, until
 
-MAX_TOKENS = 1 << 20
+OTHER_VALUES = 100  # of a body that holds as many ids as the window
 MAX_TOKEN_ID = (1 << 31) - 1
 CONVERSION_ERRORS = (400, 401, 408, 413, 429, 500, 504)
 T = TypeVar("T", bound=Part)
@@ -34,9 +34,9 @@ class TokenizeRequest(Part):
 
 
 class DetokenizeRequest(Part):
-    """Token ids, control tokens among them."""
+    """Token ids, control tokens among them; no more than fit the context window."""
 
-    tokens: Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], FailFast(), Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], FailFast()]
 
 
 class PartCount(msgspec.Struct):
@@ -98,8 +98,7 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
     )
     async def tokenize(request: Request) -> Response:
         async with until(chat.deadline(request)):
-            token_ids = await service.run(_tokenize, checkpoint, await read_body(request))
-        return json_response(Tokenized(token_ids, len(token_ids), window.limit))
+            return await service.run(_tokenize, checkpoint, window.limit, await read_body(request))
 
     @router.post(
         "/detokenize",
@@ -110,24 +109,30 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
     )
     async def detokenize(request: Request) -> Response:
         async with until(chat.deadline(request)):
-            text = await service.run(_detokenize, checkpoint, await read_body(request))
-        return json_response(Detokenized(text))
+            return await service.run(_detokenize, checkpoint, window.limit, await read_body(request))
 
     return router
 
 
-def _tokenize(checkpoint: Checkpoint, body: bytes) -> list[int]:
-    return checkpoint.encoder.encode(RenderedText(_read(TokenizeRequest, body).prompt))
+def _tokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Response:
+    token_ids = checkpoint.encoder.encode(RenderedText(_read(TokenizeRequest, body).prompt))
+    return json_response(Tokenized(token_ids, len(token_ids), max_model_len))
 
 
-def _detokenize(checkpoint: Checkpoint, body: bytes) -> str:
-    token_ids = _read(DetokenizeRequest, body).tokens
-    text: str = checkpoint.tokenizer.decode(token_ids, skip_special_tokens=False)
-    return text
+def _detokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Response:
+    token_ids = _read(DetokenizeRequest, body, max(MAX_VALUES, max_model_len + OTHER_VALUES)).tokens
+    if len(token_ids) > max_model_len:
+        text = (
+            f"expected an array with maximum length {max_model_len}, but got one with length {len(token_ids)} instead."
+        )
+        raise bad(f"Invalid 'tokens': array too long: {text}", "tokens", "array_above_max_length")
+    (text,) = checkpoint.tokenizer.decode_batch([token_ids], skip_special_tokens=False)  # `decode` stops other threads
+    return json_response(Detokenized(text))
 
 
-def _read(model: type[T], body: bytes) -> T:
-    values: dict[str, Any] = {name: value for name, value in read_object(body).items() if value is not None}
+def _read(model: type[T], body: bytes, max_values: int = MAX_VALUES) -> T:
+    parsed = read_object(body, max_values)
+    values: dict[str, Any] = {name: value for name, value in parsed.items() if value is not None}
     try:
         return model.model_validate(values)
     except ValidationError as error:

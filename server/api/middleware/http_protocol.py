@@ -19,6 +19,8 @@ MAX_HEAD_BYTES = (
 )  # of a head, or of chunk sizes and trailers without a byte of body; exceeded by one read at most
 HEAD_TIMEOUT_S = 30.0
 HALF_CLOSED_POLL_S = 0.25
+UNREAD_TIMEOUT_S = 60.0  # a client that takes no byte of its reply for so long is disconnected
+UNREAD_AT_SHUTDOWN_S = 5.0
 REFUSAL = "http_refusal"  # key in a scope's state: the ApiError of a malformed message
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -32,6 +34,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _timeout: asyncio.TimerHandle | None = None
     _half_closed_poll: asyncio.TimerHandle | None = None
+    _unread_check: asyncio.TimerHandle | None = None
     _num_bytes = 0
     _in_body = False
     _ended = False  # what still arrives is dropped
@@ -84,6 +87,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Await the next head, after the rest of a body that nobody read."""
         super().on_response_complete()
+        self._watch_unread(UNREAD_TIMEOUT_S)
         if self.cycle.response_complete and not self.transport.is_closing():
             self._await_head()
 
@@ -104,9 +108,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers."""
         self._stop_timeout()
-        if self._half_closed_poll is not None:
-            self._half_closed_poll.cancel()
+        for timer in (self._half_closed_poll, self._unread_check):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Watch that the client goes on reading."""
+        super().pause_writing()
+        self._watch_unread(UNREAD_TIMEOUT_S)
+
+    def shutdown(self) -> None:
+        """Close as soon as the reply is written; a complete one that nobody reads does not hold up the end."""
+        super().shutdown()
+        if self.cycle is None or self.cycle.response_complete:
+            self._watch_unread(UNREAD_AT_SHUTDOWN_S)
 
     def _should_upgrade(self) -> bool:
         return False  # no WebSocket here, even if a library for it is installed
@@ -117,6 +133,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._half_closed_poll = self.loop.call_later(HALF_CLOSED_POLL_S, self._poll_half_closed)
+
+    def _watch_unread(self, timeout_s: float) -> None:
+        """Abort the connection unless the bytes that wait for the client become fewer; `close` would wait for ever."""
+        if self._unread_check is not None:
+            self._unread_check.cancel()
+        if unread := self.transport.get_write_buffer_size():
+            self._unread_check = self.loop.call_later(timeout_s, self._check_unread, unread, timeout_s)
+
+    def _check_unread(self, before: int, timeout_s: float) -> None:
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._watch_unread(timeout_s)
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with `error` and close: in place of the reply that is due, or after the one that is being written."""
