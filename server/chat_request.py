@@ -82,6 +82,7 @@ class ChatRequest:
     continue_final_message: bool = False
     on_overflow: Literal["refuse", "drop-oldest"] | None = None  # None: the server's setting
     must_answer: bool = False  # the reply may not end without text or a call
+    cache_salt: str = ""  # cached prefixes are shared by requests with the same salt only
 
     @property
     def answers_result(self) -> bool:

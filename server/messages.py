@@ -91,6 +91,7 @@ class Generate(Message, frozen=True, tag="generate"):
     constraint: Constraint | None = None
     reasoning_phase: ReasoningPhase | None = None
     reply_ids: list[int] = []
+    cache_salt: str = ""  # cached blocks are shared by sequences with the same salt only
 
 
 class Abort(Message, frozen=True, tag="abort"):

@@ -127,6 +127,13 @@ class ApiSettings:
         30.0, "Seconds that running replies may take to finish after SIGTERM."
     )
     cors_origins: str = option("", "Origins that browsers may call from, separated by commas. Empty: none.")
+    share_cache_between_keys: bool = option(
+        False,
+        "Let requests of different keys share cached prefixes: `cached_tokens` and times then tell what others sent.",
+    )
+    monitoring_key: str = option(
+        "", "Key for /metrics and /v1/memory alone, which no other key may read then.", secret=True
+    )
     allowed_hosts: str = option(
         "",
         "Host names that requests may carry where no key is required, beside addresses and local names, separated by "

@@ -91,7 +91,7 @@ def create_app(
     app.add_route("/openapi.json", lambda _: JSONResponse(app.openapi()))
     app.add_route("/docs", lambda _: HTMLResponse(render_page(app.openapi())))
     _add_error_handlers(app)
-    _add_middleware(app, api, metrics, keys or ApiKeys(api.api_key, api.api_key_file))
+    _add_middleware(app, api, metrics, keys or ApiKeys(api.api_key, api.api_key_file, api.monitoring_key))
     return app
 
 

@@ -42,7 +42,7 @@ def serve(settings: Settings, listener: socket.socket, engine: EngineProcess) ->
     `listener` is bound, `engine` a process that waits for its configuration.
     """
     api = settings.api
-    keys = ApiKeys(api.api_key, api.api_key_file)
+    keys = ApiKeys(api.api_key, api.api_key_file, api.monitoring_key)
     configure_logging(api.log_format, log_prompts=api.log_prompts, secrets=keys.secrets)
     warn_if_open_to_all(api)
     _raise_open_file_limit()

@@ -18,6 +18,11 @@ from itertools import islice
 ROOT_HASH = b""  # parent of a first block
 
 
+def root_hash(salt: str) -> bytes:
+    """Parent of a first block: chains of different salts have no hash in common."""
+    return hashlib.blake2b(salt.encode(), digest_size=16).digest() if salt else ROOT_HASH
+
+
 def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """Hash of a full block: 16 bytes over its parent's hash and its ids, cryptographically collision-resistant."""
     return hashlib.blake2b(array("I", token_ids).tobytes(), digest_size=16, key=parent).digest()

@@ -7,7 +7,7 @@ computing right now waits for it instead of computing it twice.
 
 from dataclasses import dataclass
 
-from server.engine.blocks import ROOT_HASH, Blocks, chain_hash
+from server.engine.blocks import Blocks, chain_hash
 from server.engine.sequence import Sequence
 from server.engine.slots import Slots, StateCopy
 
@@ -166,7 +166,7 @@ class Cache:
 
     def _parent(self, sequence: Sequence, index: int) -> bytes:
         """Hash of everything before the sequence's block of this index."""
-        return sequence.hashes[index - 1] if index else ROOT_HASH
+        return sequence.hashes[index - 1] if index else sequence.root_hash
 
     def _ids_of(self, sequence: Sequence, index: int) -> list[int]:
         size = self.blocks.block_size

@@ -265,8 +265,10 @@ class Scheduler:
     def _report_admission(self, sequence: Sequence, num_cached: int) -> None:
         if not sequence.admitted:
             sequence.admitted = True
-            self.counts.cached_tokens += min(num_cached, len(sequence.prompt_ids))
-            self._mail.append(sequence.delta(num_cached))
+            # Whole blocks only: the exact length of a common prefix would let a client guess a text token by token.
+            num_shown = num_cached - num_cached % self.blocks.block_size
+            self.counts.cached_tokens += min(num_shown, len(sequence.prompt_ids))
+            self._mail.append(sequence.delta(num_shown))
 
     def _append_sampled(self, entry: ScheduledRow, drawn: Drawn) -> None:
         sequence, reply = entry.sequence, entry.sequence.reply

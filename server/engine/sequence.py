@@ -10,7 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from typing import Literal
 
-from server.engine.blocks import ROOT_HASH, chain_hash
+from server.engine.blocks import chain_hash, root_hash
 from server.engine.drafter import Drafter
 from server.engine.reply import OutputState
 from server.messages import Delta, Generate, Stage, StageTime, TokenLogprob
@@ -32,6 +32,7 @@ class Sequence:
         self.state: State = "compiling"
         self.prompt_ids = request.token_ids
         self.ids = [*request.token_ids, *request.reply_ids]
+        self.root_hash = root_hash(request.cache_salt)
         self.hashes: list[bytes] = []  # of the full blocks of `ids`, as far as they were needed
         self.num_computed = 0
         self.prefill_end = 0
@@ -67,7 +68,7 @@ class Sequence:
         """The hashes of at least the first `num_blocks` blocks, which are full; only new ones are computed."""
         hashes, ids = self.hashes, self.ids
         for index in range(len(hashes), num_blocks):
-            parent = hashes[-1] if hashes else ROOT_HASH
+            parent = hashes[-1] if hashes else self.root_hash
             hashes.append(chain_hash(parent, ids[index * block_size : (index + 1) * block_size]))
         return hashes
 

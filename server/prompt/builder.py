@@ -144,6 +144,7 @@ class PromptBuilder:
                 stop_ids=checkpoint.stop_ids,
                 constraint=constraint,
                 reasoning_phase=reasoning_phase,
+                cache_salt=request.cache_salt,
             )
             for i in range(request.n)
         )

@@ -1,6 +1,7 @@
 """A chat request from its bytes to its reply: whole or as a stream, both from the same chunks."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter
+from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +21,7 @@ from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
 from server.api.errors import ApiError, RequestRefused, no_such_model
 from server.api.metrics import Metrics
+from server.api.middleware.auth import salt_of
 from server.api.middleware.request_log import prompt_logger
 from server.api.middleware.request_spans import RequestSpans
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, ref
@@ -57,13 +60,15 @@ class ChatHandler:
         deadline_s = self.deadline(request)
         async with until(deadline_s):
             raw = await read_body(request)
-        return await unless_gone(request.receive, self._reply(raw, deadline_s, request.state.place))
+        return await unless_gone(request.receive, self._reply(raw, deadline_s, request.state))
 
-    async def _reply(self, raw: bytes, deadline_s: float | None, place: RequestObserver) -> Response:
+    async def _reply(self, raw: bytes, deadline_s: float | None, state: State) -> Response:
         async with until(deadline_s):
             sent, chat_request = await self.read(raw)
+        if not self._settings.share_cache_between_keys:
+            chat_request = dataclasses.replace(chat_request, cache_salt=salt_of(state, chat_request.cache_salt))
         style = self._mapper.style(sent)
-        generation = await self._service.start(chat_request, deadline_s, [place, *self._observers(style)])
+        generation = await self._service.start(chat_request, deadline_s, [state.place, *self._observers(style)])
         if sent.stream:
             return EventStream(chunks_of(generation, style), self._settings.ping_interval_s, generation.aclose)
         chunks = [chunk async for step in chunks_of(generation, style) for chunk in step]

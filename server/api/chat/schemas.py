@@ -23,6 +23,7 @@ from server.api.chat.validation_errors import fault, refusal_of, unknown_key, wr
 MOST_MESSAGES = 20_000
 MOST_STOPS = 4
 LONGEST_STOP = 1000  # characters
+LONGEST_SALT = 256  # characters
 INT64 = (1 << 63) - 1
 
 
@@ -117,7 +118,7 @@ class ChatCompletionRequest(Part):
     seed: Annotated[int, Between(-INT64 - 1, INT64)] | None = None
     moderation: Any = Field(None, description=NO_EFFECT)
     safety_identifier: Annotated[str, Field(max_length=128)] | None = Field(None, description=NO_EFFECT)
-    prompt_cache_key: str | None = Field(None, description=f"{NO_EFFECT} Prompts that begin alike always share.")
+    prompt_cache_key: str | None = Field(None, description=f"{NO_EFFECT} Prompts that begin alike share.")
     prompt_cache_options: dict[str, Any] | None = Field(None, description=NO_EFFECT)
     prompt_cache_retention: str | None = Field(None, description=NO_EFFECT)
     response_format: ResponseFormat | None = None
@@ -153,6 +154,9 @@ class ChatCompletionRequest(Part):
     )
     thinking_budget: Annotated[int, Between(0)] | None = Field(None, description="Extension. Most tokens of thought.")
     must_answer: bool | None = Field(None, description="Extension. The reply cannot end without text or a call.")
+    cache_salt: Annotated[str, Field(min_length=1, max_length=LONGEST_SALT)] | None = Field(
+        None, description="Extension. Cached prefixes are shared by requests with the same salt only."
+    )
     on_overflow: Literal["refuse", "drop-oldest"] | None = Field(
         None, description="Extension. What to do with a prompt beyond the window."
     )

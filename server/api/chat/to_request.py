@@ -69,6 +69,7 @@ class RequestMapper:
             template_kwargs=template_kwargs,
             continue_final_message=bool(request.continue_final_message),
             on_overflow=request.on_overflow,
+            cache_salt=request.cache_salt or "",
             must_answer=self.must_answer if request.must_answer is None else request.must_answer,
         )
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import ApiError, RequestRefused, error_response, too_large
@@ -19,6 +19,7 @@ RELOAD_INTERVAL_S = 1.0
 FILE_GRACE_S = 60.0
 CLIENT = "client_key"  # key in a scope's state: hexadecimal digest of the key that was accepted
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+FIGURES_PATHS = frozenset({"/metrics", "/v1/memory"})  # sums over the requests of all keys
 MONITORING_PATHS = frozenset({"/metrics", "/v1/memory", "/tokenize", "/detokenize", "/docs", "/openapi.json"})
 
 
@@ -30,10 +31,11 @@ class ApiKeys:
     Raises CannotStart for a file that cannot be read, and for a list of keys without a key.
     """
 
-    def __init__(self, listed: str, path: str) -> None:
-        self._listed = _keys(listed.split(","))
-        if listed and not self._listed:
-            raise CannotStart(f"api_key is {listed!r}: no key at all; set a key, or leave the option out")
+    def __init__(self, listed: str, path: str, monitoring: str = "") -> None:
+        self._listed, self._monitoring = _keys(listed.split(",")), _keys([monitoring])
+        for name, value, keys in (("api_key", listed, self._listed), ("monitoring_key", monitoring, self._monitoring)):
+            if value and not keys:
+                raise CannotStart(f"{name} is {value!r}: no key at all; set a key, or leave the option out")
         self._path = Path(path) if path else None
         self._from_file: frozenset[str] = frozenset()
         self._digests = _digests(self._listed)
@@ -50,16 +52,28 @@ class ApiKeys:
         """Whether requests need a key. An emptied key file refuses all requests rather than admitting all."""
         return bool(self._listed) or self._path is not None
 
+    @property
+    def has_several(self) -> bool:
+        """Whether there may be clients whose requests are not each other's business."""
+        return len(self._digests) > 1
+
+    @property
+    def has_monitoring_key(self) -> bool:
+        """Whether the figures of the server have a key of their own."""
+        return bool(self._monitoring)
+
     def secrets(self) -> Collection[str]:
         """The keys themselves, to be redacted in logs."""
-        return self._listed | self._from_file
+        return self._listed | self._from_file | self._monitoring
 
     def accept(self, key: bytes) -> bool:
         """Whether this key, as it was sent, is one of them."""
         self._reload()
-        digest = hashlib.sha256(key).digest()
-        matches = [hmac.compare_digest(digest, other) for other in self._digests]
-        return any(matches)
+        return _matches(key, self._digests)
+
+    def accept_monitoring(self, key: bytes) -> bool:
+        """Whether this is the key of the figures."""
+        return _matches(key, _digests(self._monitoring))
 
     def _reload(self) -> None:
         now_s = time.monotonic()
@@ -109,10 +123,8 @@ class AuthMiddleware:
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        key = sent_key(headers)
-        if self._keys.required and scope["path"] not in self._open and scope["method"] != "OPTIONS":
-            self._check_key(key)
-            scope["state"][CLIENT] = hashlib.sha256(key).hexdigest()
+        if scope["path"] not in self._open and scope["method"] != "OPTIONS":
+            self._check_key(scope, sent_key(headers))
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise RequestRefused(too_large(self._max_body_bytes))
@@ -129,13 +141,28 @@ class AuthMiddleware:
 
         await self._app(scope, count, send)
 
-    def _check_key(self, key: bytes) -> None:
-        if not key:
-            text = "You didn't provide an API key. Send it in an Authorization header: Authorization: Bearer YOUR_KEY"
-            raise RequestRefused(ApiError(401, text, headers={"www-authenticate": "Bearer"}))
-        if not self._keys.accept(key):
-            text = "Incorrect API key provided."
-            raise RequestRefused(ApiError(401, text, code="invalid_api_key", headers={"www-authenticate": "Bearer"}))
+    def _check_key(self, scope: Scope, key: bytes) -> None:
+        keys, is_figures = self._keys, scope["path"] in FIGURES_PATHS
+        if is_figures and keys.has_monitoring_key:
+            _require(key, keys.accept_monitoring(key))
+            return
+        if not keys.required:
+            return
+        _require(key, keys.accept(key))
+        if is_figures and keys.has_several:
+            text = "These figures tell of the requests of every key. Name a key for them in --monitoring-key."
+            raise RequestRefused(ApiError(403, text, code="monitoring_key_required"))
+        scope["state"][CLIENT] = hashlib.sha256(key).hexdigest()
+
+
+def _require(key: bytes, accepted: bool) -> None:
+    """Raises RequestRefused (401) for a key that is missing or not accepted."""
+    if not key:
+        text = "You didn't provide an API key. Send it in an Authorization header: Authorization: Bearer YOUR_KEY"
+        raise RequestRefused(ApiError(401, text, headers={"www-authenticate": "Bearer"}))
+    if not accepted:
+        text = "Incorrect API key provided."
+        raise RequestRefused(ApiError(401, text, code="invalid_api_key", headers={"www-authenticate": "Bearer"}))
 
 
 def sent_key(headers: Headers) -> bytes:
@@ -152,6 +179,18 @@ def client_of(scope: Scope) -> str:
     """
     digest: str | None = scope.get("state", {}).get(CLIENT)
     return digest or f"address {scope['client'][0] if scope.get('client') else ''}"
+
+
+def salt_of(state: State, sent_salt: str) -> str:
+    """Salt of the prefix cache for a request: its own, apart for each accepted key."""
+    digest: str = getattr(state, CLIENT, "")
+    return f"{digest}:{sent_salt}" if digest else sent_salt
+
+
+def _matches(key: bytes, digests: Iterable[bytes]) -> bool:
+    digest = hashlib.sha256(key).digest()
+    matches = [hmac.compare_digest(digest, other) for other in digests]
+    return any(matches)
 
 
 def _keys(texts: Iterable[str]) -> frozenset[str]:
