@@ -1,4 +1,4 @@
-"""What one key learns of another's requests, and whether replies of many requests at once get mixed up."""
+"""Isolation of requests: one key learns nothing of another's, and replies of many requests at once are not mixed up."""
 
 import json
 import random
