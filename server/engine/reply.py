@@ -7,13 +7,14 @@ closing     `close_ids`, one by one                          after
 after       what the constraint allows; anything if none
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeVar
 
 from server.engine.ports import Matcher
 from server.errors import ConstraintFailed
 from server.messages import Constraint, Finish, Generate, ReasoningPhase
 
+T = TypeVar("T")
 Span = Literal["undecided", "inside", "closing", "after"]
 
 
@@ -113,7 +114,7 @@ class OutputState:
         if matcher is None or not drafts:
             return drafts
         # Where a draft completes the constraint only stop ids may follow; banned, they would leave nothing to draw.
-        return () if self.banned_ids else drafts[: matcher.count_allowed(drafts)]
+        return () if self.banned_ids else drafts[: self._guarded(lambda: matcher.count_allowed(drafts), 0)]
 
     def _write_one(self, token_id: int) -> None:
         stops = token_id in self._stop_ids and not self.banned_ids
@@ -148,7 +149,7 @@ class OutputState:
     def _follow(self, token_id: int) -> None:
         if self.matcher is not None:
             self._advance(self.matcher, token_id)
-            if self.fault is None and self.matcher.is_over():
+            if self.fault is None and self._guarded(self.matcher.is_over, False):
                 self.finish = "stop"
 
     def begin(self, matcher: Matcher | None, closer: Matcher | None) -> None:
@@ -163,18 +164,25 @@ class OutputState:
             self._span = "closing"
 
     def _advance(self, matcher: Matcher, token_id: int) -> None:
+        if not self._guarded(lambda: matcher.advance((token_id,)), True):
+            self.fault = f"the constraint does not allow the drawn id {token_id}"
+
+    def _guarded(self, use_matcher: Callable[[], T], otherwise: T) -> T:
+        """The result of a call of this reply's matcher; if it raises, the reply ends with a fault, and `otherwise`."""
         try:
-            if not matcher.advance((token_id,)):
-                self.fault = f"the constraint does not allow the drawn id {token_id}"
-        except ConstraintFailed as error:  # request boundary: only this request fails
+            return use_matcher()
+        except ConstraintFailed as error:
             self.fault = str(error)
+        except Exception as error:  # noqa: BLE001 request boundary: the other replies of the step go on
+            self.fault = f"its constraint broke: {type(error).__name__}: {error}"
+        return otherwise
 
     def _due_ids(self) -> Sequence[int]:
         if self._span == "closing" and self._reasoning_phase is not None:
             return close_ids(self._reasoning_phase) if self._appends_close_ids else ()
         if self._span != "after" or self.matcher is None or not self.fast_forward:
             return ()
-        return self.matcher.forced()
+        return self._guarded(self.matcher.forced, [])
 
 
 def close_ids(reasoning_phase: ReasoningPhase) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ the oldest always progresses and every sequence finishes.
 from bisect import insort
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from server.engine.blocks import Blocks
 from server.engine.budget import Limits, PrefillBudget, StepBudget, find_refusal, limit_mask_time
 from server.engine.cache import Cache
@@ -47,7 +49,12 @@ class Scheduler:
     # -- arrivals and departures -----------------------------------------------------------------------------------
 
     def add(self, request: Generate) -> Sequence | None:
-        """A sequence that waits for `begin`; None if it was refused, then a Failed is collected."""
+        """A sequence that waits for `begin`; None if it was refused, then a Failed is collected.
+
+        Stop ids that the model cannot write, because its tokenizer has more ids than its head, are dropped.
+        """
+        stop_ids = tuple(token_id for token_id in request.stop_ids if 0 <= token_id < self.limits.vocab_size)
+        request = replace(request, stop_ids=stop_ids)
         failed = find_refusal(request, self.limits)
         if failed is None and request.id in self._alive:
             failed = Failed(request.id, "request_failed", f"a request with the id {request.id} is running already")
@@ -137,16 +144,15 @@ class Scheduler:
         self.counts.steps += 1
         num_prompt_tokens = sum(entry.count for entry in step.scheduled if entry.sequence.in_prefill)
         self._budget.recover(num_prompt_tokens, self._clock() - self._began_s)
-        answers = iter(drawn)
-        for entry, row in zip(step.scheduled, step.batch.rows, strict=True):
+        for entry, result in zip(step.scheduled, step.results_by_row(drawn), strict=True):
             sequence = entry.sequence
             if sequence.state != "running":
                 continue  # it has ended since this was launched
             self.counts.prompt_tokens += min(entry.count, max(0, len(sequence.prompt_ids) - sequence.num_computed))
             sequence.last_step = self.counts.steps
             sequence.num_computed += entry.count
-            if row.draw is not None:
-                self._append_sampled(entry, next(answers))
+            if result is not None:
+                self._append_sampled(entry, result)
             else:
                 self.cache.publish(sequence)
 

@@ -7,7 +7,7 @@ from server.engine.cache import BlockCopy
 from server.engine.ports import Matcher
 from server.engine.sequence import Sequence
 from server.engine.slots import StateCopy
-from server.model.batch import Batch, Row
+from server.model.batch import Batch, Drawn, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,15 @@ class Step:
     def is_constrained(self) -> bool:
         """Whether any row needs a mask."""
         return any(matcher is not None for matcher in self.matchers)
+
+    def results_by_row(self, drawn: Ids[Drawn]) -> list[Drawn | None]:
+        """The result of each row, None where nothing was drawn. Raises ValueError unless there is one for each draw."""
+        results = iter(drawn)
+        by_row = [None if row.draw is None else next(results, None) for row in self.batch.rows]
+        num_drawn = sum(row.draw is not None for row in self.batch.rows)
+        if len(drawn) != num_drawn:
+            raise ValueError(f"the model returned {len(drawn)} results for {num_drawn} rows")
+        return by_row
 
     @property
     def num_tokens(self) -> int:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,13 @@ from server.messages import (
     Shutdown,
     ToEngine,
 )
+from server.model.batch import Batch
 from tests.engine.toys import (
+    STOP,
+    VOCAB,
     Clock,
     ToyAllowance,
+    ToyDrawing,
     ToyGrammars,
     ToyGuard,
     ToyMatcher,
@@ -335,3 +340,34 @@ def test_an_engine_that_is_told_to_end_forgets_the_step_in_flight() -> None:
     stage.loop.run()
     assert stage.model.num_overlapped > 0
     assert 0 < len(stage.ids("a")) < 50
+
+
+def test_stop_ids_that_the_model_cannot_write_are_dropped() -> None:
+    """Banned while min_tokens was not reached, they were an IndexError in a step of many requests."""
+    request = ask("a", [1, 2], max_tokens=5, min_tokens=5, stop_ids=(STOP, VOCAB, VOCAB + 9), seed=1)
+    stage = Stage([request])
+    banned: list[tuple[int, ...]] = []
+    launch = stage.model.launch
+
+    def record(batch: Batch) -> Batch:
+        banned.extend(row.draw.banned_ids for row in batch.rows if row.draw is not None)
+        return launch(batch)
+
+    stage.model.launch = record  # type: ignore[method-assign]
+    stage.play()
+    assert set(banned) == {(STOP,)}
+    assert len(stage.ids("a")) == 5
+
+
+def test_results_that_are_not_those_of_the_rows_end_the_engine() -> None:
+    """They would be written into the replies of other requests."""
+    stage = Stage([ask("a", [1, 2]), ask("b", [1, 3])])
+    draw = stage.model.draw
+
+    def short_of_one(*parts: Any) -> ToyDrawing:
+        drawing = draw(*parts)
+        return ToyDrawing(drawing.drawn[:-1], drawing.ids)
+
+    stage.model.draw = short_of_one  # type: ignore[method-assign, assignment]
+    with pytest.raises(ValueError, match="1 results for 2 rows"):
+        stage.loop.run()

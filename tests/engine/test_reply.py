@@ -144,3 +144,20 @@ def test_reply_ends_at_max_tokens_unless_it_was_complete(max_tokens: int) -> Non
     reply = start(ask("a", [1], max_tokens=max_tokens), "4 4")
     reply.write_forced()
     assert reply.finish == ("length" if max_tokens == 1 else "stop")
+
+
+@pytest.mark.parametrize("name", ["advance", "forced", "is_over", "count_allowed"])
+def test_a_matcher_that_breaks_ends_its_own_reply(name: str) -> None:
+    """An exception there used to end the engine, and every reply with it."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("not foreseen")
+
+    reply = start(ask("a", [1]), "? ? ?")
+    assert reply.matcher is not None
+    setattr(reply.matcher, name, broken)
+    reply.cut_drafts([1, 2])
+    reply.write([1])
+    reply.write_forced()
+    assert reply.fault == "its constraint broke: RuntimeError: not foreseen"
+    assert reply.is_over

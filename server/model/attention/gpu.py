@@ -11,6 +11,7 @@ The last block is a scratch block, which padding rows of a batch read and write.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,18 +63,16 @@ class CudaKvPool:
         if first_block < self.num_blocks:
             self._resize(first_block)
             self.num_blocks = first_block
-            if self.keys[0].is_cuda:
-                torch.cuda.empty_cache()
+            _return_freed(self.keys[0].device)
 
     def restore(self, num_blocks: int) -> int:
         """Allocate memory for blocks up to this one again; returns how many there are, unchanged if memory ran out."""
         target = min(num_blocks, self._most_blocks)
         if target > self.num_blocks:
-            try:
+            with suppress(torch.OutOfMemoryError):
                 self._resize(target)
                 self.num_blocks = target
-            except torch.OutOfMemoryError:
-                self._resize(self.num_blocks)
+            self._resize(self.num_blocks)  # gives back what was allocated before memory ran out
         return self.num_blocks
 
     @property
@@ -108,16 +107,47 @@ class CudaKvPool:
         )
 
     def _resize(self, num_blocks: int) -> None:
-        """Reallocate layer by layer, so that at most one layer's keys or values exist twice."""
+        """Reallocate layer by layer. Raises torch.OutOfMemoryError, only if the pool grows.
+
+        A smaller tensor for which there is no memory beside the larger one takes its place: the blocks that are kept
+        wait in the host's memory meanwhile.
+        """
+        if all(part.shape[0] == num_blocks + 1 for part in (*self.keys, *self.values)):
+            return
         self.num_moves += 1
         for parts in (self.keys, self.values):
-            for layer, old in enumerate(parts):
-                if old.shape[0] != num_blocks + 1:
-                    new = old.new_zeros((num_blocks + 1, *old.shape[1:]))
-                    kept = min(num_blocks, old.shape[0] - 1)
-                    new[:kept].copy_(old[:kept])
-                    parts[layer] = new
-                    del old
+            for layer in range(len(parts)):
+                kept = min(num_blocks, parts[layer].shape[0] - 1)
+                if parts[layer].shape[0] == num_blocks + 1:
+                    continue
+                content, new = parts[layer][:kept], _allocate_beside(parts[layer], num_blocks + 1)
+                if new is None and kept < num_blocks:
+                    raise torch.OutOfMemoryError("no memory for more blocks")
+                if new is None:
+                    content = content.to("cpu", copy=True)
+                    parts[layer] = parts[layer].new_empty((0, *parts[layer].shape[1:]))
+                    _return_freed(parts[layer].device)
+                    new = _allocate(parts[layer], num_blocks + 1)
+                new[:kept].copy_(content)
+                parts[layer] = new
+
+
+def _allocate(like: Tensor, num_blocks: int) -> Tensor:
+    return like.new_zeros((num_blocks, *like.shape[1:]))
+
+
+def _allocate_beside(old: Tensor, num_blocks: int) -> Tensor | None:
+    """None if there is no memory. The exception ends here: its traceback would keep `old` alive."""
+    try:
+        return _allocate(old, num_blocks)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _return_freed(device: torch.device) -> None:
+    """Return freed memory to the device: the rest of a segment that torch has split cannot be returned."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,9 @@ def _supports_layer(layer: Any) -> bool:
 
 
 def _reads_linear(linear: Any) -> bool:
-    return type(linear) is nn.Linear and linear.in_features % SIZE_MULTIPLE == 0 and linear.weight.device.type == "cpu"
+    # A quantized weight is a tensor of another class with the dtype of its results; it has no address.
+    is_plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+    return is_plain and linear.in_features % SIZE_MULTIPLE == 0 and linear.weight.device.type == "cpu"
 
 
 def supports_pool(shape: PoolShape) -> bool:

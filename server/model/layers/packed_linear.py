@@ -123,7 +123,8 @@ def needs_packing(weight: Tensor) -> bool:
 
 
 def _can_pack(child: Any) -> TypeGuard[nn.Linear]:
-    return type(child) is nn.Linear and child.weight.device.type in DEVICES and child.weight.dtype in DTYPES
+    is_plain = type(child) is nn.Linear and type(child.weight) is nn.Parameter  # not a quantized tensor's class
+    return is_plain and child.weight.device.type in DEVICES and child.weight.dtype in DTYPES
 
 
 def _can_merge(linears: Sequence[nn.Linear]) -> bool:

@@ -123,7 +123,9 @@ class LlguidanceGrammars:
         self, tokenizer_file: Path, vocab_size: int, stop_ids: Sequence[int], num_threads: int | None = None
     ) -> None:
         tokenizer = _rename_added_tokens(tokenizer_file.read_bytes())
-        self._tokenizer = LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(stop_ids))
+        self._tokenizer = LLTokenizer(
+            tokenizer, n_vocab=vocab_size, eos_token=[token_id for token_id in stop_ids if token_id < vocab_size]
+        )
         self._words = (vocab_size + 31) // 32
         self._executor = LLExecutor(num_threads)
         self._compiled: ByteCache[Constraint, GrammarMatcher] = ByteCache(CACHE_BYTES, _num_bytes)

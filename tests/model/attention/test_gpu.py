@@ -1,11 +1,13 @@
 """Attention over the GPU cache layout, on the CPU, and on a GPU if there is one."""
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 from server.messages import Sampling
+from server.model.attention import gpu
 from server.model.attention.gpu import CudaKvPool
 from server.model.loading.loader import load
 from server.model.runner import Runner, pool_shape
@@ -57,6 +59,56 @@ def test_released_blocks_are_freed_and_can_be_restored() -> None:
     high = Stream(prompt_of(40), range(20, 26), greedy(10))
     run(runner, [low, high])
     assert low.written == high.written == generate("qwen3", low.prompt, 10)
+
+
+class Device:
+    """Stands for the memory of a GPU with `num_left` bytes free; refuses what does not fit."""
+
+    def __init__(self) -> None:
+        self.num_left = 0
+
+    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count this tensor until it is freed."""
+        size = tensor.numel() * tensor.element_size()
+        self.num_left -= size
+        weakref.finalize(tensor, self._free, size)
+        return tensor
+
+    def _free(self, size: int) -> None:
+        self.num_left += size
+
+    def allocate(self, like: torch.Tensor, num_blocks: int) -> torch.Tensor:
+        """In place of the pool's own allocation."""
+        made = like.new_zeros((num_blocks, *like.shape[1:]))
+        if self.num_left < made.numel() * made.element_size():
+            raise torch.OutOfMemoryError("no memory left")
+        return self.hold(made)
+
+
+@pytest.mark.parametrize("num_tensors_left", [0, 1, 3])
+def test_blocks_are_released_and_kept_on_a_device_without_memory(
+    monkeypatch: pytest.MonkeyPatch, num_tensors_left: int
+) -> None:
+    """The smaller tensor was allocated before the larger one was freed, just when memory was short."""
+    runner = runner_in_gpu_layout("qwen3", 32)
+    low = Stream(prompt_of(40), range(6), greedy(10))
+    step(runner, [low])
+    one = runner.pool.keys[0]
+    device = Device()
+    monkeypatch.setattr(gpu, "_allocate", device.allocate)
+    for part in (*runner.pool.keys, *runner.pool.values):
+        device.hold(part)
+    del part
+    device.num_left = num_tensors_left * one.numel() * one.element_size()
+    del one
+    runner.release(8)
+    assert {part.shape[0] for part in (*runner.pool.keys, *runner.pool.values)} == {9}
+    device.num_left = 0
+    assert runner.restore(100) == 8, "nothing was restored, and nothing lost"
+    device.num_left = 1 << 40
+    assert runner.restore(100) == 32
+    run(runner, [low])
+    assert low.written == generate("qwen3", low.prompt, 10)
 
 
 @pytest.mark.gpu

@@ -4,12 +4,16 @@
 """
 
 import atexit
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ from torch import nn
 
 from server.model.attention.cpu import KvPool
 from server.model.batch import Batch, Draw, Row
+from server.model.cpu import native
 from server.model.cpu.library import open_library
 from server.model.cpu.native import NativeBackbone, NativeHead, NativePool
 from server.model.layers.decoder import CompactBackbone
@@ -229,3 +234,43 @@ def test_torch_computes_what_the_kernels_do_not_support(change: dict[str, object
     loaded = load(tiny_checkpoint("qwen3"), settings, lambda fraction: None)
     assert isinstance(loaded.backbone, CompactBackbone)
     assert type(Runner(loaded, 4, 16).pool) is KvPool
+
+
+class Quantized(torch.Tensor):
+    """A weight as torchao's: a class of its own, the dtype of its results, and no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, weight: torch.Tensor) -> "Quantized":
+        made: Quantized = torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype)
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return args[0]  # detach, all that nn.Parameter calls
+
+
+def test_kernels_leave_quantized_layers_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--quantize int8` ended the engine: the kernels read the weights at address 0."""
+    monkeypatch.setattr(native, "open_library", object)
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("qwen3"), dtype=torch.float32)
+    assert native.supports_decoder(model.model, model.lm_head)
+    attention = model.model.layers[1].self_attn
+    attention.k_proj.weight = nn.Parameter(Quantized(attention.k_proj.weight), requires_grad=False)
+    assert not native.supports_decoder(model.model, model.lm_head)
+
+
+@needs_kernels
+def test_greedy_ids_are_those_of_the_threads_there_are() -> None:
+    """With fewer threads than requested, maxima of threads that never ran were read from uninitialized memory."""
+    script = """
+import torch
+from server.model.cpu.native import NativeHead
+torch.manual_seed(0)
+linear = torch.nn.Linear(1024, 40000, bias=False)
+hidden, weight = torch.randn(6, 1024), linear.weight.detach().clone()
+torch.set_num_threads(8)
+torch.full((1 << 20,), 3e38)  # what freed memory holds
+assert NativeHead(linear).greedy_ids(hidden).tolist() == (hidden @ weight.T).argmax(-1).tolist()
+"""
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0

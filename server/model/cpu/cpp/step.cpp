@@ -265,9 +265,11 @@ int64_t toolwire_likeliest_bytes(int64_t tokens, int64_t threads) { return (toke
 void toolwire_likeliest(int64_t is_bf16, const void* inputs, int64_t tokens, int64_t size, const void* weights,
                         int64_t outputs, int64_t* ids, void* scratch, int64_t threads) {
     Seen* seen = (Seen*)rounded_up((intptr_t)scratch, alignof(Seen));
-    const int working = threads_for(tokens * size * outputs, size * outputs, threads);
-#pragma omp parallel num_threads(working)
+    int working = 0;  // OpenMP may give fewer threads than requested
+#pragma omp parallel num_threads(threads_for(tokens * size * outputs, size * outputs, threads))
     {
+#pragma omp single nowait
+        working = omp_get_num_threads();
         Seen* own = seen + omp_get_thread_num() * tokens;
         is_bf16 ? project_to_peaks((const Bf16*)inputs, tokens, size, (const Bf16*)weights, outputs, own)
                 : project_to_peaks((const float*)inputs, tokens, size, (const float*)weights, outputs, own);
