@@ -41,7 +41,7 @@ def normalize_messages(messages: Sequence[Message], capabilities: TemplateCapabi
 
 def normalize_tools(definitions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The tools as they were sent; a custom tool is shown as a function of one text, which is how calls write it."""
-    return [_normalize_custom(tool["custom"]) if "custom" in tool else dict(tool) for tool in definitions]
+    return [_normalize_custom(tool["custom"]) if tool.get("type") == "custom" else dict(tool) for tool in definitions]
 
 
 def read_arguments(written: Any) -> dict[str, Any] | RawArguments:

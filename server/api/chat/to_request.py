@@ -101,7 +101,7 @@ class RequestMapper:
             paths = [f"functions[{i}]" for i in range(len(offered))]
         else:
             offered = request.tools or []
-            definitions = [tool.sent for tool in offered]
+            definitions = [_sent_definition(tool) for tool in offered]
             paths = [f"tools[{i}].{tool.type}" for i, tool in enumerate(offered)]
         tools: list[Tool] = []
         for tool, path in zip(offered, paths, strict=True):
@@ -158,6 +158,12 @@ class RequestMapper:
             min_tokens=request.min_tokens or 0,
             ignore_eos=bool(request.ignore_eos),
         )
+
+
+def _sent_definition(tool: AnyTool) -> Mapping[str, Any]:
+    """The tool as it was sent, without the member of the other kind: dumps of a union hold it as null."""
+    other = "custom" if isinstance(tool, FunctionTool) else "function"
+    return {key: value for key, value in tool.sent.items() if key != other}
 
 
 def _choice(request: ChatCompletionRequest, tools: Sequence[Tool]) -> Choice:

@@ -103,7 +103,9 @@ async def test_programs_and_admitted_pages_are_served(serve: Serve, headers: dic
 async def test_a_link_to_the_documentation_works_and_a_frame_does_not(serve: Serve) -> None:
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
     async with serve() as served:
-        assert (await served.http.get("/docs", headers=link)).status_code == 200
+        page = await served.http.get("/docs", headers=link)
+        assert page.status_code == 200 and "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        assert page.headers["x-content-type-options"] == "nosniff" and "<script" not in page.text
         assert (await served.http.get("/docs", headers={**link, "sec-fetch-dest": "iframe"})).status_code == 403
         assert (await served.http.get("/v1/memory", headers={**FOREIGN})).status_code == 403
 
