@@ -76,6 +76,15 @@ def test_every_option_is_in_the_table_of_running_md() -> None:
             assert row in text, row
 
 
+def test_every_option_that_security_md_names_exists() -> None:
+    """A limit that cannot be changed as the page says is looked for in vain."""
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    known = {field.name.replace("_", "-") for kind in GROUPS.values() for field in dataclasses.fields(kind)}
+    table = text.split("## What a request may cost before it is admitted")[1]
+    assert len(re.findall(r"--([a-z-]+[a-z])", table)) >= 8
+    assert set(re.findall(r"--([a-z-]+[a-z])", text)) <= known
+
+
 def test_every_field_of_a_request_and_every_extension_of_a_reply_is_in_api_md() -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     fields = {*ChatCompletionRequest.model_fields, *StreamOptions.model_fields}
