@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,8 +11,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from server.api.log_writer import LogWriter
+
 PROMPT_LOGGER = "toolwire.prompts"  # texts of prompts and replies; silent without `--log-prompts`
 REDACTED = "********"
+STDERR = 2
 MAX_FIELD_LENGTH = 512  # characters
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id", "color_message"}
 _CREDENTIAL = re.compile(r"""(?i)(bearer\s+|(?:x-)?api[-_]key['"]?\s*[:=]\s*['"]?)[^\s'",;&]+""")
@@ -31,7 +33,7 @@ def configure_logging(
 
     What `secrets` returns at a line is redacted in it, and so is what looks like a credential.
     """
-    stream = logging.StreamHandler(sys.stderr)
+    stream: logging.StreamHandler[Any] = logging.StreamHandler(LogWriter(STDERR))
     stream.addFilter(_stamp_request_id)
     stream.setFormatter(LineFormatter(format, secrets))
     root = logging.getLogger()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import resource
 import signal
 import socket
@@ -28,12 +29,14 @@ from server.messages import Ready
 from server.prompt.builder import PromptBuilder
 from server.settings import ApiSettings, Settings
 from server.startup import build_backend, open_checkpoint
+from server.version import version
 
 logger = logging.getLogger("toolwire")
 
 ACCEPT_BACKLOG = 2048
 MAX_OPEN_FILES = 65_536
 START_POLL_S = 0.01
+STDOUT = 1
 
 
 def serve(settings: Settings, listener: socket.socket, engine: EngineProcess) -> None:
@@ -50,8 +53,17 @@ def serve(settings: Settings, listener: socket.socket, engine: EngineProcess) ->
         if api.traces:
             at_the_end.callback(send_traces())
         checkpoint = open_checkpoint(settings)
+        _announce()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings, checkpoint, keys, listener, engine))
+
+
+def _announce() -> None:
+    """Write the first line, past Python's buffer. Raises CannotStart where that fails, as on a full disk."""
+    try:
+        os.write(STDOUT, f"toolwire {version()}\n".encode())
+    except OSError as error:
+        raise CannotStart(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
