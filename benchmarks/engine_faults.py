@@ -5,7 +5,6 @@ the undisturbed server, and again with each fault in the middle.
 """
 
 import asyncio
-import contextlib
 import json
 import resource
 import signal
@@ -21,13 +20,18 @@ import psutil
 
 from benchmarks.crowd import CHAT, check_stream
 from benchmarks.parts import Part
+from server.model.cpu.library import open_library
 from tests.live import Live
 
 INJECTED = Path(__file__).parent / "injected"  # on the server's PYTHONPATH
 END_TIMEOUT_S = 120.0
 RECOVERY_TIMEOUT_S = 90.0
 NUM_BEGUN = 3  # events of each stream before the fault
-REPLY_TOKENS = 200
+REPLY_TOKENS = 160
+FULL_DISK_S = 2.0
+# Where the compiled kernels do not run, products of other batches round differently, and a draw close to the border
+# between two ids may fall to the other side: without any fault one of 32 such replies differed in batches of 8 and 32.
+ROUNDED_SHARE = 0.0 if open_library() is not None else 0.1
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -39,9 +43,9 @@ SCHEMA = {
 }
 KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 0, "ignore_eos": True},
-    {"temperature": 1.0, "top_p": 0.9, "ignore_eos": True},
-    {"temperature": 0.8, "presence_penalty": 0.6, "frequency_penalty": 0.4, "ignore_eos": True},
-    {"temperature": 1.0, "logprobs": True, "top_logprobs": 2, "ignore_eos": True},
+    {"temperature": 0.7, "top_k": 20, "ignore_eos": True},
+    {"temperature": 0.7, "top_k": 20, "presence_penalty": 0.6, "frequency_penalty": 0.4, "ignore_eos": True},
+    {"temperature": 0.7, "top_k": 20, "logprobs": True, "top_logprobs": 2, "ignore_eos": True},
     {
         "temperature": 1.0,
         "response_format": {"type": "json_schema", "json_schema": {"name": "trip", "strict": True, "schema": SCHEMA}},
@@ -62,11 +66,10 @@ class Streamed:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault: what begins it once all streams have begun, and what ends it. `restarts`: the engine dies of it."""
+    """A fault that strikes once all streams have begun. `restarts`: the engine dies of it."""
 
     name: str
-    begin: Callable[[Live], None]
-    end: Callable[[Live], None] = lambda _: None
+    strike: Callable[[Live], None]
     restarts: bool = True
 
 
@@ -124,16 +127,17 @@ def disturbed(server: Live, fault: Fault, bodies: list[dict[str, Any]], expected
     """Stream with this fault in the middle, and compare with the undisturbed replies."""
     before = restarts_of(server)
 
-    def strike() -> None:
-        fault.begin(server)
-        fault.end(server)
-
-    found = asyncio.run(stream_all(server, bodies, strike))
+    found = asyncio.run(stream_all(server, bodies, lambda: fault.strike(server)))
     faults = [f"a stream ended with {one.end}" for one in found if one.end != "complete"]
-    for body, one, whole in zip(bodies, found, expected, strict=True):
-        for name in ("text", "logprobs", "usage"):
-            if one.end == "complete" and getattr(one, name) != getattr(whole, name):
-                faults.append(f"another {name} than without the fault: {sorted(body)}")
+    others = [
+        (number, name)
+        for number, (one, whole) in enumerate(zip(found, expected, strict=True))
+        for name in ("text", "logprobs", "usage")
+        if one.end == "complete" and getattr(one, name) != getattr(whole, name)
+    ]
+    num_others = len({number for number, _ in others})
+    if num_others > int(ROUNDED_SHARE * len(bodies)):
+        faults += [f"another {name} than without the fault: request {number}" for number, name in others]
     faults += [] if wait_until_ready(server) else ["/ready did not answer 200 again"]
     restarted = restarts_of(server) - before
     faults += [] if bool(restarted) == fault.restarts else [f"the engine was restarted {restarted} times"]
@@ -141,6 +145,7 @@ def disturbed(server: Live, fault: Fault, bodies: list[dict[str, Any]], expected
         "streams": len(bodies),
         "ends": dict(Counter(one.end for one in found)),
         "longest_pause_s": round(max(one.longest_pause_s for one in found), 2),
+        "other_replies": num_others,
         "restarts": restarted,
     }
     return Part(fault.name, figures, faults)
@@ -194,21 +199,12 @@ def forbid_new_files(server: Live) -> None:
 
 
 def fill_disk(server: Live) -> None:
-    """Let no process write to a file, its log included, as if the disk were full; then kill the engine."""
-    engine = server.engine()
-    for process in (psutil.Process(server.process.pid), engine):
-        process.rlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-    engine.kill()
-
-
-def empty_disk(server: Live) -> None:
-    """Wait for the next engine, then let all write again."""
-    time.sleep(1.0)
-    wait_until_ready(server)
-    api = psutil.Process(server.process.pid)
-    for process in (api, *api.children()):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    """Let neither process write to a file, the log included, for two seconds, as if the disk were full."""
+    processes = (psutil.Process(server.process.pid), server.engine())
+    for limit in (0, resource.RLIM_INFINITY):
+        for process in processes:
+            process.rlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        time.sleep(FULL_DISK_S)
 
 
 FAULTS = (
@@ -216,7 +212,7 @@ FAULTS = (
     Fault("engine stopped", send(signal.SIGSTOP)),
     Fault("malformed frame", send(signal.SIGUSR1)),
     Fault("child cannot start", forbid_new_files),
-    Fault("full disk", fill_disk, empty_disk),
+    Fault("full disk", fill_disk, restarts=False),
     Fault("probe raises", send(signal.SIGUSR2), restarts=False),
 )
 ALL_FAULTS = ",".join(fault.name for fault in FAULTS)
