@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from server.deep_stack import with_deep_stack
 from server.dialects.base import ConstraintSpec, CustomFormat
 from server.dialects.schema.cache import derived
 from server.errors import BadSchema
@@ -31,12 +32,16 @@ def format_fault(definition: CustomFormat) -> str:
 
 
 def _find_fault(definition: CustomFormat) -> str:
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(_grammar(definition))
+    is_error, messages = with_deep_stack(lambda: LLMatcher.validate_grammar_with_warnings(_grammar(definition)))
     return " ".join(messages[0].split())[:500] if is_error else ""
 
 
 def satisfies(definition: CustomFormat, text: str) -> bool:
     """Whether a text matches this grammar as a whole. True as well if the check exceeds LIMITS."""
+    return with_deep_stack(lambda: _satisfies(definition, text))
+
+
+def _satisfies(definition: CustomFormat, text: str) -> bool:
     written = text if definition.syntax == "lark" else json.dumps(text, ensure_ascii=False)
     matcher = LLMatcher(_bytes_alone(), _grammar(definition), log_level=0, limits=LIMITS)
     letters = list(written.encode())

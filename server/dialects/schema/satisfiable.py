@@ -12,6 +12,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from server.deep_stack import with_deep_stack
 from server.dialects.schema.normalize import ANNOTATIONS
 from server.dialects.schema.references import (
     DEFINITIONS,
@@ -171,7 +172,8 @@ class _Search:
         elsewhere = text.count('"$ref"') - sum(text.count(f'"$ref": "#/{key}/') for key in DEFINITIONS)
         if self._num_checked_bytes > MAX_CHECKED_BYTES or elsewhere:
             return False
-        is_error, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_json_schema(text))
+        grammar = LLMatcher.grammar_from_json_schema(text)
+        is_error, messages = with_deep_stack(lambda: LLMatcher.validate_grammar_with_warnings(grammar))
         return is_error and "nsatisfiable" in messages[0]
 
     def _alone(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
