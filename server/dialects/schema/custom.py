@@ -32,6 +32,14 @@ def format_fault(definition: CustomFormat) -> str:
 
 
 def _find_fault(definition: CustomFormat) -> str:
+    if definition.syntax == "lark":
+        # Alone, the text cannot close the braces that `_grammar` puts around it and go on as a part of our grammar.
+        alone = LLMatcher.grammar_from_lark(definition.definition)
+        is_error, messages = with_deep_stack(lambda: LLMatcher.validate_grammar_with_warnings(alone))
+        if is_error:
+            return " ".join(messages[0].split())[:500]
+        if any("no tokenizer" in message for message in messages):
+            return "it names tokens of the vocabulary; only texts are allowed."
     is_error, messages = with_deep_stack(lambda: LLMatcher.validate_grammar_with_warnings(_grammar(definition)))
     return " ".join(messages[0].split())[:500] if is_error else ""
 
