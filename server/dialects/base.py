@@ -83,9 +83,8 @@ class Dialect:
 
     `markers` must survive detokenising as text even where they are special tokens. `halts` are strings at which
     generation stops (ReAct's `Observation:`). `parser(tools)` reads replies. `constrain(spec)` is the grammar
-    of a reply, or None where everything is allowed; it raises BadSchema. `shortest(spec)` is the text of a short valid
-    forced call, whose tokens are the least that a call needs. `recognise(template)` tells whether
-    a chat template writes this format.
+    of a reply, or None where everything is allowed; it raises BadSchema. `recognise(template)` tells
+    whether a chat template writes this format.
     """
 
     name: str
@@ -93,5 +92,4 @@ class Dialect:
     halts: tuple[str, ...]
     parser: Callable[[Sequence[Tool]], Parser]
     constrain: Callable[[ConstraintSpec], Constraint | None]
-    shortest: Callable[[ConstraintSpec], str]
     recognise: Callable[[str], bool]

@@ -32,7 +32,7 @@ from typing import Any
 
 from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import cached_by_spec, callable_tools, constraint, is_raw, json_calls, marker
+from server.dialects.grammar.lark import cached_by_spec, constraint, is_raw, json_calls, marker
 from server.dialects.parsing.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
 from server.dialects.parsing.text_buffer import (
     EventSink,
@@ -42,7 +42,6 @@ from server.dialects.parsing.text_buffer import (
     TextBuffer,
     read_text,
 )
-from server.dialects.schema.shortest import shortest_arguments
 from server.dialects.schema.validate import ToolSet
 from server.events import Flag
 from server.messages import Constraint
@@ -181,12 +180,6 @@ def _around(tool: Tool) -> tuple[str, str]:
     return quoted(head), quoted("}\n")
 
 
-def shortest(spec: ConstraintSpec) -> str:
-    """Return a short valid call of the first tool that may be called."""
-    tool = callable_tools(spec)[0]
-    return f'{OPEN}\n{{"name": {json.dumps(tool.name)}, "arguments": {shortest_arguments(tool)}}}\n{CLOSE}'
-
-
 def recognise(template: str) -> bool:
     """Whether a chat template writes this format."""
     return OPEN in template and '"arguments"' in template.replace('\\"', '"') and "<function=" not in template
@@ -198,6 +191,5 @@ HERMES = Dialect(
     halts=(),
     parser=partial(IncrementalParser, _read_reply),
     constrain=cached_by_spec(constrain),
-    shortest=shortest,
     recognise=recognise,
 )

@@ -19,7 +19,6 @@ from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import (
     MAX_CALLS,
     cached_by_spec,
-    callable_tools,
     constraint,
     is_raw,
     json_calls,
@@ -35,7 +34,6 @@ from server.dialects.parsing.text_buffer import (
     read_name,
     read_text,
 )
-from server.dialects.schema.shortest import shortest_arguments
 from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
@@ -105,13 +103,6 @@ def constrain(spec: ConstraintSpec) -> Constraint | None:
     return constraint(spec, openers=openers, separator=None, rules=json_calls(spec, around))
 
 
-def shortest(spec: ConstraintSpec) -> str:
-    """Return a short valid call of the first tool that may be called."""
-    tool = callable_tools(spec)[0]
-    arguments = shortest_arguments(tool)
-    return f"{SECTION}{CALL}functions.{tool.name}:0{ARGUMENTS}{arguments}{CALL_CLOSE}{SECTION_CLOSE}"
-
-
 def recognise(template: str) -> bool:
     """Whether a chat template writes this format."""
     return CALL in template and ARGUMENTS in template
@@ -123,6 +114,5 @@ KIMI_K2 = Dialect(
     halts=(),
     parser=partial(IncrementalParser, _read_reply),
     constrain=cached_by_spec(constrain),
-    shortest=shortest,
     recognise=recognise,
 )

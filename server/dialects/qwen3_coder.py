@@ -24,7 +24,7 @@ from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import cached_by_spec, callable_tools, constraint, marker
+from server.dialects.grammar.lark import cached_by_spec, constraint, marker
 from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
 from server.dialects.parsing.tagged import Ending, TaggedCall
 from server.dialects.parsing.text_buffer import (
@@ -36,7 +36,6 @@ from server.dialects.parsing.text_buffer import (
     read_name,
     read_text,
 )
-from server.dialects.schema.shortest import shortest_members
 from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
@@ -118,13 +117,6 @@ def constrain(spec: ConstraintSpec) -> Constraint | None:
     return constraint(spec, openers=openers, separator='"\\n"', rules=rules)
 
 
-def shortest(spec: ConstraintSpec) -> str:
-    """Return a short valid call of the first tool that may be called."""
-    tool = callable_tools(spec)[0]
-    members = FORM.written(shortest_members(tool))
-    return f"{OPEN}\n{FUNCTION}{tool.name}>\n{members}{FUNCTION_CLOSE}\n{CLOSE}"
-
-
 def recognise(template: str) -> bool:
     """Whether a chat template writes this format."""
     return FUNCTION in template and PARAMETER in template
@@ -136,6 +128,5 @@ QWEN3_CODER = Dialect(
     halts=(),
     parser=partial(IncrementalParser, _read_reply),
     constrain=cached_by_spec(constrain),
-    shortest=shortest,
     recognise=recognise,
 )

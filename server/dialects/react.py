@@ -16,7 +16,7 @@ from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import MAX_CALLS, cached_by_spec, callable_tools, constraint, is_raw, json_calls
+from server.dialects.grammar.lark import MAX_CALLS, cached_by_spec, constraint, is_raw, json_calls
 from server.dialects.parsing.json_arguments import JsonArguments
 from server.dialects.parsing.text_buffer import (
     EventSink,
@@ -27,7 +27,6 @@ from server.dialects.parsing.text_buffer import (
     read_line,
     read_text,
 )
-from server.dialects.schema.shortest import shortest_arguments
 from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
@@ -105,12 +104,6 @@ def constrain(spec: ConstraintSpec) -> Constraint | None:
     return constraint(spec, openers={ACTION: rest}, separator=None, rules=rules, line_start=True)
 
 
-def shortest(spec: ConstraintSpec) -> str:
-    """Return a short valid call of the first tool that may be called."""
-    tool = callable_tools(spec)[0]
-    return f"{ACTION} {tool.name}\n{INPUT} {shortest_arguments(tool)}"
-
-
 def recognise(template: str) -> bool:
     """Whether a chat template writes this format."""
     return INPUT in template and OBSERVATION in template
@@ -122,6 +115,5 @@ REACT = Dialect(
     halts=(f"\n{OBSERVATION}",),
     parser=partial(IncrementalParser, _read_reply),
     constrain=cached_by_spec(constrain),
-    shortest=shortest,
     recognise=recognise,
 )

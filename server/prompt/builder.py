@@ -126,11 +126,9 @@ class PromptBuilder:
             after_thinking=thinking != "off",
             must_answer=request.must_answer,
         )
-        call_tokens = None
-        if request.choice.mode == "required":
-            call_tokens = len(checkpoint.tokenizer.encode(checkpoint.dialect.shortest(spec)).ids)
         constraint = checkpoint.dialect.constrain(spec)
-        reasoning_phase = reasoning_phase_for(checkpoint, thinking, request.thinking_budget, call_tokens, max_tokens)
+        forces_call = request.choice.mode == "required"
+        reasoning_phase = reasoning_phase_for(checkpoint, thinking, request.thinking_budget, forces_call, max_tokens)
         if reasoning_phase is not None and call_ids:
             reasoning_phase = msgspec.structs.replace(reasoning_phase, break_ids=call_ids)
         seed = request.sampling.seed

@@ -21,8 +21,7 @@ from server.prompt.render import Prompt
 
 SWITCHES = ("enable_thinking", "thinking")  # variables of Qwen's and of other families' templates
 WRITTEN_SWITCH = re.compile(r"(?<!\S)/(no_)?think(?!\S)")
-CALL_MARGIN = 16  # tokens of line breaks, closing markup and the end of the turn around a forced call
-CALL_ROOM = 2  # a forced call gets this multiple of the tokens of the shortest one
+MIN_CALL_TOKENS = 256  # kept for a forced call behind a think block, where `max_tokens` is at least twice as much
 
 
 def thinking_variables(
@@ -88,19 +87,20 @@ def call_openers(checkpoint: Checkpoint, request: ChatRequest) -> CallOpeners:
 
 
 def reasoning_phase_for(
-    checkpoint: Checkpoint, thinking: Thinking, budget: int | None, call_tokens: int | None, max_tokens: int
+    checkpoint: Checkpoint, thinking: Thinking, budget: int | None, forces_call: bool, max_tokens: int
 ) -> ReasoningPhase | None:
     """The free ids before the constraint; None where no think block can come.
 
-    `budget` is the request's. `call_tokens`, the tokens of a short call, is set where one is forced: thinking then
-    ends early enough that it fits.
+    `budget` is the request's. Where a call is forced, thinking ends early enough to leave it a quarter of `max_tokens`,
+    at least MIN_CALL_TOKENS, or half of `max_tokens` where that is less.
     """
     if thinking == "off" or checkpoint.think is None:
         return None
     close_ids = (*checkpoint.encoder.encode_text("\n"), checkpoint.think.close)
     limits = [] if budget is None else [budget]
-    if call_tokens is not None:
-        limits.append(max_tokens - CALL_ROOM * call_tokens - CALL_MARGIN - len(close_ids))
+    if forces_call:
+        call_tokens = min(max(MIN_CALL_TOKENS, max_tokens // 4), max_tokens // 2)
+        limits.append(max_tokens - call_tokens - len(close_ids))
     open_id = None if thinking == "open" else checkpoint.think.open
     if not limits:
         return ReasoningPhase(checkpoint.think.close, open_id)

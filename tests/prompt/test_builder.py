@@ -145,19 +145,14 @@ def test_case_18_the_constraint_begins_after_the_thoughts() -> None:
     assert off.reasoning_phase is None
 
 
-def test_d10_a_forced_call_fits_behind_the_thoughts() -> None:
+@pytest.mark.parametrize(("max_tokens", "call_tokens"), [(40, 20), (400, 200), (800, 256), (4000, 1000)])
+def test_d10_a_forced_call_fits_behind_the_thoughts(max_tokens: int, call_tokens: int) -> None:
     """`required`, thinking and a small limit would otherwise end inside the thoughts."""
-    prepare = PromptBuilder(native("qwen3"), Settings()).prepare
-    for max_tokens in (40, 100, 400):
-        reasoning_phase = (
-            prepare(request(choice=Choice("required"), max_tokens=max_tokens)).generates[0].reasoning_phase
-        )
-        assert reasoning_phase
-        assert reasoning_phase.limit is not None
-        shortest = checkpoint("qwen3").tokenizer.encode('<tool_call>\n{"name": "wait", "arguments": {}}\n</tool_call>')
-        left = max_tokens - reasoning_phase.limit - len(reasoning_phase.close_ids)
-        assert left >= min(max_tokens - len(reasoning_phase.close_ids), len(shortest.ids))
-        assert reasoning_phase.close_ids[-1] == reasoning_phase.end_id
+    prepared = prompter("qwen3").prepare(request(choice=Choice("required"), max_tokens=max_tokens))
+    reasoning_phase = prepared.generates[0].reasoning_phase
+    assert reasoning_phase and reasoning_phase.limit is not None
+    assert reasoning_phase.limit == max_tokens - call_tokens - len(reasoning_phase.close_ids)
+    assert reasoning_phase.close_ids[-1] == reasoning_phase.end_id
 
 
 def test_thinking_budget_closes_softly() -> None:

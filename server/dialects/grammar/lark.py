@@ -11,7 +11,6 @@ An opener is one token where the vocabulary has it, and may also be spelled out 
 whatever the grammar admits is read as a valid call. Text may hold anything else.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +19,9 @@ from typing import Any
 import msgspec
 
 from server.dialects.base import ConstraintSpec, ResponseFormat, Tool
-from server.dialects.grammar.json_grammar import SHARED_RULES, JsonRules, quoted
+from server.dialects.grammar.json_grammar import json_value, quoted
 from server.dialects.schema.cache import derived
 from server.dialects.schema.custom import check_format
-from server.dialects.schema.normalize import COMPACT
 from server.dialects.schema.supported import check_satisfiable, supported, supported_arguments
 from server.messages import Constraint
 
@@ -82,19 +80,12 @@ def json_calls(spec: ConstraintSpec, around: Callable[[Tool], tuple[str, str]]) 
             yield f"call_{i}: {before} {_raw_or_json_input(tool)} {after}"
         else:
             yield f"call_{i}: {before} arguments_{i} {after}"
-            yield from _arguments_rules(f"arguments_{i}", spec, tool)
+            yield f"arguments_{i}: {json_value(supported_arguments(spec, tool), lenient=not tool.strict)}"
 
 
 def one_of_calls(tools: Sequence[Tool]) -> str:
     """Return the rule `call`: a call of one of these tools, whose rules are numbered."""
     return "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))
-
-
-def _arguments_rules(rule: str, spec: ConstraintSpec, tool: Tool) -> Iterator[str]:
-    """Yield rules by which `rule` is a function's arguments as a JSON object."""
-    rules = JsonRules(rule, lenient=not tool.strict)
-    piece = rules.piece(supported_arguments(spec, tool))
-    yield from [f"{rule}: {piece}", *rules.lines]
 
 
 def _raw_or_json_input(tool: Tool) -> str:
@@ -105,7 +96,7 @@ def _raw_or_json_input(tool: Tool) -> str:
     if tool.format is not None:
         text["pattern"] = f"^(?:{tool.format.definition})$"
     schema = {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
-    return "%json " + json.dumps({**schema, "x-guidance": COMPACT}, ensure_ascii=False)
+    return json_value(schema, lenient=False)
 
 
 def is_raw(tool: Tool) -> bool:
@@ -153,8 +144,8 @@ def constraint(
         anything = NOT_BLANK if spec.must_answer else "/(?s:.*)/"
         lines.append(f"text: NO_CALL\nNO_CALL: {anything} & ~/{before}({shut_out})(?s:.*)/")
     if spec.answer is not None:
-        lines += _answer_rules(spec.answer)
-    return Constraint("\n".join([*lines, *SHARED_RULES]) + "\n")
+        lines.append(_answer_rule(spec.answer))
+    return Constraint("\n".join(lines) + "\n")
 
 
 def _start(spec: ConstraintSpec, calls: bool, repeats: bool) -> str:
@@ -194,9 +185,7 @@ def _lines_of_text(openers: Mapping[str, str]) -> Iterator[str]:
     yield f"TEXT: /(?s:.+)/ & ~/({words})(?s:.*)/"
 
 
-def _answer_rules(answer: ResponseFormat) -> Iterator[str]:
+def _answer_rule(answer: ResponseFormat) -> str:
     schema = answer.schema if answer.schema is not None else {"type": "object"}
-    rules = JsonRules("answer", lenient=not answer.strict)
     check_satisfiable(schema, "Invalid schema for response_format", "response_format", "invalid_json_schema")
-    piece = rules.piece(supported(schema, answer.strict, "response_format"))
-    yield from [f"answer: {piece}", *rules.lines]
+    return f"answer: {json_value(supported(schema, answer.strict, 'response_format'), lenient=not answer.strict)}"

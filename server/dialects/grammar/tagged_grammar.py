@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llguidance import regex_to_lark
 
 from server.dialects.base import ConstraintSpec, Tool
-from server.dialects.grammar.json_grammar import JsonRules, plain_members
+from server.dialects.grammar.json_grammar import json_value
 from server.dialects.grammar.lark import callable_tools, marker, one_of_calls, pattern_of, raw_piece
 from server.dialects.parsing.tagged import INPUT
 from server.dialects.schema.normalize import PLAIN_WORDS, with_plain_parts
@@ -51,10 +51,6 @@ class TagForm:
     ends: str
     closing: str
     tags: tuple[str, ...] = ()
-
-    def written(self, members: Iterable[tuple[str, str]]) -> str:
-        """Return the arguments, each with its tags."""
-        return "".join(f"{self.head(name)}{text}{self.tail}" for name, text in members)
 
 
 def _literal(spec: ConstraintSpec, form: TagForm, text: str) -> str:
@@ -98,31 +94,34 @@ def _tagged_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) ->
     yield f"{rule}: " + " | ".join(f"{rule}_v{i}" for i in range(len(plain)))
     values = _TaggedValues(rule, spec, tool, form)
     for i, schema in enumerate(plain):
-        yield f"{rule}_v{i}: {values.object(f'{rule}_v{i}', schema)}"
-    yield from values.rules.lines
+        yield f"{rule}_v{i}: {values.object(schema)}"
+    yield from values.lines
 
 
 class _TaggedValues:
-    """Rules for the tagged values of one tool's arguments."""
+    """Rules for the tagged values of one tool's arguments; their names begin with `prefix`."""
 
     def __init__(self, prefix: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> None:
+        self._prefix = prefix
         self._spec = spec
         self._tool = tool
         self._form = form
-        self.rules = JsonRules(prefix, lenient=not tool.strict)
+        self._count = 0
+        self.lines: list[str] = []
 
-    def object(self, rule: str, schema: Mapping[str, Any]) -> str:
-        """Return an expression for all arguments."""
-        extra = schema.get("additionalProperties", True)
-        closed = {key: schema[key] for key in ("properties", "required", *DEFINITIONS) if key in schema}
-        members = plain_members({**closed, "additionalProperties": False}) or {}
-        pieces = [
-            (f"{self._literal(self._form.head(name))} ({self.value(_with_definitions(inner, schema))})", required)
-            for name, (inner, required) in members.items()
-        ]
-        self.rules.members(f"{rule}_all", pieces)
+    def object(self, schema: Mapping[str, Any]) -> str:
+        """Return an expression for all arguments, in the order of the schema."""
+        required, extra = set(schema.get("required", ())), schema.get("additionalProperties", True)
+        members = []
+        for name, inner in schema["properties"].items():
+            if inner is False:
+                continue
+            rule = self._rule(
+                f"{self._literal(self._form.head(name))} ({self.value(_with_definitions(inner, schema))})"
+            )
+            members.append(rule if name in required else f"{rule}?")
         if extra is False or members:
-            return f"{rule}_all"
+            return " ".join(members) or '""'
         return self._map(_with_definitions(extra, schema), schema)
 
     def value(self, schema: Any) -> str:
@@ -137,12 +136,12 @@ class _TaggedValues:
 
     def _map(self, inner: Any, schema: Mapping[str, Any]) -> str:
         # Its names are free, so a repeated name cannot be excluded; the parser uses the first.
-        rule = self.rules.name()
+        rule = self._name()
         before, after = (self._literal(part) for part in self._form.head("\0").split("\0"))
         declared = "|".join(
             pattern_of(name) for name in schema["properties"]
         )  # none of them can be had, or it were a member
-        self.rules.lines += [
+        self.lines += [
             f"{rule.upper()}_NAME: /[A-Za-z0-9_.-]{{1,64}}/" + (f" & ~/{declared}/" if declared else ""),
             f"{rule}: {before} {rule.upper()}_NAME {after} ({self.value(inner)})",
         ]
@@ -163,15 +162,15 @@ class _TaggedValues:
             return self._string(schema)
         if not any(key in schema for key in ("type", "properties", "items", "anyOf", "oneOf", "allOf")):
             return "raw_value"
-        return f"{self.rules.piece(schema)} {self._literal(tail)}"
+        return f"{json_value(schema, lenient=not self._tool.strict)} {self._literal(tail)}"
 
     def _string(self, schema: Mapping[str, Any]) -> str:
         rules = [rule for part in _parts(schema, 8) for rule in self._rules_of(part)]
         if not rules:
             return "raw_value"
-        name = self.rules.name()
-        self.rules.lines.append(f"{name.upper()}: RAW & {' & '.join(f'/{rule}/' for rule in rules)}")
-        self.rules.lines += _raw_rules(self._spec, self._form, name, name.upper())
+        name = self._name()
+        self.lines.append(f"{name.upper()}: RAW & {' & '.join(f'/{rule}/' for rule in rules)}")
+        self.lines += _raw_rules(self._spec, self._form, name, name.upper())
         return name
 
     def _rules_of(self, schema: Mapping[str, Any]) -> Iterator[str]:
@@ -187,6 +186,15 @@ class _TaggedValues:
             yield f"(?s:.){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
         if schema.get("format") in FORMATS:
             yield f"({FORMATS[schema['format']]})"
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"{self._prefix}_{self._count}"
+
+    def _rule(self, expression: str) -> str:
+        name = self._name()
+        self.lines.append(f"{name}: {expression}")
+        return name
 
     def _literal(self, text: str) -> str:
         return _literal(self._spec, self._form, text)

@@ -1,6 +1,7 @@
 """Validation of arguments against a tool's schema."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class ToolSet:
         if tool.custom:
             return () if tool.format is None or satisfies(tool.format, arguments) else ("invalid",)
         try:
-            value = json.loads(arguments)
+            value = json.loads(arguments, parse_float=_finite_float)
         except ValueError:
             return ("invalid",)
         return () if isinstance(value, dict) and self._fits(tool, value) else ("invalid",)
@@ -55,6 +56,11 @@ def satisfying(values: Sequence[Any], schema: Any) -> list[Any]:
         return list(values)
     validator = _validator(json.dumps(schema))
     return [value for value in values if _is_valid(validator, value)]
+
+
+def _finite_float(text: str) -> float:
+    # A grammar bounds no exponent: 1e999 is a JSON number, and satisfies `"type": "number"`.
+    return max(-sys.float_info.max, min(float(text), sys.float_info.max))
 
 
 def _is_valid(validator: Any, value: Any) -> bool:

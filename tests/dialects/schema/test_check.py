@@ -6,7 +6,6 @@ import pytest
 
 from server.dialects.schema.check import MAX_BYTES, check_answer, check_parameters
 from server.dialects.schema.normalize import constrained, normalised
-from server.dialects.schema.shortest import shortest_value
 from server.dialects.schema.supported import supported
 from server.dialects.schema.validate import fits
 from server.errors import BadSchema
@@ -143,22 +142,6 @@ def test_unsupported_keywords_are_dropped_step_by_step() -> None:
     kept = supported(with_x({"type": "string", "pattern": "(?=a)", "maxLength": 5}), False, "")["properties"]["x"]
     assert kept == {"type": "string", "maxLength": 5}
     assert supported(with_x({"type": "integer", "minimum": 5, "maximum": 1}, required=["x"]), False, "")["properties"]
-
-
-@pytest.mark.parametrize(
-    ("schema", "value"),
-    [
-        ({"type": "object"}, {}),
-        (with_x({"type": "integer", "exclusiveMinimum": 3}, required=["x"]), {"x": 4}),
-        (with_x({"type": "integer", "multipleOf": 7, "minimum": 1}, required=["x"]), {"x": 7}),
-        (with_x({"type": "array", "minItems": 2, "items": {"type": "boolean"}}, required=["x"]), {"x": [True, True]}),
-        (with_x({"anyOf": [{"type": "string", "minLength": 9}, {"type": "null"}]}, required=["x"]), {"x": None}),
-        (with_x({"allOf": [{"type": "string"}, {"minLength": 2}]}, required=["x"]), {"x": "xx"}),
-        (with_x({"$ref": "#"}, required=[]), {}),
-    ],
-)
-def test_the_shortest_value_satisfies_its_schema(schema: Any, value: Any) -> None:
-    assert shortest_value(schema) == value and fits(value, schema)
 
 
 def test_a_catastrophic_pattern_costs_no_time_when_a_value_is_validated() -> None:
