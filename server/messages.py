@@ -51,6 +51,9 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     ignore_eos: bool = False  # stop ids do not stop
 
 
+MAX_SOURCE = 4 * 1024 * 1024  # characters; 128 tools with schemas of reasonable size stay well below
+
+
 class Constraint(msgspec.Struct, frozen=True, array_like=True):
     """Grammar of the reply, compiled by the engine; applied from the first id after the reasoning phase.
 

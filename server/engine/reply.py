@@ -121,6 +121,8 @@ class OutputState:
         self.written_ids.append(token_id)
         if stops:
             self.finish = "stop"
+            if self.active_matcher is not None:  # a grammar that has become too complex allows stop ids alone
+                self._advance(self.active_matcher, ())
             return
         self._move(token_id)
         if self.finish is None and len(self.written_ids) >= self._sampling.max_tokens:
@@ -139,7 +141,7 @@ class OutputState:
                     self._span = "after"
                     return
                 if self.closer is not None and self._span == "closing":
-                    self._advance(self.closer, token_id)
+                    self._advance(self.closer, (token_id,))
                 self._num_inside += 1
                 self._begin_closing_at_limit()
             case _:
@@ -148,7 +150,7 @@ class OutputState:
 
     def _follow(self, token_id: int) -> None:
         if self.matcher is not None:
-            self._advance(self.matcher, token_id)
+            self._advance(self.matcher, (token_id,))
             if self.fault is None and self._guarded(self.matcher.is_over, False):
                 self.finish = "stop"
 
@@ -163,9 +165,9 @@ class OutputState:
         if self._span == "inside" and limit is not None and self._num_inside >= limit:
             self._span = "closing"
 
-    def _advance(self, matcher: Matcher, token_id: int) -> None:
-        if not self._guarded(lambda: matcher.advance((token_id,)), True):
-            self.fault = f"the constraint does not allow the drawn id {token_id}"
+    def _advance(self, matcher: Matcher, token_ids: tuple[int, ...]) -> None:
+        if not self._guarded(lambda: matcher.advance(token_ids), True):
+            self.fault = f"the constraint does not allow the drawn id {token_ids[0]}"
 
     def _guarded(self, use_matcher: Callable[[], T], otherwise: T) -> T:
         """The result of a call of this reply's matcher; if it raises, the reply ends with a fault, and `otherwise`."""

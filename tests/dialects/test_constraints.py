@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from jsonschema import Draft202012Validator
 from server.dialects.base import Choice, ConstraintSpec, CustomFormat, Dialect, ResponseFormat, Tool
 from server.dialects.glm4 import GLM4
 from server.dialects.hermes import HERMES
+from server.dialects.qwen3_coder import QWEN3_CODER
 from server.dialects.react import REACT
 from server.dialects.registry import DIALECTS
 from server.dialects.schema.custom import satisfies
@@ -399,3 +401,31 @@ def test_strings_keep_every_rule_beside_another(
         assert accepts(dialect, spec_for([tool], FORCED), text) is (value in good), value
         if value in good:
             assert check_calls(dialect, [tool], text)[0].value == {"at": value}
+
+
+def with_definitions(count: int, shared: bool) -> Tool:
+    """A tool whose members refer to a definition each; `shared`: each definition reaches all others."""
+    definitions: dict[str, Any] = {
+        f"d{i}": {"type": "object", "properties": {"x": {"enum": [f"{'y' * 80}{i}"]}}, "additionalProperties": False}
+        for i in range(count)
+    }
+    if shared:
+        definitions["d0"] = {"anyOf": [{"$ref": f"#/$defs/d{i}"} for i in range(1, count)]}
+    members = {f"p{i}": {"type": "array", "items": {"$ref": f"#/$defs/d{0 if shared else i}"}} for i in range(count)}
+    return Tool("f", {"type": "object", "properties": members, "$defs": definitions})
+
+
+@every_dialect
+def test_definitions_are_not_copied_into_every_rule(dialect: Dialect) -> None:
+    tool = with_definitions(700, shared=False)
+    constraint = dialect.constrain(spec_for([tool], FORCED))
+    assert constraint and len(constraint.source) < 3 * len(json.dumps(tool.parameters))
+
+
+@pytest.mark.parametrize("dialect", [QWEN3_CODER, GLM4], ids=lambda dialect: dialect.name)
+def test_a_grammar_that_grows_beyond_the_engine_s_limit_is_refused_while_it_is_built(dialect: Dialect) -> None:
+    tracemalloc.start()
+    with pytest.raises(BadSchema, match="longer than"):
+        dialect.constrain(spec_for([with_definitions(700, shared=True)], FORCED))
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()

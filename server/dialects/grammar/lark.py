@@ -23,7 +23,8 @@ from server.dialects.grammar.json_grammar import json_value, quoted
 from server.dialects.schema.cache import derived
 from server.dialects.schema.custom import check_format
 from server.dialects.schema.supported import check_satisfiable, supported, supported_arguments
-from server.messages import Constraint
+from server.errors import BadSchema
+from server.messages import MAX_SOURCE, Constraint
 
 MAX_CALLS = 64  # of one forced reply
 NOT_BLANK = r"/(?s:.*)\S(?s:.*)/"
@@ -49,6 +50,22 @@ def cached_by_spec(
 
 def _num_bytes(constraint: Constraint | None) -> int:
     return 0 if constraint is None else sys.getsizeof(constraint.source)
+
+
+def bounded(rules: Iterable[str]) -> Iterator[str]:
+    """Yield these rules; raise BadSchema as soon as they are longer together than the engine accepts."""
+    num_chars = 0
+    for rule in rules:
+        num_chars += len(rule)
+        check_length(num_chars)
+        yield rule
+
+
+def check_length(num_chars: int) -> None:
+    """Raise BadSchema where rules of this length are more than the engine accepts."""
+    if num_chars > MAX_SOURCE:
+        fault = f"The grammar of these tools is longer than {MAX_SOURCE} characters; send fewer or smaller schemas."
+        raise BadSchema(fault, param="tools", code="invalid_function_parameters")
 
 
 def callable_tools(spec: ConstraintSpec) -> list[Tool]:
@@ -134,7 +151,7 @@ def constraint(
         lines.append(f"first: {marker(spec, opener)} {rest}")
         if separator is not None:
             lines.append(f"further: {separator} {marker(spec, opener)} {rest}")
-        lines += rules
+        lines += bounded(rules)
         if spec.choice.mode == "auto" and spec.answer is None:
             lines += _lines_of_text(openers) if line_start else _free_text(spec, openers)
             lines += [f"NON_BLANK: TEXT & {NOT_BLANK}"] if spec.must_answer else []

@@ -10,10 +10,10 @@ from llguidance import regex_to_lark
 
 from server.dialects.base import ConstraintSpec, Tool
 from server.dialects.grammar.json_grammar import json_value
-from server.dialects.grammar.lark import callable_tools, marker, one_of_calls, pattern_of, raw_piece
+from server.dialects.grammar.lark import callable_tools, check_length, marker, one_of_calls, pattern_of, raw_piece
 from server.dialects.parsing.tagged import INPUT
 from server.dialects.schema.normalize import PLAIN_WORDS, with_plain_parts
-from server.dialects.schema.references import DEFINITIONS, definitions_of, resolved
+from server.dialects.schema.references import DEFINITIONS, definitions_of, resolved, with_reached_definitions
 from server.dialects.schema.satisfiable import satisfiable
 from server.dialects.schema.supported import supported_arguments
 from server.dialects.schema.variants import variants
@@ -107,6 +107,7 @@ class _TaggedValues:
         self._tool = tool
         self._form = form
         self._count = 0
+        self._num_chars = 0  # of values, while they are built: definitions may come again with each
         self.lines: list[str] = []
 
     def object(self, schema: Mapping[str, Any]) -> str:
@@ -131,6 +132,8 @@ class _TaggedValues:
             piece = self._one(branch)
             if piece == "raw_value":
                 return piece  # raw text includes every other branch: it is parsed as JSON where that fits the schema
+            self._num_chars += len(piece)
+            check_length(self._num_chars)
             pieces.append(piece)
         return " | ".join(dict.fromkeys(pieces))
 
@@ -162,7 +165,7 @@ class _TaggedValues:
             return self._string(schema)
         if not any(key in schema for key in ("type", "properties", "items", "anyOf", "oneOf", "allOf")):
             return "raw_value"
-        return f"{json_value(schema, lenient=not self._tool.strict)} {self._literal(tail)}"
+        return f"{json_value(with_reached_definitions(schema), lenient=not self._tool.strict)} {self._literal(tail)}"
 
     def _string(self, schema: Mapping[str, Any]) -> str:
         rules = [rule for part in _parts(schema, 8) for rule in self._rules_of(part)]

@@ -76,6 +76,25 @@ def definitions_of(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {key: schema[key] for key in DEFINITIONS if key in schema}
 
 
+def with_reached_definitions(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the definitions beside a schema that it does not refer to, directly or through others."""
+    shared = definitions_of(schema)
+    reached: dict[str, Any] = {}
+    unread: list[Any] = [{key: value for key, value in schema.items() if key not in shared}]
+    kept = dict(unread[0])
+    while unread:
+        for _, node in walk(unread.pop()):
+            reference = node.get("$ref") if isinstance(node, Mapping) else None
+            if isinstance(reference, str) and reference not in reached:
+                reached[reference] = resolve(reference, shared)
+                unread.append(reached[reference])
+    for key in shared:
+        named = {name: node for name, node in shared[key].items() if pointer((key, name)) in reached}
+        if named:
+            kept[key] = named
+    return kept
+
+
 def resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Resolve `$ref` among the definitions beside it; `{}` if it is not there."""
     shared = definitions_of(schema)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from server.byte_cache import ByteCache
 from server.errors import ConstraintFailed
-from server.messages import Constraint
+from server.messages import MAX_SOURCE, Constraint
 
 CACHE_BYTES = 256 * 1024 * 1024  # of compiled grammars
 # Bytes of a compiled grammar; at most 270 a character and 0.2 MB were measured: enums, chains of rules, many
@@ -28,7 +28,6 @@ BYTES_PER_CHARACTER = 400
 BYTES_PER_GRAMMAR = 200_000
 NEW_MASK_S = 0.004  # assumed for a grammar of which no mask was computed yet
 TIMED_ALONE_S = 0.001  # grammars whose masks are expected to take longer are computed, and timed, one by one
-MAX_SOURCE = 4 * 1024 * 1024  # characters; 128 tools with schemas of reasonable size stay well below
 
 # Bounds for hostile grammars: some 20 ms to compile, 15 ms a mask, 100 MB of lexer states. The step limits are a tenth
 # of llguidance's defaults, with which an ambiguous grammar took half a second a mask before it was rejected. They
@@ -142,6 +141,8 @@ class LlguidanceGrammars:
         except ValueError as error:  # not even JSON
             raise ConstraintFailed(f"the grammar cannot be read: {_one_line(str(error))}") from error
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # the first mask: what exceeds its limits is refused before the reply begins
         if matcher.is_error():
             raise ConstraintFailed(f"the grammar does not compile: {_one_line(matcher.get_error())}")
         return GrammarMatcher(matcher, GrammarTime())

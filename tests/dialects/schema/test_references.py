@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from server.dialects.base import Choice, Dialect, Tool
-from server.dialects.schema.references import with_definitions
+from server.dialects.schema.references import with_definitions, with_reached_definitions
 from server.dialects.schema.validate import fits
 from tests.dialects.fuzz import write_call
 from tests.dialects.random_walks import spec_for, walk
@@ -89,3 +89,11 @@ def test_many_references_to_large_parts_do_not_multiply_them() -> None:
     for i in range(60):
         inner = {"type": "object", "properties": {"x": inner, f"p{i}": {"$ref": "#" + "/properties/x" * (60 - i)}}}
     assert len(str(with_definitions(inner))) < 4 * len(str(inner))
+
+
+def test_a_schema_keeps_the_definitions_that_it_reaches() -> None:
+    """All of them, copied into the rule of each argument, made 112 MB of grammar from 236 KB of schema."""
+    shared = {"a/b": {"$ref": "#/$defs/c"}, "c": {"items": {"$ref": "#/$defs/a~1b"}}, "d": {}}
+    kept = with_reached_definitions({"items": {"$ref": "#/$defs/a~1b"}, "$defs": shared, "definitions": {"d": {}}})
+    assert kept == {"items": {"$ref": "#/$defs/a~1b"}, "$defs": {"a/b": shared["a/b"], "c": shared["c"]}}
+    assert with_reached_definitions({"type": "string", "$defs": shared}) == {"type": "string"}

@@ -16,12 +16,11 @@ from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from server.dialects.hermes import HERMES
 from server.dialects.registry import DIALECTS
 from server.errors import ConstraintFailed
-from server.messages import Constraint
+from server.messages import MAX_SOURCE, Constraint
 from server.model.sampling.grammar import (
     BYTES_PER_CHARACTER,
     BYTES_PER_GRAMMAR,
     CACHE_BYTES,
-    MAX_SOURCE,
     NEW_MASK_S,
     GrammarMatcher,
     LlguidanceGrammars,
