@@ -2,13 +2,13 @@
 
 import json
 import sys
-from functools import lru_cache
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits
 
 from server.deep_stack import with_deep_stack
 from server.dialects.base import ConstraintSpec, CustomFormat
 from server.dialects.schema.cache import derived
+from server.dialects.schema.engine import byte_tokenizer
 from server.errors import BadSchema
 
 MAX_DEFINITION_LENGTH = 64 * 1024
@@ -51,7 +51,7 @@ def satisfies(definition: CustomFormat, text: str) -> bool:
 
 def _satisfies(definition: CustomFormat, text: str) -> bool:
     written = text if definition.syntax == "lark" else json.dumps(text, ensure_ascii=False)
-    matcher = LLMatcher(_bytes_alone(), _grammar(definition), log_level=0, limits=LIMITS)
+    matcher = LLMatcher(byte_tokenizer(), _grammar(definition), log_level=0, limits=LIMITS)
     letters = list(written.encode())
     follows = matcher.validate_tokens(letters) == len(letters) and matcher.consume_tokens(letters)
     return bool(matcher.get_error()) or (follows and matcher.is_accepting())
@@ -63,9 +63,3 @@ def _grammar(definition: CustomFormat) -> str:
             json.dumps({"type": "string", "pattern": f"^(?:{definition.definition})$"})
         )
     return LLMatcher.grammar_from_lark("start: nested\nnested: %lark {\n" + definition.definition + "\n}\n")
-
-
-@lru_cache(maxsize=1)
-def _bytes_alone() -> LLTokenizer:
-    """Return a vocabulary of the 256 bytes."""
-    return LLTokenizer("byte")

@@ -25,6 +25,8 @@ BESIDE_A_PART = {*ANNOTATIONS, *DEFINITIONS}
 # As Qwen writes JSON, and without white space that a weak model could write without end.
 COMPACT: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LARGEST_INTEGER = 10**18 - 1  # bounds the number of digits, unless the schema has bounds
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+MAX_COUNT = 2**31 - 1  # counts above this are checked afterwards
 MAX_COUNTED_LENGTH = 4096  # length bounds above this are checked afterwards: counting that far is slow in the lexer
 
 
@@ -48,7 +50,13 @@ def _tidied(schema: Any) -> Any:
 
 
 def _modernised(node: dict[str, Any]) -> dict[str, Any]:
-    """Convert keywords of older drafts: tuples in `items`, boolean exclusive bounds, `allOf` of one schema."""
+    """Convert keywords of older drafts: tuples in `items`, boolean exclusive bounds, `allOf` of one schema.
+
+    Counts such as `2.0` become integers, as the drafts allow them.
+    """
+    for count in COUNTS:
+        if isinstance(node.get(count), float) and node[count].is_integer():
+            node[count] = int(node[count])
     parts = node.get("allOf")
     beside = {key: value for key, value in node.items() if key != "allOf"}
     if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping) and beside.keys() <= BESIDE_A_PART:
@@ -107,9 +115,10 @@ def _bounded(node: dict[str, Any]) -> dict[str, Any]:
     kind = node.get("type")
     if kind == "integer" or (isinstance(kind, list) and "integer" in kind and "number" not in kind):
         node = _with_integer_bounds(node)
-    for bound in ("minLength", "maxLength"):
-        if isinstance(node.get(bound), int) and node[bound] > MAX_COUNTED_LENGTH:
-            del node[bound]
+    for count in COUNTS:
+        most = MAX_COUNTED_LENGTH if count.endswith("Length") else MAX_COUNT
+        if isinstance(node.get(count), int) and node[count] > most:
+            del node[count]
     return node
 
 

@@ -5,10 +5,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llguidance import LLMatcher
-
 from server.dialects.base import ConstraintSpec, Tool
 from server.dialects.schema.cache import OBJECT_FACTOR, derived
+from server.dialects.schema.engine import grammar_fault
 from server.dialects.schema.normalize import COMPACT, constrained, normalised
 from server.dialects.schema.references import map_subschemas
 from server.dialects.schema.satisfiable import SatisfiablePart, context, satisfiable
@@ -88,12 +87,10 @@ def _find_supported(schema: str, strict: bool) -> tuple[str, str]:
 
 
 def compile_fault(schema: Any, lenient: bool) -> str:
-    """Return why llguidance does not support this schema, or "". Takes less than a millisecond for most schemas."""
+    """Return why the grammar engine does not support this schema, or ""."""
     if isinstance(schema, Mapping):
         schema = {**schema, "x-guidance": {**COMPACT, "lenient": lenient}}
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    return " ".join(messages[0].split()) if is_error else ""
+    return grammar_fault(schema)
 
 
 def _without_bad_strings(schema: Any) -> Any:

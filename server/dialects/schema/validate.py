@@ -10,8 +10,17 @@ import jsonschema_rs
 from server.dialects.base import Tool
 from server.dialects.schema.cache import VALIDATOR_FACTOR, derived
 from server.dialects.schema.custom import satisfies
+from server.dialects.schema.engine import grammar_fault
 from server.dialects.schema.normalize import normalised
+from server.dialects.schema.references import map_subschemas
 from server.events import Flag
+
+
+# Of one regular expression: bytes of its automaton and of its cache, and steps of one match.
+PATTERN_BYTES, BACKTRACK_LIMIT = 64 << 10, 5_000
+PATTERN_OPTIONS = jsonschema_rs.FancyRegexOptions(
+    size_limit=PATTERN_BYTES, dfa_size_limit=PATTERN_BYTES, backtrack_limit=BACKTRACK_LIMIT
+)
 
 
 class ToolSet:
@@ -71,10 +80,43 @@ def _is_valid(validator: Any, value: Any) -> bool:
 
 
 def _validator(schema: str) -> Any:
-    def compile_validator() -> Any:
-        return jsonschema_rs.Draft202012Validator(normalised(json.loads(schema)))
+    num_bytes = VALIDATOR_FACTOR * len(schema) + 2 * PATTERN_BYTES * schema.count('"pattern')
+    return derived("validator", schema, lambda: compile_validator(normalised(json.loads(schema))), lambda _: num_bytes)
 
-    return derived("validator", schema, compile_validator, lambda _: VALIDATOR_FACTOR * len(schema))
+
+def compile_validator(schema: Any) -> Any:
+    """Compile the validator of a normalised schema; it ignores patterns larger than PATTERN_BYTES, which a grammar holds.
+
+    Raises jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError or ValueError.
+    """
+    options: dict[str, Any] = {"pattern_options": PATTERN_OPTIONS, "retriever": _refuse_to_fetch}
+    try:
+        return jsonschema_rs.Draft202012Validator(schema, **options)
+    except jsonschema_rs.ValidationError:
+        return jsonschema_rs.Draft202012Validator(_without_large_patterns(schema), **options)
+
+
+def _without_large_patterns(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    node = map_subschemas(schema, lambda _, inner: _without_large_patterns(inner))
+    if isinstance(node.get("pattern"), str) and _is_large(node["pattern"]):
+        del node["pattern"]
+    return node
+
+
+def _is_large(pattern: str) -> bool:
+    """Whether the grammar engine, which builds no automaton beforehand, takes what the validator does not."""
+    try:
+        jsonschema_rs.Draft202012Validator({"pattern": pattern}, pattern_options=PATTERN_OPTIONS)
+    except jsonschema_rs.ValidationError:
+        return not grammar_fault({"type": "string", "pattern": pattern})
+    return False
+
+
+def _refuse_to_fetch(uri: str) -> Any:
+    # A schema comes from a client: following its addresses would let it reach into the server's network.
+    raise ValueError(f"references outside the schema are not followed: {uri}")
 
 
 def whole_schema(tool: Tool) -> Mapping[str, Any]:
