@@ -307,6 +307,17 @@ def test_a_number_beyond_a_double_is_a_number(dialect: Dialect) -> None:
     assert texts_and_calls(read(dialect, [tool], [text])) == [Call("f", '{"x": -923e+370}')]
 
 
+@every_dialect
+@pytest.mark.parametrize("more", [{}, {"anyOf": [{"required": ["x"]}, {"properties": {"y": {}}}]}])
+def test_arguments_are_an_object_whether_the_schema_says_so_or_not(dialect: Dialect, more: Any) -> None:
+    tool = Tool("f", {"properties": {"x": {"type": "integer"}}, **more})
+    text = write_call(dialect.name, "f", {"x": 1}, 0).lstrip()
+    assert accepts(dialect, spec_for([tool], FORCED), text)
+    for value in ("5", '"x"', "null", "[]"):
+        if '{"x": 1}' in text:
+            assert not accepts(dialect, spec_for([tool], FORCED), text.replace('{"x": 1}', value))
+
+
 PAIR = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
 
 

@@ -21,7 +21,7 @@ from server.api.chat.tool_schemas import (
 from server.chat_request import ChatRequest
 from server.checkpoint.checkpoint import SamplingDefaults
 from server.dialects.base import Choice, CustomFormat, ResponseFormat, Tool
-from server.dialects.schema.check import check_answer, check_parameters
+from server.dialects.schema.check import MAX_PATTERNS, check_answer, check_parameters, count_patterns
 from server.messages import Sampling
 
 LONGEST_STRICT_NAME = 64
@@ -104,8 +104,13 @@ class RequestMapper:
             definitions = [_sent_definition(tool) for tool in offered]
             paths = [f"tools[{i}].{tool.type}" for i, tool in enumerate(offered)]
         tools: list[Tool] = []
+        num_patterns = 0
         for tool, path in zip(offered, paths, strict=True):
             tools.append(self._tool(tool, path))
+            num_patterns += count_patterns(tools[-1].parameters)
+            if num_patterns > MAX_PATTERNS:
+                text = f"Invalid 'tools': their schemas have more than {MAX_PATTERNS} patterns; send fewer."
+                raise bad(text, f"{path}.parameters", "invalid_function_parameters")
             if tools[-1].name in {other.name for other in tools[:-1]}:
                 text = f"Invalid '{path}.name': '{tools[-1].name}' is declared twice; names of tools must be unique."
                 raise bad(text, f"{path}.name", "invalid_value")

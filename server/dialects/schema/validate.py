@@ -15,7 +15,6 @@ from server.dialects.schema.normalize import normalised
 from server.dialects.schema.references import map_subschemas
 from server.events import Flag
 
-
 # Of one regular expression: bytes of its automaton and of its cache, and steps of one match.
 PATTERN_BYTES, BACKTRACK_LIMIT = 64 << 10, 5_000
 PATTERN_OPTIONS = jsonschema_rs.FancyRegexOptions(
@@ -85,7 +84,7 @@ def _validator(schema: str) -> Any:
 
 
 def compile_validator(schema: Any) -> Any:
-    """Compile the validator of a normalised schema; it ignores patterns larger than PATTERN_BYTES, which a grammar holds.
+    """Compile the validator of a normalised schema. Patterns larger than PATTERN_BYTES are left to the grammar.
 
     Raises jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError or ValueError.
     """
@@ -120,5 +119,5 @@ def _refuse_to_fetch(uri: str) -> Any:
 
 
 def whole_schema(tool: Tool) -> Mapping[str, Any]:
-    """Return the tool's parameters, or the schema of no arguments."""
-    return tool.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+    """Return the tool's parameters as the schema of an object, or the schema of no arguments."""
+    return {**(tool.parameters or {"properties": {}, "additionalProperties": False}), "type": "object"}
