@@ -76,11 +76,13 @@ def definition(tool: Tool) -> dict[str, Any]:
 
 
 def bounded(schema: Any, longest: int) -> Any:
-    """Return the schema with `maxLength` on every string that has none."""
+    """Return the schema with `maxLength` on every string that has none; where anything goes, it is such a string."""
     if isinstance(schema, list):
         return [bounded(one, longest) for one in schema]
     if not isinstance(schema, dict):
         return schema
+    if isinstance(properties := schema.get("properties"), dict):
+        schema = {**schema, "properties": {name: one or {"type": "string"} for name, one in properties.items()}}
     bound = {"maxLength": longest} if schema.get("type") in ("string", ["string", "null"]) else {}
     return bound | {key: one if key in ("enum", "const") else bounded(one, longest) for key, one in schema.items()}
 
