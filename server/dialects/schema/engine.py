@@ -6,15 +6,16 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from server.deep_stack import with_deep_stack
+
 # As server.model.sampling.grammar bounds them; error texts are sent to the client.
 LIMITS = LLParserLimits(initial_lexer_fuel=1_000_000, max_grammar_size=500_000, verbose_errors=False)
 
 
 def grammar_fault(schema: Any) -> str:
     """Return why the engine cannot compile a JSON Schema, or "": less than a millisecond for most schemas."""
-    matcher = LLMatcher(
-        byte_tokenizer(), LLMatcher.grammar_from_json_schema(json.dumps(schema)), log_level=0, limits=LIMITS
-    )
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    matcher = with_deep_stack(lambda: LLMatcher(byte_tokenizer(), grammar, log_level=0, limits=LIMITS))
     return " ".join(matcher.get_error().split())[:500] if matcher.is_error() else ""
 
 
