@@ -14,7 +14,7 @@ from server.engine.blocks import chain_hash, root_hash
 from server.engine.drafter import Drafter
 from server.engine.reply import OutputState
 from server.messages import Delta, Generate, Stage, StageTime, TokenLogprob
-from server.model.batch import Draw, Drawn, Row
+from server.model.batch import Draw, Drawn, Row, TokenHistory
 
 State = Literal["compiling", "waiting", "running", "ended"]
 
@@ -31,6 +31,7 @@ class Sequence:
         self.reply = reply
         self.state: State = "compiling"
         self.prompt_ids = request.token_ids
+        self.history = TokenHistory()
         self.ids = [*request.token_ids, *request.reply_ids]
         self.root_hash = root_hash(request.cache_salt)
         self.hashes: list[bytes] = []  # of the full blocks of `ids`, as far as they were needed
@@ -79,7 +80,9 @@ class Sequence:
         if end < len(self.ids):
             return Row(self.ids[start:end], start, self.blocks, 0, None, self.slot)
         reply = self.reply
-        draw = Draw(self.request.sampling, self.seed, self.prompt_ids, reply.written_ids, reply.banned_ids)
+        draw = Draw(
+            self.request.sampling, self.seed, self.prompt_ids, reply.written_ids, reply.banned_ids, self.history
+        )
         return Row([*self.ids[start:], *drafts], start, self.blocks, 1 + len(drafts), draw, self.slot)
 
     def draft(self, room: int) -> Ids[int]:
@@ -123,6 +126,7 @@ class Sequence:
     def preempt(self) -> None:
         """Return to the waiting state; its blocks are freed."""
         self.state = "waiting"
+        self.history = TokenHistory()
         self.num_preemptions += 1
         self.record_stage("preempted")
 

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from server.messages import Sampling, TokenLogprob
 
 
+@dataclass(slots=True, eq=False)
+class TokenHistory:
+    """What a sequence keeps between its steps for the penalties: their counts, made and read by the sampler."""
+
+    counts: object = None
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """Sampling state of one row.
@@ -19,6 +26,7 @@ class Draw:
     prompt_ids: Sequence[int]  # read only for a repetition penalty
     written_ids: Sequence[int]  # ids of the reply before this step
     banned_ids: tuple[int, ...] = ()  # stop ids while min_tokens is not reached, or under ignore_eos
+    history: TokenHistory | None = None  # of the sequence; None: penalties count all ids again
 
 
 @dataclass(frozen=True, slots=True)

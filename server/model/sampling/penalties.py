@@ -5,15 +5,18 @@ and masks come last, so that no bias can lift them.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from server.messages import Sampling
-from server.model.batch import Draw
+from server.model.batch import Draw, TokenHistory
 from server.model.device import to_device
 from server.model.sampling.grammar import Masks
+
+MIN_FREE_COLUMNS = 256  # for ids that the reply adds
 
 
 def adjusts_logits(draw: Draw) -> bool:
@@ -35,14 +38,92 @@ def adjust_logits(logits: Tensor, draw: Draw, drafts: Sequence[int]) -> None:
     """Apply one row's penalties, biases and bans. logits [1 + drafts, vocab]; line j also counts drafts[:j]."""
     sampling = draw.sampling
     if has_penalties(sampling):
-        for j in range(logits.shape[0]):
-            _apply_penalties(logits[j], sampling, draw.prompt_ids, [*draw.written_ids, *drafts[:j]])
+        history = draw.history or TokenHistory()
+        counts = _token_counts(draw, history, logits.device)
+        counts.penalize(logits, sampling, drafts)
+        history.counts = counts
     if sampling.logit_bias:
         biases = {token_id: bias for token_id, bias in sampling.logit_bias.items() if token_id < logits.shape[1]}
         values = np.array(list(biases.values()), dtype=np.float32)
         logits[:, to_device(list(biases), logits.device)] += to_device(values, logits.device)
     if draw.banned_ids:
         logits[:, to_device(draw.banned_ids, logits.device)] = -torch.inf
+
+
+class TokenCounts:
+    """The distinct ids of one sequence and how often its reply has each, on the device.
+
+    It grows with the reply: a step copies its new ids to the device and nothing else. Takes 12 bytes a distinct id,
+    twice that while it grows. `prompt_ids` are counted as seen, not as written.
+    """
+
+    def __init__(self, prompt_ids: Sequence[int], device: torch.device) -> None:
+        ids = np.unique(np.asarray(prompt_ids, dtype=np.int64))
+        self._columns = {token_id: column for column, token_id in enumerate(ids.tolist())}
+        self._ids = torch.zeros(len(ids) + MIN_FREE_COLUMNS, dtype=torch.int64, device=device)
+        self._ids[: len(ids)] = to_device(ids, device)
+        self._counts = torch.zeros(len(self._ids), dtype=torch.int32, device=device)
+        self._num_written = 0
+
+    def update(self, written_ids: Sequence[int]) -> bool:
+        """Count what the reply has gained; False if it has become shorter, which cannot be undone."""
+        if len(written_ids) < self._num_written:
+            return False
+        if len(written_ids) > self._num_written:
+            columns, ones = self._columns_of(written_ids[self._num_written :])
+            self._counts.index_add_(0, columns, ones)
+        self._num_written = len(written_ids)
+        return True
+
+    def penalize(self, logits: Tensor, sampling: Sampling, drafts: Sequence[int]) -> None:
+        """Penalize lines of logits [1 + drafts, vocab] in place; line j also counts drafts[:j]."""
+        num_seen = len(self._columns)
+        columns, ones = self._columns_of(drafts)
+        ids = self._ids[: len(self._columns)]
+        for line in range(len(logits)):
+            if line:
+                self._counts.index_add_(0, columns[line - 1 : line], ones[line - 1 : line])
+            counts = self._counts[: len(ids)]
+            scores = logits[line, ids]
+            if sampling.repetition_penalty != 1.0:
+                penalty = sampling.repetition_penalty
+                penalized = torch.where(scores < 0, scores * penalty, scores / penalty)
+                penalized[num_seen:] = torch.where(counts[num_seen:] > 0, penalized[num_seen:], scores[num_seen:])
+                scores = penalized
+            if sampling.presence_penalty or sampling.frequency_penalty:
+                costs = sampling.presence_penalty * (counts > 0) + sampling.frequency_penalty * counts.double()
+                scores = scores - costs.float()
+            logits[line, ids] = scores
+        if drafts:
+            self._counts.index_add_(0, columns, -ones)  # they may yet be rejected
+        while len(self._columns) > num_seen:
+            self._columns.popitem()
+
+    def _columns_of(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The column of each id, new ones included, and as many ones; int64 and int32 [ids] on the device."""
+        device, begin = self._ids.device, len(self._columns)
+        columns = np.array([self._columns.setdefault(one, len(self._columns)) for one in ids], dtype=np.int64)
+        if len(self._columns) > begin:
+            new = list(islice(reversed(self._columns), len(self._columns) - begin))[::-1]
+            if len(self._columns) > len(self._ids):
+                self._ids = _grown(self._ids, 2 * len(self._columns))
+                self._counts = _grown(self._counts, 2 * len(self._columns))
+            self._ids[begin : len(self._columns)] = to_device(new, device)
+        return to_device(columns, device), torch.ones(len(columns), dtype=torch.int32, device=device)
+
+
+def _token_counts(draw: Draw, history: TokenHistory, device: torch.device) -> TokenCounts:
+    """The counts of the row's sequence, taken out of its history: after an exception they are made again."""
+    counts, history.counts = history.counts, None
+    if not isinstance(counts, TokenCounts) or not counts.update(draw.written_ids):
+        is_seen = draw.sampling.repetition_penalty != 1.0
+        counts = TokenCounts(draw.prompt_ids if is_seen else (), device)
+        counts.update(draw.written_ids)
+    return counts
+
+
+def _grown(numbers: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(numbers, (0, length - len(numbers)))
 
 
 def apply_masks(logits: Tensor, masks: Masks, first_lines: Sequence[int]) -> None:
@@ -76,16 +157,3 @@ def _unpack_to(words: np.ndarray, vocab_size: int, device: torch.device) -> Tens
 def _fit(allowed: Tensor, vocab_size: int) -> Tensor:
     missing = vocab_size - allowed.shape[1]
     return torch.nn.functional.pad(allowed, (0, missing)) if missing > 0 else allowed[:, :vocab_size]
-
-
-def _apply_penalties(logits: Tensor, sampling: Sampling, prompt_ids: Sequence[int], written_ids: Sequence[int]) -> None:
-    written, counts = np.unique(np.asarray(written_ids, dtype=np.int64), return_counts=True)
-    if sampling.repetition_penalty != 1.0:
-        seen = np.union1d(written, np.asarray(prompt_ids, dtype=np.int64))
-        ids = to_device(seen, logits.device)
-        scores = logits[ids]
-        penalty = sampling.repetition_penalty
-        logits[ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    if sampling.presence_penalty or sampling.frequency_penalty:
-        costs = (sampling.presence_penalty + sampling.frequency_penalty * counts).astype(np.float32)
-        logits[to_device(written, logits.device)] -= to_device(costs, logits.device)

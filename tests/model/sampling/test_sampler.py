@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from server.messages import Sampling
-from server.model.batch import Draw, Drawn
+from server.model.batch import Draw, Drawn, TokenHistory
 from server.model.sampling.grammar import Masks
+from server.model.sampling.penalties import adjust_logits
 from server.model.sampling.sampler import NUM_CANDIDATES, DrawRow, draw_ids, uniform
 
 VOCAB = 3000
@@ -157,6 +158,54 @@ def test_penalties_count_the_drafts_before_each_position() -> None:
     logits[:, 5], logits[:, 6], logits[:, 7] = 3.0, 2.5, 2.0
     how = sampling(temperature=0.0, presence_penalty=1.2)
     assert draw([SampleCase(how, logits, drafts=(5, 6))])[0].token_ids == (5, 6, 7)
+
+
+def penalized(how: Sampling, logits: torch.Tensor, prompt: list[int], reply: list[int]) -> torch.Tensor:
+    """transformers' repetition penalty, then OpenAI's formula, over all ids at once."""
+    ids = torch.tensor([prompt + reply])
+    expected = transformers.RepetitionPenaltyLogitsProcessor(how.repetition_penalty)(ids, logits.clone())
+    for token_id, count in Counter(reply).items():
+        expected[0, token_id] -= how.presence_penalty + count * how.frequency_penalty
+    return expected
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_counts_that_grow_with_the_reply_give_what_counting_all_ids_gives(seed: int) -> None:
+    """Prompt and reply were sorted again at every step: 3.6 ms a row at 32,000 tokens."""
+    chance = random.Random(seed)
+    how = sampling(repetition_penalty=1.1 + seed % 2, presence_penalty=0.4, frequency_penalty=0.3)
+    prompt, reply, history = (
+        chance.choices(range(VOCAB), k=200),
+        chance.choices(range(VOCAB), k=400 * (seed % 2)),
+        TokenHistory(),
+    )
+    for step in range(60):
+        logits = noise(step, lines=3)
+        drafts = chance.choices((*range(20), VOCAB - 1, *reply[-3:]), k=2)
+        own = logits.clone()
+        adjust_logits(own, Draw(how, 0, prompt, reply, (), history), drafts)
+        for line in range(3):
+            assert torch.equal(own[line], penalized(how, logits[line : line + 1], prompt, reply + drafts[:line])[0])
+        reply += (drafts if step % 3 else chance.choices(range(VOCAB), k=40))[: 1 + step % 40]
+        if step % 25 == 24:
+            del reply[10:]  # a reply that lost ids is counted again
+
+
+def test_counts_are_made_again_after_memory_ran_out_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is tried again: its drafts must not be counted twice."""
+    how, history, logits = sampling(frequency_penalty=0.5), TokenHistory(), noise(1, lines=3)
+    row = Draw(how, 0, [], [4, 5], (), history)
+    adjust_logits(logits.clone(), row, (4, 9))
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(torch, "where", fail)
+        adjust_logits(logits.clone(), replace(row, sampling=sampling(repetition_penalty=2.0)), (4, 9))
+    again = logits.clone()
+    adjust_logits(again, row, (4, 9))
+    assert torch.equal(again[2:], penalized(how, logits[2:], [], [4, 5, 4, 9]))
 
 
 def test_a_bias_cannot_lift_a_ban() -> None:
