@@ -50,3 +50,15 @@ def test_what_is_written_already_is_neither_prompt_nor_output_of_this_engine() -
     bench.add(ask("a", [1, 2, 3], 6, seed=1, ignore_eos=True, reply_ids=[1, 2, 3, 4]))
     bench.run()
     assert (bench.scheduler.counts.prompt_tokens, bench.scheduler.counts.output_tokens) == (3, 2)
+
+
+def test_a_resumed_reply_shares_cached_blocks_with_its_own_salt_only() -> None:
+    """The blocks of a reply that goes on in another engine would else be found by requests of other keys."""
+    bench = Bench(64, 4)
+    prompt = [1, 2, 3, 1, 2, 3, 1, 2]
+    bench.add(ask("a", prompt, 6, seed=1, ignore_eos=True, reply_ids=[1, 2, 3, 4], cache_salt="alice"))
+    bench.run()
+    for id, salt, num_cached in (("b", "bob", 0), ("c", "", 0), ("d", "alice", 12)):
+        bench.add(ask(id, [*prompt, 1, 2, 3, 4, 5], 1, cache_salt=salt))
+        bench.run()
+        assert next(iter(bench.deltas(id))).cached == num_cached
