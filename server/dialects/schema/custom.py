@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 from llguidance import LLMatcher, LLParserLimits
 
@@ -32,16 +33,14 @@ def format_fault(definition: CustomFormat) -> str:
 
 
 def _find_fault(definition: CustomFormat) -> str:
-    if definition.syntax == "lark":
-        # Alone, the text cannot close the braces that `_grammar` puts around it and go on as a part of our grammar.
-        alone = LLMatcher.grammar_from_lark(definition.definition)
-        is_error, messages = with_deep_stack(lambda: LLMatcher.validate_grammar_with_warnings(alone))
+    """Check the definition by itself first: inside a larger grammar its brackets could end the part that holds it."""
+    for grammar in (_grammar_alone(definition), _grammar(definition)):
+        is_error, messages = with_deep_stack(partial(LLMatcher.validate_grammar_with_warnings, grammar))
         if is_error:
             return " ".join(messages[0].split())[:500]
         if any("no tokenizer" in message for message in messages):
             return "it names tokens of the vocabulary; only texts are allowed."
-    is_error, messages = with_deep_stack(lambda: LLMatcher.validate_grammar_with_warnings(_grammar(definition)))
-    return " ".join(messages[0].split())[:500] if is_error else ""
+    return ""
 
 
 def satisfies(definition: CustomFormat, text: str) -> bool:
@@ -55,6 +54,12 @@ def _satisfies(definition: CustomFormat, text: str) -> bool:
     letters = list(written.encode())
     follows = matcher.validate_tokens(letters) == len(letters) and matcher.consume_tokens(letters)
     return bool(matcher.get_error()) or (follows and matcher.is_accepting())
+
+
+def _grammar_alone(definition: CustomFormat) -> str:
+    if definition.syntax == "regex":
+        return LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": definition.definition}))
+    return LLMatcher.grammar_from_lark(definition.definition)
 
 
 def _grammar(definition: CustomFormat) -> str:

@@ -41,6 +41,7 @@ LIMITS = LLParserLimits(
     max_grammar_size=500_000,
     verbose_errors=False,  # error texts are sent to the client
 )
+EXCERPT = re.compile(r"; following special tokens.*|^ *(?:\d+ \|.*|\^) *$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,4 +223,5 @@ def _grammar(constraint: Constraint) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]
+    """An error of llguidance without the names of the added tokens and without lines of the grammar."""
+    return " ".join(EXCERPT.sub("", text).split())[:500]

@@ -270,3 +270,12 @@ def test_memory_of_the_largest_distinct_grammars_stays_bounded() -> None:
         ctypes.CDLL(None).malloc_trim(0)
         sizes.append(process.memory_info().rss)
     assert max(sizes[10:]) - sizes[0] < 1.5 * CACHE_BYTES
+
+
+@pytest.mark.parametrize("source", ["start: <nosuch>\n", "start: secret_rule <[9000000]>\nsecret_rule: missing\n"])
+def test_an_error_holds_neither_names_of_tokens_nor_the_grammar(source: str) -> None:
+    """The names that stand for added tokens are secret: text that holds one would be read as that token."""
+    with pytest.raises(ConstraintFailed) as caught:
+        lark(source)
+    assert "unknown" in str(caught.value)
+    assert not any(word in str(caught.value) for word in ("available", "\U0010ffff", "<[", "secret_rule", "|"))
