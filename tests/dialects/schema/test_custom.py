@@ -32,8 +32,8 @@ def test_a_definition_names_no_token(rule: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        ('"<think>"', "<think>"), ("/<[a-z]>/", "<b>"), ('"a" # <x>', "a"), ('"a" // <x>', "a"), ('"\\\\" /["<]/', "\\<"),
-        ('"}" "{"', "}{"), ('%json {"const": "<x>"}', '"<x>"'),
+        ('"<think>"', "<think>"), ("/<[a-z]>/", "<b>"), ('"a" # <x>', "a"), ('"a" // <x>', "a"),
+        ('"\\\\" /["<]/', "\\<"), ('"}" "{"', "}{"), ('%json {"const": "<x>"}', '"<x>"'),
     ],
 )  # fmt: skip
 def test_text_that_looks_like_a_token_is_taken(rule: str, text: str) -> None:
