@@ -104,7 +104,8 @@ def test_replies_of_many_requests_at_once_are_not_mixed_up(server: SharedServer,
     rounds, at_once = (3, 600) if is_long else (1, 60)
     url, foreign, num_words = server.get().url, 0, 0
     start = threading.Barrier(at_once)
-    limits = httpx.Limits(max_connections=at_once)
+    # No connection is used twice: an idle one may be closed while the next request is on its way.
+    limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=0)
     with httpx.Client(base_url=url, timeout=300, limits=limits) as http, ThreadPoolExecutor(at_once) as pool:
 
         def one(number: int) -> tuple[str, str]:
