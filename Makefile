@@ -1,6 +1,7 @@
 # make serve       set up and serve the built-in model      make serve PORT=8001 ARGS='--model ./my-model'
 # make test        set up and run every check but the long ones, on JOBS=2 workers
 # make test-long   the tests with --long (50,000 fuzzed replies, trainings, 2,000 requests), then ten minutes of faults
+# make test-hostile   ten minutes of hostile requests, checkpoints and conversations, as one table
 # make unit        the tests without foreign clients (the dev extra alone)      make unit TESTS=tests/engine JOBS=0
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve test test-long lint unit test-gpu clean system system-test image image-test faults monitoring-test
+.PHONY: install serve test test-long test-hostile lint unit test-gpu clean system system-test image image-test faults monitoring-test
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -26,6 +27,10 @@ test: $(VENV)/.installed-compat lint
 test-long: $(VENV)/.installed-compat
 	$(PYTEST) --long $(TESTS)
 	$(BIN)/python -m benchmarks.faults
+
+# Hostile requests beside a victim whose waits are measured; the short version is part of `make test`.
+test-hostile: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.hostile --name hostile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check server clients demo tests benchmarks
