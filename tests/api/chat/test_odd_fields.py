@@ -41,7 +41,7 @@ def part(**fields: Any) -> list[dict[str, Any]]:
     ids=str,
 )
 async def test_fields_of_another_kind_are_left_out(serve: Serve, reply: Reply, fields: dict[str, Any]) -> None:
-    """Pydantic dumps a union with the other members as null; each of these was a 500."""
+    """Pydantic dumps a union with the other members as null; a tool with `"custom": null` was a 500."""
     async with serve(reply("Hi")) as served:
         answer = await served.chat(**fields)
         assert answer.status_code == 200, answer.text
