@@ -47,12 +47,20 @@ def requests_of(round_number: int) -> Mapping[str, tuple[str, bytes]]:
         return f"{round_number} " + LINE * (num_bytes // len(LINE))
 
     return {
-        "128 new tools, constrained": chat("Hi", tools=[tool(i) for i in range(128)], tool_choice="required"),
-        "400 kB prompt": chat(text(400_000)),
-        "2 MB prompt": chat(text(2_000_000)),
+        "a new tool": chat("Hi", tools=[tool(0)], tool_choice="required"),
+        "24 new tools": chat("Hi", tools=[tool(i) for i in range(1, 25)], tool_choice="required"),
+        "a new tool, 128 choices": chat("Hi", tools=[tool(25)], tool_choice="required", n=128),
+        "128 choices": chat("Hi", n=128),
+        "400 kB prompt (refused)": chat(text(400_000)),
+        "2 MB prompt (refused)": chat(text(2_000_000)),
         "/tokenize, 1 MB": ("/tokenize", json.dumps({"prompt": text(1_000_000)}).encode()),
-        "/detokenize, 5 MB": ("/detokenize", json.dumps({"tokens": [1000 + round_number] * 830_000}).encode()),
-        "14 MiB of small parts": chat("Hi", messages=[{"role": "user", "content": [{"type": "text"}] * 750_000}]),
+        "/detokenize, 5 MB (refused)": (
+            "/detokenize",
+            json.dumps({"tokens": [1000 + round_number] * 830_000}).encode(),
+        ),
+        "14 MiB of small parts (refused)": chat(
+            "Hi", messages=[{"role": "user", "content": [{"type": "text"}] * 750_000}]
+        ),
     }
 
 
