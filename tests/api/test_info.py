@@ -123,6 +123,7 @@ async def test_text_to_ids_and_back(serve: Serve, checkpoint: Checkpoint) -> Non
         for path, body in (
             ("/tokenize", {}),
             ("/tokenize", {"prompt": 7}),
+            ("/tokenize", {"prompt": " " * (1 << 21)}),  # took 15 s of a thread that prepares prompts
             ("/detokenize", {"tokens": "x"}),
             ("/detokenize", {"tokens": [-1]}),
             ("/detokenize", {"tokens": [0] * (checkpoint.max_model_len + 1)}),

@@ -115,7 +115,11 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
 
 
 def _tokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Response:
-    token_ids = checkpoint.encoder.encode(RenderedText(_read(TokenizeRequest, body).prompt))
+    text = _read(TokenizeRequest, body).prompt
+    if (least := checkpoint.encoder.min_tokens(text, max_model_len)) > max_model_len:
+        reason = f"it has at least {least} tokens, more than the model's maximum context length of {max_model_len}."
+        raise bad(f"Invalid 'prompt': {reason} Send it in parts.", "prompt", "string_above_max_length")
+    token_ids = checkpoint.encoder.encode(RenderedText(text))
     return json_response(Tokenized(token_ids, len(token_ids), max_model_len))
 
 
