@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "text": {"messages": [HELLO], "max_tokens": 40},
     "calls": CALLING,
     "one call": {**CALLING, "parallel_tool_calls": False},
-    "cut off": {**CALLING, "max_tokens": 14},
+    "cut off": {**CALLING, "max_tokens": 28},
     "no arguments": {"tools": [NO_ARGUMENTS], "tool_choice": "required", "parallel_tool_calls": False},
     "noise": {"messages": [HELLO], "tools": [WEATHER], "temperature": 1.8, "seed": 11, "max_tokens": 80},
 }
