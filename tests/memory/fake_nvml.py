@@ -75,7 +75,7 @@ class FakeNvml:
         return card
 
     def take(self, card: Card, num_bytes: int, pid: int = 4242) -> None:
-        """Another process takes this much (a negative number: gives back)."""
+        """Another process takes this much (a negative number: frees)."""
         card.used += num_bytes
         place = next((i for i in range(card.num_processes) if card.processes[i].pid == pid), card.num_processes)
         card.num_processes = max(card.num_processes, place + 1)

@@ -132,12 +132,12 @@ def test_the_cache_shrinks_then_nobody_is_admitted_then_the_newest_give_way_and_
 
 
 def test_requests_come_through_while_memory_comes_and_goes(shared: Shared) -> None:
-    """Eight clients, and another process that takes and gives back: nobody is lost, and no reply differs."""
+    """Eight clients, and another process that allocates and frees: no request is lost, and no reply differs."""
     expected = {n: text_of(shared.ask(f"Count to {n}.", 40)) for n in range(8)}
     over = threading.Event()
 
     def other_process() -> int:
-        """Takes all but a little, waits, gives back, waits until that is used."""
+        """Allocates all but a little, waits, frees it, waits until that is used."""
         rounds = 0
         while not over.is_set():
             shared.take_all_but(32 * (rounds % 2))

@@ -72,7 +72,7 @@ class CudaKvPool:
             with suppress(torch.OutOfMemoryError):
                 self._resize(target)
                 self.num_blocks = target
-            self._resize(self.num_blocks)  # gives back what was allocated before memory ran out
+            self._resize(self.num_blocks)  # frees what was allocated before memory ran out
         return self.num_blocks
 
     @property
