@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from server.dialects.base import Choice, ResponseFormat, Tool
 from server.messages import Generate, Sampling
+from server.notes import Note
 
 Thinking = Literal["off", "open", "may_open"]  # how a reply begins
 
@@ -83,6 +84,7 @@ class ChatRequest:
     on_overflow: Literal["refuse", "drop-oldest"] | None = None  # None: the server's setting
     must_answer: bool = False  # the reply may not end without text or a call
     cache_salt: str = ""  # cached prefixes are shared by requests with the same salt only
+    notes: tuple[Note, ...] = ()  # of the surface that read the request
 
     @property
     def answers_result(self) -> bool:
@@ -118,5 +120,6 @@ class PreparedRequest:
     prompt_tokens: int
     thinking: Thinking
     dropped_messages: int = 0
+    notes: tuple[Note, ...] = ()  # of the request and of every stage that prepared it, for the reply
     call_ids: tuple[int, ...] = ()
     call_markers: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ Logging, metrics and tracing observe this loop (`RequestObserver`); they are no 
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from server.chat_request import ChatRequest, PartTokens, PreparedRequest
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ConstraintFailed, DeadlinePassed, RequestFailed, ServeError
 from server.messages import Delta, Generate, StageTime
+from server.notes import Note, NoteKind
 from server.prompt.builder import PromptBuilder
 from server.reply.decoder import ParsedEvent, ReplyDecoder, ReplyFormat
 from server.reply.text import Vocabulary
@@ -27,6 +29,7 @@ from server.worker_pool import WorkerPool
 PREPARE_THREADS = 2
 P = ParamSpec("P")
 T = TypeVar("T")
+logger = logging.getLogger("toolwire")
 DeltaStream = AsyncGenerator[Delta, None]
 Outcome = Literal["complete", "failed", "cancelled"]
 
@@ -98,6 +101,7 @@ class ChatService:
         self._read = read
         self._backend = backend
         self._pool = WorkerPool(PREPARE_THREADS, "prepare")
+        self._logged_kinds: set[NoteKind] = set()
 
     async def start(
         self, request: ChatRequest, deadline_s: float | None = None, observers: Sequence[RequestObserver] = ()
@@ -111,6 +115,7 @@ class ChatService:
         try:
             async with until(deadline_s):
                 prepared = await self.run(self._prepare, request)
+            self._log_notes(prepared.notes)
             for observer in observers:
                 observer.prepared()
             generation = Generation(
@@ -124,6 +129,16 @@ class ChatService:
                 observer.refused(error)
             raise
         return generation
+
+    def _log_notes(self, notes: Iterable[Note]) -> None:
+        """Log the first note of each kind."""
+        for note in notes:
+            if note.kind not in self._logged_kinds:
+                self._logged_kinds.add(note.kind)
+                logger.info(
+                    "a request was changed; further ones of this kind are not logged",
+                    extra={"kind": note.kind, "param": note.param, "note": note.text},
+                )
 
     async def count(self, request: ChatRequest) -> tuple[PartTokens, ...]:
         """The prompt's tokens by part, without answering."""

@@ -1,16 +1,40 @@
 """Parse and bound a JSON body."""
 
 import math
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jiter
 
 from server.api.errors import ApiError, RequestRefused, not_json
+from server.notes import Note
 
 MAX_DEPTH = 100  # of nested arrays and objects in a whole body; jiter itself stops at 200
 MAX_VALUES = 100_000  # of a whole body: parsing them takes some 20 ms in which no other thread runs
 MAX_INTEGER = 1 << 63
 SLICE_BYTES = 1 << 16
+HALF_READ = "\N{REPLACEMENT CHARACTER}"
+_PAIR = rb"u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_ESCAPE = re.compile(rb"\\(?:" + _PAIR + rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+_WRITTEN_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
+
+
+def read_lenient(raw: bytes) -> tuple[dict[str, Any], tuple[Note, ...]]:
+    """The body as an object, each half of a surrogate pair read as U+FFFD, with notes that name the places.
+
+    Programs that cut texts by UTF-16 units send such halves, as escapes or encoded like other characters. Raises
+    RequestRefused as `read_object` does for anything else.
+    """
+    try:
+        return read_object(raw), ()
+    except RequestRefused:
+        whole = _without_halves(raw)
+        if whole == raw:
+            raise
+    body = read_object(whole)
+    text = "Half of a surrogate pair was read as U+FFFD."
+    return body, tuple(Note("half_surrogate", place, text) for place in _places_of_halves(body, ""))
 
 
 def read_object(raw: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
@@ -30,6 +54,31 @@ def read_object(raw: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
         raise RequestRefused(not_json(f"the body must be an object, not {KINDS.get(type(value), 'null')}"))
     _check_values(value)
     return value
+
+
+def _without_halves(raw: bytes) -> bytes:
+    if _WRITTEN_HALF.search(raw):
+        try:
+            text = raw.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise RequestRefused(not_json(str(error))) from error
+        raw = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    return _ESCAPE.sub(lambda escape: b"\\ufffd" if escape[1] else escape[0], raw)
+
+
+def _places_of_halves(value: Any, path: str) -> Iterator[str]:
+    """Paths of the strings that hold U+FFFD, of keys those of their object."""
+    if isinstance(value, str):
+        if HALF_READ in value:
+            yield path
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from _places_of_halves(item, f"{path}[{position}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if HALF_READ in key:
+                yield path
+            yield from _places_of_halves(item, f"{path}.{key}".removeprefix("."))
 
 
 def _check_num_values(raw: bytes, max_values: int) -> None:

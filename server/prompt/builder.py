@@ -17,6 +17,7 @@ from server.checkpoint.checkpoint import Checkpoint
 from server.dialects.base import ConstraintSpec
 from server.errors import PromptTooLong
 from server.messages import Generate
+from server.notes import bounded
 from server.prompt import window
 from server.prompt.normalize import NormalizedMessage, normalize_messages
 from server.prompt.reasoning import call_openers, find_thinking, reasoning_phase_for, thinking_variables
@@ -64,6 +65,7 @@ class PromptBuilder:
             prompt_tokens=len(token_ids),
             thinking=thinking,
             dropped_messages=fitted.dropped_messages,
+            notes=bounded(request.notes),
             call_ids=openers.ids,
             call_markers=openers.markers,
         )

@@ -13,7 +13,7 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import bad, read_object
+from server.api.body import bad, read_lenient, read_object
 from server.api.chat.examples import REPLY, REQUESTS, STREAMS
 from server.api.chat.schemas import ChatCompletionRequest, read_request
 from server.api.chat.to_reply import Chunker, ReplyStyle, chunks_of, encode_reply, fold
@@ -82,11 +82,12 @@ class ChatHandler:
         return observers
 
     def _read(self, raw: bytes) -> tuple[ChatCompletionRequest, ChatRequest]:
-        body = read_object(raw)
+        body, notes = (read_object(raw), ()) if self._settings.strict else read_lenient(raw)
         sent = read_request(body, self._settings.strict)
         self.check_model(sent.model)
         prompt_logger.info("prompt", extra={"messages": body["messages"], "tools": body.get("tools")})
-        return sent, self._mapper.to_request(sent)
+        request = self._mapper.to_request(sent)
+        return sent, dataclasses.replace(request, notes=notes + request.notes)
 
     def check_model(self, name: Any) -> None:
         """Raise RequestRefused (404) for a model that is not served."""

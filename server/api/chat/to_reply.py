@@ -3,7 +3,7 @@
 import secrets
 import string
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from server.api.chat.wire import (
 )
 from server.api.errors import encode
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
+from server.notes import Note
 from server.reply.decoder import ScoredToken
 from server.service import ChoiceEvent, Generation, TokenUsage
 
@@ -71,13 +72,14 @@ class Chunker:
     finish reason. Clients lose data where two share a chunk.
     """
 
-    def __init__(self, style: ReplyStyle, dropped_messages: int = 0) -> None:
+    def __init__(self, style: ReplyStyle, dropped_messages: int = 0, notes: Sequence[Note] = ()) -> None:
         self.id = f"chatcmpl-{new_id()}"
         self._style = style
         self._dropped_messages = dropped_messages
+        self._request_notes = list(notes)
         self._created = int(time.time())
         self._calls: dict[tuple[int, int], _Call] = {}
-        self._notes: dict[int, list[CallNote]] = {}
+        self._call_notes: dict[int, list[CallNote]] = {}
 
     def open(self, n: int) -> list[ChatCompletionChunk]:
         """One role chunk a choice, in order: a client's list of choices grows by them."""
@@ -106,7 +108,10 @@ class Chunker:
         """The usage chunk, where it was asked for."""
         if not self._style.include_usage:
             return []
-        return [self._new([], usage=usage_of(usage))]
+        chunk = self._new([], usage=usage_of(usage))
+        if self._request_notes:
+            chunk.toolwire = Notes(notes=self._request_notes)
+        return [chunk]
 
     def _new(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
         chunk = ChatCompletionChunk(self.id, self._created, self._style.model, choices)
@@ -154,7 +159,7 @@ class Chunker:
         if closed.flags or call.logprobs:
             raw = closed.raw if closed.flags else ""
             note = CallNote(index, closed.index, list(closed.flags), raw, call.logprobs)
-            self._notes.setdefault(index, []).append(note)
+            self._call_notes.setdefault(index, []).append(note)
         return chunks
 
     def _finish(self, index: int, ended: Ended) -> ChatCompletionChunk:
@@ -164,10 +169,11 @@ class Chunker:
             if finish == "tool_calls" and self._style.legacy_functions:
                 finish = "function_call"
         chunk = self._new([ChunkChoice(index, ChunkDelta(), None, finish)])
-        calls = self._notes.get(index, [])
+        calls = self._call_notes.get(index, [])
         uncalled = ended.uncalled and MissedToolCallNote(index, list(ended.uncalled.named), ended.uncalled.blank)
-        if calls or uncalled or self._dropped_messages:
-            chunk.toolwire = Notes(calls, self._dropped_messages, [uncalled] if uncalled else [])
+        notes = Notes(calls, self._dropped_messages, [uncalled] if uncalled else [], self._request_notes)
+        if notes != Notes():
+            chunk.toolwire = notes
         return chunk
 
     def _logprobs(self, tokens: Iterable[ScoredToken]) -> Logprobs | None:
@@ -179,7 +185,8 @@ class Chunker:
 
 async def chunks_of(generation: Generation, style: ReplyStyle) -> AsyncGenerator[list[ChatCompletionChunk], None]:
     """The chunks of the reply, a list for what is sent together. Raises the ServeError that ends the reply."""
-    chunker = Chunker(style, generation.prepared.dropped_messages)
+    prepared = generation.prepared
+    chunker = Chunker(style, prepared.dropped_messages, prepared.notes)
     try:
         yield chunker.open(generation.n)
         async with aclosing(generation.events()) as arrivals:
@@ -221,7 +228,12 @@ def fold(chunks: Iterable[ChatCompletionChunk], usage: TokenUsage, style: ReplyS
             _add(choices.setdefault(choice.index, _Choice()), choice)
         if chunk.toolwire is not UNSET:
             new = chunk.toolwire
-            notes = Notes(notes.calls + new.calls, new.dropped_messages, notes.uncalled + new.uncalled)
+            notes = Notes(
+                notes.calls + new.calls,
+                max(notes.dropped_messages, new.dropped_messages),
+                notes.uncalled + new.uncalled,
+                new.notes,
+            )
     assert first is not None, "a stream begins with its role chunks"
     whole = [_whole_choice(index, choices[index], style) for index in sorted(choices)]
     reply = ChatCompletion(first.id, first.created, first.model, whole, usage_of(usage))

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from server.notes import Note
+
 Finish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
@@ -123,11 +125,12 @@ class MissedToolCallNote(msgspec.Struct):
 
 
 class Notes(msgspec.Struct, omit_defaults=True):
-    """The `toolwire` object (extension): absent when there is nothing to report."""
+    """The `toolwire` object (extension): absent when there is nothing to report. `notes` are the request's."""
 
     calls: list[CallNote] = []
     dropped_messages: int = 0
     uncalled: list[MissedToolCallNote] = []
+    notes: list[Note] = []
 
 
 class ChatCompletionChunk(msgspec.Struct):
