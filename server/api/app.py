@@ -10,7 +10,16 @@ from server.api.chat.router import ChatHandler, chat_router
 from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
-from server.api.errors import ApiError, ErrorBody, RequestRefused, error_of, error_response, not_allowed, not_found
+from server.api.errors import (
+    ApiError,
+    Envelope,
+    ErrorBody,
+    RequestRefused,
+    error_of,
+    error_response,
+    not_allowed,
+    not_found,
+)
 from server.api.info.health import Health, NotReady, Readiness, health_router
 from server.api.info.memory import Memory, memory_router
 from server.api.info.models import ModelCard, ModelList, models_router
@@ -32,6 +41,7 @@ from server.api.middleware.request_log import RequestLogMiddleware
 from server.api.middleware.tracing import TracingMiddleware
 from server.api.openapi.document import DocumentedApp
 from server.api.openapi.page import render_page
+from server.api.reply_handler import ReplyHandler
 from server.api.sse import ClientGone
 from server.backends.base import Backend
 from server.checkpoint.checkpoint import Checkpoint
@@ -53,6 +63,7 @@ PAGE_HEADERS = {  # the page has no script and loads nothing
     "referrer-policy": "no-referrer",
 }
 CLIENT_GONE = 499  # never sent, only logged and counted
+ENVELOPES: dict[str, Envelope] = {}  # by the path of a surface whose errors are not OpenAI's
 
 
 def create_app(
@@ -72,11 +83,12 @@ def create_app(
     service = build_service(checkpoint, prompter, backend)
     vocab_size = checkpoint.tokenizer.get_vocab_size()
     mapper = RequestMapper(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
-    chat = ChatHandler(api, name, mapper, service, metrics)
+    replies = ReplyHandler(api, name, service, metrics)
+    chat = ChatHandler(replies, mapper)
     app = DocumentedApp(
         routers=(
             chat_router(chat),
-            tokens_router(chat, service, checkpoint, window),
+            tokens_router(replies, chat, service, checkpoint, window),
             models_router(name, window),
             memory_router(backend),
             health_router(backend, metrics),
@@ -102,21 +114,23 @@ def create_app(
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every reply that is no success is OpenAI's error object."""
+    """Every reply that is no success is the error object of its surface, OpenAI's where that has none of its own."""
 
-    async def serve_error(_: Request, error: Exception) -> Response:
+    async def serve_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServeError)
-        return error_response(error_of(error))
+        return error_response(error_of(error), request.scope)
 
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestRefused)
-        return error_response(error.error)
+        return error_response(error.error, request.scope)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         method, path = request.method, request.url.path
         known = {404: not_found(method, path), 405: not_allowed(method, path)}
-        reply = error_response(known.get(error.status_code, ApiError(error.status_code, str(error.detail))))
+        reply = error_response(
+            known.get(error.status_code, ApiError(error.status_code, str(error.detail))), request.scope
+        )
         reply.headers.update(error.headers or {})
         return reply
 
@@ -159,4 +173,4 @@ def _add_middleware(app: DocumentedApp, settings: ApiSettings, metrics: Metrics,
     def count(path: str, outcome: str) -> None:
         metrics.count_request(app.route_of(path), outcome)
 
-    app.add_middleware(RequestLogMiddleware, count=count)
+    app.add_middleware(RequestLogMiddleware, count=count, envelopes=ENVELOPES)

@@ -1,10 +1,11 @@
 """Errors as HTTP statuses and OpenAI's error object: one table, for bodies and for events of a stream."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Scope
 
 from server import errors
 
@@ -60,8 +61,16 @@ class ApiError:
         return encode(self.envelope())
 
 
-def error_response(error: ApiError) -> Response:
-    """A reply with the error's envelope, status and headers."""
+# The reply of a surface whose errors are not OpenAI's, from the error and the request's id.
+Envelope = Callable[[ApiError, str], Response]
+
+
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """A reply with the error's status and headers, in the envelope of the surface that the request is for."""
+    state = scope.get("state", {})
+    envelope: Envelope | None = state.get("envelope")
+    if envelope is not None:
+        return envelope(error, state["request_id"])
     return json_response(error.envelope(), error.status, error.headers)
 
 

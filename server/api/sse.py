@@ -8,13 +8,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.api.errors import encode, error_of, unexpected
+from server.api.errors import ApiError, encode, error_of, unexpected
 from server.errors import ServeError
 
 logger = logging.getLogger("toolwire.api")
@@ -38,11 +39,48 @@ class ClientStalled(Exception):
     """The client keeps the connection open and takes nothing."""
 
 
-class EventStream(StreamingResponse):
-    """Chunks as server-sent events, those of one step in one write; comments while it is silent.
+class Framing(Protocol):
+    """The frames of one surface's streams: of an event, of an error, of a silence, and the last one."""
 
-    A failure becomes an error event, and `[DONE]` is last whatever happens: after the first byte the status cannot
-    change. `release` frees what the chunks hold, even if the client left before the first of them was asked for.
+    @property
+    def ping(self) -> bytes:
+        """Sent while the stream is silent."""
+
+    @property
+    def end(self) -> bytes:
+        """Sent last, whatever happens."""
+
+    def frame(self, event: msgspec.Struct) -> bytes:
+        """One event."""
+
+    def error(self, error: ApiError) -> bytes:
+        """The error that ends the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFrames:
+    """Unnamed events, OpenAI's error object, and `[DONE]`."""
+
+    ping: bytes = PING
+    end: bytes = DONE
+
+    def frame(self, event: msgspec.Struct) -> bytes:
+        """One unnamed event."""
+        return b"data: " + encode(event) + b"\n\n"
+
+    def error(self, error: ApiError) -> bytes:
+        """The error object as an event."""
+        return self.frame(error.envelope())
+
+
+DATA_FRAMES = DataFrames()
+
+
+class EventStream(StreamingResponse):
+    """Events as server-sent events, those of one step in one write; pings while it is silent.
+
+    A failure becomes an error event, and the last frame is last whatever happens: after the first byte the status
+    cannot change. `release` frees what the chunks hold, even if the client left before the first of them was asked for.
     """
 
     def __init__(
@@ -50,11 +88,13 @@ class EventStream(StreamingResponse):
         steps: AsyncGenerator[Sequence[msgspec.Struct], None],
         ping_interval_s: float,
         release: Callable[[], Awaitable[None]],
+        framing: Framing = DATA_FRAMES,
     ) -> None:
         super().__init__((), headers=HEADERS)
         self._steps = steps
         self._ping_interval_s = ping_interval_s
         self._release = release
+        self._framing = framing
         self._last_write_s = time.monotonic()
         self._pending_writes = 0
         self._done = False
@@ -77,22 +117,22 @@ class EventStream(StreamingResponse):
         while (frames := await self._next_frames()) is not None:
             await self._write(send, frames)
         self._done = True
-        await self._write(send, DONE)
+        await self._write(send, self._framing.end)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _next_frames(self) -> bytes | None:
         """The frames of the next step, or of the error that ends the steps; None behind the last."""
         try:
-            return b"".join(frame(encode(chunk)) for chunk in await anext(self._steps))
+            return b"".join(map(self._framing.frame, await anext(self._steps)))
         except StopAsyncIteration:
             return None
         except ServeError as error:
             self._failed = True
-            return frame(error_of(error).body())
+            return self._framing.error(error_of(error))
         except Exception:
             logger.exception("unhandled exception in a stream")
             self._failed = True
-            return frame(unexpected().body())
+            return self._framing.error(unexpected())
 
     async def _write(self, send: Send, data: bytes) -> None:
         """Raises ClientStalled if the client takes nothing for too long."""
@@ -114,13 +154,8 @@ class EventStream(StreamingResponse):
             elif silent_s < self._ping_interval_s:
                 await asyncio.sleep(self._ping_interval_s - silent_s)
             else:
-                await self._write(send, PING)
+                await self._write(send, self._framing.ping)
         await asyncio.Event().wait()  # the last write decides when the stream is over
-
-
-def frame(chunk: bytes) -> bytes:
-    """One unnamed event."""
-    return b"data: " + chunk + b"\n\n"
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:

@@ -11,11 +11,12 @@ from starlette.responses import Response
 from server.api.body import MAX_VALUES, bad, read_object
 from server.api.chat.examples import REQUESTS
 from server.api.chat.fields import Part
-from server.api.chat.router import ChatHandler, read_body
+from server.api.chat.router import ChatHandler
 from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.validation_errors import refusal_of
 from server.api.errors import json_response
 from server.api.openapi.operations import error_replies, json_body, json_reply
+from server.api.reply_handler import ReplyHandler, read_body
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.template import RenderedText
 from server.prompt.window import Window
@@ -68,7 +69,9 @@ class Detokenized(msgspec.Struct):
     prompt: str
 
 
-def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoint, window: Window) -> APIRouter:
+def tokens_router(
+    replies: ReplyHandler, chat: ChatHandler, service: ChatService, checkpoint: Checkpoint, window: Window
+) -> APIRouter:
     """Routes that count and convert tokens, by the code that prepares prompts."""
     router = APIRouter()
 
@@ -83,9 +86,9 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
         },
     )
     async def count_input_tokens(request: Request) -> Response:
-        async with until(chat.deadline(request)):
-            _, chat_request = await chat.read(await read_body(request))
-            counts = await service.count(chat_request)
+        async with until(replies.deadline(request)):
+            plan = await chat.read(await read_body(request))
+            counts = await service.count(plan.request)
         parts = [PartCount(one.part, one.tokens) for one in counts]
         return json_response(InputTokens(sum(one.tokens for one in counts), window.limit, parts))
 
@@ -97,7 +100,7 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
         responses={200: json_reply(Tokenized([9707, 0], 2, 2048)), **error_replies(*CONVERSION_ERRORS)},
     )
     async def tokenize(request: Request) -> Response:
-        async with until(chat.deadline(request)):
+        async with until(replies.deadline(request)):
             return await service.run(_tokenize, checkpoint, window.limit, await read_body(request))
 
     @router.post(
@@ -108,7 +111,7 @@ def tokens_router(chat: ChatHandler, service: ChatService, checkpoint: Checkpoin
         responses={200: json_reply(Detokenized("Hello!")), **error_replies(*CONVERSION_ERRORS)},
     )
     async def detokenize(request: Request) -> Response:
-        async with until(chat.deadline(request)):
+        async with until(replies.deadline(request)):
             return await service.run(_detokenize, checkpoint, window.limit, await read_body(request))
 
     return router

@@ -119,7 +119,7 @@ class AuthMiddleware:
         try:
             await self._check(scope, receive, send)
         except RequestRefused as refused:
-            await error_response(refused.error)(scope, receive, send)
+            await error_response(refused.error, scope)(scope, receive, send)
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

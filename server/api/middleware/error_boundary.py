@@ -35,4 +35,4 @@ class ErrorBoundary:
             logger.exception("unhandled exception")
             scope["state"]["failed"] = True
             if not started:
-                await error_response(unexpected())(scope, receive, watch)
+                await error_response(unexpected(), scope)(scope, receive, watch)

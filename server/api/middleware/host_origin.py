@@ -58,7 +58,7 @@ class HostOriginMiddleware:
         except RequestRefused as refused:
             if started:
                 raise
-            await error_response(refused.error)(scope, receive, send)
+            await error_response(refused.error, scope)(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises RequestRefused."""

@@ -4,11 +4,12 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.errors import Envelope
 from server.api.logs import PROMPT_LOGGER, request_id_in_logs
 
 access_logger = logging.getLogger("toolwire.access")
@@ -23,12 +24,16 @@ class RequestLogMiddleware:
     """Logs and counts every reply, those of the error boundary and of refusals included, and stamps `x-request-id`.
 
     `count(path, outcome)`: the outcome is the status, `failed` (an error after the status was sent) or `cancelled` (the
-    client left before the last byte). Neither the query string nor any header is logged: keys travel in both.
+    client left before the last byte). `envelopes` are those of errors, by the path that a surface's paths begin with.
+    Neither the query string nor any header is logged: keys travel in both.
     """
 
-    def __init__(self, app: ASGIApp, count: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, count: Callable[[str, str], None], envelopes: Mapping[str, Envelope] | None = None
+    ) -> None:
         self._app = app
         self._count = count
+        self._envelopes = envelopes or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The id is the client's own where it sent a well-formed one."""
@@ -39,6 +44,10 @@ class RequestLogMiddleware:
         request_id = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(16)}"
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        path = scope["path"]
+        state["envelope"] = next(
+            (self._envelopes[base] for base in self._envelopes if path == base or path.startswith(f"{base}/")), None
+        )
         started_s = time.perf_counter()
         status, num_bytes, complete = 500, 0, False  # an exception that gets so far is answered 500 by Starlette
 

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from io import StringIO
 
 import pytest
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from server.api.errors import ApiError
+from server.api.middleware.auth import ApiKeys, AuthMiddleware
 from server.api.middleware.request_log import RequestLogMiddleware
 from tests.api.conftest import Serve
 from tests.backends.scripted import Script
@@ -63,3 +66,32 @@ async def test_prompt_and_reply_are_logged_with_the_request_id(
     if written:
         assert texts[0]["messages"][0]["content"] == "a secret question"
         assert texts[1]["choices"][0]["message"]["content"] == "a secret answer"
+
+
+@pytest.mark.parametrize(("path", "own"), [("/v1/x", True), ("/v1/x/y", True), ("/v1/xy", False), ("/v1", False)])
+async def test_an_error_is_in_the_envelope_of_its_path(path: str, own: bool) -> None:
+    """Refusals by middleware came as OpenAI's object on every path."""
+
+    def envelope(error: ApiError, request_id: str) -> Response:
+        return Response(f"{error.code} {request_id}", error.status, error.headers)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("refused before")
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    within = AuthMiddleware(app, ApiKeys("secret", ""), 1024, open_metrics=False)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": [(b"x-request-id", b"r1"), (b"x-api-key", b"y")],
+    }
+    await RequestLogMiddleware(within, lambda *_: None, {"/v1/x": envelope})(scope, receive, send)
+    assert sent[0]["status"] == 401
+    replied = dict(sent[0]["headers"])
+    assert replied[b"www-authenticate"] == b"Bearer" and replied[b"x-request-id"] == b"r1"
+    assert (sent[1]["body"] == b"invalid_api_key r1") is own and (b'"error"' in sent[1]["body"]) is not own

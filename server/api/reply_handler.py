@@ -1,0 +1,138 @@
+"""Requests for a reply on any surface: body and deadline, the generation, then a stream or one body of its events."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from starlette.datastructures import State
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.body import bad
+from server.api.errors import ApiError, RequestRefused, no_such_model
+from server.api.metrics import Metrics
+from server.api.middleware.auth import salt_of
+from server.api.middleware.request_spans import RequestSpans
+from server.api.sse import EventStream, Framing, unless_gone
+from server.chat_request import ChatRequest
+from server.service import ChatService, Generation, RequestObserver, until
+from server.settings import ApiSettings
+
+BODY_TIMEOUT_S = 60.0
+LARGE_BODY = 4 * 1024  # bytes; larger ones are validated off the event loop
+TIMEOUT_HEADER = "x-request-timeout"  # seconds; may only shorten the server's own deadline
+TIMEOUT_PARAMETER = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "Extension. Seconds that this request may take; only ever shortens the server's own deadline.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+T = TypeVar("T")
+E = TypeVar("E", bound=msgspec.Struct)
+
+
+class ReplyPlan(Protocol[E]):
+    """One validated request of a surface, and how its reply is written.
+
+    `events` are the events of the stream, a list for what is sent together; it raises the ServeError that ends the
+    reply, unless the surface has an event for that. `encode` is the body that all of them add up to.
+    """
+
+    @property
+    def request(self) -> ChatRequest:
+        """The internal form."""
+
+    @property
+    def stream(self) -> bool:
+        """Whether the reply is sent event by event."""
+
+    @property
+    def framing(self) -> Framing:
+        """The frames of the stream."""
+
+    def observers(self) -> Sequence[RequestObserver]:
+        """The surface's own observers, such as the log of its replies."""
+
+    def events(self, generation: Generation) -> AsyncGenerator[list[E], None]:
+        """The events of the reply."""
+
+    def encode(self, events: Sequence[E], generation: Generation) -> bytes:
+        """JSON of the whole reply; called off the event loop."""
+
+
+class ReplyHandler:
+    """Answers requests for replies: what is common to all surfaces."""
+
+    def __init__(self, settings: ApiSettings, model: str, service: ChatService, metrics: Metrics) -> None:
+        self.settings = settings
+        self._model = model
+        self._service = service
+        self._metrics = metrics
+
+    async def answer(self, request: Request, read: Callable[[bytes], Awaitable[ReplyPlan[E]]]) -> Response:
+        """The reply to a request whose body `read` validates; `read` raises RequestRefused or a ServeError."""
+        deadline_s = self.deadline(request)
+        async with until(deadline_s):
+            raw = await read_body(request)
+        return await unless_gone(request.receive, self._reply(raw, read, deadline_s, request.state))
+
+    async def start(self, plan: ReplyPlan[E], deadline_s: float | None, state: State) -> Generation:
+        """The admitted generation of a plan, under the salt of the client's key. Raises its first refusal."""
+        chat_request = plan.request
+        if not self.settings.share_cache_between_keys:
+            chat_request = dataclasses.replace(chat_request, cache_salt=salt_of(state, chat_request.cache_salt))
+        observers = [state.place, self._metrics.observe(), RequestSpans(), *plan.observers()]
+        return await self._service.start(chat_request, deadline_s, observers)
+
+    async def parse(self, read: Callable[[bytes], T], raw: bytes) -> T:
+        """The result of `read(raw)`, off the event loop where the body is large."""
+        if len(raw) > LARGE_BODY:
+            return await self._service.run(read, raw)
+        return read(raw)
+
+    async def whole(self, plan: ReplyPlan[E], generation: Generation) -> bytes:
+        """JSON of the whole reply: the fold of the events that a stream sends."""
+        events = [event async for step in plan.events(generation) for event in step]
+        return await self._service.run(plan.encode, events, generation)
+
+    def check_model(self, name: Any) -> None:
+        """Raise RequestRefused (404) for a model that is not served."""
+        if name != self._model and not self.settings.allow_any_model:
+            raise RequestRefused(no_such_model(str(name)))
+
+    def deadline(self, request: Request) -> float | None:
+        """The end of the request's time on the clock of `time.monotonic`. Raises RequestRefused (400)."""
+        limits = [self.settings.request_timeout_s] if self.settings.request_timeout_s else []
+        sent = request.headers.get(TIMEOUT_HEADER)
+        if sent is not None:
+            try:
+                limits.append(float(sent))
+            except ValueError:
+                limits.append(0.0)
+            if not 0 < limits[-1] < float("inf"):
+                raise bad(f"Invalid header '{TIMEOUT_HEADER}': expected seconds, but got '{sent}'.", None)
+        return time.monotonic() + min(limits) if limits else None
+
+    async def _reply(
+        self, raw: bytes, read: Callable[[bytes], Awaitable[ReplyPlan[E]]], deadline_s: float | None, state: State
+    ) -> Response:
+        async with until(deadline_s):
+            plan = await read(raw)
+        generation = await self.start(plan, deadline_s, state)
+        if plan.stream:
+            return EventStream(plan.events(generation), self.settings.ping_interval_s, generation.aclose, plan.framing)
+        return Response(await self.whole(plan, generation), media_type="application/json")
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body; a client that does not finish it in time is refused (408)."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            # Not `request.body()`, which would keep the bytes for as long as the reply is written.
+            return b"".join([piece async for piece in request.stream()])
+    except TimeoutError as error:
+        text = f"The request body did not arrive within {BODY_TIMEOUT_S:.0f} s."
+        raise RequestRefused(ApiError(408, text, code="body_timeout", headers={"connection": "close"})) from error
