@@ -42,7 +42,14 @@ class TemplateExhausted(BadRequest):
 
 
 class PromptTooLong(Rejected):
-    """Prompt and reply exceed the context window."""
+    """Prompt and reply exceed the context window: the prompt has `num_tokens`, at least, of `limit`."""
+
+    def __init__(
+        self, text: str, num_tokens: int = 0, limit: int = 0, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(text, param=param, code=code)
+        self.num_tokens = num_tokens
+        self.limit = limit
 
 
 class BadSchema(Rejected):

@@ -66,10 +66,14 @@ class MissedToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The choice has ended. `uncalled` is set if it has no call although its reasoning names a tool, or no text."""
+    """The choice has ended. `uncalled` is set if it has no call although its reasoning names a tool, or no text.
+
+    `stop` is the stop string of the request that ended it.
+    """
 
     finish: FinishReason
     uncalled: MissedToolCall | None = None
+    stop: str | None = None
 
 
 ParserEvent = Text | CallOpened | CallArguments | CallClosed

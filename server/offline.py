@@ -24,6 +24,7 @@ from server.api.chat.schemas import read_request
 from server.api.chat.to_reply import ReplyStyle, chunks_of, whole_reply
 from server.api.chat.to_request import RequestMapper
 from server.api.errors import RequestRefused
+from server.api.sampling import SamplingMapper
 from server.backends.engine_process import EngineProcess
 from server.checkpoint.locate import served_name
 from server.errors import BadRequest
@@ -51,8 +52,8 @@ class Chat:
             engine = undo.enter_context(EngineProcess())  # imports while the checkpoint is read
             checkpoint = open_checkpoint(settings)
             undo.pop_all()
-        vocab_size, api = checkpoint.tokenizer.get_vocab_size(), settings.api
-        self._mapper = RequestMapper(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
+        sampling, api = SamplingMapper(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size()), settings.api
+        self._mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="offline chat", daemon=True)
         self._thread.start()

@@ -62,7 +62,7 @@ async def test_a_choice_that_needs_no_more_is_aborted_while_the_others_go_on() -
     stopped: Script = [Delta(""), *(Delta("", [i]) for i in ids_of("a END")), 30.0]
     service, backend = service_over([stopped, deltas([*ids_of("b"), IM_END])], stop=("END",))
     out = await asyncio.wait_for(events_of(await service.start(REQUEST)), 5)
-    assert (0, Ended("stop")) in out and (1, Ended("stop")) in out
+    assert (0, Ended("stop", stop="END")) in out and (1, Ended("stop")) in out
     assert backend.aborted == ["a-0"]
 
 

@@ -42,6 +42,7 @@ from server.api.middleware.tracing import TracingMiddleware
 from server.api.openapi.document import DocumentedApp
 from server.api.openapi.page import render_page
 from server.api.reply_handler import ReplyHandler
+from server.api.sampling import SamplingMapper
 from server.api.sse import ClientGone
 from server.backends.base import Backend
 from server.checkpoint.checkpoint import Checkpoint
@@ -81,8 +82,8 @@ def create_app(
     """
     api, metrics, window = settings.api, Metrics(checkpoint.dialect.name), prompter.window
     service = build_service(checkpoint, prompter, backend)
-    vocab_size = checkpoint.tokenizer.get_vocab_size()
-    mapper = RequestMapper(checkpoint.defaults, vocab_size, api.strict, api.named_finish, api.must_answer)
+    sampling = SamplingMapper(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size())
+    mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer)
     replies = ReplyHandler(api, name, service, metrics)
     chat = ChatHandler(replies, mapper)
     app = DocumentedApp(

@@ -49,15 +49,16 @@ def max_prompt_tokens(limit: int, max_tokens: int | None, default: int) -> int:
 
 def too_long(limit: int, message_tokens: int, function_tokens: int, *, at_least: bool = False) -> PromptTooLong:
     """OpenAI's refusal, by which agents know that they must shorten the conversation; `at_least`: there may be more."""
+    num_tokens = message_tokens + function_tokens
     counts, advice = "", "Please reduce the length of the messages."
     if function_tokens:
         counts = f" ({message_tokens} in the messages, {function_tokens} in the functions)"
         advice = "Please reduce the length of the messages or functions."
     text = (
         f"This model's maximum context length is {limit} tokens. However, your messages resulted in "
-        f"{'at least ' if at_least else ''}{message_tokens + function_tokens} tokens{counts}. {advice}"
+        f"{'at least ' if at_least else ''}{num_tokens} tokens{counts}. {advice}"
     )
-    return PromptTooLong(text, param="messages", code="context_length_exceeded")
+    return PromptTooLong(text, num_tokens, limit, param="messages", code="context_length_exceeded")
 
 
 def droppable(messages: Sequence[NormalizedMessage]) -> list[list[int]]:

@@ -197,7 +197,7 @@ class ReplyDecoder:
     def _finished(self, uncalled: MissedToolCall | None = None) -> list[ParsedEvent]:
         self.over = True
         reason: FinishReason = "length" if self._cut else "tool_calls" if self.calls else "stop"
-        return [ParsedEvent(Ended(reason, uncalled))]
+        return [ParsedEvent(Ended(reason, uncalled, self._stops.matched))]
 
     def _uncalled(self) -> MissedToolCall | None:
         named = named_in("".join(self._thoughts), self._format.free_to_call)

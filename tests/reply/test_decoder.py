@@ -159,7 +159,7 @@ def test_without_tools_markup_in_thoughts_is_thought() -> None:
 
 def test_a_stop_string_ends_the_text_and_the_reply() -> None:
     out = at_every_split(reading(stop=("END",), tools=False), "one EN two END three")
-    assert out == [Text("one EN two "), Ended("stop")]
+    assert out == [Text("one EN two "), Ended("stop", stop="END")]
 
 
 def test_a_stop_string_leaves_thoughts_markup_and_arguments_alone() -> None:

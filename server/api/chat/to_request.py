@@ -18,24 +18,19 @@ from server.api.chat.tool_schemas import (
     JsonSchemaFormat,
     ToolChoice,
 )
+from server.api.sampling import SamplingMapper
 from server.chat_request import ChatRequest
-from server.checkpoint.checkpoint import SamplingDefaults
 from server.dialects.base import Choice, CustomFormat, ResponseFormat, Tool
 from server.dialects.schema.check import MAX_PATTERNS, check_answer, check_parameters, count_patterns
-from server.messages import Sampling
 
 LONGEST_STRICT_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
 class RequestMapper:
-    """Maps requests for one checkpoint and one server's settings.
+    """Maps requests for one checkpoint and one server's settings."""
 
-    `defaults` are the checkpoint's own; where it has none, OpenAI's hold.
-    """
-
-    defaults: SamplingDefaults
-    vocab_size: int
+    sampling: SamplingMapper
     strict: bool = False
     named_finish: Literal["tool_calls", "stop"] = "tool_calls"
     must_answer: bool = False
@@ -56,7 +51,7 @@ class RequestMapper:
         return ChatRequest(
             id=secrets.token_hex(12),
             messages=messages,
-            sampling=self._sampling(request, limit),
+            sampling=self.sampling.sampling(request, limit, (request.top_logprobs or 0) if request.logprobs else None),
             max_tokens=limit,
             tool_definitions=definitions,
             tools=tools,
@@ -134,35 +129,6 @@ class RequestMapper:
         strict = bool(function.strict)
         check_parameters(function.parameters, strict, self.strict, function.name, f"{path}.parameters")
         return Tool(function.name, function.parameters, strict)
-
-    def _sampling(self, request: ChatCompletionRequest, limit: int | None) -> Sampling:
-        """The request's own values, over the checkpoint's, over OpenAI's."""
-        for token_id in request.logit_bias or {}:
-            if token_id >= self.vocab_size:
-                text = f"Invalid key in 'logit_bias': {token_id}. Token ids of this model end at {self.vocab_size - 1}."
-                raise bad(text, "logit_bias", "invalid_value")
-
-        def value(name: str, default: Any) -> Any:
-            for source in (request, self.defaults):
-                if (found := getattr(source, name)) is not None:
-                    return found
-            return default
-
-        return Sampling(
-            max_tokens=limit or 1,  # the prompt builder sets it where the request does not
-            temperature=float(value("temperature", 1.0)),
-            top_p=float(value("top_p", 1.0)),
-            top_k=max(0, value("top_k", 0)),
-            min_p=float(value("min_p", 0.0)),
-            presence_penalty=request.presence_penalty or 0.0,
-            frequency_penalty=request.frequency_penalty or 0.0,
-            repetition_penalty=float(value("repetition_penalty", 1.0)),
-            seed=request.seed,
-            logit_bias=dict(request.logit_bias or {}),
-            num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-            min_tokens=request.min_tokens or 0,
-            ignore_eos=bool(request.ignore_eos),
-        )
 
 
 def _sent_definition(tool: AnyTool) -> Mapping[str, Any]:

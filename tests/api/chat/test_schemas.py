@@ -7,6 +7,7 @@ import pytest
 from server.api.chat.schemas import ChatCompletionRequest, read_request
 from server.api.chat.to_request import RequestMapper
 from server.api.errors import RequestRefused
+from server.api.sampling import SamplingMapper
 from server.chat_request import ChatRequest
 from server.checkpoint.checkpoint import SamplingDefaults
 from server.dialects.base import Choice, CustomFormat, ResponseFormat
@@ -23,7 +24,9 @@ def request(**fields: Any) -> dict[str, Any]:
 
 
 def ask(body: dict[str, Any], strict: bool = False, defaults: SamplingDefaults | None = None) -> ChatRequest:
-    return RequestMapper(defaults or SamplingDefaults(), 1000, strict).to_request(read_request(body, strict))
+    return RequestMapper(SamplingMapper(defaults or SamplingDefaults(), 1000), strict).to_request(
+        read_request(body, strict)
+    )
 
 
 def refused(body: dict[str, Any], strict: bool = False) -> tuple[str | None, str | None, str]:
@@ -275,6 +278,6 @@ def test_reasoning_effort_turns_thinking_on_or_off_unless_the_template_is_told()
 
 def test_usage_in_streams_only_where_it_was_asked_for() -> None:
     options = {"include_usage": True, "include_obfuscation": True}
-    mapper = RequestMapper(SamplingDefaults(), 1000)
+    mapper = RequestMapper(SamplingMapper(SamplingDefaults(), 1000))
     assert mapper.style(read_request(request(stream=True, stream_options=options), False)).include_usage
     assert not mapper.style(read_request(request(stream=True), False)).include_usage
