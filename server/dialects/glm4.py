@@ -8,8 +8,8 @@
     </tool_call>
 
 Strings are raw text, other values are JSON. Line breaks between the tags may be missing (GLM-4.7). A value ends
-at `</arg_value>` only where a key or `</tool_call>` follows, so it may contain that tag. Of a repeated
-key the first value counts.
+at `</arg_value>` only where a tag of the format follows, so it may contain that tag; without it, at the key of a
+declared argument, and where the call ends. Of a repeated key the first value counts.
 
 A custom tool's free text is the argument `input`.
 """
@@ -22,7 +22,7 @@ from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import cached_by_spec, constraint, marker
 from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
-from server.dialects.parsing.tagged import Ending, TaggedCall
+from server.dialects.parsing.tagged import Ending, TaggedCall, ValueEnds
 from server.dialects.parsing.text_buffer import (
     MAX_NAME_LENGTH,
     EventSink,
@@ -43,12 +43,15 @@ OPENERS = Openers(OPEN)
 OPENERS_INSIDE = Openers(OPEN, CLOSE)
 NAME = re.compile(rf"[^\s<]{{1,{MAX_NAME_LENGTH}}}(?=[\s<])")
 NAME_BEGUN = re.compile(rf"[^\s<]{{0,{MAX_NAME_LENGTH}}}")
-VALUE_ENDS = (Ending(VALUE_CLOSE, (KEY, CLOSE)),)
+VALUE_ENDS = ValueEnds(
+    Ending(VALUE_CLOSE, (KEY, CLOSE, OPEN)),
+    Ending(CLOSE, (OPEN,)),
+    Ending(KEY, name_end=KEY_CLOSE),
+)
 FORM = TagForm(
     head=lambda name: f"{KEY}{name}{KEY_CLOSE}\n{VALUE}",
     tail=f"{VALUE_CLOSE}\n",
-    ends=r"<\/arg_value>\s*(<arg_key>|<\/tool_call>)",
-    closing=VALUE_CLOSE,
+    ends=VALUE_ENDS,
     tags=(KEY, KEY_CLOSE, VALUE, VALUE_CLOSE),
 )
 
@@ -79,10 +82,15 @@ def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Genera
     while not call.cut and (yield from buffer.expect(KEY)):
         buffer.take(len(KEY))
         key = yield from read_name(buffer, KEY_CLOSE)
-        yield from buffer.skip_space()
-        if key is None or not (yield from buffer.expect(VALUE)):
+        if key is not None:
+            yield from buffer.skip_space()
+            if not (yield from buffer.expect(VALUE)):
+                break
+            buffer.take(len(VALUE))
+        elif (key := (yield from read_name(buffer, VALUE))) is not None:
+            call.flag("repaired")
+        else:
             break
-        buffer.take(len(VALUE))
         yield from call.read_argument(key, VALUE_ENDS, trims=False)
         yield from buffer.skip_space()
     closed = yield from buffer.expect(CLOSE)

@@ -12,9 +12,9 @@
     </tool_call>
 
 Strings are raw text between two line breaks; other values are JSON. Accepted as well: no `<tool_call>`
-around the function, values on the line of their tag, a missing `</function>` or last `</parameter>`. A value ends at
-`</parameter>` only where a parameter, `</function>` or `</tool_call>` follows, so it may contain that tag. Of a
-repeated parameter the first value counts.
+around the function, values on the line of their tag, missing closing tags, and more of them behind a call. A value
+ends at `</parameter>` only where a tag of the format follows, so it may contain that tag; without it, at a line that
+opens a declared parameter, and where the call ends. Of a repeated parameter the first value counts.
 
 A custom tool's free text is the parameter `input`.
 """
@@ -26,7 +26,7 @@ from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import cached_by_spec, constraint, marker
 from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
-from server.dialects.parsing.tagged import Ending, TaggedCall
+from server.dialects.parsing.tagged import Ending, TaggedCall, ValueEnds
 from server.dialects.parsing.text_buffer import (
     EventSink,
     IncrementalParser,
@@ -44,12 +44,17 @@ FUNCTION, FUNCTION_CLOSE = "<function=", "</function>"
 PARAMETER, PARAMETER_CLOSE = "<parameter=", "</parameter>"
 OPENERS = Openers(OPEN, FUNCTION)
 OPENERS_INSIDE = Openers(OPEN, FUNCTION, CLOSE)
-VALUE_ENDS = (Ending(PARAMETER_CLOSE, (PARAMETER, FUNCTION_CLOSE, CLOSE)), Ending(FUNCTION_CLOSE, (CLOSE,)))
+AFTER_CALL = (CLOSE, FUNCTION, OPEN)
+VALUE_ENDS = ValueEnds(
+    Ending(PARAMETER_CLOSE, (PARAMETER, FUNCTION_CLOSE, *AFTER_CALL)),
+    Ending(FUNCTION_CLOSE, AFTER_CALL),
+    Ending(CLOSE, (FUNCTION, OPEN), at_line=True),
+    Ending(PARAMETER, name_end=">", at_line=True),
+)
 FORM = TagForm(
     head=lambda name: f"{PARAMETER}{name}>\n",
     tail=f"\n{PARAMETER_CLOSE}\n",
-    ends=r"<\/parameter>\s*(<parameter=|<\/function>|<\/tool_call>)|<\/function>\s*<\/tool_call>",
-    closing=PARAMETER_CLOSE,
+    ends=VALUE_ENDS,
 )
 
 
@@ -72,14 +77,16 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
             called = True
             buffer.record()
             yield from buffer.skip_space()
-        if called and (yield from buffer.expect(CLOSE)):
-            buffer.take(len(CLOSE))
-            called = False
-        elif called:
-            sink.hold_whitespace(buffer.recorded())
-        else:
+        if not called:
             sink.text(buffer.recorded())
-        inside = called or inside
+            continue
+        inside = True
+        while closing := (yield from buffer.expect(CLOSE, FUNCTION_CLOSE, PARAMETER_CLOSE)):
+            inside = inside and closing != CLOSE
+            buffer.take(len(closing))
+            buffer.record()
+            yield from buffer.skip_space()
+        sink.hold_whitespace(buffer.recorded())
 
 
 def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
@@ -93,15 +100,14 @@ def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Genera
     if not (yield from buffer.expect(PARAMETER, FUNCTION_CLOSE, CLOSE)):
         return False
     call = TaggedCall(buffer, sink, tool_set, tool)
-    closed = ""
-    while closed != FUNCTION_CLOSE and (yield from buffer.expect(PARAMETER)):
+    while not call.cut and (yield from buffer.expect(PARAMETER)):
         buffer.take(len(PARAMETER))
         argument = yield from read_name(buffer, ">")
         if argument is None:
             break
-        closed = yield from call.read_argument(argument, VALUE_ENDS, trims=True)
+        yield from call.read_argument(argument, VALUE_ENDS, trims=True)
         yield from buffer.skip_space()
-    if closed != FUNCTION_CLOSE and (yield from buffer.expect(FUNCTION_CLOSE)):
+    if (yield from buffer.expect(FUNCTION_CLOSE)):
         buffer.take(len(FUNCTION_CLOSE))
     elif not call.cut:
         call.flag("truncated" if buffer.ended and buffer.empty else "repaired")

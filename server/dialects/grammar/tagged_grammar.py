@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from llguidance import regex_to_lark
 from server.dialects.base import ConstraintSpec, Tool
 from server.dialects.grammar.json_grammar import json_value
 from server.dialects.grammar.lark import callable_tools, check_length, marker, one_of_calls, pattern_of, raw_piece
-from server.dialects.parsing.tagged import INPUT
+from server.dialects.parsing.coerce import Types
+from server.dialects.parsing.tagged import INPUT, ValueEnds
 from server.dialects.schema.normalize import PLAIN_WORDS, with_plain_parts
 from server.dialects.schema.references import DEFINITIONS, definitions_of, resolved, with_reached_definitions
 from server.dialects.schema.satisfiable import satisfiable
@@ -42,14 +43,12 @@ FORMATS = {
 class TagForm:
     """Markup of one argument: `head(name)`, the value, `tail`.
 
-    `ends` is a regular expression of what ends a raw value: its closing tag and what must follow it.
-    `tags` are those of its tags that a vocabulary may have as tokens; `closing` is the one that ends a value.
+    `ends` are what ends a raw value. `tags` are those of its tags that a vocabulary may have as tokens.
     """
 
     head: Callable[[str], str]
     tail: str
-    ends: str
-    closing: str
+    ends: ValueEnds
     tags: tuple[str, ...] = ()
 
 
@@ -64,7 +63,8 @@ def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], t
     """Yield the rule `call`, one call in this form, and its parts; `around` gives the text around arguments."""
     tools = callable_tools(spec)
     yield one_of_calls(tools)
-    yield f"RAW: /(?s:.*)/ & ~/(?s:.*)({form.ends})(?s:.*)/"
+    ended = _ended(form.ends, {name for tool in tools if not tool.custom for name in Types(tool.parameters).names})
+    yield f"RAW: /(?s:.*)/ & ~/{ended}/"
     yield from _raw_rules(spec, form, "raw_value", "RAW")
     for i, tool in enumerate(tools):
         before, after = around(tool)
@@ -73,26 +73,45 @@ def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], t
             yield f"arguments_{i}: {_literal(spec, form, form.head(INPUT))} input_{i}"
             yield from _input_rules(f"input_{i}", spec, tool, form)
         else:
-            yield from _tagged_rules(f"arguments_{i}", spec, tool, form)
+            yield from _tagged_rules(f"arguments_{i}", spec, tool, form, ended)
+
+
+def _ended(ends: ValueEnds, names: Collection[str]) -> str:
+    """Return a pattern of the texts that contain an end of a value; `names` are the declared arguments."""
+    anywhere, at_line = [], []
+    for ending in ends.all:
+        if not ending.name_end:
+            pattern = rf"{pattern_of(ending.tag)}\s*({_one_of(ending.before)})"
+        elif names:
+            pattern = f"{pattern_of(ending.tag)}({_one_of(sorted(names))}){pattern_of(ending.name_end)}"
+        else:
+            continue
+        (at_line if ending.at_line else anywhere).append(pattern)
+    lines = [rf"((?s:.*)\n)?({'|'.join(at_line)})(?s:.*)"] if at_line else []
+    return "|".join([f"(?s:.*)({'|'.join(anywhere)})(?s:.*)", *lines])
+
+
+def _one_of(texts: Iterable[str]) -> str:
+    return "|".join(map(pattern_of, texts))
 
 
 def _raw_rules(spec: ConstraintSpec, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
     """Yield rules by which `rule` is raw text of this terminal, then the tail."""
-    if form.closing in spec.marker_ids:  # a token ends the text, which cannot contain it
+    if form.ends.closing.tag in spec.marker_ids:  # a token ends the text, which cannot contain it
         yield f"{rule}: {terminal} {_literal(spec, form, form.tail)}"
         return
     yield f"{rule.upper()}_WHOLE: {terminal} /{pattern_of(form.tail)}/"
     yield f"{rule}[lazy]: {rule.upper()}_WHOLE"
 
 
-def _tagged_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
-    """Yield rules by which `rule` is the arguments of one call."""
+def _tagged_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm, ended: str) -> Iterator[str]:
+    """Yield rules by which `rule` is the arguments of one call; no value matches the pattern `ended`."""
     held = variants(supported_arguments(spec, tool))
     plain = [one for variant in held if (one := satisfiable(variant).schema) is not False] or [
         satisfiable(variant, forgiving=True).schema or {"properties": {}} for variant in held
     ]
     yield f"{rule}: " + " | ".join(f"{rule}_v{i}" for i in range(len(plain)))
-    values = _TaggedValues(rule, spec, tool, form)
+    values = _TaggedValues(rule, spec, tool, form, ended)
     for i, schema in enumerate(plain):
         yield f"{rule}_v{i}: {values.object(schema)}"
     yield from values.lines
@@ -101,11 +120,12 @@ def _tagged_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) ->
 class _TaggedValues:
     """Rules for the tagged values of one tool's arguments; their names begin with `prefix`."""
 
-    def __init__(self, prefix: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> None:
+    def __init__(self, prefix: str, spec: ConstraintSpec, tool: Tool, form: TagForm, ended: str) -> None:
         self._prefix = prefix
         self._spec = spec
         self._tool = tool
         self._form = form
+        self._ended = ended
         self._count = 0
         self._num_chars = 0  # of values, while they are built: definitions may come again with each
         self.lines: list[str] = []
@@ -159,7 +179,7 @@ class _TaggedValues:
         if isinstance(values, list):
             texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
             # A value that contains the end of a value cannot be written in this format.
-            whole = [text for text in texts if not re.search(self._form.ends, text)]
+            whole = [text for text in texts if not re.fullmatch(self._ended, text)]
             return " | ".join(self._literal(text + tail) for text in whole or texts)
         if schema.get("type") == "string":
             return self._string(schema)

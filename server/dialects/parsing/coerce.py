@@ -20,6 +20,7 @@ class Types:
         whole = normalised(parameters or {})
         self._variants = variants(whole)
         self._shared = definitions_of(whole)
+        self.names = frozenset(name for one in self._variants for name in one["properties"])
 
     def of(self, name: str) -> Any:
         """Return the schema of one parameter, with the definitions it may refer to."""

@@ -3,12 +3,20 @@
 A string is emitted while it is being written; any other value when it is complete, as its type is not known before.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from server.dialects.base import Tool
 from server.dialects.parsing.coerce import Types, as_json, quoted_json
-from server.dialects.parsing.text_buffer import SPACE, EventSink, TextBuffer, overlap
+from server.dialects.parsing.text_buffer import (
+    MAX_NAME_LENGTH,
+    SPACE,
+    EventSink,
+    Openers,
+    ParserCoroutine,
+    TextBuffer,
+    overlap,
+)
 from server.dialects.schema.validate import ToolSet
 from server.events import Flag
 
@@ -17,13 +25,63 @@ INPUT = "input"  # the only argument of a custom tool
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """End of a value: a tag, but only if one of `before` or the end of the reply follows it.
+    """End of a value: `tag`, where one of `before` or the end of the reply follows it. So a value may contain the tag.
 
-    So a value may contain the tag itself, as code that handles this format does.
+    With `name_end`, the name of a declared argument and this string follow instead. `at_line`: the tag counts only at
+    the beginning of a line, or in the line that the value began in.
     """
 
     tag: str
-    before: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    name_end: str = ""
+    at_line: bool = False
+
+
+class ValueEnds:
+    """Ends of a value in one format: `closing`, its own tag, and what ends it where that is missing.
+
+    The grammar admits no value that contains one of them.
+    """
+
+    def __init__(self, closing: Ending, *repairs: Ending) -> None:
+        self.closing = closing
+        self.all = (closing, *repairs)
+        self._by_tag = {ending.tag: ending for ending in self.all}
+        self._tags = Openers(*self._by_tag)
+
+    def find(self, buffer: TextBuffer, names: Collection[str], line: "_Line") -> tuple[int, Ending | None]:
+        """Return the index and kind of the end of the value; with None, the index up to which it certainly extends."""
+        at = buffer.at
+        while (found := self._tags.search(buffer.text, at)) is not None:
+            start, ending = found.start(), self._by_tag[found.group()]
+            ends = not ending.at_line or line.begins_at(buffer, start)
+            follows = ends and _is_followed(buffer, found.end(), ending, names)
+            if follows is None:
+                return start, None
+            if follows:
+                return start, ending
+            at = start + 1
+        return len(buffer.text) - self._tags.overlap(buffer.rest), None
+
+
+class _Line:
+    """Beginnings of lines in a value that begins in the line of its tag (`inline`) or in the next one."""
+
+    def __init__(self, inline: bool) -> None:
+        self._inline = inline
+        self._is_first = True  # what was taken of the value ends where a line begins, or in the line of its tag
+
+    def begins_at(self, buffer: TextBuffer, index: int) -> bool:
+        """Whether a line begins there, or the value's first line began with its tag and is not over."""
+        piece = buffer.text[buffer.at : index]
+        return piece.endswith("\n") or self._continues(piece)
+
+    def advance(self, piece: str) -> None:
+        """Record that this was taken."""
+        self._is_first = self._continues(piece)
+
+    def _continues(self, piece: str) -> bool:
+        return self._is_first and (not piece or (self._inline and "\n" not in piece))
 
 
 class TaggedCall:
@@ -35,6 +93,7 @@ class TaggedCall:
         self._tool_set = tool_set
         self._tool = tool
         self._types = Types(tool.parameters)
+        self._declared = frozenset() if tool.custom else self._types.names
         self._names: set[str] = set()
         self._emitted: list[str] = []
         self._flags: list[Flag] = []
@@ -49,31 +108,32 @@ class TaggedCall:
         """Whether the reply ended inside an argument."""
         return "truncated" in self._flags
 
-    def read_argument(self, name: str, endings: Sequence[Ending], trims: bool) -> Generator[None, None, str]:
-        """Read one value and its closing tag, which is returned.
+    def read_argument(self, name: str, ends: ValueEnds, trims: bool) -> ParserCoroutine:
+        """Read one value and its closing tag. Any other end of it is left in the buffer, and the call is flagged.
 
         With `trims`, one line break on either side is part of the tags.
         """
         if name in self._names or (self._tool.custom and name != INPUT):
             self.flag("repaired")  # the first value was emitted already; the rest is in `raw`
-            return (yield from self._pass_value(endings, trims, lambda text: None))
+            yield from self._pass_value(ends, trims, lambda text: None)
+            return
         self._names.add(name)
         if self._tool.custom:
-            return (yield from self._pass_value(endings, trims, self._emit))
+            yield from self._pass_value(ends, trims, self._emit)
+            return
         key = f"{', ' if self._emitted else '{'}{quoted_json(name)}: "
         if self._types.is_text(name):
             self._emit(f'{key}"')
-            ended_by = yield from self._pass_value(endings, trims, lambda text: self._emit(quoted_json(text)[1:-1]))
+            yield from self._pass_value(ends, trims, lambda text: self._emit(quoted_json(text)[1:-1]))
             self._emit("" if self.cut else '"')
-            return ended_by
+            return
         pieces: list[str] = []
-        ended_by = yield from self._pass_value(endings, trims, pieces.append)
+        yield from self._pass_value(ends, trims, pieces.append)
         if not self.cut:
             value, repaired = as_json("".join(pieces), self._types.of(name))
             self._emit(key + value)
             if repaired:
                 self.flag("repaired")
-        return ended_by
 
     def finish(self) -> None:
         """Close the call, complete or truncated."""
@@ -88,45 +148,40 @@ class TaggedCall:
         self._emitted.append(text)
         self._sink.arguments(text)
 
-    def _pass_value(
-        self, endings: Sequence[Ending], trims: bool, emit: Callable[[str], None]
-    ) -> Generator[None, None, str]:
+    def _pass_value(self, ends: ValueEnds, trims: bool, emit: Callable[[str], None]) -> ParserCoroutine:
         buffer = self._buffer
-        if trims:
-            while buffer.empty and not buffer.ended:
-                yield
-            buffer.take(len(buffer.starts("\n") or ""))
+        while trims and buffer.empty and not buffer.ended:
+            yield
+        line = _Line(inline=not (trims and buffer.take(len(buffer.starts("\n") or ""))))
         while True:
-            start, ending = _find_end(buffer, endings)
+            start, ending = ends.find(buffer, self._declared, line)
             if ending is None and buffer.ended:
                 emit(buffer.take(len(buffer.rest)))
                 self.flag("truncated")
-                return ""
-            line_break = trims and start > buffer.at and buffer.text[start - 1] == "\n"
-            emit(buffer.take(start - line_break - buffer.at))
+                return
+            is_markup = trims or ending is not ends.closing  # a line break before the end
+            line_break = is_markup and start > buffer.at and buffer.text[start - 1] == "\n"
+            piece = buffer.take(start - line_break - buffer.at)
+            emit(piece)
+            line.advance(piece)
             if ending is not None:
-                buffer.take(line_break + len(ending.tag))
-                return ending.tag
+                buffer.take(line_break)
+                break
             yield
+        if ending is ends.closing:
+            buffer.take(len(ending.tag))
+        else:
+            self.flag("repaired")
 
 
-def _find_end(buffer: TextBuffer, endings: Sequence[Ending]) -> tuple[int, Ending | None]:
-    """Return the index and kind of the end of the value; with None, the index up to which it certainly extends."""
-    at = buffer.at
-    while True:
-        found = [(start, ending) for ending in endings if (start := buffer.text.find(ending.tag, at)) >= 0]
-        if not found:
-            return len(buffer.text) - max(overlap(buffer.rest, ending.tag) for ending in endings), None
-        start, ending = min(found, key=lambda hit: hit[0])
-        follows = _is_followed(buffer, start + len(ending.tag), ending)
-        if follows is None:
-            return start, None
-        if follows:
-            return start, ending
-        at = start + 1
-
-
-def _is_followed(buffer: TextBuffer, at: int, ending: Ending) -> bool | None:
+def _is_followed(buffer: TextBuffer, at: int, ending: Ending, names: Collection[str]) -> bool | None:
+    """Whether what must follow the tag of an ending stands at `at`; None where more text is needed."""
+    if ending.name_end:
+        end = buffer.text.find(ending.name_end, at, at + MAX_NAME_LENGTH + len(ending.name_end))
+        if end >= 0:
+            return buffer.text[at:end] in names
+        begun = buffer.text[at : len(buffer.text) - overlap(buffer.rest, ending.name_end)]
+        return None if not buffer.ended and any(name.startswith(begun) for name in names) else False
     space = SPACE.match(buffer.text, at)
     at = space.end() if space else at
     if buffer.text.startswith(ending.before, at):

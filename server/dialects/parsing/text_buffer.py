@@ -193,7 +193,7 @@ def read_name(buffer: TextBuffer, stop: str) -> Generator[None, None, str | None
     while True:
         end = buffer.text.find(stop, buffer.at, buffer.at + MAX_NAME_LENGTH + len(stop))
         name = buffer.text[buffer.at : end if end >= 0 else len(buffer.text) - overlap(buffer.rest, stop)]
-        if "\n" in name or "<" in name or len(name) > MAX_NAME_LENGTH:
+        if "\n" in name.strip() or "<" in name or len(name) > MAX_NAME_LENGTH:
             return None
         if end >= 0:
             buffer.take(end + len(stop) - buffer.at)
