@@ -137,7 +137,9 @@ class _Pipeline:
         return reply[:end]
 
     def _template_input(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> TemplateInput:
-        return self._renderer.template_input(normalize_messages(messages, self.checkpoint.capabilities), tools, {})
+        checkpoint = self.checkpoint
+        normalized = normalize_messages(messages, checkpoint.capabilities, checkpoint.dialect.call_id)
+        return self._renderer.template_input(normalized, tools, {})
 
 
 def self_test(checkpoint: Checkpoint) -> list[SelfTestFault]:

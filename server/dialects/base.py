@@ -84,7 +84,8 @@ class Dialect:
     `markers` must survive detokenising as text even where they are special tokens. `halts` are strings at which
     generation stops (ReAct's `Observation:`). `parser(tools)` reads replies. `constrain(spec)` is the grammar
     of a reply, or None where everything is allowed; it raises BadSchema. `recognise(template)` tells
-    whether a chat template writes this format.
+    whether a chat template writes this format. `call_id(name, index)` is the id by which the format names the tool of
+    the call that is the `index`-th of a conversation; None where calls have their tool's name.
     """
 
     name: str
@@ -93,3 +94,4 @@ class Dialect:
     parser: Callable[[Sequence[Tool]], Parser]
     constrain: Callable[[ConstraintSpec], Constraint | None]
     recognise: Callable[[str], bool]
+    call_id: Callable[[str, int], str] | None = None

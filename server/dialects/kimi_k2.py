@@ -40,7 +40,8 @@ from server.messages import Constraint
 SECTION, SECTION_CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 CALL, CALL_CLOSE = "<|tool_call_begin|>", "<|tool_call_end|>"
 ARGUMENTS = "<|tool_call_argument_begin|>"
-CALL_ID = re.compile(r"(?:functions\.)?([^:]+)(?::\d+)?")
+FUNCTIONS = "functions."
+CALL_ID = re.compile(rf"(?:{re.escape(FUNCTIONS)})?([^:]+)(?::\d+)?")
 OPENERS = Openers(SECTION, CALL)
 OPENERS_INSIDE = Openers(SECTION, CALL, CALL_CLOSE, SECTION_CLOSE)
 
@@ -98,9 +99,15 @@ def constrain(spec: ConstraintSpec) -> Constraint | None:
     openers = {SECTION: f"{begin} call{more} {end}", CALL: "call"}
 
     def around(tool: Tool) -> tuple[str, str]:
-        return f"{quoted(f'functions.{tool.name}:')} /[0-9]{{1,3}}/ {arguments}", call_end
+        return f"{quoted(f'{FUNCTIONS}{tool.name}:')} /[0-9]{{1,3}}/ {arguments}", call_end
 
     return constraint(spec, openers=openers, separator=None, rules=json_calls(spec, around))
+
+
+def call_id(name: str, index: int) -> str:
+    """Return the id of a call in the history; a name that is such an id itself is taken for the name in it."""
+    written = re.fullmatch(rf"{re.escape(FUNCTIONS)}(.+):\d+", name)
+    return f"{FUNCTIONS}{written.group(1) if written else name}:{index}"
 
 
 def recognise(template: str) -> bool:
@@ -115,4 +122,5 @@ KIMI_K2 = Dialect(
     parser=partial(IncrementalParser, _read_reply),
     constrain=cached_by_spec(constrain),
     recognise=recognise,
+    call_id=call_id,
 )

@@ -82,7 +82,8 @@ class PromptBuilder:
 
     def _fit(self, request: ChatRequest) -> Fitted:
         """The whole prompt, or one without its oldest messages where the request allows it."""
-        messages = tuple(normalize_messages(request.messages, self._checkpoint.capabilities))
+        checkpoint = self._checkpoint
+        messages = tuple(normalize_messages(request.messages, checkpoint.capabilities, checkpoint.dialect.call_id))
         variables = thinking_variables(self._checkpoint, request, messages)
 
         def render(kept: Sequence[NormalizedMessage]) -> Fitted:

@@ -5,8 +5,10 @@ itself: `TemplateCapabilities` says what that is.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from math import isfinite
 from typing import Any
 
@@ -31,10 +33,18 @@ class NormalizedMessage:
         return str(self.message["role"])
 
 
-def normalize_messages(messages: Sequence[Message], capabilities: TemplateCapabilities) -> list[NormalizedMessage]:
-    """The messages in the form that chat templates are written for. Nothing that a message says is lost."""
+def normalize_messages(
+    messages: Sequence[Message],
+    capabilities: TemplateCapabilities,
+    call_id: Callable[[str, int], str] | None = None,
+) -> list[NormalizedMessage]:
+    """The messages in the form that chat templates are written for. Nothing that a message says is lost.
+
+    `call_id` is the dialect's: where it has one, calls and their results get its ids instead of the client's.
+    """
+    named = messages if call_id is None else _with_call_ids(messages, call_id)
     normalized = [
-        NormalizedMessage(_normalize(message, capabilities), (position,)) for position, message in enumerate(messages)
+        NormalizedMessage(_normalize(message, capabilities), (position,)) for position, message in enumerate(named)
     ]
     return _gather_system(normalized, capabilities)
 
@@ -63,6 +73,28 @@ def read_arguments(written: Any) -> dict[str, Any] | RawArguments:
     except (ValueError, RecursionError):
         return RawArguments(text)
     return value if isinstance(value, dict) and not _is_deeper(value, DEEPEST) else RawArguments(text)
+
+
+def _with_call_ids(messages: Sequence[Message], call_id: Callable[[str, int], str]) -> Iterator[Message]:
+    """Calls with the ids of their format, counted over the conversation; results with that of the call they answer.
+
+    Where several calls of one message have the same id, the results answer them in order. A result of no call keeps
+    its id.
+    """
+    numbers = count()
+    open_calls: dict[str, deque[str]] = {}
+    for message in messages:
+        match message:
+            case AssistantMessage(calls=calls):
+                ids = [call_id(call.name, next(numbers)) for call in calls]
+                open_calls |= {call.id: deque() for call in calls}
+                for call, new in zip(calls, ids, strict=True):
+                    open_calls[call.id].append(new)
+                yield replace(message, calls=tuple(replace(call, id=new) for call, new in zip(calls, ids, strict=True)))
+            case ToolMessage(call_id=old) if waiting := open_calls.get(old):
+                yield replace(message, call_id=waiting.popleft() if len(waiting) > 1 else waiting[0])
+            case _:
+                yield message
 
 
 def _normalize(message: Message, capabilities: TemplateCapabilities) -> dict[str, Any]:

@@ -1,15 +1,19 @@
 """Every way in which clients write a conversation renders under every template, and nothing said in it is lost."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from server.chat_request import AssistantMessage, PastCall
+from server.chat_request import AssistantMessage, Message, PastCall, ToolMessage
 from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.template_text import RawArguments
+from server.dialects.kimi_k2 import KIMI_K2
+from server.prompt.builder import PromptBuilder
 from server.prompt.normalize import normalize_messages, normalize_tools, read_arguments
-from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, checkpoint, ids_of, text_of
+from server.settings import ApiSettings, Settings
+from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, ask, checkpoint, ids_of, native, text_of
 
 WITH_TOOLS = [name for name in TEMPLATES if name != "qwen15"]
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
@@ -183,3 +187,72 @@ def test_arguments_are_read_without_loss() -> None:
     assert list(read_arguments('{"b": 1, "a": 2}')) == ["b", "a"]
     assert isinstance(read_arguments("[" * 100_000), RawArguments)
     assert isinstance(read_arguments('{"a": 1e999}'), RawArguments)
+
+
+def rounds_of(ids: list[list[tuple[str, str]]]) -> list[dict[str, Any]]:
+    """A conversation of rounds of calls, each an id and a name."""
+    messages: list[dict[str, Any]] = []
+    for number, calls in enumerate(ids):
+        made = [{"id": id, "type": "function", "function": {"name": name, "arguments": "{}"}} for id, name in calls]
+        messages += [{"role": "user", "content": f"Round {number}."}, {"role": "assistant", "tool_calls": made}]
+        messages += [
+            {"role": "tool", "tool_call_id": id, "content": f"from {name} in round {number}"} for id, name in calls
+        ]
+    return [*messages, USER]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [["functions.look:0", "functions.go:1"], ["functions.look:2"]],
+        [["call_ab12", "call_cd34"], ["call_ef56"]],
+        [["call_0", "call_1"], ["call_0"]],
+        [["functions.look:7", "functions.look:0"], ["functions.look:0"]],
+        [["0", "1"], ["chatcmpl-tool-2"]],
+    ],
+    ids=["own", "opaque", "the same in every round", "miscounted", "others"],
+)
+def test_kimi_calls_are_named_and_counted_over_the_conversation_whatever_ids_the_client_uses(
+    ids: list[list[str]],
+) -> None:
+    """The template shows a call's id and not its name, so with other ids the model saw no name."""
+    (a, b), (c,) = ids
+    messages = rounds_of([[(a, "look"), (b, "go")], [(c, "look")]])
+    builder = PromptBuilder(native("kimi_k2"), Settings(api=ApiSettings()))
+    text = text_of("kimi_k2", builder.prepare(ask(messages, tools=TOOLS)).generates[0].token_ids)
+    for index, (name, number) in enumerate((("look", 0), ("go", 0), ("look", 1))):
+        call_id = f"functions.{name}:{index}"
+        assert f"<|tool_call_begin|>{call_id}<|tool_call_argument_begin|>" in text
+        assert f"## Return of {call_id}\nfrom {name} in round {number}<" in text
+
+
+def test_kimi_numbers_stay_when_old_messages_are_dropped() -> None:
+    messages = rounds_of([[(f"call_{i}", "look")] for i in range(9)])
+    builder = PromptBuilder(replace(native("kimi_k2"), max_model_len=400), Settings(api=ApiSettings()))
+    request = ask(messages, tools=TOOLS, on_overflow="drop-oldest")
+    prepared = builder.prepare(request)
+    text = text_of("kimi_k2", prepared.generates[0].token_ids)
+    assert prepared.dropped_messages and "functions.look:0<" not in text and "functions.look:8<" in text
+
+
+def test_a_name_that_is_a_kimi_id_is_shown_as_the_name_in_it() -> None:
+    assert KIMI_K2.call_id is not None
+    names = ("functions.bash:3", "bash", "functions.bash", "")
+    assert [KIMI_K2.call_id(name, 4) for name in names] == [
+        "functions.bash:4",
+        "functions.bash:4",
+        "functions.functions.bash:4",
+        "functions.:4",
+    ]
+
+
+def test_results_of_calls_with_one_id_answer_them_in_order() -> None:
+    calls = (PastCall("x", "look", {}), PastCall("x", "go", {}))
+    history: list[Message] = [
+        AssistantMessage(calls=calls),
+        ToolMessage("1", "x"),
+        ToolMessage("2", "x"),
+        ToolMessage("3", "y"),
+    ]
+    shown = [one.message for one in normalize_messages(history, TemplateCapabilities(), KIMI_K2.call_id)]
+    assert [one["tool_call_id"] for one in shown[1:]] == ["functions.look:0", "functions.go:1", "y"]

@@ -78,7 +78,8 @@ def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], t
 
 def _ended(ends: ValueEnds, names: Collection[str]) -> str:
     """Return a pattern of the texts that contain an end of a value; `names` are the declared arguments."""
-    anywhere, at_line = [], []
+    anywhere: list[str] = []
+    at_line: list[str] = []
     for ending in ends.all:
         if not ending.name_end:
             pattern = rf"{pattern_of(ending.tag)}\s*({_one_of(ending.before)})"
