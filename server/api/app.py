@@ -42,6 +42,11 @@ from server.api.middleware.tracing import TracingMiddleware
 from server.api.openapi.document import DocumentedApp
 from server.api.openapi.page import render_page
 from server.api.reply_handler import ReplyHandler
+from server.api.responses.reasoning_seal import random_seal
+from server.api.responses.router import ResponsesHandler, responses_router
+from server.api.responses.schemas import ResponsesRequest
+from server.api.responses.to_request import ResponsesMapper
+from server.api.responses.wire import ResponseObject
 from server.api.sampling import SamplingMapper
 from server.api.sse import ClientGone
 from server.backends.base import Backend
@@ -52,10 +57,10 @@ from server.service import build_service
 from server.settings import ApiSettings, Settings
 from server.version import version
 
-REQUESTS = (ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
+REQUESTS = (ChatCompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest)
 REPLIES = (
-    ChatCompletion, ChatCompletionChunk, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard, ModelList, Memory,
-    Health, Readiness, NotReady,
+    ChatCompletion, ChatCompletionChunk, ResponseObject, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard,
+    ModelList, Memory, Health, Readiness, NotReady,
 )  # fmt: skip
 PAGE_HEADERS = {  # the page has no script and loads nothing
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
@@ -86,9 +91,11 @@ def create_app(
     mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer)
     replies = ReplyHandler(api, name, service, metrics)
     chat = ChatHandler(replies, mapper)
+    responses = ResponsesHandler(replies, ResponsesMapper(mapper, random_seal()))
     app = DocumentedApp(
         routers=(
             chat_router(chat),
+            responses_router(responses),
             tokens_router(replies, chat, service, checkpoint, window),
             models_router(name, window),
             memory_router(backend),

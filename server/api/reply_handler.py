@@ -18,6 +18,7 @@ from server.api.middleware.auth import salt_of
 from server.api.middleware.request_spans import RequestSpans
 from server.api.sse import EventStream, Framing, unless_gone
 from server.chat_request import ChatRequest
+from server.errors import ServeError
 from server.service import ChatService, Generation, RequestObserver, until
 from server.settings import ApiSettings
 
@@ -55,6 +56,9 @@ class ReplyPlan(Protocol[E]):
 
     def observers(self) -> Sequence[RequestObserver]:
         """The surface's own observers, such as the log of its replies."""
+
+    def refused(self, error: ServeError) -> Sequence[E]:
+        """The events of a stream that says so where the engine admits no reply; none: the status says it."""
 
     def events(self, generation: Generation) -> AsyncGenerator[list[E], None]:
         """The events of the reply."""
@@ -121,10 +125,23 @@ class ReplyHandler:
     ) -> Response:
         async with until(deadline_s):
             plan = await read(raw)
-        generation = await self.start(plan, deadline_s, state)
+        try:
+            generation = await self.start(plan, deadline_s, state)
+        except ServeError as error:
+            if not plan.stream or not (events := plan.refused(error)):
+                raise
+            return EventStream(_only(events), self.settings.ping_interval_s, _nothing, plan.framing)
         if plan.stream:
             return EventStream(plan.events(generation), self.settings.ping_interval_s, generation.aclose, plan.framing)
         return Response(await self.whole(plan, generation), media_type="application/json")
+
+
+async def _only(events: Sequence[E]) -> AsyncGenerator[Sequence[E], None]:
+    yield events
+
+
+async def _nothing() -> None:
+    """Nothing runs that would have to be released."""
 
 
 async def read_body(request: Request) -> bytes:

@@ -40,11 +40,16 @@ class Served:
     app: FastAPI
     http: httpx.AsyncClient
     backend: ScriptedBackend
+    checkpoint: Checkpoint
 
     async def chat(self, **fields: Any) -> httpx.Response:
         """A chat request; what is not given is one user message."""
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], **fields}
         return await self.http.post("/v1/chat/completions", json=body)
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """The text of ids, control tokens shown."""
+        return self.checkpoint.tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Served]]
@@ -87,7 +92,7 @@ def serve(checkpoint: Checkpoint) -> Serve:
         app = create_app(settings, checkpoint, PromptBuilder(checkpoint, settings), backend, MODEL)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            yield Served(app, http, backend)
+            yield Served(app, http, backend, checkpoint)
 
     return make
 

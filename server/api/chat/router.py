@@ -40,6 +40,10 @@ class ChatPlan:
         """The log of replies, where prompts are logged."""
         return [ReplyLog(self.style)] if prompt_logger.isEnabledFor(logging.INFO) else []
 
+    def refused(self, error: ServeError) -> Sequence[ChatCompletionChunk]:
+        """None: a status says it."""
+        return ()
+
     def events(self, generation: Generation) -> AsyncGenerator[list[ChatCompletionChunk], None]:
         """The chunks. Raises the ServeError that ends the reply."""
         return chunks_of(generation, self.style)

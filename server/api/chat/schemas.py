@@ -68,7 +68,8 @@ def _refuse(value: Any) -> Any:
     return value
 
 
-def _read_metadata(value: dict[str, str]) -> dict[str, str]:
+def read_metadata(value: dict[str, str]) -> dict[str, str]:
+    """The metadata; raises a fault for a key or a value that is too long."""
     for key, text in value.items():
         for what, limit in ((key, 64), (text, 512)):
             if len(what) > limit:
@@ -132,7 +133,7 @@ class ChatCompletionRequest(Part):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     store: bool | None = Field(None, description=NO_EFFECT)
-    metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(_read_metadata)] | None = Field(
+    metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(read_metadata)] | None = Field(
         None, description=NO_EFFECT
     )
     prediction: dict[str, Any] | None = Field(None, description=NO_EFFECT)

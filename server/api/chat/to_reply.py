@@ -177,10 +177,10 @@ class Chunker:
         return chunk
 
     def _logprobs(self, tokens: Iterable[ScoredToken]) -> Logprobs | None:
-        return Logprobs([_logprob(token) for token in tokens]) if self._style.logprobs else None
+        return Logprobs([logprob_of(token) for token in tokens]) if self._style.logprobs else None
 
     def _note_tokens(self, call: _Call, tokens: Iterable[ScoredToken]) -> None:
-        call.logprobs += [_logprob(token) for token in tokens]
+        call.logprobs += [logprob_of(token) for token in tokens]
 
 
 async def chunks_of(generation: Generation, style: ReplyStyle) -> AsyncGenerator[list[ChatCompletionChunk], None]:
@@ -318,7 +318,8 @@ def new_id() -> str:
     return "".join(secrets.choice(ALPHANUMERICS) for _ in range(24))
 
 
-def _logprob(token: ScoredToken) -> ChatCompletionTokenLogprob:
+def logprob_of(token: ScoredToken) -> ChatCompletionTokenLogprob:
+    """A token as it is sent, with its alternatives."""
     top = [TopLogprob(_show(piece), logprob, list(piece)) for piece, logprob in token.top]
     return ChatCompletionTokenLogprob(_show(token.piece), token.logprob, list(token.piece), top)
 

@@ -98,6 +98,10 @@ class RequestMapper:
             offered = request.tools or []
             definitions = [_sent_definition(tool) for tool in offered]
             paths = [f"tools[{i}].{tool.type}" for i, tool in enumerate(offered)]
+        return definitions, self.declare(offered, paths)
+
+    def declare(self, offered: Sequence[AnyTool], paths: Sequence[str]) -> list[Tool]:
+        """The tools for the dialect; `paths` name them in errors. Raises RequestRefused or BadSchema."""
         tools: list[Tool] = []
         num_patterns = 0
         for tool, path in zip(offered, paths, strict=True):
@@ -109,7 +113,7 @@ class RequestMapper:
             if tools[-1].name in {other.name for other in tools[:-1]}:
                 text = f"Invalid '{path}.name': '{tools[-1].name}' is declared twice; names of tools must be unique."
                 raise bad(text, f"{path}.name", "invalid_value")
-        return definitions, tools
+        return tools
 
     def _tool(self, tool: AnyTool, path: str) -> Tool:
         name = tool.function.name if isinstance(tool, FunctionTool) else tool.custom.name

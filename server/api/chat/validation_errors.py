@@ -59,9 +59,9 @@ def listed(values: Sequence[str]) -> str:
     return f"{', '.join(quoted[:-1])}, and {quoted[-1]}"
 
 
-def refusal_of(error: ValidationError) -> RequestRefused:
-    """A 400 for the first error, in the order of fields."""
-    return _render(error.errors(include_url=False)[0])
+def refusal_of(error: ValidationError, at: str = "") -> RequestRefused:
+    """A 400 for the first error, in the order of fields; `at` is the path of the validated value."""
+    return _render(error.errors(include_url=False)[0], at)
 
 
 def path_of(location: Sequence[int | str]) -> str:
@@ -75,8 +75,9 @@ def path_of(location: Sequence[int | str]) -> str:
     return path
 
 
-def _render(detail: ErrorDetails) -> RequestRefused:
+def _render(detail: ErrorDetails, at: str) -> RequestRefused:
     path = path_of(detail["loc"])
+    path = f"{at}.{path}" if at and path else at or path
     kind, value, values = detail["type"], detail["input"], detail.get("ctx", {})
     if "at" in values:  # from `fault`
         path = (path + values["at"]).removeprefix(".")

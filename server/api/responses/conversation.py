@@ -1,0 +1,146 @@
+"""Items -> typed messages: a run of the assistant's items is one message, results are placed behind their calls.
+
+Items of one reply and the chat message of the same reply give the same AssistantMessage, so that a conversation has one
+prompt whichever way it comes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from server.api.body import bad
+from server.api.responses.items import (
+    CallOutputItem,
+    CustomCallItemIn,
+    FunctionCallItemIn,
+    InputItem,
+    ItemReferenceIn,
+    MessageItemIn,
+    OtherItem,
+    ReasoningItemIn,
+)
+from server.api.responses.tools import flat_name
+from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
+from server.notes import Note
+
+OpenSealed = Callable[[str, str], str]  # an opaque thought and its param -> the thought
+
+
+@dataclass(slots=True)
+class _Reply:
+    """The assistant's message under way."""
+
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[PastCall] = field(default_factory=list)
+
+    ends_with_call: bool = False
+
+    def takes(self, item: InputItem) -> bool:
+        """Whether this item may belong to the same reply: no thought behind anything else, no text behind text."""
+        if isinstance(item, ReasoningItemIn):
+            return not self.text and not self.calls
+        return not isinstance(item, MessageItemIn) or not self.text or self.ends_with_call
+
+
+class ConversationReader:
+    """Reads the items of one conversation."""
+
+    def __init__(self, open_sealed: OpenSealed) -> None:
+        self._open_sealed = open_sealed
+        self._messages: list[Message | _Reply] = []
+        self._reply: _Reply | None = None
+        self._results: dict[str, ToolMessage] = {}
+        self._calls: dict[str, str] = {}  # by id: the param of the call
+        self._cut_off: set[str] = set()  # ids of calls that a limit ended
+        self._notes: list[Note] = []
+
+    def read(self, items: Sequence[InputItem], path: str = "input") -> None:
+        """Add items; `path` is where they are from. Raises RequestRefused for what cannot stand where it stands."""
+        for position, item in enumerate(items):
+            self._add(item, f"{path}[{position}]")
+
+    def close(self) -> tuple[tuple[Message, ...], tuple[Note, ...]]:
+        """The messages. Raises RequestRefused for a call without its result."""
+        messages: list[Message] = []
+        for one in self._messages:
+            if not isinstance(one, _Reply):
+                messages.append(one)
+                continue
+            calls = tuple(call for call in one.calls if self._is_answered(call.id))
+            reasoning = "".join(one.reasoning) or None
+            messages.append(AssistantMessage("".join(one.text), reasoning, calls))
+            messages += [self._results[call.id] for call in calls]
+        return tuple(messages), tuple(self._notes)
+
+    def _is_answered(self, call_id: str) -> bool:
+        if call_id in self._results:
+            return True
+        param = self._calls[call_id]
+        if call_id not in self._cut_off:
+            raise bad(f"No tool output found for function call {call_id}.", "input")
+        self._notes.append(Note("history", param, "a call that was cut off and has no output is left out."))
+        return False
+
+    def _add(self, item: InputItem, param: str) -> None:
+        match item:
+            case MessageItemIn(role="assistant"):
+                reply = self._reply_for(item)
+                reply.text.append(item.content)
+                reply.ends_with_call = False
+            case MessageItemIn():
+                make = UserMessage if item.role == "user" else SystemMessage
+                self._append(make(item.content))
+            case ReasoningItemIn():
+                self._reply_for(item).reasoning.append(self._thought_of(item, param))
+            case FunctionCallItemIn():
+                name = flat_name(item.namespace, item.name)
+                self._add_call(PastCall(item.call_id, name, item.arguments), item, param)
+                if item.status == "incomplete":
+                    self._cut_off.add(item.call_id)
+            case CustomCallItemIn():
+                name = flat_name(item.namespace, item.name)
+                self._add_call(PastCall(item.call_id, name, item.input, custom=True), item, param)
+            case CallOutputItem():
+                self._add_result(item, param)
+            case ItemReferenceIn():
+                text = f"Item with id '{item.id}' not found."
+                raise bad(text, f"{param}.id", "item_not_found")
+            case OtherItem(text=""):
+                self._notes.append(Note("left_out", param, f"items of type '{item.type[:64]}' have no meaning here."))
+            case OtherItem():
+                self._notes.append(Note("left_out", param, f"of items of type '{item.type[:64]}' the text is read."))
+                self._append(UserMessage(item.text))
+
+    def _append(self, message: Message) -> None:
+        self._reply = None
+        self._messages.append(message)
+
+    def _reply_for(self, item: InputItem) -> _Reply:
+        if self._reply is None or not self._reply.takes(item):
+            self._reply = _Reply()
+            self._messages.append(self._reply)
+        return self._reply
+
+    def _add_call(self, call: PastCall, item: InputItem, param: str) -> None:
+        if call.id in self._calls:
+            text = f"Invalid '{param}.call_id': '{call.id}' is the id of another call as well; ids must be unique."
+            raise bad(text, f"{param}.call_id", "invalid_value")
+        self._calls[call.id] = param
+        reply = self._reply_for(item)
+        reply.calls.append(call)
+        reply.ends_with_call = True
+
+    def _add_result(self, item: CallOutputItem, param: str) -> None:
+        if item.call_id not in self._calls:
+            text = f"No tool call found for function call output with call_id {item.call_id}."
+            raise bad(text, param)
+        if item.call_id in self._results:
+            text = f"Invalid '{param}.call_id': the call '{item.call_id}' has an output already."
+            raise bad(text, f"{param}.call_id", "invalid_value")
+        self._results[item.call_id] = ToolMessage(item.output, item.call_id)
+        self._reply = None  # what the assistant says behind a result is another reply
+
+    def _thought_of(self, item: ReasoningItemIn, param: str) -> str:
+        if item.encrypted_content:
+            return self._open_sealed(item.encrypted_content, f"{param}.encrypted_content")
+        return "".join(part.text for part in item.content or item.summary or ())

@@ -1,0 +1,193 @@
+"""Items of a response's input: validated as far as they are read, and kept as they were sent.
+
+Hosted tools' items, and types that do not exist yet, are taken by their text where they have one; without one they are
+left out, and a note says so.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ValidationError
+
+from server.api.body import bad, kind_of
+from server.api.chat.fields import Part, name_of
+from server.api.chat.message_schemas import LONGEST_NAME, OTHER_MODALITIES
+from server.api.chat.validation_errors import fault, missing, not_supported_value, refusal_of, wrong_type
+from server.api.errors import RequestRefused
+
+MOST_ITEMS = 20_000
+OTHER_PARTS = (*OTHER_MODALITIES, "input_image", "input_file", "computer_screenshot")
+TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
+
+
+def _read_content(value: Any) -> str:
+    """Text of a string or of parts, joined as they stand. This server reads text: other modalities are refused."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise wrong_type("one of a string or array of objects", value)
+    texts = []
+    for position, part in enumerate(value):
+        at = f"[{position}]"
+        if not isinstance(part, dict):
+            raise wrong_type("an object", part, at)
+        kind = part.get("type")
+        if kind is None:
+            raise missing(f"{at}.type")
+        if kind in OTHER_PARTS:
+            raise fault("unsupported_value", f"Invalid '{{P}}': this model reads text, not '{kind}'.", at)
+        if kind not in TEXT_PARTS:
+            raise not_supported_value(kind, TEXT_PARTS, f"{at}.type")
+        key = "refusal" if kind == "refusal" else "text"
+        if not isinstance(part.get(key), str):
+            raise missing(f"{at}.{key}") if part.get(key) is None else wrong_type("a string", part[key], f"{at}.{key}")
+        texts.append(part[key])
+    return "".join(texts)
+
+
+ContentText = Annotated[str, BeforeValidator(_read_content)]
+CallName = Annotated[str, AfterValidator(name_of(LONGEST_NAME))]
+
+
+class MessageItemIn(Part):
+    """A message, short or in full."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: ContentText
+
+
+class FunctionCallItemIn(Part):
+    """An earlier call of a function tool."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: CallName
+    arguments: str | dict[str, Any] | None = None
+    namespace: str | None = None
+    status: str | None = None
+
+
+class CustomCallItemIn(Part):
+    """An earlier call of a custom tool."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: CallName
+    input: str
+    namespace: str | None = None
+
+
+class CallOutputItem(Part):
+    """The result of a call."""
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    call_id: str
+    output: ContentText
+
+
+class ReasoningPartIn(Part):
+    """Text of a thought or of its summary."""
+
+    text: str
+
+
+class ReasoningItemIn(Part):
+    """An earlier thought."""
+
+    type: Literal["reasoning"]
+    content: list[ReasoningPartIn] | None = None
+    summary: list[ReasoningPartIn] | None = None
+    encrypted_content: str | None = None
+
+
+class ItemReferenceIn(Part):
+    """An item of a kept response, by its id."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+class OtherItem(Part):
+    """An item of a hosted tool or of a type that is not known here; `text` "" is left out."""
+
+    type: str
+    text: str = ""
+
+
+InputItem = (
+    MessageItemIn
+    | FunctionCallItemIn
+    | CustomCallItemIn
+    | CallOutputItem
+    | ReasoningItemIn
+    | ItemReferenceIn
+    | OtherItem
+)
+_MODELS: Mapping[str, type[InputItem]] = {
+    "message": MessageItemIn,
+    "function_call": FunctionCallItemIn,
+    "custom_tool_call": CustomCallItemIn,
+    "function_call_output": CallOutputItem,
+    "custom_tool_call_output": CallOutputItem,
+    "reasoning": ReasoningItemIn,
+    "item_reference": ItemReferenceIn,
+}
+
+
+def read_items(value: Any, at: str = "input") -> list[InputItem]:
+    """The items of an array; a string is one message of the user. Raises RequestRefused (400) for the first fault."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [MessageItemIn(role="user", content=value)]
+    if not isinstance(value, list):
+        raise _of_type("one of a string or array of objects", value, at)
+    if len(value) > MOST_ITEMS:
+        text = f"Invalid '{at}': array too long. Expected an array with maximum length {MOST_ITEMS}, but got an array"
+        raise bad(f"{text} with length {len(value)} instead.", at, "array_above_max_length")
+    return [_read_item(item, f"{at}[{position}]") for position, item in enumerate(value)]
+
+
+def kind_of_item(value: Mapping[str, Any]) -> Any:
+    """The `type` of an item, which messages and references may leave out; None where it is none of those."""
+    kind = value.get("type")
+    if kind is None and "role" in value:
+        return "message"
+    return "item_reference" if kind is None and set(value) == {"id"} else kind
+
+
+def _read_item(value: Any, at: str) -> InputItem:
+    if not isinstance(value, dict):
+        raise _of_type("an object", value, at)
+    kind = kind_of_item(value)
+    if kind is None:
+        raise bad(f"Missing required parameter: '{at}.type'.", f"{at}.type", "missing_required_parameter")
+    if not isinstance(kind, str):
+        raise _of_type("a string", kind, f"{at}.type")
+    model = _MODELS.get(kind)
+    if model is None:
+        return OtherItem(type=kind, text=_text_in(value))
+    given = {key: item for key, item in value.items() if item is not None}
+    try:
+        return model.model_validate(given | {"type": kind})
+    except ValidationError as error:
+        raise refusal_of(error, at) from error
+
+
+def _of_type(expected: str, value: Any, at: str) -> RequestRefused:
+    text = f"Invalid type for '{at}': expected {expected}, but got {kind_of(value)} instead."
+    return bad(text, at, "invalid_type")
+
+
+def _text_in(item: Mapping[str, Any]) -> str:
+    """The text of an item whose type is not known: its content, output or text."""
+    for key in ("content", "output", "text", "summary"):
+        value = item.get(key)
+        if isinstance(value, str) and value:
+            return value
+        if isinstance(value, list):
+            texts = [part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str)]
+            if any(texts):
+                return "".join(texts)
+    return ""

@@ -1,0 +1,108 @@
+"""One response being written: its events, its frames, and what is done before its last event is sent."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+import msgspec
+from msgspec import UNSET
+
+from server.api.chat.wire import Notes
+from server.api.errors import ApiError, encode
+from server.api.middleware.request_log import prompt_logger
+from server.api.responses.to_reply import ResponseWriter
+from server.api.responses.to_request import MappedResponse
+from server.api.responses.wire import EndEvent, ResponseObject, StreamEvent, StreamFault
+from server.api.sse import PING
+from server.chat_request import ChatRequest
+from server.errors import PromptTooLong, ServeError
+from server.notes import Note
+from server.service import Generation, RequestObserver
+
+# Keeps a response; returns why it could not be kept, or "".
+Keep = Callable[[ResponseObject], Awaitable[str]]
+
+
+class ResponseFrames:
+    """Named events without a last frame: `response.completed` and its like are the end."""
+
+    def __init__(self) -> None:
+        self.ping = PING
+        self.end = b""
+        self._last: StreamEvent | None = None
+
+    def frame(self, event: msgspec.Struct) -> bytes:
+        """One event under its own name."""
+        assert isinstance(event, StreamEvent), "a stream of a response has no other events"
+        self._last = event
+        return frame_of(event)
+
+    def error(self, error: ApiError) -> bytes:
+        """An unhandled exception; what `response.failed` has said is not said again."""
+        if isinstance(self._last, EndEvent):
+            return b""
+        number = 0 if self._last is None else self._last.sequence_number + 1
+        return frame_of(StreamFault(number, error.code, error.message, error.param))
+
+
+def frame_of(event: StreamEvent) -> bytes:
+    """The frame of an event."""
+    name = str(type(event).__struct_config__.tag)
+    return b"event: " + name.encode() + b"\ndata: " + encode(event) + b"\n\n"
+
+
+class ResponsePlan:
+    """A request for a response, and how it is answered. `keep` None: the response is not to be kept."""
+
+    def __init__(self, mapped: MappedResponse, stream: bool, keep: Keep | None) -> None:
+        self.request: ChatRequest = mapped.request
+        self.stream = stream
+        self.framing = ResponseFrames()
+        self.response = mapped.response
+        self._writer = ResponseWriter(mapped.response, mapped.style)
+        self._keep = keep
+
+    def observers(self) -> Sequence[RequestObserver]:
+        """None: the log of replies is written with the last event."""
+        return ()
+
+    def refused(self, error: ServeError) -> Sequence[StreamEvent]:
+        """Clients compact their conversation when a stream says that it is too long."""
+        if not isinstance(error, PromptTooLong):
+            return ()
+        return [*self._writer.open(), self._writer.fail(error)]
+
+    async def events(self, generation: Generation) -> AsyncGenerator[list[StreamEvent], None]:
+        """The events. A reply that fails ends with `response.failed`, and then raises its ServeError."""
+        try:
+            yield self._writer.open()
+            async with aclosing(generation.events()) as arrivals:
+                async for events in arrivals:
+                    if written := [one for event in events for one in self._writer.feed(event)]:
+                        yield written
+            prepared = generation.prepared
+            yield [await self._ended(self._writer.close(generation.usage, prepared.notes, prepared.dropped_messages))]
+        except ServeError as error:
+            yield [await self._ended(self._writer.fail(error, generation.usage))]
+            raise
+        finally:
+            await generation.aclose()
+
+    def encode(self, events: Sequence[StreamEvent], generation: Generation) -> bytes:
+        """JSON of the response, which the last event holds."""
+        last = events[-1]
+        assert isinstance(last, EndEvent), "the last event holds the response"
+        return encode(last.response)
+
+    async def _ended(self, event: EndEvent) -> EndEvent:
+        """The last event, once its response is kept, or with the reason why it is not."""
+        response = event.response
+        prompt_logger.info("reply", extra={"output": [msgspec.to_builtins(item) for item in response.output]})
+        if self._keep is not None and (fault := await self._keep(response)):
+            add_note(response, Note("not_kept", "store", f"the response could not be kept: {fault}"))
+        return event
+
+
+def add_note(response: ResponseObject, note: Note) -> None:
+    """Add a note to what a response says of its request."""
+    notes = Notes() if response.toolwire is UNSET else response.toolwire
+    response.toolwire = msgspec.structs.replace(notes, notes=[*notes.notes, note])

@@ -1,0 +1,86 @@
+"""openai's types with extra fields forbidden, `toolwire` aside; and a fold of events that reads their deltas alone."""
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+from openai import BaseModel
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+_EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+OUR_CODES = ("context_length_exceeded",)  # of `error.code`, which the types do not list
+
+
+def check_response(sent: Mapping[str, Any]) -> None:
+    """Raises AssertionError or pydantic's error for a body that openai's types do not have."""
+    sent = {key: value for key, value in sent.items() if key != "toolwire"}
+    _check_no_extra(Response.model_validate(deepcopy(sent)), "response")
+
+
+def check_event(sent: Mapping[str, Any]) -> None:
+    """The same for an event; a response in it is without `toolwire`."""
+    sent = dict(sent)
+    if "response" in sent:
+        sent["response"] = {key: value for key, value in sent["response"].items() if key != "toolwire"}
+        if (sent["response"]["error"] or {}).get("code") in OUR_CODES:
+            sent["response"]["error"] = {**sent["response"]["error"], "code": "server_error"}
+    event = _EVENTS.validate_python(deepcopy(sent))
+    assert event.type == sent["type"]
+    _check_no_extra(event, sent["type"])
+
+
+def _check_no_extra(value: Any, path: str) -> None:
+    if isinstance(value, BaseModel):
+        assert not value.model_extra, f"{path} has {set(value.model_extra or ())}, which {type(value).__name__} lacks"
+        for name in value.model_fields_set:
+            _check_no_extra(getattr(value, name), f"{path}.{name}")
+    elif isinstance(value, list):
+        for item in value:
+            _check_no_extra(item, path)
+
+
+ENDS = ("response.completed", "response.incomplete", "response.failed")
+_TEXT_OF = {  # event of a delta -> the list of parts of its item, and the key of the text there
+    "response.output_text.delta": ("content", "text"),
+    "response.reasoning_text.delta": ("content", "text"),
+    "response.reasoning_summary_text.delta": ("summary", "text"),
+}
+
+
+def fold_deltas(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Items of the output from `output_item.added`, the parts' beginnings and the deltas; ids and texts only."""
+    items: list[dict[str, Any]] = []
+    for event in events:
+        kind = event["type"]
+        if kind == "response.output_item.added":
+            assert event["output_index"] == len(items)
+            items.append(deepcopy(event["item"]))
+            continue
+        if "output_index" not in event:
+            continue
+        item = items[event["output_index"]]
+        if kind == "response.content_part.added":
+            item["content"].append(dict(event["part"]))
+        elif kind == "response.reasoning_summary_part.added":
+            item["summary"].append(dict(event["part"]))
+        elif kind in _TEXT_OF:
+            parts, key = _TEXT_OF[kind]
+            index = event["summary_index" if parts == "summary" else "content_index"]
+            item[parts][index][key] += event["delta"]
+        elif kind == "response.function_call_arguments.delta":
+            item["arguments"] += event["delta"]
+        elif kind == "response.custom_tool_call_input.delta":
+            item["input"] += event["delta"]
+    return items
+
+
+def without(items: Iterable[Mapping[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    """Items without these keys, in their parts too."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(item) for key, item in value.items() if key not in keys}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    return [strip(dict(item)) for item in items]

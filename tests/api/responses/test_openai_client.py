@@ -1,0 +1,61 @@
+"""openai-python against a server process with the built-in model: `create`, `stream`, `parse`."""
+
+import json
+from typing import Any, Literal
+
+from openai.types.responses import ResponseFunctionToolCall
+from pydantic import BaseModel
+
+from tests.api.responses.strict_types import check_event, check_response
+from tests.live import Live
+
+TOOL: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "Get the current weather for a city",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
+        "required": ["city", "unit"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+ASKS = "What is the weather in Paris in celsius?"
+MODEL = "toolwire-demo"
+
+
+def test_create_calls_a_tool_and_answers(live: Live) -> None:
+    client = live.client()
+    first = client.responses.create(model=MODEL, input=ASKS, tools=[TOOL], store=False)
+    check_response(first.to_dict())
+    (call,) = [item for item in first.output if isinstance(item, ResponseFunctionToolCall)]
+    assert json.loads(call.arguments) == {"city": "Paris", "unit": "celsius"}
+    items: Any = [{"role": "user", "content": ASKS}, *(item.to_dict() for item in first.output)]
+    items.append({"type": "function_call_output", "call_id": call.call_id, "output": '{"temperature": 21}'})
+    second = client.responses.create(model=MODEL, input=items, tools=[TOOL], store=False)
+    assert "21" in second.output_text
+    assert second.usage is not None and second.usage.input_tokens_details.cached_tokens > 0
+
+
+def test_stream_reads_every_event(live: Live) -> None:
+    with live.client().responses.stream(model=MODEL, input=ASKS, tools=[TOOL], store=False) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
+    assert "response.function_call_arguments.delta" in kinds
+    assert any(item.type == "function_call" for item in final.output)
+    with live.client().responses.create(model=MODEL, input=ASKS, tools=[TOOL], store=False, stream=True) as events:
+        for event in events:
+            check_event(event.to_dict())
+
+
+class City(BaseModel):
+    """An answer of a schema."""
+
+    name: Literal["Paris", "Rome"]
+
+
+def test_parse_returns_an_instance(live: Live) -> None:
+    reply = live.client().responses.parse(model=MODEL, input="Name a city.", text_format=City, store=False)
+    assert isinstance(reply.output_parsed, City)
