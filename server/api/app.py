@@ -1,5 +1,7 @@
 """FastAPI application: the routers of all surfaces, the error envelope, the middleware."""
 
+from typing import get_args
+
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -12,7 +14,6 @@ from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
 from server.api.errors import (
     ApiError,
-    Envelope,
     ErrorBody,
     RequestRefused,
     error_of,
@@ -30,6 +31,18 @@ from server.api.info.tokens import (
     Tokenized,
     TokenizeRequest,
     tokens_router,
+)
+from server.api.messages.errors import envelope_of
+from server.api.messages.router import MessagesHandler, messages_router
+from server.api.messages.schemas import CountTokensRequest, MessagesRequest
+from server.api.messages.to_request import MessagesMapper
+from server.api.messages.wire import (
+    AnthropicErrorBody,
+    AnthropicModel,
+    AnthropicModelList,
+    MessageEvent,
+    MessageReply,
+    TokensCount,
 )
 from server.api.metrics import Metrics
 from server.api.middleware.admission import Admission, AdmissionMiddleware
@@ -57,10 +70,13 @@ from server.service import build_service
 from server.settings import ApiSettings, Settings
 from server.version import version
 
-REQUESTS = (ChatCompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest)
+REQUESTS = (
+    ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest, TokenizeRequest, DetokenizeRequest,
+)  # fmt: skip
 REPLIES = (
     ChatCompletion, ChatCompletionChunk, ResponseObject, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard,
-    ModelList, Memory, Health, Readiness, NotReady,
+    ModelList, Memory, Health, Readiness, NotReady, MessageReply, *get_args(MessageEvent), TokensCount,
+    AnthropicErrorBody, AnthropicModel, AnthropicModelList,
 )  # fmt: skip
 PAGE_HEADERS = {  # the page has no script and loads nothing
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
@@ -69,7 +85,6 @@ PAGE_HEADERS = {  # the page has no script and loads nothing
     "referrer-policy": "no-referrer",
 }
 CLIENT_GONE = 499  # never sent, only logged and counted
-ENVELOPES: dict[str, Envelope] = {}  # by the path of a surface whose errors are not OpenAI's
 
 
 def create_app(
@@ -92,10 +107,12 @@ def create_app(
     replies = ReplyHandler(api, name, service, metrics)
     chat = ChatHandler(replies, mapper)
     responses = ResponsesHandler(replies, ResponsesMapper(mapper, random_seal()))
+    messages = MessagesHandler(replies, MessagesMapper(sampling, api.must_answer), service)
     app = DocumentedApp(
         routers=(
             chat_router(chat),
             responses_router(responses),
+            messages_router(messages),
             tokens_router(replies, chat, service, checkpoint, window),
             models_router(name, window),
             memory_router(backend),
@@ -181,4 +198,4 @@ def _add_middleware(app: DocumentedApp, settings: ApiSettings, metrics: Metrics,
     def count(path: str, outcome: str) -> None:
         metrics.count_request(app.route_of(path), outcome)
 
-    app.add_middleware(RequestLogMiddleware, count=count, envelopes=ENVELOPES)
+    app.add_middleware(RequestLogMiddleware, count=count, envelope_of=envelope_of)

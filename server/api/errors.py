@@ -43,7 +43,7 @@ def json_response(value: msgspec.Struct, status: int = 200, headers: Mapping[str
 
 @dataclass(frozen=True, slots=True)
 class ApiError:
-    """An error as sent to clients. `headers` steer their retries."""
+    """An error as sent to clients. `headers` steer their retries; `cause` is the ServeError that it stands for."""
 
     status: int
     message: str
@@ -51,6 +51,7 @@ class ApiError:
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    cause: errors.ServeError | None = None
 
     def envelope(self) -> ErrorBody:
         """Body of a reply, or data of a stream's event."""
@@ -120,7 +121,8 @@ def error_of(error: errors.ServeError) -> ApiError:
     if isinstance(error, errors.Busy):
         wait_s = min(LONGEST_RETRY_S, max(1.0, error.retry_after_s))
         headers["retry-after"] = str(round(wait_s))
-    return ApiError(row.status, str(error), row.type, error.param or row.param, error.code or row.code, headers)
+    param, code = error.param or row.param, error.code or row.code
+    return ApiError(row.status, str(error), row.type, param, code, headers, error)
 
 
 def unexpected() -> ApiError:

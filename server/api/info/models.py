@@ -1,12 +1,16 @@
-"""`/v1/models`: the one model that is served here."""
+"""`/v1/models`: the one model that is served here; in Anthropic's shape for its clients."""
 
 import time
+from datetime import UTC, datetime
 
 import msgspec
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.errors import RequestRefused, json_response, no_such_model
+from server.api.messages.errors import VERSION_HEADER
+from server.api.messages.wire import AnthropicModel, AnthropicModelList
 from server.api.openapi.operations import error_replies, json_reply
 from server.prompt.window import Window
 
@@ -37,6 +41,10 @@ def models_router(name: str, window: Window) -> APIRouter:
     def described() -> ModelCard:
         return ModelCard(name, created, "toolwire", window.limit)
 
+    def described_to_anthropic() -> AnthropicModel:
+        at = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
+        return AnthropicModel(name, name, at, window.limit, window.limit)
+
     @router.get(
         "/v1/models",
         operation_id="listModels",
@@ -44,7 +52,9 @@ def models_router(name: str, window: Window) -> APIRouter:
         responses={200: json_reply(ModelList([_EXAMPLE])), **error_replies(401, 500)},
     )
     @router.head("/v1/models", include_in_schema=False)
-    async def list_models() -> Response:
+    async def list_models(request: Request) -> Response:
+        if VERSION_HEADER in request.headers:
+            return json_response(AnthropicModelList([described_to_anthropic()], name, name))
         return json_response(ModelList([described()]))
 
     @router.get(
@@ -54,9 +64,11 @@ def models_router(name: str, window: Window) -> APIRouter:
         responses={200: json_reply(_EXAMPLE), **error_replies(401, 404, 500)},
     )
     @router.head("/v1/models/{id:path}", include_in_schema=False)
-    async def retrieve_model(id: str) -> Response:
+    async def retrieve_model(id: str, request: Request) -> Response:
         if id != name:
             raise RequestRefused(no_such_model(id))
+        if VERSION_HEADER in request.headers:
+            return json_response(described_to_anthropic())
         return json_response(described())
 
     return router

@@ -4,7 +4,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,16 +24,19 @@ class RequestLogMiddleware:
     """Logs and counts every reply, those of the error boundary and of refusals included, and stamps `x-request-id`.
 
     `count(path, outcome)`: the outcome is the status, `failed` (an error after the status was sent) or `cancelled` (the
-    client left before the last byte). `envelopes` are those of errors, by the path that a surface's paths begin with.
-    Neither the query string nor any header is logged: keys travel in both.
+    client left before the last byte). `envelope_of` gives the envelope of a request's errors where that is not
+    OpenAI's. Neither the query string nor any header is logged: keys travel in both.
     """
 
     def __init__(
-        self, app: ASGIApp, count: Callable[[str, str], None], envelopes: Mapping[str, Envelope] | None = None
+        self,
+        app: ASGIApp,
+        count: Callable[[str, str], None],
+        envelope_of: Callable[[Scope], Envelope | None] = lambda _: None,
     ) -> None:
         self._app = app
         self._count = count
-        self._envelopes = envelopes or {}
+        self._envelope_of = envelope_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The id is the client's own where it sent a well-formed one."""
@@ -44,10 +47,7 @@ class RequestLogMiddleware:
         request_id = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(16)}"
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        path = scope["path"]
-        state["envelope"] = next(
-            (self._envelopes[base] for base in self._envelopes if path == base or path.startswith(f"{base}/")), None
-        )
+        state["envelope"] = self._envelope_of(scope)
         started_s = time.perf_counter()
         status, num_bytes, complete = 500, 0, False  # an exception that gets so far is answered 500 by Starlette
 
@@ -55,7 +55,8 @@ class RequestLogMiddleware:
             nonlocal status, num_bytes, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = headers["request-id"] = request_id
             elif message["type"] == "http.response.body":
                 num_bytes += len(message.get("body", b""))
                 complete = not message.get("more_body", False)

@@ -68,8 +68,8 @@ async def test_prompt_and_reply_are_logged_with_the_request_id(
         assert texts[1]["choices"][0]["message"]["content"] == "a secret answer"
 
 
-@pytest.mark.parametrize(("path", "own"), [("/v1/x", True), ("/v1/x/y", True), ("/v1/xy", False), ("/v1", False)])
-async def test_an_error_is_in_the_envelope_of_its_path(path: str, own: bool) -> None:
+@pytest.mark.parametrize("own", [True, False])
+async def test_an_error_is_in_the_envelope_of_its_surface(own: bool) -> None:
     """Refusals by middleware came as OpenAI's object on every path."""
 
     def envelope(error: ApiError, request_id: str) -> Response:
@@ -87,10 +87,11 @@ async def test_an_error_is_in_the_envelope_of_its_path(path: str, own: bool) -> 
     scope = {
         "type": "http",
         "method": "POST",
-        "path": path,
+        "path": "/v1/x",
         "headers": [(b"x-request-id", b"r1"), (b"x-api-key", b"y")],
     }
-    await RequestLogMiddleware(within, lambda *_: None, {"/v1/x": envelope})(scope, receive, send)
+    middleware = RequestLogMiddleware(within, lambda *_: None, lambda _: envelope if own else None)
+    await middleware(scope, receive, send)
     assert sent[0]["status"] == 401
     replied = dict(sent[0]["headers"])
     assert replied[b"www-authenticate"] == b"Bearer" and replied[b"x-request-id"] == b"r1"

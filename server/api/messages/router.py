@@ -1,0 +1,143 @@
+"""Routes of Anthropic's Messages: a reply, whole or as a stream from the same events, and the count of a prompt."""
+
+import dataclasses
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.body import read_lenient
+from server.api.errors import encode, json_response
+from server.api.messages.errors import PATH, MessageFrames
+from server.api.messages.examples import COUNT, ERRORS, REPLY, REQUESTS, STREAM
+from server.api.messages.schemas import CountTokensRequest, MessagesRequest, read_messages_request
+from server.api.messages.to_reply import MessageStyle, MessageWriter, fold_message, message_events
+from server.api.messages.to_request import MessagesMapper
+from server.api.messages.wire import MessageEvent, MessageReply, TokensCount
+from server.api.middleware.request_log import prompt_logger
+from server.api.openapi.operations import REQUEST_ID, json_body, json_reply, ref
+from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, read_body
+from server.api.sse import Framing
+from server.chat_request import ChatRequest
+from server.errors import ServeError
+from server.service import ChatService, ChoiceEvent, Generation, Outcome, RequestObserver, until
+
+FRAMES = MessageFrames()
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesPlan:
+    """One Messages request, and how its reply is written."""
+
+    request: ChatRequest
+    stream: bool
+    style: MessageStyle
+    framing: Framing = FRAMES
+
+    def observers(self) -> Sequence[RequestObserver]:
+        """The log of replies, where prompts are logged."""
+        return [MessageLog(self.style)] if prompt_logger.isEnabledFor(logging.INFO) else []
+
+    def events(self, generation: Generation) -> AsyncGenerator[list[MessageEvent], None]:
+        """The events. Raises the ServeError that ends the reply."""
+        return message_events(generation, self.style)
+
+    def encode(self, events: Sequence[MessageEvent], generation: Generation) -> bytes:
+        """JSON of the whole message."""
+        return encode(fold_message(events))
+
+
+class MessagesHandler:
+    """Answers Messages requests."""
+
+    def __init__(self, replies: ReplyHandler, mapper: MessagesMapper, service: ChatService) -> None:
+        self._replies = replies
+        self._mapper = mapper
+        self._service = service
+
+    async def answer(self, request: Request) -> Response:
+        """POST /v1/messages."""
+        return await self._replies.answer(request, partial(self._replies.parse, self._read))
+
+    async def count(self, request: Request) -> Response:
+        """POST /v1/messages/count_tokens."""
+        async with until(self._replies.deadline(request)):
+            plan = await self._replies.parse(partial(self._read, counts=True), await read_body(request))
+            parts = await self._service.count(plan.request)
+        return json_response(TokensCount(sum(part.tokens for part in parts)))
+
+    def _read(self, raw: bytes, counts: bool = False) -> MessagesPlan:
+        body, notes = read_lenient(raw)
+        sent = read_messages_request(body, counts)
+        self._replies.check_model(sent.model)
+        logged = {name: body.get(name) for name in ("system", "messages", "tools")}
+        prompt_logger.info("prompt", extra=logged)
+        request = self._mapper.to_request(sent)
+        request = dataclasses.replace(request, notes=notes + request.notes)
+        return MessagesPlan(request, bool(sent.stream), self._mapper.style(sent))
+
+
+@dataclass(slots=True)
+class MessageLog(RequestObserver):
+    """Writes the whole reply to the log of prompts when it is complete."""
+
+    style: MessageStyle
+    _events: list[MessageEvent] = field(default_factory=list, init=False)
+    _writer: MessageWriter | None = field(default=None, init=False)
+    _generation: Generation | None = field(default=None, init=False)
+
+    def admitted(self, generation: Generation) -> None:
+        """Begin the message."""
+        self._generation, self._writer = generation, MessageWriter(self.style)
+        self._events += self._writer.open(generation.usage)
+
+    def received(self, events: Sequence[ChoiceEvent]) -> None:
+        """Keep what arrived."""
+        assert self._writer is not None, "a reply is admitted before its events"
+        self._events += [one for event in events for one in self._writer.feed(event.parsed.event)]
+
+    def finished(self, outcome: Outcome, error: ServeError | None) -> None:
+        """Write the reply."""
+        if outcome == "complete" and self._writer is not None and self._generation is not None:
+            reply = fold_message([*self._events, *self._writer.close(self._generation.usage)])
+            prompt_logger.info("reply", extra={"content": msgspec.to_builtins(reply.content)})
+
+
+def messages_router(handler: MessagesHandler) -> APIRouter:
+    """Routes of Messages."""
+    router = APIRouter()
+    router.add_api_route(
+        PATH,
+        handler.answer,
+        methods=["POST"],
+        operation_id="createMessage",
+        summary="Answer a conversation in Anthropic's form, calling tools.",
+        openapi_extra={**json_body(MessagesRequest, REQUESTS), "parameters": [TIMEOUT_PARAMETER]},
+        responses={200: _REPLY, **ERRORS},
+    )
+    router.add_api_route(
+        f"{PATH}/count_tokens",
+        handler.count,
+        methods=["POST"],
+        operation_id="countMessageTokens",
+        summary="Count a request's prompt tokens without answering it.",
+        openapi_extra=json_body(CountTokensRequest, REQUESTS),
+        responses={200: json_reply(COUNT), **ERRORS},
+    )
+    return router
+
+
+_EVENTS = "Named events from `message_start` to `message_stop`. An error in the middle is an `error` event, the last."
+_REPLY = {
+    "description": "The reply, or with `stream` its events as server-sent events.",
+    "headers": REQUEST_ID,
+    "content": {
+        "application/json": {"schema": ref(MessageReply), "example": REPLY},
+        "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}, "example": STREAM},
+    },
+}

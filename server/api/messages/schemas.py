@@ -1,0 +1,238 @@
+"""Schema of a Messages request. Unknown fields are ignored at every level, as clients send those of newer versions."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, WithJsonSchema
+
+from server.api.body import bad, kind_of
+from server.api.chat.fields import Between, Part, tag_by, tagged
+from server.api.chat.message_schemas import MAX_ITEMS, TextPart
+from server.api.chat.schemas import LONGEST_STOP, MOST_MESSAGES, NO_EFFECT
+from server.api.chat.tool_schemas import ToolName
+from server.api.chat.validation_errors import fault, refusal_of, wrong_type
+
+MOST_STOP_SEQUENCES = 64
+MOST_TOOLS_OFFERED = 512  # Anthropic sets no limit; clients with several MCP servers pass OpenAI's 128
+REFUSED_BLOCKS = ("image", "container_upload")
+REFUSED_SOURCES = ("base64", "url", "file")
+
+
+class TextSource(Part):
+    """Plain text of a document."""
+
+    type: Literal["text"]
+    data: str
+
+
+class ContentSource(Part):
+    """Text of a document in blocks."""
+
+    type: Literal["content"]
+    content: "BlockContent"
+
+
+def _no_binary(kind: str) -> str:
+    return f"Invalid '{{P}}': this model reads text, not documents of type '{kind}'." if kind in REFUSED_SOURCES else ""
+
+
+DocumentSource = Annotated[
+    Annotated[TextSource, Tag("~text")] | Annotated[ContentSource, Tag("~content")],
+    Discriminator(tag_by("type")),
+    tagged("type", ("text", "content"), _no_binary),
+]
+
+
+class DocumentBlock(Part):
+    """A document as text."""
+
+    type: Literal["document"]
+    source: DocumentSource
+    title: str | None = None
+    context: str | None = None
+
+
+class SearchResultBlock(Part):
+    """A result of the client's own search."""
+
+    type: Literal["search_result"]
+    content: list[TextPart]
+    source: str = ""
+    title: str = ""
+
+
+class ToolReferenceBlock(Part):
+    """The name of a tool that a search of tools has found. Every tool of `tools` is offered in any case."""
+
+    type: Literal["tool_reference"]
+    tool_name: str
+
+
+class ThinkingBlock(Part):
+    """Thoughts of an earlier reply; with an empty `thinking`, those that our own signature carries."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+class ToolUseBlock(Part):
+    """A call of an earlier reply."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResultBlock(Part):
+    """The result of the call `tool_use_id`."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: "BlockContent | None" = None
+    is_error: bool | None = None
+
+
+class OtherBlock(Part):
+    """A block without meaning for this server, such as `redacted_thinking` or a result of Anthropic's own tools."""
+
+    type: str
+
+
+KNOWN_BLOCKS = ("text", "document", "search_result", "tool_reference", "thinking", "tool_use", "tool_result")
+
+
+def _read_block(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise wrong_type("an object", value)
+    kind = value.get("type")
+    if kind in REFUSED_BLOCKS:
+        raise fault("unsupported_value", f"Invalid '{{P}}': this model reads text, not blocks of type '{kind}'.")
+    return value
+
+
+def _block_tag(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else value.type
+    return f"~{kind}" if kind in KNOWN_BLOCKS else "~other"
+
+
+Block = Annotated[
+    Annotated[TextPart, Tag("~text")]
+    | Annotated[DocumentBlock, Tag("~document")]
+    | Annotated[SearchResultBlock, Tag("~search_result")]
+    | Annotated[ToolReferenceBlock, Tag("~tool_reference")]
+    | Annotated[ThinkingBlock, Tag("~thinking")]
+    | Annotated[ToolUseBlock, Tag("~tool_use")]
+    | Annotated[ToolResultBlock, Tag("~tool_result")]
+    | Annotated[OtherBlock, Tag("~other")],
+    Discriminator(_block_tag),
+    BeforeValidator(_read_block),
+]
+
+
+def _read_content(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        text = f"expected one of a string or array of objects, but got {kind_of(value)} instead."
+        raise fault("invalid_type", f"Invalid type for '{{P}}': {text}")
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+BlockContent = Annotated[
+    list[Block],
+    Field(max_length=MAX_ITEMS),
+    BeforeValidator(_read_content),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
+]
+
+
+class InputMessage(Part):
+    """One message; `system` may stand anywhere."""
+
+    role: Literal["user", "assistant", "system"]
+    content: BlockContent
+
+
+class OfferedTool(Part):
+    """A tool. One with another `type` than `custom` is Anthropic's own, and is left out with a note."""
+
+    type: str | None = None
+    name: ToolName | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the tool is one that Anthropic's servers define."""
+        return self.type not in (None, "custom")
+
+
+class ToolChoiceObject(Part):
+    """`any` and `tool` force a call."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingConfig(Part):
+    """`disabled` turns thinking off, anything else on, for models that can do both; `budget_tokens` bounds it."""
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: Annotated[int, Between(0)] | None = None
+    display: Literal["summarized", "omitted"] | None = Field(
+        None, description="`omitted` leaves the text out of the block; the signature carries it."
+    )
+
+
+class OutputFormat(Part):
+    """The JSON Schema of the answer."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Part):
+    """Form of the answer."""
+
+    effort: str | None = Field(None, description=NO_EFFECT)
+    format: OutputFormat | None = None
+
+
+class CountTokensRequest(Part):
+    """POST /v1/messages/count_tokens."""
+
+    model: str
+    messages: Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    system: BlockContent | None = None
+    tools: Annotated[list[OfferedTool], Field(max_length=MOST_TOOLS_OFFERED)] | None = None
+    tool_choice: ToolChoiceObject | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = Field(None, description="Older name of `output_config.format`.")
+
+
+class MessagesRequest(CountTokensRequest):
+    """POST /v1/messages."""
+
+    max_tokens: Annotated[int, Between(1)] = Field(description="Thoughts included.")
+    stop_sequences: (
+        Annotated[list[Annotated[str, Field(max_length=LONGEST_STOP)]], Field(max_length=MOST_STOP_SEQUENCES)] | None
+    ) = Field(None, description="End the answer's text; thoughts and arguments are left alone.")
+    stream: bool | None = None
+    temperature: Annotated[float, Between(0, 2)] | None = Field(None, description="0 is greedy.")
+    top_p: Annotated[float, Between(0, 1)] | None = None
+    top_k: Annotated[int, Between(-1)] | None = Field(None, description="0 and -1: off.")
+    metadata: dict[str, Any] | None = Field(None, description=NO_EFFECT)
+    service_tier: str | None = Field(None, description=NO_EFFECT)
+
+
+def read_messages_request(body: dict[str, Any], counts: bool = False) -> MessagesRequest:
+    """The validated request; one that is only counted needs no `max_tokens`. Raises RequestRefused, the first error."""
+    sent = {name: value for name, value in body.items() if value is not None}
+    if not sent.get("model"):
+        raise bad("Missing required parameter: 'model'.", "model", "missing_required_parameter")
+    try:
+        return MessagesRequest.model_validate({"max_tokens": 1, **sent} if counts else sent)
+    except ValidationError as error:
+        raise refusal_of(error) from error
