@@ -13,11 +13,11 @@ MAX_NOTES = 32  # of one request
 NoteKind = Literal[
     "half_surrogate",  # half of a surrogate pair was read as U+FFFD
     "history",  # messages out of order were put right
+    "ignored",  # a parameter that is not known here
     "not_kept",  # the response could not be kept in the database
     "left_out",  # a part of the request that has no meaning here was left out
     "schema",  # a schema was put right, or a part of it is shown to the model and not enforced
-    "spelling",  # a parameter was read under another name or in another form
-    "tool_name",  # a tool's name is one that OpenAI does not take
+    "thinking",  # the model cannot think, or not without thinking
     "truncated",  # further notes are not listed
 ]
 

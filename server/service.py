@@ -124,7 +124,8 @@ class ChatService:
             await generation.admit()
         except BaseException as error:
             if isinstance(error, ConstraintFailed):
-                error.param = error.param or ("tools" if request.tools else "response_format")
+                of_answer = "response_format" if request.answer is None else request.answer.param
+                error.param = error.param or ("tools" if request.tools else of_answer)
             for observer in observers:
                 observer.refused(error)
             raise

@@ -95,7 +95,7 @@ class ApiSettings:
     api_key: str = option("", "Key that clients must send; several separated by commas. Empty: no key.", secret=True)
     api_key_file: str = option("", "File with one key a line, read again when it changes.")
     allow_any_model: bool = option(False, "Serve every `model` name instead of answering 404.")
-    strict: bool = option(False, "Answer 400 to unknown request keys instead of ignoring them; OpenAI's name limits.")
+    strict: bool = option(False, "OpenAI to the letter: answer 400 to what OpenAI does not take.")
     max_new_tokens: Annotated[int, Meta(ge=1, le=1 << 30)] = option(2048, "Reply length when a request names none.")
     on_overflow: Literal["refuse", "drop-oldest"] = option("refuse", "What to do with a prompt beyond the window.")
     named_finish: Literal["tool_calls", "stop"] = option(

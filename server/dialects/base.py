@@ -45,10 +45,15 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """Constraint on plain text, from `response_format`. `schema` None is any JSON object."""
+    """Constraint on plain text. `schema` None is any JSON object, unless there is a `format`: the text's own grammar.
+
+    `param` is the field of the request that demands it.
+    """
 
     schema: Mapping[str, Any] | None = None
     strict: bool = False
+    format: CustomFormat | None = None
+    param: str = "response_format"
 
 
 @dataclass(frozen=True, slots=True)

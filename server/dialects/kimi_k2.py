@@ -41,7 +41,7 @@ SECTION, SECTION_CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_e
 CALL, CALL_CLOSE = "<|tool_call_begin|>", "<|tool_call_end|>"
 ARGUMENTS = "<|tool_call_argument_begin|>"
 FUNCTIONS = "functions."
-CALL_ID = re.compile(rf"(?:{re.escape(FUNCTIONS)})?([^:]+)(?::\d+)?")
+CALL_ID = re.compile(rf"(?:{re.escape(FUNCTIONS)})?(.+?)(?::\d+)?")
 OPENERS = Openers(SECTION, CALL)
 OPENERS_INSIDE = Openers(SECTION, CALL, CALL_CLOSE, SECTION_CLOSE)
 

@@ -48,7 +48,11 @@ def test_c44_129_tools(live: Live) -> None:
 
 
 def test_c45_names(live: Live, guarded: Live) -> None:
-    assert "^[a-zA-Z0-9_-]+$" in refused(live, NAME, "invalid_value", tools=[tool("a b")])
+    for name in ("a b", "a.b"):
+        error = fault(post(guarded, tools=[tool(name)], model=SLASHED, headers=LOCKED))
+        assert (error["param"], error["code"]) == (NAME, "invalid_value")
+        assert "'^[a-zA-Z0-9_-]+$'" in error["message"]
+    refused(live, NAME, "invalid_value", tools=[tool("a b")])
     assert fault(post(live, tools=[tool("")]))["param"] == NAME
     error = fault(post(guarded, tools=[tool("x" * 65)], model=SLASHED, headers=LOCKED))
     assert (error["param"], error["code"]) == (NAME, "string_above_max_length")

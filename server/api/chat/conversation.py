@@ -17,6 +17,8 @@ from server.api.chat.message_schemas import (
     PastFunction,
     RefusalPart,
     TextPart,
+    ThoughtPart,
+    thought_in,
 )
 from server.api.errors import RequestRefused
 from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
@@ -98,7 +100,6 @@ def _typed(sent: Sequence[AnyMessage]) -> Iterator[Message]:
 
 
 def _assistant(message: ChatAssistantMessage, text: str, index: int) -> AssistantMessage:
-    reasoning = message.reasoning_content or message.reasoning
     if message.function_call is not None and not message.tool_calls:
         calls = [_function_call(f"call_{index}", message.function_call)]
     else:
@@ -108,19 +109,28 @@ def _assistant(message: ChatAssistantMessage, text: str, index: int) -> Assistan
             else _function_call(call.id, call.function)
             for call in message.tool_calls or ()
         ]
-    reasoning = reasoning if isinstance(reasoning, str) and reasoning else None
-    return AssistantMessage(text or message.refusal or "", reasoning, tuple(calls))
+    return AssistantMessage(text or message.refusal or "", _thought_of(message), tuple(calls))
+
+
+def _thought_of(message: ChatAssistantMessage) -> str | None:
+    """The reasoning, under the first of its names that has any; proxies send the same thought under several."""
+    content = message.content if isinstance(message.content, list) else []
+    parts = [part.thinking for part in content if isinstance(part, ThoughtPart)]
+    names = (message.reasoning_content, message.reasoning, message.thinking)
+    thoughts = map(thought_in, (*names, message.reasoning_details, message.thinking_blocks, parts))
+    return next(filter(None, thoughts), None)
 
 
 def _function_call(call_id: str, function: PastFunction) -> PastCall:
     return PastCall(call_id, function.name, function.arguments)
 
 
-def _text_of(content: str | Sequence[TextPart | RefusalPart] | None) -> str:
+def _text_of(content: str | Sequence[TextPart | RefusalPart | ThoughtPart] | None) -> str:
     """The text of a message's content; parts are joined as they stand."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
+    shown = [part for part in content if not isinstance(part, ThoughtPart)]
+    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in shown)
 
 
 def _misplaced(text: str, index: int, name: str) -> RequestRefused:

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 from pydantic import BaseModel as PydanticModel
-from pydantic import BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
 from server.api.chat.validation_errors import fault, missing, not_supported_value, wrong_type
 
-NAME_PATTERN = re.compile(r"[a-zA-Z0-9_-]+")
+NAME_PATTERN = "[a-zA-Z0-9_.:/-]+"  # with what MCP servers and gateways put into names
+OPENAI_NAME_PATTERN = "[a-zA-Z0-9_-]+"
 
 
 class Part(PydanticModel):
@@ -53,19 +54,25 @@ def _range_text(kind: str, problem: str, range_: str, value: float) -> str:
     return f"Invalid '{{P}}': {kind} {problem} value. Expected a value {range_}, but got {shown} instead."
 
 
-def name_of(longest: int) -> Callable[[str], str]:
+def is_strict(info: ValidationInfo) -> bool:
+    """Whether the server was started with `--strict`: OpenAI to the letter."""
+    return bool(info.context and info.context["strict"])
+
+
+def name_of(longest: int) -> Callable[[str, ValidationInfo], str]:
     """A check of the names of tools and schemas."""
 
-    def check(value: str) -> str:
+    def check(value: str, info: ValidationInfo) -> str:
         if not value:
             text = "Invalid '{P}': empty string. Expected a string with minimum length 1, but got an empty string"
             raise fault("empty_string", f"{text} instead.")
         if len(value) > longest:
             text = f"Invalid '{{P}}': string too long. Expected a string with maximum length {longest}, but got a"
             raise fault("string_above_max_length", f"{text} string with length {len(value)} instead.")
-        if not NAME_PATTERN.fullmatch(value):
+        pattern = OPENAI_NAME_PATTERN if is_strict(info) else NAME_PATTERN
+        if not re.fullmatch(pattern, value):
             text = "Invalid '{P}': string does not match pattern. Expected a string that matches the pattern"
-            raise fault("invalid_value", f"{text} '^[a-zA-Z0-9_-]+$'.")
+            raise fault("invalid_value", f"{text} '^{pattern}$'.")
         return value
 
     return check

@@ -1,12 +1,13 @@
 """Schemas of the messages of a chat request. Rules between messages (ids, order) are in `conversation.py`."""
 
+import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 
 from server.api.body import kind_of
-from server.api.chat.fields import Part, name_of, tag_by, tagged
+from server.api.chat.fields import Part, is_strict, name_of, tag_by, tagged
 from server.api.chat.validation_errors import fault, missing, wrong_type
 
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")
@@ -31,20 +32,71 @@ class RefusalPart(Part):
     refusal: str
 
 
-def _parts(*kinds: str) -> Callable[[Any], Any]:
-    """A check of the parts' kinds. This server reads text: any other modality is refused, not skipped."""
+class ThoughtPart(Part):
+    """Extension. Reasoning of an earlier reply, as other servers and proxies write it; encrypted parts are empty."""
 
-    def check(content: Any) -> Any:
+    type: Literal["thinking", "reasoning", "redacted_thinking"]
+    thinking: str
+
+
+THOUGHT_KINDS = ("thinking", "reasoning", "redacted_thinking", "redacted_reasoning", "reasoning_text", "summary_text")
+TEXT_KINDS = ("text", "input_text", "output_text")
+
+
+def thought_in(value: Any) -> str:
+    """The text of a thought: a string, a part under any of its usual names, or a list of such."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(thought_in(item) for item in value)
+    if isinstance(value, dict):
+        names = ("thinking", "reasoning", "text", "content", "reasoning_text", "reasoningText", "summary")
+        return next((text for name in names if (text := thought_in(value.get(name)))), "")
+    return ""
+
+
+def _parts(*kinds: str, json_too: bool = False) -> Callable[[Any, ValidationInfo], Any]:
+    """A check of the parts' kinds. This server reads text: any other modality is refused, not skipped.
+
+    Unless the server is strict a part may stand alone or be a bare string, and with `json_too` an object is its JSON.
+    """
+
+    def check(content: Any, info: ValidationInfo) -> Any:
         if content is None or isinstance(content, str):
             return content
+        if is_strict(info) and content == []:
+            text = "empty array. Expected an array with minimum length 1, but got an empty array instead."
+            raise fault("empty_array", f"Invalid '{{P}}': {text}")
+        if isinstance(content, dict) and not is_strict(info):
+            if json_too and content.get("type") not in TEXT_KINDS:
+                return json.dumps(content, ensure_ascii=False)
+            content = [content]
         if not isinstance(content, list):
             text = f"expected one of a string or array of objects, but got {kind_of(content)} instead."
             raise fault("invalid_type", f"Invalid type for '{{P}}': {text}")
-        for position, part in enumerate(content):
-            _check_part(part, f"[{position}]", kinds)
-        return content
+        if is_strict(info):
+            taken, plain = tuple(kind for kind in kinds if kind != "thinking"), content
+        else:
+            taken, plain = kinds, [_plain_part(part, kinds) for part in content]
+        for position, part in enumerate(plain):
+            _check_part(part, f"[{position}]", taken)
+        return plain
 
     return check
+
+
+def _plain_part(part: Any, kinds: tuple[str, ...]) -> Any:
+    """A part in the form of the schemas: text without a type or under the Responses API's, thoughts in one form."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, dict):
+        return part
+    kind = part.get("type")
+    if "thinking" in kinds and kind in THOUGHT_KINDS:
+        return {"type": "thinking", "thinking": thought_in(part)}
+    if (kind is None or kind in TEXT_KINDS) and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    return part
 
 
 def _check_part(part: Any, at: str, kinds: tuple[str, ...]) -> None:
@@ -61,7 +113,7 @@ def _check_part(part: Any, at: str, kinds: tuple[str, ...]) -> None:
 
 
 TextContent = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_ITEMS), Tag("~parts")],
+    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Field(max_length=MAX_ITEMS), Tag("~parts")],
     Discriminator(lambda content: "~text" if isinstance(content, str) else "~parts"),
 ]
 AnyContent = Annotated[
@@ -69,7 +121,9 @@ AnyContent = Annotated[
     | Annotated[
         list[
             Annotated[
-                Annotated[TextPart, Tag("~text")] | Annotated[RefusalPart, Tag("~refusal")],
+                Annotated[TextPart, Tag("~text")]
+                | Annotated[RefusalPart, Tag("~refusal")]
+                | Annotated[ThoughtPart, Tag("~thinking")],
                 Discriminator(tag_by("type")),
             ]
         ],
@@ -79,7 +133,8 @@ AnyContent = Annotated[
     Discriminator(lambda content: "~text" if isinstance(content, str) else "~parts"),
 ]
 OfText = Annotated[TextContent | None, BeforeValidator(_parts("text"))]
-OfAnything = Annotated[AnyContent | None, BeforeValidator(_parts("text", "refusal"))]
+OfResult = Annotated[TextContent | None, BeforeValidator(_parts("text", json_too=True))]
+OfAnything = Annotated[AnyContent | None, BeforeValidator(_parts("text", "refusal", "thinking"))]
 
 
 class ChatSystemMessage(Part):
@@ -98,17 +153,36 @@ class ChatUserMessage(Part):
     name: str | None = None
 
 
+def _past_name(name: Any, info: ValidationInfo) -> Any:
+    """What the model wrote as a name; names that are none are shown to it like any other text."""
+    return "" if name is None and not is_strict(info) else name
+
+
+def _past_arguments(arguments: Any, info: ValidationInfo) -> Any:
+    """PHP writes an empty object as an empty array; other values are shown as their JSON."""
+    if is_strict(info) or arguments is None or isinstance(arguments, str | dict):
+        return arguments
+    return {} if arguments == [] else json.dumps(arguments, ensure_ascii=False)
+
+
+def _openai_name(name: str, info: ValidationInfo) -> str:
+    return name_of(LONGEST_NAME)(name, info) if is_strict(info) else name
+
+
+PastName = Annotated[str, BeforeValidator(_past_name), AfterValidator(_openai_name)]
+
+
 class PastFunction(Part):
     """A call in the history. `arguments` should be a string of JSON; an object or nonsense is taken as it is."""
 
-    name: Annotated[str, AfterValidator(name_of(LONGEST_NAME))]
-    arguments: str | dict[str, Any] | None = None
+    name: PastName
+    arguments: Annotated[str | dict[str, Any] | None, BeforeValidator(_past_arguments)] = None
 
 
 class CalledCustom(Part):
     """A call of a custom tool in the history."""
 
-    name: Annotated[str, AfterValidator(name_of(LONGEST_NAME))]
+    name: PastName
     input: str
 
 
@@ -151,6 +225,9 @@ class ChatAssistantMessage(Part):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: Any = Field(None, description="Extension. Other servers' name of `reasoning_content`.")
+    thinking: Any = Field(None, description="Extension. Other servers' name of `reasoning_content`.")
+    reasoning_details: Any = Field(None, description="Extension. Proxies' form of `reasoning_content`, in parts.")
+    thinking_blocks: Any = Field(None, description="Extension. Proxies' form of `reasoning_content`, in parts.")
     tool_calls: Annotated[list[AnyPastCall], Field(max_length=MAX_ITEMS)] | None = None
     function_call: PastFunction | None = None
 
@@ -159,7 +236,7 @@ class ChatToolMessage(Part):
     """The result of a call. `id` is read where `tool_call_id` is missing."""
 
     role: Literal["tool"]
-    content: OfText = None
+    content: OfResult = None
     tool_call_id: str | None = None
     id: str | None = None
     name: str | None = None
@@ -169,7 +246,7 @@ class ChatFunctionMessage(Part):
     """The result of a legacy `function_call`."""
 
     role: Literal["function"]
-    content: OfText = None
+    content: OfResult = None
     name: str
 
 

@@ -5,11 +5,29 @@ Every field is honoured, or accepted without effect and documented as such, or r
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 from server.api.body import bad
-from server.api.chat.fields import Between, Part
+from server.api.chat.extensions import (
+    Budget,
+    ChoicesField,
+    SchemaField,
+    StructuredField,
+    SwitchField,
+    or_unlimited,
+)
+from server.api.chat.fields import Between, Part, is_strict
 from server.api.chat.message_schemas import AnyMessage
+from server.api.chat.openai_form import in_openai_form
 from server.api.chat.tool_schemas import (
     MOST_TOOLS,
     AnyTool,
@@ -19,12 +37,16 @@ from server.api.chat.tool_schemas import (
     ResponseFormat,
 )
 from server.api.chat.validation_errors import fault, refusal_of, unknown_key, wrong_type
+from server.notes import Note
 
 MOST_MESSAGES = 20_000
-MOST_STOPS = 4
+MOST_STOPS = 64
+MOST_STRICT_STOPS = 4
+MOST_METADATA = 16
 LONGEST_STOP = 1000  # characters
 LONGEST_SALT = 256  # characters
 INT64 = (1 << 63) - 1
+EXTENSION = "Extension."  # begins the description of a field that OpenAI does not know
 
 
 class StreamOptions(Part):
@@ -34,11 +56,14 @@ class StreamOptions(Part):
     include_obfuscation: bool | None = None
 
 
-def _read_stop(value: Any) -> Any:
+def _read_stop(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
         raise wrong_type("one of a string or array of strings", value)
+    if is_strict(info) and len(value) > MOST_STRICT_STOPS:
+        text = f"Expected an array with maximum length {MOST_STRICT_STOPS}, but got an array with length {len(value)}"
+        raise fault("array_above_max_length", f"Invalid '{{P}}': array too long. {text} instead.")
     return value
 
 
@@ -78,19 +103,39 @@ def read_metadata(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _check_metadata(value: Any, info: ValidationInfo) -> Any:
+    """The limits of a field without effect are OpenAI's alone."""
+    if not is_strict(info) or value is None:
+        return None
+    if not isinstance(value, dict):
+        raise wrong_type("an object", value)
+    if len(value) > MOST_METADATA:
+        text = f"Expected an object with at most {MOST_METADATA} properties, but got an object with {len(value)}"
+        raise fault("object_above_max_properties", f"Invalid '{{P}}': too many properties. {text} properties instead.")
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise wrong_type("a string", text, f".{key}")
+    return read_metadata(value)
+
+
 Stop = Annotated[
     list[Annotated[str, Field(max_length=LONGEST_STOP)]],
     Field(max_length=MOST_STOPS),
     BeforeValidator(_read_stop),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MOST_STOPS}]}
+    ),
 ]
 Bias = Annotated[
     dict[int, float],
     BeforeValidator(_read_bias),
     WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
 ]
+Metadata = Annotated[Any, BeforeValidator(_check_metadata), WithJsonSchema({"type": "object"})]
+Limit = Annotated[int, Between(1), or_unlimited]
 Refused = Annotated[Any, AfterValidator(_refuse), WithJsonSchema({"type": "null"})]
 NO_EFFECT = "Accepted, no effect."
+OTHER_NAME = "Extension. Other servers' name of"
 
 
 class ChatCompletionRequest(Part):
@@ -107,7 +152,9 @@ class ChatCompletionRequest(Part):
     tools: Annotated[list[AnyTool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: ChoiceField | None = None
     parallel_tool_calls: bool | None = None
-    max_completion_tokens: Annotated[int, Between(1)] | None = Field(None, description="Thoughts included.")
+    max_completion_tokens: Limit | None = Field(
+        None, description="Thoughts included. Extension: -1 is what the window leaves."
+    )
     n: Annotated[int, Between(1, 128)] | None = None
     temperature: Annotated[float, Between(0, 2)] | None = Field(None, description="0 is greedy.")
     top_p: Annotated[float, Between(0, 1)] | None = None
@@ -124,7 +171,7 @@ class ChatCompletionRequest(Part):
     prompt_cache_retention: str | None = Field(None, description=NO_EFFECT)
     response_format: ResponseFormat | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
-    max_tokens: Annotated[int, Between(1)] | None = Field(None, description="Older name of `max_completion_tokens`.")
+    max_tokens: Limit | None = Field(None, description="Older name of `max_completion_tokens`.")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="`none` turns thinking off, anything else on, for models that can do both."
     )
@@ -133,9 +180,7 @@ class ChatCompletionRequest(Part):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     store: bool | None = Field(None, description=NO_EFFECT)
-    metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(read_metadata)] | None = Field(
-        None, description=NO_EFFECT
-    )
+    metadata: Metadata = Field(None, description=NO_EFFECT)
     prediction: dict[str, Any] | None = Field(None, description=NO_EFFECT)
     verbosity: Literal["low", "medium", "high"] | None = Field(None, description=NO_EFFECT)
     modalities: Annotated[list[str], AfterValidator(_read_modalities)] | None = None
@@ -153,7 +198,21 @@ class ChatCompletionRequest(Part):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Extension. Variables of the chat template, `enable_thinking` among them."
     )
-    thinking_budget: Annotated[int, Between(0)] | None = Field(None, description="Extension. Most tokens of thought.")
+    thinking_budget: Budget = Field(None, description="Extension. Most tokens of thought.")
+    thinking_token_budget: Budget = Field(None, description=f"{OTHER_NAME} `thinking_budget`.")
+    enable_thinking: SwitchField | None = Field(None, description="Extension. Whether to think.")
+    thinking: SwitchField | None = Field(None, description=f"{OTHER_NAME} `enable_thinking` and `thinking_budget`.")
+    think: SwitchField | None = Field(None, description=f"{OTHER_NAME} `enable_thinking`.")
+    reasoning: SwitchField | None = Field(None, description=f"{OTHER_NAME} `reasoning_effort` and `thinking_budget`.")
+    guided_json: SchemaField | None = Field(None, description="Extension. A JSON Schema that the answer satisfies.")
+    guided_regex: str | None = Field(None, description="Extension. A regular expression that the answer matches.")
+    guided_choice: ChoicesField | None = Field(None, description="Extension. Texts of which the answer is one.")
+    guided_grammar: str | None = Field(None, description="Extension. A grammar of the answer, in Lark or GBNF.")
+    structured_outputs: StructuredField | None = Field(None, description="Extension. One of the four, as an object.")
+    json_schema: SchemaField | None = Field(None, description=f"{OTHER_NAME} `guided_json`.")
+    regex: str | None = Field(None, description=f"{OTHER_NAME} `guided_regex`.")
+    ebnf: str | None = Field(None, description=f"{OTHER_NAME} `guided_grammar`.")
+    grammar: str | None = Field(None, description=f"{OTHER_NAME} `guided_grammar`.")
     must_answer: bool | None = Field(None, description="Extension. The reply cannot end without text or a call.")
     cache_salt: Annotated[str, Field(min_length=1, max_length=LONGEST_SALT)] | None = Field(
         None, description="Extension. Cached prefixes are shared by requests with the same salt only."
@@ -161,23 +220,32 @@ class ChatCompletionRequest(Part):
     on_overflow: Literal["refuse", "drop-oldest"] | None = Field(
         None, description="Extension. What to do with a prompt beyond the window."
     )
+    _notes: tuple[Note, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What was changed before the fields were read."""
+        return self._notes
 
 
 def read_request(body: dict[str, Any], strict: bool) -> ChatCompletionRequest:
-    """The validated request; `strict` refuses unknown keys. Raises RequestRefused with the first error."""
+    """The validated request; `strict` is OpenAI to the letter. Raises RequestRefused with the first error."""
     if not body.get("model"):
         raise bad("you must provide a model parameter", None)
     if body.get("messages") is None:
         raise bad("Missing required parameter: 'messages'.", "messages", "missing_required_parameter")
+    notes: tuple[Note, ...] = ()
     if strict:
         _refuse_unknown(body)
+    else:
+        body, notes = in_openai_form(body, ChatCompletionRequest.model_fields)
+    sent = {name: value for name, value in body.items() if value is not None}
     try:
-        request = ChatCompletionRequest.model_validate(
-            {name: value for name, value in body.items() if value is not None}
-        )
+        request = ChatCompletionRequest.model_validate(sent, context={"strict": strict})
     except ValidationError as error:
         raise refusal_of(error) from error
-    _check_together(request)
+    _check_together(request, strict)
+    request._notes = notes
     return request
 
 
@@ -188,17 +256,18 @@ def _refuse_unknown(body: dict[str, Any]) -> None:
         ("stream_options.", options, StreamOptions),
     )
     for prefix, holder, model in holders:
-        if isinstance(holder, dict) and (name := unknown_key(holder, model)) is not None:
+        if isinstance(holder, dict) and (name := unknown_key(holder, model, EXTENSION)) is not None:
             path = prefix + name
             raise bad(f"Unknown parameter: '{path}'.", path, "unknown_parameter")
 
 
-def _check_together(request: ChatCompletionRequest) -> None:
+def _check_together(request: ChatCompletionRequest, strict: bool) -> None:
     """Fields that are right alone and wrong together."""
-    if request.top_logprobs is not None and not request.logprobs:
+    if (request.top_logprobs or (strict and request.top_logprobs is not None)) and not request.logprobs:
         text = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
         raise bad(text, "top_logprobs")
-    if request.max_tokens is not None and request.max_completion_tokens is not None:
+    limits = {request.max_tokens, request.max_completion_tokens}
+    if None not in limits and (strict or len(limits) > 1):
         text = "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported."
         raise bad(text, "max_tokens", "invalid_parameter_combination")
     if request.stream_options is not None and not request.stream:

@@ -220,9 +220,11 @@ class PlainFormat(Part):
 
 
 class JsonObjectFormat(Part):
-    """Some JSON object."""
+    """Some JSON object; with `schema`, or `value` as other servers name it, one that satisfies it (extension)."""
 
     type: Literal["json_object"]
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    value: dict[str, Any] | None = None
 
 
 class AnswerSchema(Part):

@@ -130,9 +130,10 @@ _RENDERERS: Mapping[str, Callable[[Any, Mapping[str, Any]], tuple[str, str]]] = 
 }
 
 
-def unknown_key(body: Mapping[str, Any], model: type[BaseModel]) -> str | None:
-    """The first key of `body` that the model does not declare, as a path."""
+def unknown_key(body: Mapping[str, Any], model: type[BaseModel], extension: str) -> str | None:
+    """The first key of `body` that the model does not declare, or whose description begins with `extension`."""
     for name in body:
-        if name not in model.model_fields:
+        declared = model.model_fields.get(name)
+        if declared is None or (declared.description or "").startswith(extension):
             return name
     return None

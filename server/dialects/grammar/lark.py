@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from server.dialects.base import ConstraintSpec, ResponseFormat, Tool
+from server.dialects.base import ConstraintSpec, CustomFormat, ResponseFormat, Tool
 from server.dialects.grammar.json_grammar import json_value, quoted
 from server.dialects.schema.cache import derived
 from server.dialects.schema.custom import check_format
@@ -107,8 +107,8 @@ def one_of_calls(tools: Sequence[Tool]) -> str:
 
 def _raw_or_json_input(tool: Tool) -> str:
     """Return an expression for a custom tool's text: raw where it has a Lark grammar, else a JSON object."""
-    if is_raw(tool):
-        return raw_piece(tool)
+    if tool.format is not None and is_raw(tool):
+        return raw_piece(tool.format)
     text: dict[str, Any] = {"type": "string"}
     if tool.format is not None:
         text["pattern"] = f"^(?:{tool.format.definition})$"
@@ -121,10 +121,9 @@ def is_raw(tool: Tool) -> bool:
     return tool.format is not None and tool.format.syntax == "lark"
 
 
-def raw_piece(tool: Tool) -> str:
-    """Return an expression for the raw text of a custom tool with a Lark grammar."""
-    assert tool.format is not None
-    return "%lark {\n" + tool.format.definition + "\n}"
+def raw_piece(format: CustomFormat) -> str:
+    """Return an expression for raw text of a Lark grammar."""
+    return "%lark {\n" + format.definition + "\n}"
 
 
 def constraint(
@@ -203,6 +202,8 @@ def _lines_of_text(openers: Mapping[str, str]) -> Iterator[str]:
 
 
 def _answer_rule(answer: ResponseFormat) -> str:
+    if answer.format is not None:
+        return f"answer: {raw_piece(answer.format)}"
     schema = answer.schema if answer.schema is not None else {"type": "object"}
-    check_satisfiable(schema, "Invalid schema for response_format", "response_format", "invalid_json_schema")
-    return f"answer: {json_value(supported(schema, answer.strict, 'response_format'), lenient=not answer.strict)}"
+    check_satisfiable(schema, f"Invalid schema for {answer.param}", answer.param, "invalid_json_schema")
+    return f"answer: {json_value(supported(schema, answer.strict, answer.param), lenient=not answer.strict)}"

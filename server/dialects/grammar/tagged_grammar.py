@@ -232,7 +232,7 @@ def _input_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> 
         yield f"{rule.upper()}: RAW & /({regex_to_lark(tool.format.definition, '')})/"
         yield from _raw_rules(spec, form, rule, rule.upper())
     else:
-        yield f"{rule}: {raw_piece(tool)} {_literal(spec, form, form.tail)}"
+        yield f"{rule}: {raw_piece(tool.format)} {_literal(spec, form, form.tail)}"
 
 
 def _with_definitions(schema: Any, whole: Mapping[str, Any]) -> Any:

@@ -44,10 +44,10 @@ def check_parameters(
     check_schema(parameters, strict=strict, strict_flag=strict_flag, subject=subject, param=param, code=code)
 
 
-def check_answer(schema: Any, strict: bool, strict_flag: bool, name: str = "") -> None:
-    """Raise BadSchema where the schema of a `response_format` cannot be served."""
-    subject = f"Invalid schema for response_format '{name}'"
-    param, code = "response_format", "invalid_json_schema"
+def check_answer(schema: Any, strict: bool, strict_flag: bool, name: str = "", param: str = "response_format") -> None:
+    """Raise BadSchema where the schema of a `response_format` cannot be served; `param` is the field that has it."""
+    subject = f"Invalid schema for {param} '{name}'" if name else f"Invalid schema for {param}"
+    code = "invalid_json_schema"
     if not isinstance(schema, Mapping):
         raise BadSchema(f"{subject}: it must be an object.", param=param, code=code)
     check_schema(schema, strict=strict, strict_flag=strict_flag, subject=subject, param=param, code=code)

@@ -1,0 +1,302 @@
+"""Requests as other clients, proxies and servers write them: taken in the sense that they plainly have."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from server.api.chat.schemas import read_request
+from server.api.chat.to_request import RequestMapper
+from server.api.sampling import SamplingMapper
+from server.chat_request import AssistantMessage, ChatRequest, ToolMessage
+from server.checkpoint.checkpoint import Checkpoint, SamplingDefaults
+from server.dialects.base import ResponseFormat
+from server.messages import Generate
+from server.prompt.builder import PromptBuilder
+from server.settings import Settings
+from tests.api.conftest import WEATHER, Serve
+from tests.backends.scripted import Script
+from tests.families import FAMILIES, family_checkpoint
+
+Reply = Callable[..., Script]
+USER = {"role": "user", "content": "Hi"}
+CALL_ID = "functions.{}:0"
+PERSON = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+
+
+def read(**fields: Any) -> ChatRequest:
+    body = {"model": "m", "messages": [USER], **fields}
+    return RequestMapper(SamplingMapper(SamplingDefaults(), 1000)).to_request(read_request(body, strict=False))
+
+
+def calling(name: Any, arguments: Any = "{}") -> list[dict[str, Any]]:
+    call = {"id": CALL_ID.format(name or ""), "type": "function", "function": {"name": name, "arguments": arguments}}
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "ok"}
+    return [USER, {"role": "assistant", "tool_calls": [call]}, result]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Checkpoint:
+    return Checkpoint.open(family_checkpoint(request.param))
+
+
+def prompt_of(checkpoint: Checkpoint, request: ChatRequest) -> str:
+    (generate,) = PromptBuilder(checkpoint, Settings()).prepare(request).generates
+    return str(checkpoint.tokenizer.decode(generate.token_ids, skip_special_tokens=False))
+
+
+@pytest.mark.parametrize("name", ["functions.bash:3", "read file", "", None, "a/b", "日本", "x" * 300, "<tool>"])
+def test_a_name_in_the_history_that_is_none_is_shown_to_the_model(family: Checkpoint, name: Any) -> None:
+    """A model that once wrote such a name was refused for ever after."""
+    request = read(messages=calling(name), tools=[WEATHER])
+    assert isinstance(request.messages[1], AssistantMessage)
+    assert request.messages[1].calls[0].name == (name or "")
+    shown = (name or "ok").removeprefix("functions.").removesuffix(":3")  # Kimi's own form is renumbered
+    assert shown in prompt_of(family, request)
+
+
+@pytest.mark.parametrize("content", [[], None, "", [{"type": "text", "text": ""}]], ids=str)
+def test_an_empty_result_is_a_result(family: Checkpoint, content: Any) -> None:
+    """A tool that returns nothing gives MCP's clients a result of no parts."""
+    messages = calling("get_weather")
+    messages[-1]["content"] = content
+    request = read(messages=messages)
+    assert request.messages[2] == ToolMessage("", "functions.get_weather:0")
+    prompt_of(family, request)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("a", "a"),
+        (["a", "b"], "ab"),
+        ({"type": "text", "text": "a"}, "a"),
+        ([{"text": "a"}], "a"),
+        ([{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b", "annotations": []}], "ab"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_a_text_in_another_form_is_the_text(role: str, content: Any, text: str) -> None:
+    if role == "tool":
+        messages = calling("f")
+        messages[-1]["content"] = content
+    else:
+        messages = [{"role": role, "content": content}, USER]
+    place = 2 if role == "tool" else 0
+    assert read(messages=messages).messages[place].text == text
+
+
+def test_a_result_that_is_an_object_is_its_json() -> None:
+    messages = calling("f")
+    messages[-1]["content"] = {"sky": "blå"}
+    assert read(messages=messages).messages[2] == ToolMessage('{"sky": "blå"}', "functions.f:0")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": [{"type": "thinking", "thinking": "Hm.", "signature": "x"}, {"type": "text", "text": "Yes"}]},
+        {"content": [{"type": "reasoning", "text": "Hm."}, {"type": "text", "text": "Yes"}]},
+        {"content": [{"type": "reasoning", "reasoning": "Hm."}, {"type": "text", "text": "Yes"}]},
+        {"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}, "Yes"]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, "Yes"]},
+        {"content": "Yes", "reasoning_content": "Hm."},
+        {"content": "Yes", "reasoning": "Hm."},
+        {"content": "Yes", "thinking": "Hm."},
+        {"content": "Yes", "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}], "reasoning": None},
+        {"content": "Yes", "thinking_blocks": [{"type": "thinking", "thinking": "Hm.", "signature": "x"}]},
+    ],
+    ids=str,
+)
+def test_a_thought_in_any_form_is_the_thought(message: dict[str, Any]) -> None:
+    """Proxies that speak for other vendors send thoughts back in those vendors' forms."""
+    request = read(messages=[USER, {"role": "assistant", **message}, USER])
+    assert request.messages[1] == AssistantMessage("Yes", "Hm.")
+
+
+@pytest.mark.parametrize("kind", ["redacted_thinking", "redacted_reasoning"])
+def test_an_encrypted_thought_is_left_out(family: Checkpoint, kind: str) -> None:
+    content = [{"type": kind, "data": "c2VjcmV0"}, {"type": "text", "text": "Yes"}]
+    request = read(messages=[USER, {"role": "assistant", "content": content}, USER])
+    assert request.messages[1] == AssistantMessage("Yes")
+    prompt_of(family, request)
+
+
+def test_a_thought_is_shown_where_the_template_takes_one(checkpoint: Checkpoint) -> None:
+    messages = calling("get_weather")
+    messages[1]["content"] = [{"type": "thinking", "thinking": "I need the weather."}]
+    assert "I need the weather." in prompt_of(checkpoint, read(messages=messages, tools=[WEATHER]))
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_minus_one_is_no_limit_but_the_window(checkpoint: Checkpoint, field: str) -> None:
+    prepared = PromptBuilder(checkpoint, Settings()).prepare(read(**{field: -1}))
+    (generate,) = prepared.generates
+    assert generate.sampling.max_tokens == checkpoint.max_model_len - prepared.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinks"),
+    [
+        ({"enable_thinking": False}, False),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": "enabled"}}, True),
+        ({"thinking": {"type": "adaptive"}}, True),
+        ({"thinking": False}, False),
+        ({"reasoning": {"effort": "none"}}, False),
+        ({"reasoning": {"effort": "high", "summary": "auto"}}, True),
+        ({"reasoning": {"enabled": False}}, False),
+        ({"reasoning": {"exclude": True}}, None),
+        ({"think": False}, False),
+        ({"think": "high"}, True),
+        ({"extra_body": {"enable_thinking": False}}, False),
+        ({"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}, False),
+        ({"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}}, False),
+        ({"think": False, "reasoning_effort": "high"}, False),
+    ],
+    ids=str,
+)
+def test_every_spelling_of_the_thinking_switch(fields: dict[str, Any], thinks: bool | None) -> None:
+    """Ignored in silence, it made a client wait for thoughts that it had turned off."""
+    assert read(**fields).thinking is thinks
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking_budget": 9},
+        {"thinking_token_budget": 9},
+        {"thinking": {"type": "enabled", "budget_tokens": 9}},
+        {"reasoning": {"max_tokens": 9}},
+        {"thinking_token_budget": -1, "thinking": {"budget_tokens": 9}},
+    ],
+    ids=str,
+)
+def test_every_spelling_of_the_thinking_budget(fields: dict[str, Any]) -> None:
+    assert read(**fields).thinking_budget == 9
+
+
+def test_fields_that_say_nothing_beside_others_are_taken() -> None:
+    assert read(logprobs=False, top_logprobs=0).sampling.num_logprobs is None
+    assert read(top_logprobs=0).sampling.num_logprobs is None
+    assert read(max_tokens=7, max_completion_tokens=7).max_tokens == 7
+    assert len(read(stop=["a", "b", "c", "d", "e"]).stop) == 5
+    read(metadata={"k": 7, **{str(i): None for i in range(20)}}, store=True)
+
+
+@pytest.mark.parametrize("name", ["catalog.get-entity", "github/search", "mcp:files.read"])
+async def test_names_as_mcp_allows_them_are_served_whole_and_streamed(serve: Serve, reply: Reply, name: str) -> None:
+    tool = {"type": "function", "function": {"name": name, "parameters": PERSON}}
+    call = {"name": name, "arguments": {"name": "Ada"}}
+    text = f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+    async with serve(reply(text)) as served:
+        whole = (await served.chat(tools=[tool])).json()["choices"][0]["message"]["tool_calls"][0]["function"]
+        streamed = (await served.chat(tools=[tool], stream=True)).text
+    assert whole == {"name": name, "arguments": '{"name": "Ada"}'}
+    assert f'"name":"{name}"' in streamed
+
+
+async def test_php_s_empty_objects_are_objects(serve: Serve, reply: Reply) -> None:
+    """PHP encodes an empty map as `[]`, in schemas and in the arguments of the history."""
+    properties = {"a": {"type": "object", "properties": []}}
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": []}},
+        {"type": "function", "function": {"name": "g", "parameters": {"type": "object", "properties": []}}},
+        {"type": "function", "function": {"name": "h", "parameters": {"type": "object", "properties": properties}}},
+    ]
+    async with serve(reply("Hi")) as served:
+        answer = await served.chat(tools=tools, messages=calling("f", []))
+    assert answer.status_code == 200, answer.text
+    assert [(note["kind"], note["param"]) for note in answer.json()["toolwire"]["notes"]] == [
+        ("schema", "tools[0].function.parameters"),
+        ("schema", "tools[1].function.parameters.properties"),
+        ("schema", "tools[2].function.parameters.properties.a.properties"),
+    ]
+
+
+async def test_a_parameter_that_is_not_known_is_named_in_the_notes(serve: Serve, reply: Reply) -> None:
+    async with serve(reply("Hi")) as served:
+        answer = (await served.chat(n_predict=5, user="u", top_k=5)).json()
+    assert [(note["kind"], note["param"]) for note in answer["toolwire"]["notes"]] == [("ignored", "n_predict")]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object", "schema": PERSON}},
+        {"response_format": {"type": "json_object", "value": PERSON}},
+        {"guided_json": PERSON},
+        {"guided_json": json.dumps(PERSON)},
+        {"json_schema": PERSON},
+        {"structured_outputs": {"json": PERSON}},
+        {"extra_body": {"guided_json": PERSON}},
+    ],
+    ids=str,
+)
+def test_every_spelling_of_an_answer_s_schema(fields: dict[str, Any]) -> None:
+    """Ignored in silence, the caller believed in a promise that was not there."""
+    answer = read(**fields).answer
+    assert isinstance(answer, ResponseFormat)
+    assert answer.schema == PERSON
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_regex": 7}, "guided_regex"),
+        ({"guided_regex": "a(?=b)"}, "guided_regex"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": ["a", 7]}, "guided_choice[1]"),
+        ({"guided_choice": "a"}, "guided_choice"),
+        ({"guided_grammar": "root ::= (("}, "guided_grammar"),
+        ({"guided_grammar": "start: missing"}, "guided_grammar"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": {"$ref": "elsewhere.json"}}, "guided_json"),
+        ({"guided_json": PERSON, "guided_regex": "a"}, "guided_regex"),
+        ({"guided_json": PERSON, "response_format": {"type": "json_object"}}, "guided_json"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"ebnf": "root ::= (("}, "ebnf"),
+        ({"thinking": "banana"}, "thinking"),
+        ({"reasoning": {"effort": "much"}}, "reasoning.effort"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_promised_is_refused_by_its_field(
+    serve: Serve, fields: dict[str, Any], param: str
+) -> None:
+    async with serve() as served:
+        answer = await served.chat(**fields)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({"guided_regex": "^[a-z]+/[0-9]$"}, "start: /[a-z]+\\/[0-9]/"),
+        ({"regex": r"\$"}, r"start: /\$/"),
+        ({"guided_choice": ["yes", 'n"o']}, 'start: "yes" | "n\\"o"'),
+        ({"guided_grammar": 'start: "a"+'}, 'start: "a"+'),
+        ({"guided_grammar": 'root ::= "a"+'}, 'start: "a"+'),
+        ({"structured_outputs": {"choice": ["a"]}}, 'start: "a"'),
+    ],
+    ids=str,
+)
+async def test_a_grammar_of_the_answer_reaches_the_engine(
+    serve: Serve, reply: Reply, fields: dict[str, Any], grammar: str
+) -> None:
+    seen: list[Generate] = []
+
+    def script(generate: Generate) -> Script:
+        seen.append(generate)
+        return reply("Hi")
+
+    async with serve(script) as served:
+        answer = await served.chat(**fields)
+    assert answer.status_code == 200, answer.text
+    assert seen[0].constraint is not None
+    assert grammar in seen[0].constraint.source

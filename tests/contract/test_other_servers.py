@@ -1,0 +1,52 @@
+"""Behaviour that clients of other servers rely on, from the real engine: grammars of answers, names of MCP."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.contract.requests import calls_of, chunks_of, function, ok, post, stream
+from tests.live import Live
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+
+
+def is_of_schema(text: str) -> bool:
+    return isinstance(json.loads(text)["n"], int)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fits"),
+    [
+        ({"guided_choice": ["positive", "neg/ative"]}, lambda text: text in ("positive", "neg/ative")),
+        ({"guided_regex": "^[a-c]{2,4}/[0-9]{1,3}$"}, re.compile("[a-c]{2,4}/[0-9]{1,3}").fullmatch),
+        ({"guided_grammar": 'root ::= "yes" | "no" [0-9]'}, re.compile("yes|no[0-9]").fullmatch),
+        ({"structured_outputs": {"grammar": 'start: "ab"{2}'}}, "abab".__eq__),
+        ({"guided_json": SCHEMA}, is_of_schema),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, is_of_schema),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_answer_is_of_its_grammar(live: Live, fields: dict[str, Any], fits: Any) -> None:
+    """Ignored in silence, the caller believed in a promise that was not there."""
+    for seed in range(2):
+        choice = ok(live, **fields, max_tokens=200, seed=seed, temperature=1.5)["choices"][0]
+        assert choice["finish_reason"] == "stop"
+        assert fits(choice["message"]["content"]), choice
+
+
+def test_a_name_with_a_dot_is_called_whole_and_in_a_stream(live: Live) -> None:
+    """MCP servers name tools like this; every request of their clients was refused."""
+    tool = function("catalog.get-entity", "Get an entity", city={"type": "string", "maxLength": 5})
+    fields: dict[str, Any] = {"tools": [tool], "tool_choice": "required", "seed": 0, "max_tokens": 100}
+    (call,) = ok(live, **fields, parallel_tool_calls=False)["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "catalog.get-entity"
+    ((name, arguments),) = calls_of(stream(live, **fields, parallel_tool_calls=False))
+    assert name == "catalog.get-entity"
+    assert "city" in json.loads(arguments)
+
+
+def test_notes_are_in_the_last_chunk_of_a_stream(live: Live) -> None:
+    chunks = chunks_of(post(live, stream=True, max_tokens=2, unheard_of=1))
+    assert [note["param"] for note in chunks[-1]["toolwire"]["notes"]] == ["unheard_of"]
