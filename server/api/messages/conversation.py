@@ -33,7 +33,7 @@ def signature_of(thought: str, omitted: bool) -> str:
 
 
 @dataclass(slots=True)
-class ConversationReader:
+class BlockReader:
     """Reads the `system` blocks and messages of one request; `notes` are what it left out."""
 
     notes: list[Note] = field(default_factory=list)

@@ -10,10 +10,10 @@ from server.api.messages.errors import MessageFrames, anthropic_error, status_of
 from server.api.messages.to_reply import fold_message
 from server.api.messages.wire import (
     AnthropicErrorBody,
+    BlockInput,
     ContentBlockDelta,
     ContentBlockStart,
     ContentBlockStop,
-    InputDelta,
     MessageDelta,
     MessageEvent,
     MessageReply,
@@ -57,7 +57,7 @@ _HEAD = MessageReply("msg_x7Qm2LkVw93TzRfYpGhAb04n", "assistant", "toolwire-demo
 _EVENTS: tuple[MessageEvent, ...] = (
     MessageStart(_HEAD),
     ContentBlockStart(0, MessageToolUse(_CALL_ID, "get_weather", msgspec.Raw(b"{}"))),
-    ContentBlockDelta(0, InputDelta('{"city": "Paris"}')),
+    ContentBlockDelta(0, BlockInput('{"city": "Paris"}')),
     ContentBlockStop(0),
     MessageDelta(StopDelta("tool_use", None), _USAGE),
     MessageStop(),

@@ -14,10 +14,13 @@ from server.api.chat.to_reply import new_id
 from server.api.chat.wire import CallNote, MissedToolCallNote, Notes
 from server.api.messages.conversation import signature_of
 from server.api.messages.wire import (
+    BlockInput,
+    BlockSignature,
+    BlockText,
+    BlockThinking,
     ContentBlockDelta,
     ContentBlockStart,
     ContentBlockStop,
-    InputDelta,
     MessageBlock,
     MessageDelta,
     MessageEvent,
@@ -28,11 +31,8 @@ from server.api.messages.wire import (
     MessageThinking,
     MessageToolUse,
     MessageUsage,
-    SignatureDelta,
     StopDelta,
     StopReason,
-    TextDelta,
-    ThinkingDelta,
     ThinkingTokens,
 )
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, Text, Thought
@@ -74,22 +74,22 @@ class MessageWriter:
         """The events that this one becomes."""
         match event:
             case Text(text):
-                return [*self._in_block(MessageText("")), self._delta(TextDelta(text))]
+                return [*self._in_block(MessageText("")), self._delta(BlockText(text))]
             case Thought(text):
                 opened = self._in_block(MessageThinking("", ""))
                 self._pieces.append(text)
-                return opened if self.style.omits_thoughts else [*opened, self._delta(ThinkingDelta(text))]
+                return opened if self.style.omits_thoughts else [*opened, self._delta(BlockThinking(text))]
             case CallOpened(_, name):
                 return [*self._close_block(), *self._in_block(MessageToolUse(f"toolu_{new_id()}", name, EMPTY_INPUT))]
             case CallArguments(_, text):
                 self._pieces.append(text)
-                return [self._delta(InputDelta(text))] if text else []
+                return [self._delta(BlockInput(text))] if text else []
             case CallClosed(index, flags, raw):
                 if flags:
                     self.notes.calls.append(CallNote(0, index, list(flags), raw))
                 # Clients parse what the pieces add up to, and an empty text is no JSON.
                 empty = not any(self._pieces) and "truncated" not in flags
-                return [*([self._delta(InputDelta("{}"))] if empty else []), *self._close_block()]
+                return [*([self._delta(BlockInput("{}"))] if empty else []), *self._close_block()]
             case Ended():
                 self._ended = event
                 if event.uncalled:
@@ -128,12 +128,12 @@ class MessageWriter:
         events: list[MessageEvent] = [ContentBlockStop(self._index)]
         if isinstance(self._block, MessageThinking):
             signature = signature_of("".join(self._pieces), self.style.omits_thoughts)
-            events.insert(0, self._delta(SignatureDelta(signature)))
+            events.insert(0, self._delta(BlockSignature(signature)))
         self._block = None
         self._pieces.clear()
         return events
 
-    def _delta(self, delta: TextDelta | ThinkingDelta | SignatureDelta | InputDelta) -> ContentBlockDelta:
+    def _delta(self, delta: BlockText | BlockThinking | BlockSignature | BlockInput) -> ContentBlockDelta:
         return ContentBlockDelta(self._index, delta)
 
 
@@ -166,9 +166,9 @@ def fold_message(events: Iterable[MessageEvent]) -> MessageReply:
             case ContentBlockStart(_, block):
                 reply.content.append(msgspec.structs.replace(block))
                 pieces = []
-            case ContentBlockDelta(_, TextDelta(piece) | ThinkingDelta(piece) | InputDelta(piece)):
+            case ContentBlockDelta(_, BlockText(piece) | BlockThinking(piece) | BlockInput(piece)):
                 pieces.append(piece)
-            case ContentBlockDelta(index, SignatureDelta(signature)):
+            case ContentBlockDelta(index, BlockSignature(signature)):
                 reply.content[index].signature = signature  # type: ignore[union-attr]
             case ContentBlockStop(index):
                 _fill(reply.content[index], "".join(pieces))

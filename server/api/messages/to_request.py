@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.body import bad
-from server.api.messages.conversation import ConversationReader
+from server.api.messages.conversation import BlockReader
 from server.api.messages.schemas import MessagesRequest, OfferedTool
 from server.api.messages.to_reply import MessageStyle
 from server.api.sampling import SamplingMapper
@@ -28,7 +28,7 @@ class MessagesMapper:
 
     def to_request(self, request: MessagesRequest) -> ChatRequest:
         """The internal form. Raises RequestRefused or BadSchema."""
-        conversation = ConversationReader()
+        conversation = BlockReader()
         messages = conversation.read(request.system or (), request.messages)
         offered = [(f"tools[{place}]", tool) for place, tool in enumerate(request.tools or ()) if not tool.is_foreign]
         left_out = [

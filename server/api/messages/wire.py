@@ -76,25 +76,25 @@ class ContentBlockStart(msgspec.Struct, tag_field="type", tag="content_block_sta
     content_block: MessageBlock
 
 
-class TextDelta(msgspec.Struct, tag_field="type", tag="text_delta"):
+class BlockText(msgspec.Struct, tag_field="type", tag="text_delta"):
     """The next piece of a text."""
 
     text: str
 
 
-class ThinkingDelta(msgspec.Struct, tag_field="type", tag="thinking_delta"):
+class BlockThinking(msgspec.Struct, tag_field="type", tag="thinking_delta"):
     """The next piece of thoughts."""
 
     thinking: str
 
 
-class SignatureDelta(msgspec.Struct, tag_field="type", tag="signature_delta"):
+class BlockSignature(msgspec.Struct, tag_field="type", tag="signature_delta"):
     """The signature of thoughts, whole; last in its block."""
 
     signature: str
 
 
-class InputDelta(msgspec.Struct, tag_field="type", tag="input_json_delta"):
+class BlockInput(msgspec.Struct, tag_field="type", tag="input_json_delta"):
     """The next piece of a call's input; the pieces joined are one JSON object."""
 
     partial_json: str
@@ -104,7 +104,7 @@ class ContentBlockDelta(msgspec.Struct, tag_field="type", tag="content_block_del
     """A block grows."""
 
     index: int
-    delta: TextDelta | ThinkingDelta | SignatureDelta | InputDelta
+    delta: BlockText | BlockThinking | BlockSignature | BlockInput
 
 
 class ContentBlockStop(msgspec.Struct, tag_field="type", tag="content_block_stop"):
