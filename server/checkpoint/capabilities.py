@@ -21,11 +21,13 @@ class TemplateCapabilities:
 
     `late_system`: a system message that is not the first, in its place. `raw_arguments`: arguments that are not a
     JSON object, unchanged. `splits_thoughts`: `<think>...</think>` at the head of an assistant's content as reasoning.
+    `needs_user`: it refuses a conversation without a user message, and takes it with an empty one.
     """
 
     late_system: bool = False
     raw_arguments: bool = False
     splits_thoughts: bool = False
+    needs_user: bool = False
 
 
 def find_capabilities(template: ChatTemplate) -> TemplateCapabilities:
@@ -34,6 +36,7 @@ def find_capabilities(template: ChatTemplate) -> TemplateCapabilities:
         late_system=_prints_late_system(template),
         raw_arguments=_prints_raw_arguments(template),
         splits_thoughts=_splits_thoughts(template),
+        needs_user=_needs_user(template),
     )
 
 
@@ -61,6 +64,12 @@ def _splits_thoughts(template: ChatTemplate) -> bool:
         for message in (whole, apart)
     ]
     return texts[0] == texts[1] and None not in texts[0]
+
+
+def _needs_user(template: ChatTemplate) -> bool:
+    reply = {"role": "assistant", "content": ANSWER}
+    without, within = (_try(template, [SYSTEM, *more, reply]) for more in ([], [{"role": "user", "content": ""}]))
+    return without is None and within is not None
 
 
 def _result() -> dict[str, Any]:

@@ -16,13 +16,15 @@ from server.chat_request import AssistantMessage, Message, PastCall, SystemMessa
 from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
 from server.checkpoint.template_text import RawArguments
+from server.dialects.schema.normalize import without_nulls
 
+RESULT_OPEN, RESULT_CLOSE = "<tool_response>", "</tool_response>"  # as Qwen's templates write results
 DEEPEST = 64  # levels of arguments; deeper ones are kept as text
 
 
 @dataclass(frozen=True, slots=True)
 class NormalizedMessage:
-    """One message for the template, and the positions in the request's messages that it stands for."""
+    """One message for the template, and the positions in the request's messages that it stands for, none if added."""
 
     message: dict[str, Any]
     sources: tuple[int, ...]
@@ -46,12 +48,19 @@ def normalize_messages(
     normalized = [
         NormalizedMessage(_normalize(message, capabilities), (position,)) for position, message in enumerate(named)
     ]
-    return _gather_system(normalized, capabilities)
+    gathered = _gather_system(normalized, capabilities)
+    return _with_user(gathered) if capabilities.needs_user else gathered
 
 
 def normalize_tools(definitions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tools as they were sent; a custom tool is shown as a function of one text, which is how calls write it."""
-    return [_normalize_custom(tool["custom"]) if tool.get("type") == "custom" else dict(tool) for tool in definitions]
+    """The tools as they were sent, without fields and keywords that are null, which templates print as `None`.
+
+    A custom tool is shown as a function of one text, which is how calls write it.
+    """
+    return [
+        _normalize_custom(tool["custom"]) if tool.get("type") == "custom" else _normalize_function(tool)
+        for tool in definitions
+    ]
 
 
 def read_arguments(written: Any) -> dict[str, Any] | RawArguments:
@@ -143,6 +152,15 @@ def _normalize_call(call: PastCall, capabilities: TemplateCapabilities) -> dict[
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
+def _normalize_function(tool: Mapping[str, Any]) -> dict[str, Any]:
+    shown = _without_none(tool)
+    if isinstance(function := shown.get("function"), Mapping):
+        shown["function"] = _without_none(function)
+        if "parameters" in function:
+            shown["function"]["parameters"] = without_nulls(function["parameters"])
+    return shown
+
+
 def _normalize_custom(custom: Mapping[str, Any]) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string"}
     grammar = (custom.get("format") or {}).get("grammar")
@@ -170,7 +188,19 @@ def _gather_system(
     return [NormalizedMessage({"role": "system", "content": text}, sources), *others]
 
 
-def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+def _with_user(messages: list[NormalizedMessage]) -> list[NormalizedMessage]:
+    """The messages with an empty one of the user where there is none, as in histories that a client has compacted.
+
+    A user message that is a tool's result in the tags of the template is none.
+    """
+    texts = [one.message["content"].strip() for one in messages if one.role == "user"]
+    if not all(text.startswith(RESULT_OPEN) and text.endswith(RESULT_CLOSE) for text in texts):
+        return messages
+    head = sum(one.role == "system" for one in messages[:1])
+    return [*messages[:head], NormalizedMessage({"role": "user", "content": ""}, ()), *messages[head:]]
+
+
+def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if item is not None}
 
 

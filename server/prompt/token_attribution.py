@@ -62,6 +62,8 @@ def _tool_part(tool: Mapping[str, Any], position: int) -> str:
 
 
 def _message_part(one: NormalizedMessage) -> str:
+    if not one.sources:
+        return REST
     return SYSTEM if one.role == "system" and one.sources[0] == 0 else f"messages[{one.sources[0]}]"
 
 

@@ -13,7 +13,7 @@ from server.dialects.kimi_k2 import KIMI_K2
 from server.prompt.builder import PromptBuilder
 from server.prompt.normalize import normalize_messages, normalize_tools, read_arguments
 from server.settings import ApiSettings, Settings
-from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, ask, checkpoint, ids_of, native, text_of
+from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, ask, checkpoint, ids_of, native, prompter, text_of
 
 WITH_TOOLS = [name for name in TEMPLATES if name != "qwen15"]
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
@@ -256,3 +256,91 @@ def test_results_of_calls_with_one_id_answer_them_in_order() -> None:
     ]
     shown = [one.message for one in normalize_messages(history, TemplateCapabilities(), KIMI_K2.call_id)]
     assert [one["tool_call_id"] for one in shown[1:]] == ["functions.look:0", "functions.go:1", "y"]
+
+
+NULLS: dict[str, Any] = {
+    "type": "object",
+    "description": None,
+    "title": None,
+    "properties": {
+        "text": {"type": "string", "description": None, "default": None, "enum": ["a", None], "minLength": None},
+        "maybe": {"anyOf": [{"type": "string", "title": None}, {"type": "null"}], "default": None},
+        "either": {"type": ["string", "null"], "default": None},
+        "open": {"nullable": True, "type": "string", "default": None},
+        "any": {"description": "anything", "default": None},
+        "fixed": {"const": None},
+        "list": {"type": "array", "items": {"type": "integer", "default": None}, "default": [None]},
+        "default": {"type": "string", "examples": [None], "enum": None},
+    },
+    "required": None,
+}
+
+
+def test_nulls_in_a_tool_are_left_out_except_where_they_are_values() -> None:
+    function = {"name": "look", "description": None, "strict": None, "parameters": NULLS}
+    (shown,) = normalize_tools([{"type": "function", "function": function, "cache_control": None}])
+    assert shown == {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "text": {"type": "string", "enum": ["a", None], "default": None},
+                    "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+                    "either": {"type": ["string", "null"], "default": None},
+                    "open": {"nullable": True, "type": "string", "default": None},
+                    "any": {"description": "anything", "default": None},
+                    "fixed": {"const": None},
+                    "list": {"type": "array", "items": {"type": "integer"}, "default": [None]},
+                    "default": {"type": "string", "examples": [None]},
+                },
+            },
+        },
+    }
+    assert list(NULLS) == ["type", "description", "title", "properties", "required"], "the request's own is unchanged"
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_no_prompt_says_none_for_a_null_in_a_tool(name: str) -> None:
+    """Qwen3-Coder's template prints every key of a schema."""
+    text = {"type": "string", "description": None, "default": None, "title": None}
+    schema = {"type": "object", "description": None, "properties": {"at": text}, "required": None}
+    nulls = {"name": "look", "description": None, "strict": None, "parameters": schema}
+    plain = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}
+    prompts = [
+        text_of(name, ids_of(name, [USER], tools=[{"type": "function", "function": function}]))
+        for function in (nulls, plain)
+    ]
+    assert prompts[0] == prompts[1] and "None" not in prompts[0] and "null" not in prompts[0]
+
+
+COMPACTED: dict[str, list[dict[str, Any]]] = {
+    "a summary and a reply": [
+        {"role": "system", "content": "Summary."},
+        {"role": "assistant", "content": "Going on."},
+    ],
+    "a call and its result": called("{}")[1:],
+    "a system message alone": [{"role": "system", "content": "Summary."}],
+    "results as the user's text": [
+        {"role": "system", "content": "Summary."},
+        {"role": "user", "content": " <tool_response>\nSunny.\n</tool_response>\n"},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+@pytest.mark.parametrize("kind", COMPACTED)
+def test_a_conversation_without_a_user_message_is_rendered_with_an_empty_one_where_it_must_have_one(
+    name: str, kind: str
+) -> None:
+    """Qwen3.5's template refuses it: "No user query found in messages."."""
+    shown = prompt(name, COMPACTED[kind])
+    assert all(text in shown for text in ("Summary.", "Going on.", "Sunny.") if text in str(COMPACTED[kind]))
+    assert ("<|im_start|>user\n<|im_end|>" in shown) == (name == "qwen35")
+    parts = prompter(name).count(ask(COMPACTED[kind], tools=TOOLS))
+    assert sum(part.tokens for part in parts) == len(ids_of(name, COMPACTED[kind], tools=TOOLS))
+
+
+def test_a_conversation_with_a_user_message_is_given_no_other() -> None:
+    assert "<|im_start|>user\n<|im_end|>" not in prompt("qwen35", called("{}"))

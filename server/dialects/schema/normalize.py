@@ -38,6 +38,35 @@ def normalised(schema: Any) -> Any:
     return _tidied(with_definitions(schema))
 
 
+def without_nulls(schema: Any) -> Any:
+    """Copy a schema without keywords set to null, at any depth.
+
+    `const` may be null, and so may a `default` where the schema admits null; values inside `enum` and others stay.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    means_null = {"const", "default"} if _admits_null(schema) else {"const"}
+    kept = {key: value for key, value in schema.items() if value is not None or key in means_null}
+    return map_subschemas(kept, lambda _, inner: without_nulls(inner))
+
+
+def _admits_null(schema: Any) -> bool:
+    """Whether null satisfies a schema, judging by its outermost keywords and those of its alternatives."""
+    if not isinstance(schema, Mapping):
+        return schema is True
+    if schema.get("nullable") is True:
+        return True
+    if "const" in schema:
+        return schema["const"] is None
+    for key in ("enum", "type"):
+        if isinstance(values := schema.get(key), str | list):
+            return None in values if key == "enum" else "null" in ([values] if isinstance(values, str) else values)
+    for key in ("anyOf", "oneOf"):
+        if isinstance(schema.get(key), list):
+            return any(map(_admits_null, schema[key]))
+    return not {"$ref", "allOf", "properties", "items"} & schema.keys()
+
+
 def _tidied(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
