@@ -47,6 +47,7 @@ QUESTION = UserMessage("Begin.")
 HARMLESS = "plain"
 STRING = r"""('[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")"""
 REPLACEMENT = re.compile(rf"\breplace\(\s*{STRING}\s*,\s*{STRING}")
+OPEN_THINK = re.compile(rf"{THINK_OPEN}\s*$")
 MAX_QUOTED = 160  # of a reply, in a fault
 
 
@@ -166,16 +167,22 @@ def _check_round_trip(pipeline: _Pipeline, case: Case) -> Iterator[SelfTestFault
     checkpoint = pipeline.checkpoint
     prompt = pipeline.render([QUESTION])
     whole = pipeline.render_history([QUESTION, _assistant_message(case)])
-    if not whole.text.startswith(prompt.text):
+    head, thinking = prompt.text, find_thinking(checkpoint, prompt, prefill=False)
+    if not whole.text.startswith(head):  # some open a think block here that they leave out of earlier replies
+        head = OPEN_THINK.sub("", head)
+        thinking = "open" if whole.text.startswith(THINK_CLOSE, len(head)) else "off"
+    if not whole.text.startswith(head):
         yield SelfTestFault(
             case.name, "the chat template renders a reply in another place than after its generation prompt"
         )
         return
-    reply = pipeline.ids_of_reply(whole.after(len(prompt.text)))
+    if case.thought not in whole.text:
+        case = replace(case, thought="")
+    reply = pipeline.ids_of_reply(whole.after(len(head)))
     reply_format = ReplyFormat(
         pipeline.vocabulary,
         stop_ids=frozenset(checkpoint.stop_ids),
-        thinking=find_thinking(checkpoint, prompt, prefill=False),
+        thinking=thinking,
         call_markers=checkpoint.dialect.markers[:1],
         halts=checkpoint.dialect.halts,
         parser=lambda: checkpoint.dialect.parser([Tool(name, SCHEMA) for name in NAMES]),

@@ -59,16 +59,57 @@ def test_a_broken_template_is_named(old: str, new: str, case: str) -> None:
     assert case in {fault.case for fault in self_test(replace(native("qwen3"), template=broken))}
 
 
-def edited(name: str, old: str, new: str) -> Checkpoint:
-    """The checkpoint with this change to its template."""
+def edited(name: str, *changes: tuple[str, str]) -> Checkpoint:
+    """The checkpoint with these changes to its template."""
     source = native(name).template.source
-    assert old in source
-    return replace(native(name), template=ChatTemplate(source.replace(old, new), "edited", {}))
+    for old, new in changes:
+        assert old in source
+        source = source.replace(old, new)
+    return replace(native(name), template=ChatTemplate(source, "edited", {}))
+
+
+OPENS_THINKING = {  # the generation prompt opens a think block that earlier replies do not have
+    "as QwQ": (
+        "qwen25",
+        [('"<|im_start|>assistant\\n" -}}{%- endif', '"<|im_start|>assistant\\n<think>\\n" -}}{%- endif')],
+    ),
+    "as GLM-4.7": (
+        "glm45",
+        [
+            ("'\\n<think></think>' }}", "'</think>' }}"),
+            ("'\\n<think></think>' if", "'</think>' if"),
+            ("'\\n<", "'<"),
+            ("'\\n' + content.strip()", "content.strip()"),
+            ("enable_thinking) else '' -}}\n{%- endif -%}", "enable_thinking) else '<think>' -}}\n{%- endif -%}"),
+        ],
+    ),
+    "as GLM-5": (
+        "glm45",
+        [("enable_thinking) else '' -}}\n{%- endif -%}", "enable_thinking) else '\\n<think>' -}}\n{%- endif -%}")],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", OPENS_THINKING)
+def test_a_template_may_open_a_think_block_that_it_leaves_out_of_earlier_replies(form: str) -> None:
+    """It was refused at start, for every case."""
+    name, changes = OPENS_THINKING[form]
+    checkpoint = edited(name, *changes)
+    assert self_test(checkpoint) == []
+    asked = checkpoint.template.render({"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": True})
+    assert asked.text.rstrip().endswith("<think>")
+    wrong = replace(checkpoint, dialect=find("react"))
+    assert "one call" in {fault.case for fault in self_test(wrong)}
+
+
+def test_a_template_that_answers_elsewhere_is_named() -> None:
+    moved = edited("qwen25", ('"<|im_start|>assistant\\n" -}}{%- endif', '"<|im_start|>bot\\n<think>\\n" -}}{%- endif'))
+    assert {"another place" in fault.text for fault in self_test(moved)} == {True}
 
 
 def test_a_leak_of_control_tokens_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs on the template that is served, not only on those known here."""
-    stripping = edited("qwen3_coder", "'\\n<' ~ key ~ '>'", "'\\n<' ~ (key | replace('$', '') | lower) ~ '>'")
+    stripping = edited("qwen3_coder", ("'\\n<' ~ key ~ '>'", "'\\n<' ~ (key | replace('$', '') | lower) ~ '>'"))
     assert self_test(stripping) == []
     pieces = Encoder.pieces
 
@@ -87,5 +128,5 @@ def test_a_leak_of_control_tokens_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_template_that_calculates_control_tokens_is_named() -> None:
     """Its own markup would reach the model as plain text, and every reply would suffer in silence."""
-    computed = edited("qwen3", "{{- '<|im_start|>' + message.role", "{{- '{}im_start|>'.format('<|') + message.role")
+    computed = edited("qwen3", ("{{- '<|im_start|>' + message.role", "{{- '{}im_start|>'.format('<|') + message.role"))
     assert "operations on text" in {fault.case: fault.text for fault in self_test(computed)}["control tokens"]

@@ -69,10 +69,14 @@ class Inventor:
         return [message, *results]
 
     def tool(self) -> dict[str, Any]:
-        """A function with a schema, not always a tidy one."""
+        """A function with a schema, not always a tidy one. Nulls are left out of prompts, so it has none."""
         draw = self._random
+
+        def keywords() -> dict[str, Any]:
+            return {key: value for key, value in self.object(1).items() if "null" not in json.dumps(value)}
+
         properties = {
-            key: {"type": draw.choice(("string", "integer", "object")), "description": self.text(), **self.object(1)}
+            key: {"type": draw.choice(("string", "integer", "object")), "description": self.text(), **keywords()}
             for key in draw.sample(KEYS, draw.randint(0, 4))
         }
         parameters = {"type": "object", "properties": properties, "required": list(properties)[:2]}
