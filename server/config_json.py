@@ -1,5 +1,9 @@
-"""Fields of a checkpoint's config.json that both processes read, without transformers."""
+"""Fields of a checkpoint's config.json that both processes read, without transformers.
 
+Also the rules about its weights by which one part loads them and another estimates their size.
+"""
+
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +11,7 @@ from typing import Any
 
 from server.errors import CannotStart
 
+WRAPPERS = ("_orig_mod.", "base_model.model.")  # prefixes of torch.compile and peft in front of every tensor's name
 SCALED_BY_FACTOR = ("yarn", "linear", "dynamic")  # kinds of rotary scaling
 
 
@@ -50,3 +55,18 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     if not isinstance(factor, int | float):
         return positions
     return max(positions, int((original if isinstance(original, int) else positions) * factor))
+
+
+def bare_name(tensor: str) -> str:
+    """The name of a tensor without the prefixes of what the model was wrapped in when it was saved."""
+    while prefix := next((one for one in WRAPPERS if tensor.startswith(one)), ""):
+        tensor = tensor.removeprefix(prefix)
+    return tensor
+
+
+def computes_float8(*, on_host: bool) -> bool:
+    """Whether float8 weights stay as they are: on a card, with the package that brings the kernels.
+
+    Elsewhere they are multiplied out to bfloat16 while they are loaded.
+    """
+    return not on_host and importlib.util.find_spec("kernels") is not None

@@ -97,14 +97,16 @@ def create_app(
 ) -> FastAPI:
     """The whole API over a backend that the caller starts and closes; until it is up, requests get a 503.
 
-    `name` is what clients write in `model`; `keys` are those of the settings if left out. Raises CannotStart where they
-    are none, or cannot be read.
+    `name` is what clients write in `model`, or else the folder or id as the operator wrote it; `keys` are those of the
+    settings if left out. Raises CannotStart where they are none, or cannot be read.
     """
     api, metrics, window = settings.api, Metrics(checkpoint.dialect.name), prompter.window
     service = build_service(checkpoint, prompter, backend)
     sampling = SamplingMapper(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size())
     mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer)
-    replies = ReplyHandler(api, name, service, metrics)
+    model = settings.model
+    names = {name} if model.served_model_name else {name, model.model}
+    replies = ReplyHandler(api, names, service, metrics)
     chat = ChatHandler(replies, mapper)
     responses = ResponsesHandler(replies, ResponsesMapper(mapper, random_seal()))
     messages = MessagesHandler(replies, MessagesMapper(sampling, api.must_answer), service)
@@ -114,7 +116,7 @@ def create_app(
             responses_router(responses),
             messages_router(messages),
             tokens_router(replies, chat, service, checkpoint, window),
-            models_router(name, window),
+            models_router(name, names, window, checkpoint.notes),
             memory_router(backend),
             health_router(backend, metrics),
         ),

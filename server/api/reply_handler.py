@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -70,9 +70,9 @@ class ReplyPlan(Protocol[E]):
 class ReplyHandler:
     """Answers requests for replies: what is common to all surfaces."""
 
-    def __init__(self, settings: ApiSettings, model: str, service: ChatService, metrics: Metrics) -> None:
+    def __init__(self, settings: ApiSettings, models: Collection[str], service: ChatService, metrics: Metrics) -> None:
         self.settings = settings
-        self._model = model
+        self._models = models
         self._service = service
         self._metrics = metrics
 
@@ -104,7 +104,7 @@ class ReplyHandler:
 
     def check_model(self, name: Any) -> None:
         """Raise RequestRefused (404) for a model that is not served."""
-        if name != self._model and not self.settings.allow_any_model:
+        if name not in self._models and not self.settings.allow_any_model:
             raise RequestRefused(no_such_model(str(name)))
 
     def deadline(self, request: Request) -> float | None:

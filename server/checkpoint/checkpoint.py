@@ -139,7 +139,7 @@ def _open_template(
         raise CannotStart(
             f"{folder} has no chat template and its tokenizer no ChatML tokens; give one with --chat-template"
         )
-    lacking = f"{folder} has no chat template" if stored is None else f"the chat template {origin} knows no tools"
+    lacking = "no chat template" if stored is None else f"the chat template in {Path(origin).name} knows no tools"
     notes.append(f"{lacking}: serving with ChatML and ReAct prompts instead")
     return ChatTemplate(read_text(FALLBACK_TEMPLATE), str(FALLBACK_TEMPLATE), variables)
 

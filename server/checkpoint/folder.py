@@ -1,5 +1,6 @@
 """Files of a checkpoint's folder. Every fault is a CannotStart of one line that names the file."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,18 @@ from typing import Any
 from server.config_json import read_json
 from server.errors import CannotStart
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+READ_SUFFIXES = (".json", ".safetensors", ".jinja")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model"
+
 
 def check_folder(folder: Path) -> None:
-    """Raise CannotStart unless the folder has a config.json and a tokenizer.json."""
+    """Raise CannotStart unless the folder has a config.json and a tokenizer.json, and files that can be read."""
     if not folder.exists():
         raise CannotStart(f"{folder} does not exist")
     if not folder.is_dir():
         raise CannotStart(f"{folder} is a file; give the folder that holds config.json and the weights")
+    check_files(folder)
     if not (folder / "config.json").is_file():
         raise CannotStart(f"{folder} holds no config.json, so it is no checkpoint")
     if not (folder / "tokenizer.json").is_file():
@@ -21,6 +27,19 @@ def check_folder(folder: Path) -> None:
             f"{folder} holds no tokenizer.json; save the tokenizer once with transformers' "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
+
+
+def check_files(folder: Path) -> None:
+    """Raise CannotStart for the folder of a LoRA adapter, and for files whose content git-lfs has not fetched."""
+    if (folder / ADAPTER_CONFIG).is_file() and _is_adapter_alone(folder):
+        raise CannotStart(
+            f"{folder} is a LoRA adapter of {_base_model(folder)}, without that model's weights; merge them with peft "
+            "(AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)), save the "
+            "tokenizer beside them, and serve that folder"
+        )
+    for path in sorted(folder.iterdir()):
+        if path.suffix in READ_SUFFIXES and path.is_file() and _begins_as_pointer(path):
+            raise CannotStart(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in {folder}")
 
 
 def read_text(path: Path) -> str:
@@ -37,13 +56,16 @@ def read_json_if_present(path: Path) -> dict[str, Any]:
 
 
 def stored_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The file that holds the checkpoint's chat template, and the template; None if it has none."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return str(path), read_text(path)
+    """The file that holds the checkpoint's chat template, and the template; None if it has none.
+
+    As transformers does where there are tools: of several templates the one named `tool_use`.
+    """
+    for path in (folder / "additional_chat_templates" / "tool_use.jinja", folder / "chat_template.jinja"):
+        if path.is_file():
+            return str(path), read_text(path)
     stored = tokenizer_config.get("chat_template")
     origin = str(folder / "tokenizer_config.json")
-    if isinstance(stored, list):  # named templates; transformers takes tool_use if there are tools
+    if isinstance(stored, list):  # named templates
         named = {entry["name"]: entry["template"] for entry in stored if isinstance(entry, dict)}
         stored = named.get("tool_use", named.get("default"))
     if isinstance(stored, str):
@@ -52,3 +74,25 @@ def stored_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[
     if path.is_file() and isinstance(text := read_json(path).get("chat_template"), str):
         return str(path), text
     return origin, None
+
+
+def _is_adapter_alone(folder: Path) -> bool:
+    weights = [path.name.startswith(ADAPTER_WEIGHTS) for path in folder.glob("*.safetensors")]
+    return not (folder / "config.json").is_file() or (bool(weights) and all(weights))
+
+
+def _base_model(folder: Path) -> str:
+    try:
+        fields = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return "another model"
+    name = fields.get("base_model_name_or_path") if isinstance(fields, dict) else None
+    return name if isinstance(name, str) and name else "another model"
+
+
+def _begins_as_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError as error:
+        raise CannotStart(f"cannot read {path}: {error}") from error

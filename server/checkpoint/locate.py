@@ -47,4 +47,7 @@ def locate(model: str, *, weights: bool = True) -> Path:
 
 def served_name(model: str, chosen: str) -> str:
     """The name that clients use: the operator's choice, or the last part of the path or id."""
-    return chosen or (BUILT_IN_NAME if model == BUILT_IN_MODEL else Path(model).name)
+    if chosen or model == BUILT_IN_MODEL:
+        return chosen or BUILT_IN_NAME
+    path = Path(model).expanduser()
+    return (path.resolve() if path.is_dir() else path).name or model

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafete
 from rich.console import Console
 from rich.table import Table
 
+from server.checkpoint.folder import check_files
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.config_json import read_config
 from server.errors import CannotStart
@@ -120,6 +121,7 @@ def _read_model(model: str) -> tuple[Shape, tuple[Tensor, ...]]:
     """Shape and tensors from a folder, the hub's local cache, or the headers of the files on the hub."""
     folder = Path(model).expanduser()
     if folder.is_dir():
+        check_files(folder)
         return read_shape(read_config(folder)), read_headers(folder)
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise CannotStart(f"{model} is no folder; give a folder, or a hub id such as Qwen/Qwen3-0.6B")

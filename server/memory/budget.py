@@ -13,7 +13,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from server.memory.headers import Tensor, computes_float8, weight_bytes
+from server.config_json import computes_float8
+from server.memory.headers import Tensor, weight_bytes
 from server.memory.shape import DTYPE_BYTES, FLOAT32_BYTES, Shape
 from server.messages import DeviceReading
 from server.settings import EngineSettings

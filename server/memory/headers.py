@@ -4,13 +4,13 @@ A safetensors file begins with the length of its header (8 bytes, little-endian)
 tensor names to dtype, shape and place; see the format's description in the safetensors repository.
 """
 
-import importlib.util
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from server.config_json import bare_name
 from server.errors import CannotStart
 from server.memory.shape import DTYPE_BYTES
 
@@ -65,11 +65,6 @@ def weight_bytes(tensors: Iterable[Tensor], *, dtype: str, quantize: str, tied: 
     )
 
 
-def computes_float8(*, on_host: bool) -> bool:
-    """Whether float8 weights stay as they are: on a card, with the package that brings the kernels."""
-    return not on_host and importlib.util.find_spec("kernels") is not None
-
-
 def _multiplied_out(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     for tensor in tensors:
         if not tensor.name.endswith(SCALE_SUFFIX):
@@ -106,7 +101,7 @@ def parse_header(raw: bytes) -> list[Tensor]:
     """The tensors that a header names; raises ValueError, KeyError or TypeError if it is malformed."""
     entries = json.loads(raw)
     entries.pop("__metadata__", None)
-    tensors = [Tensor(name, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()]
+    tensors = [Tensor(bare_name(name), entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()]
     unknown = sorted({tensor.dtype for tensor in tensors} - set(STORED_BYTES))
     if unknown:
         raise ValueError(f"unknown tensor type {', '.join(unknown)}")

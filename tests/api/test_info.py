@@ -1,18 +1,24 @@
 """Routes about the server itself: models, readiness, memory, metrics, token counts, the OpenAPI document."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import jsonschema
 import msgspec
+import pytest
 
+from server.api.app import create_app
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import EngineDied, Starting
 from server.messages import DeviceReading, MemoryReport
+from server.prompt.builder import PromptBuilder
+from server.settings import ModelSettings, Settings
 from server.version import version
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve, events_of
-from tests.backends.scripted import PULSE, Script
+from tests.backends.scripted import PULSE, Script, ScriptedBackend
 
 Reply = Callable[..., Script]
 DEVICE = DeviceReading("H100", "GPU-1", "nvml", total=3, used=1, free=2)
@@ -33,6 +39,24 @@ async def test_models_are_listed_and_found_by_ids_with_slashes(serve: Serve, che
             assert (await served.http.get(path)).json() == model
         missing = await served.http.get("/v1/models/none")
         assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(("chosen", "status"), [("", 200), ("chosen", 404)])
+async def test_the_id_that_the_model_was_given_by_is_served_as_well_unless_a_name_is_chosen(
+    checkpoint: Checkpoint, reply: Reply, chosen: str, status: int
+) -> None:
+    """A client asks for the id that the operator wrote; the notes on the checkpoint are listed with its name."""
+    noted = dataclasses.replace(checkpoint, notes=("serving with ReAct prompts",))
+    settings = Settings(model=ModelSettings(model="Qwen/Qwen3-0.6B", served_model_name=chosen))
+    backend = ScriptedBackend(lambda _: reply("Hi"))
+    app = create_app(settings, noted, PromptBuilder(noted, settings), backend, chosen or "Qwen3-0.6B")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        (model,) = (await http.get("/v1/models")).json()["data"]
+        assert (model["id"], model["notes"]) == (chosen or "Qwen3-0.6B", ["serving with ReAct prompts"])
+        assert (await http.get("/v1/models/Qwen/Qwen3-0.6B")).status_code == status
+        body = {"model": "Qwen/Qwen3-0.6B", "messages": [{"role": "user", "content": "Hi"}]}
+        assert (await http.post("/v1/chat/completions", json=body)).status_code == status
+        assert (await http.post("/v1/chat/completions", json=body | {"model": model["id"]})).status_code == 200
 
 
 async def test_an_unknown_model_is_a_404_unless_any_name_is_served(serve: Serve, reply: Reply) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.checkpoint.checkpoint import Checkpoint, SamplingDefaults
-from server.checkpoint.locate import BUILT_IN_FOLDER
+from server.checkpoint.locate import BUILT_IN_FOLDER, served_name
 from server.errors import CannotStart
 from tests.model_templates import TEMPLATES
 
@@ -100,6 +100,58 @@ def test_template_is_found_where_transformers_finds_it(folder: Path, stored: str
             update(folder / "chat_template.json", chat_template=SOURCE)
     opened = Checkpoint.open(folder)
     assert opened.template.source == SOURCE
+
+
+def test_the_template_for_tools_is_read_where_transformers_saves_it(folder: Path) -> None:
+    """`save_pretrained` writes named templates beside the default one, which knew no tools: ReAct was served."""
+    (folder / "chat_template.jinja").write_text(TEMPLATES["qwen15"][0].read_text())
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(SOURCE)
+    opened = Checkpoint.open(folder)
+    assert (opened.template.source, opened.dialect.name, opened.notes) == (SOURCE, "hermes", ())
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1503300328\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "chat_template.jinja"])
+def test_a_git_lfs_pointer_is_named_with_the_command_that_fetches_the_file(folder: Path, name: str) -> None:
+    """It was "its header would be 2336927755350992246 bytes long", or a fault of JSON."""
+    (folder / name).write_text(POINTER)
+    with pytest.raises(CannotStart, match=f"{name} is a git-lfs pointer.*git lfs pull") as caught:
+        Checkpoint.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["Qwen/Qwen3-0.6B", None, 7])
+@pytest.mark.parametrize("has_config", [False, True])
+def test_a_lora_adapter_is_named_with_its_model_and_the_way_to_serve_it(
+    folder: Path, base: object, has_config: bool
+) -> None:
+    """It was "holds no config.json, so it is no checkpoint"."""
+    update(folder / "adapter_config.json", peft_type="LORA", base_model_name_or_path=base)
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    if not has_config:
+        (folder / "config.json").unlink()
+    with pytest.raises(CannotStart, match=r"is a LoRA adapter of .*merge") as caught:
+        Checkpoint.open(folder)
+    assert ("Qwen/Qwen3-0.6B" in str(caught.value)) == (base == "Qwen/Qwen3-0.6B")
+    (folder / "model.safetensors").write_bytes(b"")
+    if has_config:
+        assert Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("model", [".", "./", "..", "sub/..", "{}", "{}/"])
+def test_a_folder_is_served_under_its_own_name_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """`--model .` was served as an empty name."""
+    place = tmp_path / "my-qwen"
+    (place / "sub").mkdir(parents=True)
+    monkeypatch.chdir(place / "sub" if model == ".." else place)
+    assert served_name(model.format(place), "") == "my-qwen"
+    assert served_name(model.format(place), "chosen") == "chosen"
+    assert served_name("Qwen/Qwen3-0.6B", "") == "Qwen3-0.6B"
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATES["qwen15"][0].read_text()])

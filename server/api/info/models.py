@@ -1,6 +1,7 @@
 """`/v1/models`: the one model that is served here; in Anthropic's shape for its clients."""
 
 import time
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -16,12 +17,15 @@ from server.prompt.window import Window
 
 
 class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
-    """A model that requests may name. `max_model_len` limits the tokens of prompt and reply together (extension)."""
+    """A model that requests may name. Extensions: `max_model_len` limits the tokens of prompt and reply together;
+    `notes` say what of the checkpoint is served otherwise than it is stored.
+    """
 
     id: str
     created: int
     owned_by: str
     max_model_len: int
+    notes: Sequence[str] = ()
 
 
 class ModelList(msgspec.Struct, tag_field="object", tag="list"):
@@ -33,13 +37,13 @@ class ModelList(msgspec.Struct, tag_field="object", tag="list"):
 _EXAMPLE = ModelCard("toolwire-demo", 1790000000, "toolwire", 2048)
 
 
-def models_router(name: str, window: Window) -> APIRouter:
-    """Routes that describe the model `name`; its window may narrow until the engine is ready."""
+def models_router(name: str, names: Collection[str], window: Window, notes: Sequence[str]) -> APIRouter:
+    """Routes that describe `name`, found by any of `names`; the window may narrow until the engine is ready."""
     router = APIRouter()
     created = int(time.time())
 
     def described() -> ModelCard:
-        return ModelCard(name, created, "toolwire", window.limit)
+        return ModelCard(name, created, "toolwire", window.limit, notes)
 
     def described_to_anthropic() -> AnthropicModel:
         at = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
@@ -65,7 +69,7 @@ def models_router(name: str, window: Window) -> APIRouter:
     )
     @router.head("/v1/models/{id:path}", include_in_schema=False)
     async def retrieve_model(id: str, request: Request) -> Response:
-        if id != name:
+        if id not in names:
             raise RequestRefused(no_such_model(id))
         if VERSION_HEADER in request.headers:
             return json_response(described_to_anthropic())

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from server.config_json import bare_name
 from server.model.cpu.native import NativeBackbone, NativeHead, supports_decoder
 from server.model.layers.decoder import Backbone, CompactBackbone
 from server.model.layers.packed_linear import pack_linears
@@ -147,7 +148,7 @@ def _read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 the file is no mapping
                 if not name.endswith(DERIVED):
-                    yield name, file.get_tensor(name)
+                    yield bare_name(name), file.get_tensor(name)
 
 
 class PlainModel(nn.Module):

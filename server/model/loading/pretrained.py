@@ -5,8 +5,8 @@ mask function for that name, so that transformers builds no mask. The name must 
 transformers rewrites.
 """
 
-import importlib.util
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from server.config_json import WRAPPERS, computes_float8
 from server.errors import CannotStart
 from server.model.attention.base import paged_attention
 from server.model.cpu.native import NativeBackbone, NativeHead, supports_decoder
@@ -29,6 +30,8 @@ from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, 
 from server.settings import EngineSettings
 
 ATTENTION_NAME = "toolwire"
+WRAPPED = rf"^(?:{'|'.join(map(re.escape, WRAPPERS))})+"
+MAX_NAMED = 4  # tensors in an error
 LAYER_TYPES = ("full_attention", "linear_attention")
 RECURRENT_MODELS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 QUANTIZATION_PACKAGES = {  # quantization method in config.json -> packages that transformers needs for it
@@ -116,11 +119,11 @@ def _choose_float8(config: Any, device: torch.device) -> None:
     """Dequantize float8 weights to bfloat16 while loading, where nothing computes with float8.
 
     transformers does so on a CPU and on cards older than compute capability 8.9; on newer ones it would look for the
-    package `kernels` only at the first request. `memory.headers` estimates by the same rule.
+    package `kernels` only at the first request.
     """
     quantization = getattr(config, "quantization_config", None)
     if isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
-        quantization["dequantize"] = device.type != "cuda" or importlib.util.find_spec("kernels") is None
+        quantization["dequantize"] = not computes_float8(on_host=device.type != "cuda")
 
 
 def _load_model(
@@ -132,7 +135,7 @@ def _load_model(
     watch = threading.Thread(target=_watch_loading, args=(checkpoint, device, on_progress, stop), daemon=True)
     watch.start()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint,
             config=config,
             dtype=dtype,
@@ -140,6 +143,8 @@ def _load_model(
             device_map={"": device} if device.type == "cuda" else None,
             local_files_only=True,
             use_safetensors=True,
+            key_mapping={WRAPPED: ""},
+            output_loading_info=True,
         )
     except ImportError as error:
         raise CannotStart(_missing_package(config, error)) from error
@@ -150,8 +155,22 @@ def _load_model(
     finally:
         stop.set()
         watch.join()
+    _refuse_missing(checkpoint, model, report)
     model.train(False)
     return model.requires_grad_(False)
+
+
+def _refuse_missing(checkpoint: Path, model: Any, report: Any) -> None:
+    """Raise CannotStart for weights that the files do not hold: transformers draws random ones in their place."""
+    missing = sorted(report["missing_keys"])
+    if getattr(model, "hf_quantizer", None) is not None:  # whose methods may do without scales and biases
+        missing = [name for name in missing if name.endswith("weight")]
+    if not missing:
+        return
+    more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+    unknown = sorted(report["unexpected_keys"])
+    instead = f"; it holds {unknown[0]}, which is not in this model" if unknown else ""
+    raise CannotStart(f"{checkpoint} holds no weights for {', '.join(missing[:MAX_NAMED])}{more}{instead}")
 
 
 def _watch_loading(checkpoint: Path, device: torch.device, on_progress: OnProgress, stop: threading.Event) -> None:

@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from server.errors import CannotStart
+from server.memory.headers import read_headers
 from server.messages import Sampling
 from server.model.loading.loader import load
 from server.model.runner import Runner
@@ -63,6 +66,44 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     folder = changed("qwen3", tmp_path / "m")
     (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 no header here")
     assert "cannot load" in refusal(folder)
+
+
+def rewritten(kind: Kind, folder: Path, rename: Callable[[str], str | None]) -> Path:
+    """A copy of the checkpoint whose tensors have other names, or are left out where `rename` gives None."""
+    shutil.copytree(tiny_checkpoint(kind), folder)
+    (path,) = folder.glob("*.safetensors")
+    tensors = {new: tensor for name, tensor in load_file(path).items() if (new := rename(name)) is not None}
+    save_file(tensors, path, {"format": "pt"})
+    return folder
+
+
+LOST = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "qwen3_5"])
+def test_a_missing_tensor_is_named(kind: Kind, tmp_path: Path) -> None:
+    """It was served, with random numbers in its place."""
+    said = refusal(rewritten(kind, tmp_path / "m", lambda name: None if name.endswith(LOST) else name))
+    assert "holds no weights for" in said and LOST in said and "more" not in said
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_5"])
+def test_tensors_under_an_unknown_prefix_are_missing(kind: Kind, tmp_path: Path) -> None:
+    said = refusal(rewritten(kind, tmp_path / "m", lambda name: f"wrapped.{name}"))
+    assert "holds no weights for" in said and "more" in said and "it holds wrapped." in said
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_5"])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "base_model.model.", "_orig_mod.base_model.model."])
+def test_known_prefixes_of_wrapped_models_are_taken_off(kind: Kind, prefix: str, tmp_path: Path) -> None:
+    folder = rewritten(kind, tmp_path / "m", lambda name: prefix + name)
+    runner = Runner(load(folder, EngineSettings(device="cpu"), nothing), 8, BLOCK_SIZE, num_slots=1)
+    stream = Stream(prompt_of(20), range(4), Sampling(max_tokens=8, temperature=0.0), slot=0)
+    run(runner, [stream])
+    assert stream.written == generate(kind, stream.prompt, 8)
+    assert {tensor.name for tensor in read_headers(folder)} == {
+        tensor.name for tensor in read_headers(tiny_checkpoint(kind))
+    }
 
 
 def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
