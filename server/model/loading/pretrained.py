@@ -135,7 +135,7 @@ def _load_model(
     watch = threading.Thread(target=_watch_loading, args=(checkpoint, device, on_progress, stop), daemon=True)
     watch.start()
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        found: Any = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint,
             config=config,
             dtype=dtype,
@@ -155,6 +155,7 @@ def _load_model(
     finally:
         stop.set()
         watch.join()
+    model, report = found
     _refuse_missing(checkpoint, model, report)
     model.train(False)
     return model.requires_grad_(False)
