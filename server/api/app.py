@@ -104,8 +104,7 @@ def create_app(
     service = build_service(checkpoint, prompter, backend)
     sampling = SamplingMapper(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size())
     mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer)
-    model = settings.model
-    names = {name} if model.served_model_name else {name, model.model}
+    names = {name} if settings.model.served_model_name else {name, settings.model.model}
     replies = ReplyHandler(api, names, service, metrics)
     chat = ChatHandler(replies, mapper)
     responses = ResponsesHandler(replies, ResponsesMapper(mapper, random_seal()))
