@@ -58,13 +58,24 @@ Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 @dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A prompt without a conversation: token ids, and texts in which nothing is a control token, in their order.
+
+    `stop_ids` end the reply beside the checkpoint's own.
+    """
+
+    parts: tuple[str | tuple[int, ...], ...]
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One request for one or more replies.
 
     Every call in `messages` has an id and is followed by its results, in the order of the calls. `tool_definitions`
     are the client's tool objects, key order kept, for the template; `tools` are the same tools as dialects need them.
     `sampling` None fields were already filled from the checkpoint's defaults; `max_tokens` None means what the window
-    leaves, at most the server's default.
+    leaves, at most the server's default. With `raw_prompts` there are no messages, and each has `n` replies.
     """
 
     id: str
@@ -85,11 +96,12 @@ class ChatRequest:
     must_answer: bool = False  # the reply may not end without text or a call
     cache_salt: str = ""  # cached prefixes are shared by requests with the same salt only
     notes: tuple[Note, ...] = ()  # of the surface that read the request
+    raw_prompts: tuple[RawPrompt, ...] = ()
 
     @property
     def answers_result(self) -> bool:
         """Whether the last message is the result of a call."""
-        return isinstance(self.messages[-1], ToolMessage)
+        return bool(self.messages) and isinstance(self.messages[-1], ToolMessage)
 
     @property
     def callable_tools(self) -> list[Tool]:
@@ -116,10 +128,11 @@ class PreparedRequest:
     as well, and so do `call_markers` where the vocabulary has no such token.
     """
 
-    generates: tuple[Generate, ...]  # one a choice
-    prompt_tokens: int
+    generates: tuple[Generate, ...]  # one a choice, those of one prompt together
+    prompt_tokens: int  # of all prompts
     thinking: Thinking
     dropped_messages: int = 0
     notes: tuple[Note, ...] = ()  # of the request and of every stage that prepared it, for the reply
     call_ids: tuple[int, ...] = ()
     call_markers: tuple[str, ...] = ()
+    num_prompts: int = 1

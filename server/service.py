@@ -229,8 +229,9 @@ class Generation:
             await _cancel(tasks)
             await self._free()
             raise
-        # Choices share the prompt: what the first found cached is what the request found cached.
-        self._cached_tokens = self._firsts[0][1].cached or 0
+        # The choices of a prompt share it: what the first found cached is what the request found cached.
+        firsts = self._firsts[:: self.n // self.prepared.num_prompts]
+        self._cached_tokens = sum(delta.cached or 0 for _, delta in firsts)
         self._record_stages(self._firsts)
         for observer in self._observers:
             observer.admitted(self)

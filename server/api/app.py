@@ -12,6 +12,10 @@ from server.api.chat.router import ChatHandler, chat_router
 from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
+from server.api.completions.router import CompletionsHandler, completions_router
+from server.api.completions.schemas import CompletionsRequest
+from server.api.completions.to_request import CompletionsMapper
+from server.api.completions.wire import Completion
 from server.api.errors import (
     ApiError,
     ErrorBody,
@@ -71,12 +75,13 @@ from server.settings import ApiSettings, Settings
 from server.version import version
 
 REQUESTS = (
-    ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest, TokenizeRequest, DetokenizeRequest,
+    ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest, CompletionsRequest, TokenizeRequest,
+    DetokenizeRequest,
 )  # fmt: skip
 REPLIES = (
     ChatCompletion, ChatCompletionChunk, ResponseObject, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard,
     ModelList, Memory, Health, Readiness, NotReady, MessageReply, *get_args(MessageEvent), TokensCount,
-    AnthropicErrorBody, AnthropicModel, AnthropicModelList,
+    AnthropicErrorBody, AnthropicModel, AnthropicModelList, Completion,
 )  # fmt: skip
 PAGE_HEADERS = {  # the page has no script and loads nothing
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
@@ -107,13 +112,12 @@ def create_app(
     names = {name} if settings.model.served_model_name else {name, settings.model.model}
     replies = ReplyHandler(api, names, service, metrics)
     chat = ChatHandler(replies, mapper)
-    responses = ResponsesHandler(replies, ResponsesMapper(mapper, random_seal()))
-    messages = MessagesHandler(replies, MessagesMapper(sampling, api.must_answer), service)
     app = DocumentedApp(
         routers=(
             chat_router(chat),
-            responses_router(responses),
-            messages_router(messages),
+            responses_router(ResponsesHandler(replies, ResponsesMapper(mapper, random_seal()))),
+            messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer), service)),
+            completions_router(CompletionsHandler(replies, CompletionsMapper(checkpoint, sampling))),
             tokens_router(replies, chat, service, checkpoint, window),
             models_router(name, names, window, checkpoint.notes),
             memory_router(backend),

@@ -8,12 +8,13 @@ conversation keeps its cached prefix whatever the next reply must be.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
-from server.chat_request import ChatRequest, PartTokens, PreparedRequest, Thinking
+from server.chat_request import ChatRequest, PartTokens, PreparedRequest, RawPrompt, Thinking
 from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.template import RenderedText
 from server.dialects.base import ConstraintSpec
 from server.errors import PromptTooLong
 from server.messages import Generate
@@ -53,6 +54,8 @@ class PromptBuilder:
 
         Raises BadRequest (the template refuses), PromptTooLong, BadSchema (the reply cannot be constrained).
         """
+        if request.raw_prompts:
+            return self._prepare_raw(request)
         fitted = self._fit(request)
         if not window.fits(self.window.limit, fitted.prompt.num_tokens):
             raise self._too_long(request, fitted)
@@ -79,6 +82,43 @@ class PromptBuilder:
         if fitted.prompt.min_tokens:
             raise self._too_long(request, fitted)
         return self._part_tokens(fitted)
+
+    def _prepare_raw(self, request: ChatRequest) -> PreparedRequest:
+        """Raises PromptTooLong."""
+        generates: list[Generate] = []
+        num_tokens = 0
+        for position, prompt in enumerate(request.raw_prompts):
+            token_ids = self._encode_raw(prompt)
+            num_tokens += len(token_ids)
+            limit = self.window.limit
+            max_tokens = window.reply_tokens(limit, len(token_ids), request.max_tokens, self._max_new_tokens)
+            one = replace(request, id=f"{request.id}-{position}")
+            generates += (
+                msgspec.structs.replace(generate, stop_ids=(*generate.stop_ids, *prompt.stop_ids))
+                for generate in self._generates(one, token_ids, "off", max_tokens, ())
+            )
+        return PreparedRequest(
+            generates=tuple(generates),
+            prompt_tokens=num_tokens,
+            thinking="off",
+            notes=bounded(request.notes),
+            num_prompts=len(request.raw_prompts),
+        )
+
+    def _encode_raw(self, prompt: RawPrompt) -> list[int]:
+        """The prompt's ids. Raises PromptTooLong, of a text that is certainly too long before it is encoded."""
+        encoder, limit = self._checkpoint.encoder, self.window.limit
+        texts = [part for part in prompt.parts if isinstance(part, str)]
+        if (least := sum(encoder.min_tokens(text, limit) for text in texts)) > limit:
+            raise _raw_too_long(limit, least, at_least=True)
+        token_ids = [
+            token_id
+            for part in prompt.parts
+            for token_id in (encoder.encode(RenderedText(part)) if isinstance(part, str) else part)
+        ]
+        if not window.fits(limit, len(token_ids)):
+            raise _raw_too_long(limit, len(token_ids), at_least=False)
+        return token_ids
 
     def _fit(self, request: ChatRequest) -> Fitted:
         """The whole prompt, or one without its oldest messages where the request allows it."""
@@ -149,6 +189,12 @@ class PromptBuilder:
             )
             for i in range(request.n)
         )
+
+
+def _raw_too_long(limit: int, num_tokens: int, at_least: bool) -> PromptTooLong:
+    text = f"This model's maximum context length is {limit} tokens. However, your prompt has "
+    text += f"{'at least ' if at_least else ''}{num_tokens} tokens. Please reduce the length of the prompt."
+    return PromptTooLong(text, num_tokens, limit, param="prompt", code="context_length_exceeded")
 
 
 def _drop_oldest(

@@ -43,6 +43,10 @@ class MessagesPlan:
         """The log of replies, where prompts are logged."""
         return [MessageLog(self.style)] if prompt_logger.isEnabledFor(logging.INFO) else []
 
+    def refused(self, error: ServeError) -> Sequence[MessageEvent]:
+        """None: a status says it."""
+        return ()
+
     def events(self, generation: Generation) -> AsyncGenerator[list[MessageEvent], None]:
         """The events. Raises the ServeError that ends the reply."""
         return message_events(generation, self.style)
@@ -60,9 +64,13 @@ class MessagesHandler:
         self._mapper = mapper
         self._service = service
 
+    async def read(self, raw: bytes) -> MessagesPlan:
+        """The validated request. Raises RequestRefused or a ServeError."""
+        return await self._replies.parse(self._read, raw)
+
     async def answer(self, request: Request) -> Response:
         """POST /v1/messages."""
-        return await self._replies.answer(request, partial(self._replies.parse, self._read))
+        return await self._replies.answer(request, self.read)
 
     async def count(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens."""

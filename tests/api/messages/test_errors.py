@@ -54,6 +54,7 @@ async def test_overload_is_529(serve: Serve, error: ServeError) -> None:
     """The SDK tries again, after the time that the header names."""
     async with serve([error]) as served:
         response = await send(served)
+        check(await send(served, stream=True), 529, "overloaded_error")
     check(response, 529, "overloaded_error")
     assert int(response.headers["retry-after"]) >= 1
 

@@ -1,0 +1,118 @@
+"""Route of Completions: whole or as a stream, both from the same chunks."""
+
+import dataclasses
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.body import read_lenient, read_object
+from server.api.chat.wire import CompletionDetails, PromptDetails, Usage
+from server.api.completions.schemas import CompletionsRequest, read_completions_request
+from server.api.completions.to_reply import CompletionStyle, completion_chunks, fold_completion
+from server.api.completions.to_request import CompletionsMapper
+from server.api.completions.wire import Completion, CompletionChoice
+from server.api.errors import encode
+from server.api.middleware.request_log import prompt_logger
+from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, ref
+from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler
+from server.api.sse import DATA_FRAMES, Framing
+from server.chat_request import ChatRequest
+from server.errors import ServeError
+from server.service import Generation, RequestObserver
+
+PATH = "/v1/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionPlan:
+    """One Completions request, and how its reply is written."""
+
+    request: ChatRequest
+    stream: bool
+    style: CompletionStyle
+    framing: Framing = DATA_FRAMES
+
+    def observers(self) -> Sequence[RequestObserver]:
+        """None of its own."""
+        return ()
+
+    def refused(self, error: ServeError) -> Sequence[Completion]:
+        """None: a status says it."""
+        return ()
+
+    def events(self, generation: Generation) -> AsyncGenerator[list[Completion], None]:
+        """The chunks. Raises the ServeError that ends the reply."""
+        return completion_chunks(generation, self.style)
+
+    def encode(self, events: Sequence[Completion], generation: Generation) -> bytes:
+        """JSON of the whole reply."""
+        return encode(fold_completion(events, generation.usage))
+
+
+class CompletionsHandler:
+    """Answers Completions requests."""
+
+    def __init__(self, replies: ReplyHandler, mapper: CompletionsMapper) -> None:
+        self._replies = replies
+        self._mapper = mapper
+
+    async def read(self, raw: bytes) -> CompletionPlan:
+        """The validated request. Raises RequestRefused or a ServeError."""
+        return await self._replies.parse(self._read, raw)
+
+    async def answer(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        return await self._replies.answer(request, self.read)
+
+    def _read(self, raw: bytes) -> CompletionPlan:
+        strict = self._replies.settings.strict
+        body, notes = (read_object(raw), ()) if strict else read_lenient(raw)
+        sent = read_completions_request(body, strict)
+        self._replies.check_model(sent.model)
+        prompt_logger.info("prompt", extra={"prompt": body["prompt"]})
+        request = dataclasses.replace(self._mapper.to_request(sent), notes=notes)
+        return CompletionPlan(request, bool(sent.stream), self._mapper.style(sent))
+
+
+def completions_router(handler: CompletionsHandler) -> APIRouter:
+    """Route of Completions."""
+    router = APIRouter()
+    router.add_api_route(
+        PATH,
+        handler.answer,
+        methods=["POST"],
+        operation_id="createCompletion",
+        summary="Continue a prompt as it stands.",
+        openapi_extra={**json_body(CompletionsRequest, _REQUESTS), "parameters": [TIMEOUT_PARAMETER]},
+        responses={200: _REPLY, **error_replies(400, 401, 404, 408, 413, 429, 500, 503, 504)},
+    )
+    return router
+
+
+_REQUESTS: Mapping[str, Any] = {
+    "text": {"model": "toolwire-demo", "prompt": "Once upon a time", "max_tokens": 32},
+    "several": {"model": "toolwire-demo", "prompt": ["One,", "Two,"], "n": 2, "stream": True},
+    "token ids": {"model": "toolwire-demo", "prompt": [9707, 11], "echo": True},
+    "fill in the middle": {"model": "toolwire-demo", "prompt": "def add(a, b):\n", "suffix": "\n    return total\n"},
+}
+_EXAMPLE = Completion(
+    "cmpl-b3Kd92mXqLw07TzVnRfYpGhA",
+    1790000000,
+    "toolwire-demo",
+    [CompletionChoice(0, " there was a server.", finish_reason="stop")],
+    usage=Usage(4, 6, 10, PromptDetails(), CompletionDetails()),
+)
+_EVENTS = "Each event is `data: ` and a chunk in the form of the reply, the last `data: [DONE]`."
+_REPLY = {
+    "description": "The reply, or with `stream` its chunks as server-sent events.",
+    "headers": REQUEST_ID,
+    "content": {
+        "application/json": {"schema": ref(Completion), "example": msgspec.to_builtins(_EXAMPLE)},
+        "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}},
+    },
+}
