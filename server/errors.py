@@ -11,7 +11,8 @@ ServeError
 ├── Busy                the request is valid; a retry may succeed
 │   ├── QueueFull           the queue is full
 │   ├── NoMemory            the device has no memory left for it
-│   └── Starting            the engine is loading the model, or restarting after a failure
+│   ├── Starting            the engine is loading the model, or restarting after a failure
+│   └── ShuttingDown        the server ends; another one may serve the request
 ├── Broken              the server failed
 │   ├── RequestFailed       this request alone
 │   ├── DeadlinePassed      this request exceeded its deadline
@@ -87,6 +88,13 @@ class Starting(Busy):
         super().__init__(f"the model is loading: {stage}, {fraction:.0%}", retry_after_s=retry_after_s)
         self.stage = stage
         self.fraction = fraction
+
+
+class ShuttingDown(Busy):
+    """The server ends; another one, or the next, may serve the request."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; the reply was cut off")
 
 
 class Broken(ServeError):

@@ -52,7 +52,9 @@ def test_a_stream_that_exceeds_the_drain_timeout_ends_with_an_error_event_and_th
         assert server.process.wait(30) == 0
         engine.wait(10)
         assert reader.events[-1] == "[DONE]"
-        assert json.loads(reader.events[-2])["error"]["type"] == "server_error"
+        error = json.loads(reader.events[-2])["error"]
+        assert (error["type"], error["code"]) == ("server_error", "shutting_down")
+        assert error["message"] == "the server is shutting down; the reply was cut off"
         assert "Traceback" not in server.output()
 
 

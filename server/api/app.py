@@ -51,6 +51,7 @@ from server.api.messages.wire import (
 from server.api.metrics import Metrics
 from server.api.middleware.admission import Admission, AdmissionMiddleware
 from server.api.middleware.auth import ApiKeys, AuthMiddleware
+from server.api.middleware.content_encoding import ContentEncodingMiddleware
 from server.api.middleware.error_boundary import ErrorBoundary
 from server.api.middleware.host_origin import HostOriginMiddleware
 from server.api.middleware.rate_limit import RateLimiter, RateLimitMiddleware
@@ -143,7 +144,7 @@ def create_app(
     return app
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def _add_error_handlers(app: DocumentedApp) -> None:
     """Every reply that is no success is the error object of its surface, OpenAI's where that has none of its own."""
 
     async def serve_error(request: Request, error: Exception) -> Response:
@@ -157,7 +158,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         method, path = request.method, request.url.path
-        known = {404: not_found(method, path), 405: not_allowed(method, path)}
+        known = {404: not_found(method, path, app.served()), 405: not_allowed(method, path)}
         reply = error_response(
             known.get(error.status_code, ApiError(error.status_code, str(error.detail))), request.scope
         )
@@ -178,6 +179,7 @@ def _add_middleware(app: DocumentedApp, settings: ApiSettings, metrics: Metrics,
     """The last one added is the first to see a request."""
     limiter = RateLimiter(settings.rate_limit_rpm, settings.max_concurrent_per_key)
     pending = Admission(settings.max_pending_requests, max(settings.max_pending_bytes, settings.max_body_bytes))
+    app.add_middleware(ContentEncodingMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(AdmissionMiddleware, admission=pending)
     app.add_middleware(RateLimitMiddleware, limiter=limiter)
     app.add_middleware(

@@ -1,6 +1,6 @@
 """Errors as HTTP statuses and OpenAI's error object: one table, for bodies and for events of a stream."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -105,6 +105,7 @@ _TABLE: Mapping[type[errors.ServeError], _Row] = {
     errors.QueueFull: _Row(429, "requests", "rate_limit_exceeded"),
     errors.NoMemory: _Row(503, "server_error", "no_memory"),
     errors.Starting: _Row(503, "server_error", "model_loading"),
+    errors.ShuttingDown: _Row(503, "server_error", "shutting_down"),
     errors.Busy: _Row(503, "server_error", "overloaded"),
     errors.DeadlinePassed: _Row(504, "server_error", "request_timeout", headers=_DO_NOT_RETRY),
     errors.RequestFailed: _Row(500, "server_error", "request_failed", headers=_DO_NOT_RETRY),
@@ -131,9 +132,15 @@ def unexpected() -> ApiError:
     return ApiError(500, text, "server_error", code="internal_error", headers=_DO_NOT_RETRY)
 
 
-def not_found(method: str, path: str) -> ApiError:
-    """A 404 for a URL that does not exist."""
-    return ApiError(404, f"Invalid URL ({method} {path})", code="unknown_url")
+def not_found(method: str, path: str, served: Sequence[str]) -> ApiError:
+    """A 404 for a URL that does not exist; `served` are the method and path of each route.
+
+    SDKs show a 404 as a missing model, so that the message is all that leads to the base URL.
+    """
+    last = path.rstrip("/").rsplit("/", 1)[-1]
+    alike = [route for route in served if last and route.endswith(f"/{last}")]
+    hint = f" Did you mean {alike[0]}? The base URL ends with /v1." if alike else ""
+    return ApiError(404, f"Invalid URL ({method} {path}).{hint} Served here: {', '.join(served)}.", code="unknown_url")
 
 
 def not_allowed(method: str, path: str) -> ApiError:

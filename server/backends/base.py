@@ -24,4 +24,4 @@ class Backend(Protocol):
         """The engine's latest heartbeat; raises Starting while it loads, EngineDied if it has gone silent."""
 
     async def close(self) -> None:
-        """Free everything; running generators raise EngineDied."""
+        """Free everything; running generators raise ShuttingDown."""

@@ -18,7 +18,7 @@ import zmq.asyncio
 
 from server.backends.engine_process import ENGINE, EngineProcess
 from server.backends.open_requests import OpenRequests, error_of
-from server.errors import CannotStart, EngineDied, ServeError, Starting
+from server.errors import CannotStart, EngineDied, ServeError, ShuttingDown, Starting
 from server.messages import (
     Abort,
     Delta,
@@ -143,8 +143,9 @@ class LocalBackend:
         return self._pulse
 
     async def close(self) -> None:
-        """End the engine process; running generators raise EngineDied."""
+        """End the engine process; running generators raise ShuttingDown."""
         self._closing.set()
+        self._requests.fail_all(ShuttingDown())
         if self._supervisor is not None:
             if self._is_up():  # an engine that is still loading has nothing to finish
                 await self._send(Shutdown())
@@ -179,7 +180,7 @@ class LocalBackend:
             self._progress = Progress("waiting to restart after a failure", 0.0)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause_s)
-        self._requests.fail_all(EngineDied("the server is shutting down"))
+        self._requests.fail_all(ShuttingDown())
 
     def _report_first_start(self, reason: str) -> None:
         if self._ready is not None and not self._ready.done():
@@ -283,6 +284,8 @@ class LocalBackend:
         return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed))
 
     def _require_ready(self) -> None:
+        if self._closing.is_set():
+            raise ShuttingDown
         if not self._is_up():
             raise Starting(self._progress.stage, self._progress.fraction)
 

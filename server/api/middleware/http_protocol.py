@@ -7,6 +7,7 @@ A refusal becomes a request of its own (`REFUSAL` in its state), so that it is c
 
 import asyncio
 import socket
+from functools import partial
 from typing import Any
 
 import httptools
@@ -23,6 +24,16 @@ UNREAD_TIMEOUT_S = 60.0  # a client that takes no byte of its reply for so long 
 UNREAD_AT_SHUTDOWN_S = 5.0
 REFUSAL = "http_refusal"  # key in a scope's state: the ApiError of a malformed message
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+async def _until_close(cycle: RequestResponseCycle, app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Run `app` for a client of HTTP/1.0, which knows no transfer coding: the close of the connection ends a reply."""
+
+    async def send_plainly(message: Any) -> None:
+        cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    await app(scope, receive, send_plainly)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -52,8 +63,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._end_after(self.cycle)  # the request is answered as HTTP/1.1, what follows it is not parsed
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(ApiError(400, "The message is no valid HTTP/1.1 request.", code="malformed_http"))
         else:
@@ -68,6 +79,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop the timeout: the head is complete."""
+        if self._offers_upgrade():
+            return
         self._stop_timeout()
         self._in_body = True
         self._num_bytes = 0
@@ -80,6 +93,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Restart the count for the next head."""
+        if self._offers_upgrade():
+            return
         self._in_body = False
         self._num_bytes = 0
         super().on_message_complete()
@@ -126,6 +141,37 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _should_upgrade(self) -> bool:
         return False  # no WebSocket here, even if a library for it is installed
+
+    def _offers_upgrade(self) -> bool:
+        """Whether the parser stops behind a head that offers another protocol. A WebSocket is refused later."""
+        if not self.parser.should_upgrade() or self.parser.get_method() == b"CONNECT":
+            return False
+        return self._get_upgrade() != b"websocket"
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Parse the head once more without its offer, which a server may ignore (RFC 9110 7.8), and what follows it.
+
+        The parser takes what follows an offer for another protocol's, and would lose the request's body.
+        """
+        if not self._offers_upgrade():
+            self._end_after(self.cycle)  # answered as HTTP/1.1; what follows it is not parsed
+            return
+        head = [self.parser.get_method(), b" ", self.url, f" HTTP/{self.parser.get_http_version()}\r\n".encode()]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(option for option in value.split(b",") if option.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join([*head, b"\r\n"]))
+        if rest:
+            self.data_received(rest)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            cycle.chunked_encoding = False
+            app = partial(_until_close, cycle, app)
+        super()._start_asgi_task(cycle, app)
 
     def _poll_half_closed(self) -> None:
         reset = self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

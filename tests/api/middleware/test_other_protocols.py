@@ -1,0 +1,150 @@
+"""HTTP as other clients speak it, over real sockets: offers of HTTP/2, compressed bodies, HTTP/1.0, wrong paths."""
+
+import asyncio
+import gzip
+import json
+import time
+import zlib
+from collections.abc import Callable
+
+import pytest
+import zstandard
+
+from tests.api.conftest import MODEL, Serve
+from tests.api.middleware.test_http_protocol import Peer, chat_request, peer, reply_to
+from tests.backends.scripted import Script
+
+__all__ = ["peer"]
+BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}).encode()
+OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+WITH_LENGTH = b"content-length: %d\r\n\r\n" % len(BODY)
+RAW = zlib.compressobj(wbits=-15)
+CODINGS = {
+    "gzip": gzip.compress(BODY),
+    "x-gzip": gzip.compress(BODY[:20]) + gzip.compress(BODY[20:]),
+    "deflate": zlib.compress(BODY),
+    "Deflate": RAW.compress(BODY) + RAW.flush(),
+    "zstd": zstandard.compress(BODY),
+    "identity": BODY,
+    "gzip, zstd": zstandard.compress(gzip.compress(BODY)),
+}
+
+
+def compressed(coding: str, body: bytes) -> bytes:
+    return HEAD + b"content-encoding: %s\r\ncontent-length: %d\r\n\r\n" % (coding.encode(), len(body)) + body
+
+
+@pytest.mark.parametrize("pause", [False, True], ids=["same packet", "second packet"])
+@pytest.mark.parametrize(
+    "rest",
+    [WITH_LENGTH + BODY, b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)],
+    ids=["length", "chunked"],
+)
+async def test_an_offer_of_http_2_is_ignored_and_the_body_read(peer: Peer, rest: bytes, pause: bool) -> None:
+    """Every JDK and Ktor client makes it over plain HTTP; the parser took the body for HTTP/2 and dropped it."""
+    head, body = (HEAD + OFFER + rest).split(b"\r\n\r\n", 1)
+    peer[1].write(head + b"\r\n\r\n")
+    if pause:
+        await peer[1].drain()
+        await asyncio.sleep(0.1)
+    status, _, reply = await reply_to(peer, body)
+    assert status == 200 and reply["choices"][0]["message"]["content"] == "Hi"
+    assert (await reply_to(peer, HEAD + OFFER + WITH_LENGTH + BODY))[0] == 200  # the connection goes on
+    assert (await reply_to(peer, chat_request()))[0] == 200
+
+
+async def test_an_offer_in_pieces_of_one_byte(peer: Peer) -> None:
+    sent = HEAD + OFFER + WITH_LENGTH + BODY
+    for place in range(len(sent) - 1):
+        peer[1].write(sent[place : place + 1])
+        await asyncio.sleep(0)
+    assert (await reply_to(peer, sent[-1:]))[0] == 200
+
+
+async def test_an_offer_without_a_body_is_ignored(peer: Peer) -> None:
+    status, _, _ = await reply_to(peer, b"GET /health HTTP/1.1\r\nhost: x\r\n" + OFFER + b"\r\n")
+    assert status == 200
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_compressed_body_is_decoded(peer: Peer, coding: str) -> None:
+    """A 400 "could not parse" said nothing of the coding."""
+    status, _, reply = await reply_to(peer, compressed(coding, CODINGS[coding]))
+    assert status == 200, reply
+    assert reply["choices"][0]["message"]["content"] == "Hi"
+
+
+@pytest.mark.parametrize("coding", ["br", "compress", "gzip, br", "gzip, gzip, gzip, gzip"])
+async def test_another_coding_is_refused_by_name(peer: Peer, coding: str) -> None:
+    status, headers, reply = await reply_to(peer, compressed(coding, BODY))
+    assert (status, reply["error"]["code"]) == (415, "unsupported_content_encoding")
+    assert f"'{coding.split(', ')[-1] if 'br' in coding else coding}'" in reply["error"]["message"]
+    assert headers["accept-encoding"] == "gzip, deflate, zstd"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+async def test_a_body_that_is_not_of_its_coding_is_refused(peer: Peer, coding: str) -> None:
+    status, _, reply = await reply_to(peer, compressed(coding, BODY))
+    assert (status, reply["error"]["code"]) == (400, "invalid_content_encoding")
+
+
+async def test_a_body_cut_short_is_refused(peer: Peer) -> None:
+    status, _, _ = await reply_to(peer, compressed("gzip", gzip.compress(BODY)[:-12]))
+    assert status == 400
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd", "gzip, gzip"])
+async def test_a_bomb_is_refused_while_it_is_inflated(peer: Peer, coding: str) -> None:
+    """1 MB of zeros for each KB sent: the limit on bodies counts what they become."""
+    bomb = bytes(200 << 20)
+    for one in coding.split(", "):
+        bomb = zstandard.compress(bomb) if one == "zstd" else (gzip if one == "gzip" else zlib).compress(bomb, 1)
+    began_s = time.process_time()
+    status, _, reply = await reply_to(peer, compressed(coding, bomb[:900_000]))
+    assert (status, reply["error"]["code"]) == (413, "request_too_large")
+    assert time.process_time() - began_s < 2
+
+
+async def test_decoded_bytes_count_for_admission(serve: Serve, reply: Callable[..., Script]) -> None:
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "a" * 60_000}]}).encode()
+    async with serve(reply("Hi"), max_pending_bytes=2048, max_body_bytes=2048) as served:
+        headers = {"content-encoding": "gzip", "content-type": "application/json"}
+        answer = await served.http.post("/v1/chat/completions", content=gzip.compress(body), headers=headers)
+    assert answer.status_code in (413, 429)
+
+
+async def test_a_stream_for_http_1_0_has_no_transfer_coding(peer: Peer) -> None:
+    """Old proxies read the sizes of the chunks as part of the events."""
+    body = json.dumps({**json.loads(BODY), "stream": True}).encode()
+    head = HEAD.replace(b"HTTP/1.1", b"HTTP/1.0")
+    peer[1].write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+    received = (await asyncio.wait_for(peer[0].read(), 20)).decode()
+    head_text, _, events = received.partition("\r\n\r\n")
+    assert "transfer-encoding" not in head_text.lower()
+    assert events.startswith("data: {") and events.endswith("data: [DONE]\n\n")
+
+
+async def test_a_whole_reply_for_http_1_0(peer: Peer) -> None:
+    status, _, reply = await reply_to(peer, HEAD.replace(b"HTTP/1.1", b"HTTP/1.0") + WITH_LENGTH + BODY)
+    assert status == 200 and reply["choices"][0]["message"]["content"] == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "POST /v1/chat/completions"),
+        ("/v1/v1/chat/completions", "POST /v1/chat/completions"),
+        ("/api/v1/models", "GET /v1/models"),
+        ("/v1/embeddings", None),
+    ],
+)
+async def test_a_wrong_path_is_told_the_right_one(serve: Serve, path: str, hint: str | None) -> None:
+    """SDKs show a 404 as "model not found": the message is all that leads to the base URL."""
+    async with serve() as served:
+        answer = await served.http.post(path, json={})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (404, "unknown_url")
+    assert f"Invalid URL (POST {path})" in error["message"]
+    assert "POST /v1/chat/completions" in error["message"]
+    assert (f"Did you mean {hint}? The base URL ends with /v1." in error["message"]) == (hint is not None)
