@@ -52,6 +52,17 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 
 
 MAX_SOURCE = 4 * 1024 * 1024  # characters; 128 tools with schemas of reasonable size stay well below
+# Arguments of LLParserLimits, for both processes: some 20 ms to compile a hostile grammar, 15 ms a mask, 100 MB of
+# lexer states. The step limits are a tenth of llguidance's defaults, with which an ambiguous grammar took half a second
+# a mask before it was rejected. They suffice for 128 tools, or for one with a thousand optional arguments.
+GRAMMAR_LIMITS = {
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 100_000,
+    "step_max_items": 6_000,
+    "max_items_in_row": 4_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 500_000,
+}
 
 
 class Constraint(msgspec.Struct, frozen=True, array_like=True):

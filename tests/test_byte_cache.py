@@ -9,7 +9,7 @@ import psutil
 from server.byte_cache import ENTRY_BYTES, ByteCache
 from server.dialects.base import Tool
 from server.dialects.schema import cache
-from server.dialects.schema.supported import supported
+from server.dialects.schema.compiled import supported
 from server.dialects.schema.validate import ToolSet
 
 

@@ -12,7 +12,7 @@ from server.notes import Note
 
 MAX_DEPTH = 100  # of nested arrays and objects in a whole body; jiter itself stops at 200
 MAX_VALUES = 100_000  # of a whole body: parsing them takes some 20 ms in which no other thread runs
-MAX_INTEGER = 1 << 63
+MAX_INTEGER = (1 << 63) - 1
 SLICE_BYTES = 1 << 16
 HALF_READ = "\N{REPLACEMENT CHARACTER}"
 _PAIR = rb"u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -41,8 +41,8 @@ def read_object(raw: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """The body as an object.
 
     Raises RequestRefused (400) for what is no JSON by RFC 8259 (NaN, invalid UTF-8, lone surrogates), for duplicate
-    keys, for numbers no double or 64-bit integer holds, for nesting beyond MAX_DEPTH, for more than
-    `max_values` values, and for anything but an object.
+    keys, for numbers no double holds, for nesting beyond MAX_DEPTH, for more than `max_values` values, and for anything
+    but an object. An integer beyond 64 bits becomes a double.
     """
     if len(raw) > max_values:  # fewer bytes hold no more values
         _check_num_values(raw, max_values)
@@ -109,14 +109,21 @@ def _check_values(body: dict[str, Any]) -> None:
             raise RequestRefused(not_json(f"nested deeper than {MAX_DEPTH} levels"))
         below: list[Any] = []
         for container in level:
-            for value in container.values() if isinstance(container, dict) else container:
+            for key, value in container.items() if isinstance(container, dict) else enumerate(container):
                 if isinstance(value, dict | list):
                     below.append(value)
                 elif isinstance(value, float) and not math.isfinite(value):
                     raise RequestRefused(not_json("a number is too large for a double"))
                 elif isinstance(value, int) and abs(value) > MAX_INTEGER:
-                    raise RequestRefused(not_json("a number is too large for 64 bits"))
+                    container[key] = _as_double(value)
         level = below
+
+
+def _as_double(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise RequestRefused(not_json("a number is too large for a double")) from error
 
 
 KINDS = {

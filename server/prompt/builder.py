@@ -16,6 +16,7 @@ from server.chat_request import ChatRequest, PartTokens, PreparedRequest, RawPro
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.template import RenderedText
 from server.dialects.base import ConstraintSpec
+from server.dialects.schema.compiled import schema_notes
 from server.errors import PromptTooLong
 from server.messages import Generate
 from server.notes import bounded
@@ -63,12 +64,14 @@ class PromptBuilder:
         max_tokens = window.reply_tokens(self.window.limit, len(token_ids), request.max_tokens, self._max_new_tokens)
         thinking = find_thinking(self._checkpoint, fitted.prompt, request.continue_final_message)
         openers = call_openers(self._checkpoint, request)
+        generates = self._generates(request, token_ids, thinking, max_tokens, openers.ids)
+        names = {tool.name for tool in request.callable_tools}
         return PreparedRequest(
-            generates=self._generates(request, token_ids, thinking, max_tokens, openers.ids),
+            generates=generates,
             prompt_tokens=len(token_ids),
             thinking=thinking,
             dropped_messages=fitted.dropped_messages,
-            notes=bounded(request.notes),
+            notes=bounded([*request.notes, *schema_notes(request.tools, names, request.answer)]),
             call_ids=openers.ids,
             call_markers=openers.markers,
         )

@@ -24,7 +24,6 @@ from server.api.errors import RequestRefused
         b'{"a": NaN}',
         b'{"a": Infinity}',
         b'{"a": 1e999}',
-        b'{"a": 99999999999999999999}',
         b'{"a": ' + b"9" * 10_000 + b"}",
         b'{"a": "\xff"}',
         b'{"a": "\\ud800"}',

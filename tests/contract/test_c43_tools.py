@@ -128,6 +128,8 @@ def test_c53_a_long_description(live: Live) -> None:
 
 def test_c54_a_reference_to_nowhere(live: Live) -> None:
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}
-    refused(live, PARAMETERS, "invalid_function_parameters", tools=[tool(parameters=schema)])
-    ok(live, messages=[USER], tools=[WEATHER], max_tokens=1)
+    refused(live, PARAMETERS, "invalid_function_parameters", tools=[tool(parameters=schema, strict=True)])
+    reply = ok(live, messages=[USER], tools=[tool(parameters=schema)], max_tokens=1)
+    (note,) = reply["toolwire"]["notes"]
+    assert note["kind"] == "schema" and note["param"] == "tools[0].function.parameters.properties.a"
     assert post(live, {"model": MODEL, "messages": [HELLO], "max_tokens": 1}).status_code == 200

@@ -22,7 +22,7 @@ from server.api.chat.tool_schemas import (
 from server.api.sampling import SamplingMapper
 from server.chat_request import ChatRequest
 from server.dialects.base import Choice, CustomFormat, ResponseFormat, Tool
-from server.dialects.schema.check import MAX_PATTERNS, check_answer, check_parameters, count_patterns
+from server.dialects.schema.check import check_answer, check_parameters, check_sizes
 from server.dialects.schema.custom import format_fault
 
 LONGEST_STRICT_NAME = 64
@@ -101,14 +101,11 @@ class RequestMapper:
 
     def declare(self, offered: Sequence[AnyTool], paths: Sequence[str]) -> list[Tool]:
         """The tools for the dialect; `paths` name them in errors. Raises RequestRefused or BadSchema."""
+        functions = [(tool, path) for tool, path in zip(offered, paths, strict=True) if isinstance(tool, FunctionTool)]
+        check_sizes([(f"{path}.parameters", tool.function.parameters) for tool, path in functions])
         tools: list[Tool] = []
-        num_patterns = 0
         for tool, path in zip(offered, paths, strict=True):
             tools.append(self._tool(tool, path))
-            num_patterns += count_patterns(tools[-1].parameters)
-            if num_patterns > MAX_PATTERNS:
-                text = f"Invalid 'tools': their schemas have more than {MAX_PATTERNS} patterns; send fewer."
-                raise bad(text, f"{path}.parameters", "invalid_function_parameters")
             if tools[-1].name in {other.name for other in tools[:-1]}:
                 text = f"Invalid '{path}.name': '{tools[-1].name}' is declared twice; names of tools must be unique."
                 raise bad(text, f"{path}.name", "invalid_value")

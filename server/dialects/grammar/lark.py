@@ -21,8 +21,8 @@ import msgspec
 from server.dialects.base import ConstraintSpec, CustomFormat, ResponseFormat, Tool
 from server.dialects.grammar.json_grammar import json_value, quoted
 from server.dialects.schema.cache import derived
+from server.dialects.schema.compiled import check_satisfiable, supported, supported_arguments
 from server.dialects.schema.custom import check_format
-from server.dialects.schema.supported import check_satisfiable, supported, supported_arguments
 from server.errors import BadSchema
 from server.messages import MAX_SOURCE, Constraint
 

@@ -13,10 +13,11 @@ from server.dialects.grammar.json_grammar import json_value
 from server.dialects.grammar.lark import callable_tools, check_length, marker, one_of_calls, pattern_of, raw_piece
 from server.dialects.parsing.coerce import Types
 from server.dialects.parsing.tagged import INPUT, ValueEnds
+from server.dialects.schema.compiled import supported_arguments
 from server.dialects.schema.normalize import PLAIN_WORDS, with_plain_parts
+from server.dialects.schema.patterns import full_match
 from server.dialects.schema.references import DEFINITIONS, definitions_of, resolved, with_reached_definitions
 from server.dialects.schema.satisfiable import satisfiable
-from server.dialects.schema.supported import supported_arguments
 from server.dialects.schema.variants import variants
 from server.errors import BadSchema
 
@@ -200,7 +201,7 @@ class _TaggedValues:
     def _rules_of(self, schema: Mapping[str, Any]) -> Iterator[str]:
         """Yield regular expressions that a string of this schema matches."""
         if "pattern" in schema:
-            pattern = search_pattern(str(schema["pattern"]))
+            pattern = full_match(str(schema["pattern"]))
             if pattern is None and self._tool.strict:
                 fault = f"this format cannot hold the pattern {json.dumps(schema['pattern'])}"
                 code = "invalid_function_parameters"
@@ -273,25 +274,3 @@ def _parts(schema: Any, depth: int) -> Iterator[Mapping[str, Any]]:
     for part in schema.get("allOf", ()):
         pointed = isinstance(part, Mapping) and "$ref" in part
         yield from _parts(resolved({**shared, **part}) if pointed else part, depth - 1)
-
-
-def search_pattern(pattern: str) -> str | None:
-    """Convert a JSON Schema pattern, which may match anywhere, to a full match; None where that is not supported."""
-    bare = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "", pattern)  # without escapes and classes
-    begins, ends = pattern.startswith("^"), bare.endswith("$") and pattern.endswith("$")
-    inner = pattern[begins : len(pattern) - ends]
-    bare = bare[begins : len(bare) - ends]
-    if "^" in bare or "$" in bare or "(?" in bare.replace("(?:", "") or ((begins or ends) and _alternates(bare)):
-        return None
-    source = regex_to_lark(f"({inner})", "dw")
-    return f"{'' if begins else '(?s:.*)'}{source}{'' if ends else '(?s:.*)'}"
-
-
-def _alternates(bare: str) -> bool:
-    """Whether the outermost level has an alternative."""
-    depth = 0
-    for char in bare:
-        depth += (char == "(") - (char == ")")
-        if char == "|" and depth == 0:
-            return True
-    return False

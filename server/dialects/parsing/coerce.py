@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.dialects.parsing.json_stream import JsonText
-from server.dialects.schema.normalize import normalised
+from server.dialects.schema.compiled import compiled, whole_schema
 from server.dialects.schema.references import definitions_of, resolved
 from server.dialects.schema.validate import fits
-from server.dialects.schema.variants import variants
 
 MAX_STEPS = 32  # from reference to reference
 
@@ -17,9 +16,9 @@ class Types:
     """The types of one tool's parameters."""
 
     def __init__(self, parameters: Mapping[str, Any] | None) -> None:
-        whole = normalised(parameters or {})
-        self._variants = variants(whole)
-        self._shared = definitions_of(whole)
+        tool = compiled(whole_schema(parameters))
+        self._variants = tool.variants
+        self._shared = definitions_of(tool.schema)
         self.names = frozenset(name for one in self._variants for name in one["properties"])
 
     def of(self, name: str) -> Any:

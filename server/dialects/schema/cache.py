@@ -1,4 +1,4 @@
-"""Cache of what is derived from a tool's schema or grammar, of all kinds together, bounded in bytes."""
+"""Cache of compiled schemas, checks of custom grammars and whole grammars, of all kinds together, bounded in bytes."""
 
 import sys
 from collections.abc import Callable
@@ -8,26 +8,23 @@ from server.byte_cache import ByteCache
 
 V = TypeVar("V")
 MAX_BYTES = 128 << 20
-# Bytes of a derived value for each byte of its source, measured on schemas of 70 KB: a compiled validator takes 19, the
-# Python objects of a schema 6; texts of schemas and grammars are counted as they are.
-VALIDATOR_FACTOR, OBJECT_FACTOR = 24, 8
 
-_cache: ByteCache[tuple[str, str, bool], tuple[Any, int]] = ByteCache(
+_cache: ByteCache[tuple[str, str], tuple[Any, int]] = ByteCache(
     MAX_BYTES, lambda key, entry: sys.getsizeof(key[1]) + entry[1]
 )
 
 
-def derived(kind: str, source: str, make: Callable[[], V], num_bytes_of: Callable[[V], int], flag: bool = False) -> V:
+def derived(kind: str, source: str, make: Callable[[], V], num_bytes_of: Callable[[V], int]) -> V:
     """The value of this kind for this source text, computed by `make` where it is not kept.
 
-    `flag` distinguishes two variants of a kind. `num_bytes_of` estimates the memory of the value.
+    `num_bytes_of` estimates the memory of the value.
     """
 
     def make_entry() -> tuple[V, int]:
         value = make()
         return value, num_bytes_of(value)
 
-    value: V = _cache.get((kind, source, flag), make_entry)[0]
+    value: V = _cache.get((kind, source), make_entry)[0]
     return value
 
 

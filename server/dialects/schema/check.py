@@ -4,21 +4,21 @@ The output of a model is checked in `validate.py`.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jsonschema_rs
-
-from server.dialects.schema.normalize import constrained, normalised
+from server.dialects.schema.compiled import CompiledTool, compiled, whole_schema
+from server.dialects.schema.normalize import constrained
 from server.dialects.schema.references import Path, walk
 from server.dialects.schema.satisfiable import context
 from server.dialects.schema.supported import compile_fault
-from server.dialects.schema.validate import compile_validator
 from server.errors import BadSchema
 
 MAX_DEPTH = 64  # nested schemas; every function below is recursive
 MAX_BYTES = 512 * 1024  # of one schema, written as JSON
-MAX_PATTERNS = 256  # of one schema, and of one request: the validator compiles each, and may try all on one text
+MAX_NODES = 10_000  # subschemas of one request: each takes some 50 µs to check and to compile
+MAX_PATTERNS = 256  # of one request: the validator compiles each, and may try all on one text
+MAX_VALUE_LENGTH = 16 * 1024  # characters of one value of `const` and `enum`, of one name: the grammar holds them
 MAX_STRICT_DEPTH = 10
 MAX_STRICT_PROPERTIES = 5000
 NOT_STRICT = ("allOf", "not", "dependentRequired", "dependentSchemas", "if", "then", "else", "patternProperties")
@@ -41,7 +41,8 @@ def check_parameters(
     subject = f"Invalid schema for function '{name}'"
     code = "invalid_function_parameters"
     _check_root(parameters, subject, param, code)
-    check_schema(parameters, strict=strict, strict_flag=strict_flag, subject=subject, param=param, code=code)
+    schema = whole_schema(parameters)
+    check_schema(schema, strict=strict, strict_flag=strict_flag, subject=subject, param=param, code=code)
 
 
 def check_answer(schema: Any, strict: bool, strict_flag: bool, name: str = "", param: str = "response_format") -> None:
@@ -50,6 +51,7 @@ def check_answer(schema: Any, strict: bool, strict_flag: bool, name: str = "", p
     code = "invalid_json_schema"
     if not isinstance(schema, Mapping):
         raise BadSchema(f"{subject}: it must be an object.", param=param, code=code)
+    check_sizes([(param, schema)])
     check_schema(schema, strict=strict, strict_flag=strict_flag, subject=subject, param=param, code=code)
 
 
@@ -57,36 +59,62 @@ def check_schema(
     schema: Mapping[str, Any], *, strict: bool, strict_flag: bool, subject: str, param: str, code: str
 ) -> None:
     """Raise BadSchema naming the place at fault; linear in the size of the schema."""
+    fault = _size_fault(schema)
+    if fault is None:
+        tool = compiled(schema)
+        fault = tool.part(("fault", strict, strict_flag), lambda: _find_fault(tool, schema, strict, strict_flag))
+    if fault is not None:
+        raise BadSchema(f"{subject}: In context={context(fault[0])}, {fault[1]}", param=param, code=code)
 
-    def refuse(path: Path, fault: str) -> BadSchema:
-        return BadSchema(f"{subject}: In context={context(path)}, {fault}", param=param, code=code)
 
-    _check_size(schema, refuse)
-    if count_patterns(schema) > MAX_PATTERNS:
-        raise refuse((), f"it has more than {MAX_PATTERNS} patterns.")
+def check_sizes(schemas: Iterable[tuple[str, Any]]) -> None:
+    """Raise BadSchema where the schemas of one request, each with its param, are too large together to be compiled."""
+    num_nodes = num_patterns = 0
+    for param, schema in schemas:
+        if _size_fault(schema) is not None:  # `check_schema` says which
+            continue
+        nodes = [node for _, node in walk(schema) if isinstance(node, Mapping)]
+        maps = [node["patternProperties"] for node in nodes if isinstance(node.get("patternProperties"), Mapping)]
+        num_nodes += len(nodes)
+        num_patterns += sum("pattern" in node for node in nodes) + sum(map(len, maps))
+        code = "invalid_function_parameters" if param.endswith("parameters") else "invalid_json_schema"
+        for number, most, of in ((num_nodes, MAX_NODES, "subschemas"), (num_patterns, MAX_PATTERNS, "patterns")):
+            if number > most:
+                text = f"Invalid '{param}': the schemas of a request have at most {most} {of} together; send fewer."
+                raise BadSchema(text, param=param, code=code)
+
+
+Fault = tuple[Path, str]
+
+
+def _find_fault(tool: CompiledTool, schema: Mapping[str, Any], strict: bool, strict_flag: bool) -> Fault | None:
     for path, node in walk(schema):
-        if not isinstance(node, Mapping | bool):
-            raise refuse(path, f"{json.dumps(node)[:80]} is not a schema.")
-        reference = node.get("$ref") if isinstance(node, Mapping) else None
-        if reference is not None and not (isinstance(reference, str) and reference.startswith("#")):
-            raise refuse(path, f"'$ref' {json.dumps(reference)[:80]} does not point into this schema.")
-        if strict and strict_flag and isinstance(node, Mapping):
-            _check_subset(path, node, refuse)
-    tidy = normalised(schema)
-    fault = _meta_fault(tidy)
-    if fault:
-        raise refuse(fault[0], fault[1])
-    if strict:
-        fault_text = compile_fault(constrained(tidy), lenient=False)
-        if fault_text:
-            raise refuse(_where(schema, fault_text), f"under strict: {fault_text}.")
+        fault = _node_fault(path, node) or (_subset_fault(path, node) if strict and strict_flag else None)
+        if fault:
+            return fault
+    if (strict or strict_flag) and tool.repair_notes:
+        note = tool.repair_notes[0]
+        return note.path, f"{note.text}."
+    if tool.fault:
+        return tool.fault
+    text = compile_fault(constrained(tool.schema), lenient=False) if strict else ""
+    return (_where(schema, text), f"under strict: {text}.") if text else None
 
 
-def count_patterns(schema: Any) -> int:
-    """Return the number of regular expressions in a schema."""
-    nodes = [node for _, node in walk(schema) if isinstance(node, Mapping)]
-    maps = [node["patternProperties"] for node in nodes if isinstance(node.get("patternProperties"), Mapping)]
-    return sum("pattern" in node for node in nodes) + sum(map(len, maps))
+def _node_fault(path: Path, node: Any) -> Fault | None:
+    if isinstance(node, bool):
+        return None
+    if not isinstance(node, Mapping):
+        return path, f"{json.dumps(node)[:80]} is not a schema."
+    if not isinstance(node.get("$ref", ""), str):
+        return path, f"'$ref' {json.dumps(node['$ref'])[:80]} does not point into this schema."
+    names = node["properties"] if isinstance(node.get("properties"), Mapping) else ()
+    values = node["enum"] if isinstance(node.get("enum"), list) else []
+    for value in (*names, *values, node.get("const")):
+        length = len(value) if isinstance(value, str) else len(json.dumps(value)) if value else 0
+        if length > MAX_VALUE_LENGTH:
+            return path, f"a value or name of {length} characters is longer than {MAX_VALUE_LENGTH}."
+    return None
 
 
 def _where(schema: Any, fault: str) -> Path:
@@ -111,7 +139,7 @@ def _check_root(parameters: Any, subject: str, param: str, code: str) -> None:
     )
 
 
-def _check_size(schema: Any, refuse: Any) -> None:
+def _size_fault(schema: Any) -> Fault | None:
     # Breadth first and without recursion: every later step recurses.
     level: list[tuple[Path, Any]] = [((), schema)]
     for _ in range(2 * MAX_DEPTH):  # a schema and the map that holds it are two levels of JSON
@@ -124,10 +152,9 @@ def _check_size(schema: Any, refuse: Any) -> None:
         if not level:
             break
     else:
-        raise refuse(level[0][0][:8], f"schemas nest deeper than {MAX_DEPTH} levels.")
+        return level[0][0][:8], f"schemas nest deeper than {MAX_DEPTH} levels."
     size = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    if size > MAX_BYTES:
-        raise refuse((), f"the schema is {size} bytes long, at most {MAX_BYTES} are taken.")
+    return ((), f"the schema is {size} bytes long, at most {MAX_BYTES} are taken.") if size > MAX_BYTES else None
 
 
 def _children(value: Any) -> Iterator[tuple[str | int, Any]]:
@@ -137,36 +164,25 @@ def _children(value: Any) -> Iterator[tuple[str | int, Any]]:
         yield from enumerate(value)
 
 
-def _check_subset(path: Path, node: Mapping[str, Any], refuse: Any) -> None:
-    """OpenAI's rules for `strict: true`."""
+def _subset_fault(path: Path, node: Any) -> Fault | None:
+    """Return what OpenAI's rules for `strict: true` refuse in one subschema."""
+    if not isinstance(node, Mapping):
+        return None
     for keyword in NOT_STRICT:
         if keyword in node:
-            raise refuse(path, f"'{keyword}' is not permitted.")
+            return path, f"'{keyword}' is not permitted."
     if len(path) > 2 * MAX_STRICT_DEPTH + 2:
-        raise refuse(path[:8], f"strict schemas nest at most {MAX_STRICT_DEPTH} levels.")
+        return path[:8], f"strict schemas nest at most {MAX_STRICT_DEPTH} levels."
     properties = node.get("properties")
-    is_object = node.get("type") == "object" or isinstance(properties, Mapping)
-    if not is_object:
-        return
+    if node.get("type") != "object" and not isinstance(properties, Mapping):
+        return None
     if node.get("additionalProperties") is not False:
-        raise refuse(path, "'additionalProperties' is required to be supplied and to be false.")
+        return path, "'additionalProperties' is required to be supplied and to be false."
     names = list(properties or {})
     if len(names) > MAX_STRICT_PROPERTIES:
-        raise refuse(path, f"an object has {len(names)} properties, at most {MAX_STRICT_PROPERTIES} are taken.")
+        return path, f"an object has {len(names)} properties, at most {MAX_STRICT_PROPERTIES} are taken."
     missing = [name for name in names if name not in (node.get("required") or [])]
-    if missing:
-        raise refuse(
-            path,
-            "'required' is required to be supplied and to be an array including every key in properties. "
-            f"Missing '{missing[0]}'.",
-        )
-
-
-def _meta_fault(schema: Any) -> tuple[Path, str] | None:
-    """Return path and text of what makes a schema invalid: a keyword of a wrong type, a bad pattern or `$ref`."""
-    try:
-        compile_validator(schema)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-        path = tuple(getattr(error, "instance_path", ()))
-        return path, str(getattr(error, "message", error)).splitlines()[0][:300] + "."
-    return None
+    if not missing:
+        return None
+    text = "'required' is required to be supplied and to be an array including every key in properties."
+    return path, f"{text} Missing '{missing[0]}'."

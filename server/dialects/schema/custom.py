@@ -4,16 +4,15 @@ import json
 import sys
 from functools import partial
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher
 
 from server.deep_stack import with_deep_stack
 from server.dialects.base import ConstraintSpec, CustomFormat
 from server.dialects.schema.cache import derived
-from server.dialects.schema.engine import byte_tokenizer
+from server.dialects.schema.engine import LIMITS, byte_tokenizer
 from server.errors import BadSchema
 
 MAX_DEFINITION_LENGTH = 64 * 1024
-LIMITS = LLParserLimits(step_lexer_fuel=100_000, step_max_items=6_000, max_items_in_row=4_000, verbose_errors=False)
 
 
 def check_format(spec: ConstraintSpec) -> None:
@@ -28,8 +27,7 @@ def format_fault(definition: CustomFormat) -> str:
     """Return why this grammar cannot be used, or ""."""
     if len(definition.definition) > MAX_DEFINITION_LENGTH:
         return f"it is longer than {MAX_DEFINITION_LENGTH} characters."
-    is_lark = definition.syntax == "lark"
-    return derived("custom", definition.definition, lambda: _find_fault(definition), sys.getsizeof, flag=is_lark)
+    return derived(definition.syntax, definition.definition, lambda: _find_fault(definition), sys.getsizeof)
 
 
 def _find_fault(definition: CustomFormat) -> str:

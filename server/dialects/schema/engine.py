@@ -7,9 +7,9 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from server.deep_stack import with_deep_stack
+from server.messages import GRAMMAR_LIMITS
 
-# As server.model.sampling.grammar bounds them; error texts are sent to the client.
-LIMITS = LLParserLimits(initial_lexer_fuel=1_000_000, max_grammar_size=500_000, verbose_errors=False)
+LIMITS = LLParserLimits(**GRAMMAR_LIMITS, verbose_errors=False)  # type: ignore[arg-type]
 
 
 def grammar_fault(schema: Any) -> str:

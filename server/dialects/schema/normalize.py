@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.dialects.schema.references import DEFINITIONS, Path, map_subschemas, pointer, subschemas, with_definitions
+from server.dialects.schema.repair import COUNTS
 
 SCHEMA_COMBINERS = ("anyOf", "oneOf", "allOf")
 COMBINERS = (*SCHEMA_COMBINERS, "$ref")
@@ -25,7 +26,6 @@ BESIDE_A_PART = {*ANNOTATIONS, *DEFINITIONS}
 # As Qwen writes JSON, and without white space that a weak model could write without end.
 COMPACT: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LARGEST_INTEGER = 10**18 - 1  # bounds the number of digits, unless the schema has bounds
-COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 MAX_COUNT = 2**31 - 1  # counts above this are checked afterwards
 MAX_COUNTED_LENGTH = 4096  # length bounds above this are checked afterwards: counting that far is slow in the lexer
 

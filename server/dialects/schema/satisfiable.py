@@ -24,7 +24,7 @@ from server.dialects.schema.references import (
     pointer,
     resolve,
 )
-from server.dialects.schema.validate import satisfying
+from server.dialects.schema.validator import satisfying
 
 MAX_CHECKED_BYTES = 1 << 20  # of schemas given to the grammar engine; the rest counts as satisfiable
 CHECK_OVERHEAD_BYTES = 4096  # added for each schema

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from server.byte_cache import ByteCache
 from server.errors import ConstraintFailed
-from server.messages import MAX_SOURCE, Constraint
+from server.messages import GRAMMAR_LIMITS, MAX_SOURCE, Constraint
 
 CACHE_BYTES = 256 * 1024 * 1024  # of compiled grammars
 # Bytes of a compiled grammar; at most 270 a character and 0.2 MB were measured: enums, chains of rules, many
@@ -29,18 +29,7 @@ BYTES_PER_GRAMMAR = 200_000
 NEW_MASK_S = 0.004  # assumed for a grammar of which no mask was computed yet
 TIMED_ALONE_S = 0.001  # grammars whose masks are expected to take longer are computed, and timed, one by one
 
-# Bounds for hostile grammars: some 20 ms to compile, 15 ms a mask, 100 MB of lexer states. The step limits are a tenth
-# of llguidance's defaults, with which an ambiguous grammar took half a second a mask before it was rejected. They
-# suffice for 128 tools, or for one with a thousand optional arguments.
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=100_000,
-    step_max_items=6_000,
-    max_items_in_row=4_000,
-    max_lexer_states=50_000,
-    max_grammar_size=500_000,
-    verbose_errors=False,  # error texts are sent to the client
-)
+LIMITS = LLParserLimits(**GRAMMAR_LIMITS, verbose_errors=False)  # type: ignore[arg-type]
 EXCERPT = re.compile(r"; following special tokens.*|^ *(?:\d+ \|.*|\^) *$", re.MULTILINE)
 
 

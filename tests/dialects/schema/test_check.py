@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from server.dialects.schema.check import MAX_BYTES, check_answer, check_parameters
+from server.dialects.schema.compiled import compiled, supported
 from server.dialects.schema.normalize import constrained, normalised
-from server.dialects.schema.supported import supported
 from server.dialects.schema.validate import fits
 from server.errors import BadSchema
 
@@ -54,9 +54,12 @@ def test_supported_schemas_are_accepted(schema: Any) -> None:
         (7, "schema must be"),
         ([], "schema must be"),
         (with_x({"type": "objekt"}), "('properties', 'x', 'type')"),
-        (with_x({"type": "string", "pattern": "a("}), "('properties', 'x', 'pattern')"),
+        (with_x({"type": "string", "pattern": 7}), "('properties', 'x', 'pattern')"),
         (with_x({"minimum": "low"}), "('properties', 'x', 'minimum')"),
-        (with_x({"$ref": "#/$defs/gone"}), "/$defs/gone"),
+        (with_x({"$ref": 7}), "('properties', 'x'), '$ref' 7 does not point into this schema"),
+        (with_x({"const": "y" * 300_000}), "('properties', 'x'), a value or name of 300000 characters"),
+        (with_x({"enum": ["a", {"b": "y" * 20_000}]}), "('properties', 'x'), a value or name of 20009 characters"),
+        ({"properties": {"y" * 300_000: {}}}, "a value or name of 300000 characters"),
         (with_x(7), "('properties', 'x'), 7 is not a schema"),
         (with_x({"type": "string", "description": "y" * MAX_BYTES}), "bytes long"),
     ],
@@ -65,9 +68,54 @@ def test_an_invalid_schema_is_refused_with_its_path(schema: Any, words: str) -> 
     assert words in refusal(schema)
 
 
-def test_references_out_of_the_schema_are_refused_and_never_followed() -> None:
-    for target in ("http://169.254.169.254/latest", "file:///etc/passwd", "other.json#/x", 7):
-        assert "does not point into this schema" in refusal(with_x({"$ref": target}))
+@pytest.mark.parametrize(
+    "target", ["#/$defs/gone", "#gone", "", "http://169.254.169.254/latest", "file:///etc/passwd", "other.json#/x"]
+)
+def test_a_place_whose_reference_points_nowhere_admits_anything_with_a_note(target: str) -> None:
+    """Servers that flatten schemas drop `$defs`: the whole request was refused. Addresses are never followed."""
+    schema = with_x({"$ref": target, "description": "X"}, **CLOSED)
+    check_parameters(schema, strict=False, strict_flag=False)
+    tool = compiled(schema)
+    assert [note.path for note in tool.notes(False)] == [("properties", "x")]
+    assert f"'{target}' does not point into this schema" in tool.notes(False)[0].text
+    assert "$ref" not in tool.supported(False).text and fits({"x": [1]}, schema) and not fits({"y": 1}, schema)
+    assert "does not point into this schema" in refusal(schema, strict=True)
+    assert "does not point into this schema" in refusal(schema, strict_flag=True)
+
+
+def test_references_by_an_anchor_or_the_schema_s_own_address_are_followed() -> None:
+    city = {"type": "string", "$anchor": "city", "$id": "https://a.b/city.json"}
+    for target in ("#city", "https://a.b/city.json", "https://a.b/all.json#/$defs/c"):
+        schema = {"$id": "https://a.b/all.json", **with_x({"$ref": target}, **CLOSED), "$defs": {"c": city}}
+        check_parameters(schema, strict=True, strict_flag=False)
+        assert fits({"x": "Rome"}, schema) and not fits({"x": 1}, schema)
+
+
+@pytest.mark.parametrize("more", [{}, {"additionalProperties": False}])
+def test_a_required_member_that_is_not_declared_must_come_and_the_others_stay_constrained(more: Any) -> None:
+    """The grammar fell back to any object, and every call was flagged."""
+    schema = with_x({"type": "integer"}, required=["x", "y"], **more)
+    tool = compiled(schema)
+    held = tool.supported(False).schema
+    assert held["properties"]["x"]["type"] == "integer" and held["properties"]["y"] == {}
+    assert held["additionalProperties"] is False
+    assert fits({"x": 1, "y": "any"}, schema) and not fits({"x": 1}, schema) and not fits({"x": "a", "y": 1}, schema)
+    assert ["'required' names 'y'" in note.text for note in tool.notes(False)] == ([True] if more else [])
+    if more:
+        assert "'required' names 'y'" in refusal(schema, strict=True)
+
+
+@pytest.mark.parametrize("bound", [2**63 - 1, float(2**64), 1e300])
+def test_bounds_beyond_64_bits_are_taken(bound: float) -> None:
+    """Schemas of Rust and Java programs state the range of their integers."""
+    for kind in ("integer", "number"):
+        schema = with_x({"type": kind, "minimum": 0, "maximum": bound}, **CLOSED)
+        check_parameters(schema, strict=False, strict_flag=False)
+        tool = compiled(schema)
+        assert tool.supported(False).schema["properties"]["x"]["minimum"] == 0
+        assert [note.path for note in tool.notes(False)] == ([] if kind == "integer" else [("properties", "x")])
+        assert fits({"x": 5}, schema) and not fits({"x": -5}, schema)
+    check_parameters(with_x({"type": "integer", "maximum": bound}, **CLOSED), strict=True, strict_flag=True)
 
 
 @pytest.mark.parametrize("nest", [lambda inner: with_x(inner), lambda inner: {"type": "array", "items": inner}])

@@ -1,0 +1,212 @@
+"""Regular expressions of schemas: from the syntaxes that clients write to the one that both engines read.
+
+Clients write those of JavaScript, Python, PCRE and Java. The engines of grammars and of validation read Rust's.
+Source: https://docs.rs/regex/latest/regex/#syntax.
+"""
+
+import re
+import string
+
+from llguidance import regex_to_lark
+
+QUANTIFIER = re.compile(r"\{(\d*)(,?)(\d*)\}")
+GROUP = re.compile(r"\?(?:P?<[A-Za-z_$][\w$]*>|>)")  # named or atomic: a group here
+COMMENT = re.compile(r"\(\?#[^)]*\)")
+FLAGS = re.compile(r"\?([a-zA-Z]+)(\)|:)")
+POSIX_CLASS = re.compile(r"\[:\^?[a-z]+:\]")
+ESCAPES = {
+    "A": "^", "Z": "$", "z": "$", "h": r"[ \t]", "R": r"(?:\r\n|\n|\r)", "N": r"[^\n]", "e": r"\x1b", "0": r"\x00",
+    "<": "<", ">": ">",
+}  # fmt: skip
+ESCAPES_IN_CLASS = {"h": r" \t", "e": r"\x1b", "0": r"\x00", "b": r"\x08", "<": "<", ">": ">"}
+CLASS_ESCAPES = "dDwWsSpPh"  # stand for several characters, so that no range begins or ends with them
+
+
+def translated(pattern: str) -> str:
+    """Rewrite a pattern in Rust's syntax as far as that is possible; the rest is left as it is."""
+    return _Translation(pattern).whole()
+
+
+class _Translation:
+    """One pass over a pattern."""
+
+    def __init__(self, pattern: str) -> None:
+        self._text = pattern
+        self._at = 0
+        self._out: list[str] = []
+
+    def whole(self) -> str:
+        """Return the translated pattern."""
+        while self._at < len(self._text):
+            self._step()
+        flags = ""
+        while self._out and (found := re.fullmatch(r"\(\?([a-z]+)\)", self._out[0])):  # of the whole pattern
+            flags += found[1]
+            del self._out[0]
+        text = "".join(self._out)
+        return f"(?{flags}:{text})" if flags else text
+
+    def _take(self, length: int) -> str:
+        taken = self._text[self._at : self._at + length]
+        self._at += length
+        return taken
+
+    def _step(self) -> None:
+        char = self._text[self._at]
+        if char == "\\":
+            self._out.append(self._escape(ESCAPES))
+        elif char == "[":
+            self._out.append(self._char_class())
+        elif char == "(":
+            self._group()
+        elif char in "*+?{":
+            self._quantifier()
+        else:
+            self._out.append(self._take(1))
+
+    def _escape(self, table: dict[str, str]) -> str:
+        kind = self._text[self._at + 1 : self._at + 2]
+        if kind == "Q" and table is ESCAPES:
+            quoted, _, _ = self._text[self._at + 2 :].partition(r"\E")
+            self._at += len(quoted) + 4
+            return re.escape(quoted)
+        if kind == "c" and self._text[self._at + 2 : self._at + 3] in (*string.ascii_letters,):
+            return f"\\x{ord(self._take(3)[2]) % 32:02x}"
+        if kind in ("p", "P", "x", "u") and self._text[self._at + 2 : self._at + 3] == "{":
+            end = self._text.find("}", self._at)
+            return self._take(end + 1 - self._at if end > 0 else 2)
+        if kind == "0" and self._text[self._at + 2 : self._at + 3].isdigit():
+            return self._take(2)  # an octal number
+        written = self._take(2)
+        return kind if kind and not kind.isascii() else table.get(kind, written)
+
+    def _group(self) -> None:
+        if comment := COMMENT.match(self._text, self._at):
+            self._take(len(comment[0]))
+            return
+        self._take(1)
+        if head := GROUP.match(self._text, self._at):
+            self._take(len(head[0]))
+            self._out.append("(?:")
+        elif flags := FLAGS.match(self._text, self._at):
+            self._take(len(flags[0]))
+            kept = "".join(flag for flag in flags[1] if flag not in "uaL")  # the engines' own way in any case
+            if kept or flags[2] == ":":
+                self._out.append(f"(?{kept}{flags[2]}")
+        else:
+            self._out.append("(")
+
+    def _quantifier(self) -> None:
+        if self._text[self._at] != "{":
+            self._out.append(self._take(1))
+        else:
+            found = QUANTIFIER.match(self._text, self._at)
+            if not found or not (found[1] or found[3]):
+                self._out.append("\\" + self._take(1))  # a brace
+                return
+            self._take(len(found[0]))
+            self._out.append(f"{{{found[1] or 0}{found[2]}{found[3]}}}")
+        if self._text.startswith("+", self._at):  # possessive: as many, without a second try
+            self._at += 1
+
+    def _char_class(self) -> str:
+        """Translate a class: `[` and doubled `&`, `-`, `~` have no meaning of their own in it."""
+        self._take(1)
+        out = ["["]
+        if self._text.startswith("^", self._at):
+            out.append(self._take(1))
+        if self._text.startswith("]", self._at):
+            if "]" not in self._text[self._at + 1 :]:  # JavaScript's `[^]`
+                self._take(1)
+                return r"[\s\S]" if len(out) > 1 else "[]"
+            self._take(1)
+            out.append(r"\]")
+        after_class = True  # what was written stands for several characters, or nothing was
+        while self._at < len(self._text) and self._text[self._at] != "]":
+            char = self._text[self._at]
+            if posix := POSIX_CLASS.match(self._text, self._at):
+                out.append(self._take(len(posix[0])))
+                after_class = True
+            elif char == "\\":
+                after_class = self._text[self._at + 1 : self._at + 2] in CLASS_ESCAPES
+                out.append(self._escape(ESCAPES_IN_CLASS))
+            elif char == "-":
+                self._take(1)
+                out.append(r"\-" if after_class or self._no_range_end() else "-")
+                after_class = False
+            else:
+                out.append(("\\" if char in "[&~" else "") + self._take(1))
+                after_class = False
+        return "".join(out) + self._take(1)
+
+    def _no_range_end(self) -> bool:
+        rest = self._text[self._at : self._at + 2]
+        return rest[:1] in ("]", "") or (rest[:1] == "\\" and rest[1:] in CLASS_ESCAPES)
+
+
+def full_match(pattern: str) -> str | None:
+    """Convert a pattern, which may match anywhere, to a regular expression of whole texts, for a Lark grammar.
+
+    None where an anchor stands inside a group, or llguidance does not take it.
+    """
+    flags = FLAGS.match(pattern, 1) if pattern.startswith("(") and _first_close(pattern) == len(pattern) - 1 else None
+    if flags:
+        found = full_match(pattern[1 + len(flags[0]) : -1])
+        return None if found is None else f"(?{flags[1]}:{found})"
+    parts = [_anchored(part) for part in _alternatives(_without_group(pattern))]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return "|".join(f"({part})" for part in known) if len(known) > 1 else known[0]
+
+
+def _anchored(pattern: str) -> str | None:
+    inner = _without_group(pattern)
+    if inner != pattern:
+        found = full_match(inner)
+        return None if found is None else f"({found})"
+    bare = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "", pattern)  # without escapes and classes
+    begins, ends = pattern.startswith("^"), bare.endswith("$") and pattern.endswith("$")
+    bare = bare[begins : len(bare) - ends]
+    if "^" in bare or "$" in bare:
+        return None
+    try:
+        source = regex_to_lark(f"({pattern[begins : len(pattern) - ends]})", "dw")
+    except ValueError:
+        return None
+    return f"{'' if begins else '(?s:.*)'}{source}{'' if ends else '(?s:.*)'}"
+
+
+def _without_group(pattern: str) -> str:
+    """Return the content of a pattern that is one group, as `(?:^$|^a$)`; the anchors in it are the pattern's own."""
+    while pattern.startswith("(") and not FLAGS.match(pattern, 1) and pattern.endswith(")"):
+        head = 3 if pattern.startswith("(?:") else 1
+        if (pattern.startswith("(?") and head == 1) or _first_close(pattern) != len(pattern) - 1:
+            break
+        pattern = pattern[head:-1]
+    return pattern
+
+
+def _first_close(pattern: str) -> int:
+    depth = 0
+    for at, char in _outside(pattern):
+        depth += (char == "(") - (char == ")")
+        if depth == 0 and char == ")":
+            return at
+    return -1
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """Split at the `|` outside groups."""
+    depth, cuts = 0, [-1]
+    for at, char in _outside(pattern):
+        depth += (char == "(") - (char == ")")
+        if char == "|" and depth == 0:
+            cuts.append(at)
+    return [pattern[start + 1 : end] for start, end in zip(cuts, [*cuts[1:], len(pattern)], strict=True)]
+
+
+def _outside(pattern: str) -> list[tuple[int, str]]:
+    """Return the characters outside escapes and classes, with their indices."""
+    skipped = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|(.)", re.DOTALL)
+    return [(found.start(), found[1]) for found in skipped.finditer(pattern) if found[1] is not None]
