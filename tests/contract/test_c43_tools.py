@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.contract.requests import HELLO, LOCKED, MODEL, NO_ARGUMENTS, SLASHED, USER, WEATHER, fault, ok, post, refused
+from tests.contract.requests import HELLO, LOCKED, MODEL, NO_ARGUMENTS, SLASHED, USER, fault, ok, post, refused
 from tests.live import Live
 
 MISSING = "missing_required_parameter"

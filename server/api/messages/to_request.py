@@ -12,10 +12,9 @@ from server.api.messages.to_reply import MessageStyle
 from server.api.sampling import SamplingMapper
 from server.chat_request import AssistantMessage, ChatRequest
 from server.dialects.base import Choice, ResponseFormat, Tool
-from server.dialects.schema.check import MAX_PATTERNS, check_answer, check_parameters, count_patterns
+from server.dialects.schema.check import check_answer, check_parameters, check_sizes
 from server.notes import Note
 
-TOO_MANY_PATTERNS = f"The schemas of the tools have more than {MAX_PATTERNS} patterns; send fewer tools"
 MODES: Mapping[str, Any] = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
@@ -62,16 +61,13 @@ class MessagesMapper:
 
 
 def _tools(offered: Sequence[tuple[str, OfferedTool]]) -> list[Tool]:
+    check_sizes([(f"{path}.input_schema", tool.input_schema) for path, tool in offered])
     tools: list[Tool] = []
-    num_patterns = 0
     for path, tool in offered:
         if tool.name is None:
             raise bad(f"Missing required parameter: '{path}.name'.", f"{path}.name", "missing_required_parameter")
         strict = bool(tool.strict)
         check_parameters(tool.input_schema, strict, False, tool.name, f"{path}.input_schema")
-        num_patterns += count_patterns(tool.input_schema)
-        if num_patterns > MAX_PATTERNS:
-            raise bad(TOO_MANY_PATTERNS, f"{path}.input_schema")
         if tool.name in {other.name for other in tools}:
             raise bad(f"Tool names must be unique; '{tool.name}' is declared twice.", f"{path}.name")
         tools.append(Tool(tool.name, tool.input_schema, strict))

@@ -51,7 +51,6 @@ def check_answer(schema: Any, strict: bool, strict_flag: bool, name: str = "", p
     code = "invalid_json_schema"
     if not isinstance(schema, Mapping):
         raise BadSchema(f"{subject}: it must be an object.", param=param, code=code)
-    check_sizes([(param, schema)])
     check_schema(schema, strict=strict, strict_flag=strict_flag, subject=subject, param=param, code=code)
 
 
@@ -59,6 +58,7 @@ def check_schema(
     schema: Mapping[str, Any], *, strict: bool, strict_flag: bool, subject: str, param: str, code: str
 ) -> None:
     """Raise BadSchema naming the place at fault; linear in the size of the schema."""
+    check_sizes([(param, schema)], code)
     fault = _size_fault(schema)
     if fault is None:
         tool = compiled(schema)
@@ -67,7 +67,7 @@ def check_schema(
         raise BadSchema(f"{subject}: In context={context(fault[0])}, {fault[1]}", param=param, code=code)
 
 
-def check_sizes(schemas: Iterable[tuple[str, Any]]) -> None:
+def check_sizes(schemas: Iterable[tuple[str, Any]], code: str = "invalid_function_parameters") -> None:
     """Raise BadSchema where the schemas of one request, each with its param, are too large together to be compiled."""
     num_nodes = num_patterns = 0
     for param, schema in schemas:
@@ -77,7 +77,6 @@ def check_sizes(schemas: Iterable[tuple[str, Any]]) -> None:
         maps = [node["patternProperties"] for node in nodes if isinstance(node.get("patternProperties"), Mapping)]
         num_nodes += len(nodes)
         num_patterns += sum("pattern" in node for node in nodes) + sum(map(len, maps))
-        code = "invalid_function_parameters" if param.endswith("parameters") else "invalid_json_schema"
         for number, most, of in ((num_nodes, MAX_NODES, "subschemas"), (num_patterns, MAX_PATTERNS, "patterns")):
             if number > most:
                 text = f"Invalid '{param}': the schemas of a request have at most {most} {of} together; send fewer."

@@ -12,7 +12,7 @@ from server.dialects.schema.patterns import full_match, translated
 from server.dialects.schema.validate import fits
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
-from tests.dialects.parse_helpers import read, texts_and_calls
+from tests.dialects.parse_helpers import Call, read, texts_and_calls
 from tests.dialects.random_walks import spec_for
 from tests.dialects.test_constraints import accepts, every_dialect
 
@@ -73,7 +73,7 @@ def test_the_grammars_of_all_dialects_take_what_such_a_pattern_takes(dialect: Di
         text = write_call(dialect.name, "f", {"s": good, "n": 1}, 0).strip()
         assert accepts(dialect, spec, text), (pattern, good)
         (call,) = texts_and_calls(read(dialect, [tool], [text]))
-        assert not call.flags and json.loads(call.arguments) == {"s": good, "n": 1}
+        assert isinstance(call, Call) and not call.flags and json.loads(call.arguments) == {"s": good, "n": 1}
         assert not accepts(dialect, spec, write_call(dialect.name, "f", {"s": bad, "n": 1}, 0).strip()), (pattern, bad)
 
 
