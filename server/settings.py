@@ -131,6 +131,18 @@ class ApiSettings:
         False,
         "Let requests of different keys share cached prefixes: `cached_tokens` and times then tell what others sent.",
     )
+    response_store: str = option(
+        "",
+        "Where responses are kept: none, sqlite:///FILE or postgresql://...; empty: SQLite in the state directory.",
+        secret=True,
+    )
+    response_days: Annotated[float, Meta(gt=0, le=36_500)] = option(30.0, "Days that responses are kept.")
+    response_store_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 50)] = option(
+        4 * 1024 * 1024 * 1024, "Bytes of all kept responses and conversations; beyond it the oldest are removed."
+    )
+    state_dir: str = option(
+        "", "Folder of what outlives a start: kept responses, the key of opaque thoughts. Empty: the user's own."
+    )
     monitoring_key: str = option(
         "", "Key for /metrics and /v1/memory alone, which no other key may read then.", secret=True
     )
@@ -218,6 +230,12 @@ def engine_environment() -> dict[str, str]:
 def config_path_from_environment() -> str:
     """The value of TOOLWIRE_CONFIG, the path of a TOML file; empty if it is not set."""
     return os.environ.get(f"{ENV_PREFIX}CONFIG", "")
+
+
+def users_state_dir() -> Path:
+    """`$XDG_STATE_HOME/toolwire`, by default below `~/.local/state`."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "toolwire"
 
 
 def read_file(path: str) -> Mapping[str, Any]:

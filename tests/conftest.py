@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -43,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     A run that a shell has put into the background ignores SIGINT, and so would every server that a test starts.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="toolwire-state-"))  # none of the user's own
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if workers := config.getoption("numprocesses", None):

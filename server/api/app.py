@@ -60,9 +60,17 @@ from server.api.middleware.tracing import TracingMiddleware
 from server.api.openapi.document import DocumentedApp
 from server.api.openapi.page import render_page
 from server.api.reply_handler import ReplyHandler
-from server.api.responses.reasoning_seal import random_seal
-from server.api.responses.router import ResponsesHandler, responses_router
+from server.api.responses.conversations import (
+    ConversationBody,
+    ConversationObject,
+    ConversationsHandler,
+    DeletedConversation,
+    conversations_router,
+)
+from server.api.responses.pages import ItemList
+from server.api.responses.router import Deleted, ResponsesHandler, responses_router
 from server.api.responses.schemas import ResponsesRequest
+from server.api.responses.state import ResponsesState, no_state
 from server.api.responses.to_request import ResponsesMapper
 from server.api.responses.wire import ResponseObject
 from server.api.sampling import SamplingMapper
@@ -76,13 +84,15 @@ from server.settings import ApiSettings, Settings
 from server.version import version
 
 REQUESTS = (
-    ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest, CompletionsRequest, TokenizeRequest,
+    ChatCompletionRequest, ResponsesRequest, ConversationBody, MessagesRequest, CountTokensRequest, CompletionsRequest,
+    TokenizeRequest,
     DetokenizeRequest,
 )  # fmt: skip
 REPLIES = (
     ChatCompletion, ChatCompletionChunk, ResponseObject, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard,
-    ModelList, Memory, Health, Readiness, NotReady, MessageReply, *get_args(MessageEvent), TokensCount,
-    AnthropicErrorBody, AnthropicModel, AnthropicModelList, Completion,
+    ModelList, Memory, Deleted, ItemList, ConversationObject, DeletedConversation, Health, Readiness, NotReady,
+    MessageReply, *get_args(MessageEvent), TokensCount, AnthropicErrorBody, AnthropicModel, AnthropicModelList,
+    Completion,
 )  # fmt: skip
 PAGE_HEADERS = {  # the page has no script and loads nothing
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
@@ -100,6 +110,7 @@ def create_app(
     backend: Backend,
     name: str,
     keys: ApiKeys | None = None,
+    state: ResponsesState | None = None,
 ) -> FastAPI:
     """The whole API over a backend that the caller starts and closes; until it is up, requests get a 503.
 
@@ -113,16 +124,18 @@ def create_app(
     names = {name} if settings.model.served_model_name else {name, settings.model.model}
     replies = ReplyHandler(api, names, service, metrics)
     chat = ChatHandler(replies, mapper)
+    state = state or no_state()
     app = DocumentedApp(
         routers=(
             chat_router(chat),
-            responses_router(ResponsesHandler(replies, ResponsesMapper(mapper, random_seal()))),
+            responses_router(ResponsesHandler(replies, ResponsesMapper(mapper, state.seal), state)),
+            conversations_router(ConversationsHandler(state)),
             messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer), service)),
             completions_router(CompletionsHandler(replies, CompletionsMapper(checkpoint, sampling))),
             tokens_router(replies, chat, service, checkpoint, window),
             models_router(name, names, window, checkpoint.notes),
             memory_router(backend),
-            health_router(backend, metrics),
+            health_router(backend, metrics, lambda: state.store.state),
         ),
         requests=REQUESTS,
         replies=REPLIES,
@@ -196,7 +209,7 @@ def _add_middleware(app: DocumentedApp, settings: ApiSettings, metrics: Metrics,
         app.add_middleware(
             CORSMiddleware,
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )

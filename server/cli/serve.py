@@ -19,6 +19,7 @@ from server.api.logs import configure_logging
 from server.api.middleware.auth import ApiKeys
 from server.api.middleware.http_protocol import BoundedHttpProtocol
 from server.api.middleware.tracing import send_traces
+from server.api.responses.state import open_state
 from server.backends.engine_process import EngineProcess
 from server.backends.local import LocalBackend
 from server.checkpoint.checkpoint import Checkpoint
@@ -86,8 +87,9 @@ async def _serve(
     def on_engine_ready(ready: Ready) -> None:
         builder.window.narrow(ready.max_model_len)
 
+    state = open_state(settings.api)
     backend = build_backend(settings, checkpoint, engine, bar.show, on_engine_ready)
-    server = _http_server(create_app(settings, checkpoint, builder, backend, name, keys), settings.api)
+    server = _http_server(create_app(settings, checkpoint, builder, backend, name, keys, state), settings.api)
     http = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await _until_listening(server, http)
@@ -107,6 +109,7 @@ async def _serve(
         await backend.close()
         with contextlib.suppress(asyncio.CancelledError):
             await http
+        await state.store.close()
 
 
 def _http_server(app: FastAPI, api: ApiSettings) -> uvicorn.Server:

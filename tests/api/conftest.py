@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from server.api.app import create_app
 from server.api.logs import configure_logging
+from server.api.responses.state import ResponsesState
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError
 from server.messages import Generate, Pulse
@@ -84,12 +85,15 @@ def serve(checkpoint: Checkpoint) -> Serve:
 
     @asynccontextmanager
     async def make(
-        script: Script | Callable[[Generate], Script] = (), pulse: Pulse | ServeError | None = None, **api: Any
+        script: Script | Callable[[Generate], Script] = (),
+        pulse: Pulse | ServeError | None = None,
+        state: ResponsesState | None = None,
+        **api: Any,
     ) -> AsyncIterator[Served]:
         settings = Settings(api=replace(ApiSettings(), **api))
         write = script if callable(script) else _always(script)
         backend = ScriptedBackend(write) if pulse is None else ScriptedBackend(write, pulse)
-        app = create_app(settings, checkpoint, PromptBuilder(checkpoint, settings), backend, MODEL)
+        app = create_app(settings, checkpoint, PromptBuilder(checkpoint, settings), backend, MODEL, state=state)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             yield Served(app, http, backend, checkpoint)

@@ -1,5 +1,6 @@
 """Routes that monitors poll: `/health`, `/ready`, `/metrics`."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -12,6 +13,7 @@ from server.api.metrics import CONTENT_TYPE, Metrics
 from server.api.openapi.operations import RETRY_AFTER, error_replies, json_reply
 from server.backends.base import Backend
 from server.errors import ServeError, Starting
+from server.store.response_store import StoreState
 
 
 class Health(msgspec.Struct):
@@ -21,11 +23,12 @@ class Health(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct):
-    """The engine answers; its sequences by state."""
+    """The engine answers; its sequences by state, and whether responses are kept (none: they are not to be)."""
 
     status: Literal["ready"]
     running: int
     waiting: int
+    response_store: StoreState = "none"
 
 
 class LoadProgress(msgspec.Struct):
@@ -41,7 +44,7 @@ class NotReady(ErrorBody):
     progress: LoadProgress | UnsetType = UNSET
 
 
-def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
+def health_router(backend: Backend, metrics: Metrics, store_state: Callable[[], StoreState]) -> APIRouter:
     """Routes that report liveness, readiness and metrics."""
     router = APIRouter()
 
@@ -69,7 +72,7 @@ def health_router(backend: Backend, metrics: Metrics) -> APIRouter:
             pulse = await backend.health()
         except ServeError as error:
             return json_response(_not_ready(error), 503, error_of(error).headers)
-        return json_response(Readiness("ready", pulse.running, pulse.waiting))
+        return json_response(Readiness("ready", pulse.running, pulse.waiting, store_state()))
 
     @router.get(
         "/metrics",

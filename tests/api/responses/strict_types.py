@@ -15,7 +15,7 @@ OUR_CODES = ("context_length_exceeded",)  # of `error.code`, which the types do 
 def check_response(sent: Mapping[str, Any]) -> None:
     """Raises AssertionError or pydantic's error for a body that openai's types do not have."""
     sent = {key: value for key, value in sent.items() if key != "toolwire"}
-    _check_no_extra(Response.model_validate(deepcopy(sent)), "response")
+    check_no_extra(Response.model_validate(deepcopy(sent)), "response")
 
 
 def check_event(sent: Mapping[str, Any]) -> None:
@@ -27,17 +27,18 @@ def check_event(sent: Mapping[str, Any]) -> None:
             sent["response"]["error"] = {**sent["response"]["error"], "code": "server_error"}
     event = _EVENTS.validate_python(deepcopy(sent))
     assert event.type == sent["type"]
-    _check_no_extra(event, sent["type"])
+    check_no_extra(event, sent["type"])
 
 
-def _check_no_extra(value: Any, path: str) -> None:
+def check_no_extra(value: Any, path: str) -> None:
+    """Raises AssertionError for a field that the type of `value` or of a part of it does not have."""
     if isinstance(value, BaseModel):
         assert not value.model_extra, f"{path} has {set(value.model_extra or ())}, which {type(value).__name__} lacks"
         for name in value.model_fields_set:
-            _check_no_extra(getattr(value, name), f"{path}.{name}")
+            check_no_extra(getattr(value, name), f"{path}.{name}")
     elif isinstance(value, list):
         for item in value:
-            _check_no_extra(item, path)
+            check_no_extra(item, path)
 
 
 ENDS = ("response.completed", "response.incomplete", "response.failed")

@@ -1,13 +1,15 @@
 """openai-python against a server process with the built-in model: `create`, `stream`, `parse`."""
 
 import json
+from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 from openai.types.responses import ResponseFunctionToolCall
 from pydantic import BaseModel
 
 from tests.api.responses.strict_types import check_event, check_response
-from tests.live import Live
+from tests.live import Live, live_server
 
 TOOL: Any = {
     "type": "function",
@@ -59,3 +61,28 @@ class City(BaseModel):
 def test_parse_returns_an_instance(live: Live) -> None:
     reply = live.client().responses.parse(model=MODEL, input="Name a city.", text_format=City, store=False)
     assert isinstance(reply.output_parsed, City)
+
+
+def test_a_completed_response_outlives_kill_9(tmp_path: Path) -> None:
+    """What a client saw completed is there after a crash, in the state directory."""
+    arguments = ("--state-dir", str(tmp_path / "state"))
+    with live_server(*arguments) as server:
+        with server.client().responses.create(model=MODEL, input=ASKS, tools=[TOOL], stream=True) as events:
+            for event in events:
+                if event.type == "response.completed":
+                    server.process.kill()
+                    seen = event.response
+        server.process.wait()
+    with live_server(*arguments) as server:
+        client = server.client()
+        assert client.responses.retrieve(seen.id).to_dict() == seen.to_dict()
+        (call,) = [item for item in seen.output if isinstance(item, ResponseFunctionToolCall)]
+        result: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": '{"temperature": 21}'}]
+        again = client.responses.create(model=MODEL, previous_response_id=seen.id, input=result, tools=[TOOL])
+        assert "21" in again.output_text
+        assert [item.type for item in client.responses.input_items.list(again.id)] == ["function_call_output"]
+        client.responses.delete(again.id)
+        conversation = client.conversations.create(items=[{"type": "message", "role": "user", "content": "Hello"}])
+        turn = client.responses.create(model=MODEL, conversation=conversation.id, input=ASKS, tools=[TOOL])
+        assert len(client.conversations.items.list(conversation.id).data) == 2 + len(turn.output)
+        assert httpx.get(f"{server.url}/ready").json()["response_store"] == "ok"

@@ -1,0 +1,194 @@
+"""Routes of conversations and their items."""
+
+import json
+import time
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter
+from pydantic import AfterValidator, Field, ValidationError
+from starlette.datastructures import State
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.body import bad, read_object
+from server.api.chat.fields import Part
+from server.api.chat.schemas import read_metadata
+from server.api.chat.to_reply import new_id
+from server.api.chat.validation_errors import refusal_of
+from server.api.errors import json_response
+from server.api.openapi.operations import error_replies, json_body, json_reply
+from server.api.reply_handler import read_body
+from server.api.responses.items import read_items
+from server.api.responses.memory import ClientMemory, as_kept, no_store, no_such, to_kept_items
+from server.api.responses.pages import ItemList, page_of
+from server.api.responses.state import ResponsesState
+from server.store.database import KeptConversation
+from server.store.response_store import StoreFailed
+
+PATH = "/v1/conversations"
+MOST_NEW_ITEMS = 100
+
+
+class ConversationBody(Part):
+    """Body of POST /v1/conversations, /v1/conversations/{id} and /v1/conversations/{id}/items."""
+
+    items: list[Any] = Field(default_factory=list, max_length=MOST_NEW_ITEMS)
+    metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(read_metadata)] | None = None
+
+
+class ConversationObject(msgspec.Struct, tag_field="object", tag="conversation"):
+    """A conversation, without its items."""
+
+    id: str
+    created_at: int
+    metadata: dict[str, str]
+
+
+class DeletedConversation(msgspec.Struct, tag_field="object", tag="conversation.deleted"):
+    """A conversation that is kept no more."""
+
+    id: str
+    deleted: bool = True
+
+
+class ConversationsHandler:
+    """Answers requests about conversations. Every method raises RequestRefused."""
+
+    def __init__(self, state: ResponsesState) -> None:
+        self._state = state
+
+    async def create(self, request: Request) -> Response:
+        """POST /v1/conversations."""
+        body, memory = _read(await read_body(request)), self._memory(request.state)
+        items = _checked(body.items)
+        kept = KeptConversation(f"conv_{new_id()}", time.time(), msgspec.json.encode(body.metadata or {}))
+        await self._run(memory, memory.database.put_conversation, memory.owner, kept, as_kept(items))
+        return json_response(_object_of(kept))
+
+    async def retrieve(self, request: Request) -> Response:
+        """GET /v1/conversations/{id}."""
+        return json_response(_object_of(await self._conversation(request)))
+
+    async def update(self, request: Request) -> Response:
+        """POST /v1/conversations/{id}: new metadata."""
+        body, memory = _read(await read_body(request)), self._memory(request.state)
+        conversation_id, metadata = request.path_params["id"], msgspec.json.encode(body.metadata or {})
+        if not await self._run(memory, memory.database.set_metadata, memory.owner, conversation_id, metadata):
+            raise no_such("Conversation", conversation_id)
+        return await self.retrieve(request)
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE /v1/conversations/{id}."""
+        memory, conversation_id = self._memory(request.state), request.path_params["id"]
+        if not await self._run(memory, memory.database.delete_conversation, memory.owner, conversation_id):
+            raise no_such("Conversation", conversation_id)
+        return json_response(DeletedConversation(conversation_id))
+
+    async def add_items(self, request: Request) -> Response:
+        """POST /v1/conversations/{id}/items."""
+        body, memory = _read(await read_body(request)), self._memory(request.state)
+        items, conversation_id = _checked(body.items), request.path_params["id"]
+        if not await self._run(memory, memory.database.add_items, memory.owner, conversation_id, as_kept(items)):
+            raise no_such("Conversation", conversation_id)
+        return json_response(page_of(items, {"order": "asc", "limit": str(MOST_NEW_ITEMS)}))
+
+    async def list_items(self, request: Request) -> Response:
+        """GET /v1/conversations/{id}/items."""
+        return json_response(page_of(await self._items(request), request.query_params))
+
+    async def retrieve_item(self, request: Request) -> Response:
+        """GET /v1/conversations/{id}/items/{item_id}."""
+        item_id = request.path_params["item_id"]
+        for item in await self._items(request):
+            if item["id"] == item_id:
+                return Response(msgspec.json.encode(item), media_type="application/json")
+        raise no_such("Item", item_id)
+
+    async def delete_item(self, request: Request) -> Response:
+        """DELETE /v1/conversations/{id}/items/{item_id}; answers with the conversation."""
+        memory, item_id = self._memory(request.state), request.path_params["item_id"]
+        conversation_id = request.path_params["id"]
+        if not await self._run(memory, memory.database.delete_item, memory.owner, conversation_id, item_id):
+            raise no_such("Item", item_id)
+        return await self.retrieve(request)
+
+    def _memory(self, state: State) -> ClientMemory:
+        return ClientMemory(self._state.store, state)
+
+    async def _conversation(self, request: Request) -> KeptConversation:
+        memory, conversation_id = self._memory(request.state), request.path_params["id"]
+        kept: KeptConversation | None = await self._run(
+            memory, memory.database.conversation, memory.owner, conversation_id
+        )
+        if kept is None:
+            raise no_such("Conversation", conversation_id)
+        return kept
+
+    async def _items(self, request: Request) -> list[dict[str, Any]]:
+        items = await self._memory(request.state).conversation_items(request.path_params["id"])
+        return [json.loads(item.body) for item in items]
+
+    async def _run(self, memory: ClientMemory, work: Any, *args: Any) -> Any:
+        try:
+            return await memory.store.run(work, *args)
+        except StoreFailed as error:
+            raise no_store(error) from error
+
+
+def conversations_router(handler: ConversationsHandler) -> APIRouter:
+    """Routes of conversations."""
+    router = APIRouter()
+    one, item = f"{PATH}/{{id}}", f"{PATH}/{{id}}/items/{{item_id}}"
+    conversation, page = json_reply(_CONVERSATION), json_reply(_PAGE)
+    any_item = {"description": "The item.", "content": {"application/json": {"schema": {"type": "object"}}}}
+    for path, method, endpoint, operation, summary, reply in (
+        (PATH, "POST", handler.create, "createConversation", "Begin a conversation.", conversation),
+        (one, "GET", handler.retrieve, "getConversation", "A conversation.", conversation),
+        (one, "POST", handler.update, "updateConversation", "Replace its metadata.", conversation),
+        (one, "DELETE", handler.delete, "deleteConversation", "Delete it.", json_reply(DeletedConversation("conv_1"))),
+        (f"{one}/items", "POST", handler.add_items, "createConversationItems", "Add items.", page),
+        (f"{one}/items", "GET", handler.list_items, "listConversationItems", "Its items.", page),
+        (item, "GET", handler.retrieve_item, "getConversationItem", "One item.", any_item),
+        (item, "DELETE", handler.delete_item, "deleteConversationItem", "Delete an item.", conversation),
+    ):
+        router.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            operation_id=operation,
+            summary=summary,
+            openapi_extra=_parameters(path) | (json_body(ConversationBody, {}) if method == "POST" else {}),
+            responses={200: reply, **error_replies(400, 401, 404, 500, 503)},
+        )
+    return router
+
+
+def _parameters(path: str) -> dict[str, Any]:
+    names = [name for name in ("id", "item_id") if f"{{{name}}}" in path]
+    schema = {"type": "string"}
+    return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]}
+
+
+def _read(raw: bytes) -> ConversationBody:
+    body = read_object(raw) if raw.strip() else {}
+    try:
+        return ConversationBody.model_validate({key: value for key, value in body.items() if value is not None})
+    except ValidationError as error:
+        raise refusal_of(error) from error
+
+
+def _checked(items: list[Any]) -> list[dict[str, Any]]:
+    """The items as they are kept, once each is known to be readable. References name nothing here."""
+    for place, item in enumerate(read_items(items, "items")):
+        if getattr(item, "type", "") == "item_reference":
+            raise bad(f"Invalid 'items[{place}]': references cannot be added.", f"items[{place}]", "invalid_value")
+    return to_kept_items(items)
+
+
+def _object_of(kept: KeptConversation) -> ConversationObject:
+    return ConversationObject(kept.id, int(kept.created_s), json.loads(kept.metadata))
+
+
+_CONVERSATION = ConversationObject("conv_5yGqkD0w3XtZbN1cVfRmLpHs", 1790000000, {})
+_PAGE = ItemList([{"id": "msg_1", "type": "message"}], "msg_1", "msg_1", False)

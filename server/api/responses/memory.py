@@ -1,0 +1,205 @@
+"""Kept responses and conversations of one client: what a request continues, and how its response is kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.datastructures import State
+
+from server.api.body import bad
+from server.api.chat.to_reply import new_id
+from server.api.errors import ApiError, RequestRefused, encode
+from server.api.middleware.auth import CLIENT
+from server.api.responses.items import kind_of_item
+from server.api.responses.schemas import ResponsesRequest
+from server.api.responses.wire import ResponseObject
+from server.store.database import Database, KeptItem, KeptResponse
+from server.store.response_store import ResponseStore, StoreFailed
+
+RETRY_AFTER_S = 5
+Item = dict[str, Any]
+_ID_PREFIXES = {
+    "message": "msg", "function_call": "fc", "function_call_output": "fco", "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco", "reasoning": "rs",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Items that a request continues, and its own with references resolved."""
+
+    kept: Sequence[Item]
+    own: Any
+
+
+class ClientMemory:
+    """What one client, by the digest of its key, has kept. Raises RequestRefused (503) while the database fails."""
+
+    def __init__(self, store: ResponseStore, state: State) -> None:
+        self.store = store
+        self.owner: str = getattr(state, CLIENT, "")
+
+    @property
+    def database(self) -> Database:
+        """The database. Raises RequestRefused where there is none."""
+        if self.store.database is None:
+            raise no_store(StoreFailed("this server keeps no responses (--response-store)"))
+        return self.store.database
+
+    async def context(self, sent: ResponsesRequest) -> Context:
+        """What a request continues. Raises RequestRefused for what is not kept, or another client's."""
+        kept: list[Item] = []
+        if sent.previous_response_id is not None:
+            kept = await self._before(sent.previous_response_id)
+        elif sent.conversation is not None:
+            kept = [json.loads(item.body) for item in await self.conversation_items(sent.conversation)]
+        own = sent.input
+        if isinstance(own, list):
+            own = await self._resolved(own, kept)
+        return Context(kept, own)
+
+    async def keep(self, sent_items: Sequence[Item], response: ResponseObject) -> str:
+        """Keep a response and the items of its request; returns why that failed, or ""."""
+        if self.store.database is None:
+            return "this server keeps no responses (--response-store)"
+        output = [encode(item) for item in response.output]
+        conversation_id = response.conversation.id if response.conversation is not None else None
+        kept = KeptResponse(
+            response.id,
+            encode(response),
+            msgspec.json.encode(sent_items),
+            response.previous_response_id,
+            conversation_id,
+            tuple(item.id for item in response.output),
+        )
+        items = [] if conversation_id is None else as_kept(sent_items)
+        if conversation_id is not None:
+            items += [KeptItem(item.id, body) for item, body in zip(response.output, output, strict=True)]
+        try:
+            await self.store.run(self.store.database.put_response, self.owner, kept, items)
+        except StoreFailed as error:
+            return str(error)
+        self.store.written(kept)
+        return ""
+
+    async def response(self, response_id: str) -> KeptResponse:
+        """A kept response. Raises RequestRefused (404)."""
+        if self.store.database is None:
+            raise no_such("Response", response_id)
+        try:
+            found = await self.store.run(self.store.database.response, self.owner, response_id)
+        except StoreFailed as error:
+            raise no_store(error) from error
+        if found is None:
+            raise no_such("Response", response_id)
+        return found
+
+    async def delete_response(self, response_id: str) -> None:
+        """Raises RequestRefused (404)."""
+        try:
+            found = await self.store.run(self.database.delete_response, self.owner, response_id)
+        except StoreFailed as error:
+            raise no_store(error) from error
+        if not found:
+            raise no_such("Response", response_id)
+
+    async def conversation_items(self, conversation_id: str) -> list[KeptItem]:
+        """The items of a conversation. Raises RequestRefused (404)."""
+        try:
+            items = await self.store.run(self.database.items, self.owner, conversation_id)
+        except StoreFailed as error:
+            raise no_store(error) from error
+        if items is None:
+            raise no_such("Conversation", conversation_id)
+        return items
+
+    async def _before(self, response_id: str) -> list[Item]:
+        """All items up to the end of a response."""
+        chain: list[KeptResponse] | None = None
+        if self.store.database is not None:
+            try:
+                chain = await self.store.run(self.store.database.chain, self.owner, response_id)
+            except StoreFailed as error:
+                raise no_store(error) from error
+        if chain is None:
+            text = f"Previous response with id '{response_id}' not found: it is unknown, expired, or was not stored."
+            raise bad(text, "previous_response_id", "previous_response_not_found")
+        return [item for kept in chain for item in (*json.loads(kept.input), *json.loads(kept.body)["output"])]
+
+    async def _resolved(self, items: Sequence[Any], kept: Sequence[Item]) -> list[Any]:
+        """The items, references replaced by what they name; those that name nothing stay, to be refused."""
+        referenced = {
+            item.get("id") for item in items if isinstance(item, dict) and kind_of_item(item) == "item_reference"
+        }
+        if not referenced:
+            return list(items)
+        known = {item["id"]: item for item in kept if item.get("id") in referenced}
+        missing = [one for one in referenced if isinstance(one, str) and one not in known]
+        if missing and self.store.database is not None:
+            try:
+                found = await self.store.run(self.store.database.responses_of_items, self.owner, missing)
+            except StoreFailed as error:
+                raise no_store(error) from error
+            for response in found:
+                known |= {item["id"]: item for item in json.loads(response.body)["output"]}
+        return [
+            known.get(item.get("id"), item)
+            if isinstance(item, dict) and kind_of_item(item) == "item_reference"
+            else item
+            for item in items
+        ]
+
+
+def to_kept_items(sent: Any) -> list[Item]:
+    """A validated input as items with ids, in the form in which they are listed."""
+    if sent is None:
+        return []
+    if isinstance(sent, str):
+        sent = [{"type": "message", "role": "user", "content": sent}]
+    return [_to_kept_item(item) for item in sent]
+
+
+def as_kept(items: Sequence[Item]) -> list[KeptItem]:
+    """Items as they are kept in a conversation."""
+    return [KeptItem(item["id"], msgspec.json.encode(item)) for item in items]
+
+
+def _to_kept_item(sent: Mapping[str, Any]) -> Item:
+    item = {key: value for key, value in sent.items() if value is not None}
+    kind = item["type"] = kind_of_item(item)
+    if not isinstance(item.get("id"), str):
+        item["id"] = f"{_ID_PREFIXES.get(kind, 'item')}_{new_id()}"
+    if kind == "message":
+        text_kind = "output_text" if item["role"] == "assistant" else "input_text"
+        content = item["content"]
+        parts = [{"type": text_kind, "text": content}] if isinstance(content, str) else content
+        item["content"] = [_to_kept_part(part, text_kind) for part in parts]
+    elif kind == "function_call" and not isinstance(item.get("arguments"), str):
+        item["arguments"] = json.dumps(item.get("arguments") or {})
+    elif kind == "reasoning":
+        item.setdefault("summary", [])
+    if kind in _ID_PREFIXES and kind != "reasoning":
+        item.setdefault("status", "completed")
+    return item
+
+
+def _to_kept_part(part: Mapping[str, Any], text_kind: str) -> Item:
+    if part["type"] == "refusal":
+        return dict(part)
+    if text_kind == "output_text":
+        return {"type": text_kind, "text": part["text"], "annotations": [], "logprobs": []}
+    return {"type": text_kind, "text": part["text"]}
+
+
+def no_such(kind: str, id_: str) -> RequestRefused:
+    """A 404 for what is not kept, or is another client's."""
+    return RequestRefused(ApiError(404, f"{kind} with id '{id_}' not found.", code="not_found"))
+
+
+def no_store(error: StoreFailed) -> RequestRefused:
+    """A 503 while the database fails."""
+    text = f"Kept responses cannot be read: {error}"
+    headers = {"retry-after": str(RETRY_AFTER_S)}
+    return RequestRefused(ApiError(503, text, "server_error", code="response_store_unavailable", headers=headers))

@@ -1,0 +1,174 @@
+"""Kept responses and conversations through the real routes, on a real database."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai.types.conversations import Conversation, ConversationItemList
+from openai.types.responses import ResponseItemList
+
+from server.api.responses.reasoning_seal import random_seal
+from server.api.responses.state import ResponsesState
+from server.store.database import DAY_S, Database
+from server.store.response_store import ResponseStore
+from tests.api.conftest import CALL, Serve, Served
+from tests.api.responses.strict_types import check_no_extra, check_response
+from tests.api.responses.test_router import TOOL, Reply, create, events_of
+from tests.store.postgres import is_installed, running_postgres
+
+THOUGHTFUL = "<think>\nhm\n</think>\n\n"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[ResponsesState]:
+    """A store on SQLite."""
+    database = Database(f"sqlite:///{tmp_path / 'kept.sqlite'}", DAY_S, 1 << 26)
+    yield ResponsesState(ResponseStore(database, 1 << 26), random_seal())
+    database.close()
+
+
+def prompts(served: Served) -> list[str]:
+    return [served.text_of(request.token_ids) for request in served.backend.asked]
+
+
+async def test_a_kept_response_is_read_listed_and_deleted(serve: Serve, reply: Reply, state: ResponsesState) -> None:
+    async with serve(reply(f"{THOUGHTFUL}Hello"), state=state) as served:
+        whole = (await create(served, input=[{"role": "user", "content": "Hi"}], metadata={"a": "b"})).json()
+        path = f"/v1/responses/{whole['id']}"
+        assert (await served.http.get(path)).json() == whole
+        page = (await served.http.get(f"{path}/input_items")).json()
+        check_no_extra(ResponseItemList.model_validate(page), "page")
+        assert page["data"][0]["content"] == [{"type": "input_text", "text": "Hi"}]
+        assert (await served.http.post(f"{path}/cancel")).status_code == 400
+        assert (await served.http.delete(path)).json() == {"id": whole["id"], "object": "response", "deleted": True}
+        for method, tail in (("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("POST", "/cancel")):
+            assert (await served.http.request(method, path + tail)).status_code == 404
+
+
+async def test_a_turn_continues_what_is_kept(serve: Serve, reply: Reply, state: ResponsesState) -> None:
+    """Instructions are not kept; a reference names an item of an earlier response."""
+    async with serve(reply(f"{THOUGHTFUL}Look.\n{CALL}"), state=state) as served:
+        first = (await create(served, instructions="Be brief.", tools=[TOOL])).json()
+        thought, message, call = first["output"]
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "21"}
+        second = await create(served, input=[result], previous_response_id=first["id"], tools=[TOOL], stream=True)
+        assert events_of(second)[-1]["response"]["previous_response_id"] == first["id"]
+        asks = {"role": "user", "content": "Hi"}
+        await create(served, input=[asks, thought, message, call, result], tools=[TOOL])
+        by_id = [{"type": "item_reference", "id": item["id"]} for item in first["output"]]
+        await create(served, input=[asks, *by_id, result], tools=[TOOL])
+        assert prompts(served)[1] == prompts(served)[2] == prompts(served)[3]
+        assert "Be brief." in prompts(served)[0] and "Be brief." not in prompts(served)[1]
+
+
+async def test_what_is_not_kept_cannot_be_continued(serve: Serve, reply: Reply, state: ResponsesState) -> None:
+    async with serve(reply("Hello"), state=state) as served:
+        loose = (await create(served, store=False)).json()
+        assert (await served.http.get(f"/v1/responses/{loose['id']}")).status_code == 404
+        for unknown in (loose["id"], "resp_none"):
+            answer = await create(served, previous_response_id=unknown)
+            assert answer.status_code == 400 and answer.json()["error"]["code"] == "previous_response_not_found"
+
+
+async def test_one_key_never_reads_anothers(serve: Serve, reply: Reply, state: ResponsesState) -> None:
+    async with serve(reply("Hello"), state=state, api_key="one,two") as served:
+        mine, yours = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+        body: dict[str, Any] = {"model": "org/tiny", "input": "Hi"}
+        post, get = served.http.post, served.http.get
+        kept = (await post("/v1/responses", json=body, headers=mine)).json()
+        path = f"/v1/responses/{kept['id']}"
+        assert (await get(path, headers=mine)).status_code == 200
+        assert (await get(path, headers=yours)).status_code == 404
+        assert (await served.http.delete(path, headers=yours)).status_code == 404
+        more = {**body, "previous_response_id": kept["id"]}
+        assert (await post("/v1/responses", json=more, headers=yours)).status_code == 400
+        conversation = (await post("/v1/conversations", json={}, headers=mine)).json()
+        assert (await get(f"/v1/conversations/{conversation['id']}", headers=yours)).status_code == 404
+        more = {**body, "conversation": conversation["id"]}
+        assert (await post("/v1/responses", json=more, headers=yours)).status_code == 404
+
+
+async def test_a_conversation_gathers_its_items(serve: Serve, reply: Reply, state: ResponsesState) -> None:
+    async with serve(reply("Hello"), state=state) as served:
+        items = [{"type": "message", "role": "user", "content": "My name is Ann."}]
+        begun = (await served.http.post("/v1/conversations", json={"items": items, "metadata": {"a": "b"}})).json()
+        check_no_extra(Conversation.model_validate(begun), "conversation")
+        path = f"/v1/conversations/{begun['id']}"
+        whole = (await create(served, conversation=begun["id"])).json()
+        check_response(whole)
+        await create(served, conversation={"id": begun["id"]}, input="And you?")
+        assert all(part in prompts(served)[1] for part in ("My name is Ann.", "Hi", "Hello", "And you?"))
+        page = (await served.http.get(f"{path}/items", params={"order": "asc", "limit": 2})).json()
+        check_no_extra(ConversationItemList.model_validate(page), "page")
+        assert page["has_more"] and [item["role"] for item in page["data"]] == ["user", "user"]
+        rest = (await served.http.get(f"{path}/items", params={"order": "asc", "after": page["last_id"]})).json()
+        assert [item["role"] for item in rest["data"]] == ["assistant", "user", "assistant"]
+        one = f"{path}/items/{page['first_id']}"
+        assert (await served.http.get(one)).json() == page["data"][0]
+        assert (await served.http.delete(one)).json() == begun and (await served.http.get(one)).status_code == 404
+        assert (await served.http.post(path, json={"metadata": {"c": "d"}})).json()["metadata"] == {"c": "d"}
+        added = (await served.http.post(f"{path}/items", json={"items": items})).json()
+        assert len(added["data"]) == 1
+        assert (await served.http.delete(path)).json()["deleted"] and (await served.http.get(path)).status_code == 404
+        assert (await create(served, conversation=begun["id"])).status_code == 404
+
+
+async def test_a_store_that_fails_costs_the_memory_alone(
+    serve: Serve, reply: Reply, state: ResponsesState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: the response is answered and says that it is not kept, and `/ready` says it too."""
+    database = state.store.database
+    assert database is not None
+    with database._engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+        connection.commit()
+    async with serve(reply("Hello"), state=state) as served:
+        assert (await served.http.get("/ready")).json()["response_store"] == "ok"
+        whole = (await create(served, metadata={f"key {i}": "x" * 512 for i in range(16)})).json()
+        assert whole["status"] == "completed" and "full" in whole["toolwire"]["notes"][0]["text"]
+        assert (await served.http.get("/ready")).json()["response_store"] == "failing"
+        last = events_of(await create(served, stream=True))[-1]["response"]  # at once: it is not tried again
+        assert last["toolwire"]["notes"][0]["kind"] == "not_kept"
+        answer = await create(served, previous_response_id=whole["id"])
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        monkeypatch.setattr(state.store, "_retry_at_s", 0.0)
+        assert "toolwire" not in (await create(served)).json()
+        assert (await served.http.get("/ready")).json()["response_store"] == "ok"
+
+
+async def test_a_database_that_is_gone_holds_nothing_up(serve: Serve, reply: Reply) -> None:
+    if not is_installed():
+        pytest.skip("PostgreSQL (Debian's package `postgresql`) is not installed")
+    with running_postgres() as postgres:
+        database = Database(postgres.url, DAY_S, 1 << 26)
+        state = ResponsesState(ResponseStore(database, 1 << 26), random_seal())
+        async with serve(reply("Hello"), state=state) as served:
+            first = (await create(served)).json()
+            assert (await served.http.get(f"/v1/responses/{first['id']}")).status_code == 200
+            await asyncio.to_thread(postgres.stop)
+            started_s = time.monotonic()
+            whole = (await create(served)).json()
+            assert time.monotonic() - started_s < 6 and whole["toolwire"]["notes"][0]["kind"] == "not_kept"
+            assert (await served.http.get("/ready")).json()["response_store"] == "failing"
+            await asyncio.to_thread(postgres.start)
+            state.store._retry_at_s = 0.0
+            assert (await served.http.get(f"/v1/responses/{first['id']}")).json() == first
+        database.close()
+
+
+def page_params() -> list[tuple[dict[str, str], int]]:
+    return [({"limit": "0"}, 400), ({"limit": "x"}, 400), ({"order": "up"}, 400), ({"after": "none"}, 404)]
+
+
+@pytest.mark.parametrize(("params", "status"), page_params(), ids=str)
+async def test_pages_out_of_range(
+    serve: Serve, reply: Reply, state: ResponsesState, params: dict[str, str], status: int
+) -> None:
+    async with serve(reply("Hello"), state=state) as served:
+        whole = (await create(served)).json()
+        answer: httpx.Response = await served.http.get(f"/v1/responses/{whole['id']}/input_items", params=params)
+    assert answer.status_code == status
