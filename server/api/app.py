@@ -1,6 +1,6 @@
 """FastAPI application: the routers of all surfaces, the error envelope, the middleware."""
 
-from typing import get_args
+from typing import Any, get_args
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -94,6 +94,14 @@ REPLIES = (
     MessageReply, *get_args(MessageEvent), TokensCount, AnthropicErrorBody, AnthropicModel, AnthropicModelList,
     Completion,
 )  # fmt: skip
+OWN_ROUTES: dict[str, Any] = {
+    "openapi_url": None,
+    "docs_url": None,
+    "redoc_url": None,
+    "redirect_slashes": False,
+    # FastAPI's own spans would double ours and record the query string; older versions ignore this.
+    "telemetry": {"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+}
 PAGE_HEADERS = {  # the page has no script and loads nothing
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
     "x-content-type-options": "nosniff",
@@ -115,7 +123,7 @@ def create_app(
     """The whole API over a backend that the caller starts and closes; until it is up, requests get a 503.
 
     `name` is what clients write in `model`, or else the folder or id as the operator wrote it; `keys` are those of the
-    settings if left out. Raises CannotStart where they are none, or cannot be read.
+    settings if left out, `state` None keeps nothing. Raises CannotStart where there is no key among them.
     """
     api, metrics, window = settings.api, Metrics(checkpoint.dialect.name), prompter.window
     service = build_service(checkpoint, prompter, backend)
@@ -142,19 +150,18 @@ def create_app(
         title="toolwire",
         version=version(),
         description="OpenAI-compatible chat with tools.",
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        # FastAPI's own spans would double ours and record the query string; older versions ignore this.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        **OWN_ROUTES,
     )
-    # Plain functions, which run in a thread.
-    app.add_route("/openapi.json", lambda _: JSONResponse(app.openapi()))
-    app.add_route("/docs", lambda _: HTMLResponse(render_page(app.openapi()), headers=PAGE_HEADERS))
+    _add_document(app)
     _add_error_handlers(app)
     _add_middleware(app, api, metrics, keys or ApiKeys(api.api_key, api.api_key_file, api.monitoring_key))
     return app
+
+
+def _add_document(app: FastAPI) -> None:
+    """Plain functions, which run in a thread."""
+    app.add_route("/openapi.json", lambda _: JSONResponse(app.openapi()))
+    app.add_route("/docs", lambda _: HTMLResponse(render_page(app.openapi()), headers=PAGE_HEADERS))
 
 
 def _add_error_handlers(app: DocumentedApp) -> None:

@@ -69,8 +69,12 @@ class Database:
         self._engine = _engine_of(url)
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
-        with self._engine.begin() as connection:
-            migrate(connection)
+        try:
+            with self._engine.begin() as connection:
+                migrate(connection)
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     def close(self) -> None:
         """Close every connection."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import DDL, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from server.errors import CannotStart
@@ -113,7 +113,7 @@ def test_what_is_too_old_is_neither_found_nor_kept(open_database: Open) -> None:
 
 def test_migrations_lead_from_every_version(open_database: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     open_database().put_response("me", kept("a"))
-    later = schema.DDL("ALTER TABLE toolwire_responses ADD COLUMN note TEXT")
+    later = DDL("ALTER TABLE toolwire_responses ADD COLUMN note TEXT")
     monkeypatch.setattr(schema, "MIGRATIONS", ((later,),))
     assert open_database().response("me", "a") is not None
     assert open_database().response("me", "a") is not None  # once is enough
