@@ -15,6 +15,8 @@ OOM_COOLDOWN_STEPS = 16
 MAX_OOM_COOLDOWN_STEPS = 4096
 STREAM_PAUSE_S = 0.2  # how long prompts may delay running replies in one step
 MIN_PREFILL_TOKENS = 64  # tokens of prompts beside streams at least: smaller chunks are inefficient
+UNMEASURED_TOKENS = 256  # tokens of prompts beside streams before the speed is measured
+MAX_STARTED = 32  # sequences that start in one step beside streams: a row costs more than its tokens
 MIN_MEASURED_TOKENS = 32  # prompt tokens in a step from which its speed is measured
 NEWEST_WEIGHT = 0.3
 OLDEST_PROMPT_SHARE = 0.75  # of what is left: short prompts progress behind a very long one
@@ -96,8 +98,10 @@ class StepBudget:
 
     def prefill_tokens(self, num_left: int, *, streaming: bool) -> int:
         """Tokens that prompts may have in this step, at most `num_left`."""
-        if not streaming or self._token_s is None:
+        if not streaming:
             return num_left
+        if self._token_s is None:
+            return min(num_left, UNMEASURED_TOKENS)
         return min(num_left, max(MIN_PREFILL_TOKENS, int(STREAM_PAUSE_S / self._token_s)))
 
     def shrink(self, num_tokens: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from server.engine.blocks import Blocks
-from server.engine.budget import Limits, PrefillBudget, StepBudget, find_refusal, limit_mask_time
+from server.engine.budget import MAX_STARTED, Limits, PrefillBudget, StepBudget, find_refusal, limit_mask_time
 from server.engine.cache import Cache
 from server.engine.drafter import Drafter
 from server.engine.ports import Matcher
@@ -123,12 +123,14 @@ class Scheduler:
         num_preempted = self.counts.preemptions
         scheduled: list[ScheduledRow] = []
         num_left = self._schedule_decodes(scheduled, self._budget.num_tokens)
-        prefill = PrefillBudget(self._budget.prefill_tokens(num_left, streaming=bool(scheduled)))
+        streaming = bool(scheduled)
+        prefill = PrefillBudget(self._budget.prefill_tokens(num_left, streaming=streaming))
         for sequence in self.running:
             if sequence.in_prefill:
                 prefill.allocate(sequence)
         if self.counts.preemptions == num_preempted and len(self.queue):
-            self._admit(prefill, admit)
+            most = min(self.max_running, len(self.running) + MAX_STARTED) if streaming else self.max_running
+            self._admit(prefill, admit, most)
         prefill.allocate_rest()
         scheduled = [entry for entry in (*scheduled, *prefill.scheduled()) if entry.sequence.state == "running"]
         scheduled = limit_mask_time(scheduled)
@@ -198,11 +200,11 @@ class Scheduler:
                 budget, num_spare = budget - count - len(drafts), num_spare - len(drafts)
         return budget
 
-    def _admit(self, prefill: PrefillBudget, admit: bool) -> None:
+    def _admit(self, prefill: PrefillBudget, admit: bool, max_running: int) -> None:
         reserve = sum(self._growth(sequence) for sequence in self.running)
         num_skipped = 0
         for sequence in list(self.queue.sequences):
-            if prefill.num_left <= 0 or num_skipped == MAX_SKIPPED_PROMPTS or len(self.running) >= self.max_running:
+            if prefill.num_left <= 0 or num_skipped == MAX_SKIPPED_PROMPTS or len(self.running) >= max_running:
                 return
             if sequence.state != "waiting" or (not admit and not sequence.admitted):
                 continue

@@ -422,6 +422,21 @@ def test_slow_device_computes_small_chunks_beside_streams() -> None:
     assert bench.model.largest_step > 500, "nobody is held up any more"
 
 
+def test_a_crowd_begins_a_part_at_a_time_beside_a_stream() -> None:
+    """A request for 128 choices began in one step, and every stream stood still while all its rows were computed."""
+    bench = Bench(num_blocks=600, block_size=4, max_batch_tokens=1000, max_running=200)
+    bench.add(ask("stream", [1, 2], max_tokens=40, ignore_eos=True))
+    bench.step()
+    for i in range(100):
+        bench.add(ask(f"choice{i}", [3, 4, 5], max_tokens=1))
+    for _ in range(4):
+        num_ended = sum(bench.end(f"choice{i}") is not None for i in range(100))
+        bench.step()
+        assert sum(bench.end(f"choice{i}") is not None for i in range(100)) - num_ended <= 32
+    assert all(bench.end(f"choice{i}") for i in range(100))
+    assert len(bench.ids("stream")) == 5
+
+
 def test_broken_logits_end_one_request_and_its_blocks_are_not_reused() -> None:
     bench = Bench(num_blocks=32, block_size=4)
     bench.add(ask("bad", [1, 2, 3, 4, 5, 6], max_tokens=4))
