@@ -16,8 +16,10 @@ import msgspec
 
 from server.checkpoint.render_process import RenderReply, RenderRequest, read_frame, write_frame
 from server.checkpoint.template_environment import CompiledTemplate
+from server.heap import trim_heap
 
 MAX_ADDRESS_SPACE = 1 << 30  # bytes of the whole process
+TRIM_BYTES = 1 << 18  # of a text, after which the heap is trimmed
 MAX_COMPILED = 16  # templates kept; a server renders one
 
 
@@ -40,6 +42,9 @@ def main() -> None:
         write_frame(replies, text)
         replies.flush()
         signal.setitimer(signal.ITIMER_PROF, 0)
+        if len(text) >= TRIM_BYTES:
+            del request, reply, text
+            trim_heap()
 
 
 def _limit(kind: int, most: int) -> None:

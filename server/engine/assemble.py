@@ -15,9 +15,9 @@ from server.engine.loop import EngineParts, Loop
 from server.engine.ports import Mailbox
 from server.engine.scheduler import Scheduler
 from server.engine.slots import Slots
+from server.heap import trim_heap
 from server.memory.budget import Plan, most_rows
 from server.memory.guard import AllocatorStats, Guard, GuardIO
-from server.memory.host import trim_heap
 from server.memory.probe import DeviceSelector, TorchFigures
 from server.memory.start import Measured, open_probe, refuse_early, replan
 from server.memory.watcher import Probe, Watcher

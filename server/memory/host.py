@@ -10,7 +10,6 @@ Version 2 keeps `memory.max`, `memory.current` and `memory.stat`; version 1 `mem
 `memory.usage_in_bytes` and `memory.stat`. See the kernel's cgroup-v2 and cgroup-v1/memory documents.
 """
 
-import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +133,3 @@ def _page_cache(path: Path) -> int:
     figures = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
     names = ("inactive_file", "active_file")
     return sum(figures.get(f"total_{name}", figures.get(name, 0)) for name in names)
-
-
-def trim_heap() -> None:
-    """Return the heap's free pages to the system, if the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

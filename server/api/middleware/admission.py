@@ -1,13 +1,17 @@
 """Admission of requests to the API process: their number and the bytes of their bodies, from the first byte on."""
 
+import asyncio
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import RequestRefused, error_of
 from server.errors import QueueFull
+from server.heap import trim_heap
 from server.service import RequestObserver
 
 ADMITTED_METHOD = "POST"
+TRIM_BYTES = 1 << 18  # of bodies, after which the heap is trimmed
 
 
 class Admission:
@@ -28,7 +32,7 @@ class PendingRequest(RequestObserver):
 
     def __init__(self, admission: Admission, declared_bytes: int) -> None:
         self._admission = admission
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._left = False
         if admission.num_requests >= admission.max_requests:
             text = f"{admission.num_requests} requests are being read and prepared, the most that this server takes"
@@ -39,7 +43,7 @@ class PendingRequest(RequestObserver):
     def received_body(self, num_bytes: int) -> None:
         """Count a piece of the body that has arrived."""
         self._check_bytes(num_bytes)
-        self._num_bytes += num_bytes
+        self.num_bytes += num_bytes
         self._admission.num_bytes += num_bytes
 
     def prepared(self) -> None:
@@ -51,7 +55,7 @@ class PendingRequest(RequestObserver):
         if not self._left:
             self._left = True
             self._admission.num_requests -= 1
-            self._admission.num_bytes -= self._num_bytes
+            self._admission.num_bytes -= self.num_bytes
 
     def _check_bytes(self, num_bytes: int) -> None:
         if self._admission.num_bytes + num_bytes > self._admission.max_bytes:
@@ -69,6 +73,7 @@ class AdmissionMiddleware:
     def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self._app = app
         self._admission = admission
+        self._untrimmed_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting the bytes of its body as they arrive."""
@@ -89,3 +94,11 @@ class AdmissionMiddleware:
             await self._app(scope, count, send)
         finally:
             place.leave()
+            self._trim_after(place.num_bytes)
+
+    def _trim_after(self, num_bytes: int) -> None:
+        """Have the heap trimmed, in a thread: 18 prompts of up to 15 MiB left 110 MiB of freed memory."""
+        self._untrimmed_bytes += num_bytes
+        if self._untrimmed_bytes >= TRIM_BYTES:
+            self._untrimmed_bytes = 0
+            asyncio.get_running_loop().run_in_executor(None, trim_heap)
