@@ -6,7 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.memory.host import Group, HostProbe, Paths, limited_groups, trim_heap
+from server.heap import trim_heap
+from server.memory.host import Group, HostProbe, Paths, limited_groups
 
 MIB = 1 << 20
 
