@@ -24,7 +24,7 @@ from server.notes import Note, NoteKind
 from server.prompt.builder import PromptBuilder
 from server.reply.decoder import ParsedEvent, ReplyDecoder, ReplyFormat
 from server.reply.text import Vocabulary
-from server.worker_pool import WorkerPool
+from server.runtime.worker_pool import WorkerPool
 
 PREPARE_THREADS = 2
 P = ParamSpec("P")

@@ -16,7 +16,7 @@ import msgspec
 
 from server.checkpoint.render_process import RenderReply, RenderRequest, read_frame, write_frame
 from server.checkpoint.template_environment import CompiledTemplate
-from server.heap import trim_heap
+from server.runtime.heap import trim_heap
 
 MAX_ADDRESS_SPACE = 1 << 30  # bytes of the whole process
 TRIM_BYTES = 1 << 18  # of a text, after which the heap is trimmed

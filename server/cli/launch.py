@@ -6,7 +6,7 @@ import socket
 
 from server.backends.engine_process import EngineProcess
 from server.errors import CannotStart
-from server.heap import limit_arenas
+from server.runtime.heap import limit_arenas
 from server.settings import Settings
 
 

@@ -15,7 +15,6 @@ from server.engine.loop import EngineParts, Loop
 from server.engine.ports import Mailbox
 from server.engine.scheduler import Scheduler
 from server.engine.slots import Slots
-from server.heap import trim_heap
 from server.memory.budget import Plan, most_rows
 from server.memory.guard import AllocatorStats, Guard, GuardIO
 from server.memory.probe import DeviceSelector, TorchFigures
@@ -28,6 +27,7 @@ from server.model.loading.loader import choose_device, load
 from server.model.profile import StepSize, measure_step
 from server.model.runner import Runner
 from server.model.sampling.grammar import LlguidanceGrammars
+from server.runtime.heap import trim_heap
 from server.settings import EngineSettings, read_environment
 
 DRAFTS_ON_CPU = 4

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
-from server.deep_stack import deep_stack_threads
 from server.engine.ports import Grammars, Matcher
 from server.engine.reply import closing_constraint
 from server.engine.sequence import Sequence
 from server.errors import ConstraintFailed
 from server.messages import Constraint
+from server.runtime.deep_stack import deep_stack_threads
 
 NUM_THREADS = 2
 MAX_HUNG_THREADS = 4

@@ -8,8 +8,8 @@ from typing import Literal, ParamSpec, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from server.runtime.worker_pool import WorkerPool
 from server.store.database import Database, KeptResponse
-from server.worker_pool import WorkerPool
 
 logger = logging.getLogger("toolwire.store")
 

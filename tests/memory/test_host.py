@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.heap import trim_heap
 from server.memory.host import Group, HostProbe, Paths, limited_groups
+from server.runtime.heap import trim_heap
 
 MIB = 1 << 20
 

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import RequestRefused, error_of
 from server.errors import QueueFull
-from server.heap import trim_heap
+from server.runtime.heap import trim_heap
 from server.service import RequestObserver
 
 ADMITTED_METHOD = "POST"

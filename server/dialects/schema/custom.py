@@ -6,11 +6,11 @@ from functools import partial
 
 from llguidance import LLMatcher
 
-from server.deep_stack import with_deep_stack
 from server.dialects.base import ConstraintSpec, CustomFormat
 from server.dialects.schema.cache import derived
 from server.dialects.schema.engine import LIMITS, byte_tokenizer
 from server.errors import BadSchema
+from server.runtime.deep_stack import with_deep_stack
 
 MAX_DEFINITION_LENGTH = 64 * 1024
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from server.deep_stack import with_deep_stack
 from server.messages import GRAMMAR_LIMITS
+from server.runtime.deep_stack import with_deep_stack
 
 LIMITS = LLParserLimits(**GRAMMAR_LIMITS, verbose_errors=False)  # type: ignore[arg-type]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from server.deep_stack import with_deep_stack
 from server.dialects.schema.normalize import ANNOTATIONS
 from server.dialects.schema.references import (
     DEFINITIONS,
@@ -25,6 +24,7 @@ from server.dialects.schema.references import (
     resolve,
 )
 from server.dialects.schema.validator import satisfying
+from server.runtime.deep_stack import with_deep_stack
 
 MAX_CHECKED_BYTES = 1 << 20  # of schemas given to the grammar engine; the rest counts as satisfiable
 CHECK_OVERHEAD_BYTES = 4096  # added for each schema

@@ -4,9 +4,9 @@ import json
 
 from llguidance import LLMatcher
 
-from server.deep_stack import with_deep_stack
 from server.dialects.base import CustomFormat
 from server.dialects.schema.custom import format_fault, satisfies
+from server.runtime.deep_stack import with_deep_stack
 
 
 def test_a_custom_grammar_with_a_chain_of_thousands_of_rules() -> None:

@@ -11,7 +11,6 @@ import pytest
 from tokenizers import Tokenizer
 
 from server.checkpoint.locate import BUILT_IN_FOLDER
-from server.deep_stack import deep_stack_threads
 from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from server.dialects.hermes import HERMES
 from server.dialects.registry import DIALECTS
@@ -25,6 +24,7 @@ from server.model.sampling.grammar import (
     GrammarMatcher,
     LlguidanceGrammars,
 )
+from server.runtime.deep_stack import deep_stack_threads
 from tests.checkpoints import IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE
 from tests.dialects.fuzz import write_call
 from tests.dialects.parse_helpers import Call, parse_in_any_pieces
