@@ -5,19 +5,91 @@ Also the rules about its weights by which one part loads them and another estima
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from server.errors import CannotStart
 
 WRAPPERS = ("_orig_mod.", "base_model.model.")  # prefixes of torch.compile and peft in front of every tensor's name
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 SCALED_BY_FACTOR = ("yarn", "linear", "dynamic")  # kinds of rotary scaling
 
 
+@dataclass(frozen=True, slots=True)
+class FieldKind:
+    """The values that a field of a JSON file may have, in words for an error, and their test."""
+
+    text: str
+    admits: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def _between(least: int, most: int) -> FieldKind:
+    text = f"a whole number from {least} to {most}"
+    return FieldKind(text, lambda value: type(value) is int and least <= value <= most)
+
+
+NUMBER = FieldKind("a number", _is_number)
+FLAG = FieldKind("true or false", lambda value: isinstance(value, bool))
+TEXT = FieldKind("a string", lambda value: isinstance(value, str))
+OBJECT = FieldKind("an object", lambda value: isinstance(value, dict))
+TEXTS = FieldKind("a list of strings", lambda value: isinstance(value, list) and all(map(TEXT.admits, value)))
+IDS = FieldKind(
+    "a token id or a list of them",
+    lambda value: all(type(one) is int for one in (value if isinstance(value, list) else [value])),
+)
+DTYPE = FieldKind(f"one of {', '.join(DTYPES)}", lambda value: isinstance(value, str) and value in DTYPES)
+SIZE, COUNT, LAYERS = _between(1, 2**31 - 1), _between(0, 2**20), _between(1, 10_000)
+MODEL_FIELDS: Mapping[str, FieldKind] = {
+    **dict.fromkeys(("dtype", "torch_dtype"), DTYPE),
+    **dict.fromkeys(("model_type", "hidden_act"), TEXT),
+    **dict.fromkeys(("architectures", "layer_types"), TEXTS),
+    **dict.fromkeys(("text_config", "rope_parameters", "rope_scaling", "quantization_config"), OBJECT),
+    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), FLAG),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta"), NUMBER),
+    **dict.fromkeys(
+        (
+            "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+            "max_position_embeddings", "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
+            "linear_value_head_dim", "linear_conv_kernel_dim", "full_attention_interval",
+        ),
+        SIZE,
+    ),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), COUNT),
+    "num_hidden_layers": LAYERS,
+    "eos_token_id": IDS,
+}  # fmt: skip
+ROPE_FIELDS: Mapping[str, FieldKind] = {
+    "rope_type": TEXT,
+    "type": TEXT,
+    "rope_theta": NUMBER,
+    "factor": NUMBER,
+    "original_max_position_embeddings": SIZE,
+}
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's config.json; raises CannotStart if it cannot be read."""
-    return read_json(folder / "config.json")
+    """The checkpoint's config.json; raises CannotStart if it cannot be read, or a field is of another kind."""
+    path = folder / "config.json"
+    config = read_json(path)
+    check_fields(config, MODEL_FIELDS, path)
+    for fields in (config, text_fields(config)):
+        check_fields(fields, MODEL_FIELDS, path)
+        for name in ("rope_parameters", "rope_scaling"):
+            check_fields(fields.get(name) or {}, ROPE_FIELDS, path)
+    return config
+
+
+def check_fields(fields: Mapping[str, Any], kinds: Mapping[str, FieldKind], path: Path) -> None:
+    """Raise CannotStart naming the first field that is neither null nor of its kind."""
+    for name, kind in kinds.items():
+        if fields.get(name) is not None and not kind.admits(fields[name]):
+            raise CannotStart(f"{path}: {name} must be {kind.text}, and is {json.dumps(fields[name])[:60]}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from server.checkpoint.tokenizer import (
     token_variables,
     without_added_tokens,
 )
-from server.config_json import context_length, read_config
+from server.config_json import FLAG, IDS, NUMBER, FieldKind, check_fields, context_length, read_config
 from server.dialects.base import Dialect
 from server.dialects.registry import detect, find
 from server.errors import CannotStart
@@ -35,6 +35,15 @@ OTHER_KEYS = {
     "_from_model_config", "bos_token_id", "do_sample", "eos_token_id", "max_length", "max_new_tokens",
     "pad_token_id", "transformers_version", "use_cache",
 }  # fmt: skip
+GENERATION_FIELDS: Mapping[str, FieldKind] = {
+    "temperature": FieldKind("a number from 0 on", lambda value: NUMBER.admits(value) and value >= 0),
+    "top_p": FieldKind("a number above 0, up to 1", lambda value: NUMBER.admits(value) and 0 < value <= 1),
+    "top_k": FieldKind("a whole number from -1 on", lambda value: NUMBER.admits(value) and -1 <= value == int(value)),
+    "min_p": FieldKind("a number from 0 to 1", lambda value: NUMBER.admits(value) and 0 <= value <= 1),
+    "repetition_penalty": FieldKind("a number above 0", lambda value: NUMBER.admits(value) and value > 0),
+    "do_sample": FLAG,
+    "eos_token_id": IDS,
+}
 DEFAULT_LENGTH = 4096
 
 
@@ -95,7 +104,7 @@ class Checkpoint:
         RENDERER.start()  # while the files are read
         config = read_config(folder)
         tokenizer_config = read_json_if_present(folder / "tokenizer_config.json")
-        generation = read_json_if_present(folder / "generation_config.json") if generation_config == "auto" else {}
+        generation = _read_generation(folder) if generation_config == "auto" else {}
         tokenizer_json = read_text(folder / "tokenizer.json")
         tokenizer = load_tokenizer(folder / "tokenizer.json", tokenizer_json, tokenizer_config)
         control = control_tokens(tokenizer)
@@ -119,6 +128,17 @@ class Checkpoint:
             capabilities=find_capabilities(template),
             notes=tuple(notes),
         )
+
+
+def _read_generation(folder: Path) -> dict[str, Any]:
+    """The fields of generation_config.json, none without it."""
+    path = folder / "generation_config.json"
+    fields = read_json_if_present(path)
+    try:
+        check_fields(fields, GENERATION_FIELDS, path)
+    except CannotStart as error:
+        raise CannotStart(f"{error}; correct it, or start with --generation-config none") from error
+    return fields
 
 
 def _open_template(
@@ -164,7 +184,7 @@ def _stop_ids(
     listed: list[int] = []
     for source in (generation, config):
         eos = source.get("eos_token_id")
-        listed += [one for one in (eos if isinstance(eos, list) else [eos]) if isinstance(one, int)]
+        listed += eos if isinstance(eos, list) else [] if eos is None else [eos]
     texts = (token_text(tokenizer_config.get("eos_token")) or "", *STOP_TOKENS)
     listed += [marker_ids[text] for text in texts if text in marker_ids]
     return tuple(dict.fromkeys(listed))
@@ -177,7 +197,7 @@ def _think_ids(marker_ids: Mapping[str, int]) -> ThinkIds | None:
 
 
 def _defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
-    values = {key: generation[key] for key in SAMPLING_KEYS if isinstance(generation.get(key), int | float)}
+    values = {key: generation[key] for key in SAMPLING_KEYS if generation.get(key) is not None}
     if generation.get("do_sample") is False:  # means greedy decoding
         values["temperature"] = 0.0
     if "top_k" in values:

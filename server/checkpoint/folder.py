@@ -66,7 +66,7 @@ def stored_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[
     stored = tokenizer_config.get("chat_template")
     origin = str(folder / "tokenizer_config.json")
     if isinstance(stored, list):  # named templates
-        named = {entry["name"]: entry["template"] for entry in stored if isinstance(entry, dict)}
+        named = {entry["name"]: entry["template"] for entry in stored}
         stored = named.get("tool_use", named.get("default"))
     if isinstance(stored, str):
         return origin, stored

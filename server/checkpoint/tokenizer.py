@@ -9,10 +9,38 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from server.checkpoint.folder import read_json_if_present
+from server.config_json import FieldKind, check_fields
 from server.errors import CannotStart
 
 ADDED_TOKEN_KEYS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+LISTED = "added_tokens_decoder"
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def _is_listed(key: str, entry: Any) -> bool:
+    flags = {"single_word", "lstrip", "rstrip", "normalized", "special"}
+    return (
+        key.isdecimal()
+        and isinstance(entry, dict)
+        and isinstance(entry.get("content"), str)
+        and all(isinstance(entry[flag], bool) for flag in flags & entry.keys())
+    )
+
+
+def _is_template(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("name", "template"))
+
+
+TOKENIZER_FIELDS: Mapping[str, FieldKind] = {
+    LISTED: FieldKind(
+        "an object of token ids, each with an object of `content` and flags",
+        lambda value: isinstance(value, dict) and all(_is_listed(*item) for item in value.items()),
+    ),
+    "chat_template": FieldKind(
+        "a string, or a list of objects with `name` and `template`",
+        lambda value: isinstance(value, str) or (isinstance(value, list) and all(map(_is_template, value))),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +63,10 @@ def load_tokenizer(path: Path, tokenizer_json: str, tokenizer_config: Mapping[st
         tokenizer = Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the only type that tokenizers raises
         raise CannotStart(f"{path} is no tokenizer: {error}") from error
-    listed = tokenizer_config.get("added_tokens_decoder")
-    entries = listed.items() if isinstance(listed, dict) else ()
-    for _, entry in sorted(entries, key=lambda pair: int(pair[0])):
-        if isinstance(entry, dict) and tokenizer.token_to_id(entry["content"]) is None:
+    config_path = path.with_name("tokenizer_config.json")
+    check_fields(tokenizer_config, TOKENIZER_FIELDS, config_path)
+    for _, entry in sorted((tokenizer_config.get(LISTED) or {}).items(), key=lambda pair: int(pair[0])):
+        if tokenizer.token_to_id(entry["content"]) is None:
             token = AddedToken(**{key: item for key, item in entry.items() if key in ADDED_TOKEN_KEYS})
             (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     return tokenizer

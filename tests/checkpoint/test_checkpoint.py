@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from server.checkpoint.checkpoint import Checkpoint, SamplingDefaults
+from server.checkpoint.checkpoint import GENERATION_FIELDS, Checkpoint, SamplingDefaults
 from server.checkpoint.locate import BUILT_IN_FOLDER, served_name
+from server.checkpoint.tokenizer import TOKENIZER_FIELDS
+from server.config_json import MODEL_FIELDS
 from server.errors import CannotStart
 from tests.model_templates import TEMPLATES
 
@@ -211,3 +213,39 @@ def test_max_model_len_shortens_and_never_extends(folder: Path) -> None:
     assert Checkpoint.open(folder, max_model_len=1000).max_model_len == 1000
     with pytest.raises(CannotStart, match="32768"):
         Checkpoint.open(folder, max_model_len=32769)
+
+
+ODD = ("x", "__import__('os').system('id')", -7, 2.5, 10**30, True, [], [1, "a"], [None], {}, {"a": None}, float("nan"))
+FIELDS = [
+    *(("config.json", name) for name in MODEL_FIELDS),
+    *(("generation_config.json", name) for name in GENERATION_FIELDS),
+    *(("tokenizer_config.json", name) for name in (*TOKENIZER_FIELDS, "eos_token", "model_max_length")),
+    ("special_tokens_map.json", "bos_token"),
+]
+
+
+@pytest.mark.parametrize(("file", "field"), FIELDS)
+def test_a_field_of_another_kind_is_refused_in_one_line_that_names_it(folder: Path, file: str, field: str) -> None:
+    """`"dtype": "__import__('os')"` was a traceback, and a layer for each of 10**30 took all memory."""
+    (folder / "chat_template.jinja").unlink()
+    update(folder / "tokenizer_config.json", chat_template=SOURCE)
+    kept = (folder / file).read_text() if (folder / file).exists() else "{}"
+    kinds = {**MODEL_FIELDS, **GENERATION_FIELDS, **TOKENIZER_FIELDS}
+    for value in ODD:
+        (folder / file).write_text(kept)
+        update(folder / file, **{field: value})
+        if field in kinds and not kinds[field].admits(value):
+            with pytest.raises(CannotStart, match=f"{file}: {field} must be") as caught:
+                Checkpoint.open(folder)
+            assert "\n" not in str(caught.value)
+        elif field in GENERATION_FIELDS or field not in kinds:
+            assert Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    "listed", [{"x": {}}, {"1": {"content": 7}}, {"1": None}, {"1": {"content": "a", "special": 1}}]
+)
+def test_a_listed_token_of_another_kind_is_refused(folder: Path, listed: object) -> None:
+    update(folder / "tokenizer_config.json", added_tokens_decoder=listed)
+    with pytest.raises(CannotStart, match=r"tokenizer_config\.json: added_tokens_decoder must be"):
+        Checkpoint.open(folder)

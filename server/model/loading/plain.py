@@ -5,7 +5,6 @@ transformers' `LlamaForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM`). Any o
 weights or faults, are left to transformers and its error texts.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from server.config_json import bare_name
+from server.config_json import bare_name, read_config
 from server.model.cpu.native import NativeBackbone, NativeHead, supports_decoder
 from server.model.layers.decoder import Backbone, CompactBackbone
 from server.model.layers.packed_linear import pack_linears
@@ -52,7 +51,7 @@ def load_plain(
 ) -> LoadedModel | None:
     """Load the checkpoint on the CPU; None if transformers must load it."""
     try:
-        config = read_plain_config(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+        config = read_plain_config(read_config(checkpoint))
         weights = dict(_read_weights(checkpoint)) if config else {}
     except (OSError, ValueError, SafetensorError):
         return None

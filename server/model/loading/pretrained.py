@@ -5,7 +5,6 @@ mask function for that name, so that transformers builds no mask. The name must 
 transformers rewrites.
 """
 
-import json
 import re
 import threading
 import time
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -94,7 +92,7 @@ def _suits_kernels(model: Any) -> bool:
 def _read_config(checkpoint: Path) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-    except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
+    except Exception as error:  # its classes raise whatever the values of the file lead to
         raise CannotStart(f"transformers cannot read {checkpoint / 'config.json'}: {_first_line(error)}") from error
 
 
@@ -150,7 +148,7 @@ def _load_model(
         raise CannotStart(_missing_package(config, error)) from error
     except torch.OutOfMemoryError as error:
         raise CannotStart(f"the weights do not fit into the memory of {device}: {_first_line(error)}") from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # as above, and those of safetensors and of quantization packages
         raise CannotStart(f"transformers cannot load {checkpoint}: {_first_line(error)}") from error
     finally:
         stop.set()
@@ -222,4 +220,5 @@ def _kv_shape(text: Any) -> KvShape:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}" if lines else type(error).__name__

@@ -106,6 +106,26 @@ def test_known_prefixes_of_wrapped_models_are_taken_off(kind: Kind, prefix: str,
     }
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dtype": "__import__('os').system('id')"},
+        {"dtype": ["float32"]},
+        {"num_hidden_layers": 10**30},
+        {"num_hidden_layers": 0},
+        {"rope_parameters": {"rope_type": "nowhere", "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": "x"}},
+        {"quantization_config": {"quant_method": []}},
+        {"text_config": {"hidden_size": []}},
+    ],
+    ids=str,
+)
+def test_a_configuration_of_another_kind_is_refused_in_one_line(fields: dict[str, Any], tmp_path: Path) -> None:
+    """It was an AttributeError of torch, or a TypeError somewhere inside transformers."""
+    folder = changed("qwen3", tmp_path / "m", **fields)
+    assert "config.json" in refusal(folder) or str(folder) in refusal(folder)
+
+
 def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(CannotStart, match="cuda"):
