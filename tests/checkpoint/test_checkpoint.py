@@ -215,7 +215,20 @@ def test_max_model_len_shortens_and_never_extends(folder: Path) -> None:
         Checkpoint.open(folder, max_model_len=32769)
 
 
-ODD = ("x", "__import__('os').system('id')", -7, 2.5, 10**30, True, [], [1, "a"], [None], {}, {"a": None}, float("nan"))
+ODD: tuple[Any, ...] = (
+    "x",
+    "__import__('os').system('id')",
+    -7,
+    2.5,
+    10**30,
+    True,
+    [],
+    [1, "a"],
+    [None],
+    {},
+    {"a": None},
+    float("nan"),
+)
 FIELDS = [
     *(("config.json", name) for name in MODEL_FIELDS),
     *(("generation_config.json", name) for name in GENERATION_FIELDS),
