@@ -23,7 +23,7 @@ from server.service import ChatService, Generation, RequestObserver, until
 from server.settings import ApiSettings
 
 BODY_TIMEOUT_S = 60.0
-LARGE_BODY = 4 * 1024  # bytes; larger ones are validated off the event loop
+LARGE_BODY = 512  # bytes; larger ones, which may have schemas, are validated off the event loop
 TIMEOUT_HEADER = "x-request-timeout"  # seconds; may only shorten the server's own deadline
 TIMEOUT_PARAMETER = {
     "name": TIMEOUT_HEADER,

@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llguidance import regex_to_lark
 
 from server.dialects.base import ConstraintSpec, Tool
-from server.dialects.grammar.json_grammar import json_value
+from server.dialects.grammar.json_grammar import json_value, quoted
 from server.dialects.grammar.lark import callable_tools, check_length, marker, one_of_calls, pattern_of, raw_piece
 from server.dialects.parsing.coerce import Types
 from server.dialects.parsing.tagged import INPUT, ValueEnds
@@ -22,6 +22,7 @@ from server.dialects.schema.variants import variants
 from server.errors import BadSchema
 
 MAX_EXTRA_MEMBERS = 32  # members of a map
+MAX_LITERALS = 64  # values of an enum
 DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
 TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])"
 OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
@@ -182,12 +183,25 @@ class _TaggedValues:
             texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
             # A value that contains the end of a value cannot be written in this format.
             whole = [text for text in texts if not re.fullmatch(self._ended, text)]
-            return " | ".join(self._literal(text + tail) for text in whole or texts)
+            return self._one_of_texts(whole or texts)
         if schema.get("type") == "string":
             return self._string(schema)
         if not any(key in schema for key in ("type", "properties", "items", "anyOf", "oneOf", "allOf")):
             return "raw_value"
         return f"{json_value(with_reached_definitions(schema), lenient=not self._tool.strict)} {self._literal(tail)}"
+
+    def _one_of_texts(self, texts: Sequence[str]) -> str:
+        """Return an expression for one of these texts and its tail.
+
+        Many are one terminal, which the lexer walks like a tree; as literals each is an item of every parser row.
+        """
+        tail, known = self._form.tail, [tag for tag in self._form.tags if tag in self._spec.marker_ids]
+        apart = [text for text in texts if not text or any(tag in text for tag in known)]
+        if len(texts) - len(apart) <= MAX_LITERALS:
+            return " | ".join(self._literal(text + tail) for text in texts)
+        name, left_out = self._name(), frozenset(apart)
+        self.lines.append(f"{name.upper()}: {' | '.join(quoted(text) for text in texts if text not in left_out)}")
+        return " | ".join([f"{name.upper()} {self._literal(tail)}", *(self._literal(text + tail) for text in apart)])
 
     def _string(self, schema: Mapping[str, Any]) -> str:
         rules = [rule for part in _parts(schema, 8) for rule in self._rules_of(part)]

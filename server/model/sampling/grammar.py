@@ -132,7 +132,9 @@ class LlguidanceGrammars:
             raise ConstraintFailed(f"the grammar cannot be read: {_one_line(str(error))}") from error
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # the first mask: what exceeds its limits is refused before the reply begins
+            # What exceeds the limits in the first mask, or in what comes before it, is refused before the reply begins.
+            matcher.compute_bitmask()
+            matcher.compute_ff_tokens()
         if matcher.is_error():
             raise ConstraintFailed(f"the grammar does not compile: {_one_line(matcher.get_error())}")
         return GrammarMatcher(matcher, GrammarTime())
