@@ -73,8 +73,8 @@ def check_sizes(schemas: Iterable[tuple[str, Any]], code: str = "invalid_functio
     for param, schema in schemas:
         if _size_fault(schema) is not None:  # `check_schema` says which
             continue
-        nodes = [node for _, node in walk(schema) if isinstance(node, Mapping)]
-        maps = [node["patternProperties"] for node in nodes if isinstance(node.get("patternProperties"), Mapping)]
+        nodes = [node for _, node in walk(schema) if isinstance(node, dict)]
+        maps = [node["patternProperties"] for node in nodes if isinstance(node.get("patternProperties"), dict)]
         num_nodes += len(nodes)
         num_patterns += sum("pattern" in node for node in nodes) + sum(map(len, maps))
         for number, most, of in ((num_nodes, MAX_NODES, "subschemas"), (num_patterns, MAX_PATTERNS, "patterns")):
@@ -146,7 +146,7 @@ def _size_fault(schema: Any) -> Fault | None:
             ((*path, key), inner)
             for path, value in level
             for key, inner in _children(value)
-            if isinstance(inner, Mapping | list)
+            if isinstance(inner, dict | list)
         ]
         if not level:
             break
@@ -157,7 +157,7 @@ def _size_fault(schema: Any) -> Fault | None:
 
 
 def _children(value: Any) -> Iterator[tuple[str | int, Any]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         yield from value.items()
     elif isinstance(value, list):
         yield from enumerate(value)
