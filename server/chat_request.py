@@ -75,7 +75,7 @@ class ChatRequest:
     Every call in `messages` has an id and is followed by its results, in the order of the calls. `tool_definitions`
     are the client's tool objects, key order kept, for the template; `tools` are the same tools as dialects need them.
     `sampling` None fields were already filled from the checkpoint's defaults; `max_tokens` None means what the window
-    leaves, at most the server's default. With `raw_prompts` there are no messages, and each has `n` replies.
+    leaves, of text at most the server's default. With `raw_prompts` there are no messages, and each has `n` replies.
     """
 
     id: str
@@ -131,6 +131,7 @@ class PreparedRequest:
     generates: tuple[Generate, ...]  # one a choice, those of one prompt together
     prompt_tokens: int  # of all prompts
     thinking: Thinking
+    max_text_tokens: int | None = None  # of the answer's text, beside the limit of the whole reply
     dropped_messages: int = 0
     notes: tuple[Note, ...] = ()  # of the request and of every stage that prepared it, for the reply
     call_ids: tuple[int, ...] = ()

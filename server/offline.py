@@ -53,7 +53,7 @@ class Chat:
             checkpoint = open_checkpoint(settings)
             undo.pop_all()
         sampling, api = SamplingMapper(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size()), settings.api
-        self._mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer)
+        self._mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer, api.repair_history)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="offline chat", daemon=True)
         self._thread.start()

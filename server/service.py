@@ -176,6 +176,7 @@ def reply_format(
         call_markers=prepared.call_markers,
         halts=dialect.halts if tools else (),
         stop=request.stop,
+        max_text_tokens=prepared.max_text_tokens,
         parser=(lambda: dialect.parser(tools)) if tools else None,
         parallel=choice.parallel,
         free_to_call=frozenset(tool.name for tool in tools) if choice.mode == "auto" else frozenset(),

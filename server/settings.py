@@ -96,13 +96,19 @@ class ApiSettings:
     api_key_file: str = option("", "File with one key a line, read again when it changes.")
     allow_any_model: bool = option(False, "Serve every `model` name instead of answering 404.")
     strict: bool = option(False, "OpenAI to the letter: answer 400 to what OpenAI does not take.")
-    max_new_tokens: Annotated[int, Meta(ge=1, le=1 << 30)] = option(2048, "Reply length when a request names none.")
+    max_new_tokens: Annotated[int, Meta(ge=1, le=1 << 30)] = option(
+        2048,
+        "Tokens of an answer's text when a request names no limit; thoughts and calls have the window's rest.",
+    )
     on_overflow: Literal["refuse", "drop-oldest"] = option("refuse", "What to do with a prompt beyond the window.")
     named_finish: Literal["tool_calls", "stop"] = option(
         "tool_calls", "`finish_reason` of a call of the one tool that `tool_choice` names; OpenAI's own says stop."
     )
     must_answer: bool = option(
         False, "Let no reply end without text or a call, where the request does not say `must_answer` itself."
+    )
+    repair_history: bool = option(
+        False, "Take calls without results and results without calls instead of answering 400; notes say so."
     )
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = option(16 * 1024 * 1024, "Largest request body.")
     max_pending_requests: Annotated[int, Meta(ge=1, le=1 << 24)] = option(

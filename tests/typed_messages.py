@@ -34,7 +34,7 @@ KINDS: dict[str, type[BaseModel]] = {
 
 def typed(sent: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
     """The typed messages. Raises RequestRefused where their order is wrong."""
-    return to_messages([_message(one) for one in sent])
+    return to_messages([_message(one) for one in sent])[0]
 
 
 def _message(sent: Mapping[str, Any]) -> AnyMessage:

@@ -128,7 +128,7 @@ def create_app(
     api, metrics, window = settings.api, Metrics(checkpoint.dialect.name), prompter.window
     service = build_service(checkpoint, prompter, backend)
     sampling = SamplingMapper(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size())
-    mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer)
+    mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer, api.repair_history)
     names = {name} if settings.model.served_model_name else {name, settings.model.model}
     replies = ReplyHandler(api, names, service, metrics)
     chat = ChatHandler(replies, mapper)

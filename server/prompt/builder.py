@@ -7,7 +7,7 @@ The prompt depends on the messages, the tools and the template's variables alone
 conversation keeps its cached prefix whatever the next reply must be.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -19,7 +19,7 @@ from server.dialects.base import ConstraintSpec
 from server.dialects.schema.compiled import schema_notes
 from server.errors import PromptTooLong
 from server.messages import Generate
-from server.notes import bounded
+from server.notes import Note, bounded
 from server.prompt import window
 from server.prompt.normalize import NormalizedMessage, normalize_messages
 from server.prompt.reasoning import call_openers, find_thinking, reasoning_phase_for, thinking_variables
@@ -61,8 +61,11 @@ class PromptBuilder:
         if not window.fits(self.window.limit, fitted.prompt.num_tokens):
             raise self._too_long(request, fitted)
         token_ids = fitted.prompt.token_ids
-        max_tokens = window.reply_tokens(self.window.limit, len(token_ids), request.max_tokens, self._max_new_tokens)
         thinking = find_thinking(self._checkpoint, fitted.prompt, request.continue_final_message)
+        # The default is one of text: thoughts and calls would be cut in their middle.
+        more_than_text = request.max_tokens is None and (thinking != "off" or bool(request.callable_tools))
+        default = self.window.limit if more_than_text else self._max_new_tokens
+        max_tokens = window.reply_tokens(self.window.limit, len(token_ids), request.max_tokens, default)
         openers = call_openers(self._checkpoint, request)
         generates = self._generates(request, token_ids, thinking, max_tokens, openers.ids)
         names = {tool.name for tool in request.callable_tools}
@@ -70,8 +73,15 @@ class PromptBuilder:
             generates=generates,
             prompt_tokens=len(token_ids),
             thinking=thinking,
+            max_text_tokens=self._max_new_tokens if more_than_text else None,
             dropped_messages=fitted.dropped_messages,
-            notes=bounded([*request.notes, *schema_notes(request.tools, names, request.answer)]),
+            notes=bounded(
+                [
+                    *request.notes,
+                    *_note_on_thinking(request.thinking, thinking),
+                    *schema_notes(request.tools, names, request.answer),
+                ]
+            ),
             call_ids=openers.ids,
             call_markers=openers.markers,
         )
@@ -198,6 +208,14 @@ def _raw_too_long(limit: int, num_tokens: int, at_least: bool) -> PromptTooLong:
     text = f"This model's maximum context length is {limit} tokens. However, your prompt has "
     text += f"{'at least ' if at_least else ''}{num_tokens} tokens. Please reduce the length of the prompt."
     return PromptTooLong(text, num_tokens, limit, param="prompt", code="context_length_exceeded")
+
+
+def _note_on_thinking(wished: bool | None, begins: Thinking) -> Iterator[Note]:
+    """Yield a note where the reply will not think, or will, against the request's switch."""
+    if wished is False and begins == "open":
+        yield Note("thinking", "", "This model cannot answer without thinking.")
+    elif wished and begins == "off":
+        yield Note("thinking", "", "This model, or its template here, cannot think.")
 
 
 def _drop_oldest(

@@ -5,7 +5,7 @@ arguments or markup that the user does not see. A dialect's halts (ReAct's `Obse
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,6 +40,9 @@ class ReplyFormat:
     call_markers: tuple[str, ...] = ()  # their texts do, where the vocabulary has no such token
     halts: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
+    max_text_tokens: int | None = (
+        None  # the reply ends with "length" after this many of text; thoughts and calls are not counted
+    )
     parser: Callable[[], Parser] | None = None
     parallel: bool = True  # False: the reply ends after its first call
     free_to_call: frozenset[str] = frozenset()  # tools that may be called and need not be
@@ -85,6 +88,8 @@ class ReplyDecoder:
         self._thoughts: list[str] = []
         self._blank = True  # no text has come out, or nothing but white space
         self._cut = False  # the reply was ended by its limit, whatever closing it brings to an end
+        self._in_call = False
+        self._num_text_tokens = 0
         self.over = False
         self.calls = 0
         self.completion_tokens = 0
@@ -129,9 +134,21 @@ class ReplyDecoder:
                 break
             events += self._after_think(span)
         self.reasoning_tokens += was_inside or self._think.inside
+        if not (was_inside or self._think.inside or self._in_call or self.over):
+            events += self._count_text(events)
         if was_inside or self._think.silent:
             self._pending.clear()  # only the answer's tokens have logprobs in a reply
         return events
+
+    def _count_text(self, events: Sequence[ParsedEvent]) -> list[ParsedEvent]:
+        """The end, behind a token that brings text out beyond the limit: what is held back may become a call."""
+        self._num_text_tokens += 1
+        limit = self._format.max_text_tokens
+        is_text = bool(events) and isinstance(events[-1].event, Text)
+        if limit is None or self._num_text_tokens < limit or not is_text:
+            return []
+        self._cut = True
+        return self._end()
 
     def _after_think(self, span: Thought | Text) -> list[ParsedEvent]:
         if isinstance(span, Thought):
@@ -159,6 +176,7 @@ class ReplyDecoder:
         if isinstance(event, CallOpened):
             events += self._release(self._stops.close())
             self._call = [event.name]
+            self._in_call = True
             self.calls += 1
         elif isinstance(event, CallArguments):
             self._call.append(event.text)
@@ -167,6 +185,7 @@ class ReplyDecoder:
         return [*events, ParsedEvent(event, self._take_pending())]
 
     def _close_call(self, event: CallClosed) -> list[ParsedEvent]:
+        self._in_call = False
         looping = self._repeats.feed(self._call[0], "".join(self._call[1:]))
         if looping:
             event = replace(event, flags=(*event.flags, "repeated"))

@@ -257,3 +257,26 @@ def test_case_21_the_third_identical_call_in_a_row_ends_the_reply() -> None:
     other = RepeatDetector()
     calls = [("f", "1"), ("g", "1"), ("f", "1"), ("f", "2"), ("f", "2"), ("f", "1"), ("f", "1"), ("f", "1")]
     assert [other.feed(*call) for call in calls] == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_the_limit_of_text_counts_neither_thoughts_nor_calls(step: int) -> None:
+    """A thinking model was cut at the default limit in the middle of a thought or of a call."""
+    thought = "I think of the weather. " * 5
+    text = f"<think>\n{thought}\n</think>\n\n{CALL}\n{CALL.replace('Zürich', 'Rome')}"
+    ids = ids_of(text)
+    how = reading("may_open", max_text_tokens=8)
+    script = deltas([*ids, IM_END], range(step, len(ids), step), "stop")
+    assert events(how, script)[-1] == Ended("tool_calls")
+    written = events(how, deltas(ids_of("a b c d e f g h i j k l"), range(1, 12, step), "stop"))
+    assert written[-1] == Ended("length")
+    assert written[:-1] == events(how, deltas(ids_of("a b c d e f g h i j k l"), (), "stop"))[:-1]
+    assert isinstance(written[0], Text) and written[0].text.startswith("a b") and "l" not in written[0].text
+
+
+def test_a_call_that_begins_at_the_limit_of_text_is_a_call() -> None:
+    ids = ids_of("It is " + CALL)
+    before = len(ids_of("It is "))
+    for limit in range(before + 1, len(ids)):
+        ended = events(reading(max_text_tokens=limit), deltas([*ids, IM_END], range(1, len(ids)), "stop"))
+        assert ended[-1] == Ended("tool_calls"), limit

@@ -21,15 +21,19 @@ from server.api.chat.message_schemas import (
     thought_in,
 )
 from server.api.errors import RequestRefused
+from server.api.history import repaired
 from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
+from server.notes import Note
 
 
-def to_messages(sent: Sequence[AnyMessage]) -> tuple[Message, ...]:
-    """The typed messages, results in the order of their calls. Raises RequestRefused.
+def to_messages(sent: Sequence[AnyMessage], repair: bool = False) -> tuple[tuple[Message, ...], list[Note]]:
+    """The typed messages, results in the order of their calls, and notes. Raises RequestRefused unless `repair`.
 
     Templates of open models print no ids: the order is all that tells which result belongs to which call.
     """
-    messages = list(_typed(sent))
+    messages, notes = list(_typed(sent, repair)), list[Note]()
+    if repair:
+        messages, notes = repaired(messages)
     ordered: list[Message] = []
     index = 0
     while index < len(messages):
@@ -48,7 +52,7 @@ def to_messages(sent: Sequence[AnyMessage]) -> tuple[Message, ...]:
             results.sort(key=lambda result: places[result.call_id])
             ordered += results
             index += len(results)
-    return tuple(ordered)
+    return tuple(ordered), notes
 
 
 def _results_of(messages: Sequence[Message], start: int, ids: list[str]) -> list[ToolMessage]:
@@ -75,7 +79,7 @@ def _results_of(messages: Sequence[Message], start: int, ids: list[str]) -> list
     return results
 
 
-def _typed(sent: Sequence[AnyMessage]) -> Iterator[Message]:
+def _typed(sent: Sequence[AnyMessage], repair: bool) -> Iterator[Message]:
     """One message each. A legacy `function_call` is given an id, and the function message behind it answers that."""
     legacy_id = ""
     for index, message in enumerate(sent):
@@ -91,10 +95,10 @@ def _typed(sent: Sequence[AnyMessage]) -> Iterator[Message]:
             yield reply
         elif isinstance(message, ChatToolMessage):
             call_id = message.id if message.tool_call_id is None else message.tool_call_id
-            if call_id is None:
+            if call_id is None and not repair:
                 text = "Missing parameter 'tool_call_id': messages with role 'tool' must have a 'tool_call_id'."
                 raise _misplaced(text, index, "tool_call_id")
-            yield ToolMessage(text, call_id, message.name)
+            yield ToolMessage(text, call_id or "", message.name)
         else:
             yield ToolMessage(text, legacy_id, message.name)
 

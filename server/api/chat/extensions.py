@@ -121,7 +121,7 @@ or_unlimited = BeforeValidator(_read_limit)
 def answer_of(kind: str, value: Any) -> ResponseFormat:
     """The constraint of one of `json`, `regex`, `choice` and `grammar`. Raises ValueError for a grammar of no form."""
     if kind == "json":
-        return ResponseFormat(value)
+        return ResponseFormat(value, strict=True)
     if kind == "json_object":
         return ResponseFormat()
     return ResponseFormat(format=CustomFormat("lark", _lark_of(kind, value)))

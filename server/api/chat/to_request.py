@@ -37,10 +37,11 @@ class RequestMapper:
     strict: bool = False
     named_finish: Literal["tool_calls", "stop"] = "tool_calls"
     must_answer: bool = False
+    repair_history: bool = False
 
     def to_request(self, request: ChatCompletionRequest) -> ChatRequest:
         """The internal form. Raises RequestRefused or BadSchema."""
-        messages = to_messages(request.messages)
+        messages, history_notes = to_messages(request.messages, self.repair_history)
         definitions, tools = self._tools(request)
         choice = _choice(request, tools)
         limit = request.max_completion_tokens or request.max_tokens
@@ -64,7 +65,7 @@ class RequestMapper:
             on_overflow=request.on_overflow,
             cache_salt=request.cache_salt or "",
             must_answer=self.must_answer if request.must_answer is None else request.must_answer,
-            notes=request.notes,
+            notes=(*request.notes, *history_notes),
         )
 
     def style(self, request: ChatCompletionRequest) -> ReplyStyle:
@@ -199,7 +200,7 @@ def _answer(request: ChatCompletionRequest, strict_flag: bool) -> ResponseFormat
     except ValueError as error:
         raise bad(f"Invalid '{param}': {error}", param, "invalid_value") from error
     if answer.schema is not None:
-        check_answer(answer.schema, False, strict_flag, param=param)
+        check_answer(answer.schema, True, False, param=param)  # a promise: what cannot be enforced is refused
     if answer.format is not None and (fault := format_fault(answer.format)):
         raise bad(f"Invalid '{param}': {fault}", param, "invalid_value")
     return answer
@@ -226,8 +227,8 @@ def _answer_format(request: ChatCompletionRequest, strict_flag: bool) -> Respons
         if schema is not None and strict_flag:
             raise bad("Unknown parameter: 'response_format.schema'.", "response_format.schema", "unknown_parameter")
         if schema is not None:
-            check_answer(schema, False, strict_flag, param="response_format")
-        return ResponseFormat(schema)
+            check_answer(schema, True, False, param="response_format")
+        return ResponseFormat(schema, strict=schema is not None)
     if isinstance(format_, JsonSchemaFormat):
         schema, strict = format_.json_schema.schema_, bool(format_.json_schema.strict)
         if schema is not None:

@@ -4,8 +4,12 @@ from typing import Any
 
 import pytest
 
+from server.api.chat.schemas import read_request
+from server.api.chat.to_request import RequestMapper
 from server.api.errors import RequestRefused
+from server.api.sampling import SamplingMapper
 from server.chat_request import AssistantMessage, PastCall, ToolMessage
+from server.checkpoint.checkpoint import SamplingDefaults
 from tests.typed_messages import typed
 
 USER = {"role": "user", "content": "Hi"}
@@ -82,3 +86,50 @@ def test_legacy_calls_take_todays_form() -> None:
     )
     assert out[1] == AssistantMessage("", None, (PastCall("call_1", "f", '{"a": 1}'),))
     assert out[2] == ToolMessage("x", "call_1", "f")
+
+
+def repair(messages: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Kind and text of each message, and the places that notes name."""
+    body = {"model": "m", "messages": messages}
+    mapper = RequestMapper(SamplingMapper(SamplingDefaults(), 10), repair_history=True)
+    request = mapper.to_request(read_request(body, strict=False))
+    assert all(note.kind == "history" for note in request.notes)
+    kinds = [(type(message).__name__, message.text) for message in request.messages]
+    return kinds, [note.param for note in request.notes]
+
+
+HI, CALLING = ("UserMessage", "Hi"), ("AssistantMessage", "")
+
+
+def test_repair_says_that_a_result_is_missing() -> None:
+    """An agent that was interrupted between a call and its result could never go on."""
+    missing = ("ToolMessage", "(The result of this call is missing from the conversation.)")
+    assert repair([USER, calling("a"), USER]) == ([HI, CALLING, missing, HI], ["messages[1]"])
+    assert repair([USER, calling("a", "b"), result("b")]) == (
+        [HI, CALLING, missing, ("ToolMessage", "ok")], ["messages[1]"]
+    )  # fmt: skip
+
+
+def test_repair_shows_a_result_without_its_call_as_text() -> None:
+    """Compaction cuts the oldest messages, and may leave a result without its call."""
+    orphan = ("UserMessage", "(Result of a call that is missing from the conversation.)\nok")
+    assert repair([result("a"), USER]) == ([orphan, HI], ["messages[0]"])
+    assert repair([USER, calling("a"), result("a"), result("z")]) == (
+        [HI, CALLING, ("ToolMessage", "ok"), orphan], ["messages[3]"]
+    )  # fmt: skip
+
+
+def test_repair_puts_a_late_result_behind_its_call() -> None:
+    assert repair([USER, calling("a"), USER, result("a")]) == (
+        [HI, CALLING, ("ToolMessage", "ok"), HI], ["messages[3]"]
+    )  # fmt: skip
+
+
+def test_repair_gives_a_result_without_an_id_to_the_first_call_that_lacks_one() -> None:
+    kinds, places = repair([USER, calling("a", "b"), result(None, "first"), result(None, "second")])
+    assert kinds[2:] == [("ToolMessage", "first"), ("ToolMessage", "second")] and places == []
+
+
+def test_repair_leaves_a_history_in_order_alone() -> None:
+    messages = [USER, calling("a", "b"), result("b"), result("a"), calling("c"), result("c"), USER]
+    assert repair(messages)[1] == []

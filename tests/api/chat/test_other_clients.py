@@ -14,7 +14,7 @@ from server.checkpoint.checkpoint import Checkpoint, SamplingDefaults
 from server.dialects.base import ResponseFormat
 from server.messages import Generate
 from server.prompt.builder import PromptBuilder
-from server.settings import Settings
+from server.settings import ApiSettings, Settings
 from tests.api.conftest import WEATHER, Serve
 from tests.backends.scripted import Script
 from tests.families import FAMILIES, family_checkpoint
@@ -300,3 +300,26 @@ async def test_a_grammar_of_the_answer_reaches_the_engine(
     assert answer.status_code == 200, answer.text
     assert seen[0].constraint is not None
     assert grammar in seen[0].constraint.source
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": [WEATHER]}], ids=["thinking", "tools"])
+def test_without_a_limit_thoughts_and_calls_have_the_window(checkpoint: Checkpoint, fields: dict[str, Any]) -> None:
+    prepared = PromptBuilder(checkpoint, Settings(api=ApiSettings(max_new_tokens=50))).prepare(read(**fields))
+    assert prepared.generates[0].sampling.max_tokens == checkpoint.max_model_len - prepared.prompt_tokens
+    assert prepared.max_text_tokens == 50
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}], ids=["whole", "stream"])
+async def test_a_plain_answer_ends_at_the_default_limit(serve: Serve, reply: Reply, fields: dict[str, Any]) -> None:
+    thought = "<think>\n" + "Hm. " * 60 + "</think>\n\n"
+    async with serve(reply(thought + "word " * 100), max_new_tokens=20) as served:
+        answer = await served.chat(**fields)
+        assert '"finish_reason":"length"' in answer.text
+        assert 15 < answer.text.count("word") < 25
+
+
+def test_a_switch_that_the_model_does_not_have_is_noted() -> None:
+    checkpoint = Checkpoint.open(family_checkpoint("qwen1.5"))
+    prepared = PromptBuilder(checkpoint, Settings()).prepare(read(reasoning_effort="high"))
+    assert [note.kind for note in prepared.notes] == ["thinking"]
+    assert PromptBuilder(checkpoint, Settings()).prepare(read(think=False)).notes == ()
