@@ -1,12 +1,14 @@
 """Errors in Anthropic's envelope, with its types and statuses, as bodies and as events of a stream."""
 
 import msgspec
+from msgspec import UNSET
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
 from server.api.errors import ApiError, Envelope, encode, json_response
-from server.api.messages.wire import AnthropicError, AnthropicErrorBody
+from server.api.messages.schemas import NO_THREADS
+from server.api.messages.wire import AnthropicError, AnthropicErrorBody, AnthropicErrorDetails
 from server.errors import Busy, PromptTooLong
 
 PATH = "/v1/messages"
@@ -48,7 +50,8 @@ def anthropic_error(error: ApiError, request_id: str | None = None) -> Anthropic
         text = f"prompt is too long: {counts if cause.num_tokens else text}"
     elif error.param and error.param not in text:  # the envelope has no field for it
         text = f"{error.param}: {text}"
-    return AnthropicErrorBody(AnthropicError(kind, text), request_id)
+    details = AnthropicErrorDetails(NO_THREADS, ["thread"]) if error.code == NO_THREADS else UNSET
+    return AnthropicErrorBody(AnthropicError(kind, text, details), request_id)
 
 
 def status_of(error: ApiError) -> int:

@@ -12,6 +12,7 @@ from server.api.chat.tool_schemas import ToolName
 from server.api.chat.validation_errors import fault, refusal_of, wrong_type
 
 MOST_STOP_SEQUENCES = 64
+NO_THREADS = "thread_unsupported_request"  # by this code Anthropic's SDKs know that they must send whole histories
 MOST_TOOLS_OFFERED = 512  # Anthropic sets no limit; clients with several MCP servers pass OpenAI's 128
 REFUSED_BLOCKS = ("image", "container_upload")
 REFUSED_SOURCES = ("base64", "url", "file")
@@ -232,6 +233,8 @@ def read_messages_request(body: dict[str, Any], counts: bool = False) -> Message
     sent = {name: value for name, value in body.items() if value is not None}
     if not sent.get("model"):
         raise bad("Missing required parameter: 'model'.", "model", "missing_required_parameter")
+    if sent.get("thread") is not None:
+        raise bad("This server keeps no conversations: send all messages, without 'thread'.", "thread", NO_THREADS)
     try:
         return MessagesRequest.model_validate({"max_tokens": 1, **sent} if counts else sent)
     except ValidationError as error:

@@ -141,11 +141,19 @@ class TokensCount(msgspec.Struct):
     input_tokens: int
 
 
+class AnthropicErrorDetails(msgspec.Struct):
+    """Why a request is refused, for programs that go on without what is listed."""
+
+    error_code: str
+    unsupported: list[str]
+
+
 class AnthropicError(msgspec.Struct):
     """Kind and text of an error."""
 
     type: str
     message: str
+    details: AnthropicErrorDetails | UnsetType = UNSET
 
 
 class AnthropicErrorBody(msgspec.Struct, tag_field="type", tag="error"):

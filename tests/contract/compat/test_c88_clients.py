@@ -274,3 +274,47 @@ def test_c89_pydantic_ai(place: Place) -> None:
     asyncio.run(loop())
     if place.scripted:
         assert sorted(cities[:2]) == ["Paris", "Rome"]  # it runs both at once
+
+
+def test_langchain_anthropic(place: Place) -> None:
+    from langchain_anthropic import ChatAnthropic
+    from langchain_core.messages import HumanMessage, ToolMessage
+
+    chat = ChatAnthropic(base_url=place.url, api_key="any", model_name=MODEL, max_retries=0, max_tokens_to_sample=300)
+    tool = {"name": "get_weather", "description": "Get the current weather for a city", "input_schema": SCHEMA}
+    messages: list[Any] = [HumanMessage(QUESTION)]
+    for stream in (False, True):
+        bound = chat.bind_tools([tool], tool_choice="any")
+        called = bound.invoke(messages)
+        if stream:
+            first, *rest = bound.stream(messages)
+            for piece in rest:
+                first = first + piece
+            called = first
+        place.check([call["args"] for call in called.tool_calls])
+        messages += [called, *(ToolMessage(RESULT, tool_call_id=call["id"]) for call in called.tool_calls)]
+        reply = chat.bind_tools([tool]).invoke(messages)
+        assert reply.content
+        messages += [reply, HumanMessage(QUESTION)] if not reply.tool_calls else []
+
+
+def test_litellm_anthropic(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # nothing is fetched from anywhere
+    import litellm
+
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}
+    options: dict[str, Any] = {
+        "model": f"anthropic/{MODEL}", "api_base": place.url, "api_key": "any", "tools": [tool],
+        "temperature": 0, "max_tokens": 300, "num_retries": 0,
+    }  # fmt: skip
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    whole = litellm.completion(messages=messages, tool_choice="required", **options)
+    pieces = list(litellm.completion(messages=messages, tool_choice="required", stream=True, **options))
+    streamed = litellm.stream_chunk_builder(pieces, messages=messages)
+    for reply in (whole, streamed):
+        assert reply.choices[0].finish_reason == "tool_calls"
+        place.check([call.function.arguments for call in reply.choices[0].message.tool_calls])
+    called = whole.choices[0].message
+    results = [{"role": "tool", "tool_call_id": call.id, "content": RESULT} for call in called.tool_calls]
+    messages += [called.model_dump(exclude_none=True), *results]
+    assert litellm.completion(messages=messages, **options).choices[0].message.content
