@@ -42,9 +42,9 @@ def options(
 @takes_settings
 def serve(resolved: Resolved) -> None:
     """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
-    from server.cli.launch import launch
+    from server.cli.start import start
 
-    launch(resolved.settings)
+    start(resolved.settings)
 
 
 @app.command("config")

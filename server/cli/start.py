@@ -10,7 +10,7 @@ from server.runtime.heap import limit_arenas
 from server.settings import Settings
 
 
-def launch(settings: Settings) -> None:
+def start(settings: Settings) -> None:
     """Serve until a signal ends the process. Raises CannotStart."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # during the start both signals are a KeyboardInterrupt
     limit_arenas()
