@@ -86,6 +86,12 @@ def top(context: typer.Context) -> None:
     _run_module("server.cli.top", context.args)
 
 
+@app.command("launch", context_settings=FORWARDED)
+def launch(context: typer.Context) -> None:
+    """Start a coding agent with a running server: toolwire launch codex|claude|opencode|qwen."""
+    _run_module("server.cli.launch", context.args)
+
+
 def _run_module(name: str, arguments: list[str]) -> None:
     """Replace this process by `python -m name`."""
     os.execv(sys.executable, [sys.executable, "-m", name, *arguments])

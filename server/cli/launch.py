@@ -1,0 +1,131 @@
+"""`toolwire launch PROGRAM`: start a coding agent that is installed here, pointed at a running server."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from server.settings import read_environment
+
+TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTarget:
+    """The server that a program is to use: its address without `/v1`, its model, and a key that it accepts."""
+
+    url: str
+    model: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCommand:
+    """Arguments and environment that point a program at a server."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+
+
+def codex(target: AgentTarget) -> AgentCommand:
+    """Codex, by Responses."""
+    provider = {
+        "model_provider": "toolwire",
+        "model_providers.toolwire.name": "toolwire",
+        "model_providers.toolwire.base_url": f"{target.url}/v1",
+        "model_providers.toolwire.wire_api": "responses",
+        "model_providers.toolwire.env_key": "TOOLWIRE_KEY",
+        "web_search": "disabled",
+    }
+    options = [part for name, value in provider.items() for part in ("-c", f"{name}={json.dumps(value)}")]
+    return AgentCommand(["codex", "-m", target.model, *options], {"TOOLWIRE_KEY": target.key})
+
+
+def claude(target: AgentTarget) -> AgentCommand:
+    """Claude Code, by Messages; its smaller and larger models are the one that is served."""
+    names = ("ANTHROPIC_DEFAULT_HAIKU_MODEL", "ANTHROPIC_DEFAULT_SONNET_MODEL", "ANTHROPIC_DEFAULT_OPUS_MODEL")
+    environment = {
+        "ANTHROPIC_BASE_URL": target.url,
+        "ANTHROPIC_AUTH_TOKEN": target.key,
+        "ANTHROPIC_API_KEY": "",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        **dict.fromkeys(names, target.model),
+    }
+    return AgentCommand(["claude", "--model", target.model], environment)
+
+
+def opencode(target: AgentTarget) -> AgentCommand:
+    """opencode, by Chat Completions."""
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "toolwire",
+        "options": {"baseURL": f"{target.url}/v1", "apiKey": target.key},
+        "models": {target.model: {"name": target.model}},
+    }
+    config = {"provider": {"toolwire": provider}, "model": f"toolwire/{target.model}"}
+    environment = {"OPENCODE_CONFIG_CONTENT": json.dumps(config), "OPENCODE_DISABLE_MODELS_FETCH": "1"}
+    return AgentCommand(["opencode"], environment)
+
+
+def qwen(target: AgentTarget) -> AgentCommand:
+    """Qwen Code, by Chat Completions."""
+    environment = {
+        "OPENAI_BASE_URL": f"{target.url}/v1",
+        "OPENAI_API_KEY": target.key,
+        "OPENAI_MODEL": target.model,
+    }
+    return AgentCommand(["qwen", "--auth-type", "openai", "--model", target.model], environment)
+
+
+PROGRAMS: Mapping[str, Callable[[AgentTarget], AgentCommand]] = {
+    "codex": codex,
+    "claude": claude,
+    "opencode": opencode,
+    "qwen": qwen,
+}
+PACKAGES = {
+    "codex": "@openai/codex",
+    "claude": "@anthropic-ai/claude-code",
+    "opencode": "opencode-ai",
+    "qwen": "@qwen-code/qwen-code",
+}
+
+
+def first_model(url: str, key: str) -> str:
+    """The first model of `GET /v1/models`. Raises OSError."""
+    request = urllib.request.Request(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+        return str(json.load(reply)["data"][0]["id"])
+
+
+def main() -> None:
+    """python -m server.cli.launch; arguments that it does not know are the program's."""
+    parser = argparse.ArgumentParser(
+        prog="toolwire launch", description="Start a coding agent with a running server. Further arguments are its own."
+    )
+    parser.add_argument("program", choices=list(PROGRAMS))
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    parser.add_argument("--key", default="none", help="API key, if the server requires one")
+    chosen, own = parser.parse_known_args()
+    url = chosen.url.rstrip("/").removesuffix("/v1")
+    if shutil.which(chosen.program) is None:
+        sys.exit(f"{chosen.program} is not installed; install it with: npm install -g {PACKAGES[chosen.program]}")
+    try:
+        model = first_model(url, chosen.key)
+    except urllib.error.HTTPError as error:
+        hint = "; give its key with --key" if error.code == 401 else ""
+        sys.exit(f"{url} answers {error.code}{hint}")
+    except OSError as error:
+        sys.exit(f"no server answers at {url} ({error}); start one with: toolwire serve")
+    command = PROGRAMS[chosen.program](AgentTarget(url, model, chosen.key))
+    environment = {**read_environment(), **command.environment}
+    os.execvpe(chosen.program, [*command.arguments, *own], environment)
+
+
+if __name__ == "__main__":
+    main()
