@@ -68,7 +68,7 @@ from server.api.responses.conversations import (
     conversations_router,
 )
 from server.api.responses.pages import ItemList
-from server.api.responses.router import Deleted, ResponsesHandler, responses_router
+from server.api.responses.router import Deleted, ResponseInputTokens, ResponsesHandler, responses_router
 from server.api.responses.schemas import ResponsesRequest
 from server.api.responses.state import ResponsesState, no_state
 from server.api.responses.to_request import ResponsesMapper
@@ -90,7 +90,8 @@ REQUESTS = (
 )  # fmt: skip
 REPLIES = (
     ChatCompletion, ChatCompletionChunk, ResponseObject, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard,
-    ModelList, Memory, Deleted, ItemList, ConversationObject, DeletedConversation, Health, Readiness, NotReady,
+    ModelList, Memory, Deleted, ResponseInputTokens, ItemList, ConversationObject, DeletedConversation, Health,
+    Readiness, NotReady,
     MessageReply, *get_args(MessageEvent), TokensCount, AnthropicErrorBody, AnthropicModel, AnthropicModelList,
     Completion,
 )  # fmt: skip
@@ -136,7 +137,7 @@ def create_app(
     app = DocumentedApp(
         routers=(
             chat_router(chat),
-            responses_router(ResponsesHandler(replies, ResponsesMapper(mapper, state.seal), state)),
+            responses_router(ResponsesHandler(replies, service, ResponsesMapper(mapper, state.seal), state)),
             conversations_router(ConversationsHandler(state)),
             messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer), service)),
             completions_router(CompletionsHandler(replies, CompletionsMapper(checkpoint, sampling))),

@@ -7,12 +7,15 @@ Laws, tested for every dialect:
 3. whatever `constrain` allows, `parser` reads as schema-valid calls.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from server.events import ParserEvent
 from server.messages import Constraint
+
+PRIORITY = re.compile(r"^([ \t]*[!?]*[A-Za-z_]\w*)\.-?\d+(?=[ \t]*:)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,14 @@ class CustomFormat:
 
     syntax: Literal["lark", "regex"]
     definition: str
+
+    @property
+    def lark(self) -> str:
+        """The definition without the priorities of its rules and terminals, which the grammar engine does not take.
+
+        They order the ways to read a text, and leave the texts that the grammar allows as they are.
+        """
+        return PRIORITY.sub(r"\1", self.definition)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """`/v1/models`: the one model that is served here; in Anthropic's shape for its clients."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -28,10 +28,45 @@ class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
     notes: Sequence[str] = ()
 
 
+class TruncationPolicy(msgspec.Struct, frozen=True):
+    """How much of a tool's output Codex keeps."""
+
+    mode: str = "tokens"
+    limit: int = 10_000
+
+
+class CodexModel(msgspec.Struct):
+    """A model as Codex reads it, which offers its patch tool only where this says `freeform`."""
+
+    slug: str
+    display_name: str
+    description: str
+    context_window: int
+    visibility: str = "list"
+    supported_in_api: bool = True
+    priority: int = 0
+    truncation_policy: TruncationPolicy = TruncationPolicy()
+    input_modalities: Sequence[str] = ("text",)
+    base_instructions: str = ""
+    supports_parallel_tool_calls: bool = True
+    supports_reasoning_summaries: bool = True
+    supported_reasoning_levels: Sequence[Mapping[str, str]] = ()
+    default_reasoning_level: str | None = None
+    shell_type: str = "shell_command"
+    apply_patch_tool_type: str = "freeform"
+    support_verbosity: bool = False
+    default_verbosity: None = None
+    upgrade: None = None
+    availability_nux: None = None
+    experimental_supported_tools: Sequence[str] = ()
+    web_search_tool_type: str = "text"
+
+
 class ModelList(msgspec.Struct, tag_field="object", tag="list"):
-    """All models that requests may name."""
+    """All models that requests may name. `models` is the same as Codex reads it (extension)."""
 
     data: list[ModelCard]
+    models: list[CodexModel] = []
 
 
 _EXAMPLE = ModelCard("toolwire-demo", 1790000000, "toolwire", 2048)
@@ -59,7 +94,8 @@ def models_router(name: str, names: Collection[str], window: Window, notes: Sequ
     async def list_models(request: Request) -> Response:
         if VERSION_HEADER in request.headers:
             return json_response(AnthropicModelList([described_to_anthropic()], name, name))
-        return json_response(ModelList([described()]))
+        codex = CodexModel(name, name, "Served by toolwire.", window.limit)
+        return json_response(ModelList([described()], [codex]))
 
     @router.get(
         "/v1/models/{id:path}",  # an id may hold slashes

@@ -14,7 +14,7 @@ from server.api.body import bad, read_lenient, read_object
 from server.api.errors import json_response
 from server.api.middleware.request_log import prompt_logger
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, json_reply, ref
-from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler
+from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, read_body
 from server.api.responses.examples import REQUESTS
 from server.api.responses.items import read_items
 from server.api.responses.memory import ClientMemory, Context, to_kept_items
@@ -25,6 +25,7 @@ from server.api.responses.state import ResponsesState
 from server.api.responses.to_request import ResponsesMapper
 from server.api.responses.wire import ResponseObject
 from server.notes import Note
+from server.service import ChatService, until
 
 PATH = "/v1/responses"
 
@@ -37,11 +38,20 @@ class Deleted(msgspec.Struct):
     deleted: bool = True
 
 
+class ResponseInputTokens(msgspec.Struct, tag_field="object", tag="response.input_tokens"):
+    """Length of a request's prompt."""
+
+    input_tokens: int
+
+
 class ResponsesHandler:
     """Answers requests for responses."""
 
-    def __init__(self, replies: ReplyHandler, mapper: ResponsesMapper, state: ResponsesState) -> None:
+    def __init__(
+        self, replies: ReplyHandler, service: ChatService, mapper: ResponsesMapper, state: ResponsesState
+    ) -> None:
         self._replies = replies
+        self._service = service
         self._mapper = mapper
         self._state = state
 
@@ -55,6 +65,13 @@ class ResponsesHandler:
         memory = self.memory(state)
         context = await memory.context(sent)
         return await self._replies.parse(partial(self._plan, sent, notes, memory, context), raw)
+
+    async def count(self, request: Request) -> Response:
+        """POST /v1/responses/input_tokens."""
+        async with until(self._replies.deadline(request)):
+            plan = await self.read(request.state, await read_body(request))
+            parts = await self._service.count(plan.request)
+        return json_response(ResponseInputTokens(sum(part.tokens for part in parts)))
 
     async def retrieve(self, request: Request) -> Response:
         """GET /v1/responses/{id}."""
@@ -112,6 +129,20 @@ def responses_router(handler: ResponsesHandler) -> APIRouter:
         openapi_extra={**json_body(ResponsesRequest, REQUESTS), "parameters": [TIMEOUT_PARAMETER]},
         responses={200: _REPLY, **error_replies(400, 401, 404, 408, 413, 429, 500, 503, 504)},
     )
+    router.add_api_route(
+        f"{PATH}/input_tokens",
+        handler.count,
+        methods=["POST"],
+        operation_id="countResponseInputTokens",
+        summary="Count the prompt tokens of a request for a response.",
+        openapi_extra=json_body(ResponsesRequest, REQUESTS),
+        responses={200: json_reply(ResponseInputTokens(12)), **error_replies(400, 401, 404, 408, 413, 429, 500, 504)},
+    )
+    _add_routes_of_kept(router, handler)
+    return router
+
+
+def _add_routes_of_kept(router: APIRouter, handler: ResponsesHandler) -> None:
     errors = error_replies(401, 404, 500, 503)
     one = {"description": "The response.", "headers": REQUEST_ID, "content": _JSON}
     for path, method, endpoint, operation, summary, reply in (
@@ -128,7 +159,6 @@ def responses_router(handler: ResponsesHandler) -> APIRouter:
             summary=summary,
             responses={200: reply, **errors, **(error_replies(400) if path else {})},
         )
-    return router
 
 
 def _with_id(endpoint: Any) -> Any:

@@ -123,7 +123,7 @@ def is_raw(tool: Tool) -> bool:
 
 def raw_piece(format: CustomFormat) -> str:
     """Return an expression for raw text of a Lark grammar."""
-    return "%lark {\n" + format.definition + "\n}"
+    return "%lark {\n" + format.lark + "\n}"
 
 
 def constraint(

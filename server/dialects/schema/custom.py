@@ -13,6 +13,7 @@ from server.errors import BadSchema
 from server.runtime.deep_stack import with_deep_stack
 
 MAX_DEFINITION_LENGTH = 64 * 1024
+TEMPLATES_FAULT = "params not supported"  # of the grammar engine
 
 
 def check_format(spec: ConstraintSpec) -> None:
@@ -34,11 +35,17 @@ def _find_fault(definition: CustomFormat) -> str:
     """Check the definition by itself first: inside a larger grammar its brackets could end the part that holds it."""
     for grammar in (_grammar_alone(definition), _grammar(definition)):
         is_error, messages = with_deep_stack(partial(LLMatcher.validate_grammar_with_warnings, grammar))
+        if is_error and TEMPLATES_FAULT in messages[0]:
+            return f"it uses templates of rules, which are not supported; write them out. {_one_line(messages[0])}"
         if is_error:
-            return " ".join(messages[0].split())[:500]
+            return _one_line(messages[0])
         if any("no tokenizer" in message for message in messages):
             return "it names tokens of the vocabulary; only texts are allowed."
     return ""
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())[:500]
 
 
 def satisfies(definition: CustomFormat, text: str) -> bool:
@@ -57,7 +64,7 @@ def _satisfies(definition: CustomFormat, text: str) -> bool:
 def _grammar_alone(definition: CustomFormat) -> str:
     if definition.syntax == "regex":
         return LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": definition.definition}))
-    return LLMatcher.grammar_from_lark(definition.definition)
+    return LLMatcher.grammar_from_lark(definition.lark)
 
 
 def _grammar(definition: CustomFormat) -> str:
@@ -65,4 +72,4 @@ def _grammar(definition: CustomFormat) -> str:
         return LLMatcher.grammar_from_json_schema(
             json.dumps({"type": "string", "pattern": f"^(?:{definition.definition})$"})
         )
-    return LLMatcher.grammar_from_lark("start: nested\nnested: %lark {\n" + definition.definition + "\n}\n")
+    return LLMatcher.grammar_from_lark("start: nested\nnested: %lark {\n" + definition.lark + "\n}\n")

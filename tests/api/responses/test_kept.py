@@ -172,3 +172,18 @@ async def test_pages_out_of_range(
         whole = (await create(served)).json()
         answer: httpx.Response = await served.http.get(f"/v1/responses/{whole['id']}/input_items", params=params)
     assert answer.status_code == status
+
+
+async def test_the_tokens_of_a_request_are_counted(serve: Serve, reply: Reply, state: ResponsesState) -> None:
+    async with serve(reply("Hello"), state=state) as served:
+        first = (await create(served)).json()
+        fields = {"model": "org/tiny", "input": "And you?", "previous_response_id": first["id"], "tools": [TOOL]}
+        counted = (await served.http.post("/v1/responses/input_tokens", json=fields)).json()
+        whole = (await served.http.post("/v1/responses", json=fields)).json()
+    assert counted == {"object": "response.input_tokens", "input_tokens": whole["usage"]["input_tokens"]}
+
+
+async def test_codex_finds_its_patch_tool_in_the_list_of_models(serve: Serve) -> None:
+    async with serve() as served:
+        (model,) = (await served.http.get("/v1/models?client_version=1")).json()["models"]
+    assert model["slug"] == "org/tiny" and model["apply_patch_tool_type"] == "freeform" and model["context_window"]

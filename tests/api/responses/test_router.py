@@ -13,6 +13,8 @@ from server.messages import Delta, Generate, TokenLogprob
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve, Served
 from tests.api.responses.strict_types import ENDS, check_event, check_response, fold_deltas, without
 from tests.backends.scripted import Script
+from tests.dialects.schema.test_client_grammars import ADD
+from tests.dialects.schema.test_client_grammars import PATCH as PATCH_LARK
 
 Reply = Callable[..., Script]
 TOOL = {"type": "function", **WEATHER["function"]}
@@ -256,3 +258,20 @@ async def test_logprobs_are_included_where_they_are_wanted(serve: Serve) -> None
         events_of(await create(served, include=include, top_logprobs=1, stream=True))
     (one,) = whole["output"][0]["content"][0]["logprobs"]
     assert one["token"] == "Hello" and len(one["top_logprobs"]) == 1
+
+
+async def test_a_patch_streams_by_its_grammar(serve: Serve, reply: Reply) -> None:
+    """Raw text of a Lark grammar: every piece is a delta of the input."""
+    tool = {
+        "type": "custom",
+        "name": "patch",
+        "format": {"type": "grammar", "syntax": "lark", "definition": PATCH_LARK},
+    }
+    call = f'<tool_call>\n{{"name": "patch", "arguments": {{}}}}\n<input>\n{ADD}\n</input>\n</tool_call>'
+    async with serve(reply(call, step=2)) as served:
+        events = events_of(await create(served, stream=True, tools=[tool]))
+        assert served.backend.asked[-1].constraint is not None
+    deltas = [event["delta"] for event in events if event["type"] == "response.custom_tool_call_input.delta"]
+    (item,) = events[-1]["response"]["output"]
+    assert item["type"] == "custom_tool_call" and item["input"] == "".join(deltas) == ADD and len(deltas) > 5
+    assert "toolwire" not in events[-1]["response"]
