@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from server.engine.ports import Matcher
 from server.errors import ConstraintFailed
-from server.messages import Constraint, Finish, Generate, ReasoningPhase
+from server.messages import Constraint, FailureKind, Finish, Generate, ReasoningPhase
 
 T = TypeVar("T")
 Span = Literal["undecided", "inside", "closing", "after"]
@@ -31,6 +31,7 @@ class OutputState:
         self.num_free = 0  # ids drawn since some were forced
         self.finish: Finish | None = None
         self.fault: str | None = None
+        self.fault_kind: FailureKind = "request_failed"
         self.matcher: Matcher | None = None
         self.closer: Matcher | None = None  # stands for close_ids where they are drawn
         self.fast_forward = fast_forward and request.sampling.num_logprobs is None
@@ -174,7 +175,7 @@ class OutputState:
         try:
             return use_matcher()
         except ConstraintFailed as error:
-            self.fault = str(error)
+            self.fault, self.fault_kind = str(error), "bad_constraint"
         except Exception as error:  # noqa: BLE001 request boundary: the other replies of the step go on
             self.fault = f"its constraint broke: {type(error).__name__}: {error}"
         return otherwise

@@ -291,7 +291,7 @@ class Scheduler:
             sequence.record_draft_result(len(entry.drafts), num_accepted)
         if reply.fault is not None:
             self.cache.invalidate_blocks(sequence)  # content of a failed reply must not be reused
-            self.fail(sequence, "request_failed", reply.fault)
+            self.fail(sequence, reply.fault_kind, reply.fault)
             return
         self.cache.publish(sequence)
         self._mail.append(sequence.delta())

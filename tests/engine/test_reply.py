@@ -136,7 +136,7 @@ def test_grammar_that_becomes_too_complex_is_the_fault_of_one_request() -> None:
     reply = OutputState(ask("a", [1]), fast_forward=True)
     reply.begin(Tired("? ?"), None)
     reply.write([1])
-    assert reply.fault == "the grammar is too complex"
+    assert (reply.fault, reply.fault_kind) == ("the grammar is too complex", "bad_constraint")
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3])

@@ -104,3 +104,13 @@ def test_what_a_grammar_cannot_enforce_is_not_enforced_without_strict(live: Live
     """They were refused with the generated grammar in the text, or answered `false`."""
     reply = send(live, **forced(schema))
     assert reply.status_code == 200 and reply.json()["choices"][0]["message"]["tool_calls"]
+
+
+def test_a_value_too_long_for_a_grammar_is_the_request_s_fault(live: Live) -> None:
+    """A constant of 300,000 characters and a repetition of 60,000 were a 500 in the middle of the reply."""
+    for value, words in (
+        ({"const": "y" * 300_000}, "In context=('properties', 'a')"),
+        ({"type": "string", "pattern": "^(ab){60000}$"}, "too complex"),
+    ):
+        reply = send(live, response_format=json_schema(closed({"a": value})), max_tokens=400)
+        assert reply.status_code == 400 and words in reply.json()["error"]["message"], reply.text
