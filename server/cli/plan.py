@@ -19,7 +19,7 @@ from server.checkpoint.folder import check_files
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.config_json import read_config
 from server.errors import CannotStart
-from server.memory.budget import GIB, MIB, Plan, Room, demand_of, plan, room_of
+from server.memory.budget import GIB, MIB, DeviceMemory, Plan, demand_of, device_memory_of, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.probe import DeviceSelector
 from server.memory.report import remedies, rows, size
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         engine, max_model_len = _settings(options)
         model = str(BUILT_IN_FOLDER) if options.model == BUILT_IN_MODEL else options.model
         shape, tensors = _read_model(model)
-        room, overhead = _room(engine, options.gpu_memory)
-        found = plan(shape, tensors, demand_of(engine, max_model_len, shape), room, overhead)
+        device, overhead = _device_memory(engine, options.gpu_memory)
+        found = plan(shape, tensors, demand_of(engine, max_model_len, shape), device, overhead)
     except CannotStart as error:
         Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
         return EXIT_DOES_NOT_FIT
@@ -101,20 +101,20 @@ def _settings(options: argparse.Namespace) -> tuple[EngineSettings, int]:
     return settings.engine, settings.model.max_model_len
 
 
-def _room(engine: EngineSettings, gpu_memory: str | None) -> tuple[Room, int]:
+def _device_memory(engine: EngineSettings, gpu_memory: str | None) -> tuple[DeviceMemory, int]:
     """The memory to plan for, and the bytes that the runtime takes of it before the weights."""
     if gpu_memory is not None:
         total = read_size(gpu_memory)
-        return Room(total, total), CUDA_RUNTIME_BYTES
+        return DeviceMemory(total, total), CUDA_RUNTIME_BYTES
     selector = DeviceSelector(visible=read_environment().get("CUDA_VISIBLE_DEVICES"))
     if engine.device != "cpu" and engine.memory_probe != "host":
         try:
             reading = open_probe("cuda", "nvml", selector).read()[0]
-            return room_of(reading), CUDA_RUNTIME_BYTES
+            return device_memory_of(reading), CUDA_RUNTIME_BYTES
         except CannotStart as error:
             if engine.device == "cuda" or engine.memory_probe == "nvml":
                 raise CannotStart("no GPU can be read here; give its size with --gpu-memory 24GiB") from error
-    return room_of(open_probe("cpu", "auto", selector).read()[0]), 0
+    return device_memory_of(open_probe("cpu", "auto", selector).read()[0]), 0
 
 
 def _read_model(model: str) -> tuple[Shape, tuple[Tensor, ...]]:

@@ -51,7 +51,7 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class DeviceMemory:
     """A device's memory in bytes; `own` is held by this process already."""
 
     total: int
@@ -74,7 +74,7 @@ class Plan:
     """Division of a device's memory, in bytes; `missing` above 0 means that the model does not fit."""
 
     demand: Demand
-    room: Room
+    device: DeviceMemory
     weights: int
     activations: int
     overhead: int
@@ -115,9 +115,9 @@ def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape) -> Deman
     )
 
 
-def room_of(reading: DeviceReading) -> Room:
+def device_memory_of(reading: DeviceReading) -> DeviceMemory:
     """Convert a reading."""
-    return Room(reading.total, reading.free, reading.own or 0, reading.source in ("host", "cgroup"))
+    return DeviceMemory(reading.total, reading.free, reading.own or 0, reading.source in ("host", "cgroup"))
 
 
 def headroom(total: int) -> int:
@@ -125,21 +125,21 @@ def headroom(total: int) -> int:
     return max(LEAST_HEADROOM, int(HEADROOM_SHARE * total))
 
 
-def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, room: Room, overhead: int = 0) -> Plan:
+def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, device: DeviceMemory, overhead: int = 0) -> Plan:
     """The plan before loading; `overhead` is what the runtime takes before the weights (a CUDA context)."""
-    keeps_float8 = computes_float8(on_host=room.is_host)
+    keeps_float8 = computes_float8(on_host=device.is_host)
     weights = weight_bytes(
         tensors, dtype=demand.dtype, quantize=demand.quantize, tied=shape.tied, keeps_float8=keeps_float8
     )
-    return divide(shape, demand, room, weights, activation_bytes(shape, demand), max(overhead, room.own))
+    return divide(shape, demand, device, weights, activation_bytes(shape, demand), max(overhead, device.own))
 
 
-def divide(shape: Shape, demand: Demand, room: Room, weights: int, activations: int, overhead: int) -> Plan:
+def divide(shape: Shape, demand: Demand, device: DeviceMemory, weights: int, activations: int, overhead: int) -> Plan:
     """Divide the remaining memory into recurrent slots and KV blocks; sizes estimated or measured."""
     element = DTYPE_BYTES[demand.dtype]
     token_bytes, state_bytes = shape.kv_token_bytes(element), shape.state_bytes(element)
-    usable = room.usable(demand.memory_fraction)
-    fixed = overhead + room.growth + weights + activations
+    usable = device.usable(demand.memory_fraction)
+    fixed = overhead + device.growth + weights + activations
     left = max(0, usable - fixed)
     least = max(demand.max_model_len, demand.kv_cache_tokens) or min(shape.max_positions, SHORTEST_CONTEXT)
     least_blocks = math.ceil(least / demand.block_size)
@@ -149,10 +149,10 @@ def divide(shape: Shape, demand: Demand, room: Room, weights: int, activations: 
     num_blocks = 0
     if not missing:
         fitting = cost.blocks_in(left - num_slots * state_bytes)
-        num_blocks = min(fitting, _useful_blocks(shape, demand, room, left, least))
+        num_blocks = min(fitting, _useful_blocks(shape, demand, device, left, least))
     return Plan(
         demand=demand,
-        room=room,
+        device=device,
         weights=weights,
         activations=activations,
         overhead=overhead,
@@ -242,13 +242,13 @@ def _slots(state_bytes: int, left: int, spare: int, demand: Demand) -> int:
     return max(1, min(slots, left // 2 // state_bytes, spare // state_bytes))
 
 
-def _useful_blocks(shape: Shape, demand: Demand, room: Room, left: int, least: int) -> int:
+def _useful_blocks(shape: Shape, demand: Demand, device: DeviceMemory, left: int, least: int) -> int:
     """Upper limit of blocks: `max_running` sequences of full length; on a host also its own limits."""
     if demand.kv_cache_tokens:
         return math.ceil(demand.kv_cache_tokens / demand.block_size)
     longest = demand.max_model_len or shape.max_positions
     tokens = demand.max_running * longest
-    if room.is_host:
+    if device.is_host:
         share = int(HOST_KV_SHARE * left) // shape.kv_token_bytes(DTYPE_BYTES[demand.dtype])
         tokens = min(tokens, max(longest, MOST_HOST_TOKENS), share)
     return max(tokens // demand.block_size, math.ceil(least / demand.block_size))

@@ -100,7 +100,7 @@ class Guard:
     def for_engine(cls, found: Plan, io: GuardIO) -> "Guard":
         """A guard for the engine of this plan."""
         slots = found.num_slots * found.state_bytes
-        runtime = found.overhead + found.room.growth
+        runtime = found.overhead + found.device.growth
         return cls(
             GuardLimits(
                 weights=found.weights,
@@ -108,7 +108,7 @@ class Guard:
                 fixed=runtime + found.weights + found.activations + found.scratch + slots,
                 num_blocks=found.num_blocks,
                 block_bytes=found.block_bytes,
-                room=found.room.usable(found.demand.memory_fraction),
+                room=found.device.usable(found.demand.memory_fraction),
             ),
             io,
         )

@@ -23,10 +23,10 @@ class ReportRow:
 
 def rows(found: Plan) -> tuple[ReportRow, ...]:
     """Rows of a plan's table: total, usable, what is subtracted, what is left for KV."""
-    demand, room = found.demand, found.room
-    usable = room.usable(demand.memory_fraction)
+    demand, device = found.demand, found.device
+    usable = device.usable(demand.memory_fraction)
     lines = [
-        ReportRow("device", size(room.total), f"{size(room.free)} free"),
+        ReportRow("device", size(device.total), f"{size(device.free)} free"),
         ReportRow("room", size(usable), f"{demand.memory_fraction:g} of it, less what others hold"),
         ReportRow(
             "weights", size(found.weights), demand.dtype + ("" if demand.quantize == "none" else f", {demand.quantize}")
@@ -36,7 +36,7 @@ def rows(found: Plan) -> tuple[ReportRow, ...]:
             size(found.activations),
             f"{demand.max_batch_tokens} tokens, {demand.max_running} rows of logits",
         ),
-        ReportRow("runtime", size(found.overhead + room.growth), "held before the weights, and growth"),
+        ReportRow("runtime", size(found.overhead + device.growth), "held before the weights, and growth"),
         ReportRow(
             "KV per 1k tokens",
             size(1024 * found.token_bytes),
@@ -110,7 +110,7 @@ def size(num_bytes: int) -> str:
 
 def _offer(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan, flags: str, change: Demand) -> str | None:
     """Describe the change if the model fits with it, with a shorter context if needed; None if not."""
-    found = plan(shape, tensors, change, refused.room, refused.overhead)
+    found = plan(shape, tensors, change, refused.device, refused.overhead)
     if not found.fits:
         context = context_in(shape, change, found.left - found.state_bytes)
         if context < SHORTEST_OFFER:
@@ -122,7 +122,7 @@ def _offer(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan, flags: str,
             max_model_len=min(context, change.max_model_len or context),
             kv_cache_tokens=min(context, change.kv_cache_tokens),
         )
-        found = plan(shape, tensors, shorter, refused.room, refused.overhead)
+        found = plan(shape, tensors, shorter, refused.device, refused.overhead)
     return (
         f"{flags}: weights {size(found.weights)}, activations {size(found.activations)}, "
         f"KV for {found.num_blocks * change.block_size} tokens"

@@ -13,7 +13,7 @@ from typing import Literal
 
 from server.config_json import read_config
 from server.errors import CannotStart
-from server.memory.budget import Plan, demand_of, divide, plan, room_of
+from server.memory.budget import Plan, demand_of, device_memory_of, divide, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.host import HostProbe
 from server.memory.probe import DeviceSelector, GpuProbe
@@ -59,7 +59,7 @@ def open_probe(device: str, choice: Literal["auto", "nvml", "host"], selector: D
 def refuse_early(checkpoint: Path, max_model_len: int, engine: EngineSettings, reading: DeviceReading) -> Estimate:
     """Estimate the plan from headers and configuration; raises CannotStart with the table if it does not fit."""
     shape, tensors = read_shape(read_config(checkpoint)), read_headers(checkpoint)
-    found = plan(shape, tensors, demand_of(engine, max_model_len, shape), room_of(reading))
+    found = plan(shape, tensors, demand_of(engine, max_model_len, shape), device_memory_of(reading))
     if not found.fits:
         raise refuse(shape, tensors, found)
     return Estimate(shape, tensors, found)
@@ -73,9 +73,9 @@ def replan(estimate: Estimate, reading: DeviceReading, measured: Measured) -> Pl
     expected = estimate.plan
     _compare("weights", expected.weights, measured.weights)
     _compare("activations", expected.activations, measured.activations)
-    room = room_of(reading)
-    overhead = max(0, room.own - measured.weights)
-    found = divide(estimate.shape, expected.demand, room, measured.weights, measured.activations, overhead)
+    device = device_memory_of(reading)
+    overhead = max(0, device.own - measured.weights)
+    found = divide(estimate.shape, expected.demand, device, measured.weights, measured.activations, overhead)
     if not found.fits:
         raise refuse(estimate.shape, estimate.tensors, found)
     log.info("memory:\n%s", as_text(rows(found)))

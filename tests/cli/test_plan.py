@@ -15,7 +15,7 @@ import pytest
 
 from server.cli.plan import main, read_size
 from server.errors import CannotStart
-from server.memory.budget import GIB, MIB, Demand, Plan, Room, plan
+from server.memory.budget import GIB, MIB, Demand, DeviceMemory, Plan, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.report import as_text, refuse, remedies, rows, size
 from server.memory.start import refuse_early
@@ -47,7 +47,7 @@ def test_the_worked_example_in_the_documentation_is_what_is_printed(
 def test_the_sums_of_the_worked_example() -> None:
     """Each number of docs/memory.md, computed from the shape of the model."""
     shape, tensors, _ = real_model("Qwen3-8B")
-    found = plan(shape, tensors, Demand("bfloat16"), Room(24 * GIB, 24 * GIB), 512 * MIB)
+    found = plan(shape, tensors, Demand("bfloat16"), DeviceMemory(24 * GIB, 24 * GIB), 512 * MIB)
     assert found.weights == 2 * 8_190_735_360
     assert found.token_bytes == 36 * 2 * 8 * 128 * 2
     assert found.activations == 2048 * 4096 * 2 + 256 * 151_936 * 26
@@ -82,7 +82,9 @@ def flags_of(remedy: str) -> list[str]:
 def test_every_remedy_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, gib: int) -> None:
     """Each remedy is applied as it is printed."""
     shape, tensors, config = real_model(name)
-    found = plan(shape, tensors, Demand("bfloat16", max_model_len=32_768), Room(gib * GIB, gib * GIB), 512 * MIB)
+    found = plan(
+        shape, tensors, Demand("bfloat16", max_model_len=32_768), DeviceMemory(gib * GIB, gib * GIB), 512 * MIB
+    )
     if found.fits:
         return
     write_headers(tmp_path, tensors, config)
@@ -94,7 +96,7 @@ def test_every_remedy_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str], n
 
 def test_a_model_that_no_option_makes_fit_says_so() -> None:
     shape, tensors, _ = real_model("Qwen3-32B")
-    found = plan(shape, tensors, Demand("bfloat16"), Room(8 * GIB, 8 * GIB))
+    found = plan(shape, tensors, Demand("bfloat16"), DeviceMemory(8 * GIB, 8 * GIB))
     text = str(refuse(shape, tensors, found))
     assert "no option makes it fit" in text and as_text(rows(found)) in text
 
@@ -242,6 +244,8 @@ def plan_rows(found: Plan) -> list[str]:
 
 def test_hybrid_models_show_their_state_in_the_table() -> None:
     shape, tensors, _ = real_model("Qwen3.5-9B")
-    assert "state per sequence" in plan_rows(plan(shape, tensors, Demand("bfloat16"), Room(24 * GIB, 24 * GIB)))
+    assert "state per sequence" in plan_rows(plan(shape, tensors, Demand("bfloat16"), DeviceMemory(24 * GIB, 24 * GIB)))
     shape, tensors, _ = real_model("Qwen3-8B")
-    assert "state per sequence" not in plan_rows(plan(shape, tensors, Demand("bfloat16"), Room(24 * GIB, 24 * GIB)))
+    assert "state per sequence" not in plan_rows(
+        plan(shape, tensors, Demand("bfloat16"), DeviceMemory(24 * GIB, 24 * GIB))
+    )

@@ -11,8 +11,8 @@ from server.memory.budget import (
     GIB,
     MIB,
     Demand,
+    DeviceMemory,
     Plan,
-    Room,
     activation_bytes,
     headroom,
     most_rows,
@@ -63,10 +63,10 @@ def test_hybrid_models_also_pay_for_every_sequence() -> None:
     shape, tensors, _ = real_model("Qwen3.5-9B")
     per_layer = 32 * 128 * 128 * 4 + (2 * 16 * 128 + 32 * 128) * 4 * 2
     assert shape.state_bytes(2) == 24 * per_layer
-    found = plan(shape, tensors, BF16, Room(24 * GIB, 24 * GIB))
+    found = plan(shape, tensors, BF16, DeviceMemory(24 * GIB, 24 * GIB))
     assert found.fits and 1 <= found.num_slots < 2 * BF16.max_running
     assert found.num_slots * found.state_bytes <= found.left // 2
-    assert plan(*real_model("Qwen3-8B")[:2], BF16, Room(24 * GIB, 24 * GIB)).num_slots == 0
+    assert plan(*real_model("Qwen3-8B")[:2], BF16, DeviceMemory(24 * GIB, 24 * GIB)).num_slots == 0
 
 
 def test_a_multimodal_configuration_is_read_where_its_text_model_is() -> None:
@@ -126,21 +126,21 @@ def test_a_step_has_one_line_of_logits_for_each_id_that_can_be_drawn() -> None:
 
 def test_a_host_keeps_room_for_its_other_programs() -> None:
     shape, tensors, _ = real_model("Qwen3-0.6B")
-    found = plan(shape, tensors, BF16, Room(64 * GIB, 60 * GIB, is_host=True), 600 * MIB)
+    found = plan(shape, tensors, BF16, DeviceMemory(64 * GIB, 60 * GIB, is_host=True), 600 * MIB)
     assert found.num_blocks * found.block_bytes <= found.left // 2
     asked = dataclasses.replace(BF16, kv_cache_tokens=200_000)
-    made = plan(shape, tensors, asked, Room(64 * GIB, 60 * GIB, is_host=True))
+    made = plan(shape, tensors, asked, DeviceMemory(64 * GIB, 60 * GIB, is_host=True))
     assert made.num_blocks * made.demand.block_size == 200_000
 
 
 def test_an_explicit_context_is_kept_or_refused() -> None:
     shape, tensors, _ = real_model("Qwen3-8B")
-    room = Room(24 * GIB, 24 * GIB)
-    free = plan(shape, tensors, BF16, room, 512 * MIB)
+    device = DeviceMemory(24 * GIB, 24 * GIB)
+    free = plan(shape, tensors, BF16, device, 512 * MIB)
     assert free.fits and 16_384 < free.max_model_len < shape.max_positions
-    kept = plan(shape, tensors, dataclasses.replace(BF16, max_model_len=16_384), room, 512 * MIB)
+    kept = plan(shape, tensors, dataclasses.replace(BF16, max_model_len=16_384), device, 512 * MIB)
     assert kept.fits and kept.max_model_len == 16_384
-    refused = plan(shape, tensors, dataclasses.replace(BF16, max_model_len=40_960), room, 512 * MIB)
+    refused = plan(shape, tensors, dataclasses.replace(BF16, max_model_len=40_960), device, 512 * MIB)
     assert not refused.fits and refused.missing > 0 and refused.num_blocks == 0
 
 
@@ -173,12 +173,14 @@ DEMANDS = st.builds(
 )
 
 
-def room_of_mib(total: int, free: int, own: int, is_host: bool) -> Room:
+def device_memory_mib(total: int, free: int, own: int, is_host: bool) -> DeviceMemory:
     free = min(free, total)
-    return Room(total * MIB, free * MIB, min(own, total - free) * MIB, is_host)
+    return DeviceMemory(total * MIB, free * MIB, min(own, total - free) * MIB, is_host)
 
 
-ROOMS = st.builds(room_of_mib, st.integers(256, 200_000), st.integers(0, 200_000), st.integers(0, 4000), st.booleans())
+ROOMS = st.builds(
+    device_memory_mib, st.integers(256, 200_000), st.integers(0, 200_000), st.integers(0, 4000), st.booleans()
+)
 WEIGHTS = (Tensor("model.layers.0.mlp.up_proj.weight", "BF16", (4096, 65_536)),)
 
 
@@ -196,22 +198,24 @@ def held(found: Plan) -> int:
 
 @settings(max_examples=300, deadline=None)
 @given(SHAPES, DEMANDS, ROOMS)
-def test_a_plan_that_fits_never_exceeds_fraction_nor_free_memory(shape: Shape, demand: Demand, room: Room) -> None:
-    found = plan(shape, WEIGHTS, demand, room)
+def test_a_plan_that_fits_never_exceeds_fraction_nor_free_memory(
+    shape: Shape, demand: Demand, device: DeviceMemory
+) -> None:
+    found = plan(shape, WEIGHTS, demand, device)
     if not found.fits:
         assert found.num_blocks == found.num_slots == 0 and found.missing > 0
         return
-    assert held(found) <= demand.memory_fraction * room.total
-    assert held(found) <= room.free + room.own - headroom(room.total)
+    assert held(found) <= demand.memory_fraction * device.total
+    assert held(found) <= device.free + device.own - headroom(device.total)
     assert found.num_blocks * demand.block_size >= min(demand.max_model_len, demand.kv_cache_tokens or 1 << 60)
     assert bool(found.num_slots) == bool(shape.linear_layers)
 
 
 @settings(max_examples=200, deadline=None)
 @given(SHAPES, DEMANDS, ROOMS, st.integers(1, 8000))
-def test_more_memory_never_means_less(shape: Shape, demand: Demand, room: Room, more: int) -> None:
-    small = plan(shape, WEIGHTS, demand, room)
-    larger = dataclasses.replace(room, total=room.total + more * MIB, free=room.free + more * MIB)
+def test_more_memory_never_means_less(shape: Shape, demand: Demand, device: DeviceMemory, more: int) -> None:
+    small = plan(shape, WEIGHTS, demand, device)
+    larger = dataclasses.replace(device, total=device.total + more * MIB, free=device.free + more * MIB)
     large = plan(shape, WEIGHTS, demand, larger)
     assert large.missing <= small.missing
     assert large.fits or not small.fits
