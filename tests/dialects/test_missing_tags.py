@@ -5,6 +5,7 @@ import pytest
 from server.dialects.base import Choice, Dialect, Tool
 from server.dialects.glm4 import GLM4
 from server.dialects.qwen3_coder import QWEN3_CODER
+from tests.dialects.fuzz import write_call
 from tests.dialects.parse_helpers import Call, parse_in_any_pieces
 from tests.dialects.random_walks import grammars, spec_for, spelled_ids_of
 
@@ -145,3 +146,32 @@ def test_the_grammar_admits_no_value_that_the_next_call_ends(dialect: Dialect, e
     }
     assert admits(dialect, begun[dialect.name] + end[:-1])
     assert not admits(dialect, begun[dialect.name] + end)
+
+
+@pytest.mark.parametrize("dialect", [QWEN3_CODER, GLM4], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "</parameter></function>",
+        "</parameter> <parameter=",
+        "</arg_value><arg_key>",
+        "<arg_key>tags</arg_key>",
+        'a \\" </arg_value></tool_call>',
+    ],
+)
+def test_a_json_string_may_contain_what_ends_a_value(dialect: Dialect, text: str) -> None:
+    """The grammar admits it, and the value was cut there."""
+    tool = Tool("note", {"type": "object", "properties": {"tags": {"type": "array", "items": {"type": "string"}}}})
+    written = write_call(dialect.name, "note", {"tags": [text, "b"]}, 0).removeprefix("\n")
+    constraint = dialect.constrain(spec_for([tool], Choice("required"), markers=False))
+    assert constraint is not None and grammars().compile(constraint).advance(spelled_ids_of(written))
+    (call,) = parse_in_any_pieces(dialect, [tool], written)
+    assert isinstance(call, Call) and call.value == {"tags": [text, "b"]} and call.flags == ()
+
+
+@pytest.mark.parametrize("dialect", [QWEN3_CODER, GLM4], ids=lambda dialect: dialect.name)
+def test_a_json_value_with_an_open_string_ends_with_its_call(dialect: Dialect) -> None:
+    tool = Tool("note", {"type": "object", "properties": {"tags": {"type": "array"}}})
+    written = write_call(dialect.name, "note", {"tags": ["a"]}, 0).removeprefix("\n").replace('"a"', '"a')
+    call = parse_in_any_pieces(dialect, [tool], written)[0]
+    assert isinstance(call, Call) and "invalid" in call.flags and "truncated" not in call.flags

@@ -33,6 +33,22 @@ class Types:
         """Whether every value of this parameter is a string, so that its text can be streamed."""
         return only_strings(self.of(name))
 
+    def is_json(self, name: str) -> bool:
+        """Whether no value of this parameter is a string, so that its text is JSON."""
+        return without_strings(self.of(name))
+
+
+def without_strings(schema: Any) -> bool:
+    """Whether no string satisfies this schema, judging by its outermost types."""
+    for _ in range(MAX_STEPS):
+        if not isinstance(schema, Mapping) or "$ref" not in schema:
+            break
+        schema = resolved(schema)
+    kinds = schema.get("type") if isinstance(schema, Mapping) else None
+    return (
+        isinstance(kinds, str | list) and bool(kinds) and "string" not in ([kinds] if isinstance(kinds, str) else kinds)
+    )
+
 
 def only_strings(schema: Any) -> bool:
     """Whether nothing but strings satisfies this schema, judging by its outermost keywords."""

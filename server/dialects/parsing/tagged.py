@@ -3,6 +3,7 @@
 A string is emitted while it is being written; any other value when it is complete, as its type is not known before.
 """
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from server.dialects.parsing.text_buffer import (
 from server.dialects.schema.validate import ToolSet
 from server.events import Flag
 
+OPEN_STRING = re.compile(r'(?:[^"]|"(?:[^"\\\n]|\\.)*+")*+"(?:[^"\\\n]|\\.)*+')
 INPUT = "input"  # the only argument of a custom tool
 
 
@@ -54,7 +56,7 @@ class ValueEnds:
         at = buffer.at
         while (found := self._tags.search(buffer.text, at)) is not None:
             start, ending = found.start(), self._by_tag[found.group()]
-            ends = not ending.at_line or line.begins_at(buffer, start)
+            ends = (not ending.at_line or line.begins_at(buffer, start)) and not line.in_string(buffer, start)
             follows = ends and _is_followed(buffer, found.end(), ending, names)
             if follows is None:
                 return start, None
@@ -65,10 +67,14 @@ class ValueEnds:
 
 
 class _Line:
-    """Beginnings of lines in a value that begins in the line of its tag (`inline`) or in the next one."""
+    """Beginnings of lines in a value that begins in the line of its tag (`inline`) or in the next one.
 
-    def __init__(self, inline: bool) -> None:
+    In a value that can only be JSON (`is_json`) a string may contain any tag.
+    """
+
+    def __init__(self, inline: bool, is_json: bool) -> None:
         self._inline = inline
+        self._json = "" if is_json else None
         self._is_first = True  # what was taken of the value ends where a line begins, or in the line of its tag
 
     def begins_at(self, buffer: TextBuffer, index: int) -> bool:
@@ -76,9 +82,17 @@ class _Line:
         piece = buffer.text[buffer.at : index]
         return piece.endswith("\n") or self._continues(piece)
 
+    def in_string(self, buffer: TextBuffer, index: int) -> bool:
+        """Whether a string of the value's JSON is open there; a line break ends it, as none has one."""
+        if self._json is None:
+            return False
+        return OPEN_STRING.fullmatch(self._json + buffer.text[buffer.at : index]) is not None
+
     def advance(self, piece: str) -> None:
         """Record that this was taken."""
         self._is_first = self._continues(piece)
+        if self._json is not None:
+            self._json += piece
 
     def _continues(self, piece: str) -> bool:
         return self._is_first and (not piece or (self._inline and "\n" not in piece))
@@ -128,7 +142,7 @@ class TaggedCall:
             self._emit("" if self.cut else '"')
             return
         pieces: list[str] = []
-        yield from self._pass_value(ends, trims, pieces.append)
+        yield from self._pass_value(ends, trims, pieces.append, self._types.is_json(name))
         if not self.cut:
             value, repaired = as_json("".join(pieces), self._types.of(name))
             self._emit(key + value)
@@ -148,11 +162,13 @@ class TaggedCall:
         self._emitted.append(text)
         self._sink.arguments(text)
 
-    def _pass_value(self, ends: ValueEnds, trims: bool, emit: Callable[[str], None]) -> ParserCoroutine:
+    def _pass_value(
+        self, ends: ValueEnds, trims: bool, emit: Callable[[str], None], is_json: bool = False
+    ) -> ParserCoroutine:
         buffer = self._buffer
         while trims and buffer.empty and not buffer.ended:
             yield
-        line = _Line(inline=not (trims and buffer.take(len(buffer.starts("\n") or ""))))
+        line = _Line(not (trims and buffer.take(len(buffer.starts("\n") or ""))), is_json)
         while True:
             start, ending = ends.find(buffer, self._declared, line)
             if ending is None and buffer.ended:
