@@ -2,6 +2,7 @@
 # make test        set up and run every check but the long ones, on JOBS=2 workers
 # make test-long   the tests with --long (50,000 fuzzed replies, trainings, 2,000 requests), then ten minutes of faults
 # make test-hostile   ten minutes of hostile requests, checkpoints and conversations, as one table
+# make test-agents    coding agents, fetched from npm, each against a scripted model      make test-agents ARGS=claude
 # make unit        the tests without foreign clients (the dev extra alone)      make unit TESTS=tests/engine JOBS=0
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve test test-long test-hostile lint unit test-gpu clean system system-test image image-test faults monitoring-test
+.PHONY: install serve test test-long test-hostile test-agents lint unit test-gpu clean system system-test image image-test faults monitoring-test
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -31,6 +32,9 @@ test-long: $(VENV)/.installed-compat
 # Hostile requests beside a victim whose waits are measured; the short version is part of `make test`.
 test-hostile: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.hostile --name hostile $(ARGS)
+
+test-agents: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.agents $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check server clients demo tests benchmarks

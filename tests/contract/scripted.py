@@ -5,8 +5,9 @@ Whether clients handle two calls at once must not depend on the built-in model.
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import uvicorn
 
@@ -26,15 +27,19 @@ CALLS = "\n".join(
 ANSWER = "It is 21 degrees and sunny in both."
 
 
+def two_calls(prompt: str) -> str:
+    """Two calls, or a sentence where the prompt ends with results."""
+    return ANSWER if "<tool_response>" in prompt.rsplit("<|im_start|>user", 1)[-1] else CALLS
+
+
 @contextmanager
-def scripted_server() -> Iterator[str]:
-    """The address of the API, served by uvicorn in a thread."""
+def scripted_server(text_of: Callable[[str], str] = two_calls, max_model_len: int = 0) -> Iterator[str]:
+    """The address of the API, served by uvicorn in a thread. `text_of` is what the model writes behind a prompt."""
     checkpoint = Checkpoint.open(BUILT_IN_FOLDER)
+    checkpoint = replace(checkpoint, max_model_len=max_model_len or checkpoint.max_model_len)
 
     def write(request: Generate) -> Script:
-        prompt = checkpoint.tokenizer.decode(request.token_ids, skip_special_tokens=False)
-        last = prompt.rsplit("<|im_start|>user", 1)[-1]
-        text = ANSWER if "<tool_response>" in last else CALLS
+        text = text_of(checkpoint.tokenizer.decode(request.token_ids, skip_special_tokens=False))
         return deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
 
     settings = Settings()
