@@ -38,8 +38,9 @@ from tests.live import Live, live_server
 
 MAX_GAP_S = 0.25
 RSS_TOLERANCE = 0.1
-SETTLE_S = 30.0
+SETTLE_S = 10.0
 WARM_UP_S = 5.0
+MIN_S = 2.0  # beside the victim, so that short scenarios are measured at all
 FENCE_BYTES = 3 << 30  # address space that each process may take beyond what it has: a bomb ends it, not the machine
 PROCESSES = 2
 COLUMNS = ("scenario", "requests", "gap s", "/health s", "MiB before", "MiB after", "died", "fails")
@@ -53,6 +54,7 @@ class Row:
     requests: int
     seconds: float
     victim: Seen = field(default_factory=Seen)
+    rss_first_mib: int | None = None  # before the first of two runs
     rss_before_mib: int = 0
     rss_after_mib: int = 0
     died: int = 0
@@ -140,6 +142,22 @@ def victim(server: Live, seen: Seen) -> Iterator[None]:
 
 
 def observe(server: Live, name: str, run: Callable[[], Awaitable[Outcome]]) -> Row:
+    """Run a scenario beside a victim; a second time where memory stayed, which bounded caches may keep once."""
+    row = observe_once(server, name, run)
+    if "RSS" not in row.misses() or row.died:
+        return row
+    again = observe_once(server, name, run)
+    again.rss_first_mib = row.rss_before_mib
+    again.requests += row.requests
+    again.seconds = round(again.seconds + row.seconds, 1)
+    again.died += row.died
+    again.faults = dict(Counter(row.faults) + Counter(again.faults))
+    again.victim.largest_gap_s = max(row.victim.largest_gap_s, again.victim.largest_gap_s)
+    again.victim.largest_health_s = max(row.victim.largest_health_s, again.victim.largest_health_s)
+    return again
+
+
+def observe_once(server: Live, name: str, run: Callable[[], Awaitable[Outcome]]) -> Row:
     """Run a scenario beside a victim; afterwards wait until memory has come back, or `SETTLE_S`."""
     row = Row(name, 0, 0.0)
     row.rss_before_mib, restarts, began_s = rss_mib(server), restarts_of(server), time.monotonic()
@@ -155,7 +173,8 @@ def observe(server: Live, name: str, run: Callable[[], Awaitable[Outcome]]) -> R
 
 
 async def _awaited(run: Callable[[], Awaitable[Outcome]]) -> Outcome:
-    return await run()
+    outcome, _ = await asyncio.gather(run(), asyncio.sleep(MIN_S))
+    return outcome
 
 
 def _restarts(server: Live) -> int:
@@ -214,9 +233,8 @@ def main() -> None:
         for row in part(scale, seed, only):
             rows.append(row)
             print(row.line(), flush=True)
-    for row in rows:
-        for fault, count in row.faults.items():
-            print(f"{row.scenario}: {count} x {fault}")
+            for fault, count in row.faults.items():
+                print(f"{row.scenario}: {count} x {fault}", flush=True)
     if name:
         write(name, seed, rows)
     sys.exit(any(row.misses() for row in rows))
