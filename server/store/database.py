@@ -278,7 +278,7 @@ def _engine_of(text: str) -> Engine:
     try:
         url = make_url(text)
     except ArgumentError as error:
-        raise CannotStart(f"--response-store {text!r} is no URL of a database") from error
+        raise CannotStart("--response-store is no URL of a database") from error  # it may hold a password
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
     if url.get_backend_name() == "postgresql":

@@ -18,13 +18,14 @@ WAIT_S = 5.0  # for one call, its wait for a thread included
 RETRY_S = 5.0  # after a failure the database is left alone
 SWEEP_INTERVAL_S = 600.0
 SWEEPS_PER_BOUND = 64  # sweeps while the bound in bytes is written once
+FAILING = "the database of kept responses fails; the server's log says why"
 StoreState = Literal["none", "ok", "failing"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class StoreFailed(Exception):
-    """The database does not answer, or cannot write."""
+    """The database does not answer, or cannot write. Its text is for clients and names neither hosts nor paths."""
 
 
 class ResponseStore:
@@ -50,7 +51,7 @@ class ResponseStore:
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a method of the database. Raises StoreFailed."""
         if time.monotonic() < self._retry_at_s or self.database is None:
-            raise StoreFailed(self._fault or "this server keeps no responses (--response-store)")
+            raise StoreFailed(FAILING if self._fault else "this server keeps no responses (--response-store)")
         try:
             async with asyncio.timeout(WAIT_S):
                 result = await self._pool.run(work, *args, **kwargs)
@@ -94,4 +95,4 @@ class ResponseStore:
         if not self._fault:
             logger.error("the response store fails: %s", fault)
         self._fault, self._retry_at_s = fault, time.monotonic() + RETRY_S
-        return StoreFailed(fault)
+        return StoreFailed(FAILING)
