@@ -118,7 +118,11 @@ async def test_a_conversation_gathers_its_items(serve: Serve, reply: Reply, stat
 
 
 async def test_a_store_that_fails_costs_the_memory_alone(
-    serve: Serve, reply: Reply, state: ResponsesState, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
+    reply: Reply,
+    state: ResponsesState,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A full disk: the response is answered and says that it is not kept, and `/ready` says it too."""
     database = state.store.database
@@ -129,7 +133,9 @@ async def test_a_store_that_fails_costs_the_memory_alone(
     async with serve(reply("Hello"), state=state) as served:
         assert (await served.http.get("/ready")).json()["response_store"] == "ok"
         whole = (await create(served, metadata={f"key {i}": "x" * 512 for i in range(16)})).json()
-        assert whole["status"] == "completed" and "full" in whole["toolwire"]["notes"][0]["text"]
+        note = whole["toolwire"]["notes"][0]
+        assert whole["status"] == "completed" and note["kind"] == "not_kept"
+        assert "sqlite" not in note["text"] and "full" in caplog.text  # the driver's words are the operator's
         assert (await served.http.get("/ready")).json()["response_store"] == "failing"
         last = events_of(await create(served, stream=True))[-1]["response"]  # at once: it is not tried again
         assert last["toolwire"]["notes"][0]["kind"] == "not_kept"
