@@ -73,6 +73,8 @@ system:
 system-test: system
 	@command -v curl >/dev/null && command -v g++ >/dev/null && command -v npm >/dev/null \
 	  || $(MAKE) -s packages NAMES='curl g++ libc6-dev nodejs npm'
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && $(MAKE) -s packages NAMES=postgresql; } \
+	  || echo "no PostgreSQL here: its tests are skipped (Debian's package postgresql)"
 
 packages:
 	@[ "$$(id -u)" = 0 ] || { echo "missing: $(NAMES); install them, then try again" >&2; exit 2; }
