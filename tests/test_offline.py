@@ -116,6 +116,11 @@ def test_a_wrong_request_is_refused_as_over_http(chat: Chat, fields: dict[str, A
     assert param in caught.value.param
 
 
+def test_half_of_a_surrogate_pair_is_read_as_over_http(chat: Chat) -> None:
+    """A text cut in the middle of an emoji raised UnicodeEncodeError."""
+    assert chat.chat([{"role": "user", "content": "21 \ud83d degrees"}], max_tokens=4)["role"] == "assistant"
+
+
 def test_a_prompt_beyond_the_window_is_refused(chat: Chat) -> None:
     with pytest.raises(PromptTooLong):
         chat.chat([{"role": "user", "content": "word " * 100_000}])

@@ -1,6 +1,5 @@
 """A chat request from its bytes to its reply: whole or as a stream, both from the same chunks."""
 
-import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import read_lenient, read_object
 from server.api.chat.examples import REPLY, REQUESTS, STREAMS
-from server.api.chat.schemas import ChatCompletionRequest, read_request
+from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.to_reply import Chunker, ReplyStyle, chunks_of, encode_reply, fold
 from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
@@ -69,14 +67,10 @@ class ChatHandler:
         return await self._replies.answer(request, self.read)
 
     def _read(self, raw: bytes) -> ChatPlan:
-        strict = self._replies.settings.strict
-        body, notes = (read_object(raw), ()) if strict else read_lenient(raw)
-        sent = read_request(body, strict)
+        sent, body, notes = self._mapper.read(raw)
         self._replies.check_model(sent.model)
         prompt_logger.info("prompt", extra={"messages": body["messages"], "tools": body.get("tools")})
-        request = self._mapper.to_request(sent)
-        request = dataclasses.replace(request, notes=notes + request.notes)
-        return ChatPlan(request, bool(sent.stream), self._mapper.style(sent))
+        return ChatPlan(self._mapper.to_request(sent, notes), bool(sent.stream), self._mapper.style(sent))
 
 
 def chat_router(handler: ChatHandler) -> APIRouter:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from server.api.body import bad
+from server.api.body import bad, read_lenient, read_object
 from server.api.chat.conversation import to_messages
 from server.api.chat.extensions import ThinkingSwitch, answer_of
-from server.api.chat.schemas import ChatCompletionRequest
+from server.api.chat.schemas import ChatCompletionRequest, read_request
 from server.api.chat.to_reply import ReplyStyle
 from server.api.chat.tool_schemas import (
     AnyTool,
@@ -24,6 +24,7 @@ from server.chat_request import ChatRequest
 from server.dialects.base import Choice, CustomFormat, ResponseFormat, Tool
 from server.dialects.schema.check import check_answer, check_parameters, check_sizes
 from server.dialects.schema.custom import format_fault
+from server.notes import Note
 
 LONGEST_STRICT_NAME = 64
 T = TypeVar("T")
@@ -39,8 +40,13 @@ class RequestMapper:
     must_answer: bool = False
     repair_history: bool = False
 
-    def to_request(self, request: ChatCompletionRequest) -> ChatRequest:
-        """The internal form. Raises RequestRefused or BadSchema."""
+    def read(self, raw: bytes) -> tuple[ChatCompletionRequest, dict[str, Any], tuple[Note, ...]]:
+        """The validated request, its body, and notes on what of it is read as something else. Raises RequestRefused."""
+        body, notes = (read_object(raw), ()) if self.strict else read_lenient(raw)
+        return read_request(body, self.strict), body, notes
+
+    def to_request(self, request: ChatCompletionRequest, notes: tuple[Note, ...] = ()) -> ChatRequest:
+        """The internal form, with these notes first. Raises RequestRefused or BadSchema."""
         messages, history_notes = to_messages(request.messages, self.repair_history)
         definitions, tools = self._tools(request)
         choice = _choice(request, tools)
@@ -65,7 +71,7 @@ class RequestMapper:
             on_overflow=request.on_overflow,
             cache_salt=request.cache_salt or "",
             must_answer=self.must_answer if request.must_answer is None else request.must_answer,
-            notes=(*request.notes, *history_notes),
+            notes=(*notes, *request.notes, *history_notes),
         )
 
     def style(self, request: ChatCompletionRequest) -> ReplyStyle:
