@@ -13,7 +13,7 @@ from schemathesis.core.result import Ok
 from tests.contract.requests import CHAT, HELLO, KEY, LOCKED, MODEL, SLASHED, fault
 from tests.live import Live, listening_server
 
-CASES = 60  # a path
+CASES, LONG_CASES = 12, 60  # a path
 
 
 def test_c91_models(live: Live) -> None:
@@ -61,8 +61,9 @@ def test_c100_before_the_model_is_loaded_nothing_hangs() -> None:
     assert set(statuses) == {200, 503}
 
 
-def test_the_openapi_document_holds_under_fuzzing(live: Live) -> None:
+def test_the_openapi_document_holds_under_fuzzing(live: Live, pytestconfig: pytest.Config) -> None:
     """Generated requests, right and wrong: never a 5xx, and every fault in the envelope."""
+    num_cases = LONG_CASES if pytestconfig.getoption("long") else CASES
     document = httpx.get(f"{live.url}/openapi.json").json()
     schema = schemathesis.openapi.from_dict(document)
     statuses: set[int] = set()
@@ -87,7 +88,7 @@ def test_the_openapi_document_holds_under_fuzzing(live: Live) -> None:
         assert isinstance(operation, Ok)
         fuzz = given(case=operation.ok().as_strategy())(check)
         settings(
-            max_examples=CASES if operation.ok().method == "post" else 5,
+            max_examples=num_cases if operation.ok().method == "post" else 5,
             deadline=None,
             derandomize=True,
             database=None,
