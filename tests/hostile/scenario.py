@@ -17,7 +17,7 @@ WEATHER = "What is the weather in Paris?"
 class Scale:
     """Size of a run."""
 
-    malformed: int = 20_000
+    malformed: int = 6_000
     messages: int = 10_000
     conversations: int = 10_000
     crowd: int = 300
