@@ -21,6 +21,7 @@ def is_of_schema(text: str) -> bool:
     [
         ({"guided_choice": ["positive", "neg/ative"]}, lambda text: text in ("positive", "neg/ative")),
         ({"guided_regex": "^[a-c]{2,4}/[0-9]{1,3}$"}, re.compile("[a-c]{2,4}/[0-9]{1,3}").fullmatch),
+        ({"guided_regex": r"^[\w-\.]{2,4}@x\Z"}, re.compile(r"[\w.-]{2,4}@x").fullmatch),
         ({"guided_grammar": 'root ::= "yes" | "no" [0-9]'}, re.compile("yes|no[0-9]").fullmatch),
         ({"structured_outputs": {"grammar": 'start: "ab"{2}'}}, "abab".__eq__),
         ({"guided_json": SCHEMA}, is_of_schema),
@@ -34,6 +35,32 @@ def test_an_answer_is_of_its_grammar(live: Live, fields: dict[str, Any], fits: A
         choice = ok(live, **fields, max_tokens=200, seed=seed, temperature=1.5)["choices"][0]
         assert choice["finish_reason"] == "stop"
         assert fits(choice["message"]["content"]), choice
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"prompt": "Hello"}),
+        ("/v1/responses", {"input": "Hello"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}),
+    ],
+)
+def test_a_constraint_that_is_not_known_is_refused_on_every_surface(
+    live: Live, path: str, fields: dict[str, Any]
+) -> None:
+    """It was ignored, and the reply was anything."""
+    name = "structural_tag" if "chat" in path else "guided_choice"
+    reply = post(live, {"model": "toolwire-demo", **fields, name: ["a"]}, path=path)
+    assert reply.status_code == 400 and name in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"), [("/v1/completions", {"prompt": "Hello", "max_tokens": 2}), ("/v1/responses", {"input": "Hi"})]
+)
+def test_an_unknown_parameter_is_noted_on_other_surfaces(live: Live, path: str, fields: dict[str, Any]) -> None:
+    reply = post(live, {"model": "toolwire-demo", **fields, "unheard_of": 1}, path=path).json()
+    assert [note["param"] for note in reply["toolwire"]["notes"]] == ["unheard_of"]
 
 
 def test_a_name_with_a_dot_is_called_whole_and_in_a_stream(live: Live) -> None:

@@ -12,6 +12,7 @@ from server.api.chat.fields import Between, is_strict
 from server.api.chat.validation_errors import fault, not_supported_value, wrong_type
 from server.dialects.base import CustomFormat, ResponseFormat
 from server.dialects.grammar.json_grammar import quoted
+from server.dialects.schema.patterns import translated
 
 UNLIMITED = 1 << 30  # tokens: what the window leaves
 MAX_CHOICES = 10_000
@@ -129,7 +130,7 @@ def answer_of(kind: str, value: Any) -> ResponseFormat:
 
 def _lark_of(kind: str, value: Any) -> str:
     if kind == "regex":
-        return f"start: /{regex_to_lark(_without_anchors(value), '')}/"
+        return f"start: /{regex_to_lark(_without_anchors(translated(value)), '')}/"
     if kind == "choice":
         return "start: " + " | ".join(map(quoted, value))
     try:

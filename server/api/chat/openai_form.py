@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
+from server.api.body import notes_on_unknown
 from server.notes import Note
 
 MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired")
@@ -10,15 +11,14 @@ MAX_DEPTH = 64  # of the walk for empty arrays; deeper schemas are refused later
 
 
 def in_openai_form(body: Mapping[str, Any], known: Container[str]) -> tuple[dict[str, Any], tuple[Note, ...]]:
-    """The body with the keys of a literal `extra_body` beside the others, and notes on keys that are not `known`."""
+    """The body with the keys of a literal `extra_body` beside the others, and notes on keys that are not `known`.
+
+    Raises RequestRefused for unknown keys that constrain the reply elsewhere.
+    """
     extra = body.get("extra_body")
     if isinstance(extra, dict):
         body = {**extra, **{name: value for name, value in body.items() if name != "extra_body"}}
-    notes = [
-        Note("ignored", name, "This parameter is not known here and was ignored.")
-        for name, value in body.items()
-        if name not in known and value is not None
-    ]
+    notes = [*notes_on_unknown(body, known)]
     body = dict(body)
     for field in ("tools", "functions"):
         if isinstance(body.get(field), list):

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import read_lenient, read_object
+from server.api.body import notes_on_unknown, read_lenient, read_object
 from server.api.chat.wire import CompletionDetails, PromptDetails, Usage
 from server.api.completions.schemas import CompletionsRequest, read_completions_request
 from server.api.completions.to_reply import CompletionStyle, completion_chunks, fold_completion
@@ -75,6 +75,7 @@ class CompletionsHandler:
         sent = read_completions_request(body, strict)
         self._replies.check_model(sent.model)
         prompt_logger.info("prompt", extra={"prompt": body["prompt"]})
+        notes += notes_on_unknown(body, CompletionsRequest.model_fields)
         request = dataclasses.replace(self._mapper.to_request(sent), notes=notes)
         return CompletionPlan(request, bool(sent.stream), self._mapper.style(sent))
 

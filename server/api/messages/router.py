@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import read_lenient
+from server.api.body import read_lenient, refuse_constraints
 from server.api.errors import encode, json_response
 from server.api.messages.errors import PATH, MessageFrames
 from server.api.messages.examples import COUNT, ERRORS, REPLY, REQUESTS, STREAM
@@ -82,6 +82,7 @@ class MessagesHandler:
     def _read(self, raw: bytes, counts: bool = False) -> MessagesPlan:
         body, notes = read_lenient(raw)
         sent = read_messages_request(body, counts)
+        refuse_constraints(body, MessagesRequest.model_fields)
         self._replies.check_model(sent.model)
         logged = {name: body.get(name) for name in ("system", "messages", "tools")}
         prompt_logger.info("prompt", extra=logged)

@@ -10,7 +10,7 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import bad, read_lenient, read_object
+from server.api.body import bad, notes_on_unknown, read_lenient, read_object
 from server.api.errors import json_response
 from server.api.middleware.request_log import prompt_logger
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, json_reply, ref
@@ -106,7 +106,7 @@ class ResponsesHandler:
         sent = read_responses_request(body, strict)
         self._replies.check_model(sent.model)
         prompt_logger.info("prompt", extra={"input": body.get("input"), "tools": body.get("tools")})
-        return sent, notes
+        return sent, notes + notes_on_unknown(body, ResponsesRequest.model_fields)
 
     def _plan(
         self, sent: ResponsesRequest, notes: tuple[Note, ...], memory: ClientMemory, context: Context, raw: bytes

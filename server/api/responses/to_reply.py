@@ -52,7 +52,7 @@ from server.api.responses.wire import (
     TextDelta,
     TextDone,
 )
-from server.errors import Busy, PromptTooLong, ServeError
+from server.errors import Busy, PromptTooLong, ServeError, ShuttingDown
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
 from server.notes import Note
 from server.reply.decoder import ScoredToken
@@ -292,7 +292,7 @@ def fault_of(error: ServeError) -> ResponseFault:
     """The `error` of a failed response. Clients compact on `context_length_exceeded` and wait for the seconds."""
     if isinstance(error, PromptTooLong):
         return ResponseFault("context_length_exceeded", str(error))
-    if isinstance(error, Busy):
+    if isinstance(error, Busy) and not isinstance(error, ShuttingDown):
         wait_s = error_of(error).headers["retry-after"]
         return ResponseFault("rate_limit_exceeded", f"{error}; try again in {wait_s}s")
     return ResponseFault("server_error", str(error))
