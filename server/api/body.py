@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jiter
@@ -14,12 +14,6 @@ MAX_DEPTH = 100  # of nested arrays and objects in a whole body; jiter itself st
 MAX_VALUES = 100_000  # of a whole body: parsing them takes some 20 ms in which no other thread runs
 MAX_INTEGER = (1 << 63) - 1
 SLICE_BYTES = 1 << 16
-CONSTRAINTS = frozenset(
-    (
-        "guided_json", "guided_json_object", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding",
-        "structured_outputs", "structural_tag", "response_format", "json_schema", "regex", "grammar", "ebnf", "nvext",
-    )
-)  # fmt: skip
 HALF_READ = "\N{REPLACEMENT CHARACTER}"
 _PAIR = rb"u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _ESCAPE = re.compile(rb"\\(?:" + _PAIR + rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
@@ -148,21 +142,6 @@ def kind_of(value: object) -> str:
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return "an array of objects"
     return KINDS.get(type(value), "an unknown value")
-
-
-def notes_on_unknown(body: Mapping[str, Any], known: Container[str]) -> tuple[Note, ...]:
-    """Notes on the keys that are ignored. Raises RequestRefused as `refuse_constraints` does."""
-    refuse_constraints(body, known)
-    unknown = [name for name, value in body.items() if name not in known and value is not None]
-    return tuple(Note("ignored", name, "This parameter is not known here and was ignored.") for name in unknown)
-
-
-def refuse_constraints(body: Mapping[str, Any], known: Container[str]) -> None:
-    """Raises RequestRefused (400) for unknown keys that constrain replies elsewhere; ignored, they break a promise."""
-    for name, value in body.items():
-        if name in CONSTRAINTS and name not in known and value is not None:
-            text = f"Unsupported parameter: '{name}': this endpoint would not hold the reply to it."
-            raise bad(text, name, "unsupported_parameter")
 
 
 def bad(message: str, param: str | None, code: str | None = None) -> RequestRefused:

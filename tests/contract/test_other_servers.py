@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.requests import calls_of, chunks_of, function, ok, post, stream
+from tests.contract.requests import MODEL, USER, calls_of, chunks_of, function, ok, post, stream
 from tests.live import Live
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -51,7 +51,7 @@ def test_a_constraint_that_is_not_known_is_refused_on_every_surface(
 ) -> None:
     """It was ignored, and the reply was anything."""
     name = "structural_tag" if "chat" in path else "guided_choice"
-    reply = post(live, {"model": "toolwire-demo", **fields, name: ["a"]}, path=path)
+    reply = post(live, {"model": MODEL, **fields, name: ["a"]}, path=path)
     assert reply.status_code == 400 and name in reply.json()["error"]["message"]
 
 
@@ -59,8 +59,20 @@ def test_a_constraint_that_is_not_known_is_refused_on_every_surface(
     ("path", "fields"), [("/v1/completions", {"prompt": "Hello", "max_tokens": 2}), ("/v1/responses", {"input": "Hi"})]
 )
 def test_an_unknown_parameter_is_noted_on_other_surfaces(live: Live, path: str, fields: dict[str, Any]) -> None:
-    reply = post(live, {"model": "toolwire-demo", **fields, "unheard_of": 1}, path=path).json()
+    reply = post(live, {"model": MODEL, **fields, "unheard_of": 1}, path=path).json()
     assert [note["param"] for note in reply["toolwire"]["notes"]] == ["unheard_of"]
+
+
+def test_php_s_empty_arrays_are_read_as_objects_on_other_surfaces(live: Live) -> None:
+    """PHP writes an empty map as `[]`; requests of such clients were refused."""
+    empty = {"type": "object", "properties": []}
+    for path, tool, fields in (
+        ("/v1/responses", {"type": "function", "name": "look", "parameters": empty}, {"input": "Hi"}),
+        ("/v1/messages", {"name": "look", "input_schema": empty}, {"messages": [USER], "max_tokens": 2}),
+    ):
+        reply = post(live, {"model": MODEL, **fields, "tools": [tool]}, path=path)
+        assert reply.status_code == 200, reply.text
+        assert [note["kind"] for note in reply.json()["toolwire"]["notes"]] == ["schema"]
 
 
 def test_a_name_with_a_dot_is_called_whole_and_in_a_stream(live: Live) -> None:

@@ -10,13 +10,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import notes_on_unknown, read_lenient, read_object
+from server.api.body import read_lenient, read_object
 from server.api.chat.wire import CompletionDetails, PromptDetails, Usage
 from server.api.completions.schemas import CompletionsRequest, read_completions_request
 from server.api.completions.to_reply import CompletionStyle, completion_chunks, fold_completion
 from server.api.completions.to_request import CompletionsMapper
 from server.api.completions.wire import Completion, CompletionChoice
 from server.api.errors import encode
+from server.api.lenient import notes_on_unknown
 from server.api.middleware.request_log import prompt_logger
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, ref
 from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler

@@ -11,8 +11,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import read_lenient, refuse_constraints
+from server.api.body import read_lenient
 from server.api.errors import encode, json_response
+from server.api.lenient import mend_schema, mend_tool_schemas, refuse_constraints
 from server.api.messages.errors import PATH, MessageFrames
 from server.api.messages.examples import COUNT, ERRORS, REPLY, REQUESTS, STREAM
 from server.api.messages.schemas import CountTokensRequest, MessagesRequest, read_messages_request
@@ -81,6 +82,10 @@ class MessagesHandler:
 
     def _read(self, raw: bytes, counts: bool = False) -> MessagesPlan:
         body, notes = read_lenient(raw)
+        notes += (
+            *mend_tool_schemas(body.get("tools"), "input_schema"),
+            *mend_schema(body.get("output_config"), "output_config"),
+        )
         sent = read_messages_request(body, counts)
         refuse_constraints(body, MessagesRequest.model_fields)
         self._replies.check_model(sent.model)
