@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from server.api.body import bad
+from server.api.chat.extensions import or_unlimited
 from server.api.chat.fields import Between, Part
 from server.api.chat.schemas import EXTENSION, INT64, LONGEST_SALT, NO_EFFECT, Bias, Stop, StreamOptions
 from server.api.chat.validation_errors import fault, refusal_of, unknown_key, wrong_type
@@ -59,7 +60,9 @@ class CompletionsRequest(Part):
     model: str
     prompt: Prompts
     suffix: str | None = Field(None, description="Text behind the completion, for models that fill in the middle.")
-    max_tokens: Annotated[int, Between(1)] | None = Field(None, description="16 if left out.")
+    max_tokens: Annotated[int, Between(1), or_unlimited] | None = Field(
+        None, description="16 if left out; -1: what the window leaves."
+    )
     n: Annotated[int, Between(1, MAX_CHOICES)] | None = None
     best_of: Annotated[int, Between(1, MAX_CHOICES)] | None = Field(None, description="Equal to `n`, or left out.")
     echo: bool | None = Field(None, description="The text begins with the prompt.")
@@ -93,7 +96,7 @@ def read_completions_request(body: dict[str, Any], strict: bool) -> CompletionsR
     if strict and (name := unknown_key(sent, CompletionsRequest, EXTENSION)) is not None:
         raise bad(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
     try:
-        request = CompletionsRequest.model_validate(sent)
+        request = CompletionsRequest.model_validate(sent, context={"strict": strict})
     except ValidationError as error:
         raise refusal_of(error) from error
     _check_together(request)

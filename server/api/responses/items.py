@@ -7,11 +7,11 @@ left out, and a note says so.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from server.api.body import bad, kind_of
-from server.api.chat.fields import Part, name_of
-from server.api.chat.message_schemas import LONGEST_NAME, OTHER_MODALITIES
+from server.api.chat.fields import Part
+from server.api.chat.message_schemas import OTHER_MODALITIES, PastName
 from server.api.chat.validation_errors import fault, missing, not_supported_value, refusal_of, wrong_type
 from server.api.errors import RequestRefused
 
@@ -46,7 +46,6 @@ def _read_content(value: Any) -> str:
 
 
 ContentText = Annotated[str, BeforeValidator(_read_content)]
-CallName = Annotated[str, AfterValidator(name_of(LONGEST_NAME))]
 
 
 class MessageItemIn(Part):
@@ -62,7 +61,7 @@ class FunctionCallItemIn(Part):
 
     type: Literal["function_call"]
     call_id: str
-    name: CallName
+    name: PastName
     arguments: str | dict[str, Any] | None = None
     namespace: str | None = None
     status: str | None = None
@@ -73,7 +72,7 @@ class CustomCallItemIn(Part):
 
     type: Literal["custom_tool_call"]
     call_id: str
-    name: CallName
+    name: PastName
     input: str
     namespace: str | None = None
 

@@ -137,8 +137,11 @@ def read_responses_request(body: dict[str, Any], strict: bool) -> ResponsesReque
     for name in body:
         if strict and name not in ResponsesRequest.model_fields:
             raise bad(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
+    sent = {name: value for name, value in body.items() if value is not None}
+    if sent.get("max_output_tokens") == -1 and not strict:
+        del sent["max_output_tokens"]  # other servers' word for no limit
     try:
-        request = ResponsesRequest.model_validate({name: value for name, value in body.items() if value is not None})
+        request = ResponsesRequest.model_validate(sent)
     except ValidationError as error:
         raise refusal_of(error) from error
     _check_fields_together(request)
