@@ -41,7 +41,7 @@ def mend_schema(node: Any, path: str, depth: int = MAX_DEPTH) -> Iterator[Note]:
     for name in MAPS:
         if node.get(name) == []:
             node[name] = {}
-            yield emptied(f"{path}.{name}")
+            yield _emptied(f"{path}.{name}")
     for name, value in node.items():
         if name not in ("enum", "const", "default", "examples"):
             yield from mend_schema(value, f"{path}.{name}", depth - 1)
@@ -50,14 +50,17 @@ def mend_schema(node: Any, path: str, depth: int = MAX_DEPTH) -> Iterator[Note]:
 def mend_tool_schemas(tools: Any, field: str) -> Iterator[Note]:
     """Mend the schemas that tools have in this field."""
     for position, tool in enumerate(tools if isinstance(tools, list) else ()):
-        if isinstance(tool, dict) and field in tool:
-            path = f"tools[{position}].{field}"
-            if tool[field] == []:
-                tool[field] = {}
-                yield emptied(path)
-            yield from mend_schema(tool[field], path)
+        yield from mend_field(tool, field, f"tools[{position}].{field}")
 
 
-def emptied(path: str) -> Note:
-    """The note on an array that was replaced."""
+def mend_field(holder: Any, field: str, path: str) -> Iterator[Note]:
+    """Mend the schema that an object has in this field, whose path is given; anything else is left alone."""
+    if isinstance(holder, dict):
+        if holder.get(field) == []:
+            holder[field] = {}
+            yield _emptied(path)
+        yield from mend_schema(holder.get(field), path)
+
+
+def _emptied(path: str) -> Note:
     return Note("schema", path, "An empty array was read as an empty object.")

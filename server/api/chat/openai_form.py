@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
-from server.api.lenient import emptied, mend_schema, notes_on_unknown
+from server.api.lenient import mend_field, mend_schema, notes_on_unknown
 from server.notes import Note
 
 
@@ -27,12 +27,9 @@ def in_openai_form(body: Mapping[str, Any], known: Container[str]) -> tuple[dict
 
 
 def _mend_tools(tools: list[Any], field: str) -> Iterator[Note]:
-    """Replace `[]` by `{}` where a schema must have an object: PHP writes both alike."""
     for position, tool in enumerate(tools):
-        function = tool.get("function") if field == "tools" and isinstance(tool, dict) else tool
-        if isinstance(function, dict):
-            path = f"{field}[{position}].function" if field == "tools" else f"{field}[{position}]"
-            if function.get("parameters") == []:
-                function["parameters"] = {}
-                yield emptied(f"{path}.parameters")
-            yield from mend_schema(function.get("parameters"), f"{path}.parameters")
+        path = f"{field}[{position}]"
+        if field == "functions":
+            yield from mend_field(tool, "parameters", f"{path}.parameters")
+        elif isinstance(tool, dict):
+            yield from mend_field(tool.get("function"), "parameters", f"{path}.function.parameters")
