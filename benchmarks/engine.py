@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from server.messages import Sampling
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Row, RowSampling
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
@@ -40,8 +40,8 @@ class Stream:
         """Return a row of the tokens not computed yet, at most `limit`."""
         ids = self.ids[self.num_computed : self.num_computed + limit]
         last = self.num_computed + len(ids) == len(self.ids)
-        draw = Draw(GREEDY, 0, self.prompt, self.ids[len(self.prompt) :]) if last else None
-        return Row(ids, self.num_computed, self.blocks, int(last), draw)
+        sampling = RowSampling(GREEDY, 0, self.prompt, self.ids[len(self.prompt) :]) if last else None
+        return Row(ids, self.num_computed, self.blocks, int(last), sampling)
 
 
 def step(runner: Runner, streams: list[Stream], clock: Clock = time.perf_counter) -> float:
@@ -49,11 +49,11 @@ def step(runner: Runner, streams: list[Stream], clock: Clock = time.perf_counter
     began = clock()
     rows = [stream.row() for stream in streams]
     batch = Batch(tuple(rows))
-    drawn = iter(runner.draw(runner.launch(batch), batch, None).read())
+    sampled = iter(runner.sample(runner.launch(batch), batch, None).read())
     for stream, row in zip(streams, rows, strict=True):
         stream.num_computed += len(row.token_ids)
         if row.num_logits:
-            stream.ids.extend(next(drawn).token_ids)
+            stream.ids.extend(next(sampled).token_ids)
     return clock() - began
 
 

@@ -14,19 +14,19 @@ from pathlib import Path
 import torch
 
 from server.messages import Sampling
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Row, RowSampling
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
 
 BLOCK_SIZE, NUM_BLOCKS = 32, 1024
-DRAW = Draw(Sampling(max_tokens=1 << 20, temperature=0.0), 0, [], [])
+SAMPLING = RowSampling(Sampling(max_tokens=1 << 20, temperature=0.0), 0, [], [])
 
 
 def row(num_tokens: int, start: int, first_block: int = 0) -> Row:
     """`num_tokens` tokens after `start` cached ones, in blocks of its own."""
     num_blocks = -(-(start + num_tokens) // BLOCK_SIZE)
-    return Row([7] * num_tokens, start, range(first_block, first_block + num_blocks), 1, DRAW)
+    return Row([7] * num_tokens, start, range(first_block, first_block + num_blocks), 1, SAMPLING)
 
 
 def steps() -> dict[str, list[Row]]:
@@ -48,7 +48,7 @@ def seconds(runner: Runner, rows: Sequence[Row]) -> float:
     """Seconds of one step, including sampling."""
     began = time.perf_counter()
     batch = Batch(tuple(rows))
-    runner.draw(runner.launch(batch), batch, None).read()
+    runner.sample(runner.launch(batch), batch, None).read()
     return time.perf_counter() - began
 
 

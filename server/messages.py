@@ -22,7 +22,7 @@ Stage = Literal[
     "arrived",  # the engine has read the request
     "compiled",  # its constraint is ready; absent if it has none
     "admitted",  # blocks are allocated: prefill begins
-    "prefilled",  # the prompt is computed and the first id drawn; absent if the constraint forced the whole reply
+    "prefilled",  # the prompt is computed and the first id sampled; absent if the constraint forced the whole reply
     "preempted",  # its blocks were freed for others
     "resumed",  # admitted again after that
     "ended",  # the last id is written; absent if it failed or was aborted
@@ -46,7 +46,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     repetition_penalty: float = 1.0  # over prompt and written ids, as transformers does
     seed: int | None = None  # None: the backend chooses one before the request is sent
     logit_bias: dict[int, float] = {}
-    num_logprobs: int | None = None  # None: no logprobs; 0: the drawn id's own; up to 20 alternatives
+    num_logprobs: int | None = None  # None: no logprobs; 0: the sampled id's own; up to 20 alternatives
     min_tokens: int = 0  # stop ids are masked before this many ids
     ignore_eos: bool = False  # stop ids do not stop
 
@@ -78,10 +78,10 @@ class ReasoningPhase(msgspec.Struct, frozen=True, array_like=True):
     """Free ids that may come before the constraint begins (a think block, to the API process).
 
     `open_id` None: the prompt has opened it, the first id is inside. Otherwise it is open only if the first id
-    drawn is `open_id`, and the constraint holds from the first id if it is not.
+    sampled is `open_id`, and the constraint holds from the first id if it is not.
     It ends with `end_id`, or at one of `break_ids`, which is then the first id that the constraint holds for (a call
     that begins before the think block was closed). After `limit` ids inside it, `close_ids` are appended instead of
-    drawn; they end with `end_id`.
+    sampled; they end with `end_id`.
     """
 
     end_id: int

@@ -34,8 +34,8 @@ GONE_NAMES = {
     "possible", "preamble", "said", "settle", "settled", "shares", "told", "tell", "wanted", "wishes",
 }  # fmt: skip
 GONE_CLASSES = {
-    "Answer", "Answerer", "Ask", "Asking", "Doors", "Heard", "Outbox", "Portions", "Preamble", "Reading",
-    "Said", "Steps", "Tally", "Tape", "Turn", "Wanted",
+    "Answer", "Answerer", "Ask", "Asking", "Doors", "Draw", "DrawRow", "Drawing", "Drawn", "Heard", "Outbox",
+    "Portions", "Preamble", "Reading", "Said", "Steps", "Tally", "Tape", "Turn", "Wanted",
 }  # fmt: skip
 PART_OF_A_NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 

@@ -1,7 +1,7 @@
 """Overlap scheduling: launch step k+1 before the ids of step k are read back, so that the device does not wait.
 
-step k      launch   draw ............ read, commit
-step k + 1               launch ................... reconcile   draw ...
+step k      launch   sample .......... read, commit
+step k + 1               launch ................... reconcile   sample ...
 
 A row's next id stays on the device, where the forward pass reads it. Everything that depends on its value (the
 grammar's mask, penalties, whether the reply is over) matters only when k + 1 is sampled: by then k is committed. A row
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from server.engine.budget import SLOW_MASK_S
 from server.engine.cache import BlockCopy
-from server.engine.ports import Drawing, Grammars, Model
+from server.engine.ports import Grammars, Model, PendingSamples
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.step import ScheduledRow, Step, bind
@@ -54,15 +54,15 @@ class Pipeline:
 
     def _end(self, step: Step, ticket: object | None, may_overlap: Callable[[], bool]) -> bool:
         try:
-            drawing = self._draw(step, self._launch(step) if ticket is None else ticket)
-            self._launch_next(step, drawing, may_overlap)
-            drawn = drawing.read()
+            pending = self._sample(step, self._launch(step) if ticket is None else ticket)
+            self._launch_next(step, pending, may_overlap)
+            sampled = pending.read()
         except MemoryError:
-            self._flight, drawn = None, None
-        if drawn is None:  # the memory of the failed step is freed only outside the block above
+            self._flight, sampled = None, None
+        if sampled is None:  # the memory of the failed step is freed only outside the block above
             self._scheduler.undo(step)
             return False
-        self._scheduler.commit(step, drawn)
+        self._scheduler.commit(step, sampled)
         return True
 
     def _launch(self, step: Step) -> object:
@@ -73,18 +73,18 @@ class Pipeline:
                 self._model.copy_state(copy.source, copy.target)
         return self._model.launch(step.batch)
 
-    def _draw(self, step: Step, ticket: object) -> Drawing:
+    def _sample(self, step: Step, ticket: object) -> PendingSamples:
         """Compute masks while the device computes the step."""
         masks = self._grammars.masks(step.matchers, step.extra_ids) if step.is_constrained else None
-        return self._model.draw(ticket, step.batch, masks)
+        return self._model.sample(ticket, step.batch, masks)
 
-    def _launch_next(self, step: Step, drawing: Drawing, may_overlap: Callable[[], bool]) -> None:
+    def _launch_next(self, step: Step, pending: PendingSamples, may_overlap: Callable[[], bool]) -> None:
         planned = plan_next(self._scheduler, step)
         if planned is None or not may_overlap():
             return
         following, lines = planned
         try:
-            self._flight = following, self._model.launch_after(following.batch, drawing, lines)
+            self._flight = following, self._model.launch_after(following.batch, pending, lines)
         except MemoryError:
             self._flight = None  # this step is unaffected; the next one is tried again without overlap
 
@@ -105,7 +105,7 @@ def plan_next(scheduler: Scheduler, step: Step) -> tuple[Step, tuple[int, ...]] 
             continue
         num_alive += 1
         # Log probabilities are read from the logits, which the next step would have overwritten.
-        if row.draw is None or sequence.drafter is not None or sampling.num_logprobs is not None:
+        if row.sampling is None or sequence.drafter is not None or sampling.num_logprobs is not None:
             return None
         if entry.mask_s > SLOW_MASK_S:
             return None  # what fits into the next step is known only when this one's masks are computed

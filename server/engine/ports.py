@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from server.messages import Constraint, FromEngine, MemoryReport, ToEngine
-from server.model.batch import Batch, Drawn
+from server.model.batch import Batch, SampledTokens
 
 
 class Matcher(Protocol):
@@ -44,15 +44,15 @@ class Grammars(Protocol):
 
         A row is a matcher that `compile` gave, and drafts: it gets one mask, from the matcher's state on, before
         each draft and one after the last. `extra[i]` is one more id that row i allows (a phase's opening token).
-        The result is opaque here and understood by `Model.draw`; None if no row is constrained.
+        The result is opaque here and understood by `Model.sample`; None if no row is constrained.
         """
 
 
-class Drawing(Protocol):
+class PendingSamples(Protocol):
     """Sampled ids, possibly still being computed."""
 
-    def read(self) -> list[Drawn]:
-        """One Drawn for each row that has a Draw, in row order; waits for them. Raises MemoryError."""
+    def read(self) -> list[SampledTokens]:
+        """One SampledTokens for each row that has a RowSampling, in row order; waits for them. Raises MemoryError."""
 
 
 class Model(Protocol):
@@ -61,16 +61,16 @@ class Model(Protocol):
     def launch(self, batch: Batch) -> Any:
         """Start computing; returns a ticket. Raises MemoryError when the device has no memory left."""
 
-    def launch_after(self, batch: Batch, drawing: Any, lines: Sequence[int]) -> Any:
-        """Same as `launch` for rows of one token each: the ids of these rows of logits of an unread drawing.
+    def launch_after(self, batch: Batch, pending: Any, lines: Sequence[int]) -> Any:
+        """Same as `launch` for rows of one token each: the ids of these rows of logits of unread samples.
 
         In place of a fault any id may be used. Not called unless `Limits.overlap`. Raises MemoryError.
         """
 
-    def draw(self, ticket: Any, batch: Batch, masks: Any) -> Drawing:
-        """Start drawing for each row that has a Draw. Raises MemoryError as `launch` does.
+    def sample(self, ticket: Any, batch: Batch, masks: Any) -> PendingSamples:
+        """Start sampling for each row that has a RowSampling. Raises MemoryError as `launch` does.
 
-        The batch is the one launched, but the `draw` of its rows may have changed since, or be None.
+        The batch is the one launched, but the `sampling` of its rows may have changed since, or be None.
         """
 
     def copy_state(self, source: int, target: int) -> None:

@@ -22,18 +22,18 @@ class OutputState:
     """Ids written so far, and what may follow.
 
     Without logprobs, forced ids are written at once (`write_forced`). With logprobs each of them is
-    drawn under a mask that allows nothing else, so that its logprob is reported like any other's.
+    sampled under a mask that allows nothing else, so that its logprob is reported like any other's.
     """
 
     def __init__(self, request: Generate, *, fast_forward: bool) -> None:
         self.written_ids: list[int] = []
         self.num_forced = 0
-        self.num_free = 0  # ids drawn since some were forced
+        self.num_free = 0  # ids sampled since some were forced
         self.finish: Finish | None = None
         self.fault: str | None = None
         self.fault_kind: FailureKind = "request_failed"
         self.matcher: Matcher | None = None
-        self.closer: Matcher | None = None  # stands for close_ids where they are drawn
+        self.closer: Matcher | None = None  # stands for close_ids where they are sampled
         self.fast_forward = fast_forward and request.sampling.num_logprobs is None
         self._appends_close_ids = request.sampling.num_logprobs is None
         self._sampling = request.sampling
@@ -76,7 +76,7 @@ class OutputState:
         )
 
     def write(self, token_ids: Iterable[int]) -> int:
-        """Append drawn ids until the reply ends; returns how many were written."""
+        """Append sampled ids until the reply ends; returns how many were written."""
         before = len(self.written_ids)
         for token_id in token_ids:
             if self.is_over:
@@ -114,7 +114,7 @@ class OutputState:
         matcher = self.active_matcher
         if matcher is None or not drafts:
             return drafts
-        # Where a draft completes the constraint only stop ids may follow; banned, they would leave nothing to draw.
+        # Where a draft completes the constraint only stop ids may follow; banned, they would leave nothing to sample.
         return () if self.banned_ids else drafts[: self._guarded(lambda: matcher.count_allowed(drafts), 0)]
 
     def _write_one(self, token_id: int) -> None:
@@ -168,7 +168,7 @@ class OutputState:
 
     def _advance(self, matcher: Matcher, token_ids: tuple[int, ...]) -> None:
         if not self._guarded(lambda: matcher.advance(token_ids), True):
-            self.fault = f"the constraint does not allow the drawn id {token_ids[0]}"
+            self.fault = f"the constraint does not allow the sampled id {token_ids[0]}"
 
     def _guarded(self, use_matcher: Callable[[], T], otherwise: T) -> T:
         """The result of a call of this reply's matcher; if it raises, the reply ends with a fault, and `otherwise`."""

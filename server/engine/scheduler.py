@@ -21,7 +21,7 @@ from server.engine.sequence import Sequence
 from server.engine.slots import Slots
 from server.engine.step import ScheduledRow, Step, StepCounts, make_step
 from server.messages import Delta, Failed, FailureKind, Generate
-from server.model.batch import Drawn
+from server.model.batch import SampledTokens
 
 MAX_LONE_OOMS = 4  # consecutive out-of-memory steps of a single token before the only sequence fails
 MAX_SKIPPED_PROMPTS = 8  # long prompts that shorter ones may overtake in one step
@@ -141,12 +141,12 @@ class Scheduler:
         self._began_s = self._clock()
         return make_step(scheduled, self.cache.take_copies())
 
-    def commit(self, step: Step, drawn: list[Drawn]) -> None:
+    def commit(self, step: Step, sampled: list[SampledTokens]) -> None:
         """Apply a computed step: advance sequences, end finished ones, and queue their Deltas for `collect`."""
         self.counts.steps += 1
         num_prompt_tokens = sum(entry.count for entry in step.scheduled if entry.sequence.in_prefill)
         self._budget.recover(num_prompt_tokens, self._clock() - self._began_s)
-        for entry, result in zip(step.scheduled, step.results_by_row(drawn), strict=True):
+        for entry, result in zip(step.scheduled, step.results_by_row(sampled), strict=True):
             sequence = entry.sequence
             if sequence.state != "running":
                 continue  # it has ended since this was launched
@@ -278,10 +278,10 @@ class Scheduler:
             self.counts.cached_tokens += min(num_shown, len(sequence.prompt_ids))
             self._mail.append(sequence.delta(num_shown))
 
-    def _append_sampled(self, entry: ScheduledRow, drawn: Drawn) -> None:
+    def _append_sampled(self, entry: ScheduledRow, sampled: SampledTokens) -> None:
         sequence, reply = entry.sequence, entry.sequence.reply
-        num_written = sequence.append_sampled(drawn)
-        num_accepted = min(num_written, max(0, len(drawn.token_ids) - 1))
+        num_written = sequence.append_sampled(sampled)
+        num_accepted = min(num_written, max(0, len(sampled.token_ids) - 1))
         sequence.num_computed += num_accepted
         self.counts.output_tokens += num_written
         self._append_forced(sequence)

@@ -14,7 +14,7 @@ from server.engine.blocks import chain_hash, root_hash
 from server.engine.drafter import Drafter
 from server.engine.reply import OutputState
 from server.messages import Delta, Generate, Stage, StageTime, TokenLogprob
-from server.model.batch import Draw, Drawn, Row, TokenHistory
+from server.model.batch import Row, RowSampling, SampledTokens, TokenHistory
 
 State = Literal["compiling", "waiting", "running", "ended"]
 
@@ -80,10 +80,10 @@ class Sequence:
         if end < len(self.ids):
             return Row(self.ids[start:end], start, self.blocks, 0, None, self.slot)
         reply = self.reply
-        draw = Draw(
+        sampling = RowSampling(
             self.request.sampling, self.seed, self.prompt_ids, reply.written_ids, reply.banned_ids, self.history
         )
-        return Row([*self.ids[start:], *drafts], start, self.blocks, 1 + len(drafts), draw, self.slot)
+        return Row([*self.ids[start:], *drafts], start, self.blocks, 1 + len(drafts), sampling, self.slot)
 
     def draft(self, room: int) -> Ids[int]:
         """Draft ids to verify behind the pending one; often none."""
@@ -97,19 +97,19 @@ class Sequence:
         if self.drafter is not None:
             self.drafter.learn(num_drafts, num_accepted, len(self.ids))
 
-    def append_sampled(self, drawn: Drawn) -> int:
+    def append_sampled(self, sampled: SampledTokens) -> int:
         """Append sampled ids up to the end of the reply; returns how many were appended."""
         reply = self.reply
-        if drawn.fault is not None:
-            reply.fault = drawn.fault
+        if sampled.fault is not None:
+            reply.fault = sampled.fault
             return 0
         if not self._prefilled:
             self._prefilled = True
             self.record_stage("prefilled")
-        num_written = reply.write(drawn.token_ids)
-        self.ids.extend(drawn.token_ids[:num_written])
-        if drawn.logprobs is not None:
-            self._logprobs.extend(drawn.logprobs[:num_written])
+        num_written = reply.write(sampled.token_ids)
+        self.ids.extend(sampled.token_ids[:num_written])
+        if sampled.logprobs is not None:
+            self._logprobs.extend(sampled.logprobs[:num_written])
         return num_written
 
     def append_forced(self) -> int:

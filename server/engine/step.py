@@ -7,7 +7,7 @@ from server.engine.cache import BlockCopy
 from server.engine.ports import Matcher
 from server.engine.sequence import Sequence
 from server.engine.slots import StateCopy
-from server.model.batch import Batch, Drawn, Row
+from server.model.batch import Batch, Row, SampledTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class ScheduledRow:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`matchers` and `extra_ids` have one entry for each row that is drawn, as `Grammars.masks` takes them."""
+    """`matchers` and `extra_ids` have one entry for each row that is sampled, as `Grammars.masks` takes them."""
 
     batch: Batch
     scheduled: tuple[ScheduledRow, ...]
@@ -42,13 +42,13 @@ class Step:
         """Whether any row needs a mask."""
         return any(matcher is not None for matcher in self.matchers)
 
-    def results_by_row(self, drawn: Ids[Drawn]) -> list[Drawn | None]:
-        """The result of each row, None where nothing was drawn. Raises ValueError unless there is one for each draw."""
-        results = iter(drawn)
-        by_row = [None if row.draw is None else next(results, None) for row in self.batch.rows]
-        num_drawn = sum(row.draw is not None for row in self.batch.rows)
-        if len(drawn) != num_drawn:
-            raise ValueError(f"the model returned {len(drawn)} results for {num_drawn} rows")
+    def results_by_row(self, sampled: Ids[SampledTokens]) -> list[SampledTokens | None]:
+        """The result of each row, None where nothing was sampled. Raises ValueError unless there is one for each."""
+        results = iter(sampled)
+        by_row = [None if row.sampling is None else next(results, None) for row in self.batch.rows]
+        num_sampled = sum(row.sampling is not None for row in self.batch.rows)
+        if len(sampled) != num_sampled:
+            raise ValueError(f"the model returned {len(sampled)} results for {num_sampled} rows")
         return by_row
 
     @property
@@ -80,7 +80,7 @@ def bind(scheduled: Ids[ScheduledRow], rows: Ids[Row], copies: tuple[StateCopy |
     """Step of these batch rows, with the current matchers and extra ids of their sequences."""
     matchers, extra_ids = [], []
     for entry, row in zip(scheduled, rows, strict=True):
-        if row.draw is not None:
+        if row.sampling is not None:
             reply = entry.sequence.reply
             matcher = reply.active_matcher
             matchers.append(None if matcher is None else (matcher, entry.drafts))

@@ -27,7 +27,7 @@ MOST_HOST_TOKENS = 1 << 20  # a CPU fills no more, and each block has some bytes
 MOST_READ = 32_768  # tokens that attention reads in one product; see model.plan
 HOST_GROWTH = 96 * MIB  # a process grows in main memory: threads, grammars, gaps in the heap
 HOST_KV_SHARE = 0.5  # of what a host has left; the rest is left to the page cache and other programs
-SAMPLING_BYTES = 16  # an entry of a logits row while it is drawn: scaled, weights, and their sums in float64
+SAMPLING_BYTES = 16  # an entry of a logits row while it is sampled: scaled, weights, and their sums in float64
 CHANGED_BYTES = 4  # its float32 copy, where penalties or masks change it
 LOGPROB_BYTES = 4  # its log probability, where one is asked for
 SORTED_BYTES = 36  # where top_p needs the whole vocabulary sorted: places, values, weights and sums
@@ -189,9 +189,9 @@ def sampling_bytes(vocab_size: int, rows: int, element: int, num_logprobs: int |
     """Peak of turning `rows` of logits into ids, penalties and masks included; without logprobs it is less."""
     changed = 0 if element == FLOAT32_BYTES else CHANGED_BYTES  # float32 is changed in place
     kept = element + changed + (LOGPROB_BYTES if num_logprobs is not None else 0)
-    drawn = rows * (kept + SAMPLING_BYTES)
+    sampled = rows * (kept + SAMPLING_BYTES)
     sorted_whole = rows * (kept + 4) + min(rows, MOST_SORTED) * SORTED_BYTES
-    return max(drawn, sorted_whole) * vocab_size
+    return max(sampled, sorted_whole) * vocab_size
 
 
 def context_in(shape: Shape, demand: Demand, num_bytes: int) -> int:

@@ -14,14 +14,14 @@ class TokenHistory:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class RowSampling:
     """Sampling state of one row.
 
     Random numbers depend only on `seed` and the id's index in the reply, never on other rows: the id at index i uses
     (seed, i).
     """
 
-    sampling: Sampling
+    params: Sampling
     seed: int
     prompt_ids: Sequence[int]  # read only for a repetition penalty
     written_ids: Sequence[int]  # ids of the reply before this step
@@ -47,7 +47,7 @@ class Row:
     start: int
     blocks: Sequence[int]
     num_logits: int
-    draw: Draw | None  # None: num_logits is 0, or the overlapped step's row turned out to be unneeded
+    sampling: RowSampling | None  # None: num_logits is 0, or the overlapped step's row turned out to be unneeded
     slot: int | None = None
 
 
@@ -59,7 +59,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledTokens:
     """Result of one row. With d drafts, between 1 and d + 1 ids: the accepted drafts, then one sampled id.
 
     `fault` is set instead if no id can be sampled (logits not finite, or nothing allowed): that sequence fails alone.

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.messages import Sampling
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Row, RowSampling
 from server.model.loading.loaded_model import LoadedModel
 from server.model.runner import Runner
 
@@ -41,8 +41,8 @@ def measure_step(loaded: LoadedModel, largest: StepSize) -> int:
         return _measure_on_cuda(loaded, largest)
     tokens, rows = min(largest.tokens, SAMPLE_TOKENS), min(largest.rows, SAMPLE_ROWS)
     prompt = _count(loaded, _prompt(tokens, largest.block_size), largest.block_size)
-    drawn = _count(loaded, _decode(rows), largest.block_size)
-    return max(prompt * largest.tokens // tokens, drawn * largest.rows // rows)
+    decode = _count(loaded, _decode(rows), largest.block_size)
+    return max(prompt * largest.tokens // tokens, decode * largest.rows // rows)
 
 
 class AllocationMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -111,8 +111,8 @@ def _run(runner: Runner, batch: Batch) -> None:
     """Compute the batch once and sample from it with each of the worst-case settings."""
     ticket = runner.launch(batch)
     for sampling in WORST_CASE_SAMPLING:
-        rows = tuple(replace(row, draw=_draw(sampling)) for row in batch.rows)
-        runner.draw(ticket, Batch(rows), None).read()
+        rows = tuple(replace(row, sampling=_row_sampling(sampling)) for row in batch.rows)
+        runner.sample(ticket, Batch(rows), None).read()
 
 
 def _runner(loaded: LoadedModel, batch: Batch, block_size: int) -> Runner:
@@ -124,16 +124,18 @@ def _runner(loaded: LoadedModel, batch: Batch, block_size: int) -> Runner:
 
 def _prompt(num_tokens: int, block_size: int) -> Batch:
     blocks = range(-(-num_tokens // block_size))
-    return Batch((Row([0] * num_tokens, 0, blocks, 1, _draw(WORST_CASE_SAMPLING[0]), 0),))
+    return Batch((Row([0] * num_tokens, 0, blocks, 1, _row_sampling(WORST_CASE_SAMPLING[0]), 0),))
 
 
 def _decode(num_rows: int) -> Batch:
     # With one cached token each: recurrent models compute rows that begin a prompt one by one.
-    return Batch(tuple(Row([0], 1, [index], 1, _draw(WORST_CASE_SAMPLING[0]), index) for index in range(num_rows)))
+    return Batch(
+        tuple(Row([0], 1, [index], 1, _row_sampling(WORST_CASE_SAMPLING[0]), index) for index in range(num_rows))
+    )
 
 
-def _draw(sampling: Sampling) -> Draw:
-    return Draw(sampling, 1, [0], [0])
+def _row_sampling(params: Sampling) -> RowSampling:
+    return RowSampling(params, 1, [0], [0])
 
 
 def _storages(tree: Any) -> Iterator[tuple[int, torch.UntypedStorage]]:

@@ -23,7 +23,7 @@ from server.model.kernel_selection import choose_kernels
 from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.loading.loaded_model import LoadedModel
 from server.model.sampling.grammar import Masks
-from server.model.sampling.sampler import Drawing, DrawRow, draw_ids, is_greedy
+from server.model.sampling.sampler import PendingSamples, SamplingRow, is_greedy, sample_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class DecodePath(Protocol):
     def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> DecodeOutput | None:
         """Launch a step of one token a row, `ids` if given; None if it must be computed by the general path."""
 
-    def draw(
-        self, decoded: DecodeOutput, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None
+    def sample(
+        self, decoded: DecodeOutput, rows: Sequence[SamplingRow], num_lines: int, masks: Masks | None
     ) -> Tensor | None:
         """Ids for the lines of such a step; None if they must be sampled by the general path."""
 
@@ -76,37 +76,37 @@ class Runner:
         """Start computing the batch; on CUDA without waiting for it. Raises MemoryError."""
         return self._launch(batch.rows, None)
 
-    def launch_after(self, batch: Batch, drawing: Drawing, lines: Sequence[int]) -> Ticket:
-        """As `launch`, for rows of one token each, taken from these lines of `drawing` without reading it back."""
+    def launch_after(self, batch: Batch, pending: PendingSamples, lines: Sequence[int]) -> Ticket:
+        """As `launch`, for rows of one token each, taken from these lines of `pending` without reading it back."""
         with as_memory_error(), torch.inference_mode():
-            ids = drawing.ids.clamp(min=0)  # faults are negative; the result of their rows is discarded
+            ids = pending.ids.clamp(min=0)  # faults are negative; the result of their rows is discarded
             if list(lines) != list(range(len(ids))):
                 ids = ids[to_device(lines, ids.device)]
         return self._launch(batch.rows, ids)
 
-    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
-        """Sample for each row that has a Draw, in row order. Synchronizes only for top_p without top_k.
+    def sample(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> PendingSamples:
+        """Sample for each row that has a RowSampling, in row order. Synchronizes only for top_p without top_k.
 
         `batch` is the launched one, with final sampling settings. Called once for a ticket, before the next launch.
         Raises MemoryError.
         """
-        rows = _draw_rows(batch.rows)
-        is_plain = masks is None and all(is_greedy(row.draw) for row in rows)
+        rows = _sampling_rows(batch.rows)
+        is_plain = masks is None and all(is_greedy(row.sampling) for row in rows)
         with as_memory_error(), torch.inference_mode():
             if not rows:
-                return Drawing(torch.empty(0, dtype=torch.int64), rows)
+                return PendingSamples(torch.empty(0, dtype=torch.int64), rows)
             if ticket.decoded is not None and self._decode is not None:
                 decoded, num_lines = ticket.decoded, len(batch.rows)
-                ids = decoded.greedy_ids if is_plain else self._decode.draw(decoded, rows, num_lines, masks)
+                ids = decoded.greedy_ids if is_plain else self._decode.sample(decoded, rows, num_lines, masks)
                 if ids is not None:
-                    return Drawing(ids[:num_lines], rows)
+                    return PendingSamples(ids[:num_lines], rows)
             if ticket.logits is not None:
-                return draw_ids(ticket.logits, rows, masks)
+                return sample_ids(ticket.logits, rows, masks)
             head = self._loaded.head
             assert isinstance(head, NativeHead) and ticket.hidden is not None
             if is_plain:
-                return Drawing(head.greedy_ids(ticket.hidden), rows)
-            return draw_ids(head(ticket.hidden), rows, masks)
+                return PendingSamples(head.greedy_ids(ticket.hidden), rows)
+            return sample_ids(head(ticket.hidden), rows, masks)
 
     def copy_state(self, source: int, target: int) -> None:
         """Copy recurrent state between slots (snapshots). Raises MemoryError."""
@@ -194,12 +194,12 @@ def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> NDArray[np.int64]
     return concat_ranges(ends - counts, counts)
 
 
-def _draw_rows(rows: Sequence[Row]) -> tuple[DrawRow, ...]:
-    result: list[DrawRow] = []
+def _sampling_rows(rows: Sequence[Row]) -> tuple[SamplingRow, ...]:
+    result: list[SamplingRow] = []
     first_line = 0
     for row in rows:
-        if row.draw is not None:
+        if row.sampling is not None:
             drafts = tuple(row.token_ids[len(row.token_ids) - row.num_logits + 1 :])
-            result.append(DrawRow(row.draw, drafts, first_line))
+            result.append(SamplingRow(row.sampling, drafts, first_line))
         first_line += row.num_logits
     return tuple(result)

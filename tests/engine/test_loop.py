@@ -31,11 +31,11 @@ from tests.engine.toys import (
     VOCAB,
     Clock,
     ToyAllowance,
-    ToyDrawing,
     ToyGrammars,
     ToyGuard,
     ToyMatcher,
     ToyModel,
+    ToySamples,
     ask,
     make_limits,
     write_alone,
@@ -350,7 +350,7 @@ def test_stop_ids_that_the_model_cannot_write_are_dropped() -> None:
     launch = stage.model.launch
 
     def record(batch: Batch) -> Batch:
-        banned.extend(row.draw.banned_ids for row in batch.rows if row.draw is not None)
+        banned.extend(row.sampling.banned_ids for row in batch.rows if row.sampling is not None)
         return launch(batch)
 
     stage.model.launch = record  # type: ignore[method-assign]
@@ -362,12 +362,12 @@ def test_stop_ids_that_the_model_cannot_write_are_dropped() -> None:
 def test_results_that_are_not_those_of_the_rows_end_the_engine() -> None:
     """They would be written into the replies of other requests."""
     stage = Stage([ask("a", [1, 2]), ask("b", [1, 3])])
-    draw = stage.model.draw
+    sample = stage.model.sample
 
-    def short_of_one(*parts: Any) -> ToyDrawing:
-        drawing = draw(*parts)
-        return ToyDrawing(drawing.drawn[:-1], drawing.ids)
+    def short_of_one(*parts: Any) -> ToySamples:
+        pending = sample(*parts)
+        return ToySamples(pending.sampled[:-1], pending.ids)
 
-    stage.model.draw = short_of_one  # type: ignore[method-assign, assignment]
+    stage.model.sample = short_of_one  # type: ignore[method-assign, assignment]
     with pytest.raises(ValueError, match="1 results for 2 rows"):
         stage.loop.run()

@@ -93,7 +93,7 @@ def test_an_abort_in_flight_drops_the_row() -> None:
     assert bench.blocks.num_used == 0
 
 
-def test_everybody_aborted_in_flight_leaves_nothing_to_draw() -> None:
+def test_everybody_aborted_in_flight_leaves_nothing_to_sample() -> None:
     bench = bench_of()
     bench.add(endless("a", [1, 2, 3], 12))
     bench.step()
@@ -107,7 +107,7 @@ def test_everybody_aborted_in_flight_leaves_nothing_to_draw() -> None:
 
 
 def test_ids_forced_in_flight_are_computed_next_and_what_was_computed_counts() -> None:
-    """The row ahead holds the right token, and is not drawn."""
+    """The row ahead holds the right token, and is not sampled."""
     request = ask("a", [1, 2], 30, constraint=Constraint("? ? ? ? ? ? 4 5 ? 4 5 ? ? ? ? ? 6 6 ?"))
     bench, plain = bench_of(), bench_of(overlap=False)
     for one in (bench, plain):

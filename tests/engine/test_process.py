@@ -120,7 +120,7 @@ def test_engine_writes_the_same_alone_and_in_company(running: Driver) -> None:
 
 @pytest.mark.skipif(open_library() is None, reason="the compiled kernels do not run on this CPU")
 def test_long_seeded_replies_in_bfloat16_are_the_same_alone_in_a_crowd_and_behind_a_cached_head(tmp_path: Path) -> None:
-    """One rounding that depends on batch mates, chunks or the cache changes a draw somewhere in a thousand tokens."""
+    """One rounding that depends on batch mates, chunks or the cache changes a sample somewhere in a thousand tokens."""
 
     def request(index: int, run: str) -> Generate:
         prompt = [5, 6, 7, *range(10, 80), *range(100, 100 + 5 * index)]

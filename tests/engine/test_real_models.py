@@ -10,7 +10,7 @@ from server.messages import Constraint, Generate, Sampling
 from server.model.batch import Batch
 from server.model.runner import Runner, Ticket
 from server.model.sampling.grammar import LlguidanceGrammars, Masks
-from server.model.sampling.sampler import Drawing
+from server.model.sampling.sampler import PendingSamples
 from tests.checkpoints import Kind, qwen_tokenizer
 from tests.engine.toys import Bench
 from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of
@@ -36,14 +36,14 @@ class Failing:
             raise MemoryError
         return self.runner.launch(batch)
 
-    def launch_after(self, batch: Batch, drawing: Drawing, lines: Sequence[int]) -> Ticket:
+    def launch_after(self, batch: Batch, pending: PendingSamples, lines: Sequence[int]) -> Ticket:
         self.num_overlapped += 1
-        return self.runner.launch_after(batch, drawing, lines)
+        return self.runner.launch_after(batch, pending, lines)
 
-    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> Drawing:
+    def sample(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> PendingSamples:
         if self.num_calls in self.steps and self.num_calls % 2 == 1:
             raise MemoryError
-        return self.runner.draw(ticket, batch, masks)
+        return self.runner.sample(ticket, batch, masks)
 
     def copy_state(self, source: int, target: int) -> None:
         self.runner.copy_state(source, target)

@@ -59,7 +59,7 @@ def test_opened_preamble_does_not_move_the_matcher() -> None:
     assert reply.active_matcher.place == 0
 
 
-def test_preamble_is_closed_at_its_limit_with_ids_that_are_not_drawn() -> None:
+def test_preamble_is_closed_at_its_limit_with_ids_that_are_not_sampled() -> None:
     reply = start(
         ask("a", [1], max_tokens=20, reasoning_phase=ReasoningPhase(END, limit=2, close_ids=(3, 3, END))), "4 ?"
     )
@@ -78,7 +78,7 @@ def test_limit_of_none_inside_closes_at_once() -> None:
     assert reply.finish is None
 
 
-def test_close_ids_are_drawn_under_a_mask_where_logprobs_are_wanted() -> None:
+def test_close_ids_are_sampled_under_a_mask_where_logprobs_are_wanted() -> None:
     request = ask(
         "a", [1], max_tokens=20, num_logprobs=2, reasoning_phase=ReasoningPhase(END, limit=1, close_ids=(3, END))
     )

@@ -222,7 +222,7 @@ def test_same_id_twice_is_refused() -> None:
     assert bench.scheduler.add(ask("a", [1])) is None
 
 
-def test_forced_ids_are_written_without_being_drawn() -> None:
+def test_forced_ids_are_written_without_being_sampled() -> None:
     bench = Bench(num_blocks=16, block_size=4, max_batch_tokens=64)
     request = ask("a", [1, 2], max_tokens=20, constraint=Constraint("4 5 6 ? 5 5 5 ? 6 6"), seed=2)
     bench.add(request)
@@ -230,7 +230,7 @@ def test_forced_ids_are_written_without_being_drawn() -> None:
     assert bench.ids("a") == write_alone(request, 2)
     assert bench.model.num_steps == 2, "one pass for each id that has alternatives"
     assert sum(mail.forced for mail in bench.told["a"] if isinstance(mail, Delta)) == 8
-    assert bench.end("a") == "stop", "nothing could follow, so no stop id was drawn"
+    assert bench.end("a") == "stop", "nothing could follow, so no stop id was sampled"
 
 
 def test_forced_ids_have_logprobs_when_asked_for() -> None:

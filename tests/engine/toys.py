@@ -17,7 +17,7 @@ from server.engine.step import Step
 from server.errors import ConstraintFailed
 from server.memory.budget import most_rows
 from server.messages import Constraint, Delta, Failed, Generate, MemoryReport, Sampling, TokenLogprob
-from server.model.batch import Batch, Draw, Drawn, Row
+from server.model.batch import Batch, Row, RowSampling, SampledTokens
 
 VOCAB = 8
 STOP = 7
@@ -101,14 +101,14 @@ class ToyGrammars:
 
 
 @dataclass
-class ToyDrawing:
+class ToySamples:
     """`ids` has the last one of each row."""
 
-    drawn: list[Drawn]
+    sampled: list[SampledTokens]
     ids: list[int]
 
-    def read(self) -> list[Drawn]:
-        return self.drawn
+    def read(self) -> list[SampledTokens]:
+        return self.sampled
 
 
 @dataclass
@@ -148,23 +148,23 @@ class ToyModel:
                 self._move_state(row)
         return batch
 
-    def launch_after(self, batch: Batch, drawing: "ToyDrawing", lines: Sequence[int]) -> Batch:
+    def launch_after(self, batch: Batch, pending: "ToySamples", lines: Sequence[int]) -> Batch:
         self.num_overlapped += 1
         assert all(len(row.token_ids) == row.num_logits == 1 for row in batch.rows)
         return self.launch(Batch(tuple(
-            replace(row, token_ids=(drawing.ids[line],)) for row, line in zip(batch.rows, lines, strict=True)
+            replace(row, token_ids=(pending.ids[line],)) for row, line in zip(batch.rows, lines, strict=True)
         )))  # fmt: skip
 
-    def draw(self, ticket: Batch, batch: Batch, masks: Masks | None) -> "ToyDrawing":
+    def sample(self, ticket: Batch, batch: Batch, masks: Masks | None) -> "ToySamples":
         assert [row.start for row in ticket.rows] == [row.start for row in batch.rows]
         # A row that was computed ahead holds the right ids only in the ticket, as on a device.
         rows = [replace(row, token_ids=was.token_ids) for row, was in zip(batch.rows, ticket.rows, strict=True)]
-        rows = [row for row in rows if row.draw is not None]
+        rows = [row for row in rows if row.sampling is not None]
         assert masks is None or len(masks) == len(rows)
-        drawn = [self._draw(row, None if masks is None else masks[index]) for index, row in enumerate(rows)]
-        last = iter(drawn)
-        ids = [next(last).token_ids[-1:] if row.draw is not None else () for row in batch.rows]
-        return ToyDrawing(drawn, [one[0] if one else 0 for one in ids])
+        sampled = [self._sample(row, None if masks is None else masks[index]) for index, row in enumerate(rows)]
+        last = iter(sampled)
+        ids = [next(last).token_ids[-1:] if row.sampling is not None else () for row in batch.rows]
+        return ToySamples(sampled, [one[0] if one else 0 for one in ids])
 
     def copy_state(self, source: int, target: int) -> None:
         self.states[target] = list(self.states[source])
@@ -197,11 +197,11 @@ class ToyModel:
         end = row.start + len(row.token_ids)
         assert self._read(row, end) == self.states[row.slot], "state and blocks tell different stories"
 
-    def _draw(self, row: Row, masks: list[tuple[int, ...]] | None) -> Drawn:
-        draw = row.draw
-        assert draw is not None
-        if draw.seed == self.broken_seed:
-            return Drawn(fault="the logits are not finite")
+    def _sample(self, row: Row, masks: list[tuple[int, ...]] | None) -> SampledTokens:
+        sampling = row.sampling
+        assert sampling is not None
+        if sampling.seed == self.broken_seed:
+            return SampledTokens(fault="the logits are not finite")
         end = row.start + len(row.token_ids)
         context = self._read(row, end)
         num_drafts = row.num_logits - 1
@@ -209,14 +209,14 @@ class ToyModel:
         ids: list[int] = []
         for index in range(row.num_logits):
             base = tuple(range(1, VOCAB)) if masks is None else masks[index]
-            allowed = [token_id for token_id in base if token_id not in draw.banned_ids]
-            ids.append(next_id(context[: end - num_drafts + index], draw.seed, allowed))
+            allowed = [token_id for token_id in base if token_id not in sampling.banned_ids]
+            ids.append(next_id(context[: end - num_drafts + index], sampling.seed, allowed))
             if index < num_drafts and ids[-1] != drafts[index]:
                 break
-        return Drawn(tuple(ids), self._logprobs(draw, ids))
+        return SampledTokens(tuple(ids), self._logprobs(sampling, ids))
 
-    def _logprobs(self, draw: Draw, ids: list[int]) -> tuple[TokenLogprob, ...] | None:
-        if draw.sampling.num_logprobs is None:
+    def _logprobs(self, sampling: RowSampling, ids: list[int]) -> tuple[TokenLogprob, ...] | None:
+        if sampling.params.num_logprobs is None:
             return None
         return tuple(TokenLogprob(token_id, -float(token_id)) for token_id in ids)
 
@@ -320,7 +320,7 @@ class Bench:
         return did_something
 
     def _hold_to_what_is_budgeted(self, step: Step) -> None:
-        """Memory for activations, logits and drawing is set aside at start for a step of this size: none is larger."""
+        """Memory for activations, logits and sampling is set aside at start for a step of this size: none is larger."""
         limits = self.scheduler.limits
         lines = sum(row.num_logits for row in step.batch.rows)
         assert step.num_tokens <= limits.max_batch_tokens

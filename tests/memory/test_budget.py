@@ -121,7 +121,7 @@ def test_a_step_has_one_line_of_logits_for_each_id_that_can_be_drawn() -> None:
     assert most_rows(2048, 256, 0) == 256
     assert most_rows(2048, 256, 3) == 256  # drafts take the lines that sequences leave free
     assert most_rows(2048, 2, 3) == 4
-    assert most_rows(100, 256, 0) == 100  # a sequence needs a token of the step to draw
+    assert most_rows(100, 256, 0) == 100  # a sequence needs a token of the step to sample
 
 
 def test_a_host_keeps_room_for_its_other_programs() -> None:

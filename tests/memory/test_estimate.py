@@ -17,7 +17,7 @@ from server.memory.budget import Demand, activation_bytes, sampling_bytes
 from server.memory.headers import read_headers, weight_bytes
 from server.memory.shape import Shape, read_shape
 from server.messages import Sampling
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Row, RowSampling
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.profile import AllocationMeter, StepSize, measure_step
@@ -66,11 +66,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded
 
 def prompt(num_tokens: int, start: int = 0) -> Row:
     blocks = list(range(-(-(start + num_tokens) // BLOCK_SIZE)))
-    return Row([7] * num_tokens, start, blocks, 1, Draw(Sampling(max_tokens=4, temperature=0.0), 1, [], []))
+    return Row([7] * num_tokens, start, blocks, 1, RowSampling(Sampling(max_tokens=4, temperature=0.0), 1, [], []))
 
 
 def measure(loaded: LoadedModel, *rows: Row) -> tuple[int, int]:
-    """Peaks of computing and of drawing, in bytes. All ids are alike: top_p must look at the whole vocabulary."""
+    """Peaks of computing and of sampling, in bytes. All ids are alike: top_p must look at the whole vocabulary."""
     num_blocks = 1 + max(block for row in rows for block in row.blocks)
     runner = Runner(loaded, num_blocks, BLOCK_SIZE)
     runner.pool.keys[0].zero_()
@@ -78,7 +78,7 @@ def measure(loaded: LoadedModel, *rows: Row) -> tuple[int, int]:
         ticket = runner.launch(Batch(rows))
         computing = meter.peak
         meter.peak = meter.live
-        runner.draw(ticket, Batch(rows), None).read()
+        runner.sample(ticket, Batch(rows), None).read()
     return computing, meter.peak
 
 
@@ -120,8 +120,8 @@ def test_cached_tokens_read_while_decoding_cost_no_more_than_is_reserved(checkpo
     def decode(context: int) -> int:
         """Blocks of four sequences, mixed and with gaps, so that they must be gathered."""
         count = context // BLOCK_SIZE + 1
-        draw = Draw(Sampling(max_tokens=4, temperature=0.0), 1, [], [])
-        rows = [Row([5], context, [2 * (4 * j + i) for j in range(count)], 1, draw) for i in range(4)]
+        sampling = RowSampling(Sampling(max_tokens=4, temperature=0.0), 1, [], [])
+        rows = [Row([5], context, [2 * (4 * j + i) for j in range(count)], 1, sampling) for i in range(4)]
         return measure(loaded, *rows)[0]
 
     growth = (decode(2048) - decode(1024)) / (4 * 1024)
@@ -146,12 +146,12 @@ def test_drawing_never_takes_more_than_is_reserved(
     """A large vocabulary and many rows with logprobs: the peak that out-of-memory reports are about."""
     fields = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 8, "head_dim": 8}
     loaded, shape, _ = checkpoint("Qwen3Config", {**fields, "vocab_size": 50_000})
-    rows = [Row([7], 0, [i], 1, Draw(sampling, i, [1, 2], [3])) for i in range(num_rows)]
-    _, drawing = measure(loaded, *rows)
+    rows = [Row([7], 0, [i], 1, RowSampling(sampling, i, [1, 2], [3])) for i in range(num_rows)]
+    _, peak = measure(loaded, *rows)
     reserved = sampling_bytes(shape.vocab_size, num_rows, 2, sampling.num_logprobs)
-    assert drawing <= reserved + (1 << 20)
+    assert peak <= reserved + (1 << 20)
     if sampling.num_logprobs is not None and sampling.frequency_penalty:
-        assert drawing > reserved / 2
+        assert peak > reserved / 2
 
 
 def test_the_profile_run_agrees_with_the_estimate_and_with_a_step_of_full_size(

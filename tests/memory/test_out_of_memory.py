@@ -12,18 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.engine.slots import Slots
 from server.messages import Constraint, Generate, Sampling, TokenLogprob
-from server.model.batch import Batch, Drawn
+from server.model.batch import Batch, SampledTokens
 from server.model.device import as_memory_error
 from server.model.runner import Runner, Ticket
 from server.model.sampling.grammar import LlguidanceGrammars, Masks
-from server.model.sampling.sampler import Drawing
+from server.model.sampling.sampler import PendingSamples
 from tests.caches import cached
 from tests.checkpoints import Kind, qwen_tokenizer
 from tests.engine.toys import Bench
 from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of
 
 NUM_BLOCKS = 60
-PLACES = (0.0, 0.35, 0.9, 1.0)  # of a step's operations: embedding, layers, logits, draw
+PLACES = (0.0, 0.35, 0.9, 1.0)  # of a step's operations: embedding, layers, logits, sampling
 MORE_PLACES = (0.1, 0.6, 0.8, 0.97)
 
 
@@ -44,10 +44,10 @@ class Counting(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class CountedDrawing:
-    """A drawing whose reading is counted too."""
+class CountedSamples:
+    """Pending samples whose reading is counted too."""
 
-    read: Callable[[], list[Drawn]]
+    read: Callable[[], list[SampledTokens]]
 
 
 class Exhausted:
@@ -72,14 +72,14 @@ class Exhausted:
         self._mode = Counting(int(self.place * (size - 1)) if due else None)
         return self._run(self.runner.launch, batch)
 
-    def draw(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> "CountedDrawing":
-        drawing: Drawing = self._run(self.runner.draw, ticket, batch, masks)
-        return CountedDrawing(lambda: self._read(drawing))
+    def sample(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> "CountedSamples":
+        pending: PendingSamples = self._run(self.runner.sample, ticket, batch, masks)
+        return CountedSamples(lambda: self._read(pending))
 
-    def _read(self, drawing: Drawing) -> list[Drawn]:
-        drawn: list[Drawn] = self._run(drawing.read)
+    def _read(self, pending: PendingSamples) -> list[SampledTokens]:
+        sampled: list[SampledTokens] = self._run(pending.read)
         self.sizes[self._kind] = min(self._mode.num_operations, self.sizes.get(self._kind, 1 << 30))
-        return drawn
+        return sampled
 
     def copy_state(self, source: int, target: int) -> None:
         self.runner.copy_state(source, target)
@@ -156,9 +156,9 @@ def test_prompts_replies_and_mixtures_survive_it(kind: Kind, place: float) -> No
 Written = dict[str, tuple[list[int], str | None, list[TokenLogprob]]]
 NEVER = 2.0  # a place beyond the end of every step
 CITY = Constraint(r'start: /\{"city": "(Paris|Rome|Oslo)", "sure": (true|false)\}/')
-# Every way of drawing: by temperature alone, cut by each of the three, with penalties that look back, with log
+# Every way of sampling: by temperature alone, cut by each of the three, with penalties that look back, with log
 # probabilities. All leave few ids to choose from: a step that is tried again has other batch mates, with which matrix
-# products round in another way, and among thousands of equally likely ids that alone moves a draw.
+# products round in another way, and among thousands of equally likely ids that alone moves a sample.
 SAMPLINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.2},
     {"temperature": 0.2, "top_p": 0.9, "frequency_penalty": 0.3, "num_logprobs": 2},

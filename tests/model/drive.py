@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from server.messages import Sampling, TokenLogprob
-from server.model.batch import Batch, Draw, Drawn, Row
+from server.model.batch import Batch, Row, RowSampling, SampledTokens
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner
@@ -74,32 +74,32 @@ class Stream:
         if self.num_computed + len(taken) < len(ids):
             return Row(taken, self.num_computed, self.blocks, 0, None, self.slot)
         drafts = self.drafter(self.written) if self.drafter and self.written else []
-        draw = Draw(self.sampling, self.seed, self.prompt, list(self.written))
-        return Row([*taken, *drafts], self.num_computed, self.blocks, 1 + len(drafts), draw, self.slot)
+        sampling = RowSampling(self.sampling, self.seed, self.prompt, list(self.written))
+        return Row([*taken, *drafts], self.num_computed, self.blocks, 1 + len(drafts), sampling, self.slot)
 
 
-def compute(runner: Runner, rows: Sequence[Row], masks: Any = None) -> list[Drawn]:
+def compute(runner: Runner, rows: Sequence[Row], masks: Any = None) -> list[SampledTokens]:
     """Compute and sample one step of these rows."""
     batch = Batch(tuple(rows))
-    return runner.draw(runner.launch(batch), batch, masks).read()
+    return runner.sample(runner.launch(batch), batch, masks).read()
 
 
 def step(runner: Runner, streams: Sequence[Stream], masks: Any = None) -> None:
     """One step of all unfinished streams."""
     unfinished = [stream for stream in streams if not stream.is_finished]
     rows = [stream.row() for stream in unfinished]
-    drawn = iter(compute(runner, rows, masks))
+    sampled = iter(compute(runner, rows, masks))
     for stream, row in zip(unfinished, rows, strict=True):
         stream.num_computed += len(row.token_ids)
         if not row.num_logits:
             continue
-        result = next(drawn)
+        result = next(sampled)
         stream.num_computed += len(result.token_ids) - row.num_logits
         stream.written.extend(result.token_ids)
         stream.logprobs.extend(result.logprobs or ())
         stream.fault = result.fault
         del stream.written[stream.sampling.max_tokens :]
-    assert next(drawn, None) is None
+    assert next(sampled, None) is None
 
 
 def run(runner: Runner, streams: Sequence[Stream]) -> None:

@@ -28,7 +28,7 @@ from server.model.device import StagedBuffer
 from server.model.graphs.graph_sampler import GraphSampler, SamplingVariant
 from server.model.loading.loaded_model import LoadedModel
 from server.model.sampling.grammar import Masks
-from server.model.sampling.sampler import DrawRow, greedy_ids
+from server.model.sampling.sampler import SamplingRow, greedy_ids
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +85,10 @@ class StaticDecode:
         size = self.stage(rows, ids)
         return None if size is None else self.compute(size)
 
-    def draw(
-        self, decoded: DecodeOutput, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None
+    def sample(
+        self, decoded: DecodeOutput, rows: Sequence[SamplingRow], num_lines: int, masks: Masks | None
     ) -> Tensor | None:
-        """Ids for the lines of a launched step, int64; None if they must be sampled by `sampler.draw_ids`."""
+        """Ids for the lines of a launched step, int64; None if they must be sampled by `sampler.sample_ids`."""
         variant = self.sampler.stage(rows, num_lines, masks)
         return None if variant is None else self.sampler.sample(decoded.logits, variant)
 
@@ -165,10 +165,10 @@ class DecodeGraphs:
         recording.graph.replay()
         return recording.result
 
-    def draw(
-        self, decoded: DecodeOutput, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None
+    def sample(
+        self, decoded: DecodeOutput, rows: Sequence[SamplingRow], num_lines: int, masks: Masks | None
     ) -> Tensor | None:
-        """As `StaticDecode.draw`; None also where capturing failed."""
+        """As `StaticDecode.sample`; None also where capturing failed."""
         variant = None if self._disabled else self._static.sampler.stage(rows, num_lines, masks)
         if variant is None:
             return None

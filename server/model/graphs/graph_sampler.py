@@ -5,7 +5,7 @@ distribution is truncated. Inputs are copied to the device as one int32 buffer:
 
     [ random numbers | settings, 4 each | mask words ]      each part is sized for the largest batch
 
-Gives the same ids as `sampler.draw_ids`, which samples all other rows.
+Gives the same ids as `sampler.sample_ids`, which samples all other rows.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ from server.model.sampling.sampler import (
     NO_ALLOWED_ID,
     NOT_FINITE,
     NUM_CANDIDATES,
-    DrawRow,
     SampledLines,
+    SamplingRow,
     is_truncated,
     line_settings,
     sample_candidates,
@@ -55,27 +55,27 @@ class GraphSampler:
         sizes = 2 * max_rows, NUM_SETTINGS * max_rows, self._words * max_rows  # a random number is a float64
         self._inputs = StagedBuffer(sizes, device)
 
-    def stage(self, rows: Sequence[DrawRow], num_lines: int, masks: Masks | None) -> SamplingVariant | None:
-        """Copy a step's settings into the buffers; returns its variant; None if `sampler.draw_ids` must sample it."""
+    def stage(self, rows: Sequence[SamplingRow], num_lines: int, masks: Masks | None) -> SamplingVariant | None:
+        """Copy a step's settings into the buffers; returns its variant; None if `sampler.sample_ids` must sample it."""
         if self._vocab_size <= MAX_TOP_K or not all(_is_plain(row) for row in rows):
             return None
         settings, uniforms = line_settings(rows, num_lines)
-        truncated, drawn = is_truncated(settings), settings[:, 0] > 0
+        truncated, sampled = is_truncated(settings), settings[:, 0] > 0
         if bool((settings[truncated, 2] < 1).any()) or bool((settings[truncated, 2] > MAX_TOP_K).any()):
             return None  # MAX_TOP_K candidates may not be enough
         own_uniforms, own_settings, own_words = self._inputs.begin()
         own_uniforms.view(np.float64)[:num_lines] = uniforms
         own_settings.view(np.float32).reshape(-1, NUM_SETTINGS)[:num_lines] = settings
         num_words = 0
-        is_masked = masks is not None or any(row.draw.banned_ids for row in rows)
+        is_masked = masks is not None or any(row.sampling.banned_ids for row in rows)
         if is_masked:
             words = own_words.reshape(-1, self._words)[:num_lines]
             self._write_masks(words, rows, masks)
             num_words = words.size
         self._inputs.upload(num_words)
-        return SamplingVariant(bool(truncated.any()), bool((drawn & ~truncated).any()), is_masked)
+        return SamplingVariant(bool(truncated.any()), bool((sampled & ~truncated).any()), is_masked)
 
-    def _write_masks(self, words: NDArray[np.int32], rows: Sequence[DrawRow], masks: Masks | None) -> None:
+    def _write_masks(self, words: NDArray[np.int32], rows: Sequence[SamplingRow], masks: Masks | None) -> None:
         words[:] = -1
         if masks is not None:
             lines = [rows[owner].first_line for owner in masks.owners]
@@ -84,7 +84,7 @@ class GraphSampler:
             words[lines, :num_words] = masks.words[:, :num_words]
         bits = words.view(np.uint32)
         for row in rows:
-            for token_id in row.draw.banned_ids:
+            for token_id in row.sampling.banned_ids:
                 bits[row.first_line, token_id // 32] &= ~np.uint32(1 << token_id % 32)
 
     def sample(self, logits: Tensor, variant: SamplingVariant) -> Tensor:
@@ -109,6 +109,6 @@ class GraphSampler:
         return torch.where(finite, torch.where(has_allowed, ids, NO_ALLOWED_ID), NOT_FINITE)
 
 
-def _is_plain(row: DrawRow) -> bool:
-    sampling = row.draw.sampling
+def _is_plain(row: SamplingRow) -> bool:
+    sampling = row.sampling.params
     return not row.drafts and sampling.num_logprobs is None and not adjusts_scores(sampling)

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from server.messages import Sampling
-from server.model.batch import Draw, TokenHistory
+from server.model.batch import RowSampling, TokenHistory
 from server.model.device import to_device
 from server.model.sampling.grammar import Masks
 
 MIN_FREE_COLUMNS = 256  # for ids that the reply adds
 
 
-def adjusts_logits(draw: Draw) -> bool:
+def adjusts_logits(sampling: RowSampling) -> bool:
     """Whether `adjust_logits` changes anything for this row."""
-    return bool(draw.banned_ids) or adjusts_scores(draw.sampling)
+    return bool(sampling.banned_ids) or adjusts_scores(sampling.params)
 
 
 def adjusts_scores(sampling: Sampling) -> bool:
@@ -34,20 +34,20 @@ def has_penalties(sampling: Sampling) -> bool:
     return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0)
 
 
-def adjust_logits(logits: Tensor, draw: Draw, drafts: Sequence[int]) -> None:
+def adjust_logits(logits: Tensor, sampling: RowSampling, drafts: Sequence[int]) -> None:
     """Apply one row's penalties, biases and bans. logits [1 + drafts, vocab]; line j also counts drafts[:j]."""
-    sampling = draw.sampling
-    if has_penalties(sampling):
-        history = draw.history or TokenHistory()
-        counts = _token_counts(draw, history, logits.device)
-        counts.penalize(logits, sampling, drafts)
+    params = sampling.params
+    if has_penalties(params):
+        history = sampling.history or TokenHistory()
+        counts = _token_counts(sampling, history, logits.device)
+        counts.penalize(logits, params, drafts)
         history.counts = counts
-    if sampling.logit_bias:
-        biases = {token_id: bias for token_id, bias in sampling.logit_bias.items() if token_id < logits.shape[1]}
+    if params.logit_bias:
+        biases = {token_id: bias for token_id, bias in params.logit_bias.items() if token_id < logits.shape[1]}
         values = np.array(list(biases.values()), dtype=np.float32)
         logits[:, to_device(list(biases), logits.device)] += to_device(values, logits.device)
-    if draw.banned_ids:
-        logits[:, to_device(draw.banned_ids, logits.device)] = -torch.inf
+    if sampling.banned_ids:
+        logits[:, to_device(sampling.banned_ids, logits.device)] = -torch.inf
 
 
 class TokenCounts:
@@ -112,13 +112,13 @@ class TokenCounts:
         return to_device(columns, device), torch.ones(len(columns), dtype=torch.int32, device=device)
 
 
-def _token_counts(draw: Draw, history: TokenHistory, device: torch.device) -> TokenCounts:
+def _token_counts(sampling: RowSampling, history: TokenHistory, device: torch.device) -> TokenCounts:
     """The counts of the row's sequence, taken out of its history: after an exception they are made again."""
     counts, history.counts = history.counts, None
-    if not isinstance(counts, TokenCounts) or not counts.update(draw.written_ids):
-        is_seen = draw.sampling.repetition_penalty != 1.0
-        counts = TokenCounts(draw.prompt_ids if is_seen else (), device)
-        counts.update(draw.written_ids)
+    if not isinstance(counts, TokenCounts) or not counts.update(sampling.written_ids):
+        is_seen = sampling.params.repetition_penalty != 1.0
+        counts = TokenCounts(sampling.prompt_ids if is_seen else (), device)
+        counts.update(sampling.written_ids)
     return counts
 
 

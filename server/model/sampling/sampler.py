@@ -7,8 +7,8 @@ round differently for different numbers of rows, on the CPU and more so on CUDA,
 to the border between two ids, may give another id in another batch; the compiled kernels (`cpu/native.py`) round the
 same in every batch.
 
-Drafts are verified exactly: at each position an id is drawn from the model's own distribution; while it equals the
-draft, the next position counts too, otherwise the drawn id is written. A draft is accepted with the probability that
+Drafts are verified exactly: at each position an id is sampled from the model's own distribution; while it equals the
+draft, the next position counts too, otherwise the sampled id is written. A draft is accepted with the probability that
 the model gives it, and a rejected one is replaced by a draw from the rest: the distribution of replies is unchanged.
 
 Log probabilities are those of the model's raw logits, before temperature, penalties, biases and masks.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from server.messages import TokenLogprob
-from server.model.batch import Draw, Drawn
+from server.model.batch import RowSampling, SampledTokens
 from server.model.device import as_memory_error, to_device
 from server.model.sampling.grammar import Masks
 from server.model.sampling.penalties import adjust_logits, adjusts_logits, apply_masks
@@ -41,10 +41,10 @@ FAULTS = {NOT_FINITE: NOT_FINITE_TEXT, NO_ALLOWED_ID: NO_ALLOWED_ID_TEXT}
 
 
 @dataclass(frozen=True, slots=True)
-class DrawRow:
+class SamplingRow:
     """One row to sample: its settings, and the drafts that its 1 + len(drafts) lines of logits verify."""
 
-    draw: Draw
+    sampling: RowSampling
     drafts: tuple[int, ...]
     first_line: int
 
@@ -54,10 +54,10 @@ class DrawRow:
         return slice(self.first_line, self.first_line + 1 + len(self.drafts))
 
 
-class Drawing:
+class PendingSamples:
     """Ids sampled on the device and being copied to the host; the next step may use them before they arrive."""
 
-    def __init__(self, ids: Tensor, rows: Sequence[DrawRow], logprobs: "_RawLogprobs | None" = None) -> None:
+    def __init__(self, ids: Tensor, rows: Sequence[SamplingRow], logprobs: "_RawLogprobs | None" = None) -> None:
         """`ids` int64 [lines]: NOT_FINITE or NO_ALLOWED_ID where there is no id."""
         self.ids = ids
         self._rows = rows
@@ -69,8 +69,8 @@ class Drawing:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
-    def read(self) -> list[Drawn]:
-        """One Drawn a row, in row order. Waits for the device; raises MemoryError."""
+    def read(self) -> list[SampledTokens]:
+        """One SampledTokens a row, in row order. Waits for the device; raises MemoryError."""
         if self._event is not None:
             self._event.synchronize()
         with as_memory_error():  # log probabilities are read from the device
@@ -78,33 +78,33 @@ class Drawing:
             return accept_drafts(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
 
 
-def draw_ids(logits: Tensor, rows: Sequence[DrawRow], masks: Masks | None) -> Drawing:
+def sample_ids(logits: Tensor, rows: Sequence[SamplingRow], masks: Masks | None) -> PendingSamples:
     """Sample one id from each line. logits [lines, vocab] may be overwritten."""
     logits = logits.float()
     finite = torch.isfinite(logits.sum(-1))
     logprobs = _RawLogprobs(logits, rows)
     for row in rows:
-        if adjusts_logits(row.draw):
-            adjust_logits(logits[row.lines], row.draw, row.drafts)
+        if adjusts_logits(row.sampling):
+            adjust_logits(logits[row.lines], row.sampling, row.drafts)
     if masks is not None:
         apply_masks(logits, masks, [row.first_line for row in rows])
     maxima, ids = first_max(logits)
     has_allowed = maxima != -torch.inf
     _replace_sampled(logits, maxima, ids, rows)
     ids = torch.where(finite, torch.where(has_allowed, ids, NO_ALLOWED_ID), NOT_FINITE)
-    return Drawing(ids, rows, logprobs)
+    return PendingSamples(ids, rows, logprobs)
 
 
-def is_greedy(draw: Draw) -> bool:
+def is_greedy(sampling: RowSampling) -> bool:
     """Whether only the most likely id is needed: no temperature, no adjustments and no log probabilities."""
-    sampling = draw.sampling
-    return sampling.temperature <= 0 and sampling.num_logprobs is None and not adjusts_logits(draw)
+    params = sampling.params
+    return params.temperature <= 0 and params.num_logprobs is None and not adjusts_logits(sampling)
 
 
 def greedy_ids(logits: Tensor) -> Tensor:
     """[lines, vocab] -> the most likely id of each line, NOT_FINITE where the line is not finite. int64 [lines].
 
-    Never waits for the device; the same ids as `draw_ids` gives rows for which `is_greedy` holds, without masks.
+    Never waits for the device; the same ids as `sample_ids` gives rows for which `is_greedy` holds, without masks.
     """
     is_finite = torch.isfinite(logits.sum(-1, dtype=torch.float32))
     return torch.where(is_finite, first_max(logits)[1], NOT_FINITE)
@@ -149,19 +149,21 @@ class SampledLines:
         return float(top_k.max()) if bool(top_k.all()) else math.inf
 
 
-def line_settings(rows: Sequence[DrawRow], num_lines: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+def line_settings(
+    rows: Sequence[SamplingRow], num_lines: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
     """Settings [lines, 4] (temperature, top_p, top_k, min_p) and random numbers [lines] of each line.
 
     Lines that are greedy or not sampled have temperature 0.
     """
     settings, uniforms = np.zeros((num_lines, 4), dtype=np.float32), np.zeros(num_lines)
     for row in rows:
-        sampling = row.draw.sampling
+        sampling = row.sampling.params
         if sampling.temperature > 0:
             for j in range(1 + len(row.drafts)):
                 line = row.first_line + j
                 settings[line] = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
-                uniforms[line] = uniform(row.draw.seed, len(row.draw.written_ids) + j)
+                uniforms[line] = uniform(row.sampling.seed, len(row.sampling.written_ids) + j)
     return settings, uniforms
 
 
@@ -170,19 +172,19 @@ def is_truncated(settings: Any) -> Any:
     return (settings[:, 0] > 0) & ((settings[:, 1] < 1) | (settings[:, 2] > 0))
 
 
-def _replace_sampled(logits: Tensor, maxima: Tensor, ids: Tensor, rows: Sequence[DrawRow]) -> None:
+def _replace_sampled(logits: Tensor, maxima: Tensor, ids: Tensor, rows: Sequence[SamplingRow]) -> None:
     """Replace the greedy ids of lines with a temperature by sampled ones. Overwrites the logits."""
     settings, uniforms = line_settings(rows, logits.shape[0])
     truncated = is_truncated(settings)
     device = logits.device
     on_device = to_device(settings, device), to_device(uniforms, device)
     lines = SampledLines(logits, maxima.unsqueeze(1), *on_device, settings)
-    for which, draw in ((truncated, _sample_truncated), ((settings[:, 0] > 0) & ~truncated, sample_full)):
+    for which, sample in ((truncated, _sample_truncated), ((settings[:, 0] > 0) & ~truncated, sample_full)):
         if which.all():
-            ids.copy_(draw(lines))
+            ids.copy_(sample(lines))
         elif which.any():
             indices = np.flatnonzero(which).tolist()
-            ids[to_device(indices, device)] = draw(lines.select(indices))
+            ids[to_device(indices, device)] = sample(lines.select(indices))
 
 
 def sample_full(lines: SampledLines) -> Tensor:
@@ -242,9 +244,9 @@ def sample_candidates(lines: SampledLines, num_candidates: int) -> tuple[Tensor,
 def accept_drafts(
     ids: Sequence[int],
     faults: Sequence[str | None],
-    rows: Sequence[DrawRow],
+    rows: Sequence[SamplingRow],
     logprobs: "_RawLogprobs | None" = None,  # if any row requests them
-) -> list[Drawn]:
+) -> list[SampledTokens]:
     """Verify drafts: each row keeps its sampled ids up to the first that differs from the draft."""
     results = []
     for row in rows:
@@ -257,17 +259,17 @@ def accept_drafts(
         if faults[line] and line > row.first_line:
             written = written[:-1]  # accepted drafts are kept; the next step meets the fault again
         elif faults[line]:
-            results.append(Drawn(fault=faults[line]))
+            results.append(SampledTokens(fault=faults[line]))
             continue
-        results.append(Drawn(written, logprobs.of(row, written) if logprobs else None))
+        results.append(SampledTokens(written, logprobs.of(row, written) if logprobs else None))
     return results
 
 
 class _RawLogprobs:
     """Log probabilities of the lines whose requests ask for them, from the unmodified logits."""
 
-    def __init__(self, logits: Tensor, rows: Sequence[DrawRow]) -> None:
-        requesting = [row for row in rows if row.draw.sampling.num_logprobs is not None]
+    def __init__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> None:
+        requesting = [row for row in rows if row.sampling.params.num_logprobs is not None]
         self._index: dict[int, int] = {}
         for row in requesting:
             for line in range(*row.lines.indices(logits.shape[0])):
@@ -277,14 +279,14 @@ class _RawLogprobs:
         # A copy: penalties, masks and sampling modify the logits in place.
         self._raw = logits[list(self._index)]
         self._totals = torch.logsumexp(self._raw, -1, keepdim=True)
-        most = max(row.draw.sampling.num_logprobs or 0 for row in requesting)
+        most = max(row.sampling.params.num_logprobs or 0 for row in requesting)
         if most:
             values, ids = top_values(self._raw, most)
             self._top_values, self._top_ids = (values - self._totals).tolist(), ids.tolist()
 
-    def of(self, row: DrawRow, written: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
+    def of(self, row: SamplingRow, written: Sequence[int]) -> tuple[TokenLogprob, ...] | None:
         """One entry a written id, or None where the request asks for none."""
-        count = row.draw.sampling.num_logprobs
+        count = row.sampling.params.num_logprobs
         if count is None:
             return None
         entries = []

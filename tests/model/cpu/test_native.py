@@ -21,7 +21,7 @@ import transformers
 from torch import nn
 
 from server.model.attention.cpu import KvPool
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Row, RowSampling
 from server.model.cpu import native
 from server.model.cpu.library import open_library
 from server.model.cpu.native import NativeBackbone, NativeHead, NativePool
@@ -38,7 +38,7 @@ CPU = Path("/proc/cpuinfo")
 IS_SUPPORTED = CPU.exists() and "avx512_bf16" in CPU.read_text()
 needs_kernels = pytest.mark.skipif(not IS_SUPPORTED, reason="this CPU lacks AVX-512 with bfloat16 products")
 DENSE: tuple[Kind, ...] = ("llama", "qwen2", "qwen3")
-DRAW = Draw(GREEDY, 0, [], [])
+SAMPLING = RowSampling(GREEDY, 0, [], [])
 DTYPES = (torch.bfloat16, torch.float32)
 IDS = [token % 1000 for token in prompt_of(400, 7)]
 
@@ -95,7 +95,7 @@ def logits(runner: Runner, *rows: Row) -> torch.Tensor:
 
 
 def row(ids: Sequence[int], start: int, blocks: Sequence[int]) -> Row:
-    return Row(ids, start, blocks, len(ids), DRAW)
+    return Row(ids, start, blocks, len(ids), SAMPLING)
 
 
 def mixed(loaded: LoadedModel, block_size: int) -> torch.Tensor:
@@ -145,8 +145,8 @@ def test_other_models_use_the_kernels_for_attention(kind: Kind) -> None:
     for kernels in (True, False):
         runner = Runner(model(kind, "float32", kernels), 16, 16, num_slots=2)
         assert isinstance(runner.pool, NativePool) == kernels
-        first = Row(IDS[:70], 0, range(8), 1, DRAW, 0)
-        rows = Row(IDS[70:71], 70, range(8), 1, DRAW, 0), Row(IDS[100:160], 0, range(8, 16), 1, DRAW, 1)
+        first = Row(IDS[:70], 0, range(8), 1, SAMPLING, 0)
+        rows = Row(IDS[70:71], 70, range(8), 1, SAMPLING, 0), Row(IDS[100:160], 0, range(8, 16), 1, SAMPLING, 1)
         results.append(torch.cat((logits(runner, first), logits(runner, *rows))))
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 

@@ -8,7 +8,7 @@ import torch
 
 from server.messages import Sampling
 from server.model.attention.gpu import CudaKvPool, Kernels
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Row, RowSampling
 from server.model.graphs.decode_graphs import (
     MAX_TABLE_ENTRIES,
     DecodeGraphs,
@@ -19,7 +19,7 @@ from server.model.graphs.decode_graphs import (
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner, pool_shape
-from server.model.sampling.sampler import Drawing, DrawRow, draw_ids, greedy_ids, is_greedy
+from server.model.sampling.sampler import PendingSamples, SamplingRow, greedy_ids, is_greedy, sample_ids
 from server.settings import EngineSettings
 from tests.checkpoints import Kind, tiny_checkpoint
 from tests.model.attention import reference_kernels
@@ -61,7 +61,7 @@ def test_a_padded_step_on_static_buffers_equals_the_general_path(kind: Kind, cou
         for part, other in zip(written, (*pool.keys, *pool.values), strict=True):
             assert torch.allclose(part[: pool.num_blocks], other[: pool.num_blocks], atol=1e-4)
         for stream, row, result in zip(
-            streams, rows, runner.draw(ticket, Batch(tuple(rows)), None).read(), strict=True
+            streams, rows, runner.sample(ticket, Batch(tuple(rows)), None).read(), strict=True
         ):
             stream.num_computed += len(row.token_ids)
             stream.written.extend(result.token_ids)
@@ -95,9 +95,9 @@ class CountingDecode:
         self.steps += 1
         return self._static.launch(rows, ids)
 
-    def draw(self, decoded, rows, num_lines, masks):  # type: ignore[no-untyped-def]
+    def sample(self, decoded, rows, num_lines, masks):  # type: ignore[no-untyped-def]
         """As `runner.Decode`."""
-        return self._static.draw(decoded, rows, num_lines, masks)
+        return self._static.sample(decoded, rows, num_lines, masks)
 
 
 @pytest.mark.parametrize("on_static_buffers", [True, False])
@@ -108,21 +108,23 @@ def test_a_step_starts_from_sampled_ids_that_were_not_read_back(on_static_buffer
     if on_static_buffers:
         runner._decode = StaticDecode(model, pool, (1, 2, 4))
     sampled = Sampling(max_tokens=8, temperature=0.9, top_k=20)
-    draws = [Draw(sampled if line == 1 else GREEDY, line, [1], []) for line in range(4)]
-    now = Batch(tuple(replace(stream.row(), draw=draw) for stream, draw in zip(streams, draws, strict=True)))
-    drawing = runner.draw(runner.launch(now), now, None)
+    samplings = [RowSampling(sampled if line == 1 else GREEDY, line, [1], []) for line in range(4)]
+    now = Batch(
+        tuple(replace(stream.row(), sampling=sampling) for stream, sampling in zip(streams, samplings, strict=True))
+    )
+    pending = runner.sample(runner.launch(now), now, None)
     lines = (3, 1, 2)
     following = [Row((0,), now.rows[line].start + 1, now.rows[line].blocks, 1, None) for line in lines]
-    ticket = runner.launch_after(Batch(tuple(following)), drawing, lines)
-    drawn = [one.token_ids[0] for one in drawing.read()]
-    known = [replace(row, token_ids=(drawn[line],)) for row, line in zip(following, lines, strict=True)]
+    ticket = runner.launch_after(Batch(tuple(following)), pending, lines)
+    ids = [one.token_ids[0] for one in pending.read()]
+    known = [replace(row, token_ids=(ids[line],)) for row, line in zip(following, lines, strict=True)]
     assert ticket.logits is not None
     expected = runner.launch(Batch(tuple(known))).logits
     assert expected is not None and torch.equal(ticket.logits, expected)
     expected = expected.clone()
     # One row has ended meanwhile: the others are sampled all the same.
-    reconciled = Batch((replace(known[0], draw=draws[3]), known[1], replace(known[2], draw=draws[2])))
-    results = runner.draw(ticket, reconciled, None).read()
+    reconciled = Batch((replace(known[0], sampling=samplings[3]), known[1], replace(known[2], sampling=samplings[2])))
+    results = runner.sample(ticket, reconciled, None).read()
     assert [one.token_ids[0] for one in results] == expected.argmax(-1)[[0, 2]].tolist()
 
 
@@ -131,11 +133,13 @@ def test_a_fault_that_was_not_read_back_does_not_break_the_next_step() -> None:
     runner, _, streams = prefilled(loaded("qwen3", kernels=False), reference_kernels, 2)
     rows = [stream.row() for stream in streams]
     broken = torch.stack([torch.full((1, 300), torch.nan)[0], torch.arange(300.0)])
-    drawing = draw_ids(broken, [DrawRow(row.draw, (), line) for line, row in enumerate(rows) if row.draw], None)
-    following = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1, draw=None) for row in rows))
-    ticket = runner.launch_after(following, drawing, (0, 1))
+    pending = sample_ids(
+        broken, [SamplingRow(row.sampling, (), line) for line, row in enumerate(rows) if row.sampling], None
+    )
+    following = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1, sampling=None) for row in rows))
+    ticket = runner.launch_after(following, pending, (0, 1))
     assert ticket.logits is not None and torch.isfinite(ticket.logits).all()
-    assert [one.fault is not None for one in drawing.read()] == [True, False]
+    assert [one.fault is not None for one in pending.read()] == [True, False]
 
 
 def chain(runner: Runner, streams: list[Stream], steps: int, *, overlap: bool) -> list[list[int]]:
@@ -144,11 +148,11 @@ def chain(runner: Runner, streams: list[Stream], steps: int, *, overlap: bool) -
     batch = Batch(tuple(stream.row() for stream in streams))
     ticket = runner.launch(batch)
     for _ in range(steps):
-        drawing = runner.draw(ticket, batch, None)
+        pending = runner.sample(ticket, batch, None)
         following = Batch(tuple(replace(row, token_ids=(0,), start=row.start + 1) for row in batch.rows))
         if overlap:
-            ticket = runner.launch_after(following, drawing, range(len(streams)))
-        for ids, one in zip(written, drawing.read(), strict=True):
+            ticket = runner.launch_after(following, pending, range(len(streams)))
+        for ids, one in zip(written, pending.read(), strict=True):
             ids.extend(one.token_ids)
         if not overlap:
             known = zip(following.rows, written, strict=True)
@@ -168,16 +172,18 @@ def test_overlapped_steps_give_the_ids_of_sequential_steps() -> None:
 
 
 def test_only_pure_decode_steps_that_fit_the_buffers_are_accepted() -> None:
-    draw = Draw(GREEDY, 0, [1], [1])
-    decode = Row([5], 3, [0], 1, draw)
+    sampling = RowSampling(GREEDY, 0, [1], [1])
+    decode = Row([5], 3, [0], 1, sampling)
     assert is_pure_decode([decode, decode])
-    assert not is_pure_decode([decode, Row([5, 6], 3, [0], 2, draw)]), "drafts"
+    assert not is_pure_decode([decode, Row([5, 6], 3, [0], 2, sampling)]), "drafts"
     assert not is_pure_decode([decode, Row([5], 3, [0], 0, None)]), "the middle of a prompt"
     model = loaded("qwen3", kernels=False)
     pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 4, CPU, reference_kernels)
     static = StaticDecode(model, pool, (1, 2))
     assert static.stage([decode] * 3) is None, "more rows than captured"
-    assert static.stage([Row([5], 3, [0] * MAX_TABLE_ENTRIES, 1, draw)]) is None, "block tables longer than the buffer"
+    assert static.stage([Row([5], 3, [0] * MAX_TABLE_ENTRIES, 1, sampling)]) is None, (
+        "block tables longer than the buffer"
+    )
     assert static.stage([decode]) == 1
 
 
@@ -197,20 +203,20 @@ def test_greedy_ids_on_the_device_equal_those_of_the_sampler() -> None:
     logits[1, [7, 500]] = 50.0
     logits[2, 3] = torch.nan
     logits[3, 4] = torch.inf
-    rows = [DrawRow(Draw(GREEDY, 0, [1], [1]), (), line) for line in range(5)]
-    assert Drawing(greedy_ids(logits), rows).read() == draw_ids(logits.clone(), rows, None).read()
+    rows = [SamplingRow(RowSampling(GREEDY, 0, [1], [1]), (), line) for line in range(5)]
+    assert PendingSamples(greedy_ids(logits), rows).read() == sample_ids(logits.clone(), rows, None).read()
 
 
 def test_rows_with_adjusted_logits_are_not_greedy() -> None:
-    assert is_greedy(Draw(GREEDY, 0, [1], [1]))
+    assert is_greedy(RowSampling(GREEDY, 0, [1], [1]))
     for sampling in (
         Sampling(max_tokens=4, temperature=0.5),
         Sampling(max_tokens=4, temperature=0.0, num_logprobs=0),
         Sampling(max_tokens=4, temperature=0.0, frequency_penalty=1.0),
         Sampling(max_tokens=4, temperature=0.0, logit_bias={3: 1.0}),
     ):
-        assert not is_greedy(Draw(sampling, 0, [1], [1]))
-    assert not is_greedy(Draw(GREEDY, 0, [1], [1], banned_ids=(7,)))
+        assert not is_greedy(RowSampling(sampling, 0, [1], [1]))
+    assert not is_greedy(RowSampling(GREEDY, 0, [1], [1], banned_ids=(7,)))
 
 
 @pytest.mark.gpu

@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.messages import Sampling
 from server.model.attention.gpu import CudaKvPool
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Row, RowSampling
 from server.model.graphs.decode_graphs import DecodeGraphs, StaticDecode
 from server.model.graphs.graph_sampler import MAX_TOP_K, GraphSampler, SamplingVariant
 from server.model.loading.loader import load
 from server.model.runner import Runner, pool_shape
 from server.model.sampling.grammar import Masks
-from server.model.sampling.sampler import Drawing, DrawRow, draw_ids
+from server.model.sampling.sampler import PendingSamples, SamplingRow, sample_ids
 from server.settings import EngineSettings
 from tests.checkpoints import tiny_checkpoint
 from tests.model.attention import reference_kernels
@@ -35,18 +35,20 @@ SAMPLINGS = {
 }
 
 
-def rows_of(chance: random.Random, names: Sequence[str]) -> list[DrawRow]:
+def rows_of(chance: random.Random, names: Sequence[str]) -> list[SamplingRow]:
     """One row a line; some lines are not sampled."""
     rows = []
     for line, name in enumerate(names):
         if chance.random() < 0.9:
             written = [1] * chance.randint(0, 9)
             banned = tuple(chance.sample(range(VOCAB), 300)) if chance.random() < 0.2 else ()
-            rows.append(DrawRow(Draw(SAMPLINGS[name], chance.getrandbits(40), [1], written, banned), (), line))
+            rows.append(
+                SamplingRow(RowSampling(SAMPLINGS[name], chance.getrandbits(40), [1], written, banned), (), line)
+            )
     return rows
 
 
-def masks_for(chance: random.Random, rows: Sequence[DrawRow], words: int) -> Masks:
+def masks_for(chance: random.Random, rows: Sequence[SamplingRow], words: int) -> Masks:
     """Masks of some rows; one allows nothing."""
     owners = tuple(sorted(chance.sample(range(len(rows)), (len(rows) + 1) // 2)))
     bits = np.random.default_rng(chance.getrandbits(30)).integers(-(2**31), 2**31, (len(owners), words), dtype=np.int32)
@@ -63,19 +65,19 @@ def test_any_mix_of_rows_gives_the_ids_of_the_sampler(dtype: torch.dtype, words:
     for seed in range(60):
         chance = random.Random(seed)
         names = [chance.choice(tuple(SAMPLINGS)) for _ in range(chance.randint(1, 8))]
-        rows = rows_of(chance, names) or [DrawRow(Draw(GREEDY, 1, [1], []), (), 0)]
+        rows = rows_of(chance, names) or [SamplingRow(RowSampling(GREEDY, 1, [1], []), (), 0)]
         logits = 3 * torch.randn((12, VOCAB), generator=torch.Generator().manual_seed(seed))
         logits = logits.to(dtype)
         if seed % 5 == 0:
             logits[rows[-1].first_line, 7] = torch.nan
         masks = masks_for(chance, rows, words) if seed % 2 else None
-        expected = draw_ids(logits[: len(names)].clone(), rows, masks)
+        expected = sample_ids(logits[: len(names)].clone(), rows, masks)
         variant = sampler.stage(rows, len(names), masks)
         assert variant is not None
         before = logits.clone()
         found = sampler.sample(logits, variant)
         assert torch.equal(logits, before) or seed % 5 == 0, "sampling does not modify the logits"
-        assert Drawing(found, rows).read() == expected.read()
+        assert PendingSamples(found, rows).read() == expected.read()
         seen.add(variant)
     assert len(seen) > 6, "many variants occurred"
 
@@ -84,7 +86,9 @@ def test_rows_that_need_more_candidates_are_left_to_the_sampler() -> None:
     sampler = GraphSampler(2, VOCAB, CPU)
 
     def fits(sampling: Sampling = GREEDY, drafts: tuple[int, ...] = (), **fields: Any) -> bool:
-        return sampler.stage([DrawRow(Draw(sampling, 1, [1], [1], **fields), drafts, 0)], 1, None) is not None
+        return (
+            sampler.stage([SamplingRow(RowSampling(sampling, 1, [1], [1], **fields), drafts, 0)], 1, None) is not None
+        )
 
     assert fits() and all(fits(sampling) for sampling in SAMPLINGS.values())
     assert not fits(Sampling(max_tokens=4, temperature=1.0, top_p=0.9)), "the number of ids within top_p is unknown"
@@ -94,7 +98,7 @@ def test_rows_that_need_more_candidates_are_left_to_the_sampler() -> None:
     assert not fits(Sampling(max_tokens=4, temperature=0.0, logit_bias={1: 1.0}))
     assert not fits(drafts=(5,))
     small = GraphSampler(2, MAX_TOP_K, CPU)
-    assert small.stage([DrawRow(Draw(GREEDY, 1, [1], []), (), 0)], 1, None) is None, (
+    assert small.stage([SamplingRow(RowSampling(GREEDY, 1, [1], []), (), 0)], 1, None) is None, (
         "a vocabulary smaller than the candidates"
     )
 
@@ -123,9 +127,9 @@ def test_nothing_that_is_captured_synchronizes() -> None:
     model = loaded("qwen3", kernels=False)
     pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 8, CPU, StubKernels())
     static = StaticDecode(model, pool, (2,))
-    draw = Draw(SAMPLINGS["nucleus"], 1, [1], [])
-    assert static.stage([Row([5], 3, [0], 1, draw)]) == 2
-    rows = [DrawRow(draw, (), 0)]
+    sampling = RowSampling(SAMPLINGS["nucleus"], 1, [1], [])
+    assert static.stage([Row([5], 3, [0], 1, sampling)]) == 2
+    rows = [SamplingRow(sampling, (), 0)]
     variant = static.sampler.stage(rows, 1, masks_for(random.Random(1), rows, 9))
     assert variant == SamplingVariant(truncated=True, masked=True)
     with torch.inference_mode(), ForbidSynchronization():
@@ -155,9 +159,9 @@ def written_by(runner: Runner, count: int, steps: int) -> list[list[int]]:
         rows = [stream.row() for stream in streams]
         batch = Batch(tuple(rows))
         masks = Masks((0,), words) if number % 2 else None
-        for stream, drawn in zip(streams, runner.draw(runner.launch(batch), batch, masks).read(), strict=True):
+        for stream, sampled in zip(streams, runner.sample(runner.launch(batch), batch, masks).read(), strict=True):
             stream.num_computed += 1
-            stream.written.extend(drawn.token_ids)
+            stream.written.extend(sampled.token_ids)
         assert masks is None or streams[0].written[-1] < 1000
     return [stream.written for stream in streams]
 
@@ -165,12 +169,12 @@ def written_by(runner: Runner, count: int, steps: int) -> list[list[int]]:
 class CountingStaticDecode(StaticDecode):
     """Counts the steps sampled on static buffers."""
 
-    drawn = 0
+    sampled = 0
 
-    def draw(self, *args: Any) -> torch.Tensor | None:
-        """As `StaticDecode.draw`."""
-        ids = super().draw(*args)
-        self.drawn += ids is not None
+    def sample(self, *args: Any) -> torch.Tensor | None:
+        """As `StaticDecode.sample`."""
+        ids = super().sample(*args)
+        self.sampled += ids is not None
         return ids
 
 
@@ -182,7 +186,7 @@ def test_a_runner_samples_the_same_ids_on_static_buffers() -> None:
         runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 40, CPU, reference_kernels)
         runner._decode = decode = CountingStaticDecode(model, pool, (1, 4)) if is_static else None
         results.append(written_by(runner, 4, 10))
-        assert decode is None or decode.drawn == 10
+        assert decode is None or decode.sampled == 10
     assert results[0] == results[1]
 
 
@@ -204,11 +208,11 @@ def test_on_the_gpu_nothing_synchronizes_between_launch_and_read(is_captured: bo
     try:
         for mode in ("default", "error"):  # the first round compiles and allocates pinned memory
             torch.cuda.set_sync_debug_mode(mode)
-            drawing = runner.draw(runner.launch(batch), batch, masks)
-            runner.launch_after(overlapped, drawing, range(15, -1, -1))
+            pending = runner.sample(runner.launch(batch), batch, masks)
+            runner.launch_after(overlapped, pending, range(15, -1, -1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(drawing.read()) == 16
+    assert len(pending.read()) == 16
 
 
 @pytest.mark.gpu

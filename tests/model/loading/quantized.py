@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from server.messages import Sampling
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Row, RowSampling
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
@@ -49,8 +49,8 @@ def quantize(base: Path, folder: Path, choices: dict[str, str]) -> None:
 def ours(folder: Path) -> torch.Tensor:
     """Logits of every position of the prompt, computed by a Runner."""
     loaded = load(folder, EngineSettings(device="cpu", cpu_kernels=False), lambda fraction: None)
-    draw = Draw(Sampling(max_tokens=1, temperature=0.0), 0, PROMPT, [])
-    logits = Runner(loaded, 8, 32).launch(Batch((Row(PROMPT, 0, range(3), len(PROMPT), draw),))).logits
+    sampling = RowSampling(Sampling(max_tokens=1, temperature=0.0), 0, PROMPT, [])
+    logits = Runner(loaded, 8, 32).launch(Batch((Row(PROMPT, 0, range(3), len(PROMPT), sampling),))).logits
     assert logits is not None
     return logits.float()
 

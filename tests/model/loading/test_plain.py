@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from server.model.batch import Batch, Draw, Row
+from server.model.batch import Batch, Row, RowSampling
 from server.model.layers.decoder import CompactBackbone
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
@@ -63,9 +63,9 @@ def torch_only(dtype: str) -> EngineSettings:
 def logits_of(loaded: LoadedModel) -> torch.Tensor:
     """Logits of the last token of a prompt in two chunks."""
     runner = Runner(loaded, 8, BLOCK_SIZE)
-    prompt, draw = prompt_of(70), Draw(GREEDY, 0, [], [])
+    prompt, sampling = prompt_of(70), RowSampling(GREEDY, 0, [], [])
     runner.launch(Batch((Row(prompt[:48], 0, range(8), 0, None),)))
-    logits = runner.launch(Batch((Row(prompt[48:], 48, range(8), 1, draw),))).logits
+    logits = runner.launch(Batch((Row(prompt[48:], 48, range(8), 1, sampling),))).logits
     assert logits is not None
     return logits
 
