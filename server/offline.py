@@ -20,6 +20,8 @@ from typing import Any, Literal, Self, TypeVar, overload
 import msgspec
 
 from clients.functions import Toolbox, as_tool
+from server.api.body import read_body_object
+from server.api.chat.schemas import read_request
 from server.api.chat.to_reply import ReplyStyle, chunks_of, whole_reply
 from server.api.chat.to_request import RequestMapper
 from server.api.errors import RequestRefused
@@ -129,8 +131,10 @@ class Chat:
     async def _start(self, body: dict[str, Any]) -> tuple[Generation, ReplyStyle]:
         try:
             # As if it had come over the wire: a copy, and only JSON; halves of surrogate pairs as escapes.
-            sent, _, notes = self._mapper.read(json.dumps(msgspec.to_builtins(body)).encode())
-            request = self._mapper.to_request(sent, notes)
+            raw = json.dumps(msgspec.to_builtins(body)).encode()
+            body, notes = read_body_object(raw, self._mapper.strict)
+            sent, more = read_request(body, self._mapper.strict)
+            request = self._mapper.to_request(sent, notes + more)
         except RequestRefused as refused:
             raise BadRequest(str(refused), param=refused.error.param, code=refused.error.code) from refused
         return await self._service.start(request), self._mapper.style(sent)

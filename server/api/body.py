@@ -20,6 +20,11 @@ _ESCAPE = re.compile(rb"\\(?:" + _PAIR + rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
 _WRITTEN_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 
+def read_body_object(raw: bytes, strict: bool) -> tuple[dict[str, Any], tuple[Note, ...]]:
+    """`read_object` to the letter, `read_lenient` otherwise."""
+    return (read_object(raw), ()) if strict else read_lenient(raw)
+
+
 def read_lenient(raw: bytes) -> tuple[dict[str, Any], tuple[Note, ...]]:
     """The body as an object, each half of a surrogate pair read as U+FFFD, with notes that name the places.
 

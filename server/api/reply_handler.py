@@ -11,14 +11,16 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import bad
+from server.api.body import bad, read_body_object
 from server.api.errors import ApiError, RequestRefused, no_such_model
 from server.api.metrics import Metrics
 from server.api.middleware.auth import salt_of
+from server.api.middleware.request_log import prompt_logger
 from server.api.middleware.request_spans import RequestSpans
 from server.api.sse import EventStream, Framing, unless_gone
 from server.chat_request import ChatRequest
 from server.errors import ServeError
+from server.notes import Note
 from server.service import ChatService, Generation, RequestObserver, until
 from server.settings import ApiSettings
 
@@ -33,6 +35,17 @@ TIMEOUT_PARAMETER = {
 }
 T = TypeVar("T")
 E = TypeVar("E", bound=msgspec.Struct)
+
+
+class SentRequest(Protocol):
+    """A validated request of a surface."""
+
+    model: str
+
+
+S = TypeVar("S", bound=SentRequest)
+# Validates a body, to the letter or leniently; returns the request and notes. Raises RequestRefused.
+Validate = Callable[[dict[str, Any], bool], tuple[S, tuple[Note, ...]]]
 
 
 class ReplyPlan(Protocol[E]):
@@ -96,6 +109,19 @@ class ReplyHandler:
         if len(raw) > LARGE_BODY:
             return await self._service.run(read, raw)
         return read(raw)
+
+    def read(
+        self, raw: bytes, validate: Validate[S], prompt: Sequence[str], strict: bool
+    ) -> tuple[S, tuple[Note, ...]]:
+        """The validated request in a body, and notes on what of it is read as something else. Raises RequestRefused.
+
+        The fields `prompt` go to the log of prompts.
+        """
+        body, notes = read_body_object(raw, strict)
+        sent, more = validate(body, strict)
+        self.check_model(sent.model)
+        prompt_logger.info("prompt", extra={name: body.get(name) for name in prompt})
+        return sent, notes + more
 
     async def whole(self, plan: ReplyPlan[E], generation: Generation) -> bytes:
         """JSON of the whole reply: the fold of the events that a stream sends."""

@@ -133,7 +133,7 @@ def test_no_history_crashes_and_no_text_is_lost(prompt_of: Callable[[Any], str],
         mapper = RequestMapper(SamplingMapper(SamplingDefaults(), 1000), repair_history=repairs)
         try:
             body, _ = read_lenient(raw)
-            prompt = prompt_of(mapper.to_request(read_request(body, strict=False)))
+            prompt = prompt_of(mapper.to_request(*read_request(body, strict=False)))
         except RequestRefused as refused:
             assert refused.error.status == 400 and (refused.error.param or "").startswith("messages"), (seed, refused)
             assert not repairs, (seed, str(refused))

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.chat.examples import REPLY, REQUESTS, STREAMS
-from server.api.chat.schemas import ChatCompletionRequest
+from server.api.chat.schemas import ChatCompletionRequest, read_request
 from server.api.chat.to_reply import Chunker, ReplyStyle, chunks_of, encode_reply, fold
 from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
@@ -67,9 +67,7 @@ class ChatHandler:
         return await self._replies.answer(request, self.read)
 
     def _read(self, raw: bytes) -> ChatPlan:
-        sent, body, notes = self._mapper.read(raw)
-        self._replies.check_model(sent.model)
-        prompt_logger.info("prompt", extra={"messages": body["messages"], "tools": body.get("tools")})
+        sent, notes = self._replies.read(raw, read_request, ("messages", "tools"), self._mapper.strict)
         return ChatPlan(self._mapper.to_request(sent, notes), bool(sent.stream), self._mapper.style(sent))
 
 

@@ -10,8 +10,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    PrivateAttr,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
 )
@@ -36,7 +34,7 @@ from server.api.chat.tool_schemas import (
     LegacyChoiceField,
     ResponseFormat,
 )
-from server.api.chat.validation_errors import fault, refusal_of, unknown_key, wrong_type
+from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
 from server.notes import Note
 
 MOST_MESSAGES = 20_000
@@ -220,16 +218,13 @@ class ChatCompletionRequest(Part):
     on_overflow: Literal["refuse", "drop-oldest"] | None = Field(
         None, description="Extension. What to do with a prompt beyond the window."
     )
-    _notes: tuple[Note, ...] = PrivateAttr(default=())
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        """What was changed before the fields were read."""
-        return self._notes
 
 
-def read_request(body: dict[str, Any], strict: bool) -> ChatCompletionRequest:
-    """The validated request; `strict` is OpenAI to the letter. Raises RequestRefused with the first error."""
+def read_request(body: dict[str, Any], strict: bool) -> tuple[ChatCompletionRequest, tuple[Note, ...]]:
+    """The validated request, and notes on what was changed before; `strict` is OpenAI to the letter.
+
+    Raises RequestRefused with the first error.
+    """
     if not body.get("model"):
         raise bad("you must provide a model parameter", None)
     if body.get("messages") is None:
@@ -239,14 +234,9 @@ def read_request(body: dict[str, Any], strict: bool) -> ChatCompletionRequest:
         _refuse_unknown(body)
     else:
         body, notes = in_openai_form(body, ChatCompletionRequest.model_fields)
-    sent = {name: value for name, value in body.items() if value is not None}
-    try:
-        request = ChatCompletionRequest.model_validate(sent, context={"strict": strict})
-    except ValidationError as error:
-        raise refusal_of(error) from error
+    request = validated(ChatCompletionRequest, body, context={"strict": strict})
     _check_together(request, strict)
-    request._notes = notes
-    return request
+    return request, notes
 
 
 def _refuse_unknown(body: dict[str, Any]) -> None:

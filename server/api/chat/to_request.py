@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from server.api.body import bad, read_lenient, read_object
+from server.api.body import bad
 from server.api.chat.conversation import to_messages
 from server.api.chat.extensions import ThinkingSwitch, answer_of
-from server.api.chat.schemas import ChatCompletionRequest, read_request
+from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.to_reply import ReplyStyle
 from server.api.chat.tool_schemas import (
     AnyTool,
@@ -40,13 +40,8 @@ class RequestMapper:
     must_answer: bool = False
     repair_history: bool = False
 
-    def read(self, raw: bytes) -> tuple[ChatCompletionRequest, dict[str, Any], tuple[Note, ...]]:
-        """The validated request, its body, and notes on what of it is read as something else. Raises RequestRefused."""
-        body, notes = (read_object(raw), ()) if self.strict else read_lenient(raw)
-        return read_request(body, self.strict), body, notes
-
     def to_request(self, request: ChatCompletionRequest, notes: tuple[Note, ...] = ()) -> ChatRequest:
-        """The internal form, with these notes first. Raises RequestRefused or BadSchema."""
+        """The internal form, with these notes on its body. Raises RequestRefused or BadSchema."""
         messages, history_notes = to_messages(request.messages, self.repair_history)
         definitions, tools = self._tools(request)
         choice = _choice(request, tools)
@@ -71,7 +66,7 @@ class RequestMapper:
             on_overflow=request.on_overflow,
             cache_salt=request.cache_salt or "",
             must_answer=self.must_answer if request.must_answer is None else request.must_answer,
-            notes=(*notes, *request.notes, *history_notes),
+            notes=(*notes, *history_notes),
         )
 
     def style(self, request: ChatCompletionRequest) -> ReplyStyle:

@@ -5,7 +5,7 @@ Our own validators raise `fault(code, text)`; `{P}` in a text stands for the pat
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from server.api.body import bad, kind_of
 from server.api.errors import RequestRefused
 
+M = TypeVar("M", bound=BaseModel)
 NO_CODE = "no_code"
 # Marks the tags of a union's branches, so that `path_of` can leave them out.
 TAG = "~"
@@ -57,6 +58,14 @@ def listed(values: Sequence[str]) -> str:
     if len(quoted) < 3:
         return " and ".join(quoted)
     return f"{', '.join(quoted[:-1])}, and {quoted[-1]}"
+
+
+def validated(model: type[M], value: Mapping[str, Any], at: str = "", context: Mapping[str, Any] | None = None) -> M:
+    """The object as a model, null read as absent; `at` is its path. Raises RequestRefused (400), the first error."""
+    try:
+        return model.model_validate({key: one for key, one in value.items() if one is not None}, context=context)
+    except ValidationError as error:
+        raise refusal_of(error, at) from error
 
 
 def refusal_of(error: ValidationError, at: str = "") -> RequestRefused:

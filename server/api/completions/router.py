@@ -10,15 +10,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import read_lenient, read_object
 from server.api.chat.wire import CompletionDetails, PromptDetails, Usage
 from server.api.completions.schemas import CompletionsRequest, read_completions_request
 from server.api.completions.to_reply import CompletionStyle, completion_chunks, fold_completion
 from server.api.completions.to_request import CompletionsMapper
 from server.api.completions.wire import Completion, CompletionChoice
 from server.api.errors import encode
-from server.api.lenient import notes_on_unknown
-from server.api.middleware.request_log import prompt_logger
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, ref
 from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler
 from server.api.sse import DATA_FRAMES, Framing
@@ -72,11 +69,7 @@ class CompletionsHandler:
 
     def _read(self, raw: bytes) -> CompletionPlan:
         strict = self._replies.settings.strict
-        body, notes = (read_object(raw), ()) if strict else read_lenient(raw)
-        sent = read_completions_request(body, strict)
-        self._replies.check_model(sent.model)
-        prompt_logger.info("prompt", extra={"prompt": body["prompt"]})
-        notes += notes_on_unknown(body, CompletionsRequest.model_fields)
+        sent, notes = self._replies.read(raw, read_completions_request, ("prompt",), strict)
         request = dataclasses.replace(self._mapper.to_request(sent), notes=notes)
         return CompletionPlan(request, bool(sent.stream), self._mapper.style(sent))
 

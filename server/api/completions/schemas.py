@@ -2,13 +2,15 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from server.api.body import bad
 from server.api.chat.extensions import or_unlimited
 from server.api.chat.fields import Between, Part
 from server.api.chat.schemas import EXTENSION, INT64, LONGEST_SALT, NO_EFFECT, Bias, Stop, StreamOptions
-from server.api.chat.validation_errors import fault, refusal_of, unknown_key, wrong_type
+from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
+from server.api.lenient import notes_on_unknown
+from server.notes import Note
 
 MAX_CHOICES = 128  # of all prompts together
 DEFAULT_MAX_TOKENS = 16
@@ -88,19 +90,19 @@ class CompletionsRequest(Part):
     )
 
 
-def read_completions_request(body: dict[str, Any], strict: bool) -> CompletionsRequest:
-    """The validated request; `strict` refuses unknown keys and extensions. Raises RequestRefused, the first error."""
+def read_completions_request(body: dict[str, Any], strict: bool) -> tuple[CompletionsRequest, tuple[Note, ...]]:
+    """The validated request, and notes on keys that are ignored; `strict` refuses these and extensions.
+
+    Raises RequestRefused, the first error.
+    """
     sent = {name: value for name, value in body.items() if value is not None}
     if not sent.get("model"):
         raise bad("you must provide a model parameter", None)
     if strict and (name := unknown_key(sent, CompletionsRequest, EXTENSION)) is not None:
         raise bad(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
-    try:
-        request = CompletionsRequest.model_validate(sent, context={"strict": strict})
-    except ValidationError as error:
-        raise refusal_of(error) from error
+    request = validated(CompletionsRequest, sent, context={"strict": strict})
     _check_together(request)
-    return request
+    return request, notes_on_unknown(body, CompletionsRequest.model_fields)
 
 
 def _check_together(request: CompletionsRequest) -> None:

@@ -1,10 +1,10 @@
 """Token counts without generation: of a chat request, of plain text, of token ids."""
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter
-from pydantic import FailFast, Field, ValidationError
+from pydantic import FailFast, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,7 +13,7 @@ from server.api.chat.examples import REQUESTS
 from server.api.chat.fields import Part
 from server.api.chat.router import ChatHandler
 from server.api.chat.schemas import ChatCompletionRequest
-from server.api.chat.validation_errors import refusal_of
+from server.api.chat.validation_errors import validated
 from server.api.errors import json_response
 from server.api.openapi.operations import error_replies, json_body, json_reply
 from server.api.reply_handler import ReplyHandler, read_body
@@ -25,7 +25,6 @@ from server.service import ChatService, until
 OTHER_VALUES = 100  # of a body that holds as many ids as the window
 MAX_TOKEN_ID = (1 << 31) - 1
 CONVERSION_ERRORS = (400, 401, 408, 413, 429, 500, 504)
-T = TypeVar("T", bound=Part)
 
 
 class TokenizeRequest(Part):
@@ -118,7 +117,7 @@ def tokens_router(
 
 
 def _tokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Response:
-    text = _read(TokenizeRequest, body).prompt
+    text = validated(TokenizeRequest, read_object(body)).prompt
     if (least := checkpoint.encoder.min_tokens(text, max_model_len)) > max_model_len:
         reason = f"it has at least {least} tokens, more than the model's maximum context length of {max_model_len}."
         raise bad(f"Invalid 'prompt': {reason} Send it in parts.", "prompt", "string_above_max_length")
@@ -127,7 +126,8 @@ def _tokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Respon
 
 
 def _detokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Response:
-    token_ids = _read(DetokenizeRequest, body, max(MAX_VALUES, max_model_len + OTHER_VALUES)).tokens
+    sent = read_object(body, max(MAX_VALUES, max_model_len + OTHER_VALUES))
+    token_ids = validated(DetokenizeRequest, sent).tokens
     if len(token_ids) > max_model_len:
         text = (
             f"expected an array with maximum length {max_model_len}, but got one with length {len(token_ids)} instead."
@@ -135,12 +135,3 @@ def _detokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Resp
         raise bad(f"Invalid 'tokens': array too long: {text}", "tokens", "array_above_max_length")
     (text,) = checkpoint.tokenizer.decode_batch([token_ids], skip_special_tokens=False)  # `decode` stops other threads
     return json_response(Detokenized(text))
-
-
-def _read(model: type[T], body: bytes, max_values: int = MAX_VALUES) -> T:
-    parsed = read_object(body, max_values)
-    values: dict[str, Any] = {name: value for name, value in parsed.items() if value is not None}
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise refusal_of(error) from error

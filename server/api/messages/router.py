@@ -11,12 +11,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import read_lenient
 from server.api.errors import encode, json_response
-from server.api.lenient import mend_schema, mend_tool_schemas, refuse_constraints
 from server.api.messages.errors import PATH, MessageFrames
 from server.api.messages.examples import COUNT, ERRORS, REPLY, REQUESTS, STREAM
-from server.api.messages.schemas import CountTokensRequest, MessagesRequest, read_messages_request
+from server.api.messages.schemas import CountTokensRequest, MessagesRequest, read_counted_request, read_messages_request
 from server.api.messages.to_reply import MessageStyle, MessageWriter, fold_message, message_events
 from server.api.messages.to_request import MessagesMapper
 from server.api.messages.wire import MessageEvent, MessageReply, TokensCount
@@ -81,16 +79,8 @@ class MessagesHandler:
         return json_response(TokensCount(sum(part.tokens for part in parts)))
 
     def _read(self, raw: bytes, counts: bool = False) -> MessagesPlan:
-        body, notes = read_lenient(raw)
-        notes += (
-            *mend_tool_schemas(body.get("tools"), "input_schema"),
-            *mend_schema(body.get("output_config"), "output_config"),
-        )
-        sent = read_messages_request(body, counts)
-        refuse_constraints(body, MessagesRequest.model_fields)
-        self._replies.check_model(sent.model)
-        logged = {name: body.get(name) for name in ("system", "messages", "tools")}
-        prompt_logger.info("prompt", extra=logged)
+        validate = read_counted_request if counts else read_messages_request
+        sent, notes = self._replies.read(raw, validate, ("system", "messages", "tools"), strict=False)
         request = self._mapper.to_request(sent)
         request = dataclasses.replace(request, notes=notes + request.notes)
         return MessagesPlan(request, bool(sent.stream), self._mapper.style(sent))

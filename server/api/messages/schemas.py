@@ -2,14 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from server.api.body import bad, kind_of
 from server.api.chat.fields import Between, Part, tag_by, tagged
 from server.api.chat.message_schemas import MAX_ITEMS, TextPart
 from server.api.chat.schemas import LONGEST_STOP, MOST_MESSAGES, NO_EFFECT
 from server.api.chat.tool_schemas import ToolName
-from server.api.chat.validation_errors import fault, refusal_of, wrong_type
+from server.api.chat.validation_errors import fault, validated, wrong_type
+from server.api.lenient import mend_schema, mend_tool_schemas, refuse_constraints
+from server.notes import Note
 
 MOST_STOP_SEQUENCES = 64
 NO_THREADS = "thread_unsupported_request"  # by this code Anthropic's SDKs know that they must send whole histories
@@ -228,14 +230,21 @@ class MessagesRequest(CountTokensRequest):
     service_tier: str | None = Field(None, description=NO_EFFECT)
 
 
-def read_messages_request(body: dict[str, Any], counts: bool = False) -> MessagesRequest:
-    """The validated request; one that is only counted needs no `max_tokens`. Raises RequestRefused, the first error."""
-    sent = {name: value for name, value in body.items() if value is not None}
-    if not sent.get("model"):
+def read_counted_request(body: dict[str, Any], strict: bool) -> tuple[MessagesRequest, tuple[Note, ...]]:
+    """As `read_messages_request`; one that is only counted needs no `max_tokens`."""
+    return read_messages_request(body if body.get("max_tokens") is not None else {**body, "max_tokens": 1}, strict)
+
+
+def read_messages_request(body: dict[str, Any], strict: bool) -> tuple[MessagesRequest, tuple[Note, ...]]:
+    """The validated request, and notes on what was mended; never `strict`. Raises RequestRefused, the first error."""
+    notes = (
+        *mend_tool_schemas(body.get("tools"), "input_schema"),
+        *mend_schema(body.get("output_config"), "output_config"),
+    )
+    if not body.get("model"):
         raise bad("Missing required parameter: 'model'.", "model", "missing_required_parameter")
-    if sent.get("thread") is not None:
+    if body.get("thread") is not None:
         raise bad("This server keeps no conversations: send all messages, without 'thread'.", "thread", NO_THREADS)
-    try:
-        return MessagesRequest.model_validate({"max_tokens": 1, **sent} if counts else sent)
-    except ValidationError as error:
-        raise refusal_of(error) from error
+    request = validated(MessagesRequest, body)
+    refuse_constraints(body, MessagesRequest.model_fields)
+    return request, notes

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from server.api.body import bad, read_object
 from server.api.chat.fields import Part
 from server.api.chat.schemas import read_metadata
 from server.api.chat.to_reply import new_id
-from server.api.chat.validation_errors import refusal_of
+from server.api.chat.validation_errors import validated
 from server.api.errors import json_response
 from server.api.openapi.operations import error_replies, json_body, json_reply
 from server.api.reply_handler import read_body
@@ -171,11 +171,7 @@ def _parameters(path: str) -> dict[str, Any]:
 
 
 def _read(raw: bytes) -> ConversationBody:
-    body = read_object(raw) if raw.strip() else {}
-    try:
-        return ConversationBody.model_validate({key: value for key, value in body.items() if value is not None})
-    except ValidationError as error:
-        raise refusal_of(error) from error
+    return validated(ConversationBody, read_object(raw) if raw.strip() else {})
 
 
 def _checked(items: list[Any]) -> list[dict[str, Any]]:

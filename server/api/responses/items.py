@@ -7,12 +7,12 @@ left out, and a note says so.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator
 
 from server.api.body import bad, kind_of
 from server.api.chat.fields import Part
 from server.api.chat.message_schemas import OTHER_MODALITIES, PastName
-from server.api.chat.validation_errors import fault, missing, not_supported_value, refusal_of, wrong_type
+from server.api.chat.validation_errors import fault, missing, not_supported_value, validated, wrong_type
 from server.api.errors import RequestRefused
 
 MOST_ITEMS = 20_000
@@ -167,11 +167,7 @@ def _read_item(value: Any, at: str) -> InputItem:
     model = _MODELS.get(kind)
     if model is None:
         return OtherItem(type=kind, text=_text_in(value))
-    given = {key: item for key, item in value.items() if item is not None}
-    try:
-        return model.model_validate(given | {"type": kind})
-    except ValidationError as error:
-        raise refusal_of(error, at) from error
+    return validated(model, value | {"type": kind}, at)
 
 
 def _of_type(expected: str, value: Any, at: str) -> RequestRefused:

@@ -10,10 +10,8 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import bad, read_lenient, read_object
+from server.api.body import bad
 from server.api.errors import json_response
-from server.api.lenient import mend_schema, mend_tool_schemas, notes_on_unknown
-from server.api.middleware.request_log import prompt_logger
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, json_reply, ref
 from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, read_body
 from server.api.responses.examples import REQUESTS
@@ -102,14 +100,7 @@ class ResponsesHandler:
         return ClientMemory(self._state.store, state)
 
     def _read(self, raw: bytes) -> tuple[ResponsesRequest, tuple[Note, ...]]:
-        strict = self._replies.settings.strict
-        body, notes = (read_object(raw), ()) if strict else read_lenient(raw)
-        if not strict:
-            notes += (*mend_tool_schemas(body.get("tools"), "parameters"), *mend_schema(body.get("text"), "text"))
-        sent = read_responses_request(body, strict)
-        self._replies.check_model(sent.model)
-        prompt_logger.info("prompt", extra={"input": body.get("input"), "tools": body.get("tools")})
-        return sent, notes + notes_on_unknown(body, ResponsesRequest.model_fields)
+        return self._replies.read(raw, read_responses_request, ("input", "tools"), self._replies.settings.strict)
 
     def _plan(
         self, sent: ResponsesRequest, notes: tuple[Note, ...], memory: ClientMemory, context: Context, raw: bytes

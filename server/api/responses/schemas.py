@@ -2,13 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from server.api.body import bad
 from server.api.chat.fields import Between, Part, name_of, tag_by, tagged
 from server.api.chat.schemas import INT64, LONGEST_SALT, NO_EFFECT, read_metadata
 from server.api.chat.tool_schemas import JsonObjectFormat, PlainFormat
-from server.api.chat.validation_errors import fault, refusal_of, wrong_type
+from server.api.chat.validation_errors import fault, validated, wrong_type
+from server.api.lenient import mend_schema, mend_tool_schemas, notes_on_unknown
+from server.notes import Note
 
 MOST_TOOLS = 1024  # namespaces hold many
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -130,22 +132,24 @@ class ResponsesRequest(Part):
         return self.store is not False
 
 
-def read_responses_request(body: dict[str, Any], strict: bool) -> ResponsesRequest:
-    """The validated request; `strict` refuses unknown keys. Raises RequestRefused with the first error."""
+def read_responses_request(body: dict[str, Any], strict: bool) -> tuple[ResponsesRequest, tuple[Note, ...]]:
+    """The validated request, and notes on what was mended or ignored; `strict` refuses unknown keys.
+
+    Raises RequestRefused with the first error.
+    """
+    notes: tuple[Note, ...] = ()
+    if not strict:
+        notes = (*mend_tool_schemas(body.get("tools"), "parameters"), *mend_schema(body.get("text"), "text"))
     if not body.get("model"):
         raise bad("Missing required parameter: 'model'.", "model", "missing_required_parameter")
     for name in body:
         if strict and name not in ResponsesRequest.model_fields:
             raise bad(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
-    sent = {name: value for name, value in body.items() if value is not None}
-    if sent.get("max_output_tokens") == -1 and not strict:
-        del sent["max_output_tokens"]  # other servers' word for no limit
-    try:
-        request = ResponsesRequest.model_validate(sent)
-    except ValidationError as error:
-        raise refusal_of(error) from error
+    if body.get("max_output_tokens") == -1 and not strict:
+        body = body | {"max_output_tokens": None}  # other servers' word for no limit
+    request = validated(ResponsesRequest, body)
     _check_fields_together(request)
-    return request
+    return request, notes + notes_on_unknown(body, ResponsesRequest.model_fields)
 
 
 def _check_fields_together(request: ResponsesRequest) -> None:

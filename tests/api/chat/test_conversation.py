@@ -92,7 +92,7 @@ def repair(messages: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], list[
     """Kind and text of each message, and the places that notes name."""
     body = {"model": "m", "messages": messages}
     mapper = RequestMapper(SamplingMapper(SamplingDefaults(), 10), repair_history=True)
-    request = mapper.to_request(read_request(body, strict=False))
+    request = mapper.to_request(*read_request(body, strict=False))
     assert all(note.kind == "history" for note in request.notes)
     kinds = [(type(message).__name__, message.text) for message in request.messages]
     return kinds, [note.param for note in request.notes]

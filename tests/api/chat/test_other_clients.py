@@ -27,7 +27,7 @@ PERSON = {"type": "object", "properties": {"name": {"type": "string"}}, "require
 
 def read(**fields: Any) -> ChatRequest:
     body = {"model": "m", "messages": [USER], **fields}
-    return RequestMapper(SamplingMapper(SamplingDefaults(), 1000)).to_request(read_request(body, strict=False))
+    return RequestMapper(SamplingMapper(SamplingDefaults(), 1000)).to_request(*read_request(body, strict=False))
 
 
 def calling(name: Any, arguments: Any = "{}") -> list[dict[str, Any]]:

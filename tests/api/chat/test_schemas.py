@@ -25,7 +25,7 @@ def request(**fields: Any) -> dict[str, Any]:
 
 def ask(body: dict[str, Any], strict: bool = False, defaults: SamplingDefaults | None = None) -> ChatRequest:
     return RequestMapper(SamplingMapper(defaults or SamplingDefaults(), 1000), strict).to_request(
-        read_request(body, strict)
+        *read_request(body, strict)
     )
 
 
@@ -329,5 +329,5 @@ def test_reasoning_effort_turns_thinking_on_or_off_unless_the_template_is_told()
 def test_usage_in_streams_only_where_it_was_asked_for() -> None:
     options = {"include_usage": True, "include_obfuscation": True}
     mapper = RequestMapper(SamplingMapper(SamplingDefaults(), 1000))
-    assert mapper.style(read_request(request(stream=True, stream_options=options), False)).include_usage
-    assert not mapper.style(read_request(request(stream=True), False)).include_usage
+    assert mapper.style(read_request(request(stream=True, stream_options=options), False)[0]).include_usage
+    assert not mapper.style(read_request(request(stream=True), False)[0]).include_usage

@@ -94,11 +94,11 @@ class Prompts:
 
     def of_chat(self, messages: list[dict[str, Any]]) -> list[int]:
         sent = read_request({"model": "m", "messages": messages, "tools": CHAT_TOOLS}, False)
-        return self._ids(self._chat.to_request(sent))
+        return self._ids(self._chat.to_request(*sent))
 
     def of_items(self, kept: list[dict[str, Any]], items: Any) -> list[int]:
         body = {"model": "m", "input": items, "instructions": "Be brief.", "tools": TOOLS}
-        sent = read_responses_request(body, False)
+        sent, _ = read_responses_request(body, False)
         return self._ids(self._responses.map(sent, read_items(kept), read_items(sent.input)).request)
 
     def _ids(self, request: ChatRequest) -> list[int]:
