@@ -29,6 +29,7 @@ from server.runtime.worker_pool import WorkerPool
 PREPARE_THREADS = 2
 P = ParamSpec("P")
 T = TypeVar("T")
+E = TypeVar("E")
 logger = logging.getLogger("toolwire")
 DeltaStream = AsyncGenerator[Delta, None]
 Outcome = Literal["complete", "failed", "cancelled"]
@@ -260,6 +261,25 @@ class Generation:
             raise
         finally:
             await _cancel(waiting)
+            await self.aclose()
+
+    async def written(
+        self, opened: list[E], feed: Callable[[ChoiceEvent], list[E]], close: Callable[[TokenUsage], list[E]]
+    ) -> AsyncGenerator[list[E], None]:
+        """What a surface writes of the events, behind what it opens with; a list for what is sent together.
+
+        Raises the ServeError that ends the reply.
+        """
+        try:
+            if opened:
+                yield opened
+            async with contextlib.aclosing(self.events()) as arrivals:
+                async for events in arrivals:
+                    if out := [one for event in events for one in feed(event)]:
+                        yield out
+            if closed := close(self.usage):
+                yield closed
+        finally:
             await self.aclose()
 
     async def aclose(self) -> None:

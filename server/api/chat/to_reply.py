@@ -4,7 +4,6 @@ import secrets
 import string
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -183,20 +182,11 @@ class Chunker:
         call.logprobs += [logprob_of(token) for token in tokens]
 
 
-async def chunks_of(generation: Generation, style: ReplyStyle) -> AsyncGenerator[list[ChatCompletionChunk], None]:
+def chunks_of(generation: Generation, style: ReplyStyle) -> AsyncGenerator[list[ChatCompletionChunk], None]:
     """The chunks of the reply, a list for what is sent together. Raises the ServeError that ends the reply."""
     prepared = generation.prepared
     chunker = Chunker(style, prepared.dropped_messages, prepared.notes)
-    try:
-        yield chunker.open(generation.n)
-        async with aclosing(generation.events()) as arrivals:
-            async for events in arrivals:
-                if chunks := [chunk for event in events for chunk in chunker.feed(event)]:
-                    yield chunks
-        if chunks := chunker.close(generation.usage):
-            yield chunks
-    finally:
-        await generation.aclose()
+    return generation.written(chunker.open(generation.n), chunker.feed, chunker.close)
 
 
 async def whole_reply(generation: Generation, style: ReplyStyle) -> ChatCompletion:
@@ -320,9 +310,10 @@ def new_id() -> str:
 
 def logprob_of(token: ScoredToken) -> ChatCompletionTokenLogprob:
     """A token as it is sent, with its alternatives."""
-    top = [TopLogprob(_show(piece), logprob, list(piece)) for piece, logprob in token.top]
-    return ChatCompletionTokenLogprob(_show(token.piece), token.logprob, list(token.piece), top)
+    top = [TopLogprob(show(piece), logprob, list(piece)) for piece, logprob in token.top]
+    return ChatCompletionTokenLogprob(show(token.piece), token.logprob, list(token.piece), top)
 
 
-def _show(piece: bytes) -> str:
+def show(piece: bytes) -> str:
+    """A token's text, where it is none with replacement characters."""
     return piece.decode("utf-8", errors="replace")

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from msgspec import UNSET
 
-from server.api.chat.to_reply import new_id, usage_of
+from server.api.chat.to_reply import new_id, show, usage_of
 from server.api.chat.wire import Notes
 from server.api.completions.wire import Completion, CompletionChoice, CompletionLogprobs
 from server.events import Ended, Text
@@ -76,29 +75,19 @@ class CompletionWriter:
     def _logprobs(self, index: int, tokens: Iterable[ScoredToken]) -> CompletionLogprobs:
         logprobs = CompletionLogprobs([], [], [], [])
         for token in tokens:
-            shown = _show(token.piece)
+            shown = show(token.piece)
             logprobs.tokens.append(shown)
             logprobs.token_logprobs.append(token.logprob)
-            logprobs.top_logprobs.append({_show(piece): logprob for piece, logprob in token.top})
+            logprobs.top_logprobs.append({show(piece): logprob for piece, logprob in token.top})
             logprobs.text_offset.append(self._offsets.get(index, 0))
             self._offsets[index] = self._offsets.get(index, 0) + len(shown)
         return logprobs
 
 
-async def completion_chunks(generation: Generation, style: CompletionStyle) -> AsyncGenerator[list[Completion], None]:
+def completion_chunks(generation: Generation, style: CompletionStyle) -> AsyncGenerator[list[Completion], None]:
     """The chunks of the reply, a list for what is sent together. Raises the ServeError that ends the reply."""
     writer = CompletionWriter(style, generation.n, generation.prepared.notes)
-    try:
-        if chunks := writer.open():
-            yield chunks
-        async with aclosing(generation.events()) as arrivals:
-            async for events in arrivals:
-                if chunks := [chunk for event in events for chunk in writer.feed(event)]:
-                    yield chunks
-        if chunks := writer.close(generation.usage):
-            yield chunks
-    finally:
-        await generation.aclose()
+    return generation.written(writer.open(), writer.feed, writer.close)
 
 
 def fold_completion(chunks: Iterable[Completion], usage: TokenUsage) -> Completion:
@@ -130,7 +119,3 @@ def _joined(old: CompletionLogprobs | None, new: CompletionLogprobs | None) -> C
     old.top_logprobs += new.top_logprobs
     old.text_offset += new.text_offset
     return old
-
-
-def _show(piece: bytes) -> str:
-    return piece.decode("utf-8", errors="replace")

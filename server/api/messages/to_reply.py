@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -137,20 +136,13 @@ class MessageWriter:
         return ContentBlockDelta(self._index, delta)
 
 
-async def message_events(generation: Generation, style: MessageStyle) -> AsyncGenerator[list[MessageEvent], None]:
+def message_events(generation: Generation, style: MessageStyle) -> AsyncGenerator[list[MessageEvent], None]:
     """The events of the stream, a list for what is sent together. Raises the ServeError that ends the reply."""
     prepared = generation.prepared
     notes = Notes(dropped_messages=prepared.dropped_messages, notes=list(prepared.notes))
     writer = MessageWriter(style, prepared.generates[0].sampling.max_tokens < style.max_tokens, notes)
-    try:
-        yield writer.open(generation.usage)
-        async with aclosing(generation.events()) as arrivals:
-            async for arrived in arrivals:
-                if events := [event for one in arrived for event in writer.feed(one.parsed.event)]:
-                    yield events
-        yield writer.close(generation.usage)
-    finally:
-        await generation.aclose()
+    opened = writer.open(generation.usage)
+    return generation.written(opened, lambda received: writer.feed(received.parsed.event), writer.close)
 
 
 def fold_message(events: Iterable[MessageEvent]) -> MessageReply:
