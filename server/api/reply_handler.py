@@ -2,8 +2,9 @@
 
 import asyncio
 import dataclasses
+import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -21,7 +22,7 @@ from server.api.sse import EventStream, Framing, unless_gone
 from server.chat_request import ChatRequest
 from server.errors import ServeError
 from server.notes import Note
-from server.service import ChatService, Generation, RequestObserver, until
+from server.service import ChatService, ChoiceEvent, Generation, Outcome, RequestObserver, until
 from server.settings import ApiSettings
 
 BODY_TIMEOUT_S = 60.0
@@ -35,6 +36,9 @@ TIMEOUT_PARAMETER = {
 }
 T = TypeVar("T")
 E = TypeVar("E", bound=msgspec.Struct)
+
+# The whole reply that the events add up to, as fields of its line in the log of prompts.
+Fold = Callable[[Generation, Sequence[ChoiceEvent]], Mapping[str, Any]]
 
 
 class SentRequest(Protocol):
@@ -160,6 +164,33 @@ class ReplyHandler:
         if plan.stream:
             return EventStream(plan.events(generation), self.settings.ping_interval_s, generation.aclose, plan.framing)
         return Response(await self.whole(plan, generation), media_type="application/json")
+
+
+class ReplyLog(RequestObserver):
+    """Writes the whole reply to the log of prompts when it is complete; `fold` makes it of the events."""
+
+    def __init__(self, fold: Fold) -> None:
+        self._fold = fold
+        self._events: list[ChoiceEvent] = []
+        self._generation: Generation | None = None
+
+    def admitted(self, generation: Generation) -> None:
+        """Keep where the usage is."""
+        self._generation = generation
+
+    def received(self, events: Sequence[ChoiceEvent]) -> None:
+        """Keep what arrived."""
+        self._events += events
+
+    def finished(self, outcome: Outcome, error: ServeError | None) -> None:
+        """Write the reply."""
+        if outcome == "complete" and self._generation is not None:
+            prompt_logger.info("reply", extra=msgspec.to_builtins(self._fold(self._generation, self._events)))
+
+
+def reply_logs(fold: Fold) -> Sequence[ReplyLog]:
+    """The log of a reply, where prompts are logged."""
+    return [ReplyLog(fold)] if prompt_logger.isEnabledFor(logging.INFO) else []
 
 
 async def _only(events: Sequence[E]) -> AsyncGenerator[Sequence[E], None]:

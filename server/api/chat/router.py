@@ -1,10 +1,9 @@
 """A chat request from its bytes to its reply: whole or as a stream, both from the same chunks."""
 
-import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,13 +13,12 @@ from server.api.chat.schemas import ChatCompletionRequest, read_request
 from server.api.chat.to_reply import Chunker, ReplyStyle, chunks_of, encode_reply, fold
 from server.api.chat.to_request import RequestMapper
 from server.api.chat.wire import ChatCompletion, ChatCompletionChunk
-from server.api.middleware.request_log import prompt_logger
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, ref
-from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler
+from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, reply_logs
 from server.api.sse import DATA_FRAMES, Framing
 from server.chat_request import ChatRequest
 from server.errors import ServeError
-from server.service import ChoiceEvent, Generation, Outcome, RequestObserver
+from server.service import ChoiceEvent, Generation, RequestObserver
 
 PATH = "/v1/chat/completions"
 
@@ -36,7 +34,7 @@ class ChatPlan:
 
     def observers(self) -> Sequence[RequestObserver]:
         """The log of replies, where prompts are logged."""
-        return [ReplyLog(self.style)] if prompt_logger.isEnabledFor(logging.INFO) else []
+        return reply_logs(self._logged)
 
     def refused(self, error: ServeError) -> Sequence[ChatCompletionChunk]:
         """None: a status says it."""
@@ -49,6 +47,11 @@ class ChatPlan:
     def encode(self, events: Sequence[ChatCompletionChunk], generation: Generation) -> bytes:
         """JSON of the whole reply."""
         return encode_reply(events, generation.usage, self.style)
+
+    def _logged(self, generation: Generation, events: Sequence[ChoiceEvent]) -> Mapping[str, Any]:
+        chunker = Chunker(self.style)
+        chunks = chunker.open(generation.n) + [chunk for event in events for chunk in chunker.feed(event)]
+        return {"choices": fold(chunks, generation.usage, self.style).choices}
 
 
 class ChatHandler:
@@ -98,28 +101,3 @@ _REPLY = {
         },
     },
 }
-
-
-class ReplyLog(RequestObserver):
-    """Writes the whole reply to the log of prompts when it is complete."""
-
-    def __init__(self, style: ReplyStyle) -> None:
-        self._chunker = Chunker(style)
-        self._style = style
-        self._chunks: list[ChatCompletionChunk] = []
-        self._generation: Generation | None = None
-
-    def admitted(self, generation: Generation) -> None:
-        """Begin the choices."""
-        self._generation = generation
-        self._chunks += self._chunker.open(generation.n)
-
-    def received(self, events: Sequence[ChoiceEvent]) -> None:
-        """Keep what arrived."""
-        self._chunks += [chunk for event in events for chunk in self._chunker.feed(event)]
-
-    def finished(self, outcome: Outcome, error: ServeError | None) -> None:
-        """Write the reply."""
-        if outcome == "complete" and self._generation is not None:
-            choices = fold(self._chunks, self._generation.usage, self._style).choices
-            prompt_logger.info("reply", extra={"choices": msgspec.to_builtins(choices)})

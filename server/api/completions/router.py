@@ -12,16 +12,16 @@ from starlette.responses import Response
 
 from server.api.chat.wire import CompletionDetails, PromptDetails, Usage
 from server.api.completions.schemas import CompletionsRequest, read_completions_request
-from server.api.completions.to_reply import CompletionStyle, completion_chunks, fold_completion
+from server.api.completions.to_reply import CompletionStyle, CompletionWriter, completion_chunks, fold_completion
 from server.api.completions.to_request import CompletionsMapper
 from server.api.completions.wire import Completion, CompletionChoice
 from server.api.errors import encode
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, ref
-from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler
+from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, reply_logs
 from server.api.sse import DATA_FRAMES, Framing
 from server.chat_request import ChatRequest
 from server.errors import ServeError
-from server.service import Generation, RequestObserver
+from server.service import ChoiceEvent, Generation, RequestObserver
 
 PATH = "/v1/completions"
 
@@ -36,8 +36,8 @@ class CompletionPlan:
     framing: Framing = DATA_FRAMES
 
     def observers(self) -> Sequence[RequestObserver]:
-        """None of its own."""
-        return ()
+        """The log of replies, where prompts are logged."""
+        return reply_logs(self._logged)
 
     def refused(self, error: ServeError) -> Sequence[Completion]:
         """None: a status says it."""
@@ -50,6 +50,11 @@ class CompletionPlan:
     def encode(self, events: Sequence[Completion], generation: Generation) -> bytes:
         """JSON of the whole reply."""
         return encode(fold_completion(events, generation.usage))
+
+    def _logged(self, generation: Generation, events: Sequence[ChoiceEvent]) -> Mapping[str, Any]:
+        writer = CompletionWriter(self.style, generation.n)
+        chunks = writer.open() + [chunk for event in events for chunk in writer.feed(event)]
+        return {"choices": fold_completion(chunks, generation.usage).choices}
 
 
 class CompletionsHandler:

@@ -1,12 +1,11 @@
 """Routes of Anthropic's Messages: a reply, whole or as a stream from the same events, and the count of a prompt."""
 
 import dataclasses
-import logging
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,13 +17,12 @@ from server.api.messages.schemas import CountTokensRequest, MessagesRequest, rea
 from server.api.messages.to_reply import MessageStyle, MessageWriter, fold_message, message_events
 from server.api.messages.to_request import MessagesMapper
 from server.api.messages.wire import MessageEvent, MessageReply, TokensCount
-from server.api.middleware.request_log import prompt_logger
 from server.api.openapi.operations import REQUEST_ID, json_body, json_reply, ref
-from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, read_body
+from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, read_body, reply_logs
 from server.api.sse import Framing
 from server.chat_request import ChatRequest
 from server.errors import ServeError
-from server.service import ChatService, ChoiceEvent, Generation, Outcome, RequestObserver, until
+from server.service import ChatService, ChoiceEvent, Generation, RequestObserver, until
 
 FRAMES = MessageFrames()
 
@@ -40,7 +38,7 @@ class MessagesPlan:
 
     def observers(self) -> Sequence[RequestObserver]:
         """The log of replies, where prompts are logged."""
-        return [MessageLog(self.style)] if prompt_logger.isEnabledFor(logging.INFO) else []
+        return reply_logs(self._logged)
 
     def refused(self, error: ServeError) -> Sequence[MessageEvent]:
         """None: a status says it."""
@@ -53,6 +51,11 @@ class MessagesPlan:
     def encode(self, events: Sequence[MessageEvent], generation: Generation) -> bytes:
         """JSON of the whole message."""
         return encode(fold_message(events))
+
+    def _logged(self, generation: Generation, events: Sequence[ChoiceEvent]) -> Mapping[str, Any]:
+        writer = MessageWriter(self.style)
+        written = writer.open(generation.usage) + [one for event in events for one in writer.feed(event.parsed.event)]
+        return {"content": fold_message([*written, *writer.close(generation.usage)]).content}
 
 
 class MessagesHandler:
@@ -84,32 +87,6 @@ class MessagesHandler:
         request = self._mapper.to_request(sent)
         request = dataclasses.replace(request, notes=notes + request.notes)
         return MessagesPlan(request, bool(sent.stream), self._mapper.style(sent))
-
-
-@dataclass(slots=True)
-class MessageLog(RequestObserver):
-    """Writes the whole reply to the log of prompts when it is complete."""
-
-    style: MessageStyle
-    _events: list[MessageEvent] = field(default_factory=list, init=False)
-    _writer: MessageWriter | None = field(default=None, init=False)
-    _generation: Generation | None = field(default=None, init=False)
-
-    def admitted(self, generation: Generation) -> None:
-        """Begin the message."""
-        self._generation, self._writer = generation, MessageWriter(self.style)
-        self._events += self._writer.open(generation.usage)
-
-    def received(self, events: Sequence[ChoiceEvent]) -> None:
-        """Keep what arrived."""
-        assert self._writer is not None, "a reply is admitted before its events"
-        self._events += [one for event in events for one in self._writer.feed(event.parsed.event)]
-
-    def finished(self, outcome: Outcome, error: ServeError | None) -> None:
-        """Write the reply."""
-        if outcome == "complete" and self._writer is not None and self._generation is not None:
-            reply = fold_message([*self._events, *self._writer.close(self._generation.usage)])
-            prompt_logger.info("reply", extra={"content": msgspec.to_builtins(reply.content)})
 
 
 def messages_router(handler: MessagesHandler) -> APIRouter:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from io import StringIO
+from typing import Any
 
 import pytest
 from starlette.responses import Response
@@ -11,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.api.errors import ApiError
 from server.api.middleware.auth import ApiKeys, AuthMiddleware
 from server.api.middleware.request_log import RequestLogMiddleware
-from tests.api.conftest import Serve
+from tests.api.conftest import MODEL, Serve
 from tests.backends.scripted import Script
 
 JSON = {"format": "json"}
@@ -66,6 +67,25 @@ async def test_prompt_and_reply_are_logged_with_the_request_id(
     if written:
         assert texts[0]["messages"][0]["content"] == "a secret question"
         assert texts[1]["choices"][0]["message"]["content"] == "a secret answer"
+
+
+@pytest.mark.parametrize("lines", [{**JSON, "log_prompts": True}], indirect=True)
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"prompt": "question"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "question"}], "max_tokens": 99}),
+        ("/v1/responses", {"input": "question"}),
+    ],
+)
+async def test_every_surface_logs_prompt_and_reply(
+    lines: StringIO, path: str, fields: dict[str, Any], serve: Serve, reply: Callable[..., Script]
+) -> None:
+    """Replies of Completions were missing."""
+    async with serve(reply("answer")) as served:
+        await served.http.post(path, json={"model": MODEL, **fields})
+    texts = [line for line in lines.getvalue().splitlines() if "toolwire.prompts" in line]
+    assert [word in line for word, line in zip(("question", "answer"), texts, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize("own", [True, False])
