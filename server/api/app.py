@@ -137,9 +137,9 @@ def create_app(
     app = DocumentedApp(
         routers=(
             chat_router(chat),
-            responses_router(ResponsesHandler(replies, service, ResponsesMapper(mapper, state.seal), state)),
+            responses_router(ResponsesHandler(replies, ResponsesMapper(mapper, state.seal), state)),
             conversations_router(ConversationsHandler(state)),
-            messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer), service)),
+            messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer))),
             completions_router(CompletionsHandler(replies, CompletionsMapper(checkpoint, sampling))),
             tokens_router(replies, chat, service, checkpoint, window),
             models_router(name, names, window, checkpoint.notes),

@@ -19,7 +19,7 @@ from server.api.middleware.auth import salt_of
 from server.api.middleware.request_log import prompt_logger
 from server.api.middleware.request_spans import RequestSpans
 from server.api.sse import EventStream, Framing, unless_gone
-from server.chat_request import ChatRequest
+from server.chat_request import ChatRequest, PartTokens
 from server.errors import ServeError
 from server.notes import Note
 from server.service import ChatService, ChoiceEvent, Generation, Outcome, RequestObserver, until
@@ -99,6 +99,12 @@ class ReplyHandler:
         async with until(deadline_s):
             raw = await read_body(request)
         return await unless_gone(request.receive, self._reply(raw, read, deadline_s, request.state))
+
+    async def count(self, request: Request, read: Callable[[bytes], Awaitable[ReplyPlan[E]]]) -> tuple[PartTokens, ...]:
+        """The prompt tokens of a request by part, without answering it. Raises as `answer`."""
+        async with until(self.deadline(request)):
+            plan = await read(await read_body(request))
+            return await self._service.count(plan.request)
 
     async def start(self, plan: ReplyPlan[E], deadline_s: float | None, state: State) -> Generation:
         """The admitted generation of a plan, under the salt of the client's key. Raises its first refusal."""

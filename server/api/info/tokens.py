@@ -85,9 +85,7 @@ def tokens_router(
         },
     )
     async def count_input_tokens(request: Request) -> Response:
-        async with until(replies.deadline(request)):
-            plan = await chat.read(await read_body(request))
-            counts = await service.count(plan.request)
+        counts = await replies.count(request, chat.read)
         parts = [PartCount(one.part, one.tokens) for one in counts]
         return json_response(InputTokens(sum(one.tokens for one in counts), window.limit, parts))
 

@@ -18,11 +18,11 @@ from server.api.messages.to_reply import MessageStyle, MessageWriter, fold_messa
 from server.api.messages.to_request import MessagesMapper
 from server.api.messages.wire import MessageEvent, MessageReply, TokensCount
 from server.api.openapi.operations import REQUEST_ID, json_body, json_reply, ref
-from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, read_body, reply_logs
+from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, reply_logs
 from server.api.sse import Framing
 from server.chat_request import ChatRequest
 from server.errors import ServeError
-from server.service import ChatService, ChoiceEvent, Generation, RequestObserver, until
+from server.service import ChoiceEvent, Generation, RequestObserver
 
 FRAMES = MessageFrames()
 
@@ -61,14 +61,13 @@ class MessagesPlan:
 class MessagesHandler:
     """Answers Messages requests."""
 
-    def __init__(self, replies: ReplyHandler, mapper: MessagesMapper, service: ChatService) -> None:
+    def __init__(self, replies: ReplyHandler, mapper: MessagesMapper) -> None:
         self._replies = replies
         self._mapper = mapper
-        self._service = service
 
-    async def read(self, raw: bytes) -> MessagesPlan:
-        """The validated request. Raises RequestRefused or a ServeError."""
-        return await self._replies.parse(self._read, raw)
+    async def read(self, raw: bytes, counts: bool = False) -> MessagesPlan:
+        """The validated request, to be answered or counted. Raises RequestRefused or a ServeError."""
+        return await self._replies.parse(partial(self._read, counts), raw)
 
     async def answer(self, request: Request) -> Response:
         """POST /v1/messages."""
@@ -76,12 +75,10 @@ class MessagesHandler:
 
     async def count(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens."""
-        async with until(self._replies.deadline(request)):
-            plan = await self._replies.parse(partial(self._read, counts=True), await read_body(request))
-            parts = await self._service.count(plan.request)
+        parts = await self._replies.count(request, partial(self.read, counts=True))
         return json_response(TokensCount(sum(part.tokens for part in parts)))
 
-    def _read(self, raw: bytes, counts: bool = False) -> MessagesPlan:
+    def _read(self, counts: bool, raw: bytes) -> MessagesPlan:
         validate = read_counted_request if counts else read_messages_request
         sent, notes = self._replies.read(raw, validate, ("system", "messages", "tools"), strict=False)
         request = self._mapper.to_request(sent)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from server.api.body import bad
 from server.api.errors import json_response
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, json_reply, ref
-from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, read_body
+from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler
 from server.api.responses.examples import REQUESTS
 from server.api.responses.items import read_items
 from server.api.responses.memory import ClientMemory, Context, to_kept_items
@@ -24,7 +24,6 @@ from server.api.responses.state import ResponsesState
 from server.api.responses.to_request import ResponsesMapper
 from server.api.responses.wire import ResponseObject
 from server.notes import Note
-from server.service import ChatService, until
 
 PATH = "/v1/responses"
 
@@ -46,11 +45,8 @@ class ResponseInputTokens(msgspec.Struct, tag_field="object", tag="response.inpu
 class ResponsesHandler:
     """Answers requests for responses."""
 
-    def __init__(
-        self, replies: ReplyHandler, service: ChatService, mapper: ResponsesMapper, state: ResponsesState
-    ) -> None:
+    def __init__(self, replies: ReplyHandler, mapper: ResponsesMapper, state: ResponsesState) -> None:
         self._replies = replies
-        self._service = service
         self._mapper = mapper
         self._state = state
 
@@ -67,9 +63,7 @@ class ResponsesHandler:
 
     async def count(self, request: Request) -> Response:
         """POST /v1/responses/input_tokens."""
-        async with until(self._replies.deadline(request)):
-            plan = await self.read(request.state, await read_body(request))
-            parts = await self._service.count(plan.request)
+        parts = await self._replies.count(request, partial(self.read, request.state))
         return json_response(ResponseInputTokens(sum(part.tokens for part in parts)))
 
     async def retrieve(self, request: Request) -> Response:
