@@ -5,6 +5,7 @@ tokenizer_config.json, chat_template.jinja and model.safetensors.
 """
 
 import base64
+import functools
 import importlib.util
 import json
 import os
@@ -69,6 +70,12 @@ def cache_folder() -> Path:
 def qwen_tokenizer(folder: Path | None = None) -> Path:
     """A folder with tokenizer.json, tokenizer_config.json and chat_template.jinja; made once, in 5 s."""
     return make_once(folder or cache_folder() / "tokenizer", _write_tokenizer)
+
+
+@functools.cache
+def qwen_vocabulary() -> Tokenizer:
+    """The tokenizer of that folder, read once a run: it is shared, and not to be changed."""
+    return Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
 
 
 def tiny_checkpoint(kind: Kind, folder: Path | None = None) -> Path:

@@ -10,13 +10,13 @@ from benchmarks.malformed import KINDS, Malformed, Raw, fault_in, malformed
 # engine's 440 MB, over three seeds. The long version allows 5 %.
 SHORT = Scale(
     clients=24,
-    seconds=5,
-    malformed=400,
+    seconds=2,
+    malformed=200,
     slow_clients=16,
     faults="engine killed",
-    fault_streams=10,
-    drained_streams=32,
-    warm_up_s=3,
+    fault_streams=6,
+    drained_streams=16,
+    warm_up_s=2,
     rss_tolerance=0.35,
 )
 SEED = 7

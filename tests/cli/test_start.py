@@ -15,6 +15,7 @@ import pytest
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from tests.live import ROOT, live_server
 
+MORE_INTERRUPTIONS = ((signal.SIGTERM, 0.0), (signal.SIGINT, 0.5), (signal.SIGTERM, 2.0))
 SERVE = (sys.executable, "-m", "server", "serve", "--port", "0")
 
 
@@ -71,8 +72,15 @@ def test_a_folder_that_is_no_model_is_one_line_and_leaves_no_engine(tmp_path: Pa
     assert output.count("\n") == 1 and str(model) in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("pause_s", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize(
+    ("number", "pause_s"),
+    [
+        (signal.SIGINT, 0.0),
+        (signal.SIGTERM, 0.5),
+        (signal.SIGINT, 2.0),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in MORE_INTERRUPTIONS),
+    ],
+)
 def test_an_interrupted_start_exits_soon_and_leaves_no_engine(
     tmp_path: Path, number: signal.Signals, pause_s: float
 ) -> None:

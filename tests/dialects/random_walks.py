@@ -1,16 +1,16 @@
 """Random walks over a grammar: each id is drawn uniformly from those allowed."""
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from server.dialects.base import Choice, ConstraintSpec, Dialect, Tool
 from server.model.sampling.grammar import GrammarMatcher, LlguidanceGrammars
 from tests.caches import cached
-from tests.checkpoints import END_OF_TEXT, IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE, qwen_tokenizer
+from tests.checkpoints import END_OF_TEXT, IM_END, TOOL_CALL, TOOL_CALL_END, VOCAB_SIZE, qwen_tokenizer, qwen_vocabulary
 
 MARKER_IDS = {"<tool_call>": TOOL_CALL, "</tool_call>": TOOL_CALL_END}
 STOP_IDS = (IM_END, END_OF_TEXT)
@@ -30,22 +30,16 @@ class Walk:
     ended: bool
 
 
-@cached
+@functools.cache
 def grammars() -> LlguidanceGrammars:
     """Return the engine's grammars over the real Qwen vocabulary."""
     return LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", VOCAB_SIZE, STOP_IDS, num_threads=1)
 
 
 @cached
-def tokenizer() -> Tokenizer:
-    """Return the tokenizer of the same vocabulary."""
-    return Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
-
-
-@cached
 def ids_of(text: str) -> tuple[int, ...]:
     """Encode a text; markers are one token each."""
-    return tuple(tokenizer().encode(text, add_special_tokens=False).ids)
+    return tuple(qwen_vocabulary().encode(text, add_special_tokens=False).ids)
 
 
 def spelled_ids_of(text: str) -> tuple[int, ...]:
@@ -56,7 +50,7 @@ def spelled_ids_of(text: str) -> tuple[int, ...]:
 
 def text_of(token_ids: Sequence[int]) -> str:
     """Decode ids, markers included."""
-    return str(tokenizer().decode(list(token_ids), skip_special_tokens=False))
+    return str(qwen_vocabulary().decode(list(token_ids), skip_special_tokens=False))
 
 
 def spec_for(tools: Sequence[Tool], choice: Choice, markers: bool = True) -> ConstraintSpec:

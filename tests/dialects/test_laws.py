@@ -3,12 +3,11 @@
 import random
 
 import pytest
-from tokenizers import Tokenizer
 
 from server.dialects.base import Dialect
 from server.dialects.registry import DIALECTS
 from server.reply.text import TextStream, Vocabulary
-from tests.checkpoints import qwen_tokenizer
+from tests.checkpoints import qwen_vocabulary
 from tests.dialects import fuzz
 from tests.dialects.parse_helpers import read
 
@@ -24,8 +23,7 @@ def test_any_pieces_give_the_same_events_and_nothing_is_lost(dialect: Dialect, i
 @every_dialect
 def test_one_token_at_a_time_gives_the_same_events_across_split_characters(dialect: Dialect) -> None:
     """Case 3: ids to text to events, as the server does, where half a character can be a token."""
-    tokenizer_file = qwen_tokenizer() / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = qwen_vocabulary()
     vocabulary = Vocabulary(tokenizer, kept=dialect.markers)
     for case in range(300):
         reply = fuzz.damaged_reply(dialect.name, random.Random(f"tokens {dialect.name} {case}"))

@@ -9,11 +9,11 @@ from server.engine.slots import Slots
 from server.messages import Constraint, Generate, Sampling
 from server.model.batch import Batch
 from server.model.runner import Runner, Ticket
-from server.model.sampling.grammar import LlguidanceGrammars, Masks
+from server.model.sampling.grammar import Masks
 from server.model.sampling.sampler import PendingSamples
-from tests.checkpoints import Kind, qwen_tokenizer
+from tests.checkpoints import Kind
 from tests.engine.toys import Bench
-from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of
+from tests.model.drive import BLOCK_SIZE, generate, grammars, loaded, prompt_of
 
 PLAIN: tuple[Kind, ...] = ("qwen2", "qwen3", "qwen3_moe", "llama")
 HYBRID: tuple[Kind, ...] = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
@@ -142,8 +142,7 @@ def test_drafts_copied_from_the_prompt_change_no_reply() -> None:
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_5"])
 def test_constrained_rows_keep_to_their_grammar_and_free_rows_do_not_notice(kind: Kind) -> None:
     bench = bench_with(kind)
-    model = loaded(kind)
-    bench.grammars = LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", model.vocab_size, (0,))  # type: ignore[assignment]
+    bench.grammars = grammars()  # type: ignore[assignment]
     choices = random.Random(1)
     requests = requests_for(8)
     bound = {

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.engine.slots import Slots
@@ -15,12 +14,12 @@ from server.messages import Constraint, Generate, Sampling, TokenLogprob
 from server.model.batch import Batch, SampledTokens
 from server.model.device import as_memory_error
 from server.model.runner import Runner, Ticket
-from server.model.sampling.grammar import LlguidanceGrammars, Masks
+from server.model.sampling.grammar import Masks
 from server.model.sampling.sampler import PendingSamples
 from tests.caches import cached
-from tests.checkpoints import Kind, qwen_tokenizer
+from tests.checkpoints import Kind, qwen_vocabulary
 from tests.engine.toys import Bench
-from tests.model.drive import BLOCK_SIZE, generate, loaded, prompt_of
+from tests.model.drive import BLOCK_SIZE, generate, grammars, loaded, prompt_of
 
 NUM_BLOCKS = 60
 PLACES = (0.0, 0.35, 0.9, 1.0)  # of a step's operations: embedding, layers, logits, sampling
@@ -191,8 +190,7 @@ def repeating(temperature: float) -> tuple[Generate, ...]:
 def written(requests: Sequence[Generate], place: float, draft_tokens: int = 0) -> tuple[Written, Bench, set[str]]:
     """Ids, end and log probabilities of every request; and at which kinds of step memory was over."""
     bench, exhausted = bench_with("qwen3", place, draft_tokens)
-    grammars = LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", loaded("qwen3").vocab_size, (0,))
-    bench.grammars = grammars  # type: ignore[assignment]
+    bench.grammars = grammars()  # type: ignore[assignment]
     play(bench, requests)
     told = {
         request.id: (
@@ -225,9 +223,8 @@ def test_sampled_and_constrained_replies_survive_it(place: float) -> None:
     found, bench, failed = written(sampled(8), place)
     assert failed >= {"prompt", "reply", "prompt reply"} and bench.scheduler.counts.forced_tokens > 0
     same(found, undisturbed("sampled"))
-    tokenizer = Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
     for id in ("r0", "r3", "r4", "r7"):  # r3 and r7 have log probabilities, so that nothing is forced on them unseen
-        assert json.loads(tokenizer.decode(found[id][0]))["city"] in ("Paris", "Rome", "Oslo")
+        assert json.loads(qwen_vocabulary().decode(found[id][0]))["city"] in ("Paris", "Rome", "Oslo")
         assert len(found[id][2]) == (len(found[id][0]) if id in ("r3", "r7") else 0)
 
 

@@ -1,5 +1,6 @@
 """Drives a Runner with hand-made batches: streams with their own blocks, chunked prompts, optional drafts."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,10 @@ from server.model.batch import Batch, Row, RowSampling, SampledTokens
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner
+from server.model.sampling.grammar import LlguidanceGrammars
 from server.settings import EngineSettings
 from tests.caches import latest
-from tests.checkpoints import Kind, tiny_checkpoint
+from tests.checkpoints import VOCAB_SIZE, Kind, qwen_tokenizer, tiny_checkpoint
 
 BLOCK_SIZE = 16
 GREEDY = Sampling(max_tokens=64, temperature=0.0)
@@ -33,13 +35,24 @@ def reference(kind: Kind) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind)).eval()
 
 
+@functools.cache
+def grammars() -> LlguidanceGrammars:
+    """Grammars over the vocabulary of all kinds, once a run."""
+    return LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", VOCAB_SIZE, (0,))
+
+
 def generate(kind: Kind, prompt: Sequence[int], count: int) -> list[int]:
     """transformers' greedy ids."""
-    ids = torch.tensor([list(prompt)])
+    return list(_generated(kind, tuple(prompt), count))
+
+
+@functools.lru_cache(1024)
+def _generated(kind: Kind, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    ids = torch.tensor([prompt])
     output = reference(kind).generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, eos_token_id=None
     )
-    return output[0, len(prompt) :].tolist()
+    return tuple(output[0, len(prompt) :].tolist())
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from server.reply.text import StopStrings, TextStream, Vocabulary
-from tests.checkpoints import qwen_tokenizer
+from tests.checkpoints import qwen_vocabulary
 from tests.reply.alphabet import IM_END, TOKENIZER, VOCABULARY, ids_of
 
 
@@ -31,7 +31,7 @@ def test_any_text_comes_back_and_no_piece_holds_half_a_character(text: str) -> N
 
 def test_random_ids_read_as_the_tokenizer_decodes_them() -> None:
     """Random weights write invalid UTF-8: it must read as a whole decode reads it, at every length."""
-    tokenizer = Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
+    tokenizer = qwen_vocabulary()
     vocabulary = Vocabulary(tokenizer)
     draw = random.Random(7)
     for _ in range(300):
@@ -43,7 +43,7 @@ def test_random_ids_read_as_the_tokenizer_decodes_them() -> None:
 
 
 def test_emoji_and_cjk_of_the_real_vocabulary_are_never_cut() -> None:
-    tokenizer = Tokenizer.from_file(str(qwen_tokenizer() / "tokenizer.json"))
+    tokenizer = qwen_vocabulary()
     text = "Grüße 👩‍👩‍👧 東京は晴れ 🇩🇪 — ok \U0001f9ff"
     reader = TextStream(Vocabulary(tokenizer))
     pieces = [reader.feed(token_id) for token_id in tokenizer.encode(text).ids]

@@ -1,8 +1,9 @@
-"""Compile the kernels without a card: python -m tests.model.attention.compile_kernels CAPABILITY... (90: H100).
+"""Compile the kernels without a card: python -m tests.model.attention.compile_kernels [--few] CAPABILITY... (90: H100).
 
 Every launch that a pool and a decoder make is compiled to the card's machine code and not launched; tensors are on the
-CPU. Prints one line of JSON for each kernel: name, capability, bytes of shared memory, bytes of stack that each thread
-spills to. Raises the errors of Triton and its assembler.
+CPU. With --few those of a pool with wide heads alone, which spill first. Prints one line of JSON for each kernel: name,
+capability, bytes of shared memory, bytes of stack that each thread spills to. Raises the errors of Triton and its
+assembler.
 """
 
 import json
@@ -28,8 +29,8 @@ from server.model.layers.decoder import HeadNorms, RmsNorm
 CPU = torch.device("cpu")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SHAPES = [  # one block's shape, and the number of query heads
-    (PoolShape(32, 1, 8, 128, torch.bfloat16), 32),  # Qwen3-8B
     (PoolShape(32, 1, 2, 256, torch.bfloat16), 16),  # Qwen3.5
+    (PoolShape(32, 1, 8, 128, torch.bfloat16), 32),  # Qwen3-8B
     (PoolShape(32, 1, 2, 64, torch.float16), 14),  # Qwen2.5-0.5B
 ]
 
@@ -76,7 +77,7 @@ def spilled_bytes(cubin: bytes) -> int:
     return max(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", found.stdout))
 
 
-def main(capabilities: list[int]) -> None:
+def main(capabilities: list[int], num_shapes: int) -> None:
     """Compile for each capability."""
     run = JITFunction.run
     compiled: dict[int, tuple[str, Any]] = {}
@@ -90,7 +91,7 @@ def main(capabilities: list[int]) -> None:
     for capability in capabilities:
         driver.set_active(CompileOnlyDriver(capability))
         compiled.clear()
-        for shape, heads in SHAPES:
+        for shape, heads in SHAPES[:num_shapes]:
             compare_attention(triton_kernels, shape, heads, CPU)
         launch_layer_ops()
         for name, kernel in compiled.values():
@@ -99,4 +100,5 @@ def main(capabilities: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(capability) for capability in sys.argv[1:]])
+    few = "--few" in sys.argv
+    main([int(word) for word in sys.argv[1:] if word.isdigit()], 1 if few else len(SHAPES))
