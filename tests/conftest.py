@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests import caches
 from tests.live import Live, SharedServer
@@ -40,8 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Set what torch, OpenMP and Triton read once, when they are imported. Workers inherit it.
 
-    Triton's kernels run in its interpreter, except in `make test-gpu`. Workers share the cores.
-    A run that a shell has put into the background ignores SIGINT, and so would every server that a test starts.
+    Properties are tried with few examples, with `--long` with many. Triton's kernels run in its interpreter, except in
+    `make test-gpu`. Workers share the cores. A run that a shell has put into the background ignores SIGINT, and so
+    would every server that a test starts.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="toolwire-state-"))  # none of the user's own
@@ -49,6 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault(name, value)
     if workers := config.getoption("numprocesses", None):
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    settings.register_profile("fast", max_examples=60, deadline=None)
+    settings.register_profile("long", max_examples=500, deadline=None)
+    settings.load_profile("long" if config.getoption("long") else "fast")
     if config.option.markexpr != "gpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")
 

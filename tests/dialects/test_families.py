@@ -44,7 +44,11 @@ def opened(family: str) -> Checkpoint:
     return Checkpoint.open(family_checkpoint(family))
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+# Tagged calls of Qwen3.5 over HTTP are in tests/test_hybrids.py too, with its weights as published.
+SERVED = [pytest.param(name, marks=pytest.mark.long if name == "qwen3.5" else ()) for name in FAMILIES]
+
+
+@pytest.fixture(scope="module", params=SERVED)
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     """Start one server per family."""
     with serve(request.param) as server:
@@ -105,7 +109,7 @@ def check_free(served: Served, bodies: list[dict[str, Any]], found: list[Reply])
     return len(called)
 
 
-@pytest.mark.parametrize("served", [name for name in FAMILIES if name != "qwen1.5"], indirect=True)
+@pytest.mark.parametrize("served", [one for one in SERVED if one.values != ("qwen1.5",)], indirect=True)
 def test_calls_of_a_free_reply_are_valid_inside_a_think_block_as_well(served: Served) -> None:
     """The bias opens a call where the model should have continued its thoughts or closed the block."""
     checkpoint = opened(served.family)

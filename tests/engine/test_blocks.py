@@ -1,6 +1,6 @@
 """The books of blocks: what is free, cached and used, in which order ids are handed out, what evictions take."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.blocks import Blocks, chain_hash
@@ -118,7 +118,6 @@ def test_the_block_that_begins_with_the_most_ids_is_found_full_or_not() -> None:
     assert blocks.find_partial(b"head", [1, 2]) is None
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_books_hold_whatever_is_done(data: st.DataObject) -> None:
     blocks = Blocks(12, 1)

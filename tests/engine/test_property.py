@@ -40,7 +40,7 @@ def lone(request: Generate) -> tuple[list[int], str | None]:
     return bench.ids(request.id), bench.end(request.id)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject) -> None:
     draw = data.draw

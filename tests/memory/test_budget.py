@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import CannotStart
@@ -196,7 +196,6 @@ def held(found: Plan) -> int:
     )
 
 
-@settings(max_examples=300, deadline=None)
 @given(SHAPES, DEMANDS, ROOMS)
 def test_a_plan_that_fits_never_exceeds_fraction_nor_free_memory(
     shape: Shape, demand: Demand, device: DeviceMemory
@@ -211,7 +210,6 @@ def test_a_plan_that_fits_never_exceeds_fraction_nor_free_memory(
     assert bool(found.num_slots) == bool(shape.linear_layers)
 
 
-@settings(max_examples=200, deadline=None)
 @given(SHAPES, DEMANDS, ROOMS, st.integers(1, 8000))
 def test_more_memory_never_means_less(shape: Shape, demand: Demand, device: DeviceMemory, more: int) -> None:
     small = plan(shape, WEIGHTS, demand, device)
@@ -223,7 +221,6 @@ def test_more_memory_never_means_less(shape: Shape, demand: Demand, device: Devi
         assert large.num_blocks >= small.num_blocks and large.max_model_len >= small.max_model_len
 
 
-@settings(max_examples=200, deadline=None)
 @given(SHAPES, DEMANDS, st.integers(2, 4))
 def test_larger_batches_and_more_rows_never_cost_less(shape: Shape, demand: Demand, factor: int) -> None:
     less = activation_bytes(shape, demand)

@@ -1,7 +1,7 @@
 """The ladder down and back up, on a clock and readings that the test moves."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.memory.budget import GIB, MIB, headroom
@@ -224,7 +224,6 @@ def test_the_report_tells_sizes_and_what_happened(world: World) -> None:
     assert len(world.guard.report().events) == NUM_EVENTS
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, TOTAL), st.sampled_from([0.0, 0.1, 1.0, 40.0]), st.integers(0, BLOCKS), st.booleans()),

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -18,7 +18,6 @@ def stream(vocabulary: Vocabulary, ids: list[int]) -> str:
     return "".join(text.feed(token_id) for token_id in ids)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=80))
 def test_any_text_comes_back_and_no_piece_holds_half_a_character(text: str) -> None:
     """A byte a token: the piece that ends a character brings all of it, the others bring nothing."""
@@ -82,7 +81,6 @@ def test_a_stop_string_split_over_pieces_never_leaks(step: int) -> None:
     assert stops.close() == ""
 
 
-@settings(max_examples=500, deadline=None)
 @given(st.text("ab", max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=4))
 def test_the_outcome_does_not_depend_on_the_cuts(text: str, stops: list[str]) -> None:
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api.chat.to_reply import Chunker, ReplyStyle, fold
@@ -55,7 +55,6 @@ def chunks_of(n: int, received: list[ChoiceEvent], style: ReplyStyle) -> list[Ch
     return [*chunker.open(n), *(chunk for one in received for chunk in chunker.feed(one)), *chunker.close(USAGE)]
 
 
-@settings(max_examples=120, deadline=None)
 @given(interleaved())
 def test_every_clause_of_a_stream(drawn: tuple[int, list[ChoiceEvent]]) -> None:
     n, received = drawn
@@ -87,7 +86,6 @@ def check_deltas(deltas: list[dict[str, Any]]) -> None:
                 assert piece[kind].keys() == {"arguments" if kind == "function" else "input"}
 
 
-@settings(max_examples=120, deadline=None)
 @given(interleaved())
 def test_the_fold_is_what_the_events_said(drawn: tuple[int, list[ChoiceEvent]]) -> None:
     n, received = drawn

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -31,7 +31,6 @@ def rows_over_blocks(draw: st.DrawFn) -> list[RowPlan]:
     return rows
 
 
-@settings(max_examples=300, deadline=None)
 @given(rows_over_blocks(), st.sampled_from([1, 3, 100]))
 def test_every_row_attends_to_its_own_tokens_only(rows: list[RowPlan], min_run: int) -> None:
     """Shared prefixes, gaps, foreign and isolated blocks: each row's attention is that over its own blocks alone."""
