@@ -202,7 +202,7 @@ def test_counts_are_made_again_after_memory_ran_out_in_the_middle(monkeypatch: p
 
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
         patch.setattr(torch, "where", fail)
-        adjust_logits(logits.clone(), replace(row, sampling=sampling(repetition_penalty=2.0)), (4, 9))
+        adjust_logits(logits.clone(), replace(row, params=sampling(repetition_penalty=2.0)), (4, 9))
     again = logits.clone()
     adjust_logits(again, row, (4, 9))
     assert torch.equal(again[2:], penalized(how, logits[2:], [], [4, 5, 4, 9]))
