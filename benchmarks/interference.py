@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Mapping
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import httpx
@@ -64,14 +65,21 @@ def requests_of(round_number: int) -> Mapping[str, tuple[str, bytes]]:
     }
 
 
-def send(url: str, path: str, body: bytes) -> None:
-    """One request, in a process of its own; any status is an answer."""
+def send(url: str, path: str, body: bytes, ready: Event, begin: Event) -> None:
+    """One request, in a process of its own whose start is not measured; any status is an answer."""
+    ready.set()
+    begin.wait()
     httpx.post(url + path, content=body, headers={"content-type": "application/json"}, timeout=120)
 
 
 def worst_gap_s(url: str, path: str, body: bytes) -> float:
     """Longest time between two reads of the stream beside the request; without a path: of the stream alone."""
-    sender = multiprocessing.get_context("spawn").Process(target=send, args=(url, path, body)) if path else None
+    context = multiprocessing.get_context("spawn")
+    ready, begin = context.Event(), context.Event()
+    sender = context.Process(target=send, args=(url, path, body, ready, begin)) if path else None
+    if sender is not None:
+        sender.start()
+        ready.wait()
     worst_s, reads, end_s, last_s = 0.0, 0, 0.0, 0.0
     with httpx.stream("POST", url + CHAT, json=VICTIM, timeout=120) as reply:
         reply.raise_for_status()
@@ -79,8 +87,7 @@ def worst_gap_s(url: str, path: str, body: bytes) -> float:
             now_s, reads = time.perf_counter(), reads + 1
             if reads <= SETTLE_READS:
                 if reads == SETTLE_READS:
-                    if sender is not None:
-                        sender.start()
+                    begin.set()
                     end_s = time.perf_counter() + (ALONE_S if sender is None else 120.0)
                     now_s = time.perf_counter()
                 last_s = now_s

@@ -17,6 +17,7 @@ SLICE_BYTES = 1 << 16
 HALF_READ = "\N{REPLACEMENT CHARACTER}"
 _PAIR = rb"u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _ESCAPE = re.compile(rb"\\(?:" + _PAIR + rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _WRITTEN_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 
@@ -68,6 +69,8 @@ def _without_halves(raw: bytes) -> bytes:
         except UnicodeDecodeError as error:
             raise RequestRefused(not_json(str(error))) from error
         raw = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    if not _ESCAPED_HALF.search(raw):
+        return raw
     return _ESCAPE.sub(lambda escape: b"\\ufffd" if escape[1] else escape[0], raw)
 
 

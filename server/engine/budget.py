@@ -1,9 +1,10 @@
 """Limits of the scheduler and the token budget of a step."""
 
+import math
 from dataclasses import dataclass
 
 from server.engine.sequence import Sequence
-from server.engine.step import ScheduledRow
+from server.engine.step import ScheduledRow, Step
 from server.messages import Failed, Generate
 
 # Tokens of one step up to which a CPU step is bound by reading the weights; beyond, each token costs compute time,
@@ -15,12 +16,15 @@ OOM_COOLDOWN_STEPS = 16
 MAX_OOM_COOLDOWN_STEPS = 4096
 STREAM_PAUSE_S = 0.2  # how long prompts may delay running replies in one step at most
 MIN_STREAM_PAUSE_S = 0.02
-STREAM_PAUSE_STEPS = 4  # and not longer than this number of steps without prompts
-MIN_PREFILL_TOKENS = 64  # tokens of prompts beside streams at least: smaller chunks are inefficient
-UNMEASURED_TOKENS = 256  # tokens of prompts beside streams before the speed is measured
+STREAM_PAUSE_STEPS = 2  # and not longer than this number of steps without prompts
+MIN_PREFILL_TOKENS = 8  # tokens of prompts beside streams at least: smaller chunks are inefficient
+UNMEASURED_TOKENS = 64  # tokens of prompts beside streams before the speed is measured
 MAX_STARTED = 32  # sequences that start in one step beside streams: a row costs more than its tokens
-MIN_MEASURED_TOKENS = 32  # prompt tokens in a step from which its speed is measured
+MIN_MEASURED_TOKENS = 8  # prompt tokens in a step from which its speed is measured
 NEWEST_WEIGHT = 0.3
+# Of the estimate of what prompts cost: errors of the first one, relative to the first measurement of a token; relative
+# changes from one step to the next; and of a measurement.
+TOKEN_ERROR, POSITION_ERROR, DRIFT, MEASUREMENT_ERROR = 0.5, 1e-3, 0.05, 0.2
 OLDEST_PROMPT_SHARE = 0.75  # of what is left: short prompts progress behind a very long one
 MIN_CHUNK_TOKENS = 32  # a younger prompt gets no smaller chunk unless that is all it needs
 
@@ -97,19 +101,17 @@ class StepBudget:
         self.num_single_token_ooms = 0  # consecutive steps of a single token that ran out of memory
         self._cooldown_steps = OOM_COOLDOWN_STEPS
         self._steps_left = 0
-        self._token_s: float | None = None  # seconds per prompt token, None until measured
-        self._decode_s: float | None = None  # seconds per step without prompts
+        self._prefill_cost = PrefillCost()
+        self._decode_s = 0.0  # seconds per step without prompts; 0 until measured
 
-    def prefill_tokens(self, num_left: int, *, streaming: bool) -> int:
-        """Tokens that prompts may have in this step, at most `num_left`."""
+    def prefill(self, num_left: int, *, streaming: bool) -> "PrefillBudget":
+        """What prompts may have in this step, at most `num_left` tokens."""
         if not streaming:
-            return num_left
-        if self._token_s is None:
-            return min(num_left, UNMEASURED_TOKENS)
-        pause_s = STREAM_PAUSE_S
-        if self._decode_s is not None:
-            pause_s = min(pause_s, max(MIN_STREAM_PAUSE_S, STREAM_PAUSE_STEPS * self._decode_s))
-        return min(num_left, max(MIN_PREFILL_TOKENS, int(pause_s / self._token_s)))
+            return PrefillBudget(num_left)
+        if not self._prefill_cost.is_known:
+            return PrefillBudget(min(num_left, UNMEASURED_TOKENS))
+        pause_s = max(MIN_STREAM_PAUSE_S, STREAM_PAUSE_STEPS * self._decode_s) if self._decode_s else STREAM_PAUSE_S
+        return PrefillBudget(num_left, self._prefill_cost, min(STREAM_PAUSE_S, pause_s))
 
     def shrink(self, num_tokens: int) -> None:
         """Record that a step of this many tokens ran out of memory."""
@@ -118,13 +120,18 @@ class StepBudget:
         self._steps_left = self._cooldown_steps
         self._cooldown_steps = min(2 * self._cooldown_steps, MAX_OOM_COOLDOWN_STEPS)
 
-    def recover(self, num_prompt_tokens: int, duration_s: float) -> None:
-        """Record a completed step with this many prompt tokens."""
+    def recover(self, step: Step, duration_s: float) -> None:
+        """Record a computed step, before its sequences advance."""
         self.num_single_token_ooms = 0
-        if num_prompt_tokens >= MIN_MEASURED_TOKENS:
-            self._token_s = _average(self._token_s, max(duration_s, 1e-6) / num_prompt_tokens)
-        elif num_prompt_tokens == 0:
-            self._decode_s = _average(self._decode_s, duration_s)
+        prompts = [entry for entry in step.scheduled if entry.sequence.in_prefill]
+        num_tokens = sum(entry.count for entry in prompts)
+        if num_tokens == 0:
+            self._decode_s += NEWEST_WEIGHT * (duration_s - self._decode_s) if self._decode_s else duration_s
+        elif num_tokens >= MIN_MEASURED_TOKENS:
+            if len(prompts) < len(step.scheduled):
+                duration_s -= min(self._decode_s, duration_s / 2)
+            positions = sum(entry.count * (entry.sequence.num_computed + entry.count / 2) for entry in prompts)
+            self._prefill_cost.record(num_tokens, positions, max(duration_s, 1e-6))
         if self._steps_left > 0:
             self._steps_left -= 1
         elif self.num_tokens < self.max_tokens:
@@ -134,42 +141,111 @@ class StepBudget:
             self._cooldown_steps = OOM_COOLDOWN_STEPS
 
 
-def _average(known: float | None, newest: float) -> float:
-    return newest if known is None else known + NEWEST_WEIGHT * (newest - known)
+class PrefillCost:
+    """Seconds that chunks of prompts take, learned from steps; nothing is known before the first `record`.
+
+        seconds of a chunk = tokens * (token_s + position_s * position of its middle)
+
+    A Kalman filter estimates both, so that one which a run of steps does not determine (attention to what stands
+    before, while all prompts are short) keeps its value.
+    """
+
+    def __init__(self) -> None:
+        self._token_s = 0.0
+        self._position_s = 0.0
+        self._variances = (0.0, 0.0, 0.0)  # of token_s, of both, of position_s
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a step was recorded."""
+        return self._token_s > 0
+
+    def record(self, num_tokens: int, sum_of_positions: float, duration_s: float) -> None:
+        """Record a step of this many prompt tokens; `sum_of_positions` is the sum of their positions."""
+        if not self.is_known:
+            self._token_s = duration_s / num_tokens
+            self._variances = ((TOKEN_ERROR * self._token_s) ** 2, 0.0, (POSITION_ERROR * self._token_s) ** 2)
+        tt, tp, pp = self._variances
+        error_s = duration_s - (num_tokens * self._token_s + sum_of_positions * self._position_s)
+        token_share, position_share = num_tokens * tt + sum_of_positions * tp, num_tokens * tp + sum_of_positions * pp
+        total = num_tokens * token_share + sum_of_positions * position_share + (MEASUREMENT_ERROR * duration_s) ** 2
+        least_s = 0.1 * self._token_s
+        self._token_s = max(least_s, self._token_s + error_s * token_share / total)
+        self._position_s = max(0.0, self._position_s + error_s * position_share / total)
+        drift, position_drift = DRIFT * self._token_s, DRIFT * max(self._position_s, POSITION_ERROR * self._token_s)
+        self._variances = (
+            tt - token_share * token_share / total + drift * drift,
+            tp - token_share * position_share / total,
+            pp - position_share * position_share / total + position_drift * position_drift,
+        )
+
+    def seconds(self, num_tokens: int, position: int) -> float:
+        """What a chunk of this many tokens takes that begins at this position."""
+        return num_tokens * (self._token_s + self._position_s * (position + num_tokens / 2))
+
+    def num_tokens_within(self, duration_s: float, position: int) -> int:
+        """Size of the chunk from this position on that takes this long."""
+        first_s = self._token_s + self._position_s * position
+        return int(2 * duration_s / (first_s + math.sqrt(first_s * first_s + 2 * self._position_s * duration_s)))
 
 
 class PrefillBudget:
-    """Split a step's token budget over chunked prefills. `num_left` tokens are not allocated yet."""
+    """Split a step's budget over chunked prefills: tokens, and, beside running replies, the time they take."""
 
-    def __init__(self, num_tokens: int) -> None:
-        self.num_left = num_tokens
+    def __init__(self, num_tokens: int, cost: PrefillCost | None = None, duration_s: float = 0.0) -> None:
+        """Without a `cost` there is no limit of time."""
+        self._num_left = num_tokens
+        self._cost = cost
+        self._left_s = duration_s
         self._counts: dict[Sequence, int] = {}
 
-    def has_room(self, num_pending: int) -> bool:
-        """Whether a prompt with this many pending tokens should get some."""
-        share = int(OLDEST_PROMPT_SHARE * self.num_left)
-        return self.num_left > 0 and (not self._counts or num_pending <= self.num_left or share >= MIN_CHUNK_TOKENS)
+    @property
+    def is_spent(self) -> bool:
+        """Whether no other prompt can get any."""
+        return self._num_left <= 0 or (self._cost is not None and self._left_s <= 0)
+
+    def has_room(self, num_pending: int, position: int) -> bool:
+        """Whether a prompt with this many pending tokens from this position on should get some."""
+        if self.is_spent:
+            return False
+        most = self._num_within(1.0, position)
+        return (
+            not self._counts
+            or num_pending <= most
+            or self._num_within(OLDEST_PROMPT_SHARE, position) >= MIN_CHUNK_TOKENS
+        )
 
     def allocate(self, sequence: Sequence) -> None:
         """Allocate a share of what is left to this prompt, younger than those before; none unless `has_room`."""
-        if self.has_room(sequence.num_pending):
-            share = max(MIN_CHUNK_TOKENS, int(OLDEST_PROMPT_SHARE * self.num_left))
-            self._add(sequence, share)
+        if self.has_room(sequence.num_pending, sequence.num_computed):
+            share = self._num_within(OLDEST_PROMPT_SHARE, sequence.num_computed)
+            self._add(sequence, max(share, MIN_CHUNK_TOKENS if self._counts else MIN_PREFILL_TOKENS))
 
     def allocate_rest(self) -> None:
         """Allocate what is left to the prompts that have some already, the oldest first."""
-        for sequence in self._counts:
-            self._add(sequence, self.num_left)
+        for sequence, count in self._counts.items():
+            self._add(sequence, self._num_within(1.0, sequence.num_computed + count))
 
     def scheduled(self) -> list[ScheduledRow]:
         """The chunks."""
         return [ScheduledRow(sequence, count, ()) for sequence, count in self._counts.items() if count]
+
+    def _num_within(self, share: float, position: int) -> int:
+        """Tokens from this position on that take this share of what is left."""
+        num_tokens = int(share * self._num_left)
+        return (
+            num_tokens
+            if self._cost is None
+            else min(num_tokens, self._cost.num_tokens_within(share * self._left_s, position))
+        )
 
     def _add(self, sequence: Sequence, most: int) -> None:
         has = self._counts.get(sequence, 0)
         place = sequence.num_computed + has
         # The chunk ends where the recurrent state is to be kept.
         ends = [position for position in sequence.snapshots_at if sequence.num_computed < position]
-        count = max(0, min(most, self.num_left, min(ends, default=len(sequence.ids)) - place))
+        count = max(0, min(most, self._num_left, min(ends, default=len(sequence.ids)) - place))
         self._counts[sequence] = has + count
-        self.num_left -= count
+        self._num_left -= count
+        if self._cost is not None:
+            self._left_s = max(0.0, self._left_s - self._cost.seconds(count, place))

@@ -124,7 +124,7 @@ class Scheduler:
         scheduled: list[ScheduledRow] = []
         num_left = self._schedule_decodes(scheduled, self._budget.num_tokens)
         streaming = bool(scheduled)
-        prefill = PrefillBudget(self._budget.prefill_tokens(num_left, streaming=streaming))
+        prefill = self._budget.prefill(num_left, streaming=streaming)
         for sequence in self.running:
             if sequence.in_prefill:
                 prefill.allocate(sequence)
@@ -144,8 +144,7 @@ class Scheduler:
     def commit(self, step: Step, sampled: list[SampledTokens]) -> None:
         """Apply a computed step: advance sequences, end finished ones, and queue their Deltas for `collect`."""
         self.counts.steps += 1
-        num_prompt_tokens = sum(entry.count for entry in step.scheduled if entry.sequence.in_prefill)
-        self._budget.recover(num_prompt_tokens, self._clock() - self._began_s)
+        self._budget.recover(step, self._clock() - self._began_s)
         for entry, result in zip(step.scheduled, step.results_by_row(sampled), strict=True):
             sequence = entry.sequence
             if sequence.state != "running":
@@ -204,7 +203,7 @@ class Scheduler:
         reserve = sum(self._growth(sequence) for sequence in self.running)
         num_skipped = 0
         for sequence in list(self.queue.sequences):
-            if prefill.num_left <= 0 or num_skipped == MAX_SKIPPED_PROMPTS or len(self.running) >= max_running:
+            if prefill.is_spent or num_skipped == MAX_SKIPPED_PROMPTS or len(self.running) >= max_running:
                 return
             if sequence.state != "waiting" or (not admit and not sequence.admitted):
                 continue
@@ -217,7 +216,7 @@ class Scheduler:
             allocation = self.cache.plan(sequence)
             if len(allocation.shared) + allocation.num_new > self.blocks.limit:
                 continue  # too large for the memory there is: let others overtake
-            if not prefill.has_room(len(sequence.ids) - allocation.num_cached):
+            if not prefill.has_room(len(sequence.ids) - allocation.num_cached, allocation.num_cached):
                 num_skipped += 1
                 continue
             growth = self._growth(sequence) if self.running else 0

@@ -7,7 +7,6 @@ What decides whether a model thinks, the first that is set:
 4. the template
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from server.prompt.normalize import NormalizedMessage
 from server.prompt.render import Prompt
 
 SWITCHES = ("enable_thinking", "thinking")  # variables of Qwen's and of other families' templates
-WRITTEN_SWITCH = re.compile(r"(?<!\S)/(no_)?think(?!\S)")
+WRITTEN_SWITCHES = (("/no_think", False), ("/think", True))
 MIN_CALL_TOKENS = 256  # kept for a forced call behind a think block, where `max_tokens` is at least twice as much
 
 
@@ -40,9 +39,26 @@ def thinking_variables(
 def written_switch(messages: Sequence[NormalizedMessage]) -> bool | None:
     """The last `/think` or `/no_think` of the user, as a switch; None without one."""
     for message in reversed(messages):
-        if message.role == "user" and (found := WRITTEN_SWITCH.findall(message.message["content"])):
-            return not found[-1]
+        if message.role == "user":
+            text = message.message["content"]
+            last, switch = max((_find_last_word(text, word), switch) for word, switch in WRITTEN_SWITCHES)
+            if last >= 0:
+                return switch
     return None
+
+
+def _find_last_word(text: str, word: str) -> int:
+    """Where this word stands last between blanks, -1 without it.
+
+    A regular expression tries every place, and no other thread runs meanwhile: half a second for 15 MiB.
+    """
+    at = text.rfind(word)
+    while at >= 0:
+        end = at + len(word)
+        if not text[at - 1 : at].strip() and not text[end : end + 1].strip():
+            return at
+        at = text.rfind(word, 0, at)
+    return -1
 
 
 def find_thinking(checkpoint: Checkpoint, prompt: Prompt, prefill: bool) -> Thinking:

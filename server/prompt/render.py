@@ -132,10 +132,19 @@ class Renderer:
         )
 
 
+def _has_surrogates(text: str) -> bool:
+    """Whether the text cannot be encoded; a search for them takes twenty times as long."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _without_surrogates(value: Any) -> Any:
     """A copy of a JSON value with a replacement character for each lone surrogate, in keys too."""
     if isinstance(value, str):
-        return value if value.isascii() else type(value)(LONE_SURROGATES.sub("\ufffd", value))
+        return type(value)(LONE_SURROGATES.sub("\ufffd", value)) if _has_surrogates(value) else value
     if isinstance(value, Mapping):
         return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
     return [_without_surrogates(item) for item in value] if isinstance(value, list | tuple) else value
