@@ -9,6 +9,7 @@ checkpoint's own tokenizer, which also splits at added tokens first.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -64,14 +65,22 @@ class Encoder:
             pieces += self._between(text, at, len(text))
         return pieces
 
-    def token_starts(self, text: str, pieces: Iterable[EncodedPiece]) -> Iterator[int]:
-        """The position in the rendered text at which each token begins."""
+    def count_before(self, text: str, pieces: Iterable[EncodedPiece], places: Sequence[int]) -> list[int]:
+        """How many tokens begin before each of these places of the rendered text, which must be sorted."""
+        counts: list[int] = []
+        num_tokens = 0
         for piece in pieces:
+            end = bisect_right(places, piece.end if not piece.control else piece.start, lo=len(counts))
+            inside = places[len(counts) : end]
             if piece.control:
-                yield piece.start
-            else:
-                starts = self._text.starts(text[piece.start : piece.end])
-                yield from (piece.start + start for start in starts)
+                counts += [num_tokens] * len(inside)
+            elif inside:
+                of_piece = self._text.count_before(
+                    text[piece.start : piece.end], [place - piece.start for place in inside]
+                )
+                counts += [num_tokens + count for count in of_piece]
+            num_tokens += len(piece.token_ids)
+        return counts + [num_tokens] * (len(places) - len(counts))
 
     def min_tokens(self, text: str, limit: int) -> int:
         """As `TextEncoder.min_tokens`: a lower bound, found without encoding."""

@@ -6,9 +6,11 @@ objects in one go; both are bounded by the length of a piece. `Tokenizer.encode`
 """
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from functools import partial
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 PIECE_CHARACTERS = 1 << 17
 # No token of a tokenizer that splits text before it merges reaches over the start of a line that begins with a letter.
@@ -28,13 +30,22 @@ class TextEncoder:
         """The ids of a text."""
         return [token_id for piece in self._pieces(text) for token_id in self._ids(piece)]
 
-    def starts(self, text: str) -> Iterator[int]:
-        """The position in the text at which each token begins."""
-        at = 0
+    def count_before(self, text: str, places: Sequence[int]) -> list[int]:
+        """How many tokens begin before each of these places of the text, which must be sorted.
+
+        The places are searched for: a list of all offsets takes Python's lock for tens of milliseconds.
+        """
+        counts: list[int] = []
+        at = num_tokens = 0
         for piece in self._pieces(text):
             encoding = self._tokenizer.encode_batch([piece], add_special_tokens=False)[0]
-            yield from (at + start for start, _ in encoding.offsets)
-            at += len(piece)
+            end = at + len(piece)
+            while len(counts) < len(places) and places[len(counts)] <= end:
+                place = places[len(counts)] - at
+                inside = bisect_left(range(len(encoding)), place, key=partial(_start, encoding))
+                counts.append(num_tokens + inside)
+            at, num_tokens = end, num_tokens + len(encoding)
+        return counts + [num_tokens] * (len(places) - len(counts))
 
     def min_tokens(self, text: str, limit: int) -> int:
         """A number of tokens that this text has at least, found without encoding it; worth knowing above `limit`.
@@ -62,3 +73,9 @@ class TextEncoder:
             yield text[at:end]
             at = end
         yield text[at:]
+
+
+def _start(encoding: Encoding, token: int) -> int:
+    characters = encoding.token_to_chars(token)
+    assert characters is not None, "text has no special tokens"
+    return characters[0]

@@ -5,7 +5,7 @@ the encoder. Rendering 128 tools again costs what the template itself costs.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,9 +120,9 @@ class Renderer:
         text = _cut_at_prefill(rendered.text) if template_input.prefill else rendered.text
         return RenderedText(text, ((0, len(text)),) if self._trust_text else rendered.written)
 
-    def token_starts(self, prompt: Prompt) -> Iterator[int]:
-        """Where in the prompt's text each token begins."""
-        return self._encoder.token_starts(prompt.text, prompt.pieces)
+    def count_before(self, prompt: Prompt, places: Sequence[int]) -> list[int]:
+        """How many of the prompt's tokens begin before each of these places of its text, which must be sorted."""
+        return self._encoder.count_before(prompt.text, prompt.pieces, places)
 
     def _normalize_tools(self, tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
         if not tools:

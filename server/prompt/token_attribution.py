@@ -52,8 +52,9 @@ def attribute(
         return (PartTokens(REST, prompt.num_tokens),)
     starts, owners = _regions(prompt, _marks(marked), parts, _CutPoints.of(prompt, checkpoint))
     counts: dict[str, int] = dict.fromkeys([SYSTEM, TOOLS, *parts, REST], 0)
-    for at in renderer.token_starts(prompt):
-        counts[owners[bisect_right(starts, at) - 1]] += 1
+    before = [*renderer.count_before(prompt, starts), prompt.num_tokens]
+    for owner, (first, last) in zip(owners, pairwise(before), strict=True):
+        counts[owner] += last - first
     return tuple(PartTokens(part, count) for part, count in counts.items() if count)
 
 
@@ -162,9 +163,9 @@ class _CutPoints:
     def cut(self, start: int, end: int) -> int | None:
         """The last good cut after `start`, up to `end`; None if there is none."""
         for places in (self.ends, self.specials, self.tokens):
-            found = [at for at in places if start < at <= end]
-            if found:
-                return found[-1]
+            index = bisect_right(places, end) - 1
+            if index >= 0 and places[index] > start:
+                return places[index]
         return None
 
 

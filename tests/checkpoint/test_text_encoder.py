@@ -2,6 +2,7 @@
 
 import threading
 import time
+from bisect import bisect_left
 
 import pytest
 from tokenizers import Tokenizer
@@ -23,7 +24,9 @@ def test_the_ids_and_positions_of_pieces_are_those_of_the_whole(tokenizer: Token
     whole = tokenizer.encode(text, add_special_tokens=False)
     encoder = TextEncoder(tokenizer)
     assert encoder.ids(text) == whole.ids
-    assert list(encoder.starts(text)) == [start for start, _ in whole.offsets]
+    starts = [start for start, _ in whole.offsets]
+    places = [0, 1, 700, 701, 2 * PIECE_CHARACTERS, 2 * PIECE_CHARACTERS, len(text) - 1, len(text), len(text) + 5]
+    assert encoder.count_before(text, places) == [bisect_left(starts, place) for place in places]
 
 
 def test_other_threads_run_while_a_text_is_encoded(tokenizer: Tokenizer) -> None:
