@@ -75,7 +75,8 @@ class ChatRequest:
     Every call in `messages` has an id and is followed by its results, in the order of the calls. `tool_definitions`
     are the client's tool objects, key order kept, for the template; `tools` are the same tools as dialects need them.
     `sampling` None fields were already filled from the checkpoint's defaults; `max_tokens` None means what the window
-    leaves, of text at most the server's default. With `raw_prompts` there are no messages, and each has `n` replies.
+    leaves, of text at most the server's default. With `raw_prompts` there are no messages, and each has `n` replies,
+    which begin with the prompt where `prompt_logprobs`, the number of alternatives of each of its tokens, is set.
     """
 
     id: str
@@ -97,6 +98,7 @@ class ChatRequest:
     cache_salt: str = ""  # cached prefixes are shared by requests with the same salt only
     notes: tuple[Note, ...] = ()  # of the surface that read the request
     raw_prompts: tuple[RawPrompt, ...] = ()
+    prompt_logprobs: int | None = None
 
     @property
     def answers_result(self) -> bool:

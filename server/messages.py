@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True, omit_defau
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
     """Sampling parameters of one sequence; ranges are checked before it is built."""
 
-    max_tokens: int  # at least 1
+    max_tokens: int  # 0: the prompt is computed and nothing is drawn
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     top_k: int = 0  # 0 is off
@@ -96,6 +96,8 @@ class Generate(Message, frozen=True, tag="generate"):
 
     `reply_ids` are the first ids of its reply, written by an engine that has died since: the reply goes on behind them,
     and its Deltas hold what follows. Constraint, reasoning phase, penalties, limits and seed count them as written.
+    `prompt_logprobs` is the number of alternatives reported for each id of the prompt behind the first `num_scored`;
+    the first id of all follows nothing and has no probability.
     """
 
     id: str
@@ -106,6 +108,8 @@ class Generate(Message, frozen=True, tag="generate"):
     reasoning_phase: ReasoningPhase | None = None
     reply_ids: list[int] = []
     cache_salt: str = ""  # cached blocks are shared by sequences with the same salt only
+    prompt_logprobs: int | None = None  # None: no logprobs of the prompt
+    num_scored: int = 1
 
 
 class Abort(Message, frozen=True, tag="abort"):
@@ -139,7 +143,8 @@ class Delta(Message, frozen=True, tag="delta"):
     `token_ids` holds every id, the stop id that ended the sequence included (then `finish` is "stop").
     `logprobs` has one entry for each id if they were requested. `cached` is set in the first Delta only: how many
     prompt ids came from the prefix cache. `forced` counts the ids here that the constraint allowed no alternative to.
-    `stage_times` are those since the last Delta, in order.
+    `stage_times` are those since the last Delta, in order. `prompt_logprobs` are those of the next ids of the prompt,
+    where they were requested; all of them come before the first id.
     """
 
     id: str
@@ -149,6 +154,7 @@ class Delta(Message, frozen=True, tag="delta"):
     cached: int | None = None
     forced: int = 0
     stage_times: tuple[StageTime, ...] = ()
+    prompt_logprobs: list[TokenLogprob] = []
 
 
 class Failed(Message, frozen=True, tag="failed"):

@@ -156,18 +156,26 @@ def build_service(checkpoint: Checkpoint, prompt_builder: PromptBuilder, backend
     think = (checkpoint.think.open, checkpoint.think.close) if checkpoint.think else ()
     tags = [token.text for token in checkpoint.control_tokens if token.id in think]
     vocabulary = Vocabulary(checkpoint.tokenizer, kept=frozenset((*checkpoint.dialect.markers, *tags)))
+    every_token = Vocabulary(checkpoint.tokenizer, kept=frozenset(token.text for token in checkpoint.control_tokens))
     return ChatService(
         prompt_builder.prepare,
         prompt_builder.count,
-        lambda request, prepared: reply_format(checkpoint, vocabulary, request, prepared),
+        lambda request, prepared: reply_format(checkpoint, vocabulary, request, prepared, every_token),
         backend,
     )
 
 
 def reply_format(
-    checkpoint: Checkpoint, vocabulary: Vocabulary, request: ChatRequest, prepared: PreparedRequest
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    request: ChatRequest,
+    prepared: PreparedRequest,
+    every_token: Vocabulary | None = None,
 ) -> ReplyFormat:
-    """How the replies to a prepared prompt are decoded. Where no tool may be called, all text is the answer's."""
+    """How the replies to a prepared prompt are decoded. Where no tool may be called, all text is the answer's.
+
+    `every_token` shows the tokens of raw prompts and their replies.
+    """
     dialect, choice, tools = checkpoint.dialect, request.choice, request.callable_tools
     return ReplyFormat(
         vocabulary,
@@ -181,6 +189,7 @@ def reply_format(
         parser=(lambda: dialect.parser(tools)) if tools else None,
         parallel=choice.parallel,
         free_to_call=frozenset(tool.name for tool in tools) if choice.mode == "auto" else frozenset(),
+        every_token=every_token if request.raw_prompts else None,
         answers_result=request.answers_result,
     )
 
@@ -200,7 +209,7 @@ class Generation:
         self.stage_times: list[list[StageTime]] = [[] for _ in prepared.generates]  # by choice
         self._deadline_s = deadline_s
         self._observers = observers
-        self._decoders = [ReplyDecoder(format) for _ in prepared.generates]
+        self._decoders = [ReplyDecoder(format, _echoed_id(one)) for one in prepared.generates]
         self._streams: dict[int, DeltaStream] = {i: generate(one) for i, one in enumerate(prepared.generates)}
         self._firsts: list[tuple[int, Delta]] = []
         self._cached_tokens = 0
@@ -331,6 +340,11 @@ class Generation:
         stream = self._streams.pop(choice, None)
         if stream is not None:
             await stream.aclose()
+
+
+def _echoed_id(request: Generate) -> int | None:
+    """The first id of a prompt that the reply begins with."""
+    return None if request.prompt_logprobs is None else request.token_ids[0]
 
 
 class _Deadline:

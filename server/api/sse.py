@@ -53,8 +53,8 @@ class Framing(Protocol):
     def frame(self, event: msgspec.Struct) -> bytes:
         """One event."""
 
-    def error(self, error: ApiError) -> bytes:
-        """The error that ends the stream."""
+    def error(self, error: ApiError, request_id: str) -> bytes:
+        """The error that ends the stream of this request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class DataFrames:
         """One unnamed event."""
         return b"data: " + encode(event) + b"\n\n"
 
-    def error(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError, request_id: str) -> bytes:
         """The error object as an event."""
         return self.frame(error.envelope())
 
@@ -99,9 +99,11 @@ class EventStream(StreamingResponse):
         self._pending_writes = 0
         self._done = False
         self._failed = False
+        self._request_id = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the stream. A client that leaves or takes nothing ends it; neither is a fault of the server."""
+        self._request_id = scope.get("state", {}).get("request_id", "")
         try:
             with suppress(ClientGone):
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -128,11 +130,11 @@ class EventStream(StreamingResponse):
             return None
         except ServeError as error:
             self._failed = True
-            return self._framing.error(error_of(error))
+            return self._framing.error(error_of(error), self._request_id)
         except Exception:
             logger.exception("unhandled exception in a stream")
             self._failed = True
-            return self._framing.error(unexpected())
+            return self._framing.error(unexpected(), self._request_id)
 
     async def _write(self, send: Send, data: bytes) -> None:
         """Raises ClientStalled if the client takes nothing for too long."""

@@ -34,6 +34,7 @@ class OpenRequest:
     request: Generate
     inbox: asyncio.Queue[Delta | ServeError] = field(default_factory=asyncio.Queue)
     reply_ids: list[int] = field(default_factory=list)
+    num_scored: int = 0  # ids of the prompt whose logprobs are delivered
     is_admitted: bool = False  # by any engine
     is_over: bool = False  # the reader gets nothing beyond what is in the inbox
     is_sent: bool = False  # to the engine that runs
@@ -45,7 +46,8 @@ class OpenRequest:
 
     def message(self) -> Generate:
         """The request as it is sent: with what is written of its reply."""
-        return msgspec.structs.replace(self.request, reply_ids=list(self.reply_ids))
+        num_scored = self.request.num_scored + self.num_scored
+        return msgspec.structs.replace(self.request, reply_ids=list(self.reply_ids), num_scored=num_scored)
 
     def deliver(self, delta: Delta) -> None:
         """Record what the engine has written, and pass it on."""
@@ -54,6 +56,7 @@ class OpenRequest:
         self.is_admitted = self.is_computed = True
         self.is_over = delta.finish is not None
         self.reply_ids += delta.token_ids
+        self.num_scored += len(delta.prompt_logprobs)
         self.num_proofs += bool(delta.token_ids)
         self.inbox.put_nowait(delta)
 

@@ -59,10 +59,10 @@ def claude(target: AgentTarget) -> AgentCommand:
     return AgentCommand(["claude", "--model", target.model], environment)
 
 
-def opencode(target: AgentTarget) -> AgentCommand:
-    """opencode, by Chat Completions."""
+def opencode(target: AgentTarget, sdk: str = "@ai-sdk/openai-compatible") -> AgentCommand:
+    """opencode, by Chat Completions; by Responses with `@ai-sdk/openai`, by Messages with `@ai-sdk/anthropic`."""
     provider = {
-        "npm": "@ai-sdk/openai-compatible",
+        "npm": sdk,
         "name": "toolwire",
         "options": {"baseURL": f"{target.url}/v1", "apiKey": target.key},
         "models": {target.model: {"name": target.model}},

@@ -62,8 +62,10 @@ def find_refusal(request: Generate, limits: Limits) -> Failed | None:
         what = "this model takes" if largest == limits.max_model_len else "the KV cache of this server holds"
         text = f"{num_prompt} tokens of prompt and up to {num_reply} of reply, but {what} {largest}"
         return Failed(request.id, "too_long", f"{text}; shorten the messages or lower max_tokens")
-    if num_prompt == 0 or num_reply < 1:
-        return Failed(request.id, "unsupported", "there must be at least one token of prompt and one of reply")
+    if num_prompt == 0 or num_reply < 0:
+        return Failed(
+            request.id, "unsupported", "there must be at least one token of prompt, and no fewer than 0 of reply"
+        )
     for name, token_ids in (("the prompt", request.token_ids), ("logit_bias", request.sampling.logit_bias)):
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < limits.vocab_size:
             text = f"{name} has token ids outside this model's vocabulary of {limits.vocab_size}"

@@ -72,7 +72,7 @@ class Cache:
         num_new, num_cached = -(-len(sequence.ids) // size) - len(shared), len(shared) * size
         partial_block = None
         if self.copying:
-            rest = sequence.ids[num_cached : min(num_cached + size, len(sequence.ids) - 1)]
+            rest = sequence.ids[num_cached : min(num_cached + size, sequence.num_reusable)]
             found = self.blocks.find_partial(self._parent(sequence, len(shared)), rest) if rest else None
             if found is not None:
                 partial_block, num_cached = found[0], num_cached + found[1]
@@ -155,7 +155,7 @@ class Cache:
         # The last token is always recomputed: a prompt found whole would leave no logits.
         size = self.blocks.block_size
         hashes = sequence.extend_hashes(len(sequence.ids) // size, size)
-        return hashes[: (len(sequence.ids) - 1) // size]
+        return hashes[: sequence.num_reusable // size]
 
     def _publish_partial(self, sequence: Sequence) -> None:
         """Publish the block that is not full, for copies of its prefix, unless the reply failed."""

@@ -105,7 +105,8 @@ def plan_next(scheduler: Scheduler, step: Step) -> tuple[Step, tuple[int, ...]] 
             continue
         num_alive += 1
         # Log probabilities are read from the logits, which the next step would have overwritten.
-        if row.sampling is None or sequence.drafter is not None or sampling.num_logprobs is not None:
+        has_logprobs = sampling.num_logprobs is not None or row.targets is not None
+        if row.sampling is None or sequence.drafter is not None or has_logprobs:
             return None
         if entry.mask_s > SLOW_MASK_S:
             return None  # what fits into the next step is known only when this one's masks are computed

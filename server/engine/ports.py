@@ -52,7 +52,7 @@ class PendingSamples(Protocol):
     """Sampled ids, possibly still being computed."""
 
     def read(self) -> list[SampledTokens]:
-        """One SampledTokens for each row that has a RowSampling, in row order; waits for them. Raises MemoryError."""
+        """One SampledTokens for each row with a RowSampling or targets, in row order; waits. Raises MemoryError."""
 
 
 class Model(Protocol):

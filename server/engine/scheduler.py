@@ -156,6 +156,8 @@ class Scheduler:
                 self._append_sampled(entry, result)
             else:
                 self.cache.publish(sequence)
+            if sequence.state == "running" and not sequence.num_pending and not sequence.request.sampling.max_tokens:
+                self._end_without_reply(sequence)
 
     def undo(self, step: Step) -> None:
         """Undo a step that ran out of memory: halve the budget, then preempt; a sequence that is alone fails."""
@@ -297,6 +299,13 @@ class Scheduler:
         if reply.finish is not None:
             self.queue.record_finish(len(reply.written_ids))
             self._end(sequence)
+
+    def _end_without_reply(self, sequence: Sequence) -> None:
+        """End a sequence whose prompt alone was to be computed."""
+        sequence.record_stage("prefilled")
+        sequence.reply.finish = "length"
+        self._mail.append(sequence.delta())
+        self._end(sequence)
 
     def _append_forced(self, sequence: Sequence) -> None:
         num_forced = sequence.append_forced()

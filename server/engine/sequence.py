@@ -14,7 +14,7 @@ from server.engine.blocks import chain_hash, root_hash
 from server.engine.drafter import Drafter
 from server.engine.reply import OutputState
 from server.messages import Delta, Generate, Stage, StageTime, TokenLogprob
-from server.model.batch import Row, RowSampling, SampledTokens, TokenHistory
+from server.model.batch import PromptTargets, Row, RowSampling, SampledTokens, TokenHistory
 
 State = Literal["compiling", "waiting", "running", "ended"]
 
@@ -36,6 +36,7 @@ class Sequence:
         self.root_hash = root_hash(request.cache_salt)
         self.hashes: list[bytes] = []  # of the full blocks of `ids`, as far as they were needed
         self.num_computed = 0
+        self.num_scored = len(self.prompt_ids) if request.prompt_logprobs is None else request.num_scored
         self.prefill_end = 0
         self.blocks: list[int] = []
         self.slot: int | None = None
@@ -52,6 +53,7 @@ class Sequence:
         self._num_sent = len(request.reply_ids)
         self._num_forced_sent = 0
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._clock = clock
         self._stage_times = [StageTime("arrived", self.arrived_s)]
 
@@ -65,6 +67,12 @@ class Sequence:
         """Whether tokens known at admission are still to be computed."""
         return self.num_computed < self.prefill_end
 
+    @property
+    def num_reusable(self) -> int:
+        """Tokens that may come from the cache: those whose logits are needed are computed, the last one always."""
+        end = self.num_scored if self.num_scored < len(self.prompt_ids) else len(self.ids)
+        return end - 1
+
     def extend_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """The hashes of at least the first `num_blocks` blocks, which are full; only new ones are computed."""
         hashes, ids = self.hashes, self.ids
@@ -77,13 +85,20 @@ class Sequence:
         """Batch row of the next `count` pending tokens, and drafts behind the last of them."""
         start = self.num_computed
         end = start + count
-        if end < len(self.ids):
-            return Row(self.ids[start:end], start, self.blocks, 0, None, self.slot)
+        targets = self._targets(start, end)
+        if end < len(self.ids) or not self.request.sampling.max_tokens:
+            return Row(self.ids[start:end], start, self.blocks, 0, None, self.slot, targets)
         reply = self.reply
         sampling = RowSampling(
             self.request.sampling, self.seed, self.prompt_ids, reply.written_ids, reply.banned_ids, self.history
         )
-        return Row([*self.ids[start:], *drafts], start, self.blocks, 1 + len(drafts), sampling, self.slot)
+        return Row([*self.ids[start:], *drafts], start, self.blocks, 1 + len(drafts), sampling, self.slot, targets)
+
+    def _targets(self, start: int, end: int) -> PromptTargets | None:
+        """The prompt ids to score behind the tokens `start .. end`."""
+        ids = self.prompt_ids[self.num_scored : end + 1]
+        num_top = self.request.prompt_logprobs
+        return PromptTargets(self.num_scored - 1 - start, ids, num_top) if ids and num_top is not None else None
 
     def draft(self, room: int) -> Ids[int]:
         """Draft ids to verify behind the pending one; often none."""
@@ -98,10 +113,14 @@ class Sequence:
             self.drafter.learn(num_drafts, num_accepted, len(self.ids))
 
     def append_sampled(self, sampled: SampledTokens) -> int:
-        """Append sampled ids up to the end of the reply; returns how many were appended."""
+        """Append sampled ids up to the end of the reply, and logprobs; returns how many ids were appended."""
         reply = self.reply
         if sampled.fault is not None:
             reply.fault = sampled.fault
+            return 0
+        self._prompt_logprobs.extend(sampled.prompt_logprobs)
+        self.num_scored += len(sampled.prompt_logprobs)
+        if not sampled.token_ids:
             return 0
         if not self._prefilled:
             self._prefilled = True
@@ -147,5 +166,7 @@ class Sequence:
             logprobs, self._logprobs = self._logprobs, []
         if reply.finish is not None:
             self.record_stage("ended")
-        stage_times, self._stage_times = self._stage_times, []
-        return Delta(self.id, reply.written_ids[begin:], logprobs, reply.finish, num_cached, forced, tuple(stage_times))
+        stage_times, self._stage_times = tuple(self._stage_times), []
+        scores, self._prompt_logprobs = self._prompt_logprobs, []
+        written_ids = reply.written_ids[begin:]
+        return Delta(self.id, written_ids, logprobs, reply.finish, num_cached, forced, stage_times, scores)

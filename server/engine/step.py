@@ -43,12 +43,12 @@ class Step:
         return any(matcher is not None for matcher in self.matchers)
 
     def results_by_row(self, sampled: Ids[SampledTokens]) -> list[SampledTokens | None]:
-        """The result of each row, None where nothing was sampled. Raises ValueError unless there is one for each."""
+        """The result of each row, None where it has none. Raises ValueError unless there is one for each other row."""
         results = iter(sampled)
-        by_row = [None if row.sampling is None else next(results, None) for row in self.batch.rows]
-        num_sampled = sum(row.sampling is not None for row in self.batch.rows)
-        if len(sampled) != num_sampled:
-            raise ValueError(f"the model returned {len(sampled)} results for {num_sampled} rows")
+        by_row = [next(results, None) if row.has_result else None for row in self.batch.rows]
+        num_results = sum(row.has_result for row in self.batch.rows)
+        if len(sampled) != num_results:
+            raise ValueError(f"the model returned {len(sampled)} results for {num_results} rows")
         return by_row
 
     @property

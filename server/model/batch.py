@@ -30,6 +30,15 @@ class RowSampling:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTargets:
+    """Ids of the prompt to score: `ids[i]` follows the row's token `first + i`."""
+
+    first: int
+    ids: Sequence[int]  # never empty
+    num_top: int  # alternatives reported for each
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One sequence's part of a step: tokens at positions `start .. start + len(token_ids)`.
 
@@ -40,7 +49,7 @@ class Row:
     `num_logits` is 0 in the middle of a prompt, 1 for plain decode, 1 + d where the last d token ids are drafts:
     logits row j then is for the id after token `len(token_ids) - num_logits + j`.
     `blocks` covers every position up to the last computed one. `slot` is that of the recurrent state, for models that
-    have one; the state covers exactly `start` tokens.
+    have one; the state covers exactly `start` tokens. `targets` are scored beside what is sampled.
     """
 
     token_ids: Sequence[int]
@@ -49,6 +58,12 @@ class Row:
     num_logits: int
     sampling: RowSampling | None  # None: num_logits is 0, or the overlapped step's row turned out to be unneeded
     slot: int | None = None
+    targets: PromptTargets | None = None
+
+    @property
+    def has_result(self) -> bool:
+        """Whether anything is sampled or scored."""
+        return self.sampling is not None or self.targets is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +77,12 @@ class Batch:
 class SampledTokens:
     """Result of one row. With d drafts, between 1 and d + 1 ids: the accepted drafts, then one sampled id.
 
+    Without a RowSampling there are no ids, with targets one of `prompt_logprobs` for each.
+
     `fault` is set instead if no id can be sampled (logits not finite, or nothing allowed): that sequence fails alone.
     """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None  # one for each of token_ids, if requested
     fault: str | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()

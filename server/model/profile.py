@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from server.messages import Sampling
-from server.model.batch import Batch, Row, RowSampling
+from server.model.batch import Batch, PromptTargets, Row, RowSampling
 from server.model.loading.loaded_model import LoadedModel
 from server.model.runner import Runner
 
@@ -41,8 +41,9 @@ def measure_step(loaded: LoadedModel, largest: StepSize) -> int:
         return _measure_on_cuda(loaded, largest)
     tokens, rows = min(largest.tokens, SAMPLE_TOKENS), min(largest.rows, SAMPLE_ROWS)
     prompt = _count(loaded, _prompt(tokens, largest.block_size), largest.block_size)
+    scored = _count(loaded, _prompt(tokens, largest.block_size, scored=True), largest.block_size)
     decode = _count(loaded, _decode(rows), largest.block_size)
-    return max(prompt * largest.tokens // tokens, decode * largest.rows // rows)
+    return max(prompt * largest.tokens // tokens, scored, decode * largest.rows // rows)
 
 
 class AllocationMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -81,7 +82,7 @@ def _count(loaded: LoadedModel, batch: Batch, block_size: int) -> int:
 
 def _measure_on_cuda(loaded: LoadedModel, largest: StepSize) -> int:
     peak = 0
-    for batch in (_prompt(largest.tokens, largest.block_size), _decode(largest.rows)):
+    for batch in (_prompt(largest.tokens, largest.block_size, scored=True), _decode(largest.rows)):
         runner = _runner(loaded, batch, largest.block_size)
         torch.cuda.synchronize(loaded.device)
         torch.cuda.reset_peak_memory_stats(loaded.device)
@@ -122,9 +123,10 @@ def _runner(loaded: LoadedModel, batch: Batch, block_size: int) -> Runner:
     return Runner(loaded, num_blocks, block_size, num_slots)
 
 
-def _prompt(num_tokens: int, block_size: int) -> Batch:
+def _prompt(num_tokens: int, block_size: int, scored: bool = False) -> Batch:
     blocks = range(-(-num_tokens // block_size))
-    return Batch((Row([0] * num_tokens, 0, blocks, 1, _row_sampling(WORST_CASE_SAMPLING[0]), 0),))
+    targets = PromptTargets(0, [0] * num_tokens, 20) if scored else None
+    return Batch((Row([0] * num_tokens, 0, blocks, 1, _row_sampling(WORST_CASE_SAMPLING[0]), 0, targets),))
 
 
 def _decode(num_rows: int) -> Batch:

@@ -1,7 +1,8 @@
 """Executes a Batch: tensors, one forward pass, sampled ids."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from server.model.kernel_selection import choose_kernels
 from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow, plan_states
 from server.model.loading.loaded_model import LoadedModel
 from server.model.sampling.grammar import Masks
+from server.model.sampling.prompt_scores import PromptScores, merge_scores, piece_lines, score_prompt
 from server.model.sampling.sampler import PendingSamples, SamplingRow, is_greedy, sample_ids
 
 
@@ -33,6 +35,7 @@ class Ticket:
     logits: Tensor | None  # [lines, vocab]; None if they are computed when the sampling settings are known
     hidden: Tensor | None = None  # [lines, hidden], if logits is None
     decoded: DecodeOutput | None = None  # for a step on static buffers
+    scores: Mapping[int, PromptScores] = field(default_factory=dict)  # by row
 
 
 class DecodePath(Protocol):
@@ -90,6 +93,12 @@ class Runner:
         `batch` is the launched one, with final sampling settings. Called once for a ticket, before the next launch.
         Raises MemoryError.
         """
+        samples = self._sample(ticket, batch, masks)
+        if ticket.scores:
+            samples.add_scores = partial(merge_scores, batch.rows, ticket.scores)
+        return samples
+
+    def _sample(self, ticket: Ticket, batch: Batch, masks: Masks | None) -> PendingSamples:
         rows = _sampling_rows(batch.rows)
         is_plain = masks is None and all(is_greedy(row.sampling) for row in rows)
         with as_memory_error(), torch.inference_mode():
@@ -137,10 +146,22 @@ class Runner:
         order = sorted(range(len(rows)), key=lambda i: _sort_key(rows[i]))
         with as_memory_error(), torch.inference_mode():
             hidden = self._compute([rows[i] for i in order], ids if ids is None else ids[to_device(order, ids.device)])
+            scores = self._score(hidden, rows, order)
             hidden = hidden[to_device(_logit_lines(rows, order), hidden.device)]
             if isinstance(self._loaded.head, NativeHead):
-                return Ticket(None, hidden)
-            return Ticket(self._loaded.head(hidden))
+                return Ticket(None, hidden, scores=scores)
+            return Ticket(self._loaded.head(hidden), scores=scores)
+
+    def _score(self, hidden: Tensor, rows: Sequence[Row], order: Sequence[int]) -> dict[int, PromptScores]:
+        """Log probabilities of the rows' targets; `hidden` has the rows in this order."""
+        scores, end, size = dict[int, PromptScores](), 0, piece_lines(self._loaded.vocab_size)
+        for i in order:
+            begin, end = end, end + len(rows[i].token_ids)
+            targets = rows[i].targets
+            if targets is not None:
+                lines = hidden[begin + targets.first : begin + targets.first + len(targets.ids)]
+                scores[i] = score_prompt(lines, self._loaded.head, targets, size)
+        return scores
 
     def _compute(self, rows: Sequence[Row], device_ids: Tensor | None) -> Tensor:
         """Hidden states of all tokens, [num_tokens, hidden]; `device_ids` as `ids` of `_launch`."""

@@ -17,7 +17,7 @@ from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.template import RenderedText
 from server.dialects.base import ConstraintSpec
 from server.dialects.schema.compiled import schema_notes
-from server.errors import PromptTooLong
+from server.errors import BadRequest, PromptTooLong
 from server.messages import Generate
 from server.notes import Note, bounded
 from server.prompt import window
@@ -26,6 +26,8 @@ from server.prompt.reasoning import call_openers, find_thinking, reasoning_phase
 from server.prompt.render import Prompt, Renderer, TemplateInput
 from server.prompt.token_attribution import attribute
 from server.settings import Settings
+
+MAX_PROMPT_SCORES = 1 << 20  # of one request: some 100 MB while its reply is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +99,25 @@ class PromptBuilder:
         return self._part_tokens(fitted)
 
     def _prepare_raw(self, request: ChatRequest) -> PreparedRequest:
-        """Raises PromptTooLong."""
+        """Raises PromptTooLong, BadRequest for more logprobs than a reply may have."""
         generates: list[Generate] = []
         num_tokens = 0
         for position, prompt in enumerate(request.raw_prompts):
-            token_ids = self._encode_raw(prompt)
+            token_ids = self._encode_raw(prompt, 0 if request.max_tokens == 0 else window.MIN_REPLY_TOKENS)
             num_tokens += len(token_ids)
-            limit = self.window.limit
-            max_tokens = window.reply_tokens(limit, len(token_ids), request.max_tokens, self._max_new_tokens)
+            limit, max_tokens = self.window.limit, 0
+            if request.max_tokens != 0:
+                max_tokens = window.reply_tokens(limit, len(token_ids), request.max_tokens, self._max_new_tokens)
             one = replace(request, id=f"{request.id}-{position}")
             generates += (
-                msgspec.structs.replace(generate, stop_ids=(*generate.stop_ids, *prompt.stop_ids))
+                msgspec.structs.replace(
+                    generate,
+                    stop_ids=(*generate.stop_ids, *prompt.stop_ids),
+                    prompt_logprobs=request.prompt_logprobs,
+                )
                 for generate in self._generates(one, token_ids, "off", max_tokens, ())
             )
+        _check_scores(request, num_tokens)
         return PreparedRequest(
             generates=tuple(generates),
             prompt_tokens=num_tokens,
@@ -118,7 +126,7 @@ class PromptBuilder:
             num_prompts=len(request.raw_prompts),
         )
 
-    def _encode_raw(self, prompt: RawPrompt) -> list[int]:
+    def _encode_raw(self, prompt: RawPrompt, min_reply: int) -> list[int]:
         """The prompt's ids. Raises PromptTooLong, of a text that is certainly too long before it is encoded."""
         encoder, limit = self._checkpoint.encoder, self.window.limit
         texts = [part for part in prompt.parts if isinstance(part, str)]
@@ -129,7 +137,7 @@ class PromptBuilder:
             for part in prompt.parts
             for token_id in (encoder.encode(RenderedText(part)) if isinstance(part, str) else part)
         ]
-        if not window.fits(limit, len(token_ids)):
+        if len(token_ids) + min_reply > limit:
             raise _raw_too_long(limit, len(token_ids), at_least=False)
         return token_ids
 
@@ -202,6 +210,17 @@ class PromptBuilder:
             )
             for i in range(request.n)
         )
+
+
+def _check_scores(request: ChatRequest, num_tokens: int) -> None:
+    num_scores = request.n * num_tokens * (1 + (request.prompt_logprobs or 0))
+    if request.prompt_logprobs is not None and num_scores > MAX_PROMPT_SCORES:
+        text = (
+            f"'echo' with 'logprobs' gives at most {MAX_PROMPT_SCORES} values in one reply, but {num_scores} are asked "
+        )
+        text += f"for: {num_tokens} tokens of prompt, each with {request.prompt_logprobs} alternatives"
+        text += f", in {request.n} choices" * (request.n > 1)
+        raise BadRequest(f"{text}. Send fewer prompts in a request, or lower 'logprobs'.", param="logprobs")
 
 
 def _raw_too_long(limit: int, num_tokens: int, at_least: bool) -> PromptTooLong:

@@ -46,6 +46,7 @@ class ReplyFormat:
     parser: Callable[[], Parser] | None = None
     parallel: bool = True  # False: the reply ends after its first call
     free_to_call: frozenset[str] = frozenset()  # tools that may be called and need not be
+    every_token: Vocabulary | None = None  # shows all ids, control tokens too: each of them is to have its logprob
     answers_result: bool = False  # after a tool's result thoughts usually name the tool without planning a call
 
 
@@ -71,11 +72,15 @@ class ReplyDecoder:
 
     The events are those of `server.events`, ended by one `Ended`; any cutting of the ids into Deltas gives the same
     ones, adjacent pieces joined. Once `over` is set no further id is needed: the sequence may be aborted.
+    `echoed_id` is the first of a prompt that the reply begins with; its other ids come with the Deltas.
     """
 
-    def __init__(self, format: ReplyFormat) -> None:
+    def __init__(self, format: ReplyFormat, echoed_id: int | None = None) -> None:
         self._format = format
+        self._scored_vocabulary = format.every_token or format.vocabulary
         self._text = TextStream(format.vocabulary)
+        self._prompt_text = TextStream(self._scored_vocabulary)
+        self._echoed_id = echoed_id
         self._think = ThinkSpan(format.thinking, (THINK_OPEN, THINK_CLOSE), format.call_markers)
         self._halts = StopStrings(format.halts)
         self._parser = format.parser() if format.parser else None
@@ -97,7 +102,7 @@ class ReplyDecoder:
 
     def feed(self, delta: Delta) -> list[ParsedEvent]:
         """The events that these ids settle."""
-        events: list[ParsedEvent] = []
+        events = self._echo(delta.prompt_logprobs)
         scores: list[TokenLogprob] | list[None] = delta.logprobs or [None] * len(delta.token_ids)
         last = len(delta.token_ids) - 1
         for position, (token_id, score) in enumerate(zip(delta.token_ids, scores, strict=True)):
@@ -107,6 +112,8 @@ class ReplyDecoder:
             ends = delta.finish == "stop" and position == last and token_id in self._format.stop_ids
             if not ends:
                 events += self._feed_token(token_id, score)
+            elif score is not None and self._format.every_token is not None:
+                self._pending.append((self._scored(score), ""))
         if delta.finish is not None and not self.over:
             events += self.close(delta.finish)
         return _joined(events)
@@ -123,9 +130,17 @@ class ReplyDecoder:
             events += self._parse(self._halts.close())
         return _joined(events if self.over else events + self._end())
 
+    def _echo(self, scores: Sequence[TokenLogprob]) -> list[ParsedEvent]:
+        """The text of a piece of the prompt. Its first token has no logprob; it counts as certain here."""
+        if self._echoed_id is not None:
+            scores, self._echoed_id = (TokenLogprob(self._echoed_id, 0.0), *scores), None
+        tokens = [self._scored(score) for score in scores]
+        text = "".join(self._prompt_text.feed(score.token_id) for score in scores)
+        return [ParsedEvent(Text(text), tuple(tokens))] if tokens else []
+
     def _feed_token(self, token_id: int, score: TokenLogprob | None) -> list[ParsedEvent]:
         text = self._text.feed(token_id)
-        if score is not None and not self._format.vocabulary.drops(token_id):
+        if score is not None and not self._scored_vocabulary.drops(token_id):
             self._pending.append((self._scored(score), text))
         was_inside = self._think.inside
         events: list[ParsedEvent] = []
@@ -216,7 +231,10 @@ class ReplyDecoder:
     def _finished(self, uncalled: MissedToolCall | None = None) -> list[ParsedEvent]:
         self.over = True
         reason: FinishReason = "length" if self._cut else "tool_calls" if self.calls else "stop"
-        return [ParsedEvent(Ended(reason, uncalled, self._stops.matched))]
+        # Tokens that wrote no text: the stop id, control tokens, half a character.
+        silent = self._format.every_token is not None and self._stops.matched is None
+        tokens = self._take_pending() if silent else ()
+        return [ParsedEvent(Ended(reason, uncalled, self._stops.matched), tokens)]
 
     def _uncalled(self) -> MissedToolCall | None:
         named = named_in("".join(self._thoughts), self._format.free_to_call)
@@ -225,7 +243,7 @@ class ReplyDecoder:
         return MissedToolCall(named, self._blank) if noted else None
 
     def _scored(self, score: TokenLogprob) -> ScoredToken:
-        piece = self._format.vocabulary.piece
+        piece = self._scored_vocabulary.piece
         top = tuple((piece(token_id), logprob) for token_id, logprob in score.top)
         return ScoredToken(piece(score.token_id), score.logprob, top)
 

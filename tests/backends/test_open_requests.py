@@ -2,7 +2,7 @@
 
 from server.backends.open_requests import MAX_DEATHS, OpenRequest, OpenRequests
 from server.errors import RequestFailed
-from server.messages import Delta, Generate, Sampling, StageTime
+from server.messages import Delta, Generate, Sampling, StageTime, TokenLogprob
 
 
 def opened(requests: OpenRequests, *names: str) -> list[OpenRequest]:
@@ -98,3 +98,14 @@ def test_to_the_reader_another_engine_is_a_preemption() -> None:
     assert (first.cached, again.cached) == (3, None)
     assert [time.stage for time in again.stage_times] == ["preempted", "resumed"]
     assert again.stage_times[1].time_s == 6.0
+
+
+def test_logprobs_of_a_prompt_are_not_sent_twice() -> None:
+    """An engine that takes over would score the whole prompt again, and its client would get parts of it twice."""
+    requests = OpenRequests()
+    one = requests.open(Generate("a", [1, 2, 3, 4, 5], Sampling(max_tokens=1), prompt_logprobs=0))
+    assert due(requests) == ["a"]
+    one.deliver(Delta("a", cached=0))
+    one.deliver(Delta("a", prompt_logprobs=[TokenLogprob(2, -1.0), TokenLogprob(3, -1.0)]))
+    requests.engine_died()
+    assert one.message().num_scored == 3

@@ -100,6 +100,11 @@ class ToyGrammars:
         return rows if any(row is not None for row in rows) else None
 
 
+def score_of(before: Sequence[int], token_id: int) -> TokenLogprob:
+    """The toy's logprob of an id of the prompt, which depends on every id before it."""
+    return TokenLogprob(token_id, -float(sum(place * one for place, one in enumerate(before, 1)) % 97))
+
+
 @dataclass
 class ToySamples:
     """`ids` has the last one of each row."""
@@ -159,12 +164,20 @@ class ToyModel:
         assert [row.start for row in ticket.rows] == [row.start for row in batch.rows]
         # A row that was computed ahead holds the right ids only in the ticket, as on a device.
         rows = [replace(row, token_ids=was.token_ids) for row, was in zip(batch.rows, ticket.rows, strict=True)]
-        rows = [row for row in rows if row.sampling is not None]
-        assert masks is None or len(masks) == len(rows)
-        sampled = [self._sample(row, None if masks is None else masks[index]) for index, row in enumerate(rows)]
-        last = iter(sampled)
-        ids = [next(last).token_ids[-1:] if row.sampling is not None else () for row in batch.rows]
-        return ToySamples(sampled, [one[0] if one else 0 for one in ids])
+        num_sampled = sum(row.sampling is not None for row in rows)
+        assert masks is None or len(masks) == num_sampled
+        due = iter([None] * num_sampled if masks is None else masks)
+        results = [
+            replace(
+                SampledTokens() if row.sampling is None else self._sample(row, next(due)),
+                prompt_logprobs=self._scores(row),
+            )
+            for row in rows
+            if row.has_result
+        ]
+        last = iter(results)
+        ids = [next(last).token_ids[-1:] if row.has_result else () for row in batch.rows]
+        return ToySamples(results, [one[0] if one else 0 for one in ids])
 
     def copy_state(self, source: int, target: int) -> None:
         self.states[target] = list(self.states[source])
@@ -214,6 +227,14 @@ class ToyModel:
             if index < num_drafts and ids[-1] != drafts[index]:
                 break
         return SampledTokens(tuple(ids), self._logprobs(sampling, ids))
+
+    def _scores(self, row: Row) -> tuple[TokenLogprob, ...]:
+        if row.targets is None:
+            return ()
+        begin = row.start + row.targets.first + 1
+        assert row.start < begin and begin + len(row.targets.ids) - 1 <= row.start + len(row.token_ids)
+        context = self._read(row, row.start + len(row.token_ids))
+        return tuple(score_of(context[: begin + i], token_id) for i, token_id in enumerate(row.targets.ids))
 
     def _logprobs(self, sampling: RowSampling, ids: list[int]) -> tuple[TokenLogprob, ...] | None:
         if sampling.params.num_logprobs is None:

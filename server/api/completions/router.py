@@ -98,6 +98,7 @@ _REQUESTS: Mapping[str, Any] = {
     "text": {"model": "toolwire-demo", "prompt": "Once upon a time", "max_tokens": 32},
     "several": {"model": "toolwire-demo", "prompt": ["One,", "Two,"], "n": 2, "stream": True},
     "token ids": {"model": "toolwire-demo", "prompt": [9707, 11], "echo": True},
+    "scored prompt": {"model": "toolwire-demo", "prompt": "It is sunny.", "echo": True, "logprobs": 1, "max_tokens": 0},
     "fill in the middle": {"model": "toolwire-demo", "prompt": "def add(a, b):\n", "suffix": "\n    return total\n"},
 }
 _EXAMPLE = Completion(
@@ -107,12 +108,24 @@ _EXAMPLE = Completion(
     [CompletionChoice(0, " there was a server.", finish_reason="stop")],
     usage=Usage(4, 6, 10, PromptDetails(), CompletionDetails()),
 )
+_STREAM = b"".join(
+    map(
+        DATA_FRAMES.frame,
+        (
+            Completion(_EXAMPLE.id, _EXAMPLE.created, _EXAMPLE.model, [CompletionChoice(0, " there was a server.")]),
+            Completion(_EXAMPLE.id, _EXAMPLE.created, _EXAMPLE.model, [CompletionChoice(0, "", finish_reason="stop")]),
+        ),
+    )
+)
 _EVENTS = "Each event is `data: ` and a chunk in the form of the reply, the last `data: [DONE]`."
 _REPLY = {
     "description": "The reply, or with `stream` its chunks as server-sent events.",
     "headers": REQUEST_ID,
     "content": {
         "application/json": {"schema": ref(Completion), "example": msgspec.to_builtins(_EXAMPLE)},
-        "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}},
+        "text/event-stream": {
+            "schema": {"type": "string", "description": _EVENTS},
+            "example": (_STREAM + DATA_FRAMES.end).decode(),
+        },
     },
 }

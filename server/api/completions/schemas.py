@@ -62,13 +62,15 @@ class CompletionsRequest(Part):
     model: str
     prompt: Prompts
     suffix: str | None = Field(None, description="Text behind the completion, for models that fill in the middle.")
-    max_tokens: Annotated[int, Between(1), or_unlimited] | None = Field(
-        None, description="16 if left out; -1: what the window leaves."
+    max_tokens: Annotated[int, Between(0), or_unlimited] | None = Field(
+        None, description="16 if left out; -1: what the window leaves; 0 with `echo`: the prompt alone."
     )
     n: Annotated[int, Between(1, MAX_CHOICES)] | None = None
     best_of: Annotated[int, Between(1, MAX_CHOICES)] | None = Field(None, description="Equal to `n`, or left out.")
     echo: bool | None = Field(None, description="The text begins with the prompt.")
-    logprobs: Annotated[int, Between(0, 20)] | None = Field(None, description="Alternatives of each token.")
+    logprobs: Annotated[int, Between(0, 20)] | None = Field(
+        None, description="Alternatives of each token, with `echo` of the prompt's too."
+    )
     stop: Stop | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -113,9 +115,9 @@ def _check_together(request: CompletionsRequest) -> None:
     if n * len(request.prompt) > MAX_CHOICES:
         text = f"Invalid 'n': {len(request.prompt)} prompts of {n} completions are more than {MAX_CHOICES}."
         raise bad(text, "n", "invalid_value")
-    if request.echo and request.logprobs is not None:
-        text = "'echo' with 'logprobs' is not supported: tokens of the prompt have no logprobs here."
-        raise bad(text, "echo", "unsupported_value")
+    if request.max_tokens == 0 and not request.echo:
+        text = "Invalid 'max_tokens': 0 tokens are a reply only with 'echo'; ask for 1 at least, or set 'echo'."
+        raise bad(text, "max_tokens", "invalid_value")
     if request.suffix is not None and any(not isinstance(prompt, str) for prompt in request.prompt):
         raise bad("'suffix' needs a prompt of text, not of token ids.", "suffix", "invalid_value")
     if request.stream_options is not None and not request.stream:

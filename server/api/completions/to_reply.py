@@ -1,5 +1,6 @@
 """Events become chunks of text, and chunks become the whole reply: one path for both."""
 
+import codecs
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,15 @@ from server.service import ChoiceEvent, Generation, TokenUsage
 
 @dataclass(frozen=True, slots=True)
 class CompletionStyle:
-    """How a reply is to be written, as the request says. `echoed` are the prompts' texts, where they come first."""
+    """How a reply is to be written, as the request says. `echoed` are the prompts' texts, where they come first.
+
+    With `scores_prompt` the reply's text itself begins with the prompt.
+    """
 
     model: str
     include_usage: bool = False  # streams only
     logprobs: bool = False
+    scores_prompt: bool = False
     echoed: tuple[str, ...] = ()
 
 
@@ -34,7 +39,7 @@ class CompletionWriter:
     notes: Sequence[Note] = ()
     _id: str = field(default_factory=lambda: f"cmpl-{new_id()}", init=False)
     _created: int = field(default_factory=lambda: int(time.time()), init=False)
-    _offsets: dict[int, int] = field(default_factory=dict, init=False)  # characters of each choice so far
+    _texts: dict[int, "ChoiceText"] = field(default_factory=dict, init=False)  # by choice
 
     def open(self) -> list[Completion]:
         """The echoed prompts, one chunk a choice."""
@@ -52,7 +57,7 @@ class CompletionWriter:
                 logprobs = self._logprobs(index, received.parsed.tokens) if self.style.logprobs else None
                 return [self._chunk(CompletionChoice(index, text, logprobs))]
             case Ended(finish):
-                logprobs = self._logprobs(index, ()) if self.style.logprobs else None
+                logprobs = self._logprobs(index, received.parsed.tokens) if self.style.logprobs else None
                 return [self._chunk(CompletionChoice(index, "", logprobs, "length" if finish == "length" else "stop"))]
             case _:
                 raise AssertionError(f"a completion has no {type(event).__name__}")
@@ -74,14 +79,30 @@ class CompletionWriter:
 
     def _logprobs(self, index: int, tokens: Iterable[ScoredToken]) -> CompletionLogprobs:
         logprobs = CompletionLogprobs([], [], [], [])
+        written = self._texts.setdefault(index, ChoiceText())
         for token in tokens:
-            shown = show(token.piece)
-            logprobs.tokens.append(shown)
-            logprobs.token_logprobs.append(token.logprob)
-            logprobs.top_logprobs.append({show(piece): logprob for piece, logprob in token.top})
-            logprobs.text_offset.append(self._offsets.get(index, 0))
-            self._offsets[index] = self._offsets.get(index, 0) + len(shown)
+            is_given = self.style.scores_prompt and written.num_tokens == 0
+            logprobs.tokens.append(show(token.piece))
+            logprobs.token_logprobs.append(None if is_given else token.logprob)
+            logprobs.top_logprobs.append(None if is_given else _alternatives(token))
+            logprobs.text_offset.append(written.feed(token.piece))
         return logprobs
+
+
+@dataclass(slots=True)
+class ChoiceText:
+    """Tokens of one choice so far, counted."""
+
+    num_tokens: int = 0
+    num_characters: int = 0
+    _utf8: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    def feed(self, piece: bytes) -> int:
+        """Where the token that writes these bytes begins: behind the characters that are complete before it."""
+        begin = self.num_characters
+        self.num_tokens += 1
+        self.num_characters += len(self._utf8.decode(piece))
+        return begin
 
 
 def completion_chunks(generation: Generation, style: CompletionStyle) -> AsyncGenerator[list[Completion], None]:
@@ -119,3 +140,11 @@ def _joined(old: CompletionLogprobs | None, new: CompletionLogprobs | None) -> C
     old.top_logprobs += new.top_logprobs
     old.text_offset += new.text_offset
     return old
+
+
+def _alternatives(token: ScoredToken) -> dict[str, float]:
+    """The likeliest tokens and the token itself. Of several that are written alike the likeliest counts."""
+    shown: dict[str, float] = {}
+    for piece, logprob in (*token.top, (token.piece, token.logprob)):
+        shown.setdefault(show(piece), logprob)
+    return shown

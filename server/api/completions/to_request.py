@@ -24,7 +24,7 @@ class CompletionsMapper:
 
     def to_request(self, request: CompletionsRequest) -> ChatRequest:
         """The internal form. Raises RequestRefused."""
-        limit = request.max_tokens or DEFAULT_MAX_TOKENS
+        limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         return ChatRequest(
             id=secrets.token_hex(12),
             messages=(),
@@ -35,6 +35,7 @@ class CompletionsMapper:
             on_overflow="refuse",
             cache_salt=request.cache_salt or "",
             raw_prompts=tuple(self._raw_prompt(prompt, request.suffix) for prompt in request.prompt),
+            prompt_logprobs=request.logprobs if request.echo else None,
         )
 
     def style(self, request: CompletionsRequest) -> CompletionStyle:
@@ -44,7 +45,8 @@ class CompletionsMapper:
             model=request.model,
             include_usage=bool(request.stream and options and options.include_usage),
             logprobs=request.logprobs is not None,
-            echoed=tuple(map(self._text_of, request.prompt)) if request.echo else (),
+            scores_prompt=request.logprobs is not None and bool(request.echo),
+            echoed=tuple(map(self._text_of, request.prompt)) if request.echo and request.logprobs is None else (),
         )
 
     def _raw_prompt(self, prompt: Prompt, suffix: str | None) -> RawPrompt:

@@ -9,11 +9,14 @@ from server.api.chat.wire import Notes, Usage
 
 
 class CompletionLogprobs(msgspec.Struct):
-    """Tokens of a text. `text_offset` is where in the choice's text each begins, in characters."""
+    """Tokens of a text. `text_offset` is where in the choice's text each begins, in characters.
+
+    An echoed prompt's first token follows nothing: its logprob and alternatives are null.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

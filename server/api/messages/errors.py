@@ -40,7 +40,7 @@ def anthropic_response(error: ApiError, request_id: str) -> Response:
     return json_response(anthropic_error(error, request_id), status_of(error), error.headers)
 
 
-def anthropic_error(error: ApiError, request_id: str | None = None) -> AnthropicErrorBody:
+def anthropic_error(error: ApiError, request_id: str) -> AnthropicErrorBody:
     """The envelope. Programs know by the words of a prompt too long that they must shorten the conversation."""
     status = status_of(error)
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
@@ -70,6 +70,6 @@ class MessageFrames:
         name = str(event.__struct_config__.tag).encode()
         return b"event: " + name + b"\ndata: " + encode(event) + b"\n\n"
 
-    def error(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError, request_id: str) -> bytes:
         """The envelope as an event."""
-        return self.frame(anthropic_error(error))
+        return self.frame(anthropic_error(error, request_id))

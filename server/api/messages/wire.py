@@ -160,7 +160,7 @@ class AnthropicErrorBody(msgspec.Struct, tag_field="type", tag="error"):
     """Envelope of an error, as a body and as an event of a stream."""
 
     error: AnthropicError
-    request_id: str | None = None
+    request_id: str
 
 
 class AnthropicModel(msgspec.Struct, tag_field="type", tag="model"):

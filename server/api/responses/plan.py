@@ -36,7 +36,7 @@ class ResponseFrames:
         self._last = event
         return frame_of(event)
 
-    def error(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError, request_id: str) -> bytes:
         """An unhandled exception; what `response.failed` has said is not said again."""
         if isinstance(self._last, EndEvent):
             return b""

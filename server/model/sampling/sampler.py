@@ -15,7 +15,7 @@ Log probabilities are those of the model's raw logits, before temperature, penal
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,9 @@ class PendingSamples:
     def __init__(self, ids: Tensor, rows: Sequence[SamplingRow], logprobs: "_RawLogprobs | None" = None) -> None:
         """`ids` int64 [lines]: NOT_FINITE or NO_ALLOWED_ID where there is no id."""
         self.ids = ids
+        self.add_scores: Callable[[list[SampledTokens]], list[SampledTokens]] | None = (
+            None  # of prompts in the same step
+        )
         self._rows = rows
         self._logprobs = logprobs
         # Into pinned memory; `read` waits for this copy only, not for work launched later.
@@ -70,12 +73,13 @@ class PendingSamples:
             self._event.record()
 
     def read(self) -> list[SampledTokens]:
-        """One SampledTokens a row, in row order. Waits for the device; raises MemoryError."""
+        """One SampledTokens a row, in row order, prompts that are only scored included. Waits; raises MemoryError."""
         if self._event is not None:
             self._event.synchronize()
         with as_memory_error():  # log probabilities are read from the device
             ids: list[int] = self._copy.tolist()
-            return accept_drafts(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
+            sampled = accept_drafts(ids, [FAULTS.get(one) for one in ids], self._rows, self._logprobs)
+            return sampled if self.add_scores is None else self.add_scores(sampled)
 
 
 def sample_ids(logits: Tensor, rows: Sequence[SamplingRow], masks: Masks | None) -> PendingSamples:

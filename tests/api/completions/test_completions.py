@@ -105,6 +105,62 @@ async def test_logprobs_in_the_old_shape(serve: Serve, ids_of: IdsOf) -> None:
     assert logprobs["top_logprobs"][1] == {" big": -0.5, "Hello": -1.5}
 
 
+def echo_scores(checkpoint: Checkpoint, reply: list[int]) -> Callable[[Generate], Script]:
+    """Scores of every prompt in pieces of three ids, then this reply and the stop id, scored too."""
+
+    def write(request: Generate) -> Script:
+        assert request.prompt_logprobs == request.sampling.num_logprobs == 1
+        scores = [TokenLogprob(one, -1.0, ((request.token_ids[0], -0.5),)) for one in request.token_ids[1:]]
+        pieces = [Delta("", prompt_logprobs=scores[at : at + 3]) for at in range(0, len(scores), 3)]
+        if request.sampling.max_tokens == 0:
+            return [Delta("", cached=0), *pieces, Delta("", finish="length")]
+        ids = [*reply, checkpoint.stop_ids[0]]
+        end = Delta("", ids, logprobs=[TokenLogprob(one, -2.0, ((one, -2.0),)) for one in ids], finish="stop")
+        return [Delta("", cached=0), *pieces, end]
+
+    return write
+
+
+@pytest.mark.parametrize("max_tokens", [0, 4])
+async def test_an_echoed_prompt_has_logprobs_whole_and_streamed(
+    serve: Serve, ids_of: IdsOf, checkpoint: Checkpoint, max_tokens: int
+) -> None:
+    """Harnesses count the scores: each id has its own, the first, control tokens and the last too."""
+    prompts = [[*ids_of("ab 🌊 cd"), checkpoint.marker_ids["<|im_end|>"]], ids_of("ef")]
+    fields: dict[str, Any] = {"prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": max_tokens, "n": 2}
+    async with serve(echo_scores(checkpoint, ids_of(" end"))) as served:
+        whole = (await send(served, **fields)).json()  # the SDK's type knows no null for the first token
+        stream = [json.loads(one) for one in events_of((await send(served, stream=True, **fields)).text)]
+    for choice in whole["choices"]:
+        prompt, logprobs = prompts[choice["index"] // 2], choice["logprobs"]
+        num_written = len(ids_of(" end")) + 1 if max_tokens else 0
+        assert logprobs["token_logprobs"] == [None, *[-1.0] * (len(prompt) - 1), *[-2.0] * num_written]
+        assert choice["text"] == checkpoint.tokenizer.decode(prompt, skip_special_tokens=False) + " end" * bool(
+            max_tokens
+        )
+        assert logprobs["top_logprobs"][0] is None and len(logprobs["tokens"]) == len(logprobs["text_offset"])
+        parts = [one["logprobs"] for chunk in stream for one in chunk["choices"] if one["index"] == choice["index"]]
+        assert {key: [item for part in parts for item in part[key]] for key in logprobs} == logprobs
+    first = whole["choices"][0]
+    wave = first["text"].index("🌊") - 1  # its first token has the space before it
+    offsets = first["logprobs"]["text_offset"]
+    assert offsets[:2] == [0, 2] and first["text"].index(" cd") in offsets and offsets.count(wave + 1) >= 1
+    assert first["logprobs"]["top_logprobs"][1] == {"ab": -0.5, first["logprobs"]["tokens"][1]: -1.0}
+    assert first["logprobs"]["tokens"][len(prompts[0]) - 1] == "<|im_end|>"
+    assert whole["usage"]["completion_tokens"] == (4 * (len(ids_of(" end")) + 1) if max_tokens else 0)
+    assert first["finish_reason"] == ("stop" if max_tokens else "length")
+
+
+async def test_an_echoed_prompt_may_fill_the_window(serve: Serve, checkpoint: Checkpoint) -> None:
+    """Without a reply no place needs to be left for one."""
+    prompt = [5] * checkpoint.max_model_len
+    async with serve(echo_scores(checkpoint, [])) as served:
+        fits = await send(served, prompt=prompt, echo=True, logprobs=1, max_tokens=0)
+        refused = await send(served, prompt=prompt, echo=True, logprobs=1, max_tokens=1)
+    assert (fits.status_code, refused.status_code) == (200, 400)
+    assert len(fits.json()["choices"][0]["logprobs"]["tokens"]) == checkpoint.max_model_len
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no prompt": ({"prompt": None}, "prompt"),
     "an empty prompt": ({"prompt": ""}, "prompt[0]"),
@@ -114,7 +170,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a negative id": ({"prompt": [-1]}, "prompt"),
     "best_of": ({"best_of": 2}, "best_of"),
     "too many choices": ({"prompt": ["a"] * 65, "n": 2}, "n"),
-    "echo with logprobs": ({"echo": True, "logprobs": 0}, "echo"),
+    "no reply and no echo": ({"max_tokens": 0}, "max_tokens"),
+    "too many logprobs": ({"prompt": [[1] * 4000] * 8, "n": 4, "echo": True, "logprobs": 20}, "logprobs"),
     "a suffix of ids": ({"prompt": [1], "suffix": "a"}, "suffix"),
     "too long": ({"prompt": "word " * 50000}, "prompt"),
 }

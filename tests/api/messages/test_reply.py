@@ -90,6 +90,7 @@ async def test_usage_counts_cached_tokens_apart(serve: Serve, reply: Callable[..
 
 async def test_an_error_in_the_middle_is_the_last_event(serve: Serve, reply: Callable[..., Script]) -> None:
     async with serve([*reply("Hello there", "length")[:2], EngineDied("gone")]) as served:
-        text = (await send(served, stream=True)).text
-    *_, last = stream_events(text)
+        response = await send(served, stream=True)
+    *_, last = stream_events(response.text)
     assert last["type"] == "error" and last["error"]["type"] == "api_error"
+    assert last["request_id"] == response.headers["request-id"]
