@@ -96,10 +96,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed | system-test
 	  [ ! -f $$folder/package-lock.json ] || (cd $$folder && npm ci --silent --no-audit --no-fund) || exit 1; done
 	@touch $@
 
-# autogen pins an older protobuf than the traces need, instructor an older jiter than the server has; both run with these.
+# autogen pins an older protobuf than the traces need, instructor an older jiter than the server has, openai-agents older
+# websockets and llama-index an older openai than other clients have; all run with these.
 $(VENV)/.installed-compat: $(VENV)/.installed-dev
 	@$(PIP) install -c constraints.txt -e '.[compat]'
-	@$(PIP) install -c constraints.txt --no-deps autogen-core autogen-ext instructor
+	@$(PIP) install -c constraints.txt --no-deps autogen-core autogen-ext instructor openai-agents llama-index-llms-openai
 	@touch $@
 
 clean:

@@ -1,22 +1,26 @@
-"""The API over HTTP with a scripted backend that always writes two calls, then a sentence about the results.
+"""The API over HTTP with a scripted backend: it always writes two calls, then a sentence about the results; or what a
+test tells it to.
 
 Whether clients handle two calls at once must not depend on the built-in model.
 """
 
+import json
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import uvicorn
 
 from server.api.app import create_app
+from server.api.responses.state import open_state
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.messages import Generate
 from server.prompt.builder import PromptBuilder
-from server.settings import Settings
+from server.settings import ApiSettings, Settings
 from tests.backends.scripted import Script, ScriptedBackend, deltas
 from tests.contract.requests import MODEL
 
@@ -32,6 +36,38 @@ def two_calls(prompt: str) -> str:
     return ANSWER if "<tool_response>" in prompt.rsplit("<|im_start|>user", 1)[-1] else CALLS
 
 
+def call_of(name: str, /, **arguments: object) -> str:
+    """A call as the built-in model writes it."""
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+@dataclass(slots=True)
+class ScriptedModel:
+    """A model that writes `replies` in their order; `prompts` are what it was asked since they were set."""
+
+    url: str = ""
+    replies: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+
+    def plays(self, *replies: str) -> None:
+        """Set the replies to come."""
+        assert not self.replies, "every reply of the script before was asked for"
+        self.replies, self.prompts = list(replies), []
+
+    def write(self, prompt: str) -> str:
+        """The next reply."""
+        self.prompts.append(prompt)
+        return self.replies.pop(0)
+
+
+@contextmanager
+def scripted_model() -> Iterator[ScriptedModel]:
+    """A scripted model behind a server that keeps responses."""
+    model = ScriptedModel()
+    with scripted_server(model.write) as model.url:
+        yield model
+
+
 @contextmanager
 def scripted_server(text_of: Callable[[str], str] = two_calls, max_model_len: int = 0) -> Iterator[str]:
     """The address of the API, served by uvicorn in a thread. `text_of` is what the model writes behind a prompt."""
@@ -43,8 +79,10 @@ def scripted_server(text_of: Callable[[str], str] = two_calls, max_model_len: in
         return deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
 
     settings = Settings()
-    app = create_app(settings, checkpoint, PromptBuilder(checkpoint, settings), ScriptedBackend(write), MODEL)
-    with socket.socket() as listener:
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
+        state = open_state(ApiSettings(state_dir=folder))
+        prompter = PromptBuilder(checkpoint, settings)
+        app = create_app(settings, checkpoint, prompter, ScriptedBackend(write), MODEL, state=state)
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -54,3 +92,5 @@ def scripted_server(text_of: Callable[[str], str] = two_calls, max_model_len: in
         finally:
             server.should_exit = True
             thread.join(30)
+            if state.store.database is not None:
+                state.store.database.close()

@@ -1,19 +1,15 @@
 """C85-C87 and C90: the openai SDKs, Python and Node, with all their helpers."""
 
 import json
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel
 
+from tests.contract.node_programs import run_node
 from tests.contract.requests import MODEL, TWO_CITIES, USER, WEATHER
 from tests.live import Live
-
-NODE = Path(__file__).parent / "node"
 
 
 class GetWeather(BaseModel):
@@ -99,15 +95,9 @@ def test_faults_are_the_sdks_own_errors(live: Live) -> None:
 
 @pytest.mark.parametrize("parallel", ["parallel", "single"])
 def test_c87_node_streams_a_tool_loop(live: Live, script: str, parallel: str) -> None:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    assert node and npm, "node and npm are needed: apt-get install nodejs npm"
-    if not (NODE / "node_modules" / "openai").is_dir():
-        subprocess.run([npm, "ci", "--silent", "--no-audit", "--no-fund"], cwd=NODE, check=True, timeout=120)
     url = script if parallel == "parallel" else live.url
-    command = [node, str(NODE / "loop.mjs"), f"{url}/v1", MODEL, parallel]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    called, answered, called_again, answered_again = json.loads(ended.stdout)
+    told = run_node("loop.mjs", f"{url}/v1", MODEL, parallel)
+    called, answered, called_again, answered_again = json.loads(told)
     for one in (called, called_again):
         assert one["finish"] == "tool_calls" and one["total"] > 0
         assert len(one["calls"]) == (2 if parallel == "parallel" else 1)

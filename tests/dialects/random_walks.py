@@ -59,9 +59,15 @@ def spec_for(tools: Sequence[Tool], choice: Choice, markers: bool = True) -> Con
 
 
 def walk(
-    dialect: Dialect, spec: ConstraintSpec, seed: object, most: int = 600, haste: float = 0.5, begun: Sequence[int] = ()
+    dialect: Dialect,
+    spec: ConstraintSpec,
+    seed: object,
+    most: int = 600,
+    haste: float = 0.5,
+    begun: Sequence[int] = (),
+    endings: Sequence[str] = ENDINGS,
 ) -> Walk:
-    """Write one reply under the dialect's constraint. `haste` is how often an ending is tried first.
+    """Write one reply under the dialect's constraint. `haste` is how often one of the endings is tried first.
 
     `begun` are ids that the reply begins with.
     """
@@ -72,7 +78,7 @@ def walk(
     written = list(begun)
     assert matcher.advance(written)
     while len(written) < most:
-        step = _step(matcher, chance, haste)
+        step = _step(matcher, chance, haste, endings)
         if step is None:
             return Walk(text_of(written), True)
         assert matcher.advance(step), "an allowed id was refused"
@@ -82,12 +88,12 @@ def walk(
     return Walk(text_of(written), False)
 
 
-def _step(matcher: GrammarMatcher, chance: random.Random, haste: float) -> list[int] | None:
+def _step(matcher: GrammarMatcher, chance: random.Random, haste: float, endings: Sequence[str]) -> list[int] | None:
     forced = matcher.forced()
     if forced:
         return forced[: chance.randint(1, len(forced))]
     if chance.random() < haste:
-        ids = ids_of(chance.choice(ENDINGS))
+        ids = ids_of(chance.choice(endings))
         if matcher.count_allowed(ids) == len(ids):
             return list(ids)
     allowed = allowed_ids(matcher)

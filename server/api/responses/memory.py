@@ -129,14 +129,12 @@ class ClientMemory:
         return [item for kept in chain for item in (*json.loads(kept.input), *json.loads(kept.body)["output"])]
 
     async def _resolved(self, items: Sequence[Any], kept: Sequence[Item]) -> list[Any]:
-        """The items, references replaced by what they name; those that name nothing stay, to be refused."""
-        referenced = {
-            item.get("id") for item in items if isinstance(item, dict) and kind_of_item(item) == "item_reference"
-        }
-        if not referenced:
+        """The items, those that stand for kept ones replaced; references that name nothing stay, to be refused."""
+        named = {item["id"] for item in items if _stands_for_kept(item)}
+        if not named:
             return list(items)
-        known = {item["id"]: item for item in kept if item.get("id") in referenced}
-        missing = [one for one in referenced if isinstance(one, str) and one not in known]
+        known = {item["id"]: item for item in kept if item.get("id") in named}
+        missing = [one for one in named if one not in known]
         if missing and self.store.database is not None:
             try:
                 found = await self.store.run(self.store.database.responses_of_items, self.owner, missing)
@@ -144,12 +142,16 @@ class ClientMemory:
                 raise no_store(error) from error
             for response in found:
                 known |= {item["id"]: item for item in json.loads(response.body)["output"]}
-        return [
-            known.get(item.get("id"), item)
-            if isinstance(item, dict) and kind_of_item(item) == "item_reference"
-            else item
-            for item in items
-        ]
+        return [known.get(item["id"], item) if _stands_for_kept(item) else item for item in items]
+
+
+def _stands_for_kept(item: Any) -> bool:
+    """Whether an item is a reference, or a thought of which the client carries the id alone."""
+    if not isinstance(item, dict) or not isinstance(item.get("id"), str):
+        return False
+    carried = ("content", "summary", "encrypted_content")
+    kind = kind_of_item(item)
+    return kind == "item_reference" or (kind == "reasoning" and not any(item.get(key) for key in carried))
 
 
 def to_kept_items(sent: Any) -> list[Item]:

@@ -58,6 +58,7 @@ class ResponsePlan:
         self.stream = stream
         self.framing = ResponseFrames()
         self.response = mapped.response
+        self.response.store = keep is not None
         self._writer = ResponseWriter(mapped.response, mapped.style)
         self._keep = keep
 

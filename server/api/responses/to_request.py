@@ -133,6 +133,8 @@ def _begun(sent: ResponsesRequest, sampling: Sampling, offered: OfferedTools) ->
         parallel_tool_calls=sent.parallel_tool_calls is not False,
         previous_response_id=sent.previous_response_id,
         conversation=ConversationReference(sent.conversation) if sent.conversation else None,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
         prompt_cache_key=sent.prompt_cache_key,
         reasoning={
             "effort": reasoning.effort if reasoning is not None else None,

@@ -121,7 +121,7 @@ class ConversationReference(msgspec.Struct):
 
 
 class ResponseObject(msgspec.Struct, kw_only=True, tag_field="object", tag="response"):
-    """A response, under way or ended. What the request said is given back."""
+    """A response, under way or ended. What the request said is given back; `store` says whether it is kept."""
 
     id: str
     created_at: int
@@ -138,10 +138,13 @@ class ResponseObject(msgspec.Struct, kw_only=True, tag_field="object", tag="resp
     parallel_tool_calls: bool = True
     previous_response_id: str | None = None
     conversation: ConversationReference | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     prompt_cache_key: str | None = None
     reasoning: Mapping[str, Any] = {}
     safety_identifier: str | None = None
     service_tier: Literal["default"] = "default"
+    store: bool = False
     temperature: float = 1.0
     text: Mapping[str, Any] = {}
     tool_choice: str | Mapping[str, Any] = "auto"

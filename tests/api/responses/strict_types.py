@@ -1,4 +1,6 @@
-"""openai's types with extra fields forbidden, `toolwire` aside; and a fold of events that reads their deltas alone."""
+"""openai's types with extra fields forbidden, but for `toolwire` and for what Open Responses requires and OpenAI sends
+without listing it; and a fold of events that reads their deltas alone.
+"""
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -9,25 +11,31 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 _EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+UNLISTED = frozenset({"toolwire", "store", "presence_penalty", "frequency_penalty"})
 OUR_CODES = ("context_length_exceeded",)  # of `error.code`, which the types do not list
 
 
 def check_response(sent: Mapping[str, Any]) -> None:
     """Raises AssertionError or pydantic's error for a body that openai's types do not have."""
-    sent = {key: value for key, value in sent.items() if key != "toolwire"}
+    sent = _listed(sent)
     check_no_extra(Response.model_validate(deepcopy(sent)), "response")
 
 
 def check_event(sent: Mapping[str, Any]) -> None:
-    """The same for an event; a response in it is without `toolwire`."""
+    """The same for an event."""
     sent = dict(sent)
     if "response" in sent:
-        sent["response"] = {key: value for key, value in sent["response"].items() if key != "toolwire"}
+        sent["response"] = _listed(sent["response"])
         if (sent["response"]["error"] or {}).get("code") in OUR_CODES:
             sent["response"]["error"] = {**sent["response"]["error"], "code": "server_error"}
     event = _EVENTS.validate_python(deepcopy(sent))
     assert event.type == sent["type"]
     check_no_extra(event, sent["type"])
+
+
+def _listed(response: Mapping[str, Any]) -> dict[str, Any]:
+    assert UNLISTED - {"toolwire"} <= set(response)
+    return {key: value for key, value in response.items() if key not in UNLISTED}
 
 
 def check_no_extra(value: Any, path: str) -> None:

@@ -2,8 +2,12 @@
 
 import pytest
 
-from server.dialects.base import CustomFormat
+from server.dialects.base import Choice, CustomFormat, Dialect, Tool
+from server.dialects.registry import DIALECTS
 from server.dialects.schema.custom import format_fault, satisfies
+from tests.dialects.parse_helpers import Call, read, texts_and_calls
+from tests.dialects.patches import paths_of_patch
+from tests.dialects.random_walks import spec_for, walk
 
 PATCH = r"""start: head section+ tail
 head: "*** Begin Patch" LF
@@ -44,6 +48,25 @@ REMOVE = "*** Begin Patch\n*** Delete File: a.py\n*** End Patch"
 def test_the_patch_format_holds(text: str, holds: bool) -> None:
     patch = CustomFormat("lark", PATCH)
     assert format_fault(patch) == "" and satisfies(patch, text) is holds
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_a_random_model_writes_only_patches(dialect: Dialect) -> None:
+    """The text of every call is a patch to a reader that knows no grammar, or the call is flagged.
+
+    A path may hold what closes a call in formats without a line of its own for it; the call ends there.
+    """
+    patch = Tool("apply_patch", custom=True, format=CustomFormat("lark", PATCH))
+    spec = spec_for([patch], Choice("required", parallel=False))
+    endings, num_files = ("\n", "x", "*** End Patch"), 0
+    for seed in range(6):
+        found = walk(dialect, spec, (dialect.name, seed), most=200, endings=endings)
+        if found.ended:
+            call, *rest = texts_and_calls(read(dialect, [patch], [found.text]))
+            assert isinstance(call, Call) and call.name == "apply_patch"
+            assert call.flags == (("invalid",) if rest else ())
+            num_files += 0 if rest else len(paths_of_patch(call.arguments))
+    assert num_files > 0
 
 
 @pytest.mark.parametrize(("text", "holds"), [("// @run: fast\nlet a;\n", True), ("let a;", True), ("", False)])
