@@ -11,6 +11,7 @@ import msgspec
 
 MAX_NOTES = 32  # of one request
 NoteKind = Literal[
+    "compacted",  # items of a conversation are left out or stand in its summary alone
     "half_surrogate",  # half of a surrogate pair was read as U+FFFD
     "history",  # messages out of order were put right
     "ignored",  # a parameter that is not known here

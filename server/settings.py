@@ -146,6 +146,15 @@ class ApiSettings:
     response_store_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 50)] = option(
         4 * 1024 * 1024 * 1024, "Bytes of all kept responses and conversations; beyond it the oldest are removed."
     )
+    max_background: Annotated[int, Meta(ge=1, le=1 << 20)] = option(
+        256, "Background responses that are written at once; more are answered 429."
+    )
+    max_websockets: Annotated[int, Meta(ge=0, le=1 << 20)] = option(
+        256, "WebSocket connections at once, a quarter of them at most of one client; 0 serves none."
+    )
+    max_held_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = option(
+        256 * 1024 * 1024, "Bytes in memory of background responses, and of what WebSocket connections can continue."
+    )
     state_dir: str = option(
         "", "Folder of what outlives a start: kept responses, the key of opaque thoughts. Empty: the user's own."
     )

@@ -16,6 +16,13 @@ from server.api.completions.router import CompletionsHandler, completions_router
 from server.api.completions.schemas import CompletionsRequest
 from server.api.completions.to_request import CompletionsMapper
 from server.api.completions.wire import Completion
+from server.api.conversations.router import (
+    ConversationBody,
+    ConversationObject,
+    ConversationsHandler,
+    DeletedConversation,
+    conversations_router,
+)
 from server.api.errors import (
     ApiError,
     ErrorBody,
@@ -60,19 +67,14 @@ from server.api.middleware.tracing import TracingMiddleware
 from server.api.openapi.document import DocumentedApp
 from server.api.openapi.page import render_page
 from server.api.reply_handler import ReplyHandler
-from server.api.responses.conversations import (
-    ConversationBody,
-    ConversationObject,
-    ConversationsHandler,
-    DeletedConversation,
-    conversations_router,
-)
 from server.api.responses.pages import ItemList
+from server.api.responses.reader import RequestReader
 from server.api.responses.router import Deleted, ResponseInputTokens, ResponsesHandler, responses_router
+from server.api.responses.running.websocket import WebSocketHandler
 from server.api.responses.schemas import ResponsesRequest
-from server.api.responses.state import ResponsesState, no_state
+from server.api.responses.state import ResponsesState, state_of
 from server.api.responses.to_request import ResponsesMapper
-from server.api.responses.wire import ResponseObject
+from server.api.responses.wire import CompactedResponse, ResponseObject
 from server.api.sampling import SamplingMapper
 from server.api.sse import ClientGone
 from server.backends.base import Backend
@@ -81,6 +83,7 @@ from server.errors import ServeError
 from server.prompt.builder import PromptBuilder
 from server.service import build_service
 from server.settings import ApiSettings, Settings
+from server.store.response_store import ResponseStore
 from server.version import version
 
 REQUESTS = (
@@ -90,8 +93,8 @@ REQUESTS = (
 )  # fmt: skip
 REPLIES = (
     ChatCompletion, ChatCompletionChunk, ResponseObject, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard,
-    ModelList, Memory, Deleted, ResponseInputTokens, ItemList, ConversationObject, DeletedConversation, Health,
-    Readiness, NotReady,
+    ModelList, Memory, Deleted, ResponseInputTokens, CompactedResponse, ItemList, ConversationObject,
+    DeletedConversation, Health, Readiness, NotReady,
     MessageReply, *get_args(MessageEvent), TokensCount, AnthropicErrorBody, AnthropicModel, AnthropicModelList,
     Completion,
 )  # fmt: skip
@@ -133,11 +136,15 @@ def create_app(
     names = {name} if settings.model.served_model_name else {name, settings.model.model}
     replies = ReplyHandler(api, names, service, metrics)
     chat = ChatHandler(replies, mapper)
-    state = state or no_state()
+    state = state or state_of(ResponseStore(None))
+    reader = RequestReader(replies, ResponsesMapper(mapper, state.seal), state.store)
     app = DocumentedApp(
         routers=(
             chat_router(chat),
-            responses_router(ResponsesHandler(replies, ResponsesMapper(mapper, state.seal), state)),
+            responses_router(
+                ResponsesHandler(replies, reader, state, window),
+                WebSocketHandler(replies, reader, state.budget, api.max_websockets),
+            ),
             conversations_router(ConversationsHandler(state)),
             messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer))),
             completions_router(CompletionsHandler(replies, CompletionsMapper(checkpoint, sampling))),

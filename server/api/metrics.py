@@ -115,6 +115,9 @@ class Metrics:
             ["dialect", "outcome"],
             registry=registry,
         )
+        self._background = Counter(
+            f"{name}background_responses", "Background responses that have ended", ["status"], registry=registry
+        )
         build = Info(f"{name}build", "Version and tool dialect of this server", registry=registry)
         build.info({"version": version(), "dialect": dialect})
         self._open = Gauge(f"{name}requests_open", "Requests being answered", registry=registry)
@@ -126,6 +129,10 @@ class Metrics:
     def count_request(self, path: str, outcome: str) -> None:
         """Count a request that has ended; `path` is a route's."""
         self._requests.labels(path, outcome).inc()
+
+    def count_background(self, status: str) -> None:
+        """Count a background response that has ended."""
+        self._background.labels(status).inc()
 
     def render(self) -> bytes:
         """The metrics as OpenMetrics text."""

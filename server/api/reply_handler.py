@@ -91,14 +91,36 @@ class ReplyHandler:
         self.settings = settings
         self._models = models
         self._service = service
-        self._metrics = metrics
+        self.metrics = metrics
 
     async def answer(self, request: Request, read: Callable[[bytes], Awaitable[ReplyPlan[E]]]) -> Response:
         """The reply to a request whose body `read` validates; `read` raises RequestRefused or a ServeError."""
+
+        async def reply(raw: bytes, deadline_s: float | None) -> Response:
+            async with until(deadline_s):
+                plan = await read(raw)
+            return await self.reply(plan, deadline_s, request.state)
+
+        return await self.handle(request, reply)
+
+    async def handle(self, request: Request, work: Callable[[bytes, float | None], Awaitable[Response]]) -> Response:
+        """The result of `work` for the body and deadline of a request; ended where the client leaves before it."""
         deadline_s = self.deadline(request)
         async with until(deadline_s):
             raw = await read_body(request)
-        return await unless_gone(request.receive, self._reply(raw, read, deadline_s, request.state))
+        return await unless_gone(request.receive, work(raw, deadline_s))
+
+    async def reply(self, plan: ReplyPlan[E], deadline_s: float | None, state: State) -> Response:
+        """The reply of a plan: a stream of events, or one body of them."""
+        try:
+            generation = await self.start(plan, deadline_s, state)
+        except ServeError as error:
+            if not plan.stream or not (events := plan.refused(error)):
+                raise
+            return EventStream(_only(events), self.settings.ping_interval_s, nothing, plan.framing)
+        if plan.stream:
+            return EventStream(plan.events(generation), self.settings.ping_interval_s, generation.aclose, plan.framing)
+        return Response(await self.whole(plan, generation), media_type="application/json")
 
     async def count(self, request: Request, read: Callable[[bytes], Awaitable[ReplyPlan[E]]]) -> tuple[PartTokens, ...]:
         """The prompt tokens of a request by part, without answering it. Raises as `answer`."""
@@ -111,7 +133,7 @@ class ReplyHandler:
         chat_request = plan.request
         if not self.settings.share_cache_between_keys:
             chat_request = dataclasses.replace(chat_request, cache_salt=salt_of(state, chat_request.cache_salt))
-        observers = [state.place, self._metrics.observe(), RequestSpans(), *plan.observers()]
+        observers = [state.place, self.metrics.observe(), RequestSpans(), *plan.observers()]
         return await self._service.start(chat_request, deadline_s, observers)
 
     async def parse(self, read: Callable[[bytes], T], raw: bytes) -> T:
@@ -127,7 +149,12 @@ class ReplyHandler:
 
         The fields `prompt` go to the log of prompts.
         """
-        body, notes = read_body_object(raw, strict)
+        return self.validated(*read_body_object(raw, strict), validate, prompt, strict)
+
+    def validated(
+        self, body: dict[str, Any], notes: tuple[Note, ...], validate: Validate[S], prompt: Sequence[str], strict: bool
+    ) -> tuple[S, tuple[Note, ...]]:
+        """The same of a body that is parsed already."""
         sent, more = validate(body, strict)
         self.check_model(sent.model)
         prompt_logger.info("prompt", extra={name: body.get(name) for name in prompt})
@@ -155,21 +182,6 @@ class ReplyHandler:
             if not 0 < limits[-1] < float("inf"):
                 raise bad(f"Invalid header '{TIMEOUT_HEADER}': expected seconds, but got '{sent}'.", None)
         return time.monotonic() + min(limits) if limits else None
-
-    async def _reply(
-        self, raw: bytes, read: Callable[[bytes], Awaitable[ReplyPlan[E]]], deadline_s: float | None, state: State
-    ) -> Response:
-        async with until(deadline_s):
-            plan = await read(raw)
-        try:
-            generation = await self.start(plan, deadline_s, state)
-        except ServeError as error:
-            if not plan.stream or not (events := plan.refused(error)):
-                raise
-            return EventStream(_only(events), self.settings.ping_interval_s, _nothing, plan.framing)
-        if plan.stream:
-            return EventStream(plan.events(generation), self.settings.ping_interval_s, generation.aclose, plan.framing)
-        return Response(await self.whole(plan, generation), media_type="application/json")
 
 
 class ReplyLog(RequestObserver):
@@ -203,7 +215,7 @@ async def _only(events: Sequence[E]) -> AsyncGenerator[Sequence[E], None]:
     yield events
 
 
-async def _nothing() -> None:
+async def nothing() -> None:
     """Nothing runs that would have to be released."""
 
 

@@ -9,6 +9,8 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,6 +21,7 @@ from server.api.logs import configure_logging
 from server.api.middleware.auth import ApiKeys
 from server.api.middleware.http_protocol import BoundedHttpProtocol
 from server.api.middleware.tracing import send_traces
+from server.api.middleware.websocket_protocol import BoundedWebSocketProtocol
 from server.api.responses.state import open_state
 from server.backends.engine_process import EngineProcess
 from server.backends.local import LocalBackend
@@ -28,6 +31,7 @@ from server.cli.banner import LoadingBar, print_ready
 from server.errors import CannotStart
 from server.messages import Ready
 from server.prompt.builder import PromptBuilder
+from server.runtime.byte_budget import ByteBudget
 from server.settings import ApiSettings, Settings
 from server.startup import build_backend, open_checkpoint
 from server.version import version
@@ -89,7 +93,7 @@ async def _serve(
 
     state = open_state(settings.api)
     backend = build_backend(settings, checkpoint, engine, bar.show, on_engine_ready)
-    server = _http_server(create_app(settings, checkpoint, builder, backend, name, keys, state), settings.api)
+    server = http_server(create_app(settings, checkpoint, builder, backend, name, keys, state), settings.api)
     http = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await _until_listening(server, http)
@@ -104,15 +108,20 @@ async def _serve(
         else:
             print_ready(console, f"http://{_reachable(host)}:{port}", name, await starting, checkpoint.notes)
         await http
+        await state.runs.drained(settings.api.drain_timeout_s)
     finally:
         server.should_exit = True
         await backend.close()
         with contextlib.suppress(asyncio.CancelledError):
             await http
+        await state.runs.close()
         await state.store.close()
 
 
-def _http_server(app: FastAPI, api: ApiSettings) -> uvicorn.Server:
+def http_server(app: FastAPI, api: ApiSettings) -> uvicorn.Server:
+    """The HTTP server of an app, which has WebSockets unless the settings say that there are none."""
+    incomplete = ByteBudget(max(api.max_pending_bytes, api.max_body_bytes))
+    websockets: Any = partial(BoundedWebSocketProtocol, incomplete) if api.max_websockets else "none"
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -123,6 +132,9 @@ def _http_server(app: FastAPI, api: ApiSettings) -> uvicorn.Server:
             timeout_graceful_shutdown=int(api.drain_timeout_s) + 5,
             server_header=False,
             http=BoundedHttpProtocol,
+            ws=websockets,
+            ws_max_size=api.max_body_bytes,
+            ws_per_message_deflate=False,
             proxy_headers=bool(api.forwarded_allow_ips),
             forwarded_allow_ips=_networks(api.forwarded_allow_ips),
         )
@@ -159,6 +171,7 @@ def _end_on_signals(server: uvicorn.Server, backend: LocalBackend, drain_timeout
     def on_signal() -> None:
         if server.should_exit:
             server.force_exit = True
+            cutoff.append(loop.create_task(backend.close()))  # background responses outlive the HTTP server
         else:
             server.should_exit = True
             cutoff.append(loop.create_task(cut_off()))

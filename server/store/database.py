@@ -1,7 +1,9 @@
 """Database of kept responses and conversations: SQLite or PostgreSQL, by SQLAlchemy. Blocking: called from threads."""
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy import (
@@ -21,24 +23,30 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from server.errors import CannotStart
-from server.store.schema import CONVERSATIONS, ITEMS, OUTPUT_ITEMS, RESPONSES, migrate
+from server.store.schema import BACKGROUND, CONVERSATIONS, ITEMS, RESPONSES, migrate
 
 TIMEOUT_S = 3  # for a lock, a connection and a statement
 DAY_S = 86_400.0
 SWEEP_ROWS = 256  # deleted in one transaction
 MAX_CHAIN = 10_000  # responses that follow one another
+MAX_LOG_PAGES = 16_384  # 64 MiB of SQLite's log, if `checkpoint` does not keep it shorter
+_COLUMNS = (RESPONSES.c.id, RESPONSES.c.body, RESPONSES.c.input, RESPONSES.c.previous_id)
+_INSERT_RESPONSE = insert(RESPONSES)
 
 
 @dataclass(frozen=True, slots=True)
 class KeptResponse:
-    """One response: JSON of its body, and of the items that its request brought. `item_ids` are its output's."""
+    """One response: JSON of its body, and of the items that its request brought.
+
+    `lease_s` is set while it is written in the background: the time (`time.time`) until which its server holds it.
+    """
 
     id: str
     body: bytes
     input: bytes
     previous_id: str | None = None
     conversation_id: str | None = None
-    item_ids: tuple[str, ...] = ()
+    lease_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,10 @@ class Database:
 
     def __init__(self, url: str, max_age_s: float, max_bytes: int) -> None:
         self._engine = _engine_of(url)
+        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        # A writer that finds SQLite's file locked sleeps for up to 10 ms at a time.
+        is_sqlite = self._engine.dialect.name == "sqlite"
+        self._one_writer: AbstractContextManager[object] = threading.Lock() if is_sqlite else nullcontext()
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
         try:
@@ -81,43 +93,79 @@ class Database:
         self._engine.dispose()
 
     def put_response(self, owner: str, kept: KeptResponse, items: Sequence[KeptItem] = ()) -> None:
-        """Keep a response, or replace it; `items` are added to its conversation."""
-        num_bytes = len(kept.body) + len(kept.input)
-        with self._engine.begin() as connection:
-            connection.execute(delete(RESPONSES).where(RESPONSES.c.id == kept.id, RESPONSES.c.owner == owner))
-            connection.execute(
-                insert(RESPONSES).values(
-                    id=kept.id,
-                    owner=owner,
-                    created_s=time.time(),
-                    num_bytes=num_bytes,
-                    previous_id=kept.previous_id,
-                    body=kept.body,
-                    input=kept.input,
-                )
-            )
-            if kept.item_ids:
-                rows = [{"id": item_id, "response_id": kept.id} for item_id in kept.item_ids]
-                connection.execute(insert(OUTPUT_ITEMS), rows)
+        """Keep a new response; `items` are added to its conversation."""
+        row = {
+            "id": kept.id,
+            "owner": owner,
+            "created_s": time.time(),
+            "num_bytes": len(kept.body) + len(kept.input),
+            "previous_id": kept.previous_id,
+            "body": kept.body,
+            "input": kept.input,
+        }
+        if kept.conversation_id is None and kept.lease_s is None:
+            with (
+                self._one_writer,
+                self._autocommit.connect() as connection,
+            ):  # one statement, one wait for Python's lock
+                connection.execute(_INSERT_RESPONSE, row)
+            return
+        with self._transaction() as connection:
+            connection.execute(_INSERT_RESPONSE, row)
+            if kept.lease_s is not None:
+                connection.execute(insert(BACKGROUND).values(response_id=kept.id, lease_s=kept.lease_s))
+            if kept.conversation_id is not None and items:
+                _add_items(connection, kept.conversation_id, items)
+
+    def end_response(
+        self, owner: str, kept: KeptResponse, items: Sequence[KeptItem] = (), events: bytes = b"", now_s: float = 0.0
+    ) -> bool:
+        """End a background response: its body, the items of its conversation, the events of its stream.
+
+        With `now_s` only one whose lease has passed by then. False: it has ended already, or is deleted.
+        """
+        expired = () if not now_s else (BACKGROUND.c.lease_s < now_s,)
+        end = update(BACKGROUND).where(BACKGROUND.c.response_id == kept.id, BACKGROUND.c.lease_s.is_not(None), *expired)
+        own = update(RESPONSES).where(RESPONSES.c.id == kept.id, RESPONSES.c.owner == owner)
+        num_bytes = len(kept.body) + len(kept.input) + len(events)
+        with self._transaction() as connection:
+            if not connection.execute(end.values(lease_s=None, events=events)).rowcount:
+                return False
+            connection.execute(own.values(body=kept.body, num_bytes=num_bytes))
             if kept.conversation_id is not None:
                 _add_items(connection, kept.conversation_id, items)
+        return True
+
+    def renew(self, response_ids: Sequence[str], lease_s: float) -> set[str]:
+        """Hold background responses until `lease_s`. Returns those that have neither ended nor been deleted."""
+        unended = BACKGROUND.c.response_id.in_(response_ids), BACKGROUND.c.lease_s.is_not(None)
+        with self._transaction() as connection:
+            connection.execute(update(BACKGROUND).where(*unended).values(lease_s=lease_s))
+            return set(connection.scalars(select(BACKGROUND.c.response_id).where(*unended)))
+
+    def events(self, owner: str, response_id: str) -> bytes | None:
+        """The events of an ended background response; None where there is no such response."""
+        query = select(BACKGROUND.c.events).join(RESPONSES, RESPONSES.c.id == BACKGROUND.c.response_id)
+        with self._engine.connect() as connection:
+            row = connection.execute(query.where(RESPONSES.c.id == response_id, *self._valid(owner))).first()
+        return None if row is None else row.events or b""
 
     def response(self, owner: str, response_id: str) -> KeptResponse | None:
         """A response by its id."""
-        query = select(RESPONSES.c.id, RESPONSES.c.body, RESPONSES.c.input, RESPONSES.c.previous_id).where(
-            RESPONSES.c.id == response_id, *self._valid(owner)
-        )
+        both = RESPONSES.outerjoin(BACKGROUND, BACKGROUND.c.response_id == RESPONSES.c.id)
+        query = select(*_COLUMNS, BACKGROUND.c.lease_s).select_from(both)
         with self._engine.connect() as connection:
-            row = connection.execute(query).first()
-        return None if row is None else KeptResponse(row.id, row.body, row.input, row.previous_id)
+            row = connection.execute(query.where(RESPONSES.c.id == response_id, *self._valid(owner))).first()
+        if row is None:
+            return None
+        return KeptResponse(row.id, row.body, row.input, row.previous_id, lease_s=row.lease_s)
 
     def chain(self, owner: str, response_id: str) -> list[KeptResponse] | None:
         """A response and all before it, the oldest first; None where one of them is missing."""
-        columns = (RESPONSES.c.id, RESPONSES.c.body, RESPONSES.c.input, RESPONSES.c.previous_id)
         valid = self._valid(owner)
-        last = select(*columns, literal(0).label("depth")).where(RESPONSES.c.id == response_id, *valid)
+        last = select(*_COLUMNS, literal(0).label("depth")).where(RESPONSES.c.id == response_id, *valid)
         found = last.cte("found", recursive=True)
-        before = select(*columns, found.c.depth + 1).where(
+        before = select(*_COLUMNS, found.c.depth + 1).where(
             RESPONSES.c.id == found.c.previous_id, found.c.depth < MAX_CHAIN, *valid
         )
         found = found.union_all(before)
@@ -127,23 +175,22 @@ class Database:
         chain = [KeptResponse(row.id, row.body, row.input, row.previous_id) for row in rows]
         return chain if chain and chain[0].previous_id is None else None
 
-    def responses_of_items(self, owner: str, item_ids: Sequence[str]) -> list[KeptResponse]:
-        """The responses whose outputs have items of these ids."""
-        named = select(OUTPUT_ITEMS.c.response_id).where(OUTPUT_ITEMS.c.id.in_(item_ids))
-        columns = (RESPONSES.c.id, RESPONSES.c.body, RESPONSES.c.input, RESPONSES.c.previous_id)
+    def responses(self, owner: str, response_ids: Sequence[str]) -> list[KeptResponse]:
+        """Those of these responses that there are."""
+        query = select(*_COLUMNS).where(RESPONSES.c.id.in_(response_ids), *self._valid(owner))
         with self._engine.connect() as connection:
-            rows = connection.execute(select(*columns).where(RESPONSES.c.id.in_(named), *self._valid(owner))).all()
+            rows = connection.execute(query).all()
         return [KeptResponse(row.id, row.body, row.input, row.previous_id) for row in rows]
 
     def delete_response(self, owner: str, response_id: str) -> bool:
         """Whether there was one."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             gone = connection.execute(delete(RESPONSES).where(RESPONSES.c.id == response_id, *self._valid(owner)))
         return gone.rowcount > 0
 
     def put_conversation(self, owner: str, kept: KeptConversation, items: Sequence[KeptItem]) -> None:
         """Begin a conversation."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(
                 insert(CONVERSATIONS).values(
                     id=kept.id,
@@ -167,14 +214,14 @@ class Database:
     def set_metadata(self, owner: str, conversation_id: str, metadata: bytes) -> bool:
         """Whether there is such a conversation."""
         own = self._own_conversation(owner, conversation_id)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             changed = connection.execute(update(CONVERSATIONS).where(*own).values(metadata=metadata))
         return changed.rowcount > 0
 
     def delete_conversation(self, owner: str, conversation_id: str) -> bool:
         """Whether there was one; its items go with it."""
         own = self._own_conversation(owner, conversation_id)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             gone = connection.execute(delete(CONVERSATIONS).where(*own))
         return gone.rowcount > 0
 
@@ -190,7 +237,7 @@ class Database:
 
     def add_items(self, owner: str, conversation_id: str, items: Sequence[KeptItem]) -> bool:
         """Whether there is such a conversation."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             own = select(CONVERSATIONS.c.id).where(*self._own_conversation(owner, conversation_id))
             if connection.execute(own).first() is None:
                 return False
@@ -201,15 +248,21 @@ class Database:
         """Whether there was one."""
         own = select(CONVERSATIONS.c.id).where(*self._own_conversation(owner, conversation_id))
         gone = delete(ITEMS).where(ITEMS.c.conversation_id.in_(own), ITEMS.c.id == item_id)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             return connection.execute(gone).rowcount > 0
+
+    def checkpoint(self) -> None:
+        """Move what was committed from SQLite's log to its file, beside readers and writers."""
+        if self._engine.dialect.name == "sqlite":
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def sweep(self) -> int:
         """Remove what is too old, and the oldest of what is too much, a part at a time. Returns the number of rows."""
         removed = 0
         oldest_s = time.time() - self._max_age_s
         for table, used in ((RESPONSES, RESPONSES.c.created_s), (CONVERSATIONS, CONVERSATIONS.c.used_s)):
-            with self._engine.begin() as connection:
+            with self._transaction() as connection:
                 removed += connection.execute(delete(table).where(used < oldest_s)).rowcount
         while self._num_bytes() > self._max_bytes:
             gone = self._remove_oldest()
@@ -217,6 +270,11 @@ class Database:
                 break
             removed += gone
         return removed
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._one_writer, self._engine.begin() as connection:
+            yield connection
 
     def _num_bytes(self) -> int:
         """Bytes of all that is kept."""
@@ -236,7 +294,7 @@ class Database:
         ]
         both = ages[0].union_all(ages[1]).subquery()
         query = select(both.c.kind, both.c.id, both.c.num_bytes).order_by(both.c.age).limit(SWEEP_ROWS)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             gone: dict[str, list[str]] = {"response": [], "conversation": []}
             for kind, row_id, num_bytes in connection.execute(query).all():
                 if excess <= 0:
@@ -300,7 +358,8 @@ def _sqlite_engine(url: URL) -> Engine:
     def _configure(connection: object, _: object) -> None:
         cursor = connection.cursor()  # type: ignore[attr-defined]
         # A commit outlives the process at once; a power cut may cost the last ones, never the file.
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+        pragmas = ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON")
+        for pragma in (*pragmas, f"wal_autocheckpoint = {MAX_LOG_PAGES}"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

@@ -17,6 +17,9 @@ NUM_THREADS = 4
 WAIT_S = 5.0  # for one call, its wait for a thread included
 RETRY_S = 5.0  # after a failure the database is left alone
 SWEEP_INTERVAL_S = 600.0
+CHECKPOINT_BYTES = (
+    4 << 20
+)  # written before SQLite's log is moved to its file; a commit that did it would wait for disks
 SWEEPS_PER_BOUND = 64  # sweeps while the bound in bytes is written once
 FAILING = "the database of kept responses fails; the server's log says why"
 StoreState = Literal["none", "ok", "failing"]
@@ -39,7 +42,8 @@ class ResponseStore:
         self._max_bytes = max_bytes
         self._written_bytes = 0
         self._swept_s = time.monotonic()
-        self._sweeping: asyncio.Task[None] | None = None
+        self._logged_bytes = 0
+        self._tidying: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> StoreState:
@@ -65,31 +69,38 @@ class ResponseStore:
         return result
 
     def written(self, kept: KeptResponse) -> None:
-        """Count what was kept; begins a sweep where one is due."""
-        self._written_bytes += len(kept.body) + len(kept.input)
+        """Count what was kept; begins a sweep, or the move of SQLite's log, where one is due."""
+        num_bytes = len(kept.body) + len(kept.input)
+        self._written_bytes += num_bytes
+        self._logged_bytes += num_bytes
+        if self.database is None or (self._tidying is not None and not self._tidying.done()):
+            return
         due = time.monotonic() - self._swept_s > SWEEP_INTERVAL_S
-        if (due or self._written_bytes * SWEEPS_PER_BOUND > self._max_bytes) and (
-            self._sweeping is None or self._sweeping.done()
-        ):
+        if due or self._written_bytes * SWEEPS_PER_BOUND > self._max_bytes:
             self._written_bytes, self._swept_s = 0, time.monotonic()
-            self._sweeping = asyncio.create_task(self._sweep())
+            self._tidying = asyncio.create_task(self._sweep(self.database))
+        elif self._logged_bytes > CHECKPOINT_BYTES:
+            self._logged_bytes = 0
+            self._tidying = asyncio.create_task(self._tidy(self.database.checkpoint))
 
     async def close(self) -> None:
         """End the sweep, close the connections."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.gather(self._tidying, return_exceptions=True)
         if self.database is not None:
             self.database.close()
 
-    async def _sweep(self) -> None:
-        assert self.database is not None, "only what was kept is swept"
+    async def _sweep(self, database: Database) -> None:
+        removed = await self._tidy(database.sweep)
+        logger.info("response store: %d rows beyond its bounds were removed", removed or 0)
+
+    async def _tidy(self, work: Callable[[], T]) -> T | None:
         try:
-            removed = await self._pool.run(self.database.sweep)
+            return await self._pool.run(work)
         except SQLAlchemyError as error:
             self._failed(str(error).splitlines()[0])
-        else:
-            logger.info("response store: %d rows beyond its bounds were removed", removed)
+            return None
 
     def _failed(self, fault: str) -> StoreFailed:
         if not self._fault:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from sqlalchemy import (
-    DDL,
     BigInteger,
     Column,
     Connection,
@@ -19,6 +18,7 @@ from sqlalchemy import (
     insert,
     select,
 )
+from sqlalchemy.schema import CreateTable, DropTable, ExecutableDDLElement
 
 from server.errors import CannotStart
 
@@ -37,7 +37,16 @@ RESPONSES = Table(
     Column("input", LargeBinary, nullable=False),
     Index("toolwire_responses_by_age", "created_s", "num_bytes"),
 )
-# The responses that items of outputs belong to, for references.
+# Background responses. `lease_s` is until when the server that writes one holds it, null once it has ended; `events`
+# are those of its stream then.
+BACKGROUND = Table(
+    "toolwire_background",
+    METADATA,
+    Column("response_id", Text, ForeignKey("toolwire_responses.id", ondelete="CASCADE"), primary_key=True),
+    Column("lease_s", Float),
+    Column("events", LargeBinary),
+)
+# Of version 1 alone: the responses that items of outputs belong to. Their ids tell it now.
 OUTPUT_ITEMS = Table(
     "toolwire_output_items",
     METADATA,
@@ -68,7 +77,7 @@ ITEMS = Table(
 )
 TABLES_OF_VERSION_1 = (RESPONSES, OUTPUT_ITEMS, CONVERSATIONS, ITEMS)
 # Statements that lead from version i + 1 to version i + 2.
-MIGRATIONS: Sequence[Sequence[DDL]] = ()
+MIGRATIONS: Sequence[Sequence[ExecutableDDLElement]] = ((CreateTable(BACKGROUND), DropTable(OUTPUT_ITEMS)),)
 MIGRATION_LOCK = 0x746F6F6C  # of PostgreSQL: one server migrates, the others wait
 
 

@@ -166,7 +166,7 @@ async def test_the_openapi_document_describes_every_route_and_resolves(serve: Se
         "/v1/chat/completions", "/v1/chat/completions/input_tokens", "/tokenize", "/detokenize", "/v1/models",
         "/v1/models/{id}", "/v1/memory", "/health", "/ready", "/metrics", "/v1/messages", "/v1/messages/count_tokens",
         "/v1/responses", "/v1/responses/{id}", "/v1/responses/{id}/cancel", "/v1/responses/{id}/input_items",
-        "/v1/responses/input_tokens",
+        "/v1/responses/input_tokens", "/v1/responses/compact",
         "/v1/conversations", "/v1/conversations/{id}", "/v1/conversations/{id}/items",
         "/v1/conversations/{id}/items/{item_id}", "/v1/completions",
     }  # fmt: skip

@@ -41,6 +41,7 @@ from server.notes import Note
 from server.reply.decoder import ScoredToken
 from server.service import ChoiceEvent, Generation, TokenUsage
 
+ID_LENGTH = 24
 ALPHANUMERICS = string.ascii_letters + string.digits
 
 
@@ -304,8 +305,8 @@ def usage_of(usage: TokenUsage) -> Usage:
 
 
 def new_id() -> str:
-    """24 random alphanumerics: enough to be unique over all conversations."""
-    return "".join(secrets.choice(ALPHANUMERICS) for _ in range(24))
+    """ID_LENGTH random alphanumerics: enough to be unique over all conversations."""
+    return "".join(secrets.choice(ALPHANUMERICS) for _ in range(ID_LENGTH))
 
 
 def logprob_of(token: ScoredToken) -> ChatCompletionTokenLogprob:

@@ -67,7 +67,7 @@ class PendingRequest(RequestObserver):
 class AdmissionMiddleware:
     """Refuses POST requests beyond the limits at once (429), before their bodies are read.
 
-    The place of an admitted request is `request.state.place`.
+    The place of an admitted request is `request.state.place`; a WebSocket has `state["admission"]`.
     """
 
     def __init__(self, app: ASGIApp, admission: Admission) -> None:
@@ -77,6 +77,8 @@ class AdmissionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting the bytes of its body as they arrive."""
+        if scope["type"] == "websocket":  # its messages are admitted one by one
+            scope["state"]["admission"] = self._admission
         if scope["type"] != "http" or scope["method"] != ADMITTED_METHOD:
             await self._app(scope, receive, send)
             return

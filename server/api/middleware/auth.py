@@ -113,7 +113,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what this or an inner middleware refuses."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         try:
@@ -123,7 +123,7 @@ class AuthMiddleware:
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if scope["path"] not in self._open and scope["method"] != "OPTIONS":
+        if scope["path"] not in self._open and scope.get("method") != "OPTIONS":
             self._check_key(scope, sent_key(headers))
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body_bytes:

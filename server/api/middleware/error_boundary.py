@@ -24,13 +24,13 @@ class ErrorBoundary:
 
         async def watch(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            started = started or message["type"] in ("http.response.start", "websocket.accept")
             await send(message)
 
         try:
             await self._app(scope, receive, watch)
         except Exception:
-            if scope["type"] != "http":
+            if scope["type"] not in ("http", "websocket"):
                 raise
             logger.exception("unhandled exception")
             scope["state"]["failed"] = True

@@ -23,7 +23,7 @@ _FETCH_METADATA = ("sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
 
 
 class HostOriginMiddleware:
-    """Refuses malformed messages, foreign hosts (where no key is required), foreign origins, and WebSockets.
+    """Refuses malformed messages, foreign hosts (where no key is required), foreign origins, and unknown WebSockets.
 
     `allowed_hosts` and `cors_origins` are lists separated by commas; `*` admits all.
     """
@@ -36,7 +36,7 @@ class HostOriginMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is refused here, and what the HTTP protocol refuses while the body arrives."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         started = False
@@ -73,13 +73,15 @@ class HostOriginMiddleware:
                 "List the host in --allowed-hosts, or require a key (--api-key-file)."
             )
             raise RequestRefused(ApiError(403, text, code="host_not_allowed"))
-        if headers.get("upgrade", "").lower() == "websocket":
-            raise RequestRefused(ApiError(400, "There is no WebSocket here; use HTTP.", code="upgrade_not_supported"))
-        if not self._is_own_page(scope["method"], host, headers):
+        if scope["type"] == "http" and headers.get("upgrade", "").lower() == "websocket":
+            text = "There is no WebSocket here; GET /v1/responses has one. Use HTTP."
+            raise RequestRefused(ApiError(400, text, code="upgrade_not_supported"))
+        method = scope.get("method", "GET")  # a WebSocket is opened by GET
+        if not self._is_own_page(method, host, headers):
             text = "Web pages of other origins may not use this server. List theirs in --cors-origins to allow it."
             raise RequestRefused(ApiError(403, text, code="origin_not_allowed"))
         from_page = "origin" in headers or any(name in headers for name in _FETCH_METADATA)
-        if from_page and scope["method"] not in SAFE_METHODS and not _is_json(headers.get("content-type", "")):
+        if from_page and method not in SAFE_METHODS and not _is_json(headers.get("content-type", "")):
             text = "A web page must declare its body: send Content-Type: application/json."
             raise RequestRefused(ApiError(415, text, code="unsupported_media_type"))
 

@@ -22,6 +22,7 @@ HEAD_TIMEOUT_S = 30.0
 HALF_CLOSED_POLL_S = 0.25
 UNREAD_TIMEOUT_S = 60.0  # a client that takes no byte of its reply for so long is disconnected
 UNREAD_AT_SHUTDOWN_S = 5.0
+WEBSOCKET_PATHS = frozenset({b"/v1/responses"})
 REFUSAL = "http_refusal"  # key in a scope's state: the ApiError of a malformed message
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -64,6 +65,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self._stop_timeout()
+                self.handle_websocket_upgrade()
+                return
             self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(ApiError(400, "The message is no valid HTTP/1.1 request.", code="malformed_http"))
@@ -140,7 +145,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._watch_unread(UNREAD_AT_SHUTDOWN_S)
 
     def _should_upgrade(self) -> bool:
-        return False  # no WebSocket here, even if a library for it is installed
+        """Whether a WebSocket begins: where there is one, and behind no request that is still answered."""
+        is_free = self.cycle is None or self.cycle.response_complete
+        is_known = self.url.partition(b"?")[0] in WEBSOCKET_PATHS and self.parser.get_method() == b"GET"
+        return is_free and is_known and super()._should_upgrade()
 
     def _offers_upgrade(self) -> bool:
         """Whether the parser stops behind a head that offers another protocol. A WebSocket is refused later."""

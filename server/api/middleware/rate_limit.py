@@ -6,8 +6,10 @@ refills continuously, so that no client waits for a full minute to pass.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -75,6 +77,10 @@ class RateLimiter:
         bucket.remaining -= 1
         return self._window(bucket)
 
+    def hold(self, client: str) -> None:
+        """Let a counted request of this client count as running until one `release` more."""
+        self._bucket(client).running += 1
+
     def release(self, client: str) -> None:
         """End one request of this client."""
         self._buckets[client].running -= 1
@@ -105,8 +111,33 @@ class RateLimiter:
         return ClientWindow(self._rpm, int(bucket.remaining), (self._rpm - bucket.remaining) * MINUTE_S / self._rpm)
 
 
+@dataclass(frozen=True, slots=True)
+class ClientPlace:
+    """The client of a request, for what outlives the request or comes without one."""
+
+    limiter: RateLimiter
+    client: str
+
+    def hold(self) -> Callable[[], None]:
+        """Count a request of this client as running until the returned function is called."""
+        self.limiter.hold(self.client)
+        return partial(self.limiter.release, self.client)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count a further request of this client, that runs for as long as the block. Raises RequestRefused (429)."""
+        self.limiter.acquire(self.client)
+        try:
+            yield
+        finally:
+            self.limiter.release(self.client)
+
+
 class RateLimitMiddleware:
-    """Limits requests to the model, POST under `/v1/`; lists and health checks are not limited."""
+    """Limits requests to the model, POST under `/v1/`; lists and health checks are not limited.
+
+    The place of the client is `request.state.client_place`.
+    """
 
     def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
         self._app = app
@@ -114,11 +145,14 @@ class RateLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A stream counts as running until its last byte, or until its client is gone."""
+        if scope["type"] == "websocket":  # each of its messages is a request
+            scope.setdefault("state", {})["client_place"] = ClientPlace(self._limiter, client_of(scope))
         limited = scope["type"] == "http" and scope["method"] == LIMITED_METHOD
         if not limited or not scope["path"].startswith(LIMITED_PREFIX):
             await self._app(scope, receive, send)
             return
         client = client_of(scope)
+        scope.setdefault("state", {})["client_place"] = ClientPlace(self._limiter, client)
         window = self._limiter.acquire(client)
 
         async def add_headers(message: Message) -> None:

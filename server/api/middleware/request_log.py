@@ -16,6 +16,7 @@ access_logger = logging.getLogger("toolwire.access")
 prompt_logger = logging.getLogger(PROMPT_LOGGER)
 
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})  # polled every few seconds
+SWITCHING_PROTOCOLS = 101  # of a WebSocket that was accepted; its messages are counted one by one
 QUIET_STATUSES = frozenset({200, 503})  # their normal replies: neither logged nor counted
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -40,7 +41,7 @@ class RequestLogMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The id is the client's own where it sent a well-formed one."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope).get("x-request-id", "")
@@ -53,13 +54,16 @@ class RequestLogMiddleware:
 
         async def watch(message: Message) -> None:
             nonlocal status, num_bytes, complete
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            kind = message["type"].removeprefix("websocket.")
+            if kind in ("http.response.start", "accept"):
+                status = message.get("status", SWITCHING_PROTOCOLS)
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = headers["request-id"] = request_id
-            elif message["type"] == "http.response.body":
+            elif kind == "http.response.body":
                 num_bytes += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
+            elif kind == "send":
+                num_bytes += len(message.get("text") or message.get("bytes") or b"")
             await send(message)
 
         with request_id_in_logs(request_id):
@@ -67,7 +71,8 @@ class RequestLogMiddleware:
                 await self._app(scope, receive, watch)
             finally:
                 failed = status == 200 and state.get("failed", False)
-                outcome = "failed" if failed else "complete" if complete or status == 500 else "cut off"
+                complete = complete or status in (500, SWITCHING_PROTOCOLS)
+                outcome = "failed" if failed else "complete" if complete else "cut off"
                 self._record(scope, status, round(time.perf_counter() - started_s, 4), num_bytes, outcome)
 
     def _record(self, scope: Scope, status: int, seconds: float, num_bytes: int, outcome: str) -> None:
@@ -76,7 +81,7 @@ class RequestLogMiddleware:
         counted = {"complete": str(status), "cut off": "cancelled"}
         self._count(scope["path"], counted.get(outcome, outcome))
         fields = {
-            "method": scope["method"],
+            "method": scope.get("method", "WEBSOCKET"),
             "path": scope["path"],
             "status": status,
             "seconds": seconds,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from server.api.body import bad
 from server.api.responses.items import (
     CallOutputItem,
+    CompactionItemIn,
     CustomCallItemIn,
     FunctionCallItemIn,
     InputItem,
@@ -22,6 +23,7 @@ from server.api.responses.tools import flat_name
 from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
 from server.notes import Note
 
+SUMMARY = "Summary of the conversation up to here, of which only the messages above are left:\n\n"
 OpenSealed = Callable[[str, str], str]  # an opaque thought and its param -> the thought
 
 
@@ -45,8 +47,9 @@ class _Reply:
 class ConversationReader:
     """Reads the items of one conversation."""
 
-    def __init__(self, open_sealed: OpenSealed) -> None:
+    def __init__(self, open_sealed: OpenSealed, open_summary: OpenSealed) -> None:
         self._open_sealed = open_sealed
+        self._open_summary = open_summary
         self._messages: list[Message | _Reply] = []
         self._reply: _Reply | None = None
         self._results: dict[str, ToolMessage] = {}
@@ -102,6 +105,10 @@ class ConversationReader:
                 self._add_call(PastCall(item.call_id, name, item.input, custom=True), item, param)
             case CallOutputItem():
                 self._add_result(item, param)
+            case CompactionItemIn():
+                self._append(
+                    UserMessage(SUMMARY + self._open_summary(item.encrypted_content, f"{param}.encrypted_content"))
+                )
             case ItemReferenceIn():
                 text = f"Item with id '{item.id}' not found."
                 raise bad(text, f"{param}.id", "item_not_found")

@@ -1,7 +1,11 @@
-"""Examples of the OpenAPI document: requests for responses."""
+"""Examples of the OpenAPI document: requests for responses, a compact conversation."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from server.api.chat.wire import Notes
+from server.api.responses.wire import CompactedResponse, InputDetails, OutputDetails, ResponseUsage
+from server.notes import Note
 
 _WEATHER = {
     "type": "function",
@@ -21,6 +25,7 @@ REQUESTS: Mapping[str, Any] = {
         "tools": [_WEATHER],
         "tool_choice": "required",
     },
+    "in the background": {"model": "toolwire-demo", "input": "Name a city.", "background": True},
     "streamed": {"model": "toolwire-demo", "input": "Name a city.", "stream": True},
     "tool result": {
         "model": "toolwire-demo",
@@ -41,3 +46,30 @@ REQUESTS: Mapping[str, Any] = {
         ],
     },
 }
+COMPACT_REQUESTS: Mapping[str, Any] = {
+    "a conversation": {"model": "toolwire-demo", "input": REQUESTS["tool result"]["input"]},
+}
+COMPACTED = CompactedResponse(
+    id="resp_5yGqkD0w3XtZbN1cVfRmLpHs",
+    created_at=1_760_000_000,
+    output=[
+        {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": "What is the weather in Paris in celsius?"}],
+            "id": "msg_b3Kd92mXqLw07TzVnRfYpGhA",
+            "status": "completed",
+        },
+        {"type": "compaction", "id": "cmp_5yGqkD0w3XtZbN1cVfRmLpHs", "encrypted_content": "tws1.kq0Zx3..."},
+    ],
+    usage=ResponseUsage(212, InputDetails(192), 41, OutputDetails(0), 253),
+    toolwire=Notes(
+        notes=[
+            Note(
+                "compacted",
+                "input",
+                "these items stand in the summary alone: 1 function_call, 1 function_call_output.",
+            )
+        ]
+    ),
+)

@@ -14,6 +14,7 @@ from server.api.chat.fields import Part
 from server.api.chat.message_schemas import OTHER_MODALITIES, PastName
 from server.api.chat.validation_errors import fault, missing, not_supported_value, validated, wrong_type
 from server.api.errors import RequestRefused
+from server.api.responses.reasoning_seal import SUMMARY_PREFIX
 
 MOST_ITEMS = 20_000
 OTHER_PARTS = (*OTHER_MODALITIES, "input_image", "input_file", "computer_screenshot")
@@ -100,6 +101,13 @@ class ReasoningItemIn(Part):
     encrypted_content: str | None = None
 
 
+class CompactionItemIn(Part):
+    """A summary that this server made of earlier items."""
+
+    type: Literal["compaction"]
+    encrypted_content: str
+
+
 class ItemReferenceIn(Part):
     """An item of a kept response, by its id."""
 
@@ -121,6 +129,7 @@ InputItem = (
     | CallOutputItem
     | ReasoningItemIn
     | ItemReferenceIn
+    | CompactionItemIn
     | OtherItem
 )
 _MODELS: Mapping[str, type[InputItem]] = {
@@ -165,6 +174,8 @@ def _read_item(value: Any, at: str) -> InputItem:
     if not isinstance(kind, str):
         raise _of_type("a string", kind, f"{at}.type")
     model = _MODELS.get(kind)
+    if kind == "compaction" and str(value.get("encrypted_content")).startswith(SUMMARY_PREFIX):
+        model = CompactionItemIn  # those of other servers are items of an unknown type
     if model is None:
         return OtherItem(type=kind, text=_text_in(value))
     return validated(model, value | {"type": kind}, at)

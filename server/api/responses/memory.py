@@ -1,8 +1,9 @@
 """Kept responses and conversations of one client: what a request continues, and how its response is kept."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -14,15 +15,18 @@ from server.api.errors import ApiError, RequestRefused, encode
 from server.api.middleware.auth import CLIENT
 from server.api.responses.items import kind_of_item
 from server.api.responses.schemas import ResponsesRequest
+from server.api.responses.to_reply import response_of_item
 from server.api.responses.wire import ResponseObject
 from server.store.database import Database, KeptItem, KeptResponse
 from server.store.response_store import ResponseStore, StoreFailed
 
 RETRY_AFTER_S = 5
+UNENDED = ("queued", "in_progress")
+GONE = "The server that wrote this response ended before the response was complete; send the request again."
 Item = dict[str, Any]
 _ID_PREFIXES = {
     "message": "msg", "function_call": "fc", "function_call_output": "fco", "custom_tool_call": "ctc",
-    "custom_tool_call_output": "ctco", "reasoning": "rs",
+    "custom_tool_call_output": "ctco", "reasoning": "rs", "compaction": "cmp",
 }  # fmt: skip
 
 
@@ -55,28 +59,17 @@ class ClientMemory:
             kept = await self._before(sent.previous_response_id)
         elif sent.conversation is not None:
             kept = [json.loads(item.body) for item in await self.conversation_items(sent.conversation)]
-        own = sent.input
-        if isinstance(own, list):
-            own = await self._resolved(own, kept)
-        return Context(kept, own)
+        return await self.context_behind(kept, sent.input)
+
+    async def context_behind(self, kept: list[Item], sent: Any) -> Context:
+        """The same where what a request continues is known. Raises RequestRefused."""
+        return Context(kept, await self._resolved(sent, kept) if isinstance(sent, list) else sent)
 
     async def keep(self, sent_items: Sequence[Item], response: ResponseObject) -> str:
         """Keep a response and the items of its request; returns why that failed, or ""."""
         if self.store.database is None:
             return "this server keeps no responses (--response-store)"
-        output = [encode(item) for item in response.output]
-        conversation_id = response.conversation.id if response.conversation is not None else None
-        kept = KeptResponse(
-            response.id,
-            encode(response),
-            msgspec.json.encode(sent_items),
-            response.previous_response_id,
-            conversation_id,
-            tuple(item.id for item in response.output),
-        )
-        items = [] if conversation_id is None else as_kept(sent_items)
-        if conversation_id is not None:
-            items += [KeptItem(item.id, body) for item, body in zip(response.output, output, strict=True)]
+        kept, items = _kept_of(sent_items, response), _conversation_items(sent_items, response)
         try:
             await self.store.run(self.store.database.put_response, self.owner, kept, items)
         except StoreFailed as error:
@@ -84,17 +77,64 @@ class ClientMemory:
         self.store.written(kept)
         return ""
 
+    async def begin(self, sent_items: Sequence[Item], response: ResponseObject, lease_s: float) -> None:
+        """Keep a background response that has not begun, held until `lease_s`. Raises RequestRefused (503)."""
+        kept = replace(_kept_of(sent_items, response), lease_s=lease_s)
+        try:
+            await self.store.run(self.database.put_response, self.owner, kept)
+        except StoreFailed as error:
+            raise no_store(error) from error
+
+    async def end(self, sent_items: Sequence[Item], response: ResponseObject, events: bytes) -> None:
+        """Keep the end of a background response, unless it has ended elsewhere or is deleted. Raises StoreFailed."""
+        assert self.store.database is not None, "it has begun in a database"
+        kept, items = _kept_of(sent_items, response), _conversation_items(sent_items, response)
+        await self.store.run(self.store.database.end_response, self.owner, kept, items, events)
+        self.store.written(kept)
+
     async def response(self, response_id: str) -> KeptResponse:
-        """A kept response. Raises RequestRefused (404)."""
+        """A kept response; a background response whose server is gone has failed. Raises RequestRefused (404)."""
         if self.store.database is None:
             raise no_such("Response", response_id)
+        now_s = time.time()
+        found = await self._found(response_id)
+        if found.lease_s is not None and found.lease_s < now_s:
+            return await self._end(found, "failed", now_s)
+        return found
+
+    async def cancel_response(self, kept: KeptResponse) -> KeptResponse:
+        """End a background response that another server writes, which notices it soon. Raises RequestRefused."""
+        return await self._end(kept, "cancelled")
+
+    async def events(self, response_id: str) -> bytes:
+        """The events of an ended background response; empty for one whose server was gone. Raises RequestRefused."""
         try:
-            found = await self.store.run(self.store.database.response, self.owner, response_id)
+            events = await self.store.run(self.database.events, self.owner, response_id)
+        except StoreFailed as error:
+            raise no_store(error) from error
+        if events is None:
+            raise no_such("Response", response_id)
+        return events
+
+    async def _found(self, response_id: str) -> KeptResponse:
+        try:
+            found = await self.store.run(self.database.response, self.owner, response_id)
         except StoreFailed as error:
             raise no_store(error) from error
         if found is None:
             raise no_such("Response", response_id)
         return found
+
+    async def _end(self, kept: KeptResponse, status: str, now_s: float = 0.0) -> KeptResponse:
+        """The response as it ended, which may be elsewhere and otherwise."""
+        error = {"code": "server_error", "message": GONE} if status == "failed" else None
+        body = msgspec.json.encode({**json.loads(kept.body), "status": status, "error": error})
+        ended = replace(kept, body=body)
+        try:
+            await self.store.run(self.database.end_response, self.owner, ended, now_s=now_s)
+        except StoreFailed as fault:
+            raise no_store(fault) from fault
+        return await self._found(kept.id)
 
     async def delete_response(self, response_id: str) -> None:
         """Raises RequestRefused (404)."""
@@ -126,6 +166,11 @@ class ClientMemory:
         if chain is None:
             text = f"Previous response with id '{response_id}' not found: it is unknown, expired, or was not stored."
             raise bad(text, "previous_response_id", "previous_response_not_found")
+        if json.loads(chain[-1].body)["status"] in UNENDED:
+            chain[-1] = await self.response(response_id)
+            if chain[-1].lease_s is not None:
+                text = f"Previous response with id '{response_id}' has not ended yet; wait for it, or cancel it."
+                raise bad(text, "previous_response_id", "previous_response_in_progress")
         return [item for kept in chain for item in (*json.loads(kept.input), *json.loads(kept.body)["output"])]
 
     async def _resolved(self, items: Sequence[Any], kept: Sequence[Item]) -> list[Any]:
@@ -137,7 +182,8 @@ class ClientMemory:
         missing = [one for one in named if one not in known]
         if missing and self.store.database is not None:
             try:
-                found = await self.store.run(self.store.database.responses_of_items, self.owner, missing)
+                ids = {response_of_item(one) for one in missing}
+                found = await self.store.run(self.store.database.responses, self.owner, list(ids))
             except StoreFailed as error:
                 raise no_store(error) from error
             for response in found:
@@ -152,6 +198,18 @@ def _stands_for_kept(item: Any) -> bool:
     carried = ("content", "summary", "encrypted_content")
     kind = kind_of_item(item)
     return kind == "item_reference" or (kind == "reasoning" and not any(item.get(key) for key in carried))
+
+
+def _kept_of(sent_items: Sequence[Item], response: ResponseObject) -> KeptResponse:
+    conversation_id = response.conversation.id if response.conversation is not None else None
+    sent = msgspec.json.encode(sent_items)
+    return KeptResponse(response.id, encode(response), sent, response.previous_response_id, conversation_id)
+
+
+def _conversation_items(sent_items: Sequence[Item], response: ResponseObject) -> list[KeptItem]:
+    if response.conversation is None:
+        return []
+    return [*as_kept(sent_items), *(KeptItem(item.id, encode(item)) for item in response.output)]
 
 
 def to_kept_items(sent: Any) -> list[Item]:
@@ -182,7 +240,7 @@ def _to_kept_item(sent: Mapping[str, Any]) -> Item:
         item["arguments"] = json.dumps(item.get("arguments") or {})
     elif kind == "reasoning":
         item.setdefault("summary", [])
-    if kind in _ID_PREFIXES and kind != "reasoning":
+    if kind in _ID_PREFIXES and kind not in ("reasoning", "compaction"):
         item.setdefault("status", "completed")
     return item
 

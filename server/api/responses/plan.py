@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import msgspec
 from msgspec import UNSET
@@ -9,6 +10,7 @@ from msgspec import UNSET
 from server.api.chat.wire import Notes
 from server.api.errors import ApiError, encode
 from server.api.middleware.request_log import prompt_logger
+from server.api.responses.memory import Item
 from server.api.responses.to_reply import ResponseWriter
 from server.api.responses.to_request import MappedResponse
 from server.api.responses.wire import EndEvent, ResponseObject, StreamEvent, StreamFault
@@ -51,16 +53,40 @@ def frame_of(event: StreamEvent) -> bytes:
 
 
 class ResponsePlan:
-    """A request for a response, and how it is answered. `keep` None: the response is not to be kept."""
+    """A request for a response, and how it is answered.
 
-    def __init__(self, mapped: MappedResponse, stream: bool, keep: Keep | None) -> None:
+    `keep` None: the response is not kept with its last event. `items` are those that its request brought, as they are
+    kept, `earlier` those that it continues.
+    """
+
+    def __init__(
+        self,
+        mapped: MappedResponse,
+        stream: bool,
+        keep: Keep | None,
+        items: Sequence[Item] = (),
+        earlier: Sequence[Item] = (),
+    ) -> None:
         self.request: ChatRequest = mapped.request
         self.stream = stream
         self.framing = ResponseFrames()
         self.response = mapped.response
-        self.response.store = keep is not None
+        self.response.store = keep is not None or self.response.background
+        self.items = items
+        self.earlier = earlier
+        self._generates = True
         self._writer = ResponseWriter(mapped.response, mapped.style)
         self._keep = keep
+
+    @property
+    def snapshot(self) -> ResponseObject:
+        """The response as far as it is written."""
+        return self._writer.snapshot
+
+    def compute_prompt_only(self) -> None:
+        """Have the prompt computed for later requests, and nothing written."""
+        self._generates = False
+        self.request = replace(self.request, max_tokens=1)
 
     def observers(self) -> Sequence[RequestObserver]:
         """None: the log of replies is written with the last event."""
@@ -78,10 +104,9 @@ class ResponsePlan:
             yield self._writer.open()
             async with aclosing(generation.events()) as arrivals:
                 async for events in arrivals:
-                    if written := [one for event in events for one in self._writer.feed(event)]:
+                    if self._generates and (written := [one for event in events for one in self._writer.feed(event)]):
                         yield written
-            prepared = generation.prepared
-            yield [await self._ended(self._writer.close(generation.usage, prepared.notes, prepared.dropped_messages))]
+            yield [await self._ended(self._close(generation))]
         except ServeError as error:
             yield [await self._ended(self._writer.fail(error, generation.usage))]
             raise
@@ -94,16 +119,37 @@ class ResponsePlan:
         assert isinstance(last, EndEvent), "the last event holds the response"
         return encode(last.response)
 
+    def queue(self) -> Sequence[StreamEvent]:
+        """The events of a background response before it begins."""
+        return self._writer.queue()
+
+    def fail(self, error: ServeError) -> EndEvent:
+        """The last event of a background response that `error` ended."""
+        return self._writer.fail(error)
+
+    def cancel(self) -> EndEvent:
+        """The last event of a background response that its client cancelled."""
+        return self._writer.cancel()
+
+    def _close(self, generation: Generation) -> EndEvent:
+        prepared, usage = generation.prepared, generation.usage
+        if not self._generates:
+            usage = replace(usage, completion_tokens=0, reasoning_tokens=0)
+        return self._writer.close(usage, prepared.notes, prepared.dropped_messages)
+
     async def _ended(self, event: EndEvent) -> EndEvent:
         """The last event, once its response is kept, or with the reason why it is not."""
         response = event.response
         prompt_logger.info("reply", extra={"output": [msgspec.to_builtins(item) for item in response.output]})
         if self._keep is not None and (fault := await self._keep(response)):
-            add_note(response, Note("not_kept", "store", f"the response could not be kept: {fault}"))
+            return not_kept(event, fault)
         return event
 
 
-def add_note(response: ResponseObject, note: Note) -> None:
-    """Add a note to what a response says of its request."""
+def not_kept(event: EndEvent, fault: str) -> EndEvent:
+    """The last event of a response with a note that it could not be kept."""
+    response = event.response
     notes = Notes() if response.toolwire is UNSET else response.toolwire
-    response.toolwire = msgspec.structs.replace(notes, notes=[*notes.notes, note])
+    note = Note("not_kept", "store", f"the response could not be kept: {fault}")
+    notes = msgspec.structs.replace(notes, notes=[*notes.notes, note])
+    return type(event)(event.sequence_number, msgspec.structs.replace(response, toolwire=notes))

@@ -17,6 +17,7 @@ from server.api.body import bad
 from server.errors import CannotStart
 
 PREFIX = "tw1."
+SUMMARY_PREFIX = "tws1."  # of summaries of conversations
 KEY_BYTES = 32
 MAC_BYTES = 32
 MAX_THOUGHT_BYTES = 1 << 24  # of one opened thought
@@ -24,26 +25,31 @@ KEY_FILE = "reasoning.key"
 
 
 class ReasoningSeal:
-    """Seals thoughts and opens them again."""
+    """Seals thoughts, or other texts under another prefix, and opens them again."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, prefix: str = PREFIX) -> None:
         self._key = key
+        self._prefix = prefix
+
+    def of_prefix(self, prefix: str) -> "ReasoningSeal":
+        """A seal whose texts this one does not open."""
+        return ReasoningSeal(hmac.digest(self._key, prefix.encode(), sha256), prefix)
 
     def seal(self, thought: str) -> str:
         """The opaque form of a thought."""
         packed = zlib.compress(thought.encode("utf-8", "surrogatepass"), 1)
-        return PREFIX + base64.urlsafe_b64encode(self._mac(packed) + packed).decode()
+        return self._prefix + base64.urlsafe_b64encode(self._mac(packed) + packed).decode()
 
     def open(self, sealed: str, param: str) -> str:
         """The thought. Raises RequestRefused (400) for what this server did not seal."""
         try:
-            raw = base64.b64decode(sealed.removeprefix(PREFIX).encode(), altchars=b"-_", validate=True)
+            raw = base64.b64decode(sealed.removeprefix(self._prefix).encode(), altchars=b"-_", validate=True)
         except (binascii.Error, UnicodeEncodeError):
             raw = b""
         mac, packed = raw[:MAC_BYTES], raw[MAC_BYTES:]
-        if not sealed.startswith(PREFIX) or not hmac.compare_digest(mac, self._mac(packed)):
+        if not sealed.startswith(self._prefix) or not hmac.compare_digest(mac, self._mac(packed)):
             text = f"Invalid '{param}': this server did not write it, or it was changed. Send it as it came, or leave"
-            raise bad(f"{text} the reasoning item out.", param, "invalid_encrypted_content")
+            raise bad(f"{text} the item out.", param, "invalid_encrypted_content")
         unpacked = zlib.decompressobj().decompress(packed, MAX_THOUGHT_BYTES)
         return unpacked.decode("utf-8", "surrogatepass")
 

@@ -1,6 +1,8 @@
-"""Routes of responses: POST, whole or as a stream, both from the same events; and those of kept responses."""
+"""Routes of responses: POST, whole or as a stream, both from the same events; and those about a response."""
 
+import asyncio
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,19 +15,25 @@ from starlette.responses import Response
 from server.api.body import bad
 from server.api.errors import json_response
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, json_reply, ref
-from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler
-from server.api.responses.examples import REQUESTS
-from server.api.responses.items import read_items
-from server.api.responses.memory import ClientMemory, Context, to_kept_items
+from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, nothing
+from server.api.responses.compaction import CompactionPlan
+from server.api.responses.examples import COMPACT_REQUESTS, COMPACTED, REQUESTS
 from server.api.responses.pages import ItemList, page_of
 from server.api.responses.plan import ResponsePlan
-from server.api.responses.schemas import ResponsesRequest, read_responses_request
+from server.api.responses.reader import PATH, LocalContext, RequestReader
+from server.api.responses.reasoning_seal import SUMMARY_PREFIX
+from server.api.responses.running.background import BackgroundRun, unlogged
+from server.api.responses.running.event_log import EventLog, LoggedFrames
+from server.api.responses.running.websocket import WebSocketHandler
+from server.api.responses.schemas import ResponsesRequest
 from server.api.responses.state import ResponsesState
-from server.api.responses.to_request import ResponsesMapper
 from server.api.responses.wire import ResponseObject
-from server.notes import Note
+from server.api.sse import EventStream
+from server.prompt.window import Window
+from server.service import until
 
-PATH = "/v1/responses"
+POLL_S = 1.0  # of a background response that another server writes
+MAX_DIGITS = 18  # of a sequence number that is read; longer ones are beyond the end in any case
 
 
 class Deleted(msgspec.Struct):
@@ -43,69 +51,140 @@ class ResponseInputTokens(msgspec.Struct, tag_field="object", tag="response.inpu
 
 
 class ResponsesHandler:
-    """Answers requests for responses."""
+    """Answers requests for responses, and about those that are kept or written in the background."""
 
-    def __init__(self, replies: ReplyHandler, mapper: ResponsesMapper, state: ResponsesState) -> None:
+    def __init__(
+        self,
+        replies: ReplyHandler,
+        reader: RequestReader,
+        state: ResponsesState,
+        window: Window,
+    ) -> None:
         self._replies = replies
-        self._mapper = mapper
-        self._state = state
+        self._reader = reader
+        self._runs = state.runs
+        self._summary_seal = state.seal.of_prefix(SUMMARY_PREFIX)
+        self._window = window
 
     async def answer(self, request: Request) -> Response:
         """POST /v1/responses."""
-        return await self._replies.answer(request, partial(self.read, request.state))
-
-    async def read(self, state: State, raw: bytes) -> ResponsePlan:
-        """The validated request with what it continues. Raises RequestRefused or a ServeError."""
-        sent, notes = await self._replies.parse(self._read, raw)
-        memory = self.memory(state)
-        context = await memory.context(sent)
-        return await self._replies.parse(partial(self._plan, sent, notes, memory, context), raw)
+        return await self._replies.handle(request, partial(self._answer, request.state))
 
     async def count(self, request: Request) -> Response:
         """POST /v1/responses/input_tokens."""
-        parts = await self._replies.count(request, partial(self.read, request.state))
+        parts = await self._replies.count(request, partial(self._reader.read, request.state))
         return json_response(ResponseInputTokens(sum(part.tokens for part in parts)))
 
+    async def compact(self, request: Request) -> Response:
+        """POST /v1/responses/compact."""
+        return await self._replies.answer(request, partial(self._compaction, request.state))
+
     async def retrieve(self, request: Request) -> Response:
-        """GET /v1/responses/{id}."""
-        kept = await self.memory(request.state).response(request.path_params["id"])
-        return Response(kept.body, media_type="application/json")
+        """GET /v1/responses/{id}, as it is now or with `stream` as the events that are to come."""
+        wants_stream, after = _stream_query(request.query_params)
+        if wants_stream:
+            return await self._resume(request, after)
+        memory, response_id = self._reader.memory(request.state), request.path_params["id"]
+        if run := self._runs.find(memory.owner, response_id):
+            return _body_of(run)
+        return Response((await memory.response(response_id)).body, media_type="application/json")
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/responses/{id}."""
-        response_id = request.path_params["id"]
-        await self.memory(request.state).delete_response(response_id)
+        memory, response_id = self._reader.memory(request.state), request.path_params["id"]
+        await memory.delete_response(response_id)
+        self._runs.forget(memory.owner, response_id)
         return json_response(Deleted(response_id, "response"))
 
     async def cancel(self, request: Request) -> Response:
-        """POST /v1/responses/{id}/cancel."""
-        kept = await self.memory(request.state).response(request.path_params["id"])
+        """POST /v1/responses/{id}/cancel: the response as it has ended, now or before."""
+        memory, response_id = self._reader.memory(request.state), request.path_params["id"]
+        if run := self._runs.find(memory.owner, response_id):
+            await run.cancel()
+            return _body_of(run)
+        kept = await memory.response(response_id)
         if not json.loads(kept.body)["background"]:
             raise bad("Cannot cancel a synchronous response: only those of 'background' can be cancelled.", None)
+        if kept.lease_s is not None:
+            kept = await memory.cancel_response(kept)
         return Response(kept.body, media_type="application/json")
 
     async def list_input_items(self, request: Request) -> Response:
         """GET /v1/responses/{id}/input_items."""
-        kept = await self.memory(request.state).response(request.path_params["id"])
+        kept = await self._reader.memory(request.state).response(request.path_params["id"])
         return json_response(page_of(json.loads(kept.input), request.query_params))
 
-    def memory(self, state: State) -> ClientMemory:
-        """What the client of a request has kept."""
-        return ClientMemory(self._state.store, state)
+    async def _answer(self, state: State, raw: bytes, deadline_s: float | None) -> Response:
+        async with until(deadline_s):
+            plan = await self._reader.read(state, raw)
+        if not plan.response.background:
+            return await self._replies.reply(plan, deadline_s, state)
+        run = await self._begin(plan, deadline_s, state, len(raw))
+        return self._stream(run.log, -1) if plan.stream else _body_of(run)
 
-    def _read(self, raw: bytes) -> tuple[ResponsesRequest, tuple[Note, ...]]:
-        return self._replies.read(raw, read_responses_request, ("input", "tools"), self._replies.settings.strict)
+    async def _compaction(self, state: State, raw: bytes) -> CompactionPlan:
+        body = await self._replies.parse(self._reader.parse, raw)
+        plan = await self._reader.plan(state, body, raw, LocalContext("", []))
+        return CompactionPlan(plan, self._summary_seal, self._window.limit)
 
-    def _plan(
-        self, sent: ResponsesRequest, notes: tuple[Note, ...], memory: ClientMemory, context: Context, raw: bytes
-    ) -> ResponsePlan:
-        mapped = self._mapper.map(sent, read_items(context.kept), read_items(context.own), notes)
-        keeps = sent.keeps and (memory.store.state != "none" or sent.store is True)
-        keep = partial(memory.keep, to_kept_items(context.own)) if keeps else None
-        return ResponsePlan(mapped, bool(sent.stream), keep)
+    async def _begin(self, plan: ResponsePlan, deadline_s: float | None, state: State, num_bytes: int) -> BackgroundRun:
+        """Begin a background response. It counts as a request of its client that runs until it has ended."""
+        release = state.client_place.hold()
+
+        def on_end(run: BackgroundRun) -> None:
+            release()
+            self._replies.metrics.count_background(run.response.status)
+
+        num_bytes += sum(len(message.text) for message in plan.request.messages)
+        generate = partial(self._replies.start, plan, deadline_s, state)
+        try:
+            return await self._runs.start(plan, self._reader.memory(state), generate, num_bytes, on_end)
+        except BaseException:
+            release()
+            raise
+
+    async def _resume(self, request: Request, after: int) -> Response:
+        """The events of a background response with numbers above `after`: those there are, and those to come."""
+        memory, response_id = self._reader.memory(request.state), request.path_params["id"]
+        if run := self._runs.find(memory.owner, response_id):
+            return self._stream(run.log, after)
+        kept = await memory.response(response_id)
+        if not json.loads(kept.body)["background"]:
+            text = "Only responses of 'background' can be streamed again; leave 'stream' out to read this one."
+            raise bad(text, "stream", "invalid_value")
+        while kept.lease_s is not None:  # another server writes it
+            await asyncio.sleep(POLL_S)
+            kept = await memory.response(response_id)
+        packed = await memory.events(response_id)
+        return self._stream(EventLog.unpack(packed) if packed else unlogged(kept.body, after), after)
+
+    def _stream(self, log: EventLog, after: int) -> Response:
+        return EventStream(log.read(after), self._replies.settings.ping_interval_s, nothing, LoggedFrames())
 
 
-def responses_router(handler: ResponsesHandler) -> APIRouter:
+def _body_of(run: BackgroundRun) -> Response:
+    return json_response(run.response)
+
+
+def _stream_query(query: Mapping[str, str]) -> tuple[bool, int]:
+    """The values of `stream` and `starting_after`. Raises RequestRefused (400)."""
+    stream, after = query.get("stream", "false").lower(), query.get("starting_after")
+    if stream not in ("true", "false"):
+        raise bad(f"Invalid value: '{stream}'. Supported values are: 'true' and 'false'.", "stream", "invalid_value")
+    if after is None:
+        return stream == "true", -1
+    if not (after.isascii() and after.isdigit()):
+        raise bad(
+            "Invalid 'starting_after': expected the sequence number of an event.", "starting_after", "invalid_value"
+        )
+    if stream == "false":
+        raise bad(
+            "Invalid 'starting_after': it needs 'stream=true'.", "starting_after", "invalid_parameter_combination"
+        )
+    return True, int(after[:MAX_DIGITS])
+
+
+def responses_router(handler: ResponsesHandler, sockets: WebSocketHandler) -> APIRouter:
     """Routes of responses."""
     router = APIRouter()
     router.add_api_route(
@@ -126,7 +205,17 @@ def responses_router(handler: ResponsesHandler) -> APIRouter:
         openapi_extra=json_body(ResponsesRequest, REQUESTS),
         responses={200: json_reply(ResponseInputTokens(12)), **error_replies(400, 401, 404, 408, 413, 429, 500, 504)},
     )
+    router.add_api_route(
+        f"{PATH}/compact",
+        handler.compact,
+        methods=["POST"],
+        operation_id="compactResponse",
+        summary="Make a conversation shorter: the user's messages, and a summary of the rest in an opaque form.",
+        openapi_extra={**json_body(ResponsesRequest, COMPACT_REQUESTS), "parameters": [TIMEOUT_PARAMETER]},
+        responses={200: json_reply(COMPACTED), **error_replies(400, 401, 404, 408, 413, 429, 500, 503, 504)},
+    )
     _add_routes_of_kept(router, handler)
+    router.add_api_websocket_route(PATH, sockets.serve)
     return router
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.api.responses.reasoning_seal import ReasoningSeal, random_seal, seal_of
+from server.api.responses.running.background import BackgroundRuns
 from server.errors import CannotStart
+from server.runtime.byte_budget import ByteBudget
 from server.settings import ApiSettings, users_state_dir
 from server.store.database import DAY_S, Database
 from server.store.response_store import ResponseStore
@@ -16,19 +18,25 @@ logger = logging.getLogger("toolwire.store")
 
 FILE = "responses.sqlite"
 NO_STORE = "none"
+DEFAULTS = ApiSettings()
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsesState:
-    """What routes of responses share."""
+    """What routes of responses share. `budget` bounds the bytes of `runs` and of what connections remember."""
 
     store: ResponseStore
     seal: ReasoningSeal
+    budget: ByteBudget
+    runs: BackgroundRuns
 
 
-def no_state() -> ResponsesState:
-    """Nothing is kept, and opaque thoughts are valid as long as this process lives."""
-    return ResponsesState(ResponseStore(None), random_seal())
+def state_of(
+    store: ResponseStore, seal: ReasoningSeal | None = None, settings: ApiSettings = DEFAULTS
+) -> ResponsesState:
+    """The state over a store. Without a seal thoughts are valid as long as this process lives."""
+    budget = ByteBudget(settings.max_held_bytes)
+    return ResponsesState(store, seal or random_seal(), budget, BackgroundRuns(store, settings.max_background, budget))
 
 
 def open_state(settings: ApiSettings) -> ResponsesState:
@@ -44,7 +52,7 @@ def open_state(settings: ApiSettings) -> ResponsesState:
     except OSError as error:
         logger.warning("no state is kept: %s", error)
         seal = random_seal()
-    return ResponsesState(_open_store(settings, folder), seal)
+    return state_of(_open_store(settings, folder), seal, settings)
 
 
 def _open_store(settings: ApiSettings, folder: Path) -> ResponseStore:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec import UNSET
 
-from server.api.chat.to_reply import logprob_of, new_id
+from server.api.chat.to_reply import ID_LENGTH, logprob_of, new_id
 from server.api.chat.wire import CallNote, ChatCompletionTokenLogprob, MissedToolCallNote, Notes
 from server.api.errors import error_of
 from server.api.responses.wire import (
@@ -42,6 +42,7 @@ from server.api.responses.wire import (
     ResponseIncomplete,
     ResponseInProgress,
     ResponseObject,
+    ResponseQueued,
     ResponseUsage,
     StreamEvent,
     SummaryPartAdded,
@@ -52,11 +53,13 @@ from server.api.responses.wire import (
     TextDelta,
     TextDone,
 )
-from server.errors import Busy, PromptTooLong, ServeError, ShuttingDown
+from server.errors import Busy, PromptTooLong, Rejected, ServeError, ShuttingDown
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
 from server.notes import Note
 from server.reply.decoder import ScoredToken
 from server.service import ChoiceEvent, TokenUsage
+
+RESPONSE = "resp_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +100,29 @@ class ResponseWriter:
         self._response = response
         self._style = style
         self._next_number = 0
+        self._num_items = 0
         self._open: _OpenItem | None = None
         self._output: list[OutputItem] = []
         self._notes = Notes()
         self._limited = False
 
+    @property
+    def snapshot(self) -> ResponseObject:
+        """The response as far as it is written: its complete items."""
+        return msgspec.structs.replace(self._response, output=list(self._output))
+
+    def queue(self) -> list[StreamEvent]:
+        """The events of a background response that has not begun."""
+        self._response = msgspec.structs.replace(self._response, status="queued")
+        return [ResponseCreated(self._number(), self._response), ResponseQueued(self._number(), self._response)]
+
     def open(self) -> list[StreamEvent]:
-        """The events before the first item."""
-        return [
-            ResponseCreated(self._number(), self._response),
-            ResponseInProgress(self._number(), self._response),
-        ]
+        """The events before the first item, without those of `queue`."""
+        self._response = msgspec.structs.replace(self._response, status="in_progress")
+        events: list[StreamEvent] = []
+        if self._next_number == 0:
+            events = [ResponseCreated(self._number(), self._response)]
+        return [*events, ResponseInProgress(self._number(), self._response)]
 
     def feed(self, received: ChoiceEvent) -> list[StreamEvent]:
         """The events of one event of the reply."""
@@ -135,7 +150,7 @@ class ResponseWriter:
             completed_at=None if self._limited else int(time.time()),
             incomplete_details=IncompleteDetails() if self._limited else None,
             output=self._output,
-            usage=_usage_of(usage),
+            usage=usage_of(usage),
             toolwire=all_notes if all_notes != Notes() else UNSET,
         )
         kind = ResponseIncomplete if self._limited else ResponseCompleted
@@ -148,9 +163,18 @@ class ResponseWriter:
             status="failed",
             error=fault_of(error),
             output=self._output,
-            usage=usage and _usage_of(usage),
+            usage=usage and usage_of(usage),
         )
         return ResponseFailed(self._number(), response)
+
+    def cancel(self) -> ResponseIncomplete:
+        """The last event of a background response that its client cancelled; OpenAI's events have none of its own."""
+        return ResponseIncomplete(self._number(), msgspec.structs.replace(self.snapshot, status="cancelled"))
+
+    def _new_item_id(self, prefix: str) -> str:
+        """An id that names the response, so that references are found without an index."""
+        self._num_items += 1
+        return item_id(prefix, self._response.id, self._num_items - 1)
 
     def _number(self) -> int:
         self._next_number += 1
@@ -164,7 +188,7 @@ class ResponseWriter:
         events: list[StreamEvent] = []
         one = self._open
         if one is None or not isinstance(one.item, MessageItem):
-            events = self._begin(MessageItem(f"msg_{new_id()}", "in_progress"))
+            events = self._begin(MessageItem(self._new_item_id("msg"), "in_progress"))
             one = self._current()
             events.append(ContentPartAdded(self._number(), self._index, one.item.id, OutputText("")))
         one.pieces.append(text)
@@ -180,7 +204,7 @@ class ResponseWriter:
         events: list[StreamEvent] = []
         one = self._open
         if one is None or not isinstance(one.item, ReasoningItem):
-            events = self._begin(ReasoningItem(f"rs_{new_id()}", "in_progress"))
+            events = self._begin(ReasoningItem(self._new_item_id("rs"), "in_progress"))
             one = self._current()
             item_id = one.item.id
             events.append(ContentPartAdded(self._number(), self._index, item_id, ReasoningText("")))
@@ -197,8 +221,8 @@ class ResponseWriter:
         namespace = shown.namespace or UNSET
         call_id = f"call_{new_id()}"
         if custom:
-            return self._begin(CustomCallItem(f"ctc_{new_id()}", call_id, shown.name, namespace=namespace))
-        item = FunctionCallItem(f"fc_{new_id()}", "in_progress", call_id, shown.name, namespace=namespace)
+            return self._begin(CustomCallItem(self._new_item_id("ctc"), call_id, shown.name, namespace=namespace))
+        item = FunctionCallItem(self._new_item_id("fc"), "in_progress", call_id, shown.name, namespace=namespace)
         return self._begin(item)
 
     def _write_call(self, text: str) -> list[StreamEvent]:
@@ -288,6 +312,16 @@ class ResponseWriter:
         return item, events
 
 
+def item_id(prefix: str, response_id: str, number: int) -> str:
+    """The id of an output's item."""
+    return f"{prefix}_{response_id.removeprefix(RESPONSE)}{number:02x}"
+
+
+def response_of_item(id_: str) -> str:
+    """The id of the response that an item of this id belongs to, if it is an output's."""
+    return RESPONSE + id_.partition("_")[2][:ID_LENGTH]
+
+
 def fault_of(error: ServeError) -> ResponseFault:
     """The `error` of a failed response. Clients compact on `context_length_exceeded` and wait for the seconds."""
     if isinstance(error, PromptTooLong):
@@ -295,10 +329,12 @@ def fault_of(error: ServeError) -> ResponseFault:
     if isinstance(error, Busy) and not isinstance(error, ShuttingDown):
         wait_s = error_of(error).headers["retry-after"]
         return ResponseFault("rate_limit_exceeded", f"{error}; try again in {wait_s}s")
+    if isinstance(error, Rejected):
+        return ResponseFault("invalid_prompt", str(error))
     return ResponseFault("server_error", str(error))
 
 
-def _usage_of(usage: TokenUsage) -> ResponseUsage:
+def usage_of(usage: TokenUsage) -> ResponseUsage:
     return ResponseUsage(
         usage.prompt_tokens,
         InputDetails(usage.cached_tokens),

@@ -12,7 +12,7 @@ from server.api.chat.to_request import RequestMapper
 from server.api.chat.tool_schemas import JsonObjectFormat
 from server.api.responses.conversation import ConversationReader
 from server.api.responses.items import InputItem
-from server.api.responses.reasoning_seal import ReasoningSeal
+from server.api.responses.reasoning_seal import SUMMARY_PREFIX, ReasoningSeal
 from server.api.responses.schemas import ResponsesRequest, TextSchemaFormat
 from server.api.responses.to_reply import ResponseStyle
 from server.api.responses.tools import OfferedTools, ToolReader, read_choice
@@ -78,7 +78,7 @@ class ResponsesMapper:
     def _messages(
         self, sent: ResponsesRequest, kept: Sequence[InputItem], items: Sequence[InputItem]
     ) -> tuple[tuple[Message, ...], tuple[Note, ...]]:
-        reader = ConversationReader(self.seal.open)
+        reader = ConversationReader(self.seal.open, self.seal.of_prefix(SUMMARY_PREFIX).open)
         reader.read(kept, "conversation" if sent.conversation else "previous_response_id")
         reader.read(items)
         messages, notes = reader.close()

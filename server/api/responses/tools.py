@@ -1,6 +1,6 @@
 """Tools of a request for a response: functions, custom tools, namespaces, and the hosted ones that are left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,7 +24,7 @@ from server.api.chat.tool_schemas import (
 from server.api.chat.validation_errors import refusal_of
 from server.api.responses.to_reply import ShownTool
 from server.dialects.base import Choice, Tool
-from server.dialects.schema.check import check_parameters
+from server.dialects.schema.check import check_parameters, check_sizes
 from server.errors import BadSchema
 from server.notes import Note
 
@@ -105,6 +105,7 @@ class ToolReader:
 
     def read(self, sent: Sequence[Mapping[str, Any]]) -> OfferedTools:
         """The tools. Raises RequestRefused or BadSchema."""
+        check_sizes(_schemas(sent, "tools"))  # of all together, before any of them is checked or compiled
         echo = [self._read(tool, f"tools[{position}]") for position, tool in enumerate(sent)]
         tools = self._mapper.declare(self._offered, self._paths)
         shown = [one for one in echo if one is not None]
@@ -168,6 +169,18 @@ class ToolReader:
         if namespace:
             self._names[flat] = ShownTool(namespace, name)
         return flat
+
+
+def _schemas(tools: Sequence[Any], at: str) -> Iterator[tuple[str, Any]]:
+    """The schemas of functions, those in namespaces too, each with its param."""
+    for position, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            continue
+        path = f"{at}[{position}]"
+        if tool.get("type") == "function" and isinstance(tool.get("parameters"), Mapping):
+            yield f"{path}.parameters", tool["parameters"]
+        elif tool.get("type") == "namespace" and isinstance(tool.get("tools"), list):
+            yield from _schemas(tool["tools"], f"{path}.tools")
 
 
 def read_choice(sent: str | Mapping[str, Any] | None, tools: Sequence[Tool], parallel: bool) -> Choice:

@@ -75,6 +75,13 @@ class CustomCallItem(msgspec.Struct, tag_field="type", tag="custom_tool_call"):
     namespace: str | UnsetType = UNSET
 
 
+class CompactionItem(msgspec.Struct, tag_field="type", tag="compaction"):
+    """A summary in an opaque form; sent back it stands for the items that it summarizes."""
+
+    id: str
+    encrypted_content: str
+
+
 OutputItem = MessageItem | ReasoningItem | FunctionCallItem | CustomCallItem
 
 
@@ -158,6 +165,16 @@ class ResponseObject(msgspec.Struct, kw_only=True, tag_field="object", tag="resp
     toolwire: Notes | UnsetType = UNSET
 
 
+class CompactedResponse(msgspec.Struct, kw_only=True, tag_field="object", tag="response.compaction"):
+    """A shorter form of a conversation: the user's messages, then one compaction item."""
+
+    id: str
+    created_at: int
+    output: list[Mapping[str, Any]]
+    usage: ResponseUsage
+    toolwire: Notes | UnsetType = UNSET
+
+
 class StreamEvent(msgspec.Struct, tag_field="type"):
     """One event of a stream; `sequence_number` counts from 0 without a gap."""
 
@@ -189,7 +206,7 @@ class ResponseCompleted(StreamEvent, tag="response.completed"):
 
 
 class ResponseIncomplete(StreamEvent, tag="response.incomplete"):
-    """The last event of a response that a limit ended."""
+    """The last event of a response that a limit ended, or its client (`cancelled`)."""
 
     response: ResponseObject
 

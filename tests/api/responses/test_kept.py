@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,8 +9,7 @@ import pytest
 from openai.types.conversations import Conversation, ConversationItemList
 from openai.types.responses import ResponseItemList
 
-from server.api.responses.reasoning_seal import random_seal
-from server.api.responses.state import ResponsesState
+from server.api.responses.state import ResponsesState, state_of
 from server.store.database import DAY_S, Database
 from server.store.response_store import ResponseStore
 from tests.api.conftest import CALL, Serve, Served
@@ -21,14 +18,6 @@ from tests.api.responses.test_router import TOOL, Reply, create, events_of
 from tests.store.postgres import is_installed, running_postgres
 
 THOUGHTFUL = "<think>\nhm\n</think>\n\n"
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[ResponsesState]:
-    """A store on SQLite."""
-    database = Database(f"sqlite:///{tmp_path / 'kept.sqlite'}", DAY_S, 1 << 26)
-    yield ResponsesState(ResponseStore(database, 1 << 26), random_seal())
-    database.close()
 
 
 def prompts(served: Served) -> list[str]:
@@ -134,7 +123,8 @@ async def test_a_store_that_fails_costs_the_memory_alone(
         connection.commit()
     async with serve(reply("Hello"), state=state) as served:
         assert (await served.http.get("/ready")).json()["response_store"] == "ok"
-        whole = (await create(served, metadata={f"key {i}": "x" * 512 for i in range(16)})).json()
+        large = {f"key {i}": "x" * 512 for i in range(16)}
+        whole = (await create(served, instructions="word " * 3400, metadata=large)).json()
         note = whole["toolwire"]["notes"][0]
         assert whole["status"] == "completed" and note["kind"] == "not_kept"
         assert "sqlite" not in note["text"] and "full" in caplog.text  # the driver's words are the operator's
@@ -153,7 +143,7 @@ async def test_a_database_that_is_gone_holds_nothing_up(serve: Serve, reply: Rep
         pytest.skip("PostgreSQL (Debian's package `postgresql`) is not installed")
     with running_postgres() as postgres:
         database = Database(postgres.url, DAY_S, 1 << 26)
-        state = ResponsesState(ResponseStore(database, 1 << 26), random_seal())
+        state = state_of(ResponseStore(database, 1 << 26))
         async with serve(reply("Hello"), state=state) as served:
             first = (await create(served)).json()
             assert (await served.http.get(f"/v1/responses/{first['id']}")).status_code == 200

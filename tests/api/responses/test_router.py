@@ -28,8 +28,19 @@ async def create(served: Served, **fields: Any) -> httpx.Response:
 
 def events_of(reply: httpx.Response) -> list[dict[str, Any]]:
     """The events of a stream, each checked, their numbers without a gap, the last one an end."""
+    events = checked_events(reply)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert events[-1]["type"] in ENDS and all(event["type"] not in ENDS for event in events[:-1])
+    return events
+
+
+def checked_events(reply: httpx.Response) -> list[dict[str, Any]]:
+    """The events of a stream, each checked; there may be none."""
     assert reply.status_code == 200 and reply.headers["content-type"] == "text/event-stream; charset=utf-8", reply.text
-    events = []
+    events: list[dict[str, Any]] = []
+    if not reply.text:
+        return events
     assert reply.text.endswith("\n\n") and "[DONE]" not in reply.text
     for frame in reply.text.split("\n\n")[:-1]:
         name, data = frame.split("\n")
@@ -37,9 +48,6 @@ def events_of(reply: httpx.Response) -> list[dict[str, Any]]:
         assert name == f"event: {event['type']}"
         check_event(event)
         events.append(event)
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
-    assert events[-1]["type"] in ENDS and all(event["type"] not in ENDS for event in events[:-1])
     return events
 
 
