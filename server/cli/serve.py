@@ -38,6 +38,9 @@ from server.version import version
 
 logger = logging.getLogger("toolwire")
 
+# An idle connection stays open for longer than clients (httpx: 5 s) and load balancers (60 s as a rule) use it: where
+# the server closes it first, a request that was just sent is lost.
+KEEP_ALIVE_S = 75
 ACCEPT_BACKLOG = 2048
 MAX_OPEN_FILES = 65_536
 START_POLL_S = 0.01
@@ -129,6 +132,7 @@ def http_server(app: FastAPI, api: ApiSettings) -> uvicorn.Server:
             access_log=False,
             lifespan="off",
             backlog=ACCEPT_BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(api.drain_timeout_s) + 5,
             server_header=False,
             http=BoundedHttpProtocol,
