@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,28 @@ def test_what_is_too_old_is_neither_found_nor_kept(open_database: Open) -> None:
     time.sleep(0.3)
     assert database.response("me", "a") is None and database.items("me", "conv") is None
     assert database.sweep() == 2
+
+
+def test_a_background_response_ends_once(open_database: Open) -> None:
+    """By its server, by a client, or when the lease of its server has passed; the first one counts."""
+    database, now_s = open_database(), time.time()
+    database.put_conversation("me", KeptConversation("conv", now_s, b"{}"), [])
+    for name in ("a", "b", "c"):
+        database.put_response("me", replace(kept(name, conversation="conv"), lease_s=now_s + 60))
+    found = database.response("me", "a")
+    assert found is not None and found.lease_s == now_s + 60 and database.events("me", "a") == b""
+    assert database.renew(["a", "b", "x"], now_s + 90) == {"a", "b"}
+    ended = replace(kept("a", conversation="conv"), body=b'{"ended":1}')
+    assert not database.end_response("me", ended, now_s=now_s)  # its lease has not passed
+    assert database.end_response("me", ended, [KeptItem("i1", b"1")], b"events")
+    assert not database.end_response("me", kept("a"), [KeptItem("i2", b"2")], b"others")
+    found = database.response("me", "a")
+    assert found is not None and found.lease_s is None and found.body == b'{"ended":1}'
+    assert database.events("me", "a") == b"events" and database.events("you", "a") is None
+    assert [item.id for item in database.items("me", "conv") or []] == ["i1"]
+    assert database.end_response("me", kept("b"), now_s=now_s + 91) and database.renew(["a", "b", "c"], 1.0) == {"c"}
+    assert database.delete_response("me", "c") and not database.end_response("me", kept("c"))
+    assert database.events("me", "c") is None and database.response("me", "c") is None
 
 
 def test_migrations_lead_from_every_version(open_database: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,17 +13,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import bad
-from server.api.errors import json_response
+from server.api.errors import RequestRefused, json_response
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, json_reply, ref
 from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, nothing
 from server.api.responses.compaction import CompactionPlan
 from server.api.responses.examples import COMPACT_REQUESTS, COMPACTED, REQUESTS
+from server.api.responses.memory import ClientMemory
 from server.api.responses.pages import ItemList, page_of
 from server.api.responses.plan import ResponsePlan
 from server.api.responses.reader import PATH, LocalContext, RequestReader
 from server.api.responses.reasoning_seal import SUMMARY_PREFIX
 from server.api.responses.running.background import BackgroundRun, unlogged
-from server.api.responses.running.event_log import EventLog, LoggedFrames
+from server.api.responses.running.event_log import EventLog, LoggedEvents, LoggedFrames
 from server.api.responses.running.websocket import WebSocketHandler
 from server.api.responses.schemas import ResponsesRequest
 from server.api.responses.state import ResponsesState
@@ -31,6 +32,7 @@ from server.api.responses.wire import ResponseObject
 from server.api.sse import EventStream
 from server.prompt.window import Window
 from server.service import until
+from server.store.database import KeptResponse
 
 POLL_S = 1.0  # of a background response that another server writes
 MAX_DIGITS = 18  # of a sequence number that is read; longer ones are beyond the end in any case
@@ -120,7 +122,7 @@ class ResponsesHandler:
         if not plan.response.background:
             return await self._replies.reply(plan, deadline_s, state)
         run = await self._begin(plan, deadline_s, state, len(raw))
-        return self._stream(run.log, -1) if plan.stream else _body_of(run)
+        return self._stream(run.log.read(-1)) if plan.stream else _body_of(run)
 
     async def _compaction(self, state: State, raw: bytes) -> CompactionPlan:
         body = await self._replies.parse(self._reader.parse, raw)
@@ -147,19 +149,31 @@ class ResponsesHandler:
         """The events of a background response with numbers above `after`: those there are, and those to come."""
         memory, response_id = self._reader.memory(request.state), request.path_params["id"]
         if run := self._runs.find(memory.owner, response_id):
-            return self._stream(run.log, after)
+            return self._stream(run.log.read(after))
         kept = await memory.response(response_id)
         if not json.loads(kept.body)["background"]:
             text = "Only responses of 'background' can be streamed again; leave 'stream' out to read this one."
             raise bad(text, "stream", "invalid_value")
+        return self._stream(_kept_events(memory, kept, after))
+
+    def _stream(self, steps: AsyncGenerator[list[LoggedEvents], None]) -> Response:
+        return EventStream(steps, self._replies.settings.ping_interval_s, nothing, LoggedFrames())
+
+
+async def _kept_events(
+    memory: ClientMemory, kept: KeptResponse, after: int
+) -> AsyncGenerator[list[LoggedEvents], None]:
+    """The events of a background response that is not written here, once it has ended."""
+    try:
         while kept.lease_s is not None:  # another server writes it
             await asyncio.sleep(POLL_S)
-            kept = await memory.response(response_id)
-        packed = await memory.events(response_id)
-        return self._stream(EventLog.unpack(packed) if packed else unlogged(kept.body, after), after)
-
-    def _stream(self, log: EventLog, after: int) -> Response:
-        return EventStream(log.read(after), self._replies.settings.ping_interval_s, nothing, LoggedFrames())
+            kept = await memory.response(kept.id)
+        packed = await memory.events(kept.id)
+    except RequestRefused:
+        return  # deleted meanwhile, or the database fails: the stream can be resumed
+    log = EventLog.unpack(packed) if packed else unlogged(kept.body, after)
+    async for events in log.read(after):
+        yield events
 
 
 def _body_of(run: BackgroundRun) -> Response:
@@ -234,7 +248,8 @@ def _add_routes_of_kept(router: APIRouter, handler: ResponsesHandler) -> None:
             methods=[method],
             operation_id=operation,
             summary=summary,
-            responses={200: reply, **errors, **(error_replies(400) if path else {})},
+            openapi_extra={"parameters": _STREAM_PARAMETERS} if endpoint == handler.retrieve else None,
+            responses={200: reply, **errors, **(error_replies(400) if method != "DELETE" else {})},
         )
 
 
@@ -248,6 +263,21 @@ def _with_id(endpoint: Any) -> Any:
     return answer
 
 
+_STREAM_PARAMETERS = [
+    {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},
+    {
+        "name": "stream",
+        "in": "query",
+        "description": "The events of a background response instead: those there are, and those to come.",
+        "schema": {"type": "boolean"},
+    },
+    {
+        "name": "starting_after",
+        "in": "query",
+        "description": "With `stream`: the sequence number of the event behind which it begins.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+]
 _DELETED = Deleted("resp_5yGqkD0w3XtZbN1cVfRmLpHs", "response")
 _ITEMS = ItemList([{"id": "msg_1", "type": "message"}], "msg_1", "msg_1", False)
 _EVENTS = "Named events; the last is `response.completed`, `response.incomplete` or `response.failed`."

@@ -12,7 +12,7 @@ import pytest
 
 from server.api.responses.running import background
 from server.api.responses.state import ResponsesState, state_of
-from server.errors import EngineDied, QueueFull
+from server.errors import ConstraintFailed, EngineDied, QueueFull
 from server.settings import ApiSettings
 from server.store import response_store
 from tests.api.conftest import CALL, MODEL, Serve, Served
@@ -170,9 +170,10 @@ async def _is_idle(state: ResponsesState) -> bool:
         ({}, lambda reply: [*reply("Hello there")[:2], EngineDied("the engine died")], "server_error"),
         ({}, lambda _: [QueueFull("9 requests wait")], "rate_limit_exceeded"),
         ({"input": "word " * 40_000}, lambda reply: reply("Hello"), "context_length_exceeded"),
+        ({}, lambda _: [ConstraintFailed("no such grammar")], "invalid_prompt"),
         ({}, lambda _: [object()], "server_error"),
     ],
-    ids=["dies", "refused", "too long", "unhandled"],
+    ids=["dies", "refused", "too long", "no grammar", "unhandled"],
 )
 async def test_whatever_ends_it_is_its_error(
     serve: Serve,

@@ -223,6 +223,25 @@ async def test_a_fault_names_its_place(serve: Serve, fields: dict[str, Any], par
     assert answer.status_code == 400 and error["param"] == param and error["type"] == "invalid_request_error", error
 
 
+async def test_the_schemas_of_all_tools_are_bounded_before_any_is_checked(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was checked and compiled before their sum was counted, those of namespaces too."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a schema was checked")
+
+    monkeypatch.setattr("server.api.responses.tools.check_parameters", refuse)
+    properties = {f"p{number}": {"type": "string"} for number in range(2600)}
+    tools = [{**TOOL, "name": f"f{i}", "parameters": {"type": "object", "properties": properties}} for i in range(4)]
+    space = {"type": "namespace", "name": "n", "tools": tools[2:]}
+    async with serve() as served:
+        for offered, param in ((tools, "tools[3].parameters"), ([*tools[:2], space], "tools[2].tools[1].parameters")):
+            answer = await create(served, tools=offered)
+            error = answer.json()["error"]
+            assert answer.status_code == 400 and error["param"] == param and "10000 subschemas" in error["message"]
+
+
 async def test_a_sealed_thought_comes_back_and_a_changed_one_does_not(serve: Serve, reply: Reply) -> None:
     async with serve(reply("<think>\nhm\n</think>\n\nHello")) as served:
         fields: dict[str, Any] = {"include": ["reasoning.encrypted_content"], "store": False}
