@@ -33,13 +33,14 @@ class AgentCommand:
 
 
 def codex(target: AgentTarget) -> AgentCommand:
-    """Codex, by Responses."""
+    """Codex, by Responses. It reads the server's models, which offer its patch tool, where a command prints the key."""
     provider = {
         "model_provider": "toolwire",
         "model_providers.toolwire.name": "toolwire",
         "model_providers.toolwire.base_url": f"{target.url}/v1",
         "model_providers.toolwire.wire_api": "responses",
-        "model_providers.toolwire.env_key": "TOOLWIRE_KEY",
+        "model_providers.toolwire.auth.command": "printenv",
+        "model_providers.toolwire.auth.args": ["TOOLWIRE_KEY"],
         "web_search": "disabled",
     }
     options = [part for name, value in provider.items() for part in ("-c", f"{name}={json.dumps(value)}")]

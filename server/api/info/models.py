@@ -28,6 +28,20 @@ class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
     notes: Sequence[str] = ()
 
 
+# Codex sends what a model's entry has here in place of its own instructions, and takes no entry without it.
+CODEX_INSTRUCTIONS = """\
+You are a coding agent in a terminal. You and the user share one workspace.
+
+- Read the files that matter before you change them; never guess what they hold.
+- Run commands with the shell tool. Change files with apply_patch where it is offered: a patch names files by paths
+  relative to the workspace, and repeats enough lines around a change to find its place.
+- Keep changes small and in the style of what is there. Leave alone what the task does not ask for.
+- Where tests or a program can show that a change works, run them.
+- Go on until the task is done, or until only the user can answer a question. Then say in a few sentences what you did
+  and what is left.
+"""
+
+
 class TruncationPolicy(msgspec.Struct, frozen=True):
     """How much of a tool's output Codex keeps."""
 
@@ -47,7 +61,7 @@ class CodexModel(msgspec.Struct):
     priority: int = 0
     truncation_policy: TruncationPolicy = TruncationPolicy()
     input_modalities: Sequence[str] = ("text",)
-    base_instructions: str = ""
+    base_instructions: str = CODEX_INSTRUCTIONS
     supports_parallel_tool_calls: bool = True
     supports_reasoning_summaries: bool = True
     supported_reasoning_levels: Sequence[Mapping[str, str]] = ()
