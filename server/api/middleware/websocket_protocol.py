@@ -13,7 +13,8 @@ from websockets.frames import Frame
 from server.runtime.byte_budget import ByteBudget
 
 DRAINED = "drained"  # key in a scope's state: set when the server ends; a connection closes between two replies then
-TRY_AGAIN_LATER = 1013
+MESSAGE_TOO_BIG, TRY_AGAIN_LATER = 1009, 1013
+MAX_FRAGMENTS = 1024  # of one message: each takes some 40 bytes more than it holds
 
 # uvicorn would log each URL, whose query may hold anything; `RequestLogMiddleware` logs connections.
 _logger = logging.getLogger("toolwire.websocket")
@@ -33,7 +34,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         """Count the bytes until their message is complete."""
         if not self._budget.take(len(data)):
-            self._refuse()
+            self._refuse(TRY_AGAIN_LATER, "the server holds too many incomplete messages")
             return
         self._unfinished_bytes += len(data)
         super().data_received(data)
@@ -44,6 +45,13 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
         """Give the bytes of a complete message back: the application counts it."""
         super().send_receive_event_to_app()
         self._free()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Bound the fragments of a message."""
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self._refuse(MESSAGE_TOO_BIG, f"a message may have {MAX_FRAGMENTS} fragments")
+        elif not self.close_sent:
+            super().handle_cont(event)
 
     def handle_ping(self) -> None:
         """Give the bytes of a ping back, unless it comes within a message."""
@@ -72,12 +80,12 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
         else:
             super().shutdown()
 
-    def _refuse(self) -> None:
+    def _refuse(self, code: int, reason: str) -> None:
         if not self.handshake_complete:
             self.transport.abort()
-            return
-        self.conn.fail(TRY_AGAIN_LATER, "the server holds too many incomplete messages")
-        self.handle_parser_exception()
+        elif not self.close_sent:
+            self.conn.fail(code, reason)
+            self.handle_parser_exception()
 
     def _free_between_messages(self) -> None:
         if not self.frames:

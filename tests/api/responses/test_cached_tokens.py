@@ -39,7 +39,9 @@ def check_cached(found: list[Any]) -> None:
         assert cached >= (before.usage.input_tokens // BLOCK - REWRITTEN) * BLOCK > 0, (cached, before.usage)
 
 
-@pytest.mark.parametrize("family", ["kimi-k2", "qwen1.5", pytest.param("glm-4.5", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "family", ["kimi-k2", *(pytest.param(one, marks=pytest.mark.long) for one in ("qwen1.5", "glm-4.5"))]
+)
 def test_a_turn_finds_the_turns_before(family: str) -> None:
     options = ("--model", str(family_checkpoint(family)), "--allow-any-model", "--dtype", "float32", "--threads", "1")
     with live_server(*options, "--no-self-test", "--block-size", str(BLOCK)) as server:

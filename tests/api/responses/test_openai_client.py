@@ -1,14 +1,12 @@
 """openai-python against a server process with the built-in model: `create`, `stream`, `parse`."""
 
 import json
-import signal
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 import openai
-import pytest
 from openai.types.responses import ResponseFunctionToolCall
 from pydantic import BaseModel
 
@@ -67,10 +65,47 @@ def test_parse_returns_an_instance(live: Live) -> None:
     assert isinstance(reply.output_parsed, City)
 
 
-def test_a_completed_response_outlives_kill_9(tmp_path: Path) -> None:
-    """What a client saw completed is there after a crash, in the state directory."""
-    arguments = ("--state-dir", str(tmp_path / "state"))
+LONG: Any = {"model": MODEL, "input": "Hello", "background": True, "extra_body": {"ignore_eos": True}}
+
+
+def ended(client: openai.OpenAI, response_id: str) -> Any:
+    """The response, polled until it has ended."""
+    deadline_s = time.monotonic() + 60
+    while (found := client.responses.retrieve(response_id)).status in ("queued", "in_progress"):
+        assert time.monotonic() < deadline_s, "it does not end"
+        time.sleep(0.1)
+    check_response(found.to_dict())
+    return found
+
+
+def test_background_responses_are_polled_resumed_and_cancelled(live: Live) -> None:
+    client = live.client()
+    begun = client.responses.create(model=MODEL, input=ASKS, tools=[TOOL], background=True)
+    assert begun.status in ("queued", "in_progress") and begun.output == []
+    assert any(item.type == "function_call" for item in ended(client, begun.id).output)
+    with client.responses.create(model=MODEL, input=ASKS, tools=[TOOL], background=True, stream=True) as events:
+        seen = [next(iter(events)) for _ in range(3)]  # and the client goes away
+    with client.responses.retrieve(seen[0].response.id, stream=True, starting_after=2) as rest:  # type: ignore[union-attr]
+        numbers = [event.sequence_number for event in rest]
+    assert numbers == list(range(3, 3 + len(numbers))) and len(numbers) > 5
+    begun = client.responses.create(**LONG)
+    cancelled = client.responses.cancel(begun.id)
+    assert cancelled.status == "cancelled" and client.responses.cancel(begun.id) == cancelled
+
+
+def begin_long(client: openai.OpenAI) -> str:
+    """The id of a background response that is being written, for as long as it may."""
+    begun = client.responses.create(**LONG)
+    while client.responses.retrieve(begun.id).status == "queued":
+        time.sleep(0.02)
+    return begun.id
+
+
+def test_what_was_completed_outlives_kill_9_and_what_was_not_has_failed(tmp_path: Path) -> None:
+    """What a client saw completed is there after a crash; no background response stays in progress then."""
+    arguments = ("--state-dir", str(tmp_path / "state"), "--drain-timeout-s", "0.5")
     with live_server(*arguments) as server:
+        killed = begin_long(server.client())
         with server.client().responses.create(model=MODEL, input=ASKS, tools=[TOOL], stream=True) as events:
             for event in events:
                 if event.type == "response.completed":
@@ -90,52 +125,9 @@ def test_a_completed_response_outlives_kill_9(tmp_path: Path) -> None:
         turn = client.responses.create(model=MODEL, conversation=conversation.id, input=ASKS, tools=[TOOL])
         assert len(client.conversations.items.list(conversation.id).data) == 2 + len(turn.output)
         assert httpx.get(f"{server.url}/ready").json()["response_store"] == "ok"
-
-
-LONG: Any = {"model": MODEL, "input": "Hello", "background": True, "extra_body": {"ignore_eos": True}}
-
-
-def ended(client: openai.OpenAI, response_id: str) -> Any:
-    """The response, polled until it has ended."""
-    deadline_s = time.monotonic() + 60
-    while (found := client.responses.retrieve(response_id)).status in ("queued", "in_progress"):
-        assert time.monotonic() < deadline_s, "it does not end"
-        time.sleep(0.1)
-    check_response(found.to_dict())
-    return found
-
-
-def test_background_responses_are_polled_resumed_and_cancelled(live: Live, tmp_path: Path) -> None:
-    client = live.client()
-    begun = client.responses.create(model=MODEL, input=ASKS, tools=[TOOL], background=True)
-    assert begun.status in ("queued", "in_progress") and begun.output == []
-    assert any(item.type == "function_call" for item in ended(client, begun.id).output)
-    with client.responses.create(model=MODEL, input=ASKS, tools=[TOOL], background=True, stream=True) as events:
-        seen = [next(iter(events)) for _ in range(3)]  # and the client goes away
-    with client.responses.retrieve(seen[0].response.id, stream=True, starting_after=2) as rest:  # type: ignore[union-attr]
-        numbers = [event.sequence_number for event in rest]
-    assert numbers == list(range(3, 3 + len(numbers))) and len(numbers) > 5
-    begun = client.responses.create(**LONG)
-    cancelled = client.responses.cancel(begun.id)
-    assert cancelled.status == "cancelled" and client.responses.cancel(begun.id) == cancelled
-
-
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)
-def test_a_server_that_ends_leaves_no_background_response_in_progress(tmp_path: Path, end: signal.Signals) -> None:
-    """Of a clean shutdown the drain is over first; after a kill the next server says what became of it."""
-    arguments = ("--state-dir", str(tmp_path / "state"), "--drain-timeout-s", "0.5")
+        failed = ended(client, killed)
+        assert failed.status == "failed" and "ended before" in failed.error.message
+        drained = begin_long(client)
     with live_server(*arguments) as server:
-        client = server.client()
-        begun = client.responses.create(**LONG)
-        while client.responses.retrieve(begun.id).status == "queued":
-            time.sleep(0.02)
-        short = client.responses.create(model=MODEL, input=ASKS, tools=[TOOL], background=True)
-        ended(client, short.id)
-        server.process.send_signal(end)
-        server.process.wait(60)
-    with live_server(*arguments) as server:
-        client = server.client()
-        found = ended(client, begun.id)
-        assert found.status == "failed" and found.error is not None and found.error.code == "server_error"
-        assert ("shutting down" if end == signal.SIGTERM else "ended before") in found.error.message
-        assert ended(client, short.id).status == "completed"
+        failed = ended(server.client(), drained)
+        assert failed.status == "failed" and "shutting down" in failed.error.message

@@ -1,8 +1,10 @@
 """The WebSocket form of responses: with openai's own client, and with what hostile or broken clients send."""
 
 import json
+import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -150,6 +152,29 @@ def test_errors_are_events_and_the_connection_goes_on(over: Over, reply: Reply) 
         assert {event["stream_id"] for event in events} == {"a"}
 
 
+def test_mutated_messages_are_answered_one_by_one(over: Over, reply: Reply) -> None:
+    """One that raised would have ended the connection, or left its client waiting."""
+    chance = random.Random(7)
+    fields: dict[str, Any] = {
+        "type": "response.create",
+        "model": MODEL,
+        "input": [{"role": "user", "content": "Hi"}],
+        "tools": [TOOL],
+    }
+    fields |= {"generate": True, "stream_id": "a", "store": False, "previous_response_id": None, "metadata": {"a": "b"}}
+    with over(reply("Hello")) as served, opened(served) as peer:
+        ends: Counter[str] = Counter()
+        for _ in range(300):
+            message = json.loads(json.dumps(fields))
+            for name in chance.sample(sorted(message), chance.randint(0, 3)):
+                message[name] = chance.choice([None, 3, "", "x", [], {}, [3], {"type": "x"}, True, [[]], -1.5])
+            text = json.dumps(message)
+            at = chance.randrange(len(text))
+            peer.send(text if chance.random() < 0.7 else text[:at] + chance.choice('"{}[],:\\x0') + text[at + 1 :])
+            ends[answer(peer)[-1]["type"]] += 1
+        assert set(ends) <= {"error", "response.completed", "response.steer.failed"} and min(ends.values()) > 10, ends
+
+
 def test_messages_wait_for_the_one_before_and_too_many_are_refused(over: Over, reply: Reply) -> None:
     script = HeldScript(reply("Hello"), 1)
     message = json.dumps({"type": "response.create", "model": MODEL, "input": "Hi"})
@@ -261,6 +286,18 @@ def test_incomplete_messages_of_all_connections_are_bounded(over: Over, reply: R
         assert answer(first)[-1]["status"] == 400  # its message is complete now, and no JSON
         with opened(served) as third:
             assert create(third)[-1]["type"] == "response.completed"
+
+
+def test_a_message_in_too_many_fragments_is_refused(over: Over, reply: Reply) -> None:
+    """Each of 16 million fragments of a byte was an object of its own."""
+    with over(reply("Hello")) as served, opened(served) as peer:
+        message = json.dumps({"type": "response.create", "model": MODEL, "input": "Hi"})
+        peer.send(iter(message))
+        assert answer(peer)[-1]["type"] == "response.completed"
+        with pytest.raises(ConnectionClosed) as closed:
+            peer.send(iter("x" * 2000))
+            peer.recv(timeout=20)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
 
 
 def _then_check(text: str, check: Callable[[], object]) -> Iterator[str]:
