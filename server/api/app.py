@@ -145,8 +145,8 @@ def create_app(
                 ResponsesHandler(replies, reader, state, window),
                 WebSocketHandler(replies, reader, state.budget, api.max_websockets),
             ),
-            conversations_router(ConversationsHandler(state)),
-            messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer))),
+            conversations_router(ConversationsHandler(state, api.strict)),
+            messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer, api.repair_history))),
             completions_router(CompletionsHandler(replies, CompletionsMapper(checkpoint, sampling))),
             tokens_router(replies, chat, service, checkpoint, window),
             models_router(name, names, window, checkpoint.notes),
@@ -186,7 +186,7 @@ def _add_error_handlers(app: DocumentedApp) -> None:
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         method, path = request.method, request.url.path
-        known = {404: not_found(method, path, app.served()), 405: not_allowed(method, path)}
+        known = {404: not_found(method, path, app.served()), 405: not_allowed(method, path, app.served())}
         reply = error_response(
             known.get(error.status_code, ApiError(error.status_code, str(error.detail))), request.scope
         )

@@ -15,32 +15,47 @@ MAX_VALUES = 100_000  # of a whole body: parsing them takes some 20 ms in which 
 MAX_INTEGER = (1 << 63) - 1
 SLICE_BYTES = 1 << 16
 HALF_READ = "\N{REPLACEMENT CHARACTER}"
+# Keywords of schemas whose value is a number.
+BOUNDS = (
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "minItems",
+    "maxItems", "minProperties", "maxProperties", "minContains", "maxContains",
+)  # fmt: skip
 _PAIR = rb"u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _ESCAPE = re.compile(rb"\\(?:" + _PAIR + rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_HALF = re.compile("[\ud800-\udfff]")
+_ENDLESS = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{309}")
 _WRITTEN_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 
-def read_body_object(raw: bytes, strict: bool) -> tuple[dict[str, Any], tuple[Note, ...]]:
+def read_body_object(raw: bytes, strict: bool, max_values: int = MAX_VALUES) -> tuple[dict[str, Any], tuple[Note, ...]]:
     """`read_object` to the letter, `read_lenient` otherwise."""
-    return (read_object(raw), ()) if strict else read_lenient(raw)
+    return (read_object(raw, max_values), ()) if strict else read_lenient(raw, max_values)
 
 
-def read_lenient(raw: bytes) -> tuple[dict[str, Any], tuple[Note, ...]]:
-    """The body as an object, each half of a surrogate pair read as U+FFFD, with notes that name the places.
+def read_lenient(raw: bytes, max_values: int = MAX_VALUES) -> tuple[dict[str, Any], tuple[Note, ...]]:
+    """The body as an object, with notes that name the places of what is read as something else.
 
-    Programs that cut texts by UTF-16 units send such halves, as escapes or encoded like other characters. Raises
-    RequestRefused as `read_object` does for anything else.
+    Half of a surrogate pair becomes U+FFFD: programs that cut texts by UTF-16 units send such halves, as escapes or
+    encoded like other characters. A bound of a schema that is no finite double, as `Infinity` and `1e400`, is left out.
+    Raises RequestRefused as `read_object` does for anything else.
     """
     try:
-        return read_object(raw), ()
-    except RequestRefused:
-        whole = _without_halves(raw)
-        if whole == raw:
-            raise
-    body = read_object(whole)
+        return read_object(raw, max_values), ()
+    except RequestRefused as error:
+        refused = error
+    try:
+        whole = _without_halves(raw, HALF_READ)
+        if whole == raw and not _ENDLESS.search(raw):
+            raise refused
+        body = _parsed(whole, max_values, endless=True)
+        # Another text differs where a half was, and nowhere else.
+        other = body if whole == raw else _parsed(_without_halves(raw, 2 * HALF_READ), max_values, endless=True)
+    except ValueError as error:
+        raise RequestRefused(not_json(str(error))) from error
     text = "Half of a surrogate pair was read as U+FFFD."
-    return body, tuple(Note("half_surrogate", place, text) for place in _places_of_halves(body, ""))
+    halves = [Note("half_surrogate", place, text) for place in _places_that_differ(body, other, "")]
+    return body, (*halves, *_without_endless_bounds(body, "", refused))
 
 
 def read_object(raw: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
@@ -50,43 +65,58 @@ def read_object(raw: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
     keys, for numbers no double holds, for nesting beyond MAX_DEPTH, for more than `max_values` values, and for anything
     but an object. An integer beyond 64 bits becomes a double.
     """
-    if len(raw) > max_values:  # fewer bytes hold no more values
-        _check_num_values(raw, max_values)
     try:
-        value = jiter.from_json(raw, allow_inf_nan=False, catch_duplicate_keys=True)
+        return _parsed(raw, max_values)
     except ValueError as error:
         raise RequestRefused(not_json(str(error))) from error
+
+
+def _parsed(raw: bytes, max_values: int, endless: bool = False) -> dict[str, Any]:
+    """`read_object`, with numbers that are not finite where they may be `endless`. Raises ValueError too."""
+    if len(raw) > max_values:  # fewer bytes hold no more values
+        _check_num_values(raw, max_values)
+    value = jiter.from_json(raw, allow_inf_nan=endless, catch_duplicate_keys=True)
     if not isinstance(value, dict):
         raise RequestRefused(not_json(f"the body must be an object, not {KINDS.get(type(value), 'null')}"))
-    _check_values(value)
+    _check_values(value, endless)
     return value
 
 
-def _without_halves(raw: bytes) -> bytes:
+def _without_halves(raw: bytes, replacement: str) -> bytes:
+    """The body with this character for each half of a surrogate pair. Raises ValueError for what is no UTF-8."""
     if _WRITTEN_HALF.search(raw):
-        try:
-            text = raw.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError as error:
-            raise RequestRefused(not_json(str(error))) from error
-        raw = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        paired = raw.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass")
+        raw = _HALF.sub(replacement, paired.decode("utf-16", "surrogatepass")).encode()
     if not _ESCAPED_HALF.search(raw):
         return raw
-    return _ESCAPE.sub(lambda escape: b"\\ufffd" if escape[1] else escape[0], raw)
+    return _ESCAPE.sub(lambda escape: replacement.encode() if escape[1] else escape[0], raw)
 
 
-def _places_of_halves(value: Any, path: str) -> Iterator[str]:
-    """Paths of the strings that hold U+FFFD, of keys those of their object."""
-    if isinstance(value, str):
-        if HALF_READ in value:
-            yield path
-    elif isinstance(value, list):
-        for position, item in enumerate(value):
-            yield from _places_of_halves(item, f"{path}[{position}]")
+def _places_that_differ(value: Any, other: Any, path: str) -> Iterator[str]:
+    """Paths of the strings that differ between two bodies of the same form, of keys those of their object."""
+    if isinstance(value, list):
+        for position, (item, other_item) in enumerate(zip(value, other, strict=True)):
+            yield from _places_that_differ(item, other_item, f"{path}[{position}]")
     elif isinstance(value, dict):
-        for key, item in value.items():
-            if HALF_READ in key:
+        for (key, item), (other_key, other_item) in zip(value.items(), other.items(), strict=True):
+            if key != other_key:
                 yield path
-            yield from _places_of_halves(item, f"{path}.{key}".removeprefix("."))
+            yield from _places_that_differ(item, other_item, f"{path}.{key}".removeprefix("."))
+    elif isinstance(value, str) and value != other:
+        yield path
+
+
+def _without_endless_bounds(value: Any, path: str, refused: RequestRefused) -> Iterator[Note]:
+    """Read a bound that is no finite double as null, with a note. Raises `refused` for other such numbers."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        place = f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}".removeprefix(".")
+        if isinstance(item, dict | list):
+            yield from _without_endless_bounds(item, place, refused)
+        elif isinstance(item, float) and not math.isfinite(item):
+            if key not in BOUNDS:
+                raise refused
+            value[key] = None
+            yield Note("schema", place, "A bound that is no finite number is not enforced.")
 
 
 def _check_num_values(raw: bytes, max_values: int) -> None:
@@ -107,7 +137,7 @@ def _check_num_values(raw: bytes, max_values: int) -> None:
         at = end
 
 
-def _check_values(body: dict[str, Any]) -> None:
+def _check_values(body: dict[str, Any], endless: bool) -> None:
     """Walk the tree level by level, without recursion. Raises RequestRefused."""
     level: list[Any] = [body]
     depth = 0
@@ -120,17 +150,19 @@ def _check_values(body: dict[str, Any]) -> None:
             for key, value in container.items() if isinstance(container, dict) else enumerate(container):
                 if isinstance(value, dict | list):
                     below.append(value)
-                elif isinstance(value, float) and not math.isfinite(value):
+                elif isinstance(value, float) and not (endless or math.isfinite(value)):
                     raise RequestRefused(not_json("a number is too large for a double"))
                 elif isinstance(value, int) and abs(value) > MAX_INTEGER:
-                    container[key] = _as_double(value)
+                    container[key] = _as_double(value, endless)
         level = below
 
 
-def _as_double(value: int) -> float:
+def _as_double(value: int, endless: bool) -> float:
     try:
         return float(value)
     except OverflowError as error:
+        if endless:
+            return math.inf if value > 0 else -math.inf
         raise RequestRefused(not_json("a number is too large for a double")) from error
 
 

@@ -137,15 +137,18 @@ def not_found(method: str, path: str, served: Sequence[str]) -> ApiError:
 
     SDKs show a 404 as a missing model, so that the message is all that leads to the base URL.
     """
-    last = path.rstrip("/").rsplit("/", 1)[-1]
+    last = path.rstrip("/").rsplit("/", 1)[-1].lower()
     alike = [route for route in served if last and route.endswith(f"/{last}")]
     hint = f" Did you mean {alike[0]}? The base URL ends with /v1." if alike else ""
     return ApiError(404, f"Invalid URL ({method} {path}).{hint} Served here: {', '.join(served)}.", code="unknown_url")
 
 
-def not_allowed(method: str, path: str) -> ApiError:
-    """A 405 for a method that the URL does not have."""
-    return ApiError(405, f"Not allowed to {method} on {path}.", code="method_not_allowed")
+def not_allowed(method: str, path: str, served: Sequence[str]) -> ApiError:
+    """A 405 for a method that the URL does not have; `served` as in `not_found`."""
+    text = f"Not allowed to {method} on {path}."
+    if path == "/":
+        text += " The path of the endpoint is missing: the base URL of clients ends with /v1."
+    return ApiError(405, f"{text} Served here: {', '.join(served)}.", code="method_not_allowed")
 
 
 def no_such_model(name: str) -> ApiError:

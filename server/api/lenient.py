@@ -1,4 +1,4 @@
-"""Leniency that surfaces share: keys that are not known, and PHP's empty arrays in schemas."""
+"""Leniency that surfaces share: nested and unknown keys, and PHP's empty arrays in schemas."""
 
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
@@ -10,10 +10,20 @@ CONSTRAINTS = frozenset(
     (
         "guided_json", "guided_json_object", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding",
         "structured_outputs", "structural_tag", "response_format", "json_schema", "regex", "grammar", "ebnf", "nvext",
+        "guided_ebnf", "guided_json_schema", "response_schema", "responseSchema", "output_schema", "allowed_token_ids",
     )
 )  # fmt: skip
 MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired")
 MAX_DEPTH = 64  # of the walk for empty arrays; deeper schemas are refused later
+
+
+def without_extra_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with the keys of a literal `extra_body` beside the others, where the openai SDK would have put them."""
+    whole = dict(body)
+    while isinstance(extra := whole.get("extra_body"), dict):
+        del whole["extra_body"]
+        whole = {**extra, **whole}
+    return whole
 
 
 def notes_on_unknown(body: Mapping[str, Any], known: Container[str]) -> tuple[Note, ...]:
@@ -26,7 +36,8 @@ def notes_on_unknown(body: Mapping[str, Any], known: Container[str]) -> tuple[No
 def refuse_constraints(body: Mapping[str, Any], known: Container[str]) -> None:
     """Raises RequestRefused (400) for unknown keys that constrain replies elsewhere; ignored, they break a promise."""
     for name, value in body.items():
-        if name in CONSTRAINTS and name not in known and value is not None:
+        constrains = name in CONSTRAINTS or (name == "format" and (value == "json" or isinstance(value, dict)))
+        if constrains and name not in known and value not in (None, False, "", {}, []):
             text = f"Unsupported parameter: '{name}': this endpoint would not hold the reply to it."
             raise bad(text, name, "unsupported_parameter")
 

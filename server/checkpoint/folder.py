@@ -77,8 +77,9 @@ def stored_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[
 
 
 def _is_adapter_alone(folder: Path) -> bool:
-    weights = [path.name.startswith(ADAPTER_WEIGHTS) for path in folder.glob("*.safetensors")]
-    return not (folder / "config.json").is_file() or (bool(weights) and all(weights))
+    """Whether no weights of a whole model are there; Trainer leaves other files in such folders, and some a config."""
+    weights = (*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))
+    return all(path.name.startswith(ADAPTER_WEIGHTS) for path in weights)
 
 
 def _base_model(folder: Path) -> str:

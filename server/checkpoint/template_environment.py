@@ -64,7 +64,7 @@ class _CodeGenerator(CodeGenerator):
         self._write_literal(node.data)
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.concat(map(str, ")
+        self.write("environment.concat(map(environment.filters['string'], ")
         self.visit(nodes.List(node.nodes), frame)
         self.write("))")
 
@@ -84,10 +84,13 @@ class _Environment(ImmutableSandboxedEnvironment):
     concat = staticmethod(join_texts)  # what a template, a macro or a block prints
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], optimized=False)
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], optimized=False,
+            finalize=_shown,
+        )  # fmt: skip
         self.literals: list[TemplateText] = []
         self.undeclared: set[str] = set()
-        self.filters |= {"tojson": _to_json, "join": _join}
+        self.filters |= {"tojson": _to_json, "join": _join, "string": _to_text}
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
@@ -133,6 +136,15 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(layout: str) -> str:
     return datetime.now().strftime(layout)
+
+
+def _shown(value: Any) -> Any:
+    """What is printed of a value. Python's word for null is none of a conversation's: models read and write JSON's."""
+    return "null" if value is None else value
+
+
+def _to_text(value: Any) -> str:
+    return str(_shown(value))
 
 
 @jinja2.pass_eval_context

@@ -36,13 +36,17 @@ class CustomFormat:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool as a dialect needs it. `parameters` is the JSON Schema as the client sent it, None for no arguments."""
+    """One tool as a dialect needs it. `parameters` is the JSON Schema as the client sent it, None for no arguments.
+
+    `param` is the path of that schema in the request, of a custom tool that of the tool.
+    """
 
     name: str
     parameters: Mapping[str, Any] | None = None
     strict: bool = False
     custom: bool = False
     format: CustomFormat | None = None  # custom tools only; None is free text
+    param: str = "tools"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,14 @@ class Choice:
 class ResponseFormat:
     """Constraint on plain text. `schema` None is any JSON object, unless there is a `format`: the text's own grammar.
 
-    `param` is the field of the request that demands it.
+    `param` is the field of the request that demands it, `place` the path of the schema where that is another.
     """
 
     schema: Mapping[str, Any] | None = None
     strict: bool = False
     format: CustomFormat | None = None
     param: str = "response_format"
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

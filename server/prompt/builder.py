@@ -122,7 +122,7 @@ class PromptBuilder:
             generates=tuple(generates),
             prompt_tokens=num_tokens,
             thinking="off",
-            notes=bounded(request.notes),
+            notes=bounded([*request.notes, *schema_notes((), (), request.answer)]),
             num_prompts=len(request.raw_prompts),
         )
 

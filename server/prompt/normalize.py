@@ -156,7 +156,7 @@ def _normalize_function(tool: Mapping[str, Any]) -> dict[str, Any]:
     shown = _without_none(tool)
     if isinstance(function := shown.get("function"), Mapping):
         shown["function"] = _without_none(function)
-        if "parameters" in function:
+        if "parameters" in shown["function"]:
             shown["function"]["parameters"] = without_nulls(function["parameters"])
     return shown
 

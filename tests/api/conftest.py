@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,12 +14,14 @@ from fastapi import FastAPI
 
 from server.api.app import create_app
 from server.api.logs import configure_logging
-from server.api.responses.state import ResponsesState
+from server.api.responses.state import ResponsesState, state_of
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError
 from server.messages import Generate, Pulse
 from server.prompt.builder import PromptBuilder
 from server.settings import ApiSettings, Settings
+from server.store.database import DAY_S, Database
+from server.store.response_store import ResponseStore
 from tests.backends.scripted import Script, ScriptedBackend, deltas
 from tests.checkpoints import tiny_checkpoint
 
@@ -99,6 +102,14 @@ def serve(checkpoint: Checkpoint) -> Serve:
             yield Served(app, http, backend, checkpoint)
 
     return make
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[ResponsesState]:
+    """Kept responses, in a store on SQLite."""
+    database = Database(f"sqlite:///{tmp_path / 'kept.sqlite'}", DAY_S, 1 << 26)
+    yield state_of(ResponseStore(database, 1 << 26))
+    database.close()
 
 
 def _always(script: Sequence[Any]) -> Callable[[Generate], Script]:

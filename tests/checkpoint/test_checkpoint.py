@@ -143,6 +143,18 @@ def test_a_lora_adapter_is_named_with_its_model_and_the_way_to_serve_it(
         assert Checkpoint.open(folder)
 
 
+@pytest.mark.parametrize("weights", ["adapter_model.bin", "adapter_model-00001-of-00002.safetensors", "optimizer.pt"])
+def test_an_adapter_saved_in_another_form_is_none_of_a_model_either(folder: Path, weights: str) -> None:
+    """Trainer writes config.json, optimizer and arguments beside an adapter: what was missing was said of the model."""
+    update(folder / "adapter_config.json", peft_type="LORA", base_model_name_or_path="Qwen/Qwen3-0.6B")
+    for file in [*folder.glob("*.safetensors")]:
+        file.unlink()
+    for name in (weights, "training_args.bin"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(CannotStart, match=r"is a LoRA adapter of Qwen/Qwen3-0\.6B"):
+        Checkpoint.open(folder)
+
+
 @pytest.mark.parametrize("model", [".", "./", "..", "sub/..", "{}", "{}/"])
 def test_a_folder_is_served_under_its_own_name_however_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str

@@ -21,7 +21,7 @@ SAME = (
     "{%- for m in messages -%}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{%- endfor -%}",
     "{% generation %}{{ messages[0].content }}{% endgeneration %}!",
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-    "{% macro f(x, y='z') %}{{ x ~ y }}{% endmacro %}{{ f(1) }}{{ f(messages[0].content, y=none) }}",
+    "{% macro f(x, y='z') %}{{ x ~ y }}{% endmacro %}{{ f(1) }}{{ f(messages[0].content, y=2) }}",
     "{{ '**%s**-%d' % ('a', 3) }}{{ '{}|{:>4}|{:*^5}'.format('b', 7, 'c') }}",
     "{{ messages | map(attribute='role') | join(', ') }}{{ ', '.join(['a', 'b']) }}",
     "{{ messages[0].content | replace('a', 'bb') }}{{ messages[0].content.replace('a', 'cc', 1) }}",
@@ -29,7 +29,7 @@ SAME = (
     "{{ 'abc'.ljust(5) }}|{{ 'abc' | center(9) }}|{{ 'a\nb' | indent(2) }}|{{ 'abcdef' | truncate(4) }}",
     "{{ dict(a=1) | items | list }}{{ {'a': {'b': 1}}.a.b }}{{ undefined_name }}{{ messages[0].nothing is defined }}",
     "{{ messages[0].get('role', 'x') }}{{ messages | length }}{{ messages[::-1] | map(attribute='role') | list }}",
-    "{{ 1.0 }}{{ true }}{{ none }}{{ [1, 'a', none] }}{{ {'a': True} }}",
+    "{{ 1.0 }}{{ true }}{{ [1, 'a', none] }}{{ {'a': True} }}",
     "{{ ('<b>' | safe) ~ '<i>' }}{{ '<b>' | e }}{{ 'a' | upper }}{{ ' x ' | trim }}{{ 3 | string + '4' }}",
     "{%- set x -%} a {%- endset -%}{{ x }}{% filter upper %}abc{% endfilter %}",
     "{{ bos_token }}{{ 'a' if messages else 'b' }}{{ messages[-1].content.split('\n')[-1].strip() }}",
@@ -116,8 +116,14 @@ def test_a_template_reaches_neither_python_nor_the_messages(source: str) -> None
     """What is refused raises or prints nothing."""
     before = [dict(message) for message in MESSAGES]
     with contextlib.suppress(BadRequest):
-        assert render(source) in ("", "None")
+        assert render(source) in ("", "null")
     assert before == MESSAGES
+
+
+@pytest.mark.parametrize("source", ["{{ x }}", "{{ x | string }}", "{{ '' ~ x }}", "{{ x | tojson }}"])
+def test_null_is_printed_as_json_writes_it(source: str) -> None:
+    """Calls of the model say `null`: `None` in the prompt is a word of Python that no parser of the format reads."""
+    assert render("{% set x = none %}" + source) == "null"
 
 
 def test_a_source_that_does_not_compile_is_refused() -> None:

@@ -281,7 +281,7 @@ def test_a_custom_text_is_checked_against_its_grammar_when_it_is_complete(
 
 def test_a_custom_grammar_that_does_not_compile_is_refused_by_the_tool_s_place() -> None:
     for syntax, text in (("lark", "start: nothing"), ("regex", "a("), ("lark", "start: /a/\n}\nx: {")):
-        bad = Tool("bad", custom=True, format=CustomFormat(syntax, text))  # type: ignore[arg-type]
+        bad = Tool("bad", custom=True, format=CustomFormat(syntax, text), param="tools[1]")  # type: ignore[arg-type]
         with pytest.raises(BadSchema) as caught:
             HERMES.constrain(spec_for([LOOK, bad], FORCED))
         assert caught.value.param == "tools[1]"

@@ -315,6 +315,18 @@ def test_no_prompt_says_none_for_a_null_in_a_tool(name: str) -> None:
     assert prompts[0] == prompts[1] and "None" not in prompts[0] and "null" not in prompts[0]
 
 
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_a_null_that_is_a_value_is_shown_as_json_writes_it(name: str) -> None:
+    """Templates in Qwen3-Coder's form print `None` for it, which no call of the model says and no parser reads."""
+    properties = {"a": {"const": None}, "b": {"type": ["string", "null"], "default": None}, "c": {"enum": [None, "x"]}}
+    function = {"name": "look", "parameters": {"type": "object", "properties": properties}}
+    messages = called({"a": None, "b": [None], "c": {"d": None}})
+    shown = text_of(name, ids_of(name, messages, tools=[{"type": "function", "function": function}]))
+    assert "None" not in shown and shown.count("null") >= 7
+    assert shown == text_of(name, ids_of(name, called('{"a": null, "b": [null], "c": {"d": null}}'), tools=[
+        {"type": "function", "function": function}]))  # fmt: skip
+
+
 COMPACTED: dict[str, list[dict[str, Any]]] = {
     "a summary and a reply": [
         {"role": "system", "content": "Summary."},

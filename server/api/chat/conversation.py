@@ -7,6 +7,7 @@ between. Errors are in OpenAI's words (`messages.[i]` is its spelling of the pat
 from collections.abc import Iterator, Sequence
 
 from server.api.body import bad
+from server.api.chat.content import thought_in
 from server.api.chat.message_schemas import (
     AnyMessage,
     ChatAssistantMessage,
@@ -18,7 +19,6 @@ from server.api.chat.message_schemas import (
     RefusalPart,
     TextPart,
     ThoughtPart,
-    thought_in,
 )
 from server.api.errors import RequestRefused
 from server.api.history import repaired
@@ -33,7 +33,8 @@ def to_messages(sent: Sequence[AnyMessage], repair: bool = False) -> tuple[tuple
     """
     messages, notes = list(_typed(sent, repair)), list[Note]()
     if repair:
-        messages, notes = repaired(messages)
+        located, notes = repaired(messages)
+        messages = [message for _, message in located]
     ordered: list[Message] = []
     index = 0
     while index < len(messages):

@@ -14,6 +14,7 @@ from server.api.chat.validation_errors import fault, missing, not_supported_valu
 
 NAME_PATTERN = "[a-zA-Z0-9_.:/-]+"  # with what MCP servers and gateways put into names
 OPENAI_NAME_PATTERN = "[a-zA-Z0-9_-]+"
+UNLIMITED = 1 << 30  # tokens: what the window leaves
 
 
 class Part(PydanticModel):
@@ -57,6 +58,13 @@ def _range_text(kind: str, problem: str, range_: str, value: float) -> str:
 def is_strict(info: ValidationInfo) -> bool:
     """Whether the server was started with `--strict`: OpenAI to the letter."""
     return bool(info.context and info.context["strict"])
+
+
+def _read_limit(value: Any, info: ValidationInfo) -> Any:
+    return UNLIMITED if value == -1 and not isinstance(value, bool) and not is_strict(info) else value
+
+
+or_unlimited = BeforeValidator(_read_limit)  # for limits of tokens: -1 is none
 
 
 def name_of(longest: int) -> Callable[[str, ValidationInfo], str]:

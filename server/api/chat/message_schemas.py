@@ -1,19 +1,18 @@
 """Schemas of the messages of a chat request. Rules between messages (ids, order) are in `conversation.py`."""
 
-import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 
 from server.api.body import kind_of
+from server.api.chat.content import OTHER_MODALITIES, as_json, plain_parts, plain_result
 from server.api.chat.fields import Part, is_strict, name_of, tag_by, tagged
 from server.api.chat.validation_errors import fault, missing, wrong_type
 
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 # As OpenAI lists them, whose list leaves out the role of a message that answers a call.
 NAMED_ROLES = "'system', 'assistant', 'user', 'function', 'tool', and 'developer'"
-OTHER_MODALITIES = ("image_url", "input_audio", "file", "image", "video", "video_url", "audio_url")
 LONGEST_NAME = 128
 MAX_ITEMS = 2048  # parts or calls of one message: validated in one go, in which no other thread runs
 
@@ -39,64 +38,33 @@ class ThoughtPart(Part):
     thinking: str
 
 
-THOUGHT_KINDS = ("thinking", "reasoning", "redacted_thinking", "redacted_reasoning", "reasoning_text", "summary_text")
-TEXT_KINDS = ("text", "input_text", "output_text")
-
-
-def thought_in(value: Any) -> str:
-    """The text of a thought: a string, a part under any of its usual names, or a list of such."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return "".join(thought_in(item) for item in value)
-    if isinstance(value, dict):
-        names = ("thinking", "reasoning", "text", "content", "reasoning_text", "reasoningText", "summary")
-        return next((text for name in names if (text := thought_in(value.get(name)))), "")
-    return ""
-
-
 def _parts(*kinds: str, json_too: bool = False) -> Callable[[Any, ValidationInfo], Any]:
     """A check of the parts' kinds. This server reads text: any other modality is refused, not skipped.
 
-    Unless the server is strict a part may stand alone or be a bare string, and with `json_too` an object is its JSON.
+    Unless the server is strict a part may stand alone or be a bare string, and with `json_too` data is its JSON.
     """
 
     def check(content: Any, info: ValidationInfo) -> Any:
         if content is None or isinstance(content, str):
             return content
-        if is_strict(info) and content == []:
-            text = "empty array. Expected an array with minimum length 1, but got an empty array instead."
-            raise fault("empty_array", f"Invalid '{{P}}': {text}")
-        if isinstance(content, dict) and not is_strict(info):
-            if json_too and content.get("type") not in TEXT_KINDS:
-                return json.dumps(content, ensure_ascii=False)
-            content = [content]
-        if not isinstance(content, list):
-            text = f"expected one of a string or array of objects, but got {kind_of(content)} instead."
-            raise fault("invalid_type", f"Invalid type for '{{P}}': {text}")
         if is_strict(info):
-            taken, plain = tuple(kind for kind in kinds if kind != "thinking"), content
-        else:
-            taken, plain = kinds, [_plain_part(part, kinds) for part in content]
-        for position, part in enumerate(plain):
-            _check_part(part, f"[{position}]", taken)
-        return plain
+            return _checked_parts(content, tuple(kind for kind in kinds if kind != "thinking"))
+        parts = plain_result(content) if json_too else plain_parts(content, thoughts="thinking" in kinds)
+        return parts if isinstance(parts, str) or parts == [] else _checked_parts(parts, kinds)
 
     return check
 
 
-def _plain_part(part: Any, kinds: tuple[str, ...]) -> Any:
-    """A part in the form of the schemas: text without a type or under the Responses API's, thoughts in one form."""
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if not isinstance(part, dict):
-        return part
-    kind = part.get("type")
-    if "thinking" in kinds and kind in THOUGHT_KINDS:
-        return {"type": "thinking", "thinking": thought_in(part)}
-    if (kind is None or kind in TEXT_KINDS) and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    return part
+def _checked_parts(content: Any, kinds: tuple[str, ...]) -> list[Any]:
+    if not isinstance(content, list):
+        text = f"expected one of a string or array of objects, but got {kind_of(content)} instead."
+        raise fault("invalid_type", f"Invalid type for '{{P}}': {text}")
+    if content == []:
+        text = "empty array. Expected an array with minimum length 1, but got an empty array instead."
+        raise fault("empty_array", f"Invalid '{{P}}': {text}")
+    for position, part in enumerate(content):
+        _check_part(part, f"[{position}]", kinds)
+    return content
 
 
 def _check_part(part: Any, at: str, kinds: tuple[str, ...]) -> None:
@@ -162,7 +130,7 @@ def _past_arguments(arguments: Any, info: ValidationInfo) -> Any:
     """PHP writes an empty object as an empty array; other values are shown as their JSON."""
     if is_strict(info) or arguments is None or isinstance(arguments, str | dict):
         return arguments
-    return {} if arguments == [] else json.dumps(arguments, ensure_ascii=False)
+    return {} if arguments == [] else as_json(arguments)
 
 
 def _openai_name(name: str, info: ValidationInfo) -> str:
@@ -172,11 +140,14 @@ def _openai_name(name: str, info: ValidationInfo) -> str:
 PastName = Annotated[str, BeforeValidator(_past_name), AfterValidator(_openai_name)]
 
 
+PastArguments = Annotated[str | dict[str, Any] | None, BeforeValidator(_past_arguments)]
+
+
 class PastFunction(Part):
     """A call in the history. `arguments` should be a string of JSON; an object or nonsense is taken as it is."""
 
     name: PastName
-    arguments: Annotated[str | dict[str, Any] | None, BeforeValidator(_past_arguments)] = None
+    arguments: PastArguments = None
 
 
 class CalledCustom(Part):

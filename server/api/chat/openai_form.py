@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
-from server.api.lenient import mend_field, mend_schema, notes_on_unknown
+from server.api.lenient import mend_field, mend_schema, notes_on_unknown, without_extra_body
 from server.notes import Note
 
 
@@ -12,11 +12,8 @@ def in_openai_form(body: Mapping[str, Any], known: Container[str]) -> tuple[dict
 
     Raises RequestRefused for unknown keys that constrain the reply elsewhere.
     """
-    extra = body.get("extra_body")
-    if isinstance(extra, dict):
-        body = {**extra, **{name: value for name, value in body.items() if name != "extra_body"}}
+    body = without_extra_body(body)
     notes = [*notes_on_unknown(body, known)]
-    body = dict(body)
     for field in ("tools", "functions"):
         if isinstance(body.get(field), list):
             notes += _mend_tools(body[field], field)

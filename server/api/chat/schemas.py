@@ -15,24 +15,17 @@ from pydantic import (
 )
 
 from server.api.body import bad
-from server.api.chat.extensions import (
-    Budget,
-    ChoicesField,
-    SchemaField,
-    StructuredField,
-    SwitchField,
-    or_unlimited,
-)
-from server.api.chat.fields import Between, Part, is_strict
+from server.api.chat.constraints import AnswerConstraints, FormatField
+from server.api.chat.fields import Between, Part, is_strict, or_unlimited
 from server.api.chat.message_schemas import AnyMessage
 from server.api.chat.openai_form import in_openai_form
+from server.api.chat.thinking import OTHER_NAME, EffortField, SwitchField, ThinkingSwitches
 from server.api.chat.tool_schemas import (
     MOST_TOOLS,
     AnyTool,
     ChoiceField,
     Function,
     LegacyChoiceField,
-    ResponseFormat,
 )
 from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
 from server.notes import Note
@@ -133,11 +126,10 @@ Metadata = Annotated[Any, BeforeValidator(_check_metadata), WithJsonSchema({"typ
 Limit = Annotated[int, Between(1), or_unlimited]
 Refused = Annotated[Any, AfterValidator(_refuse), WithJsonSchema({"type": "null"})]
 NO_EFFECT = "Accepted, no effect."
-OTHER_NAME = "Extension. Other servers' name of"
 
 
-class ChatCompletionRequest(Part):
-    """POST /v1/chat/completions."""
+class ChatFields(Part):
+    """The fields of a chat request that OpenAI knows."""
 
     model: str
     messages: Annotated[list[AnyMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
@@ -167,10 +159,10 @@ class ChatCompletionRequest(Part):
     prompt_cache_key: str | None = Field(None, description=f"{NO_EFFECT} Prompts that begin alike share.")
     prompt_cache_options: dict[str, Any] | None = Field(None, description=NO_EFFECT)
     prompt_cache_retention: str | None = Field(None, description=NO_EFFECT)
-    response_format: ResponseFormat | None = None
+    response_format: FormatField | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     max_tokens: Limit | None = Field(None, description="Older name of `max_completion_tokens`.")
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+    reasoning_effort: EffortField | None = Field(
         None, description="`none` turns thinking off, anything else on, for models that can do both."
     )
     logit_bias: Bias | None = None
@@ -184,7 +176,11 @@ class ChatCompletionRequest(Part):
     modalities: Annotated[list[str], AfterValidator(_read_modalities)] | None = None
     audio: Refused = None
     web_search_options: Refused = None
-    # Extensions
+
+
+class ChatCompletionRequest(AnswerConstraints, ThinkingSwitches, ChatFields):
+    """POST /v1/chat/completions: OpenAI's fields, and extensions."""
+
     top_k: Annotated[int, Between(-1)] | None = Field(None, description="Extension. 0 and -1: off.")
     min_p: Annotated[float, Between(0, 1)] | None = Field(None, description="Extension.")
     repetition_penalty: Annotated[float, Between(0.01, 10)] | None = Field(None, description="Extension.")
@@ -193,24 +189,8 @@ class ChatCompletionRequest(Part):
     continue_final_message: bool | None = Field(
         None, description="Extension. The last message is the assistant's and is continued instead of answered."
     )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="Extension. Variables of the chat template, `enable_thinking` among them."
-    )
-    thinking_budget: Budget = Field(None, description="Extension. Most tokens of thought.")
-    thinking_token_budget: Budget = Field(None, description=f"{OTHER_NAME} `thinking_budget`.")
-    enable_thinking: SwitchField | None = Field(None, description="Extension. Whether to think.")
     thinking: SwitchField | None = Field(None, description=f"{OTHER_NAME} `enable_thinking` and `thinking_budget`.")
-    think: SwitchField | None = Field(None, description=f"{OTHER_NAME} `enable_thinking`.")
     reasoning: SwitchField | None = Field(None, description=f"{OTHER_NAME} `reasoning_effort` and `thinking_budget`.")
-    guided_json: SchemaField | None = Field(None, description="Extension. A JSON Schema that the answer satisfies.")
-    guided_regex: str | None = Field(None, description="Extension. A regular expression that the answer matches.")
-    guided_choice: ChoicesField | None = Field(None, description="Extension. Texts of which the answer is one.")
-    guided_grammar: str | None = Field(None, description="Extension. A grammar of the answer, in Lark or GBNF.")
-    structured_outputs: StructuredField | None = Field(None, description="Extension. One of the four, as an object.")
-    json_schema: SchemaField | None = Field(None, description=f"{OTHER_NAME} `guided_json`.")
-    regex: str | None = Field(None, description=f"{OTHER_NAME} `guided_regex`.")
-    ebnf: str | None = Field(None, description=f"{OTHER_NAME} `guided_grammar`.")
-    grammar: str | None = Field(None, description=f"{OTHER_NAME} `guided_grammar`.")
     must_answer: bool | None = Field(None, description="Extension. The reply cannot end without text or a call.")
     cache_salt: Annotated[str, Field(min_length=1, max_length=LONGEST_SALT)] | None = Field(
         None, description="Extension. Cached prefixes are shared by requests with the same salt only."

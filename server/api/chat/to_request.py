@@ -1,13 +1,13 @@
 """A validated chat completion request -> the internal ChatRequest."""
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from server.api.body import bad
+from server.api.chat.constraints import answer_of_format
 from server.api.chat.conversation import to_messages
-from server.api.chat.extensions import ThinkingSwitch, answer_of
 from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.to_reply import ReplyStyle
 from server.api.chat.tool_schemas import (
@@ -15,19 +15,15 @@ from server.api.chat.tool_schemas import (
     Function,
     FunctionTool,
     GrammarFormat,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     ToolChoice,
 )
 from server.api.sampling import SamplingMapper
 from server.chat_request import ChatRequest
-from server.dialects.base import Choice, CustomFormat, ResponseFormat, Tool
-from server.dialects.schema.check import check_answer, check_parameters, check_sizes
-from server.dialects.schema.custom import format_fault
+from server.dialects.base import Choice, CustomFormat, Tool
+from server.dialects.schema.check import check_parameters, check_sizes
 from server.notes import Note
 
 LONGEST_STRICT_NAME = 64
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +42,7 @@ class RequestMapper:
         definitions, tools = self._tools(request)
         choice = _choice(request, tools)
         limit = request.max_completion_tokens or request.max_tokens
-        template_kwargs = dict(request.chat_template_kwargs or {})
-        thinking = _thinking(request, template_kwargs.pop("enable_thinking", None))
+        thinking = request.switch(request.thinking, request.reasoning, request.reasoning_effort)
         return ChatRequest(
             id=secrets.token_hex(12),
             messages=messages,
@@ -56,12 +51,12 @@ class RequestMapper:
             tool_definitions=definitions,
             tools=tools,
             choice=choice,
-            answer=_answer(request, self.strict),
+            answer=request.answer(answer_of_format(request.response_format, self.strict)),
             stop=tuple(request.stop or ()),
             n=request.n or 1,
             thinking=thinking.on,
             thinking_budget=thinking.budget,
-            template_kwargs=template_kwargs,
+            template_kwargs=request.template_variables,
             continue_final_message=bool(request.continue_final_message),
             on_overflow=request.on_overflow,
             cache_salt=request.cache_salt or "",
@@ -124,13 +119,13 @@ class RequestMapper:
         grammar = tool.custom.format
         if isinstance(grammar, GrammarFormat):
             format = CustomFormat(grammar.grammar.syntax, grammar.grammar.definition)
-            return Tool(name, custom=True, format=format)
-        return Tool(name, custom=True)
+            return Tool(name, custom=True, format=format, param=path)
+        return Tool(name, custom=True, param=path)
 
     def _function(self, function: Function, path: str) -> Tool:
-        strict = bool(function.strict)
-        check_parameters(function.parameters, strict, self.strict, function.name, f"{path}.parameters")
-        return Tool(function.name, function.parameters, strict)
+        strict, param = bool(function.strict), f"{path}.parameters"
+        check_parameters(function.parameters, strict, self.strict, function.name, param)
+        return Tool(function.name, function.parameters, strict, param=param)
 
 
 def _sent_definition(tool: AnyTool) -> Mapping[str, Any]:
@@ -167,72 +162,3 @@ def _check_names(choice: ToolChoice, tools: Sequence[Tool], field: str, offered:
         if name not in {tool.name for tool in tools}:
             text = f"no function named '{name}' was specified in the '{offered}' parameter."
             raise bad(f"Invalid value for '{field}': {text}", field)
-
-
-def _thinking(request: ChatCompletionRequest, variable: Any) -> ThinkingSwitch:
-    """The switch that the template's own variable sets, then the request's, the most particular first."""
-    if variable is not None and not isinstance(variable, bool):
-        at = "chat_template_kwargs.enable_thinking"
-        raise bad(f"Invalid type for '{at}': expected a boolean.", at, "invalid_type")
-    effort = None if request.reasoning_effort is None else request.reasoning_effort != "none"
-    spelled = (request.enable_thinking, request.thinking, request.think, request.reasoning)
-    sent = [switch for switch in spelled if switch is not None]
-    budgets = (request.thinking_budget, request.thinking_token_budget, *(switch.budget for switch in sent))
-    switches = (variable, *(switch.on for switch in sent), effort)
-    return ThinkingSwitch(_first(switches), _first(budgets))
-
-
-def _first(values: Iterable[T | None]) -> T | None:
-    return next((value for value in values if value is not None), None)
-
-
-def _answer(request: ChatCompletionRequest, strict_flag: bool) -> ResponseFormat | None:
-    """What `response_format` or one of the extensions demands of the answer. Raises RequestRefused or BadSchema."""
-    demands = list(_demands(request))
-    of_format = _answer_format(request, strict_flag)
-    if len(demands) + (of_format is not None) > 1:
-        text = f"Invalid '{demands[-1][0]}': only one constraint of the answer can be given."
-        raise bad(text, demands[-1][0], "invalid_parameter_combination")
-    if not demands:
-        return of_format
-    ((param, kind, value),) = demands
-    try:
-        answer = replace(answer_of(kind, value), param=param)
-    except ValueError as error:
-        raise bad(f"Invalid '{param}': {error}", param, "invalid_value") from error
-    if answer.schema is not None:
-        check_answer(answer.schema, True, False, param=param)  # a promise: what cannot be enforced is refused
-    if answer.format is not None and (fault := format_fault(answer.format)):
-        raise bad(f"Invalid '{param}': {fault}", param, "invalid_value")
-    return answer
-
-
-def _demands(request: ChatCompletionRequest) -> Iterator[tuple[str, str, Any]]:
-    """Field, kind and value of each extension that constrains the answer."""
-    fields = {
-        "guided_json": "json", "json_schema": "json", "guided_regex": "regex", "regex": "regex",
-        "guided_choice": "choice", "guided_grammar": "grammar", "ebnf": "grammar", "grammar": "grammar",
-    }  # fmt: skip
-    for name, kind in fields.items():
-        if (value := getattr(request, name)) is not None:
-            yield name, kind, value
-    for kind, value in (request.structured_outputs or {}).items():
-        if kind in (*fields.values(), "json_object"):
-            yield f"structured_outputs.{kind}", kind, value
-
-
-def _answer_format(request: ChatCompletionRequest, strict_flag: bool) -> ResponseFormat | None:
-    format_ = request.response_format
-    if isinstance(format_, JsonObjectFormat):
-        schema = format_.value if format_.schema_ is None else format_.schema_
-        if schema is not None and strict_flag:
-            raise bad("Unknown parameter: 'response_format.schema'.", "response_format.schema", "unknown_parameter")
-        if schema is not None:
-            check_answer(schema, True, False, param="response_format")
-        return ResponseFormat(schema, strict=schema is not None)
-    if isinstance(format_, JsonSchemaFormat):
-        schema, strict = format_.json_schema.schema_, bool(format_.json_schema.strict)
-        if schema is not None:
-            check_answer(schema, strict, strict_flag, format_.json_schema.name)
-        return ResponseFormat(schema, strict)
-    return None

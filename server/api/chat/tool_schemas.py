@@ -1,4 +1,4 @@
-"""Schemas of tools, `tool_choice` and `response_format`."""
+"""Schemas of tools and `tool_choice`."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -6,7 +6,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Discriminator,
-    Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
     Tag,
@@ -210,43 +209,4 @@ LegacyChoiceField = Annotated[
     ToolChoice,
     BeforeValidator(_read_legacy_choice),
     WithJsonSchema({"anyOf": [{"enum": ["none", "auto"]}, _NAMED]}),
-]
-
-
-class PlainFormat(Part):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Part):
-    """Some JSON object; with `schema`, or `value` as other servers name it, one that satisfies it (extension)."""
-
-    type: Literal["json_object"]
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    value: dict[str, Any] | None = None
-
-
-class AnswerSchema(Part):
-    """A JSON Schema that the answer satisfies."""
-
-    name: Annotated[str, AfterValidator(name_of(64))]
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    strict: bool | None = None
-
-
-class JsonSchemaFormat(Part):
-    """JSON of a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: AnswerSchema
-
-
-ResponseFormat = Annotated[
-    Annotated[PlainFormat, Tag("~text")]
-    | Annotated[JsonObjectFormat, Tag("~json_object")]
-    | Annotated[JsonSchemaFormat, Tag("~json_schema")],
-    Discriminator(tag_by("type")),
-    tagged("type", ("text", "json_object", "json_schema")),
 ]

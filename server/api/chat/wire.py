@@ -3,6 +3,7 @@
 A field that is `UNSET` is not sent at all; None is sent as null. Clients tell the two apart.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -131,6 +132,11 @@ class Notes(msgspec.Struct, omit_defaults=True):
     dropped_messages: int = 0
     uncalled: list[MissedToolCallNote] = []
     notes: list[Note] = []
+
+
+def noted(notes: Sequence[Note]) -> Notes | UnsetType:
+    """The `toolwire` object of a reply that has no more to report than these notes."""
+    return Notes(notes=list(notes)) if notes else UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct):

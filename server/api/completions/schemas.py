@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from server.api.body import bad
-from server.api.chat.extensions import or_unlimited
-from server.api.chat.fields import Between, Part
+from server.api.chat.constraints import AnswerConstraints, FormatField
+from server.api.chat.fields import Between, Part, or_unlimited
 from server.api.chat.schemas import EXTENSION, INT64, LONGEST_SALT, NO_EFFECT, Bias, Stop, StreamOptions
 from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
-from server.api.lenient import notes_on_unknown
+from server.api.lenient import notes_on_unknown, without_extra_body
 from server.notes import Note
 
 MAX_CHOICES = 128  # of all prompts together
@@ -56,8 +56,8 @@ Prompts = Annotated[
 ]
 
 
-class CompletionsRequest(Part):
-    """POST /v1/completions."""
+class CompletionsFields(Part):
+    """The fields of a Completions request that OpenAI knows."""
 
     model: str
     prompt: Prompts
@@ -81,7 +81,12 @@ class CompletionsRequest(Part):
     logit_bias: Bias | None = None
     seed: Annotated[int, Between(-INT64 - 1, INT64)] | None = None
     user: str | None = Field(None, description=NO_EFFECT)
-    # Extensions
+
+
+class CompletionsRequest(AnswerConstraints, CompletionsFields):
+    """POST /v1/completions: OpenAI's fields, and extensions."""
+
+    response_format: FormatField | None = Field(None, description="Extension. As in chat requests.")
     top_k: Annotated[int, Between(-1)] | None = Field(None, description="Extension. 0 and -1: off.")
     min_p: Annotated[float, Between(0, 1)] | None = Field(None, description="Extension.")
     repetition_penalty: Annotated[float, Between(0.01, 10)] | None = Field(None, description="Extension.")
@@ -97,6 +102,7 @@ def read_completions_request(body: dict[str, Any], strict: bool) -> tuple[Comple
 
     Raises RequestRefused, the first error.
     """
+    body = body if strict else without_extra_body(body)
     sent = {name: value for name, value in body.items() if value is not None}
     if not sent.get("model"):
         raise bad("you must provide a model parameter", None)

@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass
 
 from server.api.body import bad
+from server.api.chat.constraints import answer_of_format
 from server.api.completions.schemas import DEFAULT_MAX_TOKENS, CompletionsRequest, Prompt
 from server.api.completions.to_reply import CompletionStyle
 from server.api.sampling import SamplingMapper
@@ -23,7 +24,7 @@ class CompletionsMapper:
     sampling: SamplingMapper
 
     def to_request(self, request: CompletionsRequest) -> ChatRequest:
-        """The internal form. Raises RequestRefused."""
+        """The internal form. Raises RequestRefused or BadSchema."""
         limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         return ChatRequest(
             id=secrets.token_hex(12),
@@ -32,6 +33,7 @@ class CompletionsMapper:
             max_tokens=limit,
             stop=tuple(request.stop or ()),
             n=request.n or 1,
+            answer=request.answer(answer_of_format(request.response_format, strict=False)),
             on_overflow="refuse",
             cache_salt=request.cache_salt or "",
             raw_prompts=tuple(self._raw_prompt(prompt, request.suffix) for prompt in request.prompt),

@@ -2,20 +2,23 @@
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
 from pydantic import AfterValidator, Field
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import bad, read_object
+from server.api.body import bad, read_body_object
 from server.api.chat.fields import Part
 from server.api.chat.schemas import read_metadata
 from server.api.chat.to_reply import new_id
 from server.api.chat.validation_errors import validated
+from server.api.chat.wire import Notes, noted
 from server.api.errors import json_response
 from server.api.openapi.operations import error_replies, json_body, json_reply
 from server.api.reply_handler import read_body
@@ -23,6 +26,7 @@ from server.api.responses.items import read_items
 from server.api.responses.memory import ClientMemory, as_kept, no_store, no_such, to_kept_items
 from server.api.responses.pages import ItemList, page_of
 from server.api.responses.state import ResponsesState
+from server.notes import Note
 from server.store.database import KeptConversation
 from server.store.response_store import StoreFailed
 
@@ -43,6 +47,7 @@ class ConversationObject(msgspec.Struct, tag_field="object", tag="conversation")
     id: str
     created_at: int
     metadata: dict[str, str]
+    toolwire: Notes | UnsetType = UNSET
 
 
 class DeletedConversation(msgspec.Struct, tag_field="object", tag="conversation.deleted"):
@@ -55,16 +60,17 @@ class DeletedConversation(msgspec.Struct, tag_field="object", tag="conversation.
 class ConversationsHandler:
     """Answers requests about conversations. Every method raises RequestRefused."""
 
-    def __init__(self, state: ResponsesState) -> None:
+    def __init__(self, state: ResponsesState, strict: bool) -> None:
         self._state = state
+        self._strict = strict
 
     async def create(self, request: Request) -> Response:
         """POST /v1/conversations."""
-        body, memory = _read(await read_body(request)), self._memory(request.state)
-        items = _checked(body.items)
+        (body, notes), memory = await self._read(request), self._memory(request.state)
+        items = _checked(body.items, self._strict)
         kept = KeptConversation(f"conv_{new_id()}", time.time(), msgspec.json.encode(body.metadata or {}))
         await self._run(memory, memory.database.put_conversation, memory.owner, kept, as_kept(items))
-        return json_response(_object_of(kept))
+        return json_response(_object_of(kept, notes))
 
     async def retrieve(self, request: Request) -> Response:
         """GET /v1/conversations/{id}."""
@@ -72,11 +78,11 @@ class ConversationsHandler:
 
     async def update(self, request: Request) -> Response:
         """POST /v1/conversations/{id}: new metadata."""
-        body, memory = _read(await read_body(request)), self._memory(request.state)
+        (body, notes), memory = await self._read(request), self._memory(request.state)
         conversation_id, metadata = request.path_params["id"], msgspec.json.encode(body.metadata or {})
         if not await self._run(memory, memory.database.set_metadata, memory.owner, conversation_id, metadata):
             raise no_such("Conversation", conversation_id)
-        return await self.retrieve(request)
+        return json_response(_object_of(await self._conversation(request), notes))
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/conversations/{id}."""
@@ -87,11 +93,13 @@ class ConversationsHandler:
 
     async def add_items(self, request: Request) -> Response:
         """POST /v1/conversations/{id}/items."""
-        body, memory = _read(await read_body(request)), self._memory(request.state)
-        items, conversation_id = _checked(body.items), request.path_params["id"]
+        (body, notes), memory = await self._read(request), self._memory(request.state)
+        items, conversation_id = _checked(body.items, self._strict), request.path_params["id"]
         if not await self._run(memory, memory.database.add_items, memory.owner, conversation_id, as_kept(items)):
             raise no_such("Conversation", conversation_id)
-        return json_response(page_of(items, {"order": "asc", "limit": str(MOST_NEW_ITEMS)}))
+        page = page_of(items, {"order": "asc", "limit": str(MOST_NEW_ITEMS)})
+        page.toolwire = noted(notes)
+        return json_response(page)
 
     async def list_items(self, request: Request) -> Response:
         """GET /v1/conversations/{id}/items."""
@@ -112,6 +120,12 @@ class ConversationsHandler:
         if not await self._run(memory, memory.database.delete_item, memory.owner, conversation_id, item_id):
             raise no_such("Item", item_id)
         return await self.retrieve(request)
+
+    async def _read(self, request: Request) -> tuple[ConversationBody, tuple[Note, ...]]:
+        """The body, and notes on what of it is read as something else; an empty one is an empty object."""
+        raw = await read_body(request)
+        body, notes = read_body_object(raw if raw.strip() else b"{}", self._strict)
+        return validated(ConversationBody, body), notes
 
     def _memory(self, state: State) -> ClientMemory:
         return ClientMemory(self._state.store, state)
@@ -170,20 +184,16 @@ def _parameters(path: str) -> dict[str, Any]:
     return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]}
 
 
-def _read(raw: bytes) -> ConversationBody:
-    return validated(ConversationBody, read_object(raw) if raw.strip() else {})
-
-
-def _checked(items: list[Any]) -> list[dict[str, Any]]:
+def _checked(items: list[Any], strict: bool) -> list[dict[str, Any]]:
     """The items as they are kept, once each is known to be readable. References name nothing here."""
-    for place, item in enumerate(read_items(items, "items")):
+    for place, item in enumerate(read_items(items, "items", strict)):
         if getattr(item, "type", "") == "item_reference":
             raise bad(f"Invalid 'items[{place}]': references cannot be added.", f"items[{place}]", "invalid_value")
     return to_kept_items(items)
 
 
-def _object_of(kept: KeptConversation) -> ConversationObject:
-    return ConversationObject(kept.id, int(kept.created_s), json.loads(kept.metadata))
+def _object_of(kept: KeptConversation, notes: Sequence[Note] = ()) -> ConversationObject:
+    return ConversationObject(kept.id, int(kept.created_s), json.loads(kept.metadata), noted(notes))
 
 
 _CONVERSATION = ConversationObject("conv_5yGqkD0w3XtZbN1cVfRmLpHs", 1790000000, {})

@@ -4,16 +4,18 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
 from pydantic import FailFast, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import MAX_VALUES, bad, read_object
+from server.api.body import MAX_VALUES, bad, read_body_object
 from server.api.chat.examples import REQUESTS
 from server.api.chat.fields import Part
 from server.api.chat.router import ChatHandler
 from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.validation_errors import validated
+from server.api.chat.wire import Notes, noted
 from server.api.errors import json_response
 from server.api.openapi.operations import error_replies, json_body, json_reply
 from server.api.reply_handler import ReplyHandler, read_body
@@ -60,12 +62,14 @@ class Tokenized(msgspec.Struct):
     tokens: list[int]
     count: int
     max_model_len: int
+    toolwire: Notes | UnsetType = UNSET
 
 
 class Detokenized(msgspec.Struct):
     """Text of token ids, control tokens shown."""
 
     prompt: str
+    toolwire: Notes | UnsetType = UNSET
 
 
 def tokens_router(
@@ -73,6 +77,7 @@ def tokens_router(
 ) -> APIRouter:
     """Routes that count and convert tokens, by the code that prepares prompts."""
     router = APIRouter()
+    strict = replies.settings.strict
 
     @router.post(
         "/v1/chat/completions/input_tokens",
@@ -98,7 +103,7 @@ def tokens_router(
     )
     async def tokenize(request: Request) -> Response:
         async with until(replies.deadline(request)):
-            return await service.run(_tokenize, checkpoint, window.limit, await read_body(request))
+            return await service.run(_tokenize, checkpoint, window.limit, strict, await read_body(request))
 
     @router.post(
         "/detokenize",
@@ -109,22 +114,23 @@ def tokens_router(
     )
     async def detokenize(request: Request) -> Response:
         async with until(replies.deadline(request)):
-            return await service.run(_detokenize, checkpoint, window.limit, await read_body(request))
+            return await service.run(_detokenize, checkpoint, window.limit, strict, await read_body(request))
 
     return router
 
 
-def _tokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Response:
-    text = validated(TokenizeRequest, read_object(body)).prompt
+def _tokenize(checkpoint: Checkpoint, max_model_len: int, strict: bool, body: bytes) -> Response:
+    sent, notes = read_body_object(body, strict)
+    text = validated(TokenizeRequest, sent).prompt
     if (least := checkpoint.encoder.min_tokens(text, max_model_len)) > max_model_len:
         reason = f"it has at least {least} tokens, more than the model's maximum context length of {max_model_len}."
         raise bad(f"Invalid 'prompt': {reason} Send it in parts.", "prompt", "string_above_max_length")
     token_ids = checkpoint.encoder.encode(RenderedText(text))
-    return json_response(Tokenized(token_ids, len(token_ids), max_model_len))
+    return json_response(Tokenized(token_ids, len(token_ids), max_model_len, noted(notes)))
 
 
-def _detokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Response:
-    sent = read_object(body, max(MAX_VALUES, max_model_len + OTHER_VALUES))
+def _detokenize(checkpoint: Checkpoint, max_model_len: int, strict: bool, body: bytes) -> Response:
+    sent, notes = read_body_object(body, strict, max(MAX_VALUES, max_model_len + OTHER_VALUES))
     token_ids = validated(DetokenizeRequest, sent).tokens
     if len(token_ids) > max_model_len:
         text = (
@@ -132,4 +138,4 @@ def _detokenize(checkpoint: Checkpoint, max_model_len: int, body: bytes) -> Resp
         )
         raise bad(f"Invalid 'tokens': array too long: {text}", "tokens", "array_above_max_length")
     (text,) = checkpoint.tokenizer.decode_batch([token_ids], skip_special_tokens=False)  # `decode` stops other threads
-    return json_response(Detokenized(text))
+    return json_response(Detokenized(text, noted(notes)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from server.api.body import bad
 from server.api.chat.message_schemas import TextPart
+from server.api.history import repaired
 from server.api.messages.schemas import (
     Block,
     DocumentBlock,
@@ -34,8 +35,12 @@ def signature_of(thought: str, omitted: bool) -> str:
 
 @dataclass(slots=True)
 class BlockReader:
-    """Reads the `system` blocks and messages of one request; `notes` are what it left out."""
+    """Reads the `system` blocks and messages of one request; `notes` are what it left out or put right.
 
+    With `repairs` calls and results that do not match are put right instead of refused.
+    """
+
+    repairs: bool = False
     notes: list[Note] = field(default_factory=list)
 
     def read(self, system: Sequence[Block], sent: Sequence[InputMessage]) -> tuple[Message, ...]:
@@ -44,7 +49,13 @@ class BlockReader:
         for index, message in enumerate(sent):
             for typed in self._typed(message, f"messages[{index}].content"):
                 located.append((index, typed))
-        return tuple(_paired(_without_split_replies(located)))
+        located = _without_split_replies(located)
+        if self.repairs:
+            places = [index for index, _ in located]
+            whole, notes = repaired([message for _, message in located], lambda at: f"messages[{places[at]}]")
+            located = [(places[at], message) for at, message in whole]
+            self.notes += notes
+        return tuple(_paired(located))
 
     def _system_texts(self, blocks: Sequence[Block]) -> Iterator[str]:
         for position, block in enumerate(blocks):

@@ -80,7 +80,7 @@ class MessagesHandler:
 
     def _read(self, counts: bool, raw: bytes) -> MessagesPlan:
         validate = read_counted_request if counts else read_messages_request
-        sent, notes = self._replies.read(raw, validate, ("system", "messages", "tools"), strict=False)
+        sent, notes = self._replies.read(raw, validate, ("system", "messages", "tools"), self._replies.settings.strict)
         request = self._mapper.to_request(sent)
         request = dataclasses.replace(request, notes=notes + request.notes)
         return MessagesPlan(request, bool(sent.stream), self._mapper.style(sent))

@@ -2,15 +2,26 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, WithJsonSchema
 
 from server.api.body import bad, kind_of
-from server.api.chat.fields import Between, Part, tag_by, tagged
-from server.api.chat.message_schemas import MAX_ITEMS, TextPart
-from server.api.chat.schemas import LONGEST_STOP, MOST_MESSAGES, NO_EFFECT
+from server.api.chat.constraints import AnswerConstraints, FormatField, read_flat_format
+from server.api.chat.content import is_part, is_thought, plain_part, plain_result, thought_in
+from server.api.chat.fields import Between, Part, is_strict, or_unlimited, tag_by, tagged
+from server.api.chat.message_schemas import MAX_ITEMS, PastArguments, PastName, TextPart
+from server.api.chat.schemas import EXTENSION, LONGEST_STOP, MOST_MESSAGES, NO_EFFECT
+from server.api.chat.thinking import (
+    OTHER_NAME,
+    Budget,
+    EffortField,
+    SwitchField,
+    ThinkingSwitch,
+    ThinkingSwitches,
+    read_switch,
+)
 from server.api.chat.tool_schemas import ToolName
-from server.api.chat.validation_errors import fault, validated, wrong_type
-from server.api.lenient import mend_schema, mend_tool_schemas, refuse_constraints
+from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
+from server.api.lenient import mend_schema, mend_tool_schemas, refuse_constraints, without_extra_body
 from server.notes import Note
 
 MOST_STOP_SEQUENCES = 64
@@ -83,8 +94,8 @@ class ToolUseBlock(Part):
 
     type: Literal["tool_use"]
     id: str
-    name: str
-    input: dict[str, Any]
+    name: PastName
+    input: PastArguments
 
 
 class ToolResultBlock(Part):
@@ -92,7 +103,7 @@ class ToolResultBlock(Part):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: "BlockContent | None" = None
+    content: "ResultContent | None" = None
     is_error: bool | None = None
 
 
@@ -105,7 +116,12 @@ class OtherBlock(Part):
 KNOWN_BLOCKS = ("text", "document", "search_result", "tool_reference", "thinking", "tool_use", "tool_result")
 
 
-def _read_block(value: Any) -> Any:
+def _read_block(value: Any, info: ValidationInfo) -> Any:
+    if not is_strict(info):
+        is_own = isinstance(value, dict) and value.get("type") == "thinking"
+        if is_thought(value) and not is_own and (thought := thought_in(value)):
+            value = {"type": "thinking", "thinking": thought}
+        value = plain_part(value)
     if not isinstance(value, dict):
         raise wrong_type("an object", value)
     kind = value.get("type")
@@ -133,7 +149,9 @@ Block = Annotated[
 ]
 
 
-def _read_content(value: Any) -> Any:
+def _read_content(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, dict) and not is_strict(info):
+        value = [value]
     if not isinstance(value, str | list):
         text = f"expected one of a string or array of objects, but got {kind_of(value)} instead."
         raise fault("invalid_type", f"Invalid type for '{{P}}': {text}")
@@ -146,6 +164,17 @@ BlockContent = Annotated[
     BeforeValidator(_read_content),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
 ]
+
+
+def _read_result(value: Any, info: ValidationInfo) -> Any:
+    """Data is its JSON, and so is whatever is no block of Anthropic's."""
+    if is_strict(info):
+        return value
+    return plain_result(value, lambda part: is_part(part) or (isinstance(part, dict) and part.get("type") in _BLOCKS))
+
+
+_BLOCKS = (*KNOWN_BLOCKS, *REFUSED_BLOCKS)
+ResultContent = Annotated[BlockContent, BeforeValidator(_read_result)]
 
 
 class InputMessage(Part):
@@ -182,10 +211,29 @@ class ThinkingConfig(Part):
     """`disabled` turns thinking off, anything else on, for models that can do both; `budget_tokens` bounds it."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[int, Between(0)] | None = None
+    budget_tokens: Budget = None
     display: Literal["summarized", "omitted"] | None = Field(
         None, description="`omitted` leaves the text out of the block; the signature carries it."
     )
+
+    @property
+    def switch(self) -> ThinkingSwitch:
+        """What it says of thinking."""
+        return ThinkingSwitch(self.type != "disabled", self.budget_tokens)
+
+
+def _read_thinking(value: Any, info: ValidationInfo) -> Any:
+    """Other servers' switches: a boolean, a word, an object without a type or with one of theirs."""
+    if is_strict(info) or (isinstance(value, dict) and value.get("type") in ("between_tools", *OWN_TYPES)):
+        return value
+    switch = read_switch(value)
+    kind = "disabled" if switch.on is False else "enabled"
+    display = value.get("display") if isinstance(value, dict) else None
+    return {"type": kind, "budget_tokens": switch.budget, "display": display}
+
+
+OWN_TYPES = ("enabled", "disabled", "adaptive")
+ThinkingField = Annotated[ThinkingConfig, BeforeValidator(_read_thinking)]
 
 
 class OutputFormat(Part):
@@ -195,11 +243,26 @@ class OutputFormat(Part):
     schema_: dict[str, Any] = Field(alias="schema")
 
 
+def _read_output_format(value: Any, info: ValidationInfo) -> Any:
+    """The formats of other surfaces: text is none, some JSON object one of any schema."""
+    plain = read_flat_format(value, info)
+    if is_strict(info) or not isinstance(plain, dict):
+        return plain
+    if plain.get("type") == "text":
+        return None
+    if plain.get("type") == "json_object":
+        return {"type": "json_schema", "schema": plain.get("schema") or {"type": "object"}}
+    return plain
+
+
+OutputFormatField = Annotated[OutputFormat | None, BeforeValidator(_read_output_format)]
+
+
 class OutputConfig(Part):
     """Form of the answer."""
 
     effort: str | None = Field(None, description=NO_EFFECT)
-    format: OutputFormat | None = None
+    format: OutputFormatField = None
 
 
 class CountTokensRequest(Part):
@@ -210,15 +273,17 @@ class CountTokensRequest(Part):
     system: BlockContent | None = None
     tools: Annotated[list[OfferedTool], Field(max_length=MOST_TOOLS_OFFERED)] | None = None
     tool_choice: ToolChoiceObject | None = None
-    thinking: ThinkingConfig | None = None
+    thinking: ThinkingField | None = None
     output_config: OutputConfig | None = None
-    output_format: OutputFormat | None = Field(None, description="Older name of `output_config.format`.")
+    output_format: OutputFormatField = Field(None, description="Older name of `output_config.format`.")
 
 
-class MessagesRequest(CountTokensRequest):
-    """POST /v1/messages."""
+class MessagesFields(CountTokensRequest):
+    """The fields of a Messages request that Anthropic knows."""
 
-    max_tokens: Annotated[int, Between(1)] = Field(description="Thoughts included.")
+    max_tokens: Annotated[int, Between(1), or_unlimited] = Field(
+        description="Thoughts included. Extension: -1 is what the window leaves."
+    )
     stop_sequences: (
         Annotated[list[Annotated[str, Field(max_length=LONGEST_STOP)]], Field(max_length=MOST_STOP_SEQUENCES)] | None
     ) = Field(None, description="End the answer's text; thoughts and arguments are left alone.")
@@ -230,21 +295,38 @@ class MessagesRequest(CountTokensRequest):
     service_tier: str | None = Field(None, description=NO_EFFECT)
 
 
+class MessagesRequest(AnswerConstraints, ThinkingSwitches, MessagesFields):
+    """POST /v1/messages: Anthropic's fields, and extensions."""
+
+    response_format: FormatField | None = Field(None, description="Extension. `output_config.format` of chat requests.")
+    reasoning: SwitchField | None = Field(None, description=f"{OTHER_NAME} `thinking`.")
+    reasoning_effort: EffortField | None = Field(None, description=f"{OTHER_NAME} `thinking`.")
+
+
 def read_counted_request(body: dict[str, Any], strict: bool) -> tuple[MessagesRequest, tuple[Note, ...]]:
     """As `read_messages_request`; one that is only counted needs no `max_tokens`."""
     return read_messages_request(body if body.get("max_tokens") is not None else {**body, "max_tokens": 1}, strict)
 
 
 def read_messages_request(body: dict[str, Any], strict: bool) -> tuple[MessagesRequest, tuple[Note, ...]]:
-    """The validated request, and notes on what was mended; never `strict`. Raises RequestRefused, the first error."""
-    notes = (
-        *mend_tool_schemas(body.get("tools"), "input_schema"),
-        *mend_schema(body.get("output_config"), "output_config"),
-    )
+    """The validated request, and notes on what was mended. Raises RequestRefused, the first error.
+
+    `strict` refuses extensions. Keys that are not known are ignored in any case: clients send those of newer versions.
+    """
+    notes: tuple[Note, ...] = ()
+    if not strict:
+        body = without_extra_body(body)
+        notes = (
+            *mend_tool_schemas(body.get("tools"), "input_schema"),
+            *mend_schema(body.get("output_config"), "output_config"),
+        )
+    known = {name: value for name, value in body.items() if name in MessagesRequest.model_fields}
+    if strict and (name := unknown_key(known, MessagesRequest, EXTENSION)) is not None:
+        raise bad(f"{name}: Extra inputs are not permitted", name, "unknown_parameter")
     if not body.get("model"):
         raise bad("Missing required parameter: 'model'.", "model", "missing_required_parameter")
     if body.get("thread") is not None:
         raise bad("This server keeps no conversations: send all messages, without 'thread'.", "thread", NO_THREADS)
-    request = validated(MessagesRequest, body)
+    request = validated(MessagesRequest, body, context={"strict": strict})
     refuse_constraints(body, MessagesRequest.model_fields)
     return request, notes

@@ -1,11 +1,12 @@
 """A validated Messages request -> the internal ChatRequest."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.api.body import bad
+from server.api.chat.constraints import answer_of_format
 from server.api.messages.conversation import BlockReader
 from server.api.messages.schemas import MessagesRequest, OfferedTool
 from server.api.messages.to_reply import MessageStyle
@@ -20,14 +21,15 @@ MODES: Mapping[str, Any] = {"auto": "auto", "any": "required", "tool": "required
 
 @dataclass(frozen=True, slots=True)
 class MessagesMapper:
-    """Maps requests for one checkpoint; `must_answer` is the server's setting."""
+    """Maps requests for one checkpoint; `must_answer` and `repair_history` are the server's settings."""
 
     sampling: SamplingMapper
     must_answer: bool = False
+    repair_history: bool = False
 
     def to_request(self, request: MessagesRequest) -> ChatRequest:
         """The internal form. Raises RequestRefused or BadSchema."""
-        conversation = BlockReader()
+        conversation = BlockReader(self.repair_history)
         messages = conversation.read(request.system or (), request.messages)
         offered = [(f"tools[{place}]", tool) for place, tool in enumerate(request.tools or ()) if not tool.is_foreign]
         left_out = [
@@ -36,7 +38,8 @@ class MessagesMapper:
             if tool.is_foreign
         ]
         tools = _tools(offered)
-        thinking = request.thinking
+        native = None if request.thinking is None else request.thinking.switch
+        thinking = request.switch(native, request.reasoning, request.reasoning_effort)
         return ChatRequest(
             id=secrets.token_hex(12),
             messages=messages,
@@ -45,10 +48,11 @@ class MessagesMapper:
             tool_definitions=[_definition(tool) for _, tool in offered],
             tools=tools,
             choice=_choice(request, tools),
-            answer=_answer(request),
+            answer=request.answer(*_answers(request)),
             stop=tuple(request.stop_sequences or ()),
-            thinking=None if thinking is None else thinking.type != "disabled",
-            thinking_budget=None if thinking is None else thinking.budget_tokens,
+            thinking=thinking.on,
+            thinking_budget=thinking.budget,
+            template_kwargs=request.template_variables,
             continue_final_message=isinstance(messages[-1], AssistantMessage),
             must_answer=self.must_answer,
             notes=(*left_out, *conversation.notes),
@@ -66,11 +70,11 @@ def _tools(offered: Sequence[tuple[str, OfferedTool]]) -> list[Tool]:
     for path, tool in offered:
         if tool.name is None:
             raise bad(f"Missing required parameter: '{path}.name'.", f"{path}.name", "missing_required_parameter")
-        strict = bool(tool.strict)
-        check_parameters(tool.input_schema, strict, False, tool.name, f"{path}.input_schema")
+        strict, param = bool(tool.strict), f"{path}.input_schema"
+        check_parameters(tool.input_schema, strict, False, tool.name, param)
         if tool.name in {other.name for other in tools}:
             raise bad(f"Tool names must be unique; '{tool.name}' is declared twice.", f"{path}.name")
-        tools.append(Tool(tool.name, tool.input_schema, strict))
+        tools.append(Tool(tool.name, tool.input_schema, strict, param=param))
     return tools
 
 
@@ -98,9 +102,11 @@ def _choice(request: MessagesRequest, tools: Sequence[Tool]) -> Choice:
     return Choice(MODES[choice.type] if tools else "none", allowed, parallel)
 
 
-def _answer(request: MessagesRequest) -> ResponseFormat | None:
-    format_ = (request.output_config and request.output_config.format) or request.output_format
-    if format_ is None:
-        return None
-    check_answer(format_.schema_, False, False, "output_config.format")
-    return ResponseFormat(format_.schema_)
+def _answers(request: MessagesRequest) -> Iterator[ResponseFormat | None]:
+    """What each of the fields that are not common to all surfaces demands of the answer."""
+    config = request.output_config.format if request.output_config is not None else None
+    for param, format_ in (("output_config.format", config), ("output_format", request.output_format)):
+        if format_ is not None:
+            check_answer(format_.schema_, False, False, param=f"{param}.schema")
+            yield ResponseFormat(format_.schema_, param=f"{param}.schema")
+    yield answer_of_format(request.response_format, strict=False)

@@ -1,7 +1,6 @@
 """Bodies sent compressed: gzip, deflate and zstd, decoded piece by piece within the limit on bodies."""
 
 import asyncio
-import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 
@@ -13,6 +12,8 @@ from server.api.errors import ApiError, RequestRefused, too_large
 
 PIECE_BYTES = 64 * 1024  # decoded at once; other requests run between two pieces
 MAX_WINDOW_BYTES = 8 << 20  # of zstd, as RFC 9659 says
+ZSTD_BYTES = 128  # fed at once: a block of 4 bytes decodes to up to 128 KiB
+MAX_FRAMES = 1000  # of a body
 MAX_CODINGS = 3  # of one body
 
 
@@ -44,17 +45,18 @@ class ContentEncodingMiddleware:
                     pieces = DECODERS[coding](pieces)
             await asyncio.sleep(0)
             try:
-                piece = next(pieces, b"")
+                piece = next(pieces, None)
             except (zlib.error, zstandard.ZstdError, EOFError) as error:
                 text = f"The body is not of its Content-Encoding ({', '.join(codings)}): {error}."
                 raise RequestRefused(ApiError(400, text, code="invalid_content_encoding")) from error
+            is_complete = piece is None
+            piece = piece or b""
             num_bytes += len(piece)
             if num_bytes > self._max_body_bytes:
                 raise RequestRefused(too_large(self._max_body_bytes))
             if "place" in scope["state"]:
                 scope["state"]["place"].received_body(len(piece))
-            is_complete = not piece
-            return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+            return {"type": "http.request", "body": piece, "more_body": not is_complete}
 
         await self._app(scope, decode, send)
 
@@ -110,10 +112,21 @@ def _undeflate(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _unzstd(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    decoder = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
-    with decoder.stream_reader(io.BytesIO(b"".join(pieces)), read_across_frames=True) as reader:
-        while piece := reader.read(PIECE_BYTES):
-            yield piece
+    """Decoded pieces, some of them empty; frames may follow each other. Raises ZstdError, EOFError."""
+    whole = b"".join(pieces)
+    at = num_frames = 0
+    decoder: zstandard.ZstdDecompressionObj | None = None
+    while at < len(whole):
+        if decoder is None or decoder.eof:
+            num_frames += 1
+            if num_frames > MAX_FRAMES:
+                raise EOFError(f"it has more than {MAX_FRAMES} frames")
+            decoder = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
+        part = whole[at : at + ZSTD_BYTES]
+        yield decoder.decompress(part)
+        at += len(part) - len(decoder.unused_data)
+    if decoder is None or not decoder.eof:
+        raise EOFError("it ends too early")
 
 
 DECODERS: Mapping[str, Callable[[Iterator[bytes]], Iterator[bytes]]] = {

@@ -4,10 +4,11 @@ Items of one reply and the chat message of the same reply give the same Assistan
 prompt whichever way it comes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from server.api.body import bad
+from server.api.history import repaired
 from server.api.responses.items import (
     CallOutputItem,
     CompactionItemIn,
@@ -47,10 +48,12 @@ class _Reply:
 class ConversationReader:
     """Reads the items of one conversation."""
 
-    def __init__(self, open_sealed: OpenSealed, open_summary: OpenSealed) -> None:
+    def __init__(self, open_sealed: OpenSealed, open_summary: OpenSealed, repairs: bool = False) -> None:
         self._open_sealed = open_sealed
         self._open_summary = open_summary
+        self._repairs = repairs
         self._messages: list[Message | _Reply] = []
+        self._places: list[str] = []  # of the messages: the param of their first item
         self._reply: _Reply | None = None
         self._results: dict[str, ToolMessage] = {}
         self._calls: dict[str, str] = {}  # by id: the param of the call
@@ -63,7 +66,10 @@ class ConversationReader:
             self._add(item, f"{path}[{position}]")
 
     def close(self) -> tuple[tuple[Message, ...], tuple[Note, ...]]:
-        """The messages. Raises RequestRefused for a call without its result."""
+        """The messages. Raises RequestRefused for a call without its result, unless histories are repaired."""
+        if self._repairs:
+            located, notes = repaired([*self._whole_messages()], self._places.__getitem__)
+            return tuple(message for _, message in located), (*self._notes, *notes)
         messages: list[Message] = []
         for one in self._messages:
             if not isinstance(one, _Reply):
@@ -74,6 +80,14 @@ class ConversationReader:
             messages.append(AssistantMessage("".join(one.text), reasoning, calls))
             messages += [self._results[call.id] for call in calls]
         return tuple(messages), tuple(self._notes)
+
+    def _whole_messages(self) -> Iterator[Message]:
+        for one in self._messages:
+            if isinstance(one, _Reply):
+                calls = (call for call in one.calls if call.id not in self._cut_off or self._is_answered(call.id))
+                yield AssistantMessage("".join(one.text), "".join(one.reasoning) or None, tuple(calls))
+            else:
+                yield one
 
     def _is_answered(self, call_id: str) -> bool:
         if call_id in self._results:
@@ -87,14 +101,15 @@ class ConversationReader:
     def _add(self, item: InputItem, param: str) -> None:
         match item:
             case MessageItemIn(role="assistant"):
-                reply = self._reply_for(item)
+                reply = self._reply_for(item, param)
+                reply.reasoning += [item.thought] if item.thought else []
                 reply.text.append(item.content)
                 reply.ends_with_call = False
             case MessageItemIn():
                 make = UserMessage if item.role == "user" else SystemMessage
-                self._append(make(item.content))
+                self._append(make(item.content), param)
             case ReasoningItemIn():
-                self._reply_for(item).reasoning.append(self._thought_of(item, param))
+                self._reply_for(item, param).reasoning.append(self._thought_of(item, param))
             case FunctionCallItemIn():
                 name = flat_name(item.namespace, item.name)
                 self._add_call(PastCall(item.call_id, name, item.arguments), item, param)
@@ -106,9 +121,8 @@ class ConversationReader:
             case CallOutputItem():
                 self._add_result(item, param)
             case CompactionItemIn():
-                self._append(
-                    UserMessage(SUMMARY + self._open_summary(item.encrypted_content, f"{param}.encrypted_content"))
-                )
+                summary = self._open_summary(item.encrypted_content, f"{param}.encrypted_content")
+                self._append(UserMessage(SUMMARY + summary), param)
             case ItemReferenceIn():
                 text = f"Item with id '{item.id}' not found."
                 raise bad(text, f"{param}.id", "item_not_found")
@@ -116,28 +130,34 @@ class ConversationReader:
                 self._notes.append(Note("left_out", param, f"items of type '{item.type[:64]}' have no meaning here."))
             case OtherItem():
                 self._notes.append(Note("left_out", param, f"of items of type '{item.type[:64]}' the text is read."))
-                self._append(UserMessage(item.text))
+                self._append(UserMessage(item.text), param)
 
-    def _append(self, message: Message) -> None:
+    def _append(self, message: Message, param: str) -> None:
         self._reply = None
         self._messages.append(message)
+        self._places.append(param)
 
-    def _reply_for(self, item: InputItem) -> _Reply:
+    def _reply_for(self, item: InputItem, param: str) -> _Reply:
         if self._reply is None or not self._reply.takes(item):
             self._reply = _Reply()
             self._messages.append(self._reply)
+            self._places.append(param)
         return self._reply
 
     def _add_call(self, call: PastCall, item: InputItem, param: str) -> None:
-        if call.id in self._calls:
+        if call.id in self._calls and not self._repairs:
             text = f"Invalid '{param}.call_id': '{call.id}' is the id of another call as well; ids must be unique."
             raise bad(text, f"{param}.call_id", "invalid_value")
         self._calls[call.id] = param
-        reply = self._reply_for(item)
+        reply = self._reply_for(item, param)
         reply.calls.append(call)
         reply.ends_with_call = True
 
     def _add_result(self, item: CallOutputItem, param: str) -> None:
+        if self._repairs:
+            self._append(ToolMessage(item.output, item.call_id), param)
+            self._results[item.call_id] = ToolMessage(item.output, item.call_id)
+            return
         if item.call_id not in self._calls:
             text = f"No tool call found for function call output with call_id {item.call_id}."
             raise bad(text, param)

@@ -7,21 +7,47 @@ left out, and a note says so.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationInfo, model_validator
 
 from server.api.body import bad, kind_of
-from server.api.chat.fields import Part
-from server.api.chat.message_schemas import OTHER_MODALITIES, PastName
+from server.api.chat.content import (
+    OTHER_MODALITIES,
+    is_part,
+    is_thought,
+    plain_parts,
+    plain_result,
+    thought_in,
+)
+from server.api.chat.fields import Part, is_strict
+from server.api.chat.message_schemas import PastArguments, PastName
 from server.api.chat.validation_errors import fault, missing, not_supported_value, validated, wrong_type
 from server.api.errors import RequestRefused
 from server.api.responses.reasoning_seal import SUMMARY_PREFIX
 
 MOST_ITEMS = 20_000
 OTHER_PARTS = (*OTHER_MODALITIES, "input_image", "input_file", "computer_screenshot")
+KNOWN_PARTS = ("input_image", "input_file", "computer_screenshot", "refusal", "summary_text", "reasoning_text")
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
 
 
-def _read_content(value: Any) -> str:
+def _read_content(value: Any, info: ValidationInfo) -> str:
+    return _text_of(value if is_strict(info) else plain_parts(value))
+
+
+def _read_output(value: Any, info: ValidationInfo) -> str:
+    return _text_of(value if is_strict(info) else result_parts(value))
+
+
+def result_parts(value: Any) -> Any:
+    """The output of a call as a string or as parts; data is its JSON, null is none."""
+    return "" if value is None else plain_result(value, lambda part: is_part(part) or _kind_in(part) in KNOWN_PARTS)
+
+
+def _kind_in(part: Any) -> Any:
+    return part.get("type") if isinstance(part, dict) else None
+
+
+def _text_of(value: Any) -> str:
     """Text of a string or of parts, joined as they stand. This server reads text: other modalities are refused."""
     if isinstance(value, str):
         return value
@@ -47,14 +73,26 @@ def _read_content(value: Any) -> str:
 
 
 ContentText = Annotated[str, BeforeValidator(_read_content)]
+OutputText = Annotated[str, BeforeValidator(_read_output)]
 
 
 class MessageItemIn(Part):
-    """A message, short or in full."""
+    """A message, short or in full; `thought` holds those of its parts that are thoughts (extension)."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: ContentText
+    thought: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: Any, info: ValidationInfo) -> Any:
+        content = value.get("content")
+        if is_strict(info) or value.get("role") != "assistant" or not isinstance(content, list):
+            return value
+        thoughts = [part for part in content if is_thought(part)]
+        texts = [part for part in content if not is_thought(part)]
+        return {**value, "content": texts, "thought": thought_in(thoughts)}
 
 
 class FunctionCallItemIn(Part):
@@ -63,7 +101,7 @@ class FunctionCallItemIn(Part):
     type: Literal["function_call"]
     call_id: str
     name: PastName
-    arguments: str | dict[str, Any] | None = None
+    arguments: PastArguments = None
     namespace: str | None = None
     status: str | None = None
 
@@ -83,7 +121,12 @@ class CallOutputItem(Part):
 
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
-    output: ContentText
+    output: OutputText
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_output(cls, value: Any, info: ValidationInfo) -> Any:
+        return value if is_strict(info) else {"output": "", **value}
 
 
 class ReasoningPartIn(Part):
@@ -143,8 +186,11 @@ _MODELS: Mapping[str, type[InputItem]] = {
 }
 
 
-def read_items(value: Any, at: str = "input") -> list[InputItem]:
-    """The items of an array; a string is one message of the user. Raises RequestRefused (400) for the first fault."""
+def read_items(value: Any, at: str = "input", strict: bool = False) -> list[InputItem]:
+    """The items of an array; a string is one message of the user. Raises RequestRefused (400) for the first fault.
+
+    `strict` takes names and contents as OpenAI does alone.
+    """
     if value is None:
         return []
     if isinstance(value, str):
@@ -154,7 +200,7 @@ def read_items(value: Any, at: str = "input") -> list[InputItem]:
     if len(value) > MOST_ITEMS:
         text = f"Invalid '{at}': array too long. Expected an array with maximum length {MOST_ITEMS}, but got an array"
         raise bad(f"{text} with length {len(value)} instead.", at, "array_above_max_length")
-    return [_read_item(item, f"{at}[{position}]") for position, item in enumerate(value)]
+    return [_read_item(item, f"{at}[{position}]", strict) for position, item in enumerate(value)]
 
 
 def kind_of_item(value: Mapping[str, Any]) -> Any:
@@ -165,7 +211,7 @@ def kind_of_item(value: Mapping[str, Any]) -> Any:
     return "item_reference" if kind is None and set(value) == {"id"} else kind
 
 
-def _read_item(value: Any, at: str) -> InputItem:
+def _read_item(value: Any, at: str, strict: bool) -> InputItem:
     if not isinstance(value, dict):
         raise _of_type("an object", value, at)
     kind = kind_of_item(value)
@@ -178,7 +224,7 @@ def _read_item(value: Any, at: str) -> InputItem:
         model = CompactionItemIn  # those of other servers are items of an unknown type
     if model is None:
         return OtherItem(type=kind, text=_text_in(value))
-    return validated(model, value | {"type": kind}, at)
+    return validated(model, value | {"type": kind}, at, {"strict": strict})
 
 
 def _of_type(expected: str, value: Any, at: str) -> RequestRefused:

@@ -10,10 +10,11 @@ import msgspec
 from starlette.datastructures import State
 
 from server.api.body import bad
+from server.api.chat.content import plain_parts
 from server.api.chat.to_reply import new_id
 from server.api.errors import ApiError, RequestRefused, encode
 from server.api.middleware.auth import CLIENT
-from server.api.responses.items import kind_of_item
+from server.api.responses.items import kind_of_item, result_parts
 from server.api.responses.schemas import ResponsesRequest
 from server.api.responses.to_reply import response_of_item
 from server.api.responses.wire import ResponseObject
@@ -234,10 +235,12 @@ def _to_kept_item(sent: Mapping[str, Any]) -> Item:
     if kind == "message":
         text_kind = "output_text" if item["role"] == "assistant" else "input_text"
         content = item["content"]
-        parts = [{"type": text_kind, "text": content}] if isinstance(content, str) else content
+        parts = [{"type": text_kind, "text": content}] if isinstance(content, str) else plain_parts(content, True)
         item["content"] = [_to_kept_part(part, text_kind) for part in parts]
     elif kind == "function_call" and not isinstance(item.get("arguments"), str):
         item["arguments"] = json.dumps(item.get("arguments") or {})
+    elif kind in ("function_call_output", "custom_tool_call_output"):
+        item["output"] = result_parts(item.get("output"))
     elif kind == "reasoning":
         item.setdefault("summary", [])
     if kind in _ID_PREFIXES and kind not in ("reasoning", "compaction"):
@@ -248,6 +251,8 @@ def _to_kept_item(sent: Mapping[str, Any]) -> Item:
 def _to_kept_part(part: Mapping[str, Any], text_kind: str) -> Item:
     if part["type"] == "refusal":
         return dict(part)
+    if part["type"] == "thinking":
+        return {"type": "reasoning_text", "text": part["thinking"]}
     if text_kind == "output_text":
         return {"type": text_kind, "text": part["text"], "annotations": [], "logprobs": []}
     return {"type": text_kind, "text": part["text"]}

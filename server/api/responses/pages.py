@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from server.api.body import bad
+from server.api.chat.wire import Notes
 from server.api.responses.memory import no_such
 
 DEFAULT_LIMIT = 20
@@ -19,6 +21,7 @@ class ItemList(msgspec.Struct, tag_field="object", tag="list"):
     first_id: str
     last_id: str
     has_more: bool
+    toolwire: Notes | UnsetType = UNSET
 
 
 def page_of(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> ItemList:

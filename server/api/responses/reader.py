@@ -93,7 +93,8 @@ class RequestReader:
         if sent.background and self._store.database is None:
             text = "Background mode needs kept responses, and this server keeps none (--response-store)."
             raise bad(text, "background", "invalid_parameter_combination")
-        mapped = self._mapper.map(sent, read_items(context.kept), read_items(context.own), notes)
+        own = read_items(context.own, strict=self._replies.settings.strict)
+        mapped = self._mapper.map(sent, read_items(context.kept), own, notes)
         items = to_kept_items(context.own) if needs_items else []
         keep = partial(memory.keep, items) if is_kept and not sent.background else None
         return ResponsePlan(mapped, bool(sent.stream), keep, items, context.kept)

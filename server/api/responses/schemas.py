@@ -2,51 +2,61 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
 from server.api.body import bad
-from server.api.chat.fields import Between, Part, name_of, tag_by, tagged
-from server.api.chat.schemas import INT64, LONGEST_SALT, NO_EFFECT, read_metadata
-from server.api.chat.tool_schemas import JsonObjectFormat, PlainFormat
-from server.api.chat.validation_errors import fault, validated, wrong_type
-from server.api.lenient import mend_schema, mend_tool_schemas, notes_on_unknown
+from server.api.chat.constraints import AnswerConstraints, FlatFormatField, FormatField
+from server.api.chat.fields import Between, Part, is_strict
+from server.api.chat.schemas import EXTENSION, INT64, LONGEST_SALT, NO_EFFECT, read_metadata
+from server.api.chat.thinking import (
+    OFF,
+    OTHER_NAME,
+    Budget,
+    Effort,
+    EffortField,
+    SwitchField,
+    ThinkingSwitch,
+    ThinkingSwitches,
+    read_switch,
+)
+from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
+from server.api.lenient import mend_schema, mend_tool_schemas, notes_on_unknown, without_extra_body
 from server.notes import Note
 
 MOST_TOOLS = 1024  # namespaces hold many
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ReasoningOptions(Part):
-    """Effort `none` turns thinking off; a summary is the thought itself."""
+    """Effort `none` turns thinking off; a summary is the thought itself. Extensions: `enabled`, `max_tokens`."""
 
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    enabled: bool | None = None
+    max_tokens: Budget = None
+
+    @property
+    def switch(self) -> ThinkingSwitch:
+        """What they say of thinking."""
+        effort = None if self.effort is None else self.effort != "none"
+        return ThinkingSwitch(effort if self.enabled is None else self.enabled, self.max_tokens)
 
 
-class TextSchemaFormat(Part):
-    """JSON of a schema."""
-
-    type: Literal["json_schema"]
-    name: Annotated[str, AfterValidator(name_of(64))]
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-
-
-TextFormatField = Annotated[
-    Annotated[PlainFormat, Tag("~text")]
-    | Annotated[JsonObjectFormat, Tag("~json_object")]
-    | Annotated[TextSchemaFormat, Tag("~json_schema")],
-    Discriminator(tag_by("type")),
-    tagged("type", ("text", "json_object", "json_schema")),
-]
+def _read_reasoning(value: Any, info: ValidationInfo) -> Any:
+    """Other servers' switches: a boolean, a word, an `effort` that is a word for off."""
+    if is_strict(info) or value is None:
+        return value
+    switch = read_switch(value)
+    read = {"enabled": switch.on, "max_tokens": switch.budget}
+    if not isinstance(value, dict):
+        return read
+    return value | read | ({"effort": "none"} if value.get("effort") in OFF else {})
 
 
 class TextOptions(Part):
     """Form of the text; `verbosity` has no effect."""
 
-    format: TextFormatField | None = None
+    format: FlatFormatField | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -64,8 +74,8 @@ def _refuse_prompt(value: Any) -> Any:
     return value
 
 
-class ResponsesRequest(Part):
-    """POST /v1/responses."""
+class ResponsesFields(Part):
+    """The fields of a request for a response that OpenAI knows."""
 
     model: str
     input: Annotated[
@@ -90,7 +100,7 @@ class ResponsesRequest(Part):
     include: list[str] | None = Field(
         None, description="`reasoning.encrypted_content` and `message.output_text.logprobs`; others have no effect."
     )
-    reasoning: ReasoningOptions | None = None
+    reasoning: Annotated[ReasoningOptions, BeforeValidator(_read_reasoning)] | None = None
     text: TextOptions | None = None
     temperature: Annotated[float, Between(0, 2)] | None = None
     top_p: Annotated[float, Between(0, 1)] | None = None
@@ -107,7 +117,16 @@ class ResponsesRequest(Part):
     client_metadata: Any = Field(None, description=NO_EFFECT)
     context_management: Any = Field(None, description=NO_EFFECT)
     moderation: Any = Field(None, description=NO_EFFECT)
-    # Extensions
+
+
+class ResponsesRequest(AnswerConstraints, ThinkingSwitches, ResponsesFields):
+    """POST /v1/responses: OpenAI's fields, and extensions."""
+
+    response_format: FormatField | None = Field(None, description="Extension. `text.format` as chat requests have it.")
+    thinking: SwitchField | None = Field(None, description=f"{OTHER_NAME} `enable_thinking` and `thinking_budget`.")
+    reasoning_effort: EffortField | None = Field(
+        None, description="Extension. `reasoning.effort` as chat requests have it."
+    )
     presence_penalty: Annotated[float, Between(-2, 2)] | None = Field(None, description="Extension.")
     frequency_penalty: Annotated[float, Between(-2, 2)] | None = Field(None, description="Extension.")
     top_k: Annotated[int, Between(-1)] | None = Field(None, description="Extension. 0 and -1: off.")
@@ -115,9 +134,7 @@ class ResponsesRequest(Part):
     repetition_penalty: Annotated[float, Between(0.01, 10)] | None = Field(None, description="Extension.")
     seed: Annotated[int, Between(-INT64 - 1, INT64)] | None = Field(None, description="Extension.")
     ignore_eos: bool | None = Field(None, description="Extension.")
-    thinking_budget: Annotated[int, Between(0)] | None = Field(None, description="Extension. Most tokens of thought.")
     must_answer: bool | None = Field(None, description="Extension. The reply cannot end without text or a call.")
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension. Variables of the template.")
     cache_salt: Annotated[str, Field(min_length=1, max_length=LONGEST_SALT)] | None = Field(
         None, description="Extension. Cached prefixes are shared by requests with the same salt only."
     )
@@ -139,15 +156,15 @@ def read_responses_request(body: dict[str, Any], strict: bool) -> tuple[Response
     """
     notes: tuple[Note, ...] = ()
     if not strict:
+        body = without_extra_body(body)
         notes = (*mend_tool_schemas(body.get("tools"), "parameters"), *mend_schema(body.get("text"), "text"))
     if not body.get("model"):
         raise bad("Missing required parameter: 'model'.", "model", "missing_required_parameter")
-    for name in body:
-        if strict and name not in ResponsesRequest.model_fields:
-            raise bad(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
+    if strict and (name := unknown_key(body, ResponsesRequest, EXTENSION)) is not None:
+        raise bad(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
     if body.get("max_output_tokens") == -1 and not strict:
         body = body | {"max_output_tokens": None}  # other servers' word for no limit
-    request = validated(ResponsesRequest, body)
+    request = validated(ResponsesRequest, body, context={"strict": strict})
     _check_fields_together(request)
     return request, notes + notes_on_unknown(body, ResponsesRequest.model_fields)
 

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.body import bad
+from server.api.chat.constraints import answer_of_format
 from server.api.chat.to_reply import new_id
 from server.api.chat.to_request import RequestMapper
-from server.api.chat.tool_schemas import JsonObjectFormat
 from server.api.responses.conversation import ConversationReader
 from server.api.responses.items import InputItem
 from server.api.responses.reasoning_seal import SUMMARY_PREFIX, ReasoningSeal
-from server.api.responses.schemas import ResponsesRequest, TextSchemaFormat
+from server.api.responses.schemas import ResponsesRequest
 from server.api.responses.to_reply import ResponseStyle
 from server.api.responses.tools import OfferedTools, ToolReader, read_choice
 from server.api.responses.wire import ConversationReference, ResponseObject
 from server.chat_request import ChatRequest, Message, SystemMessage
-from server.dialects.base import ResponseFormat
-from server.dialects.schema.check import check_answer
-from server.errors import BadSchema
 from server.messages import Sampling
 from server.notes import Note
 
@@ -52,7 +49,10 @@ class ResponsesMapper:
         offered = ToolReader(self.chat).read(sent.tools or ())
         logprobs = (sent.top_logprobs or 0) if sent.includes(LOGPROBS) or sent.top_logprobs else None
         sampling = self.chat.sampling.sampling(sent, sent.max_output_tokens, logprobs)
-        template_kwargs = dict(sent.chat_template_kwargs or {})
+        reasoning = None if sent.reasoning is None else sent.reasoning.switch
+        thinking = sent.switch(sent.thinking, reasoning, sent.reasoning_effort)
+        format = sent.text.format if sent.text is not None else None
+        strict = self.chat.strict
         request = ChatRequest(
             id=secrets.token_hex(12),
             messages=messages,
@@ -61,10 +61,12 @@ class ResponsesMapper:
             tool_definitions=offered.definitions,
             tools=offered.tools,
             choice=read_choice(sent.tool_choice, offered.tools, sent.parallel_tool_calls is not False),
-            answer=self._answer(sent),
-            thinking=_thinking(sent, template_kwargs),
-            thinking_budget=sent.thinking_budget,
-            template_kwargs=template_kwargs,
+            answer=sent.answer(
+                answer_of_format(format, strict, "text.format"), answer_of_format(sent.response_format, strict)
+            ),
+            thinking=thinking.on,
+            thinking_budget=thinking.budget,
+            template_kwargs=sent.template_variables,
             on_overflow=None if sent.truncation is None else _ON_OVERFLOW[sent.truncation],
             cache_salt=sent.cache_salt or "",
             must_answer=self.chat.must_answer if sent.must_answer is None else sent.must_answer,
@@ -78,7 +80,8 @@ class ResponsesMapper:
     def _messages(
         self, sent: ResponsesRequest, kept: Sequence[InputItem], items: Sequence[InputItem]
     ) -> tuple[tuple[Message, ...], tuple[Note, ...]]:
-        reader = ConversationReader(self.seal.open, self.seal.of_prefix(SUMMARY_PREFIX).open)
+        open_summary = self.seal.of_prefix(SUMMARY_PREFIX).open
+        reader = ConversationReader(self.seal.open, open_summary, self.chat.repair_history)
         reader.read(kept, "conversation" if sent.conversation else "previous_response_id")
         reader.read(items)
         messages, notes = reader.close()
@@ -88,33 +91,8 @@ class ResponsesMapper:
             raise bad("Invalid 'input': it holds nothing that could be answered.", "input", "invalid_value")
         return messages, notes
 
-    def _answer(self, sent: ResponsesRequest) -> ResponseFormat | None:
-        format = sent.text.format if sent.text is not None else None
-        if isinstance(format, JsonObjectFormat):
-            return ResponseFormat()
-        if not isinstance(format, TextSchemaFormat):
-            return None
-        strict = bool(format.strict)
-        try:
-            check_answer(format.schema_, strict, self.chat.strict, format.name)
-        except BadSchema as error:
-            error.param = "text.format.schema"
-            raise
-        return ResponseFormat(format.schema_, strict)
-
 
 _ON_OVERFLOW: Mapping[str, Any] = {"auto": "drop-oldest", "disabled": "refuse"}
-
-
-def _thinking(sent: ResponsesRequest, template_kwargs: dict[str, Any]) -> bool | None:
-    switch = template_kwargs.pop("enable_thinking", None)
-    if switch is not None:
-        if not isinstance(switch, bool):
-            at = "chat_template_kwargs.enable_thinking"
-            raise bad(f"Invalid type for '{at}': expected a boolean.", at, "invalid_type")
-        return switch
-    effort = sent.reasoning.effort if sent.reasoning is not None else None
-    return None if effort is None else effort != "none"
 
 
 def _begun(sent: ResponsesRequest, sampling: Sampling, offered: OfferedTools) -> ResponseObject:

@@ -119,7 +119,7 @@ class ToolReader:
         if kind == "custom":
             return self._custom(tool, path, namespace)
         if kind == "namespace" and not namespace:
-            one = _validated(NamespaceToolIn, tool, path)
+            one = self._validated(NamespaceToolIn, tool, path)
             within = [self._read(each, f"{path}.tools[{i}]", one.name) for i, each in enumerate(one.tools)]
             known = [each for each in within if each is not None]
             return {"type": kind, "name": one.name, "description": one.description, "tools": known}
@@ -129,7 +129,7 @@ class ToolReader:
         return None
 
     def _function(self, tool: Mapping[str, Any], path: str, namespace: str) -> dict[str, Any]:
-        one = _validated(FunctionToolIn, tool, path)
+        one = self._validated(FunctionToolIn, tool, path)
         strict = _allows_strict(one) if one.strict is None else one.strict
         name = self._declare_name(namespace, one.name)
         sent = {key: one.sent[key] for key in one.sent if key in ("description", "parameters", "strict")}
@@ -147,7 +147,7 @@ class ToolReader:
         }
 
     def _custom(self, tool: Mapping[str, Any], path: str, namespace: str) -> dict[str, Any]:
-        one = _validated(CustomToolIn, tool, path)
+        one = self._validated(CustomToolIn, tool, path)
         name = self._declare_name(namespace, one.name)
         custom: dict[str, Any] = {"name": name}
         if one.description is not None:
@@ -163,6 +163,12 @@ class ToolReader:
         self._paths.append(path)
         shown = one.format.model_dump() if one.format is not None else {"type": "text"}
         return {"type": "custom", "name": one.name, "description": one.description, "format": shown}
+
+    def _validated(self, model: type[P], value: Mapping[str, Any], path: str) -> P:
+        try:
+            return model.model_validate(value, context={"strict": self._mapper.strict})
+        except ValidationError as error:
+            raise refusal_of(error, path) from error
 
     def _declare_name(self, namespace: str, name: str) -> str:
         flat = flat_name(namespace, name)
@@ -231,10 +237,3 @@ def _allows_strict(function: Function) -> bool:
     except BadSchema:
         return False
     return True
-
-
-def _validated(model: type[P], value: Mapping[str, Any], path: str) -> P:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise refusal_of(error, path) from error

@@ -101,11 +101,11 @@ def _find_fault(tool: CompiledTool, schema: Mapping[str, Any], strict: bool, str
 
 
 def _node_fault(path: Path, node: Any) -> Fault | None:
-    if isinstance(node, bool):
+    if node is None or isinstance(node, bool):
         return None
     if not isinstance(node, Mapping):
         return path, f"{json.dumps(node)[:80]} is not a schema."
-    if not isinstance(node.get("$ref", ""), str):
+    if not isinstance(node.get("$ref"), str | None):
         return path, f"'$ref' {json.dumps(node['$ref'])[:80]} does not point into this schema."
     names = node["properties"] if isinstance(node.get("properties"), Mapping) else ()
     values = node["enum"] if isinstance(node.get("enum"), list) else []

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from server.dialects.base import ConstraintSpec, ResponseFormat, Tool
 from server.dialects.schema.cache import derived
-from server.dialects.schema.normalize import normalised
+from server.dialects.schema.normalize import normalised, without_nulls
 from server.dialects.schema.references import Path
 from server.dialects.schema.repair import SchemaNote, repaired
 from server.dialects.schema.satisfiable import SatisfiablePart, context, satisfiable
@@ -53,7 +53,7 @@ class CompiledTool:
     @property
     def _repaired(self) -> tuple[Any, tuple[SchemaNote, ...]]:
         def make() -> tuple[Any, tuple[SchemaNote, ...]]:
-            schema, notes = repaired(json.loads(self.source))
+            schema, notes = repaired(without_nulls(json.loads(self.source)))
             return normalised(schema), notes
 
         return self.part("schema", make)
@@ -126,11 +126,10 @@ def supported_arguments(spec: ConstraintSpec, tool: Tool) -> Any:
 
     Where a call is forced, raise it for an unsatisfiable schema too. Otherwise such a call is flagged.
     """
-    place = next(i for i, other in enumerate(spec.tools) if other.name == tool.name)
-    param, code = f"tools[{place}].function.parameters", "invalid_function_parameters"
+    code = "invalid_function_parameters"
     if spec.choice.mode == "required":
-        check_satisfiable(whole_schema(tool.parameters), f"Invalid schema for function '{tool.name}'", param, code)
-    return _enforced(compiled_tool(tool), tool.strict, param, code)
+        check_satisfiable(whole_schema(tool.parameters), f"Invalid schema for function '{tool.name}'", tool.param, code)
+    return _enforced(compiled_tool(tool), tool.strict, tool.param, code)
 
 
 def _enforced(tool: CompiledTool, strict: bool, param: str, code: str) -> Any:
@@ -153,11 +152,11 @@ def schema_notes(
     tools: Sequence[Tool], callable_names: Container[str], answer: ResponseFormat | None
 ) -> Iterator[Note]:
     """Yield what a constraint of these tools, of which some may be called, does not enforce of their schemas."""
-    for i, tool in enumerate(tools):
+    for tool in tools:
         if tool.name in callable_names and not tool.custom:
-            yield from _placed(compiled_tool(tool).notes(tool.strict), f"tools[{i}].function.parameters")
+            yield from _placed(compiled_tool(tool).notes(tool.strict), tool.param)
     if answer is not None and answer.schema is not None:
-        yield from _placed(compiled(answer.schema).notes(answer.strict), "response_format")
+        yield from _placed(compiled(answer.schema).notes(answer.strict), answer.place or answer.param)
 
 
 def _placed(notes: tuple[SchemaNote, ...], param: str) -> Iterator[Note]:

@@ -18,16 +18,16 @@ TEMPLATES_FAULT = "params not supported"  # of the grammar engine
 
 def check_format(spec: ConstraintSpec) -> None:
     """Raise BadSchema, naming the tool, where a custom tool's grammar does not compile."""
-    for place, tool in enumerate(spec.tools):
+    for tool in spec.tools:
         fault = format_fault(tool.format) if tool.format is not None else ""
         if fault:
-            raise BadSchema(f"Invalid grammar of custom tool '{tool.name}': {fault}", param=f"tools[{place}]")
+            raise BadSchema(f"Invalid grammar of custom tool '{tool.name}': {fault}", param=tool.param)
 
 
-def format_fault(definition: CustomFormat) -> str:
+def format_fault(definition: CustomFormat, max_length: int = MAX_DEFINITION_LENGTH) -> str:
     """Return why this grammar cannot be used, or ""."""
-    if len(definition.definition) > MAX_DEFINITION_LENGTH:
-        return f"it is longer than {MAX_DEFINITION_LENGTH} characters."
+    if len(definition.definition) > max_length:
+        return f"it is longer than {max_length} characters."
     return derived(definition.syntax, definition.definition, lambda: _find_fault(definition), sys.getsizeof)
 
 

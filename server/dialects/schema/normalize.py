@@ -11,7 +11,7 @@ from server.dialects.schema.repair import COUNTS
 
 SCHEMA_COMBINERS = ("anyOf", "oneOf", "allOf")
 COMBINERS = (*SCHEMA_COMBINERS, "$ref")
-VALUES = ("const", "enum", "default", "examples", "example")  # data, not schemas: null means null there
+NAMES_OF_SCHEMAS = ("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary")
 ANNOTATIONS = (
     "title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly", "writeOnly",
     "contentEncoding", "contentMediaType", "contentSchema", "nullable", "discriminator", "externalDocs", "xml",
@@ -35,19 +35,20 @@ def normalised(schema: Any) -> Any:
 
     Every `$ref` points to a definition: other parts that a `$ref` points to become definitions too.
     """
-    return _tidied(with_definitions(schema))
+    return _tidied(with_definitions(schema), NAMES_OF_SCHEMAS)
 
 
 def without_nulls(schema: Any) -> Any:
-    """Copy a schema without keywords set to null, at any depth.
+    """Copy a schema without keywords set to null, at any depth; a subschema that is null admits any value.
 
-    `const` may be null, and so may a `default` where the schema admits null; values inside `enum` and others stay.
+    `const` and `default` may be null where the other keywords admit null; values inside `enum` and others stay.
     """
     if not isinstance(schema, Mapping):
         return schema
-    means_null = {"const", "default"} if _admits_null(schema) else {"const"}
-    kept = {key: value for key, value in schema.items() if value is not None or key in means_null}
-    return map_subschemas(kept, lambda _, inner: without_nulls(inner))
+    set_keys = {key: value for key, value in schema.items() if value is not None}
+    if _admits_null(set_keys):
+        set_keys = {key: value for key, value in schema.items() if value is not None or key in ("const", "default")}
+    return map_subschemas(set_keys, lambda _, inner: {} if inner is None else without_nulls(inner))
 
 
 def _admits_null(schema: Any) -> bool:
@@ -67,15 +68,12 @@ def _admits_null(schema: Any) -> bool:
     return not {"$ref", "allOf", "properties", "items"} & schema.keys()
 
 
-def _tidied(schema: Any) -> Any:
+def _tidied(schema: Any, dropped: tuple[str, ...]) -> Any:
+    """Definitions below the root are dropped too: whatever is referred to stands at the root."""
     if not isinstance(schema, Mapping):
         return schema
-    kept = {
-        key: value
-        for key, value in schema.items()
-        if key in VALUES or (value is not None and key not in ("$schema", "$id", "id"))
-    }
-    return _modernised(map_subschemas(kept, lambda _, inner: _tidied(inner)))
+    kept = {key: value for key, value in schema.items() if key == "const" or (value is not None and key not in dropped)}
+    return _modernised(map_subschemas(kept, lambda _, inner: _tidied(inner, (*NAMES_OF_SCHEMAS, *DEFINITIONS))))
 
 
 def _modernised(node: dict[str, Any]) -> dict[str, Any]:

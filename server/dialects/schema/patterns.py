@@ -6,6 +6,7 @@ Source: https://docs.rs/regex/latest/regex/#syntax.
 
 import re
 import string
+import unicodedata
 
 from llguidance import regex_to_lark
 
@@ -15,9 +16,12 @@ COMMENT = re.compile(r"\(\?#[^)]*\)")
 FLAGS = re.compile(r"\?([a-zA-Z]+)(\)|:)")
 POSIX_CLASS = re.compile(r"\[:\^?[a-z]+:\]")
 ESCAPES = {
-    "A": "^", "Z": "$", "z": "$", "h": r"[ \t]", "R": r"(?:\r\n|\n|\r)", "N": r"[^\n]", "e": r"\x1b", "0": r"\x00",
-    "<": "<", ">": ">",
+    "A": "^", "Z": "$", "z": "$", "h": r"[ \t]", "H": r"[^ \t]", "R": r"(?:\r\n|\n|\r)", "N": r"[^\n]", "e": r"\x1b",
+    "0": r"\x00", "<": "<", ">": ">",
 }  # fmt: skip
+NAMED = re.compile(r"\\N\{(?:U\+([0-9A-Fa-f]{1,6})|([A-Za-z][A-Za-z0-9 -]*))\}")  # a character, as Python and Perl do
+OCTAL = re.compile(r"\\o\{([0-7]{1,7})\}")
+PAIR = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")  # of surrogates, in JavaScript
 ESCAPES_IN_CLASS = {"h": r" \t", "e": r"\x1b", "0": r"\x00", "b": r"\x08", "<": "<", ">": ">"}
 CLASS_ESCAPES = "dDwWsSpPh"  # stand for several characters, so that no range begins or ends with them
 
@@ -65,6 +69,8 @@ class _Translation:
             self._out.append(self._take(1))
 
     def _escape(self, table: dict[str, str]) -> str:
+        if (char := self._character()) is not None:
+            return char
         kind = self._text[self._at + 1 : self._at + 2]
         if kind == "Q" and table is ESCAPES:
             quoted, _, _ = self._text[self._at + 2 :].partition(r"\E")
@@ -79,6 +85,20 @@ class _Translation:
             return self._take(2)  # an octal number
         written = self._take(2)
         return kind if kind and not kind.isascii() else table.get(kind, written)
+
+    def _character(self) -> str | None:
+        """Take a character written as its name, a pair of surrogates, or an octal number; None where there is none."""
+        code: int | None = None
+        if found := NAMED.match(self._text, self._at):
+            code = int(found[1], 16) if found[1] else _code_of(found[2])
+        elif found := OCTAL.match(self._text, self._at):
+            code = int(found[1], 8)
+        elif found := PAIR.match(self._text, self._at):
+            code = 0x10000 + ((int(found[1], 16) - 0xD800) << 10) + int(found[2], 16) - 0xDC00
+        if found is None:
+            return None
+        self._take(len(found[0]))
+        return found[0] if code is None else f"\\x{{{code:x}}}"
 
     def _group(self) -> None:
         if comment := COMMENT.match(self._text, self._at):
@@ -142,6 +162,13 @@ class _Translation:
     def _no_range_end(self) -> bool:
         rest = self._text[self._at : self._at + 2]
         return rest[:1] in ("]", "") or (rest[:1] == "\\" and rest[1:] in CLASS_ESCAPES)
+
+
+def _code_of(name: str) -> int | None:
+    try:
+        return ord(unicodedata.lookup(name))
+    except (KeyError, TypeError):  # TypeError: a sequence of characters
+        return None
 
 
 def full_match(pattern: str) -> str | None:

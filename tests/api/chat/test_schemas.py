@@ -146,7 +146,7 @@ FAULTS: list[tuple[dict[str, Any], str | None, str | None, str]] = [
     ({"functions": [], "tools": None}, "functions", "empty_array", "empty array"),
     ({"functions": [{"name": "f"}], "tools": [WEATHER]}, "functions", "invalid_parameter_combination", "together"),
     ({"continue_final_message": True}, "continue_final_message", None, "assistant"),
-    ({"chat_template_kwargs": {"enable_thinking": "yes"}}, "chat_template_kwargs.enable_thinking", TYPE, "boolean"),
+    ({"chat_template_kwargs": {"enable_thinking": 7}}, "chat_template_kwargs.enable_thinking", TYPE, "boolean"),
 ]  # fmt: skip
 
 
@@ -289,7 +289,9 @@ def test_answer_formats() -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": None}}
     assert ask(request(response_format={"type": "text"})).answer is None
     assert ask(request(response_format={"type": "json_object"})).answer == ResponseFormat()
-    assert ask(request(response_format=wanted)).answer == ResponseFormat(schema, False)
+    assert ask(request(response_format=wanted)).answer == ResponseFormat(
+        schema, place="response_format.json_schema.schema"
+    )
 
 
 def test_sampling_comes_from_the_request_then_the_checkpoint_then_openai() -> None:

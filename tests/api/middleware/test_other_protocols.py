@@ -89,9 +89,25 @@ async def test_a_body_that_is_not_of_its_coding_is_refused(peer: Peer, coding: s
     assert (status, reply["error"]["code"]) == (400, "invalid_content_encoding")
 
 
-async def test_a_body_cut_short_is_refused(peer: Peer) -> None:
-    status, _, _ = await reply_to(peer, compressed("gzip", gzip.compress(BODY)[:-12]))
-    assert status == 400
+@pytest.mark.parametrize("coding", [coding for coding in CODINGS if coding != "identity"])
+@pytest.mark.parametrize("change", ["cut short", "cut in its first bytes", "followed by other bytes"])
+async def test_a_damaged_body_is_refused_for_its_coding(peer: Peer, coding: str, change: str) -> None:
+    """A body in zstd that was cut short was read as JSON that cannot be parsed."""
+    whole = CODINGS[coding]
+    damaged = {
+        "cut short": whole[:-5],
+        "cut in its first bytes": whole[:6],
+        "followed by other bytes": whole + b"garbage",
+    }
+    status, _, reply = await reply_to(peer, compressed(coding, damaged[change]))
+    assert (status, reply["error"]["code"]) == (400, "invalid_content_encoding"), reply
+
+
+async def test_a_body_of_several_frames_is_decoded(peer: Peer) -> None:
+    halves = zstandard.compress(BODY[:20]) + zstandard.compress(BODY[20:])
+    assert (await reply_to(peer, compressed("zstd", halves)))[0] == 200
+    status, _, reply = await reply_to(peer, compressed("zstd", zstandard.compress(b"") * 5000 + halves))
+    assert (status, reply["error"]["code"]) == (400, "invalid_content_encoding")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd", "gzip, gzip"])
@@ -128,6 +144,17 @@ async def test_a_stream_for_http_1_0_has_no_transfer_coding(peer: Peer) -> None:
 async def test_a_whole_reply_for_http_1_0(peer: Peer) -> None:
     status, _, reply = await reply_to(peer, HEAD.replace(b"HTTP/1.1", b"HTTP/1.0") + WITH_LENGTH + BODY)
     assert status == 200 and reply["choices"][0]["message"]["content"] == "Hi"
+
+
+async def test_a_wrong_method_is_told_what_is_served(serve: Serve) -> None:
+    """A base URL without a path is a POST to `/`."""
+    async with serve() as served:
+        for method, path in (("POST", "/"), ("GET", "/v1/chat/completions"), ("DELETE", "/v1/models")):
+            answer = await served.http.request(method, path)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (405, "method_not_allowed")
+            assert f"{method} on {path}." in error["message"] and "POST /v1/chat/completions" in error["message"]
+            assert ("base URL" in error["message"]) == (path == "/")
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,10 @@
-"""A store on SQLite, and scripts that wait."""
+"""Scripts that wait."""
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-from server.api.responses.state import ResponsesState, state_of
 from server.messages import Delta
-from server.store.database import DAY_S, Database
-from server.store.response_store import ResponseStore
 from tests.backends.scripted import Script
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[ResponsesState]:
-    """A store on SQLite."""
-    database = Database(f"sqlite:///{tmp_path / 'kept.sqlite'}", DAY_S, 1 << 26)
-    yield state_of(ResponseStore(database, 1 << 26))
-    database.close()
 
 
 class HeldScript:

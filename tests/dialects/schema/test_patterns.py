@@ -43,8 +43,12 @@ TRANSLATED = {
     r"^$|^[a-z]+$": ("ab", "A"),
     r"(^$|^x$)": ("x", "xx"),
     r"^\N\R?$": ("a", "ab"),
+    r"^\N{2}$": ("ab", "a"),
+    r"^\N{DEGREE SIGN}[\N{U+41}-Z]$": ("°B", "°b"),
+    r"^\ud83d\ude00$": ("\U0001f600", "x"),
+    r"^\o{101}\H$": ("Ab", "A "),
 }
-UNREAD = [r"^(?!a)b$", r"(a)\1", r"\bword\b", r"a(", r"\p{Unknown}", "[\\ud800-\\udbff]"]
+UNREAD = [r"^(?!a)b$", r"(a)\1", r"\bword\b", r"a(", r"\p{Unknown}", r"\N{NO SUCH NAME}", "[\\ud800-\\udbff]"]
 
 
 def tool_of(pattern: str, strict: bool = False) -> Tool:

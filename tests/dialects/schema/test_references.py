@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from server.dialects.base import Choice, Dialect, Tool
+from server.dialects.schema.check import check_parameters
+from server.dialects.schema.compiled import compiled_tool
 from server.dialects.schema.references import with_definitions, with_reached_definitions
 from server.dialects.schema.validate import fits
 from tests.dialects.fuzz import write_call
@@ -71,6 +73,66 @@ def test_arguments_follow_a_reference_into_another_part(dialect: Dialect, kind: 
         written = walk(dialect, spec_for([tool], FORCED), (dialect.name, kind, seed), most=200)
         if written.ended:
             check_calls(dialect, [tool], written.text)
+
+
+REPAIRED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "a definition under the other keyword": (
+        {"properties": {"x": {"$ref": "#/definitions/home"}}, "$defs": {"home": PLACE}},
+        {"x": {"city": "Rome"}},
+        {"x": {"city": 3}},
+    ),
+    "a definition of a document around it": (
+        {"properties": {"x": {"$ref": "#/components/schemas/home"}}, "definitions": {"home": PLACE}},
+        {"x": {"city": "Rome"}},
+        {"x": {"city": 3}},
+    ),
+    "a definition that moved with its user": (
+        {
+            "properties": {
+                "x": {"$ref": "#/$defs/home", "$defs": {"home": PLACE}},
+                "y": {"$ref": "#/$defs/home", "$defs": {"home": {"type": "integer"}}},
+            }
+        },
+        {"x": {"city": "Rome"}, "y": 3},
+        {"x": {"city": 3}, "y": 3},
+    ),
+    "a dynamic anchor": (
+        {"properties": {"x": {"$dynamicRef": "#place"}}, "$defs": {"home": {"$dynamicAnchor": "place", **PLACE}}},
+        {"x": {"city": "Rome"}},
+        {"x": {"city": 3}},
+    ),
+    "the whole, by an older word": (
+        {"$recursiveAnchor": True, "properties": {"n": {"type": "integer"}, "more": {"$recursiveRef": "#"}}},
+        {"more": {"n": 1}},
+        {"more": {"n": "one"}},
+    ),
+    "required members by their own word": (
+        {"properties": {"a": {"type": "integer", "required": True}, "b": {"required": False}}, "required": True},
+        {"a": 1},
+        {"b": 1},
+    ),
+    "a required member twice": (
+        {"properties": {"a": {"type": "integer"}, "b": {}}, "required": ["a", "a", None]},
+        {"a": 1},
+        {"b": 1},
+    ),
+    "a required member alone": ({"properties": {"a": {}, "b": {}}, "required": "a"}, {"a": 1}, {"b": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", REPAIRED)
+@every_dialect
+def test_what_other_drafts_and_moved_schemas_say_is_enforced(dialect: Dialect, kind: str) -> None:
+    """Such references admitted anything; such lists of required members refused the request."""
+    schema, good, bad = REPAIRED[kind]
+    for strict in (False, True):
+        tool = Tool("look", {"type": "object", "additionalProperties": False, **schema}, strict)
+        check_parameters(tool.parameters, strict, strict_flag=False)
+        assert compiled_tool(tool).notes(strict) == ()
+        for arguments, taken in ((good, True), (bad, False)):
+            text = write_call(dialect.name, "look", arguments, 0).removeprefix("\n")
+            assert accepts(dialect, spec_for([tool], FORCED), text) is taken
+            assert fits(arguments, tool.parameters) is taken
 
 
 def test_references_to_definitions_or_nowhere_are_unchanged() -> None:
