@@ -18,6 +18,7 @@ logger = logging.getLogger("toolwire.api")
 RELOAD_INTERVAL_S = 1.0
 FILE_GRACE_S = 60.0
 CLIENT = "client_key"  # key in a scope's state: hexadecimal digest of the key that was accepted
+KEY_CHECK = "key_check"  # key in a WebSocket's state: raises RequestRefused once the key of the connection is removed
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 FIGURES_PATHS = frozenset({"/metrics", "/v1/memory"})  # sums over the requests of all keys
 MONITORING_PATHS = frozenset({"/metrics", "/v1/memory", "/tokenize", "/detokenize", "/docs", "/openapi.json"})
@@ -153,6 +154,8 @@ class AuthMiddleware:
             text = "These figures tell of the requests of every key. Name a key for them in --monitoring-key."
             raise RequestRefused(ApiError(403, text, code="monitoring_key_required"))
         scope["state"][CLIENT] = hashlib.sha256(key).hexdigest()
+        if scope["type"] == "websocket":
+            scope["state"][KEY_CHECK] = lambda: _require(key, keys.accept(key))
 
 
 def _require(key: bytes, accepted: bool) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from server.api.middleware import auth
 from server.checkpoint.checkpoint import Checkpoint
 from server.messages import Generate
 from tests.api.conftest import CALL, MODEL
@@ -241,6 +243,21 @@ def test_keys_hosts_and_origins_are_checked_as_for_http(over: Over, reply: Reply
         assert refused(served, additional_headers={"authorization": "Bearer two"}) == (401, "invalid_api_key")
         with opened(served, additional_headers={"authorization": "Bearer one"}) as program:
             assert create(program)[-1]["type"] == "response.completed"
+
+
+def test_a_removed_key_ends_the_use_of_its_connections(
+    over: Over, reply: Reply, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection outlived its key for as long as its client wanted."""
+    monkeypatch.setattr(auth, "RELOAD_INTERVAL_S", 0.0)
+    keys = tmp_path / "keys"
+    keys.write_text("one\n")
+    headers = {"authorization": "Bearer one"}
+    with over(reply("Hello"), api_key_file=str(keys)) as served, opened(served, additional_headers=headers) as peer:
+        assert create(peer)[-1]["type"] == "response.completed"
+        keys.write_text("another\n")
+        (error,) = create(peer)
+        assert error["status"] == 401 and error["error"]["code"] == "invalid_api_key"
 
 
 def test_connections_and_requests_are_limited(over: Over, reply: Reply) -> None:

@@ -126,9 +126,9 @@ class BackgroundRuns:
             self.budget.free(num_bytes)
             self._runs.pop(run.key, None)
 
-        for event in plan.queue():
-            run.log.append(frame_of(event))
         try:
+            if not all(run.log.append(frame_of(event)) for event in plan.queue()):
+                raise _too_many(f"background responses hold the bytes of {OPTION}")
             await memory.begin(plan.items, plan.snapshot, time.time() + LEASE_S)
         except BaseException:
             free()

@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from server.api.body import bad
 from server.api.errors import ApiError, RequestRefused, encode, error_of, error_response, unexpected
 from server.api.middleware.admission import PendingRequest
+from server.api.middleware.auth import KEY_CHECK
 from server.api.middleware.rate_limit import ClientPlace
 from server.api.middleware.websocket_protocol import DRAINED
 from server.api.reply_handler import ReplyHandler
@@ -123,10 +124,11 @@ class SocketConnection:
         try:
             while (message := await self._next_message()) is not None:
                 answering = asyncio.create_task(self._answer(message))
-                await asyncio.wait({answering, receiving}, return_when=asyncio.FIRST_COMPLETED)
-                if receiving.done():
+                try:
+                    await asyncio.wait({answering, receiving}, return_when=asyncio.FIRST_COMPLETED)
+                finally:  # the client has left, unless the answer is complete
                     answering.cancel()
-                await asyncio.gather(answering, return_exceptions=True)
+                    await asyncio.gather(answering, return_exceptions=True)
             if not receiving.done():
                 code = SERVICE_RESTART if draining.done() else GOING_AWAY
                 await self._websocket.close(code)
@@ -199,6 +201,8 @@ class SocketConnection:
 
     async def _write(self, message: SocketMessage, sender: "EventSender") -> str:
         """Send the events of one response; returns the outcome. Raises RequestRefused or a ServeError."""
+        if (check_key := self._state.get(KEY_CHECK)) is not None:
+            check_key()
         limit_s = self._replies.settings.request_timeout_s
         deadline_s = time.monotonic() + limit_s if limit_s else None
         place: ClientPlace = self._state["client_place"]
