@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from tests.checkpoints import Kind, cache_folder, make_once, tiny_checkpoint
@@ -48,6 +49,11 @@ FAMILIES: dict[str, Family] = {
     "kimi-k2": Family("qwen3", "kimi_k2.jinja", "kimi_k2", KIMI_TOKENS),
     "qwen1.5": Family("qwen2", None, "react"),
 }
+
+# For tests of what does not hang on the format of calls: one of JSON and one with ids; all in the long tests.
+SOME_FAMILIES = [
+    pytest.param(name, marks=() if name in ("qwen3", "kimi-k2") else pytest.mark.long) for name in FAMILIES
+]
 
 
 def family_checkpoint(name: str) -> Path:

@@ -3,6 +3,7 @@
 The tokenizer knows the control tokens of all of them at once, so that each template is attacked with every one.
 """
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -76,13 +77,13 @@ def folder_of(name: str) -> Path:
     return BUILT_IN_FOLDER if name == BUILT_IN else folder()
 
 
-@cached
+@functools.cache
 def opened(folder: Path) -> Checkpoint:
     """The checkpoint that lends its tokenizer to all templates of this folder. The dialect is no part of a prompt."""
     return Checkpoint.open(folder, chat_template=str(TEMPLATES[BUILT_IN][0]), dialect="hermes")
 
 
-@cached
+@functools.cache
 def checkpoint(name: str) -> Checkpoint:
     """The checkpoint under this template."""
     base, path = opened(folder_of(name)), TEMPLATES[name][0]
@@ -90,7 +91,7 @@ def checkpoint(name: str) -> Checkpoint:
     return replace(base, template=template, capabilities=find_capabilities(template))
 
 
-@cached
+@functools.cache
 def native(name: str) -> Checkpoint:
     """The same with the dialect that its template writes."""
     return replace(checkpoint(name), dialect=find(TEMPLATES[name][1]))

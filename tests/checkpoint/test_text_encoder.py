@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from server.checkpoint.text_encoder import PIECE_CHARACTERS, TextEncoder
-from tests.checkpoints import tiny_checkpoint
+from tests.checkpoints import qwen_vocabulary
 
 LINE = "Ein Satz über 3 Äpfel, déjà vu; 你好！  \n\n\tif (x) { return 1; }\r\nAnd so on\n"
 
@@ -16,11 +16,11 @@ LINE = "Ein Satz über 3 Äpfel, déjà vu; 你好！  \n\n\tif (x) { return 1; 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """Qwen's own, with NFC normalization."""
-    return Tokenizer.from_file(str(tiny_checkpoint("qwen3") / "tokenizer.json"))
+    return qwen_vocabulary()
 
 
 def test_the_ids_and_positions_of_pieces_are_those_of_the_whole(tokenizer: Tokenizer) -> None:
-    text = "".join(f"{i} {LINE}" for i in range(5 * PIECE_CHARACTERS // len(LINE)))
+    text = "".join(f"{i} {LINE}" for i in range(5 * PIECE_CHARACTERS // 2 // len(LINE)))
     whole = tokenizer.encode(text, add_special_tokens=False)
     encoder = TextEncoder(tokenizer)
     assert encoder.ids(text) == whole.ids

@@ -92,6 +92,7 @@ def test_an_interrupted_start_exits_soon_and_leaves_no_engine(
     finish(process, tmp_path)
 
 
+@pytest.mark.long  # tests/dialects/test_families.py has it for another note
 def test_the_summary_of_a_start_shows_notes_on_the_checkpoint(tmp_path: Path) -> None:
     """What the server ignores of a checkpoint would otherwise show only in its replies."""
     shutil.copytree(BUILT_IN_FOLDER, tmp_path / "model")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.live import Live, live_server
 
-NUM_REQUESTS, LONG_NUM_REQUESTS = 100, 2000
+NUM_REQUESTS = 2000
 CLIENTS = 64
 WINDOW = 256
 OPTIONS = ("--max-model-len", str(WINDOW), "--kv-cache-tokens", str(4 * WINDOW), "--threads", "1")
@@ -47,13 +47,12 @@ async def ask_all(server: Live, num_requests: int) -> list[tuple[int, str]]:
     return outcomes
 
 
+@pytest.mark.long  # tests/test_faults.py has a crowd on a small cache
 @pytest.mark.timeout(900)  # half a minute on two idle cores, several on busy ones
-async def test_many_requests_through_a_cache_of_four_are_all_answered(is_long: bool) -> None:
-    """A hundred requests; two thousand with --long."""
-    num_requests = LONG_NUM_REQUESTS if is_long else NUM_REQUESTS
+async def test_many_requests_through_a_cache_of_four_are_all_answered() -> None:
     with live_server(*OPTIONS, "--allow-any-model") as server:
-        outcomes = await ask_all(server, num_requests)
-        assert len(outcomes) == num_requests
+        outcomes = await ask_all(server, NUM_REQUESTS)
+        assert len(outcomes) == NUM_REQUESTS
         assert [outcome for outcome in outcomes if outcome[0] != 200] == []
         assert {finish for _, finish in outcomes} <= {"stop", "length"}
         assert server.process.poll() is None

@@ -169,6 +169,7 @@ def test_a_lost_card_does_not_end_the_engine(shared: Shared) -> None:
     assert shared.server.output().count("cannot be read") == 1
 
 
+@pytest.mark.long  # tests/test_serve.py has it for main memory
 def test_a_card_that_is_too_small_is_refused_with_the_table(tmp_path: Path) -> None:
     nvml = FakeNvml(tmp_path)
     nvml.add_card("GPU-aaaaaaaa-0000-0000-0000-000000000001", 200 * MIB, used=100 * MIB, own=100 * MIB)

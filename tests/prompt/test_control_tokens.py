@@ -148,18 +148,28 @@ def with_payload_in(field: str, payload: str) -> Fill:
     return fill
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("around", ["{}", "a{}b", "{0}{0}"], ids=["alone", "inside", "twice"])
+PRINT_KEYS = ("qwen3_coder", "qwen35")  # templates that print a schema's keys as tags
+
+
+def attacks(first: Any, *others: Any) -> list[Any]:
+    """The first on every template; the others on templates that print keys, and on all in the long tests."""
+    rest = [(name, attack) for attack in others for name in TEMPLATES]
+    marks = {name: () if name in PRINT_KEYS else pytest.mark.long for name in TEMPLATES}
+    return [*((name, first) for name in TEMPLATES), *(pytest.param(*pair, marks=marks[pair[0]]) for pair in rest)]
+
+
+@pytest.mark.parametrize(("name", "around"), attacks("{}", "a{}b", "{0}{0}"))
 def test_no_token_becomes_one_in_any_field(name: str, around: str) -> None:
     """Any web page that a tool fetches could open a system turn of its own."""
     attack_every_field(name, [around.format(token.text) for token in checkpoint(name).control_tokens])
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("start, end", [(1, -1), (0, -1), (1, None), (2, -2), (2, None), (0, -2), (1, -2), (2, -1)])
-def test_no_part_of_a_token_is_completed_by_the_text_beside_it(name: str, start: int, end: int | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "cut"), attacks((1, -1), (0, -1), (1, None), (2, -2), (2, None), (0, -2), (1, -2), (2, -1))
+)
+def test_no_part_of_a_token_is_completed_by_the_text_beside_it(name: str, cut: tuple[int, int | None]) -> None:
     """A schema key `think`, printed by a template as "<" + key + ">", is the control token that opens a thought."""
-    attack_every_field(name, [token.text[start:end] for token in checkpoint(name).control_tokens])
+    attack_every_field(name, [token.text[slice(*cut)] for token in checkpoint(name).control_tokens])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -19,7 +19,7 @@ from server.checkpoint.checkpoint import Checkpoint, SamplingDefaults
 from server.errors import Rejected
 from server.prompt.builder import PromptBuilder
 from server.settings import Settings
-from tests.families import FAMILIES, family_checkpoint
+from tests.families import SOME_FAMILIES, family_checkpoint
 
 NUM_CASES, NUM_LONG_CASES = 20, 3000
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
@@ -112,7 +112,7 @@ class Agent:
         return messages
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=SOME_FAMILIES)
 def prompt_of(request: pytest.FixtureRequest) -> Callable[[Any], str]:
     checkpoint = Checkpoint.open(family_checkpoint(request.param))
     builder = PromptBuilder(checkpoint, Settings())

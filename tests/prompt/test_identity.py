@@ -10,7 +10,7 @@ from tests.caches import cached
 from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, checkpoint, folder_of, ids_of, text_of
 from tests.prompt.conversations import Inventor, as_sent
 
-CONVERSATIONS, LONG_CONVERSATIONS = 80, 300  # a template
+CONVERSATIONS, LONG_CONVERSATIONS = 20, 300  # a template
 WITHOUT_CALLS = {"qwen15"}
 WITHOUT_THOUGHTS = {"qwen15"}
 
@@ -44,10 +44,10 @@ def test_ids_are_those_of_apply_chat_template(name: str, is_long: bool) -> None:
 
 
 @pytest.mark.parametrize("name", SPLITS_THOUGHTS)
-def test_ids_are_the_same_for_thoughts_within_the_content(name: str) -> None:
+def test_ids_are_the_same_for_thoughts_within_the_content(name: str, is_long: bool) -> None:
     """The tags are control tokens that the template itself reads: cutting them out first must change nothing."""
     inventor = Inventor(seed=2)
-    for _ in range(40):
+    for _ in range(LONG_CONVERSATIONS if is_long else CONVERSATIONS):
         messages, tools = inventor.conversation(thoughts=False, calls=True)
         for message in messages:
             if message["role"] == "assistant":
@@ -56,10 +56,10 @@ def test_ids_are_the_same_for_thoughts_within_the_content(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_ids_of_a_prefilled_answer_are_the_same(name: str) -> None:
+def test_ids_of_a_prefilled_answer_are_the_same(name: str, is_long: bool) -> None:
     """Where the text is cut decides the first token that the model writes."""
     inventor = Inventor(seed=3)
-    for _ in range(40):
+    for _ in range(LONG_CONVERSATIONS if is_long else CONVERSATIONS):
         messages = [{"role": "user", "content": inventor.text()}, {"role": "assistant", "content": inventor.text()}]
         if not messages[1]["content"].strip():
             continue

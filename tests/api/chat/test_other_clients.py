@@ -17,7 +17,7 @@ from server.prompt.builder import PromptBuilder
 from server.settings import ApiSettings, Settings
 from tests.api.conftest import WEATHER, Serve
 from tests.backends.scripted import Script
-from tests.families import FAMILIES, family_checkpoint
+from tests.families import SOME_FAMILIES, family_checkpoint
 
 Reply = Callable[..., Script]
 USER = {"role": "user", "content": "Hi"}
@@ -36,7 +36,7 @@ def calling(name: Any, arguments: Any = "{}") -> list[dict[str, Any]]:
     return [USER, {"role": "assistant", "tool_calls": [call]}, result]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=SOME_FAMILIES)
 def family(request: pytest.FixtureRequest) -> Checkpoint:
     return Checkpoint.open(family_checkpoint(request.param))
 

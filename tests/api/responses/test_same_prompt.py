@@ -18,7 +18,7 @@ from server.chat_request import ChatRequest
 from server.checkpoint.checkpoint import Checkpoint
 from server.prompt.builder import PromptBuilder
 from server.settings import Settings
-from tests.families import FAMILIES, family_checkpoint
+from tests.families import SOME_FAMILIES, family_checkpoint
 
 SEAL = random_seal()
 FUNCTION = {
@@ -105,7 +105,7 @@ class Prompts:
         return list(self._builder.prepare(request).generates[0].token_ids)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_it_is_the_same_in_all_three_ways(family: str) -> None:
     prompts = Prompts(Checkpoint.open(family_checkpoint(family)))
     for seed in range(12):
