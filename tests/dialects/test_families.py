@@ -49,6 +49,11 @@ SERVED = [pytest.param(name, marks=pytest.mark.long if name == "qwen3.5" else ()
 NOT_SERVED = [pytest.param(name, marks=() if name == "qwen3.5" else pytest.mark.long) for name in FAMILIES]
 
 
+def some_served(*names: str) -> list[Any]:
+    """These families, and in the long tests all."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.long) for name in FAMILIES]
+
+
 @pytest.fixture(scope="module", params=SERVED)
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     """Start one server per family."""
@@ -124,6 +129,7 @@ def test_calls_of_a_free_reply_are_valid_inside_a_think_block_as_well(served: Se
     assert check_free(served, bodies, found) == len(bodies)
 
 
+@pytest.mark.parametrize("served", some_served("qwen3", "qwen1.5"), indirect=True)
 def test_d10_thinking_ends_in_time_for_a_forced_call(served: Served) -> None:
     """These weights think up to the limit; the call must fit in the rest of `max_tokens`."""
     unit = {"type": "object", "properties": {"unit": {"enum": ["celsius", "fahrenheit"]}}, "required": ["unit"]}
@@ -149,6 +155,7 @@ def test_d10_thinking_ends_in_time_for_a_forced_call(served: Served) -> None:
     assert any(reply.thought for reply in found) == thinks
 
 
+@pytest.mark.parametrize("served", some_served("qwen3", "glm-4.5"), indirect=True)
 def test_case_44_where_an_answer_must_come_a_model_that_would_end_at_once_goes_on(served: Served) -> None:
     """The bias makes the end of the reply almost certain, after the thoughts or at once."""
     ends = {str(token_id): CERTAIN for token_id in opened(served.family).stop_ids}

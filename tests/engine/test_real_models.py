@@ -17,6 +17,7 @@ from tests.model.drive import BLOCK_SIZE, generate, grammars, loaded, prompt_of
 
 PLAIN: tuple[Kind, ...] = ("qwen2", "qwen3", "qwen3_moe", "llama")
 HYBRID: tuple[Kind, ...] = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
+SHOWN = ("qwen3", "qwen3_5")  # without overlap; the other kinds in the long tests
 pytestmark = pytest.mark.timeout(600)  # the first one makes a tokenizer and checkpoints, on busy cores slowly
 NUM_BLOCKS = 40  # of 16 tokens: some five of the sequences below
 
@@ -98,11 +99,18 @@ def play(bench: Bench, requests: list[Generate], aborted: set[str]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "overlap"),
-    [*((kind, False) for kind in (*PLAIN, *HYBRID)), ("qwen3", True), ("qwen3_moe", True), ("qwen3_next", True)],
+    [
+        ("qwen3", False),
+        ("qwen3_5", False),
+        ("qwen3_moe", True),
+        ("qwen3_next", True),
+        *(pytest.param(kind, False, marks=pytest.mark.long) for kind in (*PLAIN, *HYBRID) if kind not in SHOWN),
+        pytest.param("qwen3", True, marks=pytest.mark.long),
+    ],
 )
 def test_greedy_equals_generate_with_arrivals_prefix_hits_preemptions_and_aborts(kind: Kind, overlap: bool) -> None:
     bench = bench_with(kind, overlap=overlap)
-    requests = requests_for(32 if kind == "qwen3" else 16)
+    requests = requests_for(16)
     aborted = {f"r{index - 2}" for index in range(len(requests)) if index % 10 == 4}
     play(bench, requests, aborted)
     assert bench.scheduler.counts.cached_tokens > 0

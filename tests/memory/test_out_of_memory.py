@@ -22,8 +22,8 @@ from tests.engine.toys import Bench
 from tests.model.drive import BLOCK_SIZE, generate, grammars, loaded, prompt_of
 
 NUM_BLOCKS = 60
-PLACES = (0.0, 0.35, 0.9, 1.0)  # of a step's operations: embedding, layers, logits, sampling
-MORE_PLACES = (0.1, 0.6, 0.8, 0.97)
+PLACES = (0.35, 1.0)  # of a step's operations: embedding, layers, logits, sampling
+MORE_PLACES = (0.0, 0.1, 0.6, 0.8, 0.9, 0.97)
 
 
 class Counting(TorchDispatchMode):
@@ -217,7 +217,7 @@ def same(found: Written, expected: Written) -> None:
         assert [entry.logprob for entry in found[id][2]] == pytest.approx([entry.logprob for entry in logprobs])
 
 
-@pytest.mark.parametrize("place", [0.0, pytest.param(0.5, marks=pytest.mark.long), 0.97, 1.0])
+@pytest.mark.parametrize("place", [0.0, 0.97, *(pytest.param(at, marks=pytest.mark.long) for at in (0.5, 1.0))])
 def test_sampled_and_constrained_replies_survive_it(place: float) -> None:
     """Random numbers, penalties, grammars, forced ids and log probabilities stand where they stood before the step."""
     found, bench, failed = written(sampled(8), place)
@@ -228,8 +228,14 @@ def test_sampled_and_constrained_replies_survive_it(place: float) -> None:
         assert len(found[id][2]) == (len(found[id][0]) if id in ("r3", "r7") else 0)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("place", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize(
+    ("place", "temperature"),
+    [
+        (0.5, 0.0),
+        (0.95, 1.0),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((0.0, 0.0), (0.95, 0.0), (0.0, 1.0), (0.5, 1.0))),
+    ],
+)
 def test_rows_that_verify_drafts_survive_it(place: float, temperature: float) -> None:
     """Drafts are neither accepted twice nor lost, right ones and wrong ones; and drafting itself changes no reply."""
     found, bench, failed = written(repeating(temperature), place, draft_tokens=4)
