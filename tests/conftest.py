@@ -33,6 +33,8 @@ SLOW_FIRST = (
     "tests/dialects/test_constraints.py",
 )
 
+TESTS_OF_MODELS = ("tests/model/", "tests/engine/test_real_models.py", "tests/memory/test_out_of_memory.py")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run tests marked long too, and the others with more cases")
@@ -59,13 +61,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked long unless `--long` includes them; put the slow modules first."""
-    order = {module: place for place, module in enumerate(SLOW_FIRST)}
-    items.sort(key=lambda item: order.get(item.location[0], len(order)))
+    """Leave out tests marked long unless `--long` includes them; put the slow modules first.
+
+    Tests of models are ordered by the kind of model within their module: of each, one is in memory at a time.
+    """
+    modules = dict.fromkeys((*SLOW_FIRST, *(item.location[0] for item in items)))
+    order = {module: place for place, module in enumerate(modules)}
+    items.sort(key=lambda item: (order[item.location[0]], _kind_of_model(item)))
     if not config.getoption("long"):
         left_out = [item for item in items if "long" in item.keywords]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if "long" not in item.keywords]
+
+
+def _kind_of_model(item: pytest.Item) -> str:
+    """The kind of model that a test of models needs, empty for most: tests without a kind use qwen3."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or not item.location[0].startswith(TESTS_OF_MODELS):
+        return ""
+    return str(callspec.params.get("kind", "")).removeprefix("qwen3")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

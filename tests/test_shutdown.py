@@ -1,6 +1,7 @@
 """Signals and kills under load: streams end with an error event, both processes exit, a second signal does not wait.
 
-That SIGTERM lets running streams finish, and that a killed engine comes back, is shown in `test_faults.py`.
+That SIGTERM lets running streams finish, and that a killed engine comes back, is shown in `test_faults.py`; that a
+killed API process leaves no engine behind, in `api/responses/test_openai_client.py`.
 """
 
 import json
@@ -69,9 +70,3 @@ def test_a_second_signal_ends_the_drain(live: Live) -> None:
     live.process.wait(10)
     reader.join(30)
     assert not reader.is_alive()
-
-
-def test_a_killed_api_process_leaves_no_engine_behind(live: Live) -> None:
-    engine = live.engine()
-    live.process.kill()
-    engine.wait(15)

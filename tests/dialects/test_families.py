@@ -13,7 +13,7 @@ import pytest
 
 from server.checkpoint.checkpoint import Checkpoint
 from server.self_test import self_test
-from tests.caches import cached
+from tests.caches import latest
 from tests.dialects.forced import EMPTY, Outcome, endings, faults, request_for, run, serve, tools_for
 from tests.dialects.over_http import Reply, send
 from tests.families import FAMILIES, family_checkpoint
@@ -38,7 +38,7 @@ class Served:
         return FAMILIES[self.family].dialect
 
 
-@cached
+@latest
 def opened(family: str) -> Checkpoint:
     """Open the family's checkpoint."""
     return Checkpoint.open(family_checkpoint(family))

@@ -15,21 +15,20 @@ from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.model.sampling.grammar import LlguidanceGrammars
 from server.settings import EngineSettings
-from tests.caches import latest
 from tests.checkpoints import VOCAB_SIZE, Kind, qwen_tokenizer, tiny_checkpoint
 
 BLOCK_SIZE = 16
 GREEDY = Sampling(max_tokens=64, temperature=0.0)
 
 
-@latest
+@functools.lru_cache(1)
 def loaded(kind: Kind, kernels: bool = True) -> LoadedModel:
     """The loaded model; with the compiled kernels or with torch alone."""
     settings = EngineSettings(device="cpu", cpu_kernels=kernels)
     return load(tiny_checkpoint(kind), settings, lambda fraction: None)
 
 
-@latest
+@functools.lru_cache(1)
 def reference(kind: Kind) -> Any:
     """The same checkpoint in transformers."""
     return transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind)).eval()

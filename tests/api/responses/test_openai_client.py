@@ -102,16 +102,17 @@ def begin_long(client: openai.OpenAI) -> str:
 
 
 def test_what_was_completed_outlives_kill_9_and_what_was_not_has_failed(tmp_path: Path) -> None:
-    """What a client saw completed is there after a crash; no background response stays in progress then."""
+    """What a client saw completed is there after a crash; no background response stays in progress then, nor does an engine."""
     arguments = ("--state-dir", str(tmp_path / "state"), "--drain-timeout-s", "0.5")
     with live_server(*arguments) as server:
-        killed = begin_long(server.client())
+        killed, engine = begin_long(server.client()), server.engine()
         with server.client().responses.create(model=MODEL, input=ASKS, tools=[TOOL], stream=True) as events:
             for event in events:
                 if event.type == "response.completed":
                     server.process.kill()
                     seen = event.response
         server.process.wait()
+        engine.wait(15)
     with live_server(*arguments) as server:
         client = server.client()
         assert client.responses.retrieve(seen.id).to_dict() == seen.to_dict()
