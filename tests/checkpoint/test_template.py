@@ -55,22 +55,23 @@ def test_strftime_now_and_raise_exception() -> None:
     assert fault.value.param == "messages"
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
-        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
-        "{{ ns.x | tojson }}",
-        "{{ 9 ** 9 ** 999 }}",
-        "{{ 'a'.ljust(9999999999) }}",
-        "{{ ('%9999999d' * 999) % ((1,) * 999) }}",
-        "{{ ('http://a.b ' * 9999999) | urlize }}",
-        "{{ (('b' ~ 'a' * 9999999) | list | sort | map('upper') | unique | list) * 9 }}",
-    ],
+ENDLESS = (
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{{ ('http://a.b ' * 9999999) | urlize }}",
 )
+MORE_ENDLESS = (
+    "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
+    "{{ 9 ** 9 ** 999 }}",
+    "{{ 'a'.ljust(9999999999) }}",
+    "{{ ('%9999999d' * 999) % ((1,) * 999) }}",
+    "{{ (('b' ~ 'a' * 9999999) | list | sort | map('upper') | unique | list) * 9 }}",
+)
+
+
+@pytest.mark.parametrize("source", [*ENDLESS, *(pytest.param(one, marks=pytest.mark.long) for one in MORE_ENDLESS)])
 def test_a_rendering_is_bounded_in_time_and_memory(source: str) -> None:
     """The template of a checkpoint from the hub is an untrusted program, and no list of costly filters is complete."""
     template = ChatTemplate(source, "test", {})
@@ -84,8 +85,7 @@ def test_a_rendering_is_bounded_in_time_and_memory(source: str) -> None:
 def test_a_template_that_cannot_end_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """After one rendering, not after one for each capability."""
     monkeypatch.setattr("server.checkpoint.template.MAX_SECONDS", 0.3)
-    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    template = ChatTemplate(endless, "test", {})
+    template = ChatTemplate(ENDLESS[0], "test", {})
     with pytest.raises(CannotStart, match="takes longer"):
         find_capabilities(template)
 

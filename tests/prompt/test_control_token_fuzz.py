@@ -11,7 +11,7 @@ from server.settings import Settings
 from tests.model_templates import TEMPLATES, ask, checkpoint
 from tests.prompt.test_control_tokens import KEY, TRANSFORMED, Fields, conversation
 
-CONVERSATIONS, SHORT = 500, 3  # of each template
+CONVERSATIONS, SHORT = 500, 1  # of each template
 NAMES = [*TEMPLATES, *TRANSFORMED]
 
 

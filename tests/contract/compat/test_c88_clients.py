@@ -88,6 +88,7 @@ def test_c88_langchain(place: Place) -> None:
         messages += [reply, HumanMessage(QUESTION)]
 
 
+@pytest.mark.long
 def test_c89_autogen(place: Place) -> None:
     from autogen_core.models import (
         AssistantMessage,
@@ -167,6 +168,7 @@ def test_c89_litellm(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         messages += [reply.model_dump(exclude_none=True), {"role": "user", "content": QUESTION}]
 
 
+@pytest.mark.long
 def test_c89_instructor(live: Live) -> None:
     """It forces one tool, named after a class, and reads the arguments while they are written."""
     import instructor
@@ -188,6 +190,7 @@ def test_c89_instructor(live: Live) -> None:
             messages += [{"role": "assistant", "content": whole.city}, messages[0]]
 
 
+@pytest.mark.long
 def test_c89_smolagents(place: Place) -> None:
     from smolagents import ChatMessage, MessageRole, OpenAIModel, tool
     from smolagents.models import agglomerate_stream_deltas
@@ -222,7 +225,7 @@ def test_c89_smolagents(place: Place) -> None:
     assert model.generate(messages, reasoning_effort="none").content  # thinking, a small model may reach its limit
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("streamed", [pytest.param(False, marks=pytest.mark.long), True])
 def test_c89_llm(place: Place, streamed: bool) -> None:
     import llm
     from llm.default_plugins.openai_models import Chat
@@ -247,6 +250,7 @@ def test_c89_llm(place: Place, streamed: bool) -> None:
         assert cities[:2] == ["Paris", "Rome"]
 
 
+@pytest.mark.long
 def test_c89_pydantic_ai(place: Place) -> None:
     from pydantic_ai import Agent
     from pydantic_ai.models.openai import OpenAIChatModel

@@ -113,6 +113,7 @@ def test_openai_agents(stage: ScriptedModel) -> None:
     asyncio.run(talk())
 
 
+@pytest.mark.long
 def test_pydantic_ai(stage: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """`openai:` is Responses: history sent back whole, with thoughts, and continued by its id."""
     monkeypatch.setenv("OPENAI_BASE_URL", f"{stage.url}/v1")
@@ -190,6 +191,7 @@ def test_langchain(stage: ScriptedModel) -> None:
     assert list(named.stream("Name one."))[-1] == City(name="Paris", sky="sunny")
 
 
+@pytest.mark.long
 def test_agent_framework(stage: ScriptedModel) -> None:
     """Its session continues a response by its id; without one it sends the items back."""
     from agent_framework import Agent
@@ -214,6 +216,7 @@ def test_agent_framework(stage: ScriptedModel) -> None:
     asyncio.run(talk())
 
 
+@pytest.mark.long
 def test_llama_index(stage: ScriptedModel) -> None:
     from llama_index.core.llms import ChatMessage
     from llama_index.core.tools import FunctionTool
