@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
 }
 
-# Modules of half a minute and more start first, so that no worker is left with one of them at the end.
+# Modules of ten seconds and more start first, so that no worker is left with one of them at the end.
 SLOW_FIRST = (
     "tests/dialects/test_families.py",
     "tests/memory/test_engine.py",
@@ -33,6 +33,10 @@ SLOW_FIRST = (
     "tests/model/attention/test_compile_kernels.py",
     "tests/memory/test_estimate.py",
     "tests/dialects/test_constraints.py",
+    "tests/contract/compat/test_c88_clients.py",
+    "tests/api/responses/test_openai_client.py",
+    "tests/test_shutdown.py",
+    "tests/test_isolation.py",
 )
 
 TESTS_OF_MODELS = ("tests/model/", "tests/engine/test_real_models.py", "tests/memory/test_out_of_memory.py")
