@@ -113,5 +113,5 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
                 if connection.status == psutil.CONN_LISTEN:
                     return f"http://127.0.0.1:{connection.laddr.port}"
         assert process.poll() is None, f"the server exited with {process.returncode}:\n{log.read_text()}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     raise AssertionError(f"the server did not listen after {START_TIMEOUT_S} s:\n{log.read_text()}")
