@@ -15,28 +15,29 @@ from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.model.sampling.grammar import LlguidanceGrammars
 from server.settings import EngineSettings
+from tests.caches import latest
 from tests.checkpoints import VOCAB_SIZE, Kind, qwen_tokenizer, tiny_checkpoint
 
 BLOCK_SIZE = 16
 GREEDY = Sampling(max_tokens=64, temperature=0.0)
 
 
-@functools.lru_cache(1)
+@latest
 def loaded(kind: Kind, kernels: bool = True) -> LoadedModel:
     """The loaded model; with the compiled kernels or with torch alone."""
     settings = EngineSettings(device="cpu", cpu_kernels=kernels)
     return load(tiny_checkpoint(kind), settings, lambda fraction: None)
 
 
-@functools.lru_cache(1)
+@latest
 def reference(kind: Kind) -> Any:
     """The same checkpoint in transformers."""
     return transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind)).eval()
 
 
-@functools.cache
+@latest
 def grammars() -> LlguidanceGrammars:
-    """Grammars over the vocabulary of all kinds, once a run."""
+    """Grammars over the vocabulary of all kinds."""
     return LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", VOCAB_SIZE, (0,))
 
 
