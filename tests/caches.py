@@ -27,10 +27,9 @@ def latest(function: Callable[P, R]) -> Callable[P, R]:
 
 def clear() -> None:
     """Empty them all and hand the memory back to the operating system."""
-    if not any(cache.cache_info().currsize for cache in _caches):
-        return
-    for cache in _caches:
-        cache.cache_clear()
-    gc.collect()
+    if any(cache.cache_info().currsize for cache in _caches):
+        for cache in _caches:
+            cache.cache_clear()
+        gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
