@@ -112,6 +112,7 @@ def test_the_compiled_kernels_take_no_more_than_is_estimated(checkpoint: Callabl
         assert 0 < measured <= 1.05 * expected
 
 
+@slow_without_bfloat16
 def test_cached_tokens_before_a_chunk_cost_what_is_reserved_for_them(checkpoint: Callable[..., Loaded]) -> None:
     """One layer of few heads, since a CPU without bfloat16 products computes the scores slowly."""
     name, fields = LAYERS["Qwen3-0.6B"]
