@@ -102,7 +102,10 @@ def begin_long(client: openai.OpenAI) -> str:
 
 
 def test_what_was_completed_outlives_kill_9_and_what_was_not_has_failed(tmp_path: Path) -> None:
-    """What a client saw completed is there after a crash; no background response stays in progress then, nor does an engine."""
+    """What a client saw completed is there after a crash; no background response stays in progress then.
+
+    Nor is the killed server's engine left behind.
+    """
     arguments = ("--state-dir", str(tmp_path / "state"), "--drain-timeout-s", "0.5")
     with live_server(*arguments) as server:
         killed, engine = begin_long(server.client()), server.engine()
