@@ -8,15 +8,20 @@ from typing import Any
 
 from openai import BaseModel
 from openai.types.responses import Response, ResponseStreamEvent
+from openresponses_types import ResponseResource
 from pydantic import TypeAdapter
 
 _EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 UNLISTED = frozenset({"toolwire", "store", "presence_penalty", "frequency_penalty"})
+# Types that Open Responses does not have; of json_schema it takes no schema.
+OPENAI_ALONE = ("custom", "namespace", "custom_tool_call", "compaction", "json_schema")
 OUR_CODES = ("context_length_exceeded",)  # of `error.code`, which the types do not list
 
 
 def check_response(sent: Mapping[str, Any]) -> None:
-    """Raises AssertionError or pydantic's error for a body that openai's types do not have."""
+    """Raises AssertionError or pydantic's error for a body that openai's types, or Open Responses', do not have."""
+    if not any(part["type"] in OPENAI_ALONE for part in (*sent["tools"], *sent["output"], sent["text"]["format"])):
+        ResponseResource.model_validate(deepcopy(dict(sent)))
     sent = _listed(sent)
     check_no_extra(Response.model_validate(deepcopy(sent)), "response")
 

@@ -109,6 +109,11 @@ def test_requests_one_after_another_continue_what_is_not_kept(over: Over, reply:
         with connected(served) as other:
             (error,) = create(other, previous_response_id=second[-1]["response"]["id"])
             assert error["error"]["code"] == "previous_response_not_found"
+        stray = [{**result, "call_id": "none"}]
+        for code in (None, "previous_response_not_found"):  # a turn that failed cannot be tried again behind it
+            last = second[-1]["response"]["id"]
+            (error,) = create(connection, store=False, input=stray, previous_response_id=last)
+            assert error["status"] == 400 and error["error"]["code"] == code
 
 
 def test_a_request_that_generates_nothing_prepares_the_next(over: Over, reply: Reply, checkpoint: Checkpoint) -> None:

@@ -215,7 +215,10 @@ class SocketConnection:
                     await sender.send(_steer_failed(body.fields))
                     return "400"
                 state = State({**self._state, "place": message.place})
-                plan = await self._reader.plan(state, body, message.raw, self._last, envelope.generate)
+                last = self._last
+                if body.fields.get("previous_response_id") == last.id:
+                    self._forget()  # a turn that fails cannot be tried again behind it
+                plan = await self._reader.plan(state, body, message.raw, last, envelope.generate)
             try:
                 generation = await self._replies.start(plan, deadline_s, state)
             except ServeError as error:
@@ -241,12 +244,15 @@ class SocketConnection:
 
     def _remember(self, plan: ResponsePlan, response: ResponseObject) -> None:
         """Let the next message continue this response, where its items have room."""
-        self._budget.free(self._last_bytes)
-        self._last, self._last_bytes = LocalContext("", []), 0
+        self._forget()
         items = [*plan.earlier, *plan.items, *map(msgspec.to_builtins, response.output)]
         num_bytes = len(msgspec.json.encode(items))
         if self._budget.take(num_bytes):
             self._last, self._last_bytes = LocalContext(response.id, items), num_bytes
+
+    def _forget(self) -> None:
+        self._budget.free(self._last_bytes)
+        self._last, self._last_bytes = LocalContext("", []), 0
 
 
 class EventSender:
