@@ -1,92 +1,151 @@
 """Coding agents against a scripted model: python -m tests.agents [PROGRAM...], or make test-agents.
 
-Each is fetched from npm, asks, gets a tool call, runs it, sends the result and gets text. Prints a table.
+Each is fetched from npm into a cache folder, asks, gets a tool call, runs it, sends the result and gets text. Prints a
+table. `--record` writes the shape of its requests to the fixtures that the fast tests replay.
 """
 
 import argparse
 import json
 import os
+import re
+import signal
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from server.cli.launch import PACKAGES, PROGRAMS, AgentTarget
+from server.cli.launch import AgentTarget
+from tests.agents.programs import AGENT_RUNS, AgentRun
+from tests.agents.recorder import Recorder, write_fixture
 from tests.contract.requests import MODEL
 from tests.contract.scripted import scripted_server
 
 WINDOW = 131_072
-FETCH_TIMEOUT_S, RUN_TIMEOUT_S = 300, 180
+FETCH_TIMEOUT_S, RUN_TIMEOUT_S = 1200, 120
 QUESTION = "What does note.txt say?"
 ANSWER = "The note says that the tests are green."
 NOTE = "The tests are green.\n"
-# Arguments of one run without a terminal, and the tool that runs a command, with its arguments.
-RUNS = {
-    "claude": ["-p", QUESTION, "--output-format", "json", "--dangerously-skip-permissions"],
-    "codex": ["exec", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", QUESTION],
-    "opencode": ["run", "--format", "json", QUESTION],
-    "qwen": ["-p", QUESTION, "-y"],
-}
-COMMAND_TOOLS: dict[str, dict[str, object]] = {
-    "Bash": {"command": "cat note.txt", "description": "Show the note"},
-    "bash": {"command": "cat note.txt", "description": "Show the note"},
-    "run_shell_command": {"command": "cat note.txt", "description": "Show the note", "is_background": False},
-    "exec_command": {"cmd": "cat note.txt"},
-    "shell": {"command": ["cat", "note.txt"]},
+# The tools that run a command, and their arguments for it.
+COMMAND_TOOLS: dict[str, Callable[[str], dict[str, object]]] = {
+    "Bash": lambda command: {"command": command, "description": "Show the note"},
+    "bash": lambda command: {"command": command, "description": "Show the note"},
+    "run_shell_command": lambda command: {"command": command, "description": "Show the note", "is_background": False},
+    "run_commands": lambda command: {"commands": [command]},
+    "exec_command": lambda command: {"cmd": command},
+    "shell": lambda command: {"command": command},
+    "developer__shell": lambda command: {"command": command},
 }
 
 
-def text_of(prompt: str) -> str:
-    """A call of the tool that runs commands; the answer, once its result is there."""
-    if NOTE.strip() in prompt.rsplit("<tool_response>", 1)[-1] and "<tool_response>" in prompt:
-        return ANSWER
-    for name, arguments in COMMAND_TOOLS.items():
-        if f'"name": "{name}"' in prompt:
-            return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
-    return "A note"
+def model_of(num_calls: int) -> Callable[[str], str]:
+    """A model that calls the tool for commands this often, then answers if the note came back each time."""
+
+    def text_of(prompt: str) -> str:
+        results = prompt.split("<tool_response>")[1:]
+        if len(results) >= num_calls:
+            return ANSWER if all(NOTE.strip() in result for result in results) else "The tool has failed."
+        command = f"cat note.txt # {len(results)}"
+        for name, arguments_of in COMMAND_TOOLS.items():
+            if f'"name": "{name}"' in prompt:
+                call = {"name": name, "arguments": arguments_of(command)}
+                return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+        return "A note"
+
+    return text_of
 
 
-def run(program: str, folder: Path, url: str) -> str:
+def fetched(agent: AgentRun) -> Path:
+    """The folder that the program is installed in; it is fetched once. Raises CalledProcessError or TimeoutExpired."""
+    folder = Path(tempfile.gettempdir()) / "toolwire-agents" / re.sub(r"\W+", "-", agent.package).strip("-")
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    npm = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
+    # npm itself picks a version that runs on the Node it is run by.
+    commands = [*([*npm, one] for one in agent.needs), [*npm, f"{agent.package}@{agent.release}"]]
+    if agent.of_python:
+        python = str(folder / "bin" / "python")
+        commands = [[sys.executable, "-m", "venv", str(folder)], [python, "-m", "pip", "install", "-q", agent.package]]
+    for command in commands:
+        environment = {**os.environ, "PATH": path_of(folder)}
+        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=True)
+    (folder / "done").touch()
+    return folder
+
+
+def path_of(installed: Path) -> str:
+    """The search path with the programs that are installed there."""
+    return f"{installed / 'node_modules' / '.bin'}:{installed / 'bin'}:{os.environ['PATH']}"
+
+
+def version_of(agent: AgentRun, installed: Path) -> str:
+    """The version that is installed."""
+    if agent.of_python:
+        name = agent.package.partition("[")[0]
+        code = f"import importlib.metadata as metadata; print(metadata.version('{name}'))"
+        return subprocess.run([installed / "bin" / "python", "-c", code], capture_output=True, text=True).stdout.strip()
+    manifest = installed / "node_modules" / agent.package / "package.json"
+    return str(json.loads(manifest.read_text())["version"])
+
+
+def run(agent: AgentRun, installed: Path, url: str) -> str:
     """`ok` and the version of the program, or what went wrong."""
-    fetch = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), PACKAGES[program]]
-    fetched = subprocess.run(fetch, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S)
-    if fetched.returncode:
-        return f"not fetched: {fetched.stderr.strip().splitlines()[-1]}"
-    work = folder / "work"
-    work.mkdir()
-    (work / "note.txt").write_text(NOTE)
-    command = PROGRAMS[program](AgentTarget(url, MODEL, "any"))
-    home = {
-        "HOME": str(folder),
-        "IS_SANDBOX": "1",
-        "CODEX_HOME": str(folder),
-        "CLAUDE_CONFIG_DIR": str(folder / "conf"),
-    }
-    path = {"PATH": f"{folder / 'node_modules' / '.bin'}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        [*command.arguments, *RUNS[program]], cwd=work, env={**os.environ, **home, **path, **command.environment},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=RUN_TIMEOUT_S,
-    )  # fmt: skip
-    if result.returncode or ANSWER not in result.stdout:
-        return f"failed ({result.returncode}): {(result.stderr or result.stdout).strip()[-200:]}"
-    manifest = folder / "node_modules" / PACKAGES[program] / "package.json"
-    return f"ok, version {json.loads(manifest.read_text())['version']}"
+    with tempfile.TemporaryDirectory() as folder:
+        home, work = Path(folder) / "home", Path(folder) / "work"
+        home.mkdir()
+        work.mkdir()
+        (work / "note.txt").write_text(NOTE)
+        for command in agent.commands(AgentTarget(url, MODEL, "any"), home, QUESTION):
+            own = {"HOME": str(home), "PATH": path_of(installed), "PWD": str(work)}  # opencode works in what PWD says
+            with subprocess.Popen(
+                command.arguments, cwd=work, env={**os.environ, **own, **command.environment}, text=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            ) as process:  # fmt: skip
+                try:
+                    out, errors = process.communicate(timeout=RUN_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    return f"failed: no end after {RUN_TIMEOUT_S} s"
+                finally:
+                    _end(process)
+    if process.returncode or ANSWER not in out:
+        return f"failed ({process.returncode}): {(errors or out).strip()[-300:]}"
+    return f"ok, version {version_of(agent, installed)}"
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End what the program has started too: it leads a session of its own."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def main() -> None:
     """Run the programs that are named, all of them by default."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=", ".join(RUNS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=", ".join(AGENT_RUNS))
+    parser.add_argument("--calls", type=int, default=1, help="calls before the answer (default: %(default)s)")
+    parser.add_argument(
+        "--record", metavar="SUFFIX", nargs="?", const="", help="write the fixtures of those that end well"
+    )
     chosen = parser.parse_args()
-    print("| program | result |\n|---|---|")
+    print("| program | by | result |\n|---|---|---|")
     failed = False
-    for program in chosen.programs or RUNS:
-        with tempfile.TemporaryDirectory() as folder, scripted_server(text_of, WINDOW) as url:
-            try:
-                outcome = run(program, Path(folder), url)
-            except subprocess.TimeoutExpired as error:
-                outcome = f"failed: no end after {error.timeout:.0f} s"
+    for name in chosen.programs or AGENT_RUNS:
+        agent, recorder = AGENT_RUNS[name], Recorder()
+        try:
+            installed = fetched(agent)
+            with scripted_server(model_of(chosen.calls), WINDOW, recorder.wrap) as url:
+                outcome = run(agent, installed, url)
+        except subprocess.CalledProcessError as error:
+            outcome = f"not fetched: {error.stderr.strip().splitlines()[-1]}"
+        except subprocess.TimeoutExpired as error:
+            outcome = f"not fetched: no end after {error.timeout:.0f} s"
         failed = failed or not outcome.startswith("ok")
-        print(f"| {program} | {outcome} |", flush=True)
+        print(f"| {name} | {agent.surface} | {outcome} |", flush=True)
+        if chosen.record is not None and outcome.startswith("ok"):
+            write_fixture(name + chosen.record, recorder.requests)
     if failed:
         raise SystemExit(1)
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from server.api.app import create_app
 from server.api.responses.state import open_state
@@ -69,8 +70,15 @@ def scripted_model() -> Iterator[ScriptedModel]:
 
 
 @contextmanager
-def scripted_server(text_of: Callable[[str], str] = two_calls, max_model_len: int = 0) -> Iterator[str]:
-    """The address of the API, served by uvicorn in a thread. `text_of` is what the model writes behind a prompt."""
+def scripted_server(
+    text_of: Callable[[str], str] = two_calls,
+    max_model_len: int = 0,
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+) -> Iterator[str]:
+    """The address of the API, served by uvicorn in a thread. `text_of` is what the model writes behind a prompt.
+
+    `wrap` puts the application into another one, which sees the requests first.
+    """
     checkpoint = Checkpoint.open(BUILT_IN_FOLDER)
     checkpoint = replace(checkpoint, max_model_len=max_model_len or checkpoint.max_model_len)
 
@@ -84,7 +92,7 @@ def scripted_server(text_of: Callable[[str], str] = two_calls, max_model_len: in
         prompter = PromptBuilder(checkpoint, settings)
         app = create_app(settings, checkpoint, prompter, ScriptedBackend(write), MODEL, state=state)
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(wrap(app), log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
