@@ -2,7 +2,7 @@
 # make test        set up and run every check but the long ones, on JOBS=2 workers
 # make test-long   the tests with --long (50,000 fuzzed replies, trainings, 2,000 requests), then ten minutes of faults
 # make test-hostile   ten minutes of hostile requests, checkpoints and conversations, as one table
-# make test-agents    coding agents, fetched from npm, each against a scripted model      make test-agents ARGS=claude
+# make test-agents    coding agents, fetched from npm and PyPI, each against a scripted model      make test-agents ARGS=claude
 # make unit        the tests without foreign clients (the dev extra alone)      make unit TESTS=tests/engine JOBS=0
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone

@@ -34,7 +34,7 @@ COMMAND_TOOLS: dict[str, Callable[[str], dict[str, object]]] = {
     "run_commands": lambda command: {"commands": [command]},
     "exec_command": lambda command: {"cmd": command},
     "shell": lambda command: {"command": command},
-    "developer__shell": lambda command: {"command": command},
+    "show": lambda command: {"input": "SHOW note.txt"},
 }
 
 

@@ -1,9 +1,11 @@
 """One call and its answer through litellm's proxy, by each of its surfaces; called by `python -m tests.agents litellm`.
 
-The proxy is the `litellm` of the PATH; it forwards to the server. Prints the answers.
+The proxy is the `litellm` of the PATH; it forwards to the server. Prints the answer, the same by all three.
 """
 
 import json
+import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ import openai
 from benchmarks.servers import free_port
 
 START_TIMEOUT_S = 90
+KEY = f"sk-{secrets.token_hex(32)}"  # the proxy starts with no weaker one
 SCHEMA = {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}
 FUNCTION: dict[str, Any] = {"name": "bash", "description": "Run a command", "parameters": SCHEMA}
 
@@ -31,7 +34,7 @@ def by_chat(url: str, model: str, question: str) -> str:
     """The answer by Chat Completions."""
     messages: list[Any] = [{"role": "user", "content": question}]
     tools: list[Any] = [{"type": "function", "function": FUNCTION}]
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY) as client:
         for _ in range(3):
             message = client.chat.completions.create(model=model, messages=messages, tools=tools).choices[0].message
             if not message.tool_calls:
@@ -48,7 +51,7 @@ def by_responses(url: str, model: str, question: str) -> str:
     """The answer by Responses."""
     items: list[Any] = [{"role": "user", "content": question}]
     tools: list[Any] = [{"type": "function", **FUNCTION}]
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY) as client:
         for _ in range(3):
             response = client.responses.create(model=model, input=items, tools=tools, store=False)
             calls = [item for item in response.output if item.type == "function_call"]
@@ -65,7 +68,7 @@ def by_messages(url: str, model: str, question: str) -> str:
     """The answer by Messages."""
     messages: list[Any] = [{"role": "user", "content": question}]
     tools: list[Any] = [{"name": "bash", "description": "Run a command", "input_schema": SCHEMA}]
-    with anthropic.Anthropic(base_url=url, api_key="any") as client:
+    with anthropic.Anthropic(base_url=url, api_key=KEY) as client:
         for _ in range(3):
             with client.messages.stream(model=model, max_tokens=500, messages=messages, tools=tools) as stream:
                 reply = stream.get_final_message()
@@ -92,13 +95,18 @@ def main() -> None:
         config.write_text(json.dumps({"model_list": [entry]}))
         url = f"http://127.0.0.1:{(port := free_port())}"
         command = ["litellm", "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as proxy:
+        own = {"LITELLM_MASTER_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        with subprocess.Popen(
+            command, env={**os.environ, **own}, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        ) as proxy:
             try:
                 _wait_for(url)
-                for ask in (by_chat, by_responses, by_messages):
-                    print(f"{ask.__name__}: {ask(url, model, question)}", flush=True)
+                answers = [ask(url, model, question) for ask in (by_chat, by_responses, by_messages)]
             finally:
                 proxy.terminate()
+    if len(set(answers)) != 1:
+        sys.exit(f"the answers differ: {answers}")
+    print(answers[0])
 
 
 def _wait_for(url: str) -> None:

@@ -12,7 +12,13 @@ from tests.live import ROOT
 NODE = "node@24"  # for programs that need a newer one than the system may have
 OPENCODE_SDKS = {"chat": "@ai-sdk/openai-compatible", "responses": "@ai-sdk/openai", "messages": "@ai-sdk/anthropic"}
 QWEN_TYPES = {"chat": "openai", "responses": "openai-responses", "messages": "anthropic"}
+PI = "@earendil-works/pi-coding-agent"
 PI_RELEASE = "1.3.0"  # newer ones need a package that not every mirror of npm has
+PI_LARK = (
+    "--no-builtin-tools",
+    "-e",
+    str(Path(__file__).parent / "pi_lark.mjs"),
+)  # a tool with a grammar, and no other
 PI_APIS = {"chat": "openai-completions", "responses": "openai-responses", "messages": "anthropic-messages"}
 
 
@@ -65,16 +71,19 @@ def _cline(target: AgentTarget, home: Path, question: str) -> list[AgentCommand]
     return [AgentCommand(["cline", "auth", *provider], {}), AgentCommand(["cline", *task], {})]
 
 
-def _pi(surface: str) -> Callable[[AgentTarget, Path, str], list[AgentCommand]]:
+def _pi(surface: str, *own: str) -> Callable[[AgentTarget, Path, str], list[AgentCommand]]:
+    """With `own` arguments."""
+
     def commands(target: AgentTarget, home: Path, question: str) -> list[AgentCommand]:
         provider = {
             "baseUrl": target.url if surface == "messages" else f"{target.url}/v1",
             "api": PI_APIS[surface],
             "apiKey": target.key,
+            "compat": {"supportsOpenAIGrammarTools": True} if surface != "messages" else {},
             "models": [{"id": target.model}],
         }
         (home / "models.json").write_text(json.dumps({"providers": {"toolwire": provider}}))
-        arguments = ["pi", "--provider", "toolwire", "--model", target.model, "--mode", "json", "-p", question]
+        arguments = ["pi", "--provider", "toolwire", "--model", target.model, *own, "--mode", "json", "-p", question]
         return [AgentCommand(arguments, {"PI_CODING_AGENT_DIR": str(home), "PI_OFFLINE": "1"})]
 
     return commands
@@ -113,9 +122,11 @@ AGENT_RUNS: Mapping[str, AgentRun] = {
     "qwen-responses": AgentRun(PACKAGES["qwen"], "Responses", _qwen("responses"), (NODE,)),
     "qwen-messages": AgentRun(PACKAGES["qwen"], "Messages", _qwen("messages"), (NODE,)),
     "cline": AgentRun("cline", "Chat Completions", _cline, (NODE,)),
-    "pi-chat": AgentRun("@earendil-works/pi-coding-agent", "Chat Completions", _pi("chat"), (NODE,), PI_RELEASE),
-    "pi-responses": AgentRun("@earendil-works/pi-coding-agent", "Responses", _pi("responses"), (NODE,), PI_RELEASE),
-    "pi-messages": AgentRun("@earendil-works/pi-coding-agent", "Messages", _pi("messages"), (NODE,), PI_RELEASE),
+    "pi-chat": AgentRun(PI, "Chat Completions", _pi("chat"), (NODE,), PI_RELEASE),
+    "pi-responses": AgentRun(PI, "Responses", _pi("responses"), (NODE,), PI_RELEASE),
+    "pi-messages": AgentRun(PI, "Messages", _pi("messages"), (NODE,), PI_RELEASE),
+    "pi-chat-lark": AgentRun(PI, "Chat Completions", _pi("chat", *PI_LARK), (NODE,), PI_RELEASE),
+    "pi-responses-lark": AgentRun(PI, "Responses", _pi("responses", *PI_LARK), (NODE,), PI_RELEASE),
     "goose": AgentRun("@aaif/goose-binary-linux-x64", "Chat Completions", _goose),
     "litellm": AgentRun("litellm[proxy]", "all three, as a proxy", _litellm, of_python=True),
 }

@@ -55,6 +55,7 @@ KEPT = frozenset(
     ]
 )
 ID_KEYS = frozenset(["id", "call_id", "tool_call_id", "tool_use_id", "item_id", "previous_response_id"])
+OWN = ("arguments", "input")
 CALLS = ("function_call", "tool_use", "custom_tool_call")
 PLAIN = re.compile(r"[\w.$:/#-]{1,64}")
 LISTS = ("messages", "input")
@@ -104,8 +105,11 @@ class Shaper:
     def shape(self, value: Any, key: str = "", number: int = 0) -> Any:
         """The value of this key in request `number`, its texts as lengths."""
         if isinstance(value, dict):
-            own = ("arguments", "input") if value.get("type") in CALLS or "arguments" in value else ()
-            return {name: one if name in own else self.shape(one, name, number) for name, one in value.items()}
+            is_call = value.get("type") in CALLS
+            return {
+                name: one if name in OWN and (is_call or is_argument(one, value)) else self.shape(one, name, number)
+                for name, one in value.items()
+            }
         if isinstance(value, list):
             return [self.shape(one, key, number) for one in value]
         if not isinstance(value, str) or not value:
@@ -120,6 +124,11 @@ class Shaper:
             kind = re.match(r"[a-z]+_", value)
             return self._ids.setdefault(value, f"{kind.group() if kind else 'id_'}{len(self._ids)}")
         return value if key in KEPT and PLAIN.fullmatch(value) else f"~{len(value)}"
+
+
+def is_argument(value: Any, owner: Mapping[str, Any]) -> bool:
+    """Whether this is what a call of `owner` is called with: the scripted model's own words."""
+    return isinstance(value, str) and "name" in owner
 
 
 def expanded(value: Any, model: str) -> Any:

@@ -52,6 +52,7 @@ def test_shapes_keep_fields_and_types_and_no_texts() -> None:
     """A recorder that keeps a text, or drops a field, makes fixtures that may not be kept, or that test nothing."""
     call = {"type": "tool_use", "id": "toolu_x8", "name": "Bash", "input": {"command": "cat note.txt"}}
     tool: dict[str, Any] = {"name": "Bash", "description": "Runs commands", "input_schema": {"type": "object"}}
+    tool["input_schema"]["properties"] = {"arguments": {"type": "string", "description": "Runs with these"}}
     line = {"type": "text", "text": "x-anthropic-billing-header: cc_version=9; cch=1a2b3;"}
     asked = {"role": "user", "content": "What does it say?"}
     first: dict[str, Any] = {"model": "m", "stream": True, "system": [line], "tools": [tool], "messages": [asked]}

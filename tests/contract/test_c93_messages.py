@@ -84,7 +84,7 @@ def test_completions_by_the_sdk(live: Live) -> None:
 
 
 def test_a_coding_agents_session_is_served_from_the_cache(live: Live) -> None:
-    """The requests of ten rounds as they were recorded; a field that is rendered otherwise each time ends the prefix."""
+    """The requests of ten rounds as recorded; a field that is rendered otherwise each time ends the prefix."""
     rounds = run_session(live.url, MODEL, "pi-messages-session")
     assert len(rounds) == 10
     assert [one.share for one in rounds[1:] if one.share <= 0.9] == []
