@@ -38,7 +38,7 @@ async def asked_of(served: Served, surface: str, **fields: Any) -> Generate:
     return served.backend.asked[-1]
 
 
-def past(surface: str, result: Any, name: str = "get_weather", arguments: Any = None) -> dict[str, Any]:
+def past(surface: str, result: Any, name: str | None = "get_weather", arguments: Any = None) -> dict[str, Any]:
     """Fields with one call and its result."""
     given = {} if arguments is None else arguments
     call: dict[str, Any]
@@ -84,6 +84,7 @@ CONSTRAINTS: list[tuple[dict[str, Any], str]] = [
     ({"grammar": 'start: "a"+'}, 'start: "a"+'),
     ({"ebnf": 'root ::= "a"+'}, 'start: "a"+'),
     ({"extra_body": {"guided_choice": ["a"]}}, 'start: "a"'),
+    ({"extra_body": {"extra_body": {"guided_choice": ["a"]}}}, 'start: "a"'),
     ({"response_format": {"type": "json_object"}}, "%json"),
     ({"response_format": {"type": "json_object", "schema": PERSON}}, '"name"'),
     ({"response_format": {"type": "json_object", "json_schema": {"name": "x", "schema": PERSON}}}, '"name"'),
@@ -132,6 +133,7 @@ async def test_every_spelling_of_a_constraint_holds_the_answer(
         ({"extra_body": {"structural_tag": "x"}}, "structural_tag"),
         ({"structural_tag": "x"}, "structural_tag"),
         ({"response_schema": PERSON}, "response_schema"),
+        ({"format": PERSON}, "format"),
     ],
     ids=str,
 )  # fmt: skip
@@ -174,7 +176,8 @@ async def test_a_surface_s_own_format_in_another_s_form(
         {"thinking": False},
         {"thinking": "disabled"}, {"thinking": {"type": "disabled"}}, {"thinking": {"enabled": False}},
         {"reasoning": {"effort": "none"}}, {"reasoning": {"effort": "off"}}, {"reasoning": {"enabled": False}},
-        {"reasoning": False}, {"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}},
+        {"reasoning": False}, {"reasoning": {"type": "disabled"}}, {"reasoning_effort": "none"},
+        {"reasoning_effort": "off"}, {"chat_template_kwargs": {"enable_thinking": False}},
         {"chat_template_kwargs": {"thinking": False}}, {"chat_template_kwargs": {"enable_thinking": "false"}},
         {"extra_body": {"enable_thinking": False}}, {"think": False, "reasoning_effort": "high"},
     ],
@@ -222,7 +225,7 @@ async def test_a_completion_says_that_it_has_no_thinking_switch(serve: Serve, re
         ({"sky": "blå"}, '{"sky": "blå"}'),
         ([{"type": "file", "name": "a.txt"}], '[{"type": "file", "name": "a.txt"}]'), (None, ""), ([], ""),
         ([{"type": "text", "text": "x"}, {"a": 1}], 'x{"a": 1}'), (["a", "b"], "ab"),
-        ({"type": "text", "text": "x"}, "x"), ([{"text": "x"}], "x"),
+        ({"type": "text", "text": "x"}, "x"), ([{"text": "x"}], "x"), ([{"type": "text"}], '[{"type": "text"}]'),
         ({"type": "row", "id": 7}, '{"type": "row", "id": 7}'),
     ],
     ids=str,
@@ -242,6 +245,8 @@ async def test_a_result_that_is_no_text_is_its_json(
     [
         [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "eA=="}}],
         [{"type": "image", "data": "eA==", "mimeType": "image/png"}, {"type": "text", "text": "x"}],
+        [{"type": "input_image", "image_url": "data:image/png;base64,eA=="}],
+        {"type": "image_url", "image_url": {"url": "x"}},
     ],
     ids=str,
 )
@@ -276,6 +281,16 @@ async def test_a_thought_among_the_parts_of_a_reply_is_its_thought(
     async with serve(reply("Hi")) as served:
         prompt = served.text_of((await asked_of(served, surface, **fields)).token_ids)
     assert "<think>\nHm.\n</think>\n\nLet me look." in prompt, prompt
+
+
+@pytest.mark.parametrize("surface", WITH_MESSAGES)
+async def test_null_among_the_parts_of_a_message_is_none(serve: Serve, reply: Reply, surface: str) -> None:
+    parts = [{"type": "thinking", "thinking": None}, None, {"type": "text", "text": "Yes"}]
+    field = "input" if surface == "responses" else "messages"
+    async with serve(reply("Hi")) as served:
+        asked = await asked_of(served, surface, **{field: [USER, {"role": "assistant", "content": parts}, USER]})
+        assert "<|im_start|>assistant\nYes<|im_end|>" in served.text_of(asked.token_ids)
+        await asked_of(served, surface, **past(surface, "ok", name=None))
 
 
 @pytest.mark.parametrize("surface", WITH_MESSAGES)

@@ -4,7 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-OTHER_MODALITIES = ("image_url", "input_audio", "file", "image", "video", "video_url", "audio", "audio_url")
+OTHER_MODALITIES = (
+    "image_url", "input_audio", "file", "image", "video", "video_url", "audio", "audio_url", "input_image",
+    "input_file",
+)  # fmt: skip
 # Members of parts that hold another modality; an object without them is data that has a `type` of its own.
 PAYLOADS = (*OTHER_MODALITIES, "source", "data", "blob", "file_id", "file_data", "file_url")
 THOUGHT_KINDS = (

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo,
 
 from server.api.body import bad, kind_of
 from server.api.chat.constraints import AnswerConstraints, FormatField, read_flat_format
-from server.api.chat.content import is_part, is_thought, plain_part, plain_result, thought_in
+from server.api.chat.content import OTHER_MODALITIES, is_part, is_thought, plain_part, plain_result, thought_in
 from server.api.chat.fields import Between, Part, is_strict, or_unlimited, tag_by, tagged
 from server.api.chat.message_schemas import MAX_ITEMS, PastArguments, PastName, TextPart
 from server.api.chat.schemas import EXTENSION, LONGEST_STOP, MOST_MESSAGES, NO_EFFECT
@@ -27,7 +27,7 @@ from server.notes import Note
 MOST_STOP_SEQUENCES = 64
 NO_THREADS = "thread_unsupported_request"  # by this code Anthropic's SDKs know that they must send whole histories
 MOST_TOOLS_OFFERED = 512  # Anthropic sets no limit; clients with several MCP servers pass OpenAI's 128
-REFUSED_BLOCKS = ("image", "container_upload")
+REFUSED_BLOCKS = ("container_upload", *(kind for kind in OTHER_MODALITIES if kind != "file"))
 REFUSED_SOURCES = ("base64", "url", "file")
 
 
@@ -119,8 +119,9 @@ KNOWN_BLOCKS = ("text", "document", "search_result", "tool_reference", "thinking
 def _read_block(value: Any, info: ValidationInfo) -> Any:
     if not is_strict(info):
         is_own = isinstance(value, dict) and value.get("type") == "thinking"
-        if is_thought(value) and not is_own and (thought := thought_in(value)):
-            value = {"type": "thinking", "thinking": thought}
+        if is_thought(value) and not (is_own and isinstance(value.get("thinking"), str)):
+            thought = thought_in(value)
+            value = {**value, "type": "thinking", "thinking": thought} if thought or is_own else value
         value = plain_part(value)
     if not isinstance(value, dict):
         raise wrong_type("an object", value)
@@ -150,8 +151,8 @@ Block = Annotated[
 
 
 def _read_content(value: Any, info: ValidationInfo) -> Any:
-    if isinstance(value, dict) and not is_strict(info):
-        value = [value]
+    if isinstance(value, list | dict) and not is_strict(info):
+        value = [block for block in (value if isinstance(value, list) else [value]) if block is not None]
     if not isinstance(value, str | list):
         text = f"expected one of a string or array of objects, but got {kind_of(value)} instead."
         raise fault("invalid_type", f"Invalid type for '{{P}}': {text}")
@@ -173,7 +174,7 @@ def _read_result(value: Any, info: ValidationInfo) -> Any:
     return plain_result(value, lambda part: is_part(part) or (isinstance(part, dict) and part.get("type") in _BLOCKS))
 
 
-_BLOCKS = (*KNOWN_BLOCKS, *REFUSED_BLOCKS)
+_BLOCKS = tuple(kind for kind in (*KNOWN_BLOCKS, *REFUSED_BLOCKS) if kind != "text")
 ResultContent = Annotated[BlockContent, BeforeValidator(_read_result)]
 
 

@@ -25,8 +25,8 @@ from server.api.errors import RequestRefused
 from server.api.responses.reasoning_seal import SUMMARY_PREFIX
 
 MOST_ITEMS = 20_000
-OTHER_PARTS = (*OTHER_MODALITIES, "input_image", "input_file", "computer_screenshot")
-KNOWN_PARTS = ("input_image", "input_file", "computer_screenshot", "refusal", "summary_text", "reasoning_text")
+OTHER_PARTS = (*OTHER_MODALITIES, "computer_screenshot")
+KNOWN_PARTS = ("computer_screenshot", "refusal", "summary_text", "reasoning_text")
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
 
 
@@ -224,6 +224,8 @@ def _read_item(value: Any, at: str, strict: bool) -> InputItem:
         model = CompactionItemIn  # those of other servers are items of an unknown type
     if model is None:
         return OtherItem(type=kind, text=_text_in(value))
+    if not strict and value.get("name", "") is None:
+        value = value | {"name": ""}
     return validated(model, value | {"type": kind}, at, {"strict": strict})
 
 
