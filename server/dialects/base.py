@@ -8,7 +8,7 @@ Laws, tested for every dialect:
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -98,6 +98,13 @@ class Parser(Protocol):
         """End the reply and return what was held back."""
 
 
+class CallId(Protocol):
+    """The id by which a format names the tool of the call that is the `index`-th of a conversation."""
+
+    def __call__(self, name: str, index: int, tool_names: Collection[str] = ()) -> str:
+        """`tool_names` are those of the request's tools, which are names whatever they look like."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """One tool format.
@@ -105,8 +112,7 @@ class Dialect:
     `markers` must survive detokenising as text even where they are special tokens. `halts` are strings at which
     generation stops (ReAct's `Observation:`). `parser(tools)` reads replies. `constrain(spec)` is the grammar
     of a reply, or None where everything is allowed; it raises BadSchema. `recognise(template)` tells
-    whether a chat template writes this format. `call_id(name, index)` is the id by which the format names the tool of
-    the call that is the `index`-th of a conversation; None where calls have their tool's name.
+    whether a chat template writes this format. `call_id` is None where calls have their tool's name.
     """
 
     name: str
@@ -115,4 +121,4 @@ class Dialect:
     parser: Callable[[Sequence[Tool]], Parser]
     constrain: Callable[[ConstraintSpec], Constraint | None]
     recognise: Callable[[str], bool]
-    call_id: Callable[[str, int], str] | None = None
+    call_id: CallId | None = None

@@ -7,32 +7,37 @@
     <arg_value>3</arg_value>
     </tool_call>
 
-Strings are raw text, other values are JSON. Line breaks between the tags may be missing (GLM-4.7). A value ends
-at `</arg_value>` only where a tag of the format follows, so it may contain that tag; without it, at the key of a
-declared argument, and where the call ends. Of a repeated key the first value counts.
+Strings are raw text, other values are JSON. Line breaks between the tags may be missing (GLM-4.7). Accepted as well,
+and flagged "repaired": tags that are missing, doubled, swapped or distorted. A value ends at `</arg_value>` only where
+a tag of the format follows, so it may contain that tag; without it, at the key of a declared argument, and where the
+call ends; calls of this format in a value are its text where they are whole (`parsing/value_ends.py`). Of a repeated
+key the first value counts.
 
 A custom tool's free text is the argument `input`.
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Collection, Generator
+from dataclasses import replace
 from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import cached_by_spec, constraint, marker
+from server.dialects.grammar.lark import cached_by_spec, constraint, marker, pattern_of
 from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
-from server.dialects.parsing.tagged import Ending, TaggedCall, ValueEnds
+from server.dialects.parsing.tagged import TaggedCall
+from server.dialects.parsing.tags import Tag, TagLexer, next_tag
 from server.dialects.parsing.text_buffer import (
     MAX_NAME_LENGTH,
+    SPACE,
     EventSink,
     IncrementalParser,
     Openers,
     ParserCoroutine,
     TextBuffer,
-    read_name,
     read_text,
 )
+from server.dialects.parsing.value_ends import TagFormat
 from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
@@ -43,17 +48,84 @@ OPENERS = Openers(OPEN)
 OPENERS_INSIDE = Openers(OPEN, CLOSE)
 NAME = re.compile(rf"[^\s<]{{1,{MAX_NAME_LENGTH}}}(?=[\s<])")
 NAME_BEGUN = re.compile(rf"[^\s<]{{0,{MAX_NAME_LENGTH}}}")
-VALUE_ENDS = ValueEnds(
-    Ending(VALUE_CLOSE, (KEY, CLOSE, OPEN)),
-    Ending(CLOSE, (OPEN,)),
-    Ending(KEY, name_end=KEY_CLOSE),
-)
-FORM = TagForm(
-    head=lambda name: f"{KEY}{name}{KEY_CLOSE}\n{VALUE}",
-    tail=f"{VALUE_CLOSE}\n",
-    ends=VALUE_ENDS,
-    tags=(KEY, KEY_CLOSE, VALUE, VALUE_CLOSE),
-)
+WORDS = ("arg_key", "arg_value", "tool_call")
+TAGS = TagLexer({"arg_key": "key", "arg_value": "argument", "tool_call": "call"}, exact=WORDS)
+
+
+class GlmLexer:
+    """Lexer of GLM's tags in which a key and the opening tag of its value are one tag, and so are `<tool_call>` and the
+    name of the tool. A key without the opening tag of a value is not complete.
+    """
+
+    def search(self, buffer: TextBuffer, position: int) -> Tag | int:
+        """Return the first tag from a position on, or the position up to which there certainly is none."""
+        found = TAGS.search(buffer, position)
+        if not isinstance(found, Tag) or found.kind == "argument":
+            return found
+        if found.kind == "call":
+            return replace(found, kind="function") if found.closes else self._call(buffer, found)
+        return found if found.closes else self._argument(buffer, found)
+
+    def _argument(self, buffer: TextBuffer, key: Tag) -> Tag | int:
+        opened, exact = key, key.exact
+        while (found := _word_and_tag(buffer, opened.end)) and not found[0] and found[1].opens("key"):
+            opened, exact = found[1], False  # doubled
+        if found is None:
+            return key.start
+        name, tag = found
+        if not name or tag.kind == "end" or tag.opens("key", "call"):
+            return key
+        end = opened.end
+        while tag.closes and tag.kind in ("key", "argument"):
+            exact = exact and tag.exact and tag.kind == "key" and end == opened.end
+            end = tag.end
+            found = _word_and_tag(buffer, end)
+            if found is None:
+                return key.start
+            blank, tag = found
+            if blank:
+                break
+        else:
+            if tag.opens("argument"):
+                exact = exact and tag.exact and end > opened.end
+                return Tag("argument", False, key.start, tag.end, "arg_value", name, exact)
+        if end == opened.end or not exact:  # without the opening tag of a value, only as a key is written
+            return key
+        return Tag("argument", False, key.start, end, "arg_value", name, exact=False, complete=False)
+
+    def _call(self, buffer: TextBuffer, tag: Tag) -> Tag | int:
+        found = _word_and_tag(buffer, tag.end)
+        if found is None:
+            return tag.start
+        name, behind = found
+        is_head = bool(name) and not any(map(str.isspace, name)) and behind.kind in ("key", "call")
+        return replace(tag, kind="function", name=name, end=behind.start) if is_head else tag
+
+
+def _word_and_tag(buffer: TextBuffer, position: int) -> tuple[str, Tag] | None:
+    """Return the words up to the next "<" and the tag there; None where more text is needed.
+
+    Where no tag stands there, or the words are too long for a name or of several lines, the tag has the kind "end".
+    """
+    text, start = buffer.text, buffer.index(position)
+    space = SPACE.match(text, start)
+    start = space.end() if space else start
+    end = text.find("<", start, start + MAX_NAME_LENGTH + 1)
+    words = text[start : end if end >= 0 else start + MAX_NAME_LENGTH + 1].rstrip()
+    none = Tag("end", True, position, position, "")
+    if "\n" in words or len(words) > MAX_NAME_LENGTH or (end < 0 and buffer.ended):
+        return words, none
+    if end < 0:
+        return None
+    place = end + buffer.num_discarded
+    found = TAGS.search(buffer, place)
+    if isinstance(found, Tag):
+        return words, found if found.start == place else none
+    return None if found == place and not buffer.ended else (words, none)
+
+
+LEXER = GlmLexer()
+FORMAT = TagFormat(LEXER, by_line=False, outer="function", words=_word_and_tag)
 
 
 def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
@@ -71,34 +143,86 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
 
 def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
     """Read one call, or emit its beginning as text. True if its closing tag is still to come."""
+    doubled = False
+    while (tag := (yield from next_tag(TAGS, buffer, buffer.position))) and tag.opens("call"):
+        buffer.take_to(tag.end)
+        doubled = True
     name = yield from _read_name(buffer)
     tool = tool_set.find(name)
-    if tool is not None:
-        yield from buffer.skip_space()
-    if tool is None or not (yield from buffer.expect(KEY, CLOSE)):
+    if tool is None:
         sink.text(buffer.recorded())
         return False
-    call = TaggedCall(buffer, sink, tool_set, tool)
-    while not call.cut and (yield from buffer.expect(KEY)):
-        buffer.take(len(KEY))
-        key = yield from read_name(buffer, KEY_CLOSE)
-        if key is not None:
-            yield from buffer.skip_space()
-            if not (yield from buffer.expect(VALUE)):
-                break
-            buffer.take(len(VALUE))
-        elif (key := (yield from read_name(buffer, VALUE))) is not None:
-            call.flag("repaired")
+    yield from buffer.skip_space()
+    call = TaggedCall(buffer, sink, tool_set, tool, FORMAT)
+    key = yield from _next_key(buffer, call)
+    if key is None and not _closes_call((yield from next_tag(LEXER, buffer, buffer.position))):
+        sink.text(buffer.recorded())
+        return False
+    call.open()
+    if doubled:
+        call.flag("repaired")
+    closed = False
+    while not call.cut:
+        if key is not None and key.name is not None:
+            if closed or not key.exact:
+                call.flag("repaired")
+            buffer.take_to(key.end)
+            if not key.complete:
+                yield from buffer.skip_space()
+            yield from call.read_argument(key.name)
         else:
-            break
-        yield from call.read_argument(key, VALUE_ENDS, trims=False)
-        yield from buffer.skip_space()
-    closed = yield from buffer.expect(CLOSE)
-    buffer.take(len(closed))
+            closing = yield from next_tag(LEXER, buffer, buffer.position)
+            if closing is None or closing.kind == "end" or not closing.closes or closed:
+                break
+            closed = closing.kind == "function"
+            if not (closed and closing.exact):
+                call.flag("repaired")
+            buffer.take_to(closing.end)
+        key = yield from (_late_key if closed else _next_key)(buffer, call)
     if not closed and not call.cut:
+        yield from buffer.skip_space()
         call.flag("truncated" if buffer.ended and buffer.empty else "repaired")
     call.finish()
+    while (tag := (yield from next_tag(LEXER, buffer, buffer.position))) and tag.closes and tag.kind != "end":
+        closed = closed or tag.kind == "function"
+        buffer.take_to(tag.end)
     return not closed
+
+
+def _closes_call(tag: Tag | None) -> bool:
+    return tag is not None and tag.closes and tag.kind == "function"
+
+
+def _late_key(buffer: TextBuffer, call: TaggedCall) -> Generator[None, None, Tag | None]:
+    """Return the key of a declared argument that was not given yet, behind the end of its call."""
+    tag = yield from next_tag(LEXER, buffer, buffer.position)
+    return tag if tag is not None and tag.opens("argument") and call.is_new(tag.name) else None
+
+
+def _next_key(buffer: TextBuffer, call: TaggedCall) -> Generator[None, None, Tag | None]:
+    """Return the key of the next argument with the opening tag of its value; None if none comes. Nothing is taken.
+
+    Of a declared argument either tag may be missing, doubled or the other one.
+    """
+    tag = yield from next_tag(LEXER, buffer, buffer.position)
+    if tag is not None and tag.opens("argument") and tag.name and (tag.complete or call.is_new(tag.name)):
+        return tag
+    start = buffer.position if tag is None else tag.start
+    position = tag.end if tag is not None and tag.opens("argument", "key") else start
+    while (found := _word_and_tag(buffer, position)) is None:
+        yield
+    name, behind = found
+    if not call.is_new(name) or behind.kind not in ("key", "argument") or (position == start and behind.opens("key")):
+        return None
+    end = position
+    following: Tag | None = behind
+    while following is not None and following.closes and following.kind in ("key", "argument"):
+        end = following.end
+        following = yield from next_tag(TAGS, buffer, end)
+    complete = following is not None and following.opens("key", "argument")
+    if following is not None and complete:
+        end = following.end
+    return Tag("argument", False, start, end, "arg_value", name, False, complete) if end > position else None
 
 
 def _read_name(buffer: TextBuffer) -> Generator[None, None, str]:
@@ -110,6 +234,36 @@ def _read_name(buffer: TextBuffer) -> Generator[None, None, str]:
         if buffer.ended or not NAME_BEGUN.fullmatch(buffer.rest):
             return ""
         yield
+
+
+def ended(names: Collection[str]) -> str:
+    """Return a pattern of the texts that are no value in this format; `names` are the declared arguments.
+
+    They are the texts in which a tag may end a value, and those that are read on to see whether it does.
+    """
+    blanks, name = r"[ \t]*", "|".join(map(pattern_of, sorted(names)))
+    tag = rf"<{blanks}\/?{blanks}(?i:arg_key|arg_value|tool_call){blanks}[<>\n]"
+    key, opening = (rf"<{blanks}(?i:{word}){blanks}[<>\n]?" for word in ("arg_key", "tool_call"))
+    key_closing, value_closing, call_closing = (rf"<{blanks}\/{blanks}(?i:{word}){blanks}[<>\n]?" for word in WORDS)
+    any_part = rf"<{blanks}\/?{blanks}(?i:arg_key|arg_value){blanks}[<>\n]"
+    anywhere = [
+        rf"({key_closing}|{value_closing}|{call_closing})\s*{tag}",
+        rf"{key}\s*[^<\n]*({key_closing}\s*)?<{blanks}(?i:arg_value){blanks}[<>\n]",
+        rf"{opening}\s*[^\s<]+\s*{tag}",
+    ]
+    if names:
+        anywhere.append(rf"({key}|{value_closing})\s*({name})\s*{any_part}")
+    first = rf"\s*<{blanks}(?i:arg_value){blanks}[<>\n](?s:.*)"
+    return rf"(?s:.*)({'|'.join(anywhere)})(?s:.*)|{first}|(?s:.*){pattern_of(VALUE_CLOSE)}\s*"
+
+
+FORM = TagForm(
+    head=lambda name: f"{KEY}{name}{KEY_CLOSE}\n{VALUE}",
+    tail=f"{VALUE_CLOSE}\n",
+    closing=VALUE_CLOSE,
+    ended=ended,
+    tags=(KEY, KEY_CLOSE, VALUE, VALUE_CLOSE),
+)
 
 
 def constrain(spec: ConstraintSpec) -> Constraint | None:

@@ -11,7 +11,7 @@ A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect, Tool
@@ -41,7 +41,7 @@ SECTION, SECTION_CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_e
 CALL, CALL_CLOSE = "<|tool_call_begin|>", "<|tool_call_end|>"
 ARGUMENTS = "<|tool_call_argument_begin|>"
 FUNCTIONS = "functions."
-CALL_ID = re.compile(rf"(?:{re.escape(FUNCTIONS)})?(.+?)(?::\d+)?")
+NUMBER = re.compile(r":\d+\Z")
 OPENERS = Openers(SECTION, CALL)
 OPENERS_INSIDE = Openers(SECTION, CALL, CALL_CLOSE, SECTION_CLOSE)
 
@@ -70,9 +70,8 @@ def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Genera
     """Read `<|tool_call_begin|>...<|tool_call_end|>`, or emit its beginning as text. True if it was a call."""
     buffer.take(len(CALL))
     call_id = yield from read_name(buffer, ARGUMENTS)
-    name = CALL_ID.fullmatch(call_id or "")
     arguments = JsonArguments(buffer, sink, tool_set, CALL_CLOSE, (SECTION_CLOSE, CALL))
-    arguments.tool = tool_set.find(name.group(1)) if name else None
+    arguments.tool = _named_by(call_id, tool_set) if call_id else None
     if arguments.tool is not None:
         yield from buffer.skip_space()
         if is_raw(arguments.tool):
@@ -91,6 +90,16 @@ def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Genera
     return True
 
 
+def _named_by(call_id: str, tool_set: ToolSet) -> Tool | None:
+    """Return the tool that an id names: without `functions.` and number if there is such a tool, else as it stands.
+
+    A tool's own name may begin with `functions.` and end with a number.
+    """
+    bare = call_id.removeprefix(FUNCTIONS)
+    names = (NUMBER.sub("", bare), bare, NUMBER.sub("", call_id), call_id)
+    return next((tool for name in names if (tool := tool_set.find(name)) is not None), None)
+
+
 def constrain(spec: ConstraintSpec) -> Constraint | None:
     """Return the grammar of a reply in this format."""
     begin, end = marker(spec, CALL), marker(spec, SECTION_CLOSE)
@@ -104,9 +113,12 @@ def constrain(spec: ConstraintSpec) -> Constraint | None:
     return constraint(spec, openers=openers, separator=None, rules=json_calls(spec, around))
 
 
-def call_id(name: str, index: int) -> str:
-    """Return the id of a call in the history; a name that is such an id itself is taken for the name in it."""
-    written = re.fullmatch(rf"{re.escape(FUNCTIONS)}(.+):\d+", name)
+def call_id(name: str, index: int, tool_names: Collection[str] = ()) -> str:
+    """Return the id of a call in the history; a name that is such an id itself is taken for the name in it.
+
+    The names of the request's tools are taken as they are.
+    """
+    written = re.fullmatch(rf"{re.escape(FUNCTIONS)}(.+):\d+", name) if name not in tool_names else None
     return f"{FUNCTIONS}{written.group(1) if written else name}:{index}"
 
 

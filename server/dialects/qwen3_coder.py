@@ -12,50 +12,49 @@
     </tool_call>
 
 Strings are raw text between two line breaks; other values are JSON. Accepted as well: no `<tool_call>`
-around the function, values on the line of their tag, missing closing tags, and more of them behind a call. A value
-ends at `</parameter>` only where a tag of the format follows, so it may contain that tag; without it, at a line that
-opens a declared parameter, and where the call ends. Of a repeated parameter the first value counts.
+around the function, values on the line of their tag, and, flagged "repaired", tags that are missing, doubled, indented,
+in another case, with blanks or quotes inside, or without their `>`. A value ends at `</parameter>` only where a tag of
+the format follows, so it may contain that tag; without it, before a tag that opens a declared parameter or tool, and
+where the call ends; calls of this format in a value are its text where they are whole (`parsing/value_ends.py`). Of a
+repeated parameter the first value counts.
 
 A custom tool's free text is the parameter `input`.
 """
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
-from server.dialects.grammar.lark import cached_by_spec, constraint, marker
+from server.dialects.grammar.lark import cached_by_spec, constraint, marker, pattern_of
 from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
-from server.dialects.parsing.tagged import Ending, TaggedCall, ValueEnds
+from server.dialects.parsing.tagged import TaggedCall
+from server.dialects.parsing.tags import Tag, TagLexer, next_tag
 from server.dialects.parsing.text_buffer import (
     EventSink,
     IncrementalParser,
     Openers,
     ParserCoroutine,
     TextBuffer,
-    read_name,
     read_text,
 )
+from server.dialects.parsing.value_ends import TagFormat
 from server.dialects.schema.validate import ToolSet
+from server.events import Flag
 from server.messages import Constraint
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, FUNCTION_CLOSE = "<function=", "</function>"
 PARAMETER, PARAMETER_CLOSE = "<parameter=", "</parameter>"
-OPENERS = Openers(OPEN, FUNCTION)
-OPENERS_INSIDE = Openers(OPEN, FUNCTION, CLOSE)
-AFTER_CALL = (CLOSE, FUNCTION, OPEN)
-VALUE_ENDS = ValueEnds(
-    Ending(PARAMETER_CLOSE, (PARAMETER, FUNCTION_CLOSE, *AFTER_CALL)),
-    Ending(FUNCTION_CLOSE, AFTER_CALL),
-    Ending(CLOSE, (FUNCTION, OPEN), at_line=True),
-    Ending(PARAMETER, name_end=">", at_line=True),
+OPENERS = Openers(OPEN, f"{OPEN[:-1]}\n", FUNCTION)
+OPENERS_INSIDE = Openers(OPEN, f"{OPEN[:-1]}\n", FUNCTION, CLOSE)
+WORDS = ("parameter", "function", "tool_call")
+LEXER = TagLexer(
+    {"parameter": "argument", "param": "argument", "function": "function", "tool_call": "call"},
+    exact=WORDS,
+    named=("argument", "function"),
 )
-FORM = TagForm(
-    head=lambda name: f"{PARAMETER}{name}>\n",
-    tail=f"\n{PARAMETER_CLOSE}\n",
-    ends=VALUE_ENDS,
-)
+FORMAT = TagFormat(LEXER, by_line=True, outer="call")
 
 
 def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
@@ -69,50 +68,118 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
             inside = False
             continue
         buffer.record()
-        if opener == OPEN:
-            buffer.take(len(OPEN))
+        if (yield from _read_calls(buffer, sink, tool_set, opener)):
+            inside = yield from _skip_closing(buffer, sink)
+        else:
             yield from buffer.skip_space()
-        called = False
-        while (yield from buffer.expect(FUNCTION)) and (yield from _read_call(buffer, sink, tool_set)):
-            called = True
-            buffer.record()
-            yield from buffer.skip_space()
-        if not called:
             sink.text(buffer.recorded())
-            continue
-        inside = True
-        while closing := (yield from buffer.expect(CLOSE, FUNCTION_CLOSE, PARAMETER_CLOSE)):
-            inside = inside and closing != CLOSE
-            buffer.take(len(closing))
-            buffer.record()
-            yield from buffer.skip_space()
-        sink.hold_whitespace(buffer.recorded())
 
 
-def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
-    """Read `<function=name>...</function>`. False, and nothing is emitted, if it is no call of a declared tool."""
-    buffer.take(len(FUNCTION))
-    name = yield from read_name(buffer, ">")
-    tool = tool_set.find(name) if name else None
-    if tool is None:
-        return False
-    yield from buffer.skip_space()
-    if not (yield from buffer.expect(PARAMETER, FUNCTION_CLOSE, CLOSE)):
-        return False
-    call = TaggedCall(buffer, sink, tool_set, tool)
-    while not call.cut and (yield from buffer.expect(PARAMETER)):
-        buffer.take(len(PARAMETER))
-        argument = yield from read_name(buffer, ">")
-        if argument is None:
-            break
-        yield from call.read_argument(argument, VALUE_ENDS, trims=True)
+def _read_calls(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, opener: str) -> Generator[None, None, bool]:
+    """Read the calls behind an opener; False, and no more than their beginning is taken, if there are none."""
+    tag = None
+    flags: tuple[Flag, ...] = () if opener in (OPEN, FUNCTION) else ("repaired",)
+    if opener == FUNCTION:
+        tag = yield from next_tag(LEXER, buffer, buffer.position)
+    if tag is None:
+        buffer.take(len(opener))
+        tag = yield from next_tag(LEXER, buffer, buffer.position)
+    while tag is not None and tag.opens("call"):
+        flags = ("repaired",)
+        buffer.take_to(tag.end)
+        tag = yield from next_tag(LEXER, buffer, buffer.position)
+    called = False
+    while tag is not None and tag.opens("function") and (yield from _read_call(buffer, sink, tool_set, tag, flags)):
+        called, flags = True, ()
+        buffer.record()
         yield from buffer.skip_space()
-    if (yield from buffer.expect(FUNCTION_CLOSE)):
-        buffer.take(len(FUNCTION_CLOSE))
-    elif not call.cut:
-        call.flag("truncated" if buffer.ended and buffer.empty else "repaired")
+        tag = yield from next_tag(LEXER, buffer, buffer.position)
+    if tag is not None and tag.opens("function") and not called:
+        buffer.take_to(tag.end)
+    return called
+
+
+def _read_call(
+    buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, head: Tag, flags: tuple[Flag, ...]
+) -> Generator[None, None, bool]:
+    """Read `<function=name>...</function>`. False, and nothing is taken, if it is no call of a declared tool.
+
+    `flags` are those of what stands before it.
+    """
+    tool = tool_set.find(head.name or "")
+    tag = (yield from next_tag(LEXER, buffer, head.end)) if tool is not None else None
+    if tool is None or tag is None or not (tag.opens("argument") or (tag.closes and tag.kind != "end")):
+        return False
+    call = TaggedCall(buffer, sink, tool_set, tool, FORMAT)
+    call.open()
+    for flag in flags if head.exact else ("repaired",):
+        call.flag(flag)
+    buffer.take_to(head.end)
+    closed = False
+    while tag is not None and not call.cut:
+        if tag.opens("argument") and (call.is_new(tag.name) or (tag.complete and tag.name and not closed)):
+            if closed or not tag.exact:
+                call.flag("repaired")
+            buffer.take_to(tag.end)
+            yield from call.read_argument(tag.name or "")
+        elif tag.closes and tag.kind in ("argument", "function") and not closed:
+            closed = tag.kind == "function"
+            if not (closed and tag.exact):
+                call.flag("repaired")
+            buffer.take_to(tag.end)
+        else:
+            break
+        tag = yield from next_tag(LEXER, buffer, buffer.position)
+    if not closed and not call.cut:
+        call.flag("truncated" if tag is not None and tag.kind == "end" else "repaired")
+        yield from buffer.skip_space()
     call.finish()
     return True
+
+
+def _skip_closing(buffer: TextBuffer, sink: EventSink) -> Generator[None, None, bool]:
+    """Take further closing tags behind calls. True if that of `<tool_call>` is not among them."""
+    inside = True
+    while (tag := (yield from next_tag(LEXER, buffer, buffer.position))) and tag.closes and tag.word in WORDS:
+        inside = inside and tag.kind != "call"
+        buffer.take_to(tag.end)
+        buffer.record()
+        yield from buffer.skip_space()
+    sink.hold_whitespace(buffer.recorded())
+    return inside
+
+
+def ended(names: Collection[str]) -> str:
+    """Return a pattern of the texts that are no value in this format; `names` are the declared arguments.
+
+    They are the texts in which a tag may end a value, and those that are read on to see whether it does.
+    """
+    blanks, rest = r"[ \t]*", r"[^<>\n]*[>\n]?"
+    name = "|".join(map(pattern_of, sorted(names)))
+    argument, equals = rf"<{blanks}(?i:parameter|param)", rf"({blanks}=|[ \t]+name{blanks}=)"
+    declared = rf"{argument}{equals}{blanks}[\"']?({name})[\"']?{blanks}>"
+    closing, function_closing = (rf"<{blanks}\/{blanks}(?i:{word}){rest}" for word in ("parameter|param", "function"))
+    call = rf"<{blanks}\/?{blanks}(?i:tool_call|function){blanks}[=>\n]"
+    anywhere = [
+        rf"{closing}\s*({argument}{blanks}=|{call}" + (f"|{declared})" if names else ")"),
+        rf"{pattern_of(PARAMETER_CLOSE)}\s*{pattern_of(PARAMETER_CLOSE)}",
+        rf"{function_closing}\s*({call}" + (f"|{declared})" if names else ")"),
+        rf"<{blanks}(?i:function){equals}{rest}\s*({closing}|{function_closing}|{argument}{rest})",
+    ]
+    at_line = [rf"{blanks}<{blanks}\/{blanks}(?i:tool_call){rest}\s*{call}"]
+    if names:
+        anywhere.append(rf"{declared}[ \t]*\r?\n")
+        at_line += [declared, rf"[ \t]+{declared}\s*\S"]
+    lines = rf"((?s:.*)\n)?({'|'.join(at_line)})(?s:.*)"
+    return rf"(?s:.*)({'|'.join(anywhere)})(?s:.*)|{lines}|(?s:.*){pattern_of(PARAMETER_CLOSE)}\s*"
+
+
+FORM = TagForm(
+    head=lambda name: f"{PARAMETER}{name}>\n",
+    tail=f"\n{PARAMETER_CLOSE}\n",
+    closing=PARAMETER_CLOSE,
+    ended=ended,
+)
 
 
 def constrain(spec: ConstraintSpec) -> Constraint | None:

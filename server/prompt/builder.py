@@ -144,7 +144,10 @@ class PromptBuilder:
     def _fit(self, request: ChatRequest) -> Fitted:
         """The whole prompt, or one without its oldest messages where the request allows it."""
         checkpoint = self._checkpoint
-        messages = tuple(normalize_messages(request.messages, checkpoint.capabilities, checkpoint.dialect.call_id))
+        names = [tool.name for tool in request.tools]
+        messages = tuple(
+            normalize_messages(request.messages, checkpoint.capabilities, checkpoint.dialect.call_id, names)
+        )
         variables = thinking_variables(self._checkpoint, request, messages)
 
         def render(kept: Sequence[NormalizedMessage]) -> Fitted:

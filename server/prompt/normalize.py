@@ -6,7 +6,7 @@ itself: `TemplateCapabilities` says what that is.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from math import isfinite
@@ -16,6 +16,7 @@ from server.chat_request import AssistantMessage, Message, PastCall, SystemMessa
 from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.template import THINK_CLOSE, THINK_OPEN
 from server.checkpoint.template_text import RawArguments
+from server.dialects.base import CallId
 from server.dialects.schema.normalize import without_nulls
 
 RESULT_OPEN, RESULT_CLOSE = "<tool_response>", "</tool_response>"  # as Qwen's templates write results
@@ -38,13 +39,15 @@ class NormalizedMessage:
 def normalize_messages(
     messages: Sequence[Message],
     capabilities: TemplateCapabilities,
-    call_id: Callable[[str, int], str] | None = None,
+    call_id: CallId | None = None,
+    tool_names: Collection[str] = (),
 ) -> list[NormalizedMessage]:
     """The messages in the form that chat templates are written for. Nothing that a message says is lost.
 
     `call_id` is the dialect's: where it has one, calls and their results get its ids instead of the client's.
+    `tool_names` are the names of the request's tools.
     """
-    named = messages if call_id is None else _with_call_ids(messages, call_id)
+    named = messages if call_id is None else _with_call_ids(messages, call_id, tool_names)
     normalized = [
         NormalizedMessage(_normalize(message, capabilities), (position,)) for position, message in enumerate(named)
     ]
@@ -84,7 +87,7 @@ def read_arguments(written: Any) -> dict[str, Any] | RawArguments:
     return value if isinstance(value, dict) and not _is_deeper(value, DEEPEST) else RawArguments(text)
 
 
-def _with_call_ids(messages: Sequence[Message], call_id: Callable[[str, int], str]) -> Iterator[Message]:
+def _with_call_ids(messages: Sequence[Message], call_id: CallId, tool_names: Collection[str]) -> Iterator[Message]:
     """Calls with the ids of their format, counted over the conversation; results with that of the call they answer.
 
     Where several calls of one message have the same id, the results answer them in order. A result of no call keeps
@@ -95,7 +98,7 @@ def _with_call_ids(messages: Sequence[Message], call_id: Callable[[str, int], st
     for message in messages:
         match message:
             case AssistantMessage(calls=calls):
-                ids = [call_id(call.name, next(numbers)) for call in calls]
+                ids = [call_id(call.name, next(numbers), tool_names) for call in calls]
                 open_calls |= {call.id: deque() for call in calls}
                 for call, new in zip(calls, ids, strict=True):
                     open_calls[call.id].append(new)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ from llguidance import regex_to_lark
 from server.dialects.base import ConstraintSpec, Tool
 from server.dialects.grammar.json_grammar import json_value, quoted
 from server.dialects.grammar.lark import callable_tools, check_length, marker, one_of_calls, pattern_of, raw_piece
-from server.dialects.parsing.coerce import Types
-from server.dialects.parsing.tagged import INPUT, ValueEnds
+from server.dialects.parsing.tagged import INPUT, declared_names
 from server.dialects.schema.compiled import supported_arguments
 from server.dialects.schema.normalize import PLAIN_WORDS, with_plain_parts
 from server.dialects.schema.patterns import full_match
@@ -45,12 +44,15 @@ FORMATS = {
 class TagForm:
     """Markup of one argument: `head(name)`, the value, `tail`.
 
-    `ends` are what ends a raw value. `tags` are those of its tags that a vocabulary may have as tokens.
+    `closing` is the tag that ends a raw value, and `ended` returns the pattern of the texts that are none, as something
+    in them may end a value; its argument are the names that are declared. `tags` are those of the format's tags that a
+    vocabulary may have as tokens.
     """
 
     head: Callable[[str], str]
     tail: str
-    ends: ValueEnds
+    closing: str
+    ended: Callable[[Collection[str]], str]
     tags: tuple[str, ...] = ()
 
 
@@ -65,7 +67,7 @@ def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], t
     """Yield the rule `call`, one call in this form, and its parts; `around` gives the text around arguments."""
     tools = callable_tools(spec)
     yield one_of_calls(tools)
-    ended = _ended(form.ends, {name for tool in tools if not tool.custom for name in Types(tool.parameters).names})
+    ended = form.ended({name for tool in tools for name in declared_names(tool)})
     yield f"RAW: /(?s:.*)/ & ~/{ended}/"
     yield from _raw_rules(spec, form, "raw_value", "RAW")
     for i, tool in enumerate(tools):
@@ -78,29 +80,9 @@ def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], t
             yield from _tagged_rules(f"arguments_{i}", spec, tool, form, ended)
 
 
-def _ended(ends: ValueEnds, names: Collection[str]) -> str:
-    """Return a pattern of the texts that contain an end of a value; `names` are the declared arguments."""
-    anywhere: list[str] = []
-    at_line: list[str] = []
-    for ending in ends.all:
-        if not ending.name_end:
-            pattern = rf"{pattern_of(ending.tag)}\s*({_one_of(ending.before)})"
-        elif names:
-            pattern = f"{pattern_of(ending.tag)}({_one_of(sorted(names))}){pattern_of(ending.name_end)}"
-        else:
-            continue
-        (at_line if ending.at_line else anywhere).append(pattern)
-    lines = [rf"((?s:.*)\n)?({'|'.join(at_line)})(?s:.*)"] if at_line else []
-    return "|".join([f"(?s:.*)({'|'.join(anywhere)})(?s:.*)", *lines])
-
-
-def _one_of(texts: Iterable[str]) -> str:
-    return "|".join(map(pattern_of, texts))
-
-
 def _raw_rules(spec: ConstraintSpec, form: TagForm, rule: str, terminal: str) -> Iterator[str]:
     """Yield rules by which `rule` is raw text of this terminal, then the tail."""
-    if form.ends.closing.tag in spec.marker_ids:  # a token ends the text, which cannot contain it
+    if form.closing in spec.marker_ids:  # a token ends the text, which cannot contain it
         yield f"{rule}: {terminal} {_literal(spec, form, form.tail)}"
         return
     yield f"{rule.upper()}_WHOLE: {terminal} /{pattern_of(form.tail)}/"

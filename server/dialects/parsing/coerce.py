@@ -20,6 +20,7 @@ class Types:
         self._variants = tool.variants
         self._shared = definitions_of(tool.schema)
         self.names = frozenset(name for one in self._variants for name in one["properties"])
+        self.required = frozenset.intersection(*(frozenset(one.get("required", ())) for one in self._variants))
 
     def of(self, name: str) -> Any:
         """Return the schema of one parameter, with the definitions it may refer to."""

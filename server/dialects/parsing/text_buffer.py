@@ -17,18 +17,37 @@ MAX_NAME_LENGTH = 256
 
 
 class TextBuffer:
-    """Text not parsed yet, and a recording of the text taken since `record`."""
+    """Text not parsed yet, and a recording of the text taken since `record`.
+
+    An index counts in `text`, and is valid until the next piece comes; a position counts from the beginning of the
+    reply, and is always valid.
+    """
 
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
+        self.num_discarded = 0  # characters of the reply before `text`
         self.ended = False
         self._kept: list[str] = []
 
     def add(self, text: str) -> None:
         """Append text and discard what was taken."""
         self.text = self.text[self.at :] + text
+        self.num_discarded += self.at
         self.at = 0
+
+    @property
+    def position(self) -> int:
+        """The position of the next character to take."""
+        return self.num_discarded + self.at
+
+    def index(self, position: int) -> int:
+        """Return the index of a position that is not discarded."""
+        return position - self.num_discarded
+
+    def take_to(self, position: int) -> str:
+        """Take the characters before a position."""
+        return self.take(self.index(position) - self.at)
 
     @property
     def rest(self) -> str:

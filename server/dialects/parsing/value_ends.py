@@ -1,0 +1,458 @@
+"""Ends of tagged values: where a value ends whose closing tag is missing, distorted, or also stands in its text.
+
+A tag inside a value is either text of the value, as in a file about this very format, or the next tag of the call
+behind a lost closing tag. The value is read on to see which: where the tags that begin there are closed again and the
+value's own closing tag follows, they are its text; where they are not, and the tag opens a declared argument or tool,
+the value ends before it. So a file survives whose own tags are whole, and a lost tag costs nothing.
+
+The grammar admits no value for which there is a choice (`pattern` in the formats' modules), so a constrained reply is
+never held back.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeGuard
+
+from server.dialects.parsing.tags import Kind, Lexer, Tag, next_tag
+from server.dialects.parsing.text_buffer import ParserCoroutine, TextBuffer
+
+OPEN_STRING = re.compile(r'(?:[^"]|"(?:[^"\\\n]|\\.)*+")*+"(?:[^"\\\n]|\\.)*+')
+LINE_BREAK = re.compile(r"[ \t]*\r?\n")
+Outcome = Literal["closed", "repaired", "truncated"]
+
+
+@dataclass(frozen=True, slots=True)
+class TagFormat:
+    """The tags of one format. `by_line`: they stand at the beginnings of lines, and a value between two line breaks.
+
+    `outer` is the kind whose closing tag ends a whole call. `words` returns the words at a position and the tag behind
+    them, where a format's keys are such words and may have lost their opening tag.
+    """
+
+    lexer: Lexer
+    by_line: bool
+    outer: Kind
+    words: Callable[[TextBuffer, int], tuple[str, Tag] | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ValueContext:
+    """The place of a value: its own argument, those that the tool declares and requires, and those given so far.
+
+    `is_json`: it can only be JSON, so that no tag outside its strings is text. `is_tool` knows the request's tools.
+    """
+
+    name: str
+    declared: Collection[str]
+    required: Collection[str]
+    given: Collection[str]
+    is_json: bool
+    is_tool: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """A tag is text, markup without a meaning that is dropped, or the end of the value."""
+
+    kind: Literal["text", "drop", "end"]
+    tag: Tag
+
+
+@dataclass(slots=True)
+class _Nested:
+    """Tags that are open behind a candidate. An `inline` one counts in its line only."""
+
+    kind: Kind
+    tag: Tag
+    inline: bool = False
+
+
+@dataclass(slots=True)
+class ValueReader:
+    """Reads one value: `read` emits its text, and takes its closing tag if that is what ends it."""
+
+    buffer: TextBuffer
+    format: TagFormat
+    context: ValueContext
+    emit: Callable[[str], None]
+    _inline: bool = False  # the value begins in the line of its tag
+    _crlf: bool = False
+    _json: str = ""
+    _begun: bool = False  # some of it was taken
+    _first_line: bool = True
+    _repaired: bool = False
+    _opened: Counter[str] = field(default_factory=Counter)  # tags in its text, by their word
+    _scanned: int = 0  # up to here no undeclared tag closes again
+    _ran_out: bool = False  # the last scan came to the end of the reply, not to a tag that closes something else
+    _own_end: tuple[int, Tag | None] = (0, None)  # the tags before this position have this end of the value behind them
+
+    def read(self) -> Generator[None, None, Outcome]:
+        """Emit the value; return how it ended. An end that is not its closing tag is left in the buffer."""
+        if self.format.by_line:
+            yield from self._skip_first_break()
+        position = self.buffer.position
+        while True:
+            found = self.format.lexer.search(self.buffer, position)
+            known = found.start if isinstance(found, Tag) else found
+            self._write_before(known)
+            if isinstance(found, Tag):
+                verdict = yield from self._judge(found)
+                position = verdict.tag.end
+                if verdict.kind == "end":
+                    return self._end(verdict.tag)
+                if verdict.kind == "drop":
+                    self._drop(verdict.tag)
+                else:
+                    self._opened[found.word] += -1 if found.closes else 1
+            elif self.buffer.ended:
+                self._write(self.buffer.rest)
+                return "truncated"
+            else:
+                position = known
+                yield
+
+    # --- text ---------------------------------------------------------------------------------------------------
+
+    def _skip_first_break(self) -> ParserCoroutine:
+        while not (first := LINE_BREAK.match(self.buffer.text, self.buffer.at)):
+            if self.buffer.rest.strip(" \t\r") or self.buffer.ended:
+                self._inline = True
+                return
+            yield
+        taken = self.buffer.take(len(first.group()))
+        self._crlf = taken.endswith("\r\n")
+        self._repaired = taken != "\n"
+
+    def _write_before(self, position: int) -> None:
+        """Emit the text before a position, but not the line break and the blanks that may belong to a tag there."""
+        piece = self.buffer.text[self.buffer.at : self.buffer.index(position)]
+        self._write(piece[: len(piece) - len(_margin(piece))])
+
+    def _write(self, piece: str) -> None:
+        if piece:
+            self.buffer.take(len(piece))
+            self.emit(piece)
+            self._begun = True
+            self._first_line = self._first_line and "\n" not in piece
+            if self.context.is_json:
+                self._json += piece
+
+    def _end(self, tag: Tag) -> Outcome:
+        self._write_before(tag.start)
+        margin = self.buffer.text[self.buffer.at : self.buffer.index(tag.start)]
+        is_closing = tag.closes and tag.kind in ("argument", "key")
+        if is_closing and tag.exact:
+            kept, blanks = self._kept_of(margin)
+            self._write(kept)
+            self._repaired = self._repaired or bool(blanks)
+        self.buffer.take_to(tag.end if is_closing else tag.start)
+        return "closed" if is_closing and tag.exact and not self._repaired else "repaired"
+
+    def _kept_of(self, margin: str) -> tuple[str, str]:
+        """Return what of the margin of the closing tag is text of the value, and the blanks that indent the tag."""
+        if not self.format.by_line or "\n" not in margin:
+            return margin, ""
+        before, blanks = margin.split("\n")
+        return before if not (self._crlf or self._inline) else "", blanks
+
+    def _drop(self, tag: Tag) -> None:
+        self._repaired = True
+        self.buffer.take_to(tag.end)
+        if self.format.by_line and (found := LINE_BREAK.match(self.buffer.text, self.buffer.at)):
+            self.buffer.take(len(found.group()))
+
+    # --- tags ---------------------------------------------------------------------------------------------------
+
+    def _judge(self, tag: Tag) -> Generator[None, None, _Verdict]:
+        if self.context.is_json and self._in_string(tag):
+            return _Verdict("text", tag)
+        if tag.closes:
+            return (yield from self._judge_closing(tag))
+        if tag.kind == "argument":
+            return (yield from self._judge_argument(tag))
+        return (yield from self._judge_call(tag))
+
+    def _judge_closing(self, tag: Tag) -> Generator[None, None, _Verdict]:
+        if (yield from self._ends(tag)):
+            return _Verdict("end", tag)
+        # The end of a call alone, with other text behind it: it ends the value if nothing else does.
+        if tag.kind != self.format.outer or not self._at_line(tag) or self._opened[tag.word] > 0:
+            return _Verdict("text", tag)
+        end = yield from self._scan(tag)
+        return _Verdict("end", end or tag)
+
+    def _ends(self, tag: Tag) -> Generator[None, None, bool]:
+        """Whether this closing tag ends the value, judging by what follows it."""
+        after = yield from next_tag(self.format.lexer, self.buffer, tag.end)
+        is_own = self._own_closing(tag)
+        if is_own and (after is None or (after.opens("argument") and after.name is None)):
+            return (yield from self._is_key(tag.end if after is None else after.end))
+        if after is None:
+            return False
+        if tag.kind == "function":
+            is_next = after.opens("argument") and self._is_new(after.name)
+            return after.kind in ("call", "end") or after.opens("function") or is_next
+        if tag.kind == "call":
+            is_at_end = after.kind == "end"
+            return is_at_end or (self._at_line(tag) and after.opens("call", "function"))
+        is_text = self._opened[tag.word] > 0  # it closes a tag of the value's own text
+        if not is_own:
+            is_odd_next = after.opens("argument") and not self.format.by_line
+            return not is_text and after.kind != "end" and (self._is_next(after) or is_odd_next)
+        while self._own_closing(after):
+            after = None if is_text else (yield from next_tag(self.format.lexer, self.buffer, after.end))
+            if after is None:
+                return False
+        return self._is_next(after)
+
+    def _is_key(self, position: int) -> Generator[None, None, bool]:
+        """Whether the key of a declared argument stands there without its own opening tag."""
+        if self.format.words is None:
+            return False
+        while (found := self.format.words(self.buffer, position)) is None:
+            yield
+        name, behind = found
+        is_key = behind.closes if behind.kind == "key" else behind.opens("argument")
+        return is_key and self._is_new(name)
+
+    def _is_new(self, name: str | None) -> bool:
+        return name in self.context.declared and name not in self.context.given
+
+    def _judge_argument(self, tag: Tag) -> Generator[None, None, _Verdict]:
+        context = self.context
+        is_declared, is_new = tag.name in context.declared, self._is_new(tag.name)
+        if context.is_json:
+            return _Verdict("end" if is_declared else "text", tag)
+        if not self._at_line(tag):
+            ends = is_new and tag.complete and (yield from self._ends_inline(tag))
+            return _Verdict("end" if ends else "text", tag)
+        # Once more the value's own tag: in GLM's format its value's opening tag, which names nothing.
+        is_own = not self._begun and (tag.name == context.name if is_declared else tag.name is None)
+        is_weak = not (is_declared or is_own)
+        if is_weak and (not tag.exact or tag.name is None or tag.start < self._scanned):
+            return _Verdict("text", tag)
+        if not tag.complete or (self._is_indented(tag) and (yield from self._is_blank(tag))):
+            return _Verdict("end" if (yield from self._is_missing(tag, tag)) else "text", tag)
+        end = yield from self._scan(tag, strict=is_weak)
+        if end is not None and is_own and tag.name is None and self._is_closed_twice(end):
+            return _Verdict("drop", tag)
+        if end is not None:
+            return _Verdict("end", tag if (yield from self._is_missing(tag, end)) else end)
+        return _Verdict("drop", tag) if is_own else self._unclosed(tag, is_new, is_declared)
+
+    def _judge_call(self, tag: Tag) -> Generator[None, None, _Verdict]:
+        function = yield from self._function_of(tag)
+        if function is None:
+            return _Verdict("text", tag)
+        is_tool = function.name is not None and self.context.is_tool(function.name)
+        if self.context.is_json:
+            return _Verdict("end" if is_tool else "text", tag)
+        if not is_tool and tag.start < self._scanned:
+            return _Verdict("text", tag)
+        end = yield from self._scan(tag)
+        if end is not None:
+            return _Verdict("end", end)
+        return self._unclosed(tag, False, is_tool and self._at_line(tag))
+
+    def _unclosed(self, tag: Tag, is_new: bool, ends: bool) -> _Verdict:
+        """Judge a tag behind which the value is not closed: it `ends` the value unless the reply was cut off there.
+
+        A cut file about this format must not be taken for a call, and what it shows not for another one.
+        """
+        if not self._ran_out or is_new:
+            return _Verdict("end" if ends else "text", tag)
+        return _Verdict("text", replace(tag, end=self._scanned) if ends else tag)
+
+    def _function_of(self, tag: Tag) -> Generator[None, None, Tag | None]:
+        """Return the tag that names the tool of a call that begins at this tag; None if it is no whole beginning."""
+        if tag.kind == "call":
+            inner = yield from next_tag(self.format.lexer, self.buffer, tag.end)
+            if inner is None or not inner.opens("function"):
+                return None
+            tag = inner
+        if tag.kind != "function" or tag.name is None:
+            return None
+        after = yield from next_tag(self.format.lexer, self.buffer, tag.end)
+        is_whole = after is not None and (after.opens("argument", "key") or (after.kind == "function" and after.closes))
+        return tag if is_whole else None
+
+    def _ends_inline(self, tag: Tag) -> Generator[None, None, bool]:
+        """Whether the value ends at a declared argument that opens behind text of the same line.
+
+        In running text such a tag is mentioned: so only where the line ends with it or its value is closed in the
+        same way, behind text, or where it is required and comes nowhere else.
+        """
+        while not (behind := LINE_BREAK.match(self.buffer.text, self.buffer.index(tag.end))):
+            if self.buffer.ended or self.buffer.text[self.buffer.index(tag.end) :].strip(" \t\r"):
+                break
+            yield
+        if behind:
+            return not (yield from self._is_blank(tag)) or (yield from self._is_missing(tag, tag))
+        end = yield from self._end_behind(tag)
+        if end is None:
+            return tag.name in self.context.required
+        before = self.buffer.text[self.buffer.index(tag.end) : self.buffer.index(end.start)]
+        if "\n" not in _margin(before):
+            return True
+        return (yield from self._is_missing(tag, end))
+
+    def _end_behind(self, tag: Tag) -> Generator[None, None, Tag | None]:
+        """Return the next closing tag of an argument that would end the value; None if there is none."""
+        position = tag.end
+        while position > self._own_end[0]:
+            found = self.format.lexer.search(self.buffer, position)
+            if isinstance(found, Tag):
+                position = found.end
+                if found.closes and (yield from self._ends(found)):
+                    self._own_end = found.start, found if found.kind == "argument" else None
+                    break
+            elif self.buffer.ended:
+                self._own_end = found, None
+            else:
+                position = found
+                yield
+        return self._own_end[1]
+
+    def _is_blank(self, tag: Tag) -> Generator[None, None, bool]:
+        """Whether a closing tag follows this opening one at once."""
+        after = yield from next_tag(self.format.lexer, self.buffer, tag.end)
+        return after is not None and after.closes
+
+    def _is_missing(self, tag: Tag, end: Tag) -> Generator[None, None, bool]:
+        """Whether an argument is required, was not given, and does not come behind `end` in the same call either."""
+        if tag.name not in self.context.required or not self._is_new(tag.name):
+            return False
+        position = end.end
+        while True:
+            found = self.format.lexer.search(self.buffer, position)
+            if isinstance(found, Tag):
+                position = found.end
+                if found.opens("argument") and found.name == tag.name:
+                    return False
+                if found.kind in ("function", "call") and (not found.closes or (yield from self._ends(found))):
+                    return True
+            elif self.buffer.ended:
+                return True
+            else:
+                position = found
+                yield
+
+    # --- looking ahead ------------------------------------------------------------------------------------------
+
+    def _scan(self, first: Tag, strict: bool = False) -> Generator[None, None, Tag | None]:
+        """Return the closing tag of the value if all tags from `first` on are closed again before it, else None.
+
+        `strict` counts only those closing tags that no text of a value in a constrained reply can contain.
+        """
+        open_tags: list[_Nested] = []
+        found: Tag | int = first
+        position = first.start
+        last = first
+        self._ran_out = False
+        while True:
+            if isinstance(found, Tag):
+                position = found.end
+                while open_tags and open_tags[-1].inline and self._has_break(open_tags[-1].tag.end, found.start):
+                    open_tags.pop()
+                if found.closes and found is not first:
+                    ended = yield from self._close_nested(found, open_tags, strict)
+                    if ended != "open":
+                        self._scanned = max(self._scanned, position)
+                        return found if ended == "closed" else None
+                elif not found.closes:
+                    yield from self._open_nested(found, open_tags, is_first=found is first)
+                last = found
+            elif self.buffer.ended:
+                self._scanned = found
+                self._ran_out = bool(open_tags or self.buffer.text[self.buffer.index(last.end) :].strip())
+                return None
+            else:
+                position = found
+                yield
+            found = self.format.lexer.search(self.buffer, position)
+
+    def _open_nested(self, tag: Tag, open_tags: list[_Nested], is_first: bool) -> ParserCoroutine:
+        if tag.kind in ("function", "call"):
+            if (yield from self._function_of(tag)) is not None:
+                open_tags.append(_Nested(tag.kind, tag))
+        elif tag.kind == "argument":
+            follows = bool(open_tags) and not self._between(open_tags[-1].tag.end, tag.start).strip()
+            open_tags.append(_Nested("argument", tag, inline=not (is_first or follows or self._at_line(tag))))
+
+    def _close_nested(
+        self, tag: Tag, open_tags: list[_Nested], strict: bool
+    ) -> Generator[None, None, Literal["open", "closed", "broken"]]:
+        """Close a nested tag. "closed" if this is the value's own closing tag, "broken" if it closes something else."""
+        top = open_tags[-1] if open_tags else None
+        if tag.kind in ("argument", "key"):
+            if top is not None and top.kind == "argument":
+                if (yield from self._counts(tag, top.tag, strict)):
+                    open_tags.pop()
+                return "open"
+            if not self._own_closing(tag) or not (yield from self._ends(tag)):
+                return "open"
+            return "closed" if top is None else "broken"
+        if top is not None and top.kind == tag.kind:
+            open_tags.pop()
+            return "open"
+        return "broken" if (yield from self._ends(tag)) else "open"
+
+    def _counts(self, tag: Tag, opening: Tag, strict: bool) -> Generator[None, None, bool]:
+        """Whether a closing tag in a value closes anything, and is not only mentioned."""
+        if not self.format.by_line:
+            return True
+        at_line = self._at_line(tag)
+        if not strict and (at_line or not self._has_break(opening.end, tag.start)):
+            return True
+        if (yield from next_tag(self.format.lexer, self.buffer, tag.end)) is not None:
+            return at_line or not strict
+        ends_line = LINE_BREAK.match(self.buffer.text, self.buffer.index(tag.end)) is not None
+        is_indented = self.buffer.text[self.buffer.index(tag.start) - 1] != "\n"
+        return ends_line and (not strict or (at_line and not is_indented))
+
+    def _own_closing(self, tag: Tag | None) -> TypeGuard[Tag]:
+        return tag is not None and tag.kind == "argument" and tag.closes and tag.exact
+
+    def _is_next(self, tag: Tag) -> bool:
+        """Whether this tag may come behind a value: any of a call, but no argument without a name or of XML's form."""
+        if tag.opens("argument", "function") and tag.kind != self.format.outer:
+            is_plain = tag.name is not None and tag.complete and not tag.attribute
+            return is_plain or tag.name in self.context.declared
+        return tag.kind != "argument"
+
+    def _is_closed_twice(self, end: Tag) -> bool:
+        return self._between(self.buffer.position, end.start).endswith(self._between(end.start, end.end))
+
+    def _in_string(self, tag: Tag) -> bool:
+        """Whether a string of the value's JSON is open there; a line break ends it, as none has one."""
+        piece = self.buffer.text[self.buffer.at : self.buffer.index(tag.start)]
+        return OPEN_STRING.fullmatch(self._json + piece) is not None
+
+    def _is_indented(self, tag: Tag) -> bool:
+        return self.format.by_line and self.buffer.text[: self.buffer.index(tag.start)].endswith((" ", "\t"))
+
+    def _at_line(self, tag: Tag) -> bool:
+        """Whether a line begins with this tag, or the value's first line began with its tag and is not over."""
+        if not self.format.by_line:
+            return True
+        text, start, end = self.buffer.text, self.buffer.at, self.buffer.index(tag.start)
+        line_break = text.rfind("\n", start, end)
+        if line_break < 0 and (self._begun or self._inline):
+            return self._inline and self._first_line
+        return not text[line_break + 1 if line_break >= 0 else start : end].strip()
+
+    def _between(self, start: int, end: int) -> str:
+        return self.buffer.text[self.buffer.index(start) : self.buffer.index(end)]
+
+    def _has_break(self, start: int, end: int) -> bool:
+        return self.buffer.text.find("\n", self.buffer.index(start), self.buffer.index(end)) >= 0
+
+
+def _margin(piece: str) -> str:
+    """Return the line break, if there is one, and the blanks at the end of a text."""
+    bare = piece.rstrip(" \t")
+    if bare.endswith("\n"):
+        bare = bare[:-1]
+    return piece[len(bare.removesuffix("\r")) :]
