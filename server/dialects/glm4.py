@@ -37,7 +37,7 @@ from server.dialects.parsing.text_buffer import (
     TextBuffer,
     read_text,
 )
-from server.dialects.parsing.value_ends import TagFormat
+from server.dialects.parsing.value_ends import PLAIN_NAME, TagFormat
 from server.dialects.schema.validate import ToolSet
 from server.messages import Constraint
 
@@ -67,9 +67,9 @@ class GlmLexer:
         return found if found.closes else self._argument(buffer, found)
 
     def _argument(self, buffer: TextBuffer, key: Tag) -> Tag | int:
-        opened, exact = key, key.exact
+        opened, exact, loose = key, key.exact, not key.exact
         while (found := _word_and_tag(buffer, opened.end)) and not found[0] and found[1].opens("key"):
-            opened, exact = found[1], False  # doubled
+            opened, exact, loose = found[1], False, loose or not found[1].exact  # doubled
         if found is None:
             return key.start
         name, tag = found
@@ -78,6 +78,7 @@ class GlmLexer:
         end = opened.end
         while tag.closes and tag.kind in ("key", "argument"):
             exact = exact and tag.exact and tag.kind == "key" and end == opened.end
+            loose = loose or not tag.exact
             end = tag.end
             found = _word_and_tag(buffer, end)
             if found is None:
@@ -88,7 +89,8 @@ class GlmLexer:
         else:
             if tag.opens("argument"):
                 exact = exact and tag.exact and end > opened.end
-                return Tag("argument", False, key.start, tag.end, "arg_value", name, exact)
+                loose = loose or not tag.exact
+                return Tag("argument", False, key.start, tag.end, "arg_value", name, exact, loose=loose)
         if end == opened.end or not exact:  # without the opening tag of a value, only as a key is written
             return key
         return Tag("argument", False, key.start, end, "arg_value", name, exact=False, complete=False)
@@ -98,8 +100,9 @@ class GlmLexer:
         if found is None:
             return tag.start
         name, behind = found
-        is_head = bool(name) and not any(map(str.isspace, name)) and behind.kind in ("key", "call")
-        return replace(tag, kind="function", name=name, end=behind.start) if is_head else tag
+        is_head = PLAIN_NAME.fullmatch(name) is not None and behind.exact
+        is_whole = behind.kind == "key" or (behind.kind == "call" and behind.closes)
+        return replace(tag, kind="function", name=name, end=behind.start) if is_head and is_whole else tag
 
 
 def _word_and_tag(buffer: TextBuffer, position: int) -> tuple[str, Tag] | None:
@@ -125,7 +128,8 @@ def _word_and_tag(buffer: TextBuffer, position: int) -> tuple[str, Tag] | None:
 
 
 LEXER = GlmLexer()
-FORMAT = TagFormat(LEXER, by_line=False, outer="function", words=_word_and_tag)
+CERTAIN = re.compile(rf"({KEY})+[^<>\n]*{KEY_CLOSE}")
+FORMAT = TagFormat(LEXER, by_line=False, outer="function", certain=CERTAIN, words=_word_and_tag)
 
 
 def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
@@ -241,20 +245,10 @@ def ended(names: Collection[str]) -> str:
 
     They are the texts in which a tag may end a value, and those that are read on to see whether it does.
     """
-    blanks, name = r"[ \t]*", "|".join(map(pattern_of, sorted(names)))
-    tag = rf"<{blanks}\/?{blanks}(?i:arg_key|arg_value|tool_call){blanks}[<>\n]"
-    key, opening = (rf"<{blanks}(?i:{word}){blanks}[<>\n]?" for word in ("arg_key", "tool_call"))
-    key_closing, value_closing, call_closing = (rf"<{blanks}\/{blanks}(?i:{word}){blanks}[<>\n]?" for word in WORDS)
-    any_part = rf"<{blanks}\/?{blanks}(?i:arg_key|arg_value){blanks}[<>\n]"
-    anywhere = [
-        rf"({key_closing}|{value_closing}|{call_closing})\s*{tag}",
-        rf"{key}\s*[^<\n]*({key_closing}\s*)?<{blanks}(?i:arg_value){blanks}[<>\n]",
-        rf"{opening}\s*[^\s<]+\s*{tag}",
-    ]
+    anywhere = r"<\/arg_value>\s*(<arg_key>|<\/?tool_call>|<arg_value>)|<\/tool_call>\s*(<tool_call>|<arg_key>)"
     if names:
-        anywhere.append(rf"({key}|{value_closing})\s*({name})\s*{any_part}")
-    first = rf"\s*<{blanks}(?i:arg_value){blanks}[<>\n](?s:.*)"
-    return rf"(?s:.*)({'|'.join(anywhere)})(?s:.*)|{first}|(?s:.*){pattern_of(VALUE_CLOSE)}\s*"
+        anywhere += rf"|<arg_key>({'|'.join(map(pattern_of, sorted(names)))})<\/arg_key>"
+    return rf"(?s:.*)({anywhere})(?s:.*)|\s*<arg_value>(?s:.*)|(?s:.*)<\/arg_value>"
 
 
 FORM = TagForm(

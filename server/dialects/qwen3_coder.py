@@ -21,6 +21,7 @@ repeated parameter the first value counts.
 A custom tool's free text is the parameter `input`.
 """
 
+import re
 from collections.abc import Collection, Generator
 from functools import partial
 
@@ -54,7 +55,8 @@ LEXER = TagLexer(
     exact=WORDS,
     named=("argument", "function"),
 )
-FORMAT = TagFormat(LEXER, by_line=True, outer="call")
+CERTAIN = re.compile(r"<(parameter ?=| parameter ?=|param=)")
+FORMAT = TagFormat(LEXER, by_line=True, outer="call", certain=CERTAIN)
 
 
 def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
@@ -154,24 +156,12 @@ def ended(names: Collection[str]) -> str:
 
     They are the texts in which a tag may end a value, and those that are read on to see whether it does.
     """
-    blanks, rest = r"[ \t]*", r"[^<>\n]*[>\n]?"
-    name = "|".join(map(pattern_of, sorted(names)))
-    argument, equals = rf"<{blanks}(?i:parameter|param)", rf"({blanks}=|[ \t]+name{blanks}=)"
-    declared = rf"{argument}{equals}{blanks}[\"']?({name})[\"']?{blanks}>"
-    closing, function_closing = (rf"<{blanks}\/{blanks}(?i:{word}){rest}" for word in ("parameter|param", "function"))
-    call = rf"<{blanks}\/?{blanks}(?i:tool_call|function){blanks}[=>\n]"
-    anywhere = [
-        rf"{closing}\s*({argument}{blanks}=|{call}" + (f"|{declared})" if names else ")"),
-        rf"{pattern_of(PARAMETER_CLOSE)}\s*{pattern_of(PARAMETER_CLOSE)}",
-        rf"{function_closing}\s*({call}" + (f"|{declared})" if names else ")"),
-        rf"<{blanks}(?i:function){equals}{rest}\s*({closing}|{function_closing}|{argument}{rest})",
-    ]
-    at_line = [rf"{blanks}<{blanks}\/{blanks}(?i:tool_call){rest}\s*{call}"]
+    anywhere = r"<\/parameter>\s*(<parameter=|<\/function>|<\/tool_call>|<function=|<tool_call>)"
+    anywhere += r"|<\/function>\s*(<\/tool_call>|<function=|<tool_call>)"
+    at_line = r"<\/tool_call>\s*(<function=|<tool_call>)|<(parameter =| parameter ?=|param=|parameter=[ \"'])"
     if names:
-        anywhere.append(rf"{declared}[ \t]*\r?\n")
-        at_line += [declared, rf"[ \t]+{declared}\s*\S"]
-    lines = rf"((?s:.*)\n)?({'|'.join(at_line)})(?s:.*)"
-    return rf"(?s:.*)({'|'.join(anywhere)})(?s:.*)|{lines}|(?s:.*){pattern_of(PARAMETER_CLOSE)}\s*"
+        at_line += rf"|<parameter=({'|'.join(map(pattern_of, sorted(names)))})[ \t\"']*>"
+    return rf"(?s:.*)({anywhere})(?s:.*)|((?s:.*)\n)?[ \t]*({at_line})(?s:.*)"
 
 
 FORM = TagForm(

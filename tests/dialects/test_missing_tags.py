@@ -50,7 +50,6 @@ def test_a_qwen_value_without_its_closing_tag_ends_at_the_next_declared_paramete
     [
         "use <parameter=path> here",
         "a\n<parameter=undeclared>\nb",
-        "a\n  <parameter=path>",
         "a\n<parameter=pat",
         "a\n<parameter=path",
         "</parameter> and </function> and </tool_call>",

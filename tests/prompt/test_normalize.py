@@ -246,6 +246,14 @@ def test_a_name_that_is_a_kimi_id_is_shown_as_the_name_in_it() -> None:
     ]
 
 
+def test_a_tool_that_is_really_named_like_a_kimi_id_keeps_its_name() -> None:
+    """Another tool was named in the prompt."""
+    history = [AssistantMessage(calls=(PastCall("a", "functions.x:0", {}), PastCall("b", "x", {})))]
+    names = ("functions.x:0", "x")
+    shown = normalize_messages(history, TemplateCapabilities(), KIMI_K2.call_id, names)[0].message
+    assert [call["id"] for call in shown["tool_calls"]] == ["functions.functions.x:0:0", "functions.x:1"]
+
+
 def test_results_of_calls_with_one_id_answer_them_in_order() -> None:
     calls = (PastCall("x", "look", {}), PastCall("x", "go", {}))
     history: list[Message] = [

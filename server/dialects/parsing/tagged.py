@@ -89,6 +89,10 @@ class TaggedCall:
         self._emitted.append(text)
         self._sink.arguments(text)
 
+    def _declares(self, name: str, argument: str | None) -> bool:
+        tool = self._tool_set.find(name)
+        return tool is not None and argument in declared_names(tool)
+
     def _pass_value(self, name: str, emit: Callable[[str], None]) -> ParserCoroutine:
         custom, types = self._tool.custom, self._types
         context = ValueContext(
@@ -98,6 +102,7 @@ class TaggedCall:
             self._names | {name},
             not custom and types.is_json(name),
             lambda tool: self._tool_set.find(tool) is not None,
+            self._declares,
         )
         outcome = yield from ValueReader(self._buffer, self._format, context, emit).read()
         if outcome != "closed":

@@ -18,8 +18,8 @@ ATTRIBUTE = re.compile(r"\s*=\s*(?P<equal>.*?)\s*|\s+name\s*=\s*(?P<named>.*?)\s
 class Tag:
     """One tag of a reply, between two positions. `word` is its word in lower case, `name` what an opening one names.
 
-    `exact`: it is written as the format writes it. `complete`: it has its `>`. `attribute`: the name stands in an
-    attribute, `name="x"`, as in XML.
+    `exact`: it is written as the format writes it. `complete`: it has its `>`. `loose`: it may well be another
+    language's: in another case, or with the name in an attribute (`name="x"`).
     """
 
     kind: Kind
@@ -30,7 +30,7 @@ class Tag:
     name: str | None = None
     exact: bool = True
     complete: bool = True
-    attribute: bool = False
+    loose: bool = False
 
     def opens(self, *kinds: Kind) -> bool:
         """Whether this is an opening tag of one of these kinds."""
@@ -84,8 +84,7 @@ class TagLexer:
         word, closes = head.group(2).lower(), bool(head.group(1))
         kind = self._kinds[word]
         end = head.end() + len(rest) + complete
-        bare = head.group().removeprefix("</").removeprefix("<")
-        exact = complete and bare in self._exact
+        exact = complete and head.group().removeprefix("<").removeprefix("/") in self._exact
         found = ATTRIBUTE.fullmatch(rest)
         if closes or kind not in self._named:
             is_tag = not rest.strip() or (closes and found is not None)  # some close `</parameter=x>`
@@ -100,7 +99,8 @@ class TagLexer:
             name = name.split()[0]
             end = head.end() + rest.index(name) + len(name)
         exact = exact and rest == f"={name}"
-        return Tag(kind, False, head.start(), end, word, name or None, exact, complete, attribute)
+        loose = attribute or head.group(2) != word
+        return Tag(kind, False, head.start(), end, word, name or None, exact, complete, loose)
 
 
 def next_tag(lexer: Lexer, buffer: TextBuffer, position: int) -> Generator[None, None, Tag | None]:

@@ -18,6 +18,7 @@ from typing import Literal, TypeGuard
 from server.dialects.parsing.tags import Kind, Lexer, Tag, next_tag
 from server.dialects.parsing.text_buffer import ParserCoroutine, TextBuffer
 
+PLAIN_NAME = re.compile(r"[!-;=?-~]+")
 OPEN_STRING = re.compile(r'(?:[^"]|"(?:[^"\\\n]|\\.)*+")*+"(?:[^"\\\n]|\\.)*+')
 LINE_BREAK = re.compile(r"[ \t]*\r?\n")
 Outcome = Literal["closed", "repaired", "truncated"]
@@ -27,13 +28,15 @@ Outcome = Literal["closed", "repaired", "truncated"]
 class TagFormat:
     """The tags of one format. `by_line`: they stand at the beginnings of lines, and a value between two line breaks.
 
-    `outer` is the kind whose closing tag ends a whole call. `words` returns the words at a position and the tag behind
+    `outer` is the kind whose closing tag ends a whole call. `certain` matches the openings of arguments, at a line, of
+    which the grammar admits no declared one in a value. `words` returns the words at a position and the tag behind
     them, where a format's keys are such words and may have lost their opening tag.
     """
 
     lexer: Lexer
     by_line: bool
     outer: Kind
+    certain: re.Pattern[str]
     words: Callable[[TextBuffer, int], tuple[str, Tag] | None] | None = None
 
 
@@ -41,7 +44,8 @@ class TagFormat:
 class ValueContext:
     """The place of a value: its own argument, those that the tool declares and requires, and those given so far.
 
-    `is_json`: it can only be JSON, so that no tag outside its strings is text. `is_tool` knows the request's tools.
+    `is_json`: it can only be JSON, so that no tag outside its strings is text. `is_tool` knows the request's tools, and
+    `declares` whether one has an argument; without an argument, whether it needs none.
     """
 
     name: str
@@ -50,6 +54,7 @@ class ValueContext:
     given: Collection[str]
     is_json: bool
     is_tool: Callable[[str], bool]
+    declares: Callable[[str, str | None], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,47 +180,75 @@ class ValueReader:
         return (yield from self._judge_call(tag))
 
     def _judge_closing(self, tag: Tag) -> Generator[None, None, _Verdict]:
-        if (yield from self._ends(tag)):
+        ends = yield from self._ends(tag)
+        if ends and tag.exact:
             return _Verdict("end", tag)
-        # The end of a call alone, with other text behind it: it ends the value if nothing else does.
-        if tag.kind != self.format.outer or not self._at_line(tag) or self._opened[tag.word] > 0:
+        # A distorted tag, or the end of a call with other text behind it, ends the value if nothing else does.
+        is_outer = tag.kind == self.format.outer and self._at_line(tag) and self._opened[tag.word] <= 0
+        if not (ends or is_outer):
             return _Verdict("text", tag)
-        end = yield from self._scan(tag)
+        end = yield from self._scan(tag, only_declared=True)
         return _Verdict("end", end or tag)
 
     def _ends(self, tag: Tag) -> Generator[None, None, bool]:
         """Whether this closing tag ends the value, judging by what follows it."""
         after = yield from next_tag(self.format.lexer, self.buffer, tag.end)
         is_own = self._own_closing(tag)
-        if is_own and (after is None or (after.opens("argument") and after.name is None)):
-            return (yield from self._is_key(tag.end if after is None else after.end))
+        if is_own and after is None:
+            return (yield from self._is_key(tag.end, is_certain=False))
+        if is_own and after is not None and after.opens("argument") and after.name is None:
+            return (yield from self._is_key(after.end, is_certain=after.exact))
         if after is None:
             return False
         if tag.kind == "function":
-            is_next = after.opens("argument") and self._is_new(after.name)
-            return after.kind in ("call", "end") or after.opens("function") or is_next
+            if after.opens("argument"):
+                return after.exact and self._at_line(after) and self._is_new(after.name)
+            return after.kind in ("call", "end") or (after.opens("function") and after.exact)
         if tag.kind == "call":
-            is_at_end = after.kind == "end"
-            return is_at_end or (self._at_line(tag) and after.opens("call", "function"))
+            is_next = after.opens("call", "function") and self._is_next(after)
+            return after.kind == "end" or (is_next and self._at_line(tag))
         is_text = self._opened[tag.word] > 0  # it closes a tag of the value's own text
         if not is_own:
             is_odd_next = after.opens("argument") and not self.format.by_line
-            return not is_text and after.kind != "end" and (self._is_next(after) or is_odd_next)
+            is_next = self._is_next(after) and not after.loose
+            return not is_text and after.kind != "end" and (is_next or is_odd_next)
+        is_certain = self._is_certain(tag)
         while self._own_closing(after):
-            after = None if is_text else (yield from next_tag(self.format.lexer, self.buffer, after.end))
+            is_doubled = is_certain or (not self.format.by_line and after.start == tag.end)
+            if is_text or not is_doubled:
+                return False
+            after = yield from next_tag(self.format.lexer, self.buffer, after.end)
             if after is None:
                 return False
-        return self._is_next(after)
+        if after.opens("argument") and after.loose:
+            return self._is_new(after.name) and not is_text and is_certain
+        is_exact = after.exact or (not self.format.by_line and not after.loose)
+        return self._is_next(after) and (is_certain or is_exact)
 
-    def _is_key(self, position: int) -> Generator[None, None, bool]:
-        """Whether the key of a declared argument stands there without its own opening tag."""
+    def _is_certain(self, tag: Tag) -> bool:
+        """Whether a closing tag has a line of its own, as a text in a constrained reply cannot have it."""
+        if self._inline:
+            return True
+        if not self.format.by_line:
+            return False
+        start = self.buffer.index(tag.start)
+        begins_line = start > self.buffer.at and self.buffer.text[start - 1] == "\n"
+        return begins_line and LINE_BREAK.match(self.buffer.text, self.buffer.index(tag.end)) is not None
+
+    def _is_key(self, position: int, is_certain: bool) -> Generator[None, None, bool]:
+        """Whether the key of a declared argument stands there without its own opening tag.
+
+        Where that is not certain, only if the argument is required and comes nowhere else.
+        """
         if self.format.words is None:
             return False
         while (found := self.format.words(self.buffer, position)) is None:
             yield
         name, behind = found
         is_key = behind.closes if behind.kind == "key" else behind.opens("argument")
-        return is_key and self._is_new(name)
+        if is_certain or not is_key:
+            return is_key and self._is_new(name)
+        return (yield from self._is_missing(replace(behind, name=name), behind))
 
     def _is_new(self, name: str | None) -> bool:
         return name in self.context.declared and name not in self.context.given
@@ -231,9 +264,10 @@ class ValueReader:
         # Once more the value's own tag: in GLM's format its value's opening tag, which names nothing.
         is_own = not self._begun and (tag.name == context.name if is_declared else tag.name is None)
         is_weak = not (is_declared or is_own)
-        if is_weak and (not tag.exact or tag.name is None or tag.start < self._scanned):
+        if is_weak and not (tag.exact and PLAIN_NAME.fullmatch(tag.name or "") and tag.start >= self._scanned):
             return _Verdict("text", tag)
-        if not tag.complete or (self._is_indented(tag) and (yield from self._is_blank(tag))):
+        is_certain = tag.complete and not tag.loose and (tag.name is None or self._matches(self.format.certain, tag))
+        if not (is_weak or is_certain) or (self._is_indented(tag) and (yield from self._is_blank(tag))):
             return _Verdict("end" if (yield from self._is_missing(tag, tag)) else "text", tag)
         end = yield from self._scan(tag, strict=is_weak)
         if end is not None and is_own and tag.name is None and self._is_closed_twice(end):
@@ -251,10 +285,17 @@ class ValueReader:
             return _Verdict("end" if is_tool else "text", tag)
         if not is_tool and tag.start < self._scanned:
             return _Verdict("text", tag)
-        end = yield from self._scan(tag)
+        argument = yield from next_tag(self.format.lexer, self.buffer, function.end)
+        is_certain = argument is not None and argument.exact and self._at_line(argument)
+        is_declared = is_certain and argument is not None and self.context.declares(function.name or "", argument.name)
+        end = yield from self._scan(tag, strict=not is_declared)
         if end is not None:
             return _Verdict("end", end)
-        return self._unclosed(tag, False, is_tool and self._at_line(tag))
+        ends = is_tool and self._at_line(tag)
+        if ends and not is_declared:  # a call without arguments, or with others
+            ends = argument is not None and argument.closes
+            ends = ends and (yield from self._scan(tag, strict=True, only_declared=True)) is None
+        return self._unclosed(tag, False, ends)
 
     def _unclosed(self, tag: Tag, is_new: bool, ends: bool) -> _Verdict:
         """Judge a tag behind which the value is not closed: it `ends` the value unless the reply was cut off there.
@@ -272,7 +313,7 @@ class ValueReader:
             if inner is None or not inner.opens("function"):
                 return None
             tag = inner
-        if tag.kind != "function" or tag.name is None:
+        if tag.kind != "function" or tag.name is None or not tag.exact:
             return None
         after = yield from next_tag(self.format.lexer, self.buffer, tag.end)
         is_whole = after is not None and (after.opens("argument", "key") or (after.kind == "function" and after.closes))
@@ -281,15 +322,9 @@ class ValueReader:
     def _ends_inline(self, tag: Tag) -> Generator[None, None, bool]:
         """Whether the value ends at a declared argument that opens behind text of the same line.
 
-        In running text such a tag is mentioned: so only where the line ends with it or its value is closed in the
-        same way, behind text, or where it is required and comes nowhere else.
+        In running text such a tag is mentioned: so only where its value is closed in the same way, behind text, or
+        where it is required and comes nowhere else.
         """
-        while not (behind := LINE_BREAK.match(self.buffer.text, self.buffer.index(tag.end))):
-            if self.buffer.ended or self.buffer.text[self.buffer.index(tag.end) :].strip(" \t\r"):
-                break
-            yield
-        if behind:
-            return not (yield from self._is_blank(tag)) or (yield from self._is_missing(tag, tag))
         end = yield from self._end_behind(tag)
         if end is None:
             return tag.name in self.context.required
@@ -305,7 +340,7 @@ class ValueReader:
             found = self.format.lexer.search(self.buffer, position)
             if isinstance(found, Tag):
                 position = found.end
-                if found.closes and (yield from self._ends(found)):
+                if found.closes and found.exact and (yield from self._ends(found)):
                     self._own_end = found.start, found if found.kind == "argument" else None
                     break
             elif self.buffer.ended:
@@ -331,7 +366,7 @@ class ValueReader:
                 position = found.end
                 if found.opens("argument") and found.name == tag.name:
                     return False
-                if found.kind in ("function", "call") and (not found.closes or (yield from self._ends(found))):
+                if found.kind in ("function", "call") and (yield from self._leaves(found)):
                     return True
             elif self.buffer.ended:
                 return True
@@ -339,12 +374,19 @@ class ValueReader:
                 position = found
                 yield
 
+    def _leaves(self, tag: Tag) -> Generator[None, None, bool]:
+        """Whether a call ends at this tag, or another one begins."""
+        if tag.closes:
+            return tag.exact and (yield from self._ends(tag))
+        return (yield from self._function_of(tag)) is not None
+
     # --- looking ahead ------------------------------------------------------------------------------------------
 
-    def _scan(self, first: Tag, strict: bool = False) -> Generator[None, None, Tag | None]:
+    def _scan(self, first: Tag, strict: bool = False, only_declared: bool = False) -> Generator[None, None, Tag | None]:
         """Return the closing tag of the value if all tags from `first` on are closed again before it, else None.
 
-        `strict` counts only those closing tags that no text of a value in a constrained reply can contain.
+        `strict` counts only those closing tags that no text of a value in a constrained reply can contain, and
+        `only_declared` only those arguments.
         """
         open_tags: list[_Nested] = []
         found: Tag | int = first
@@ -362,7 +404,7 @@ class ValueReader:
                         self._scanned = max(self._scanned, position)
                         return found if ended == "closed" else None
                 elif not found.closes:
-                    yield from self._open_nested(found, open_tags, is_first=found is first)
+                    yield from self._open_nested(found, open_tags, found is first, only_declared)
                 last = found
             elif self.buffer.ended:
                 self._scanned = found
@@ -373,11 +415,11 @@ class ValueReader:
                 yield
             found = self.format.lexer.search(self.buffer, position)
 
-    def _open_nested(self, tag: Tag, open_tags: list[_Nested], is_first: bool) -> ParserCoroutine:
+    def _open_nested(self, tag: Tag, open_tags: list[_Nested], is_first: bool, only_declared: bool) -> ParserCoroutine:
         if tag.kind in ("function", "call"):
             if (yield from self._function_of(tag)) is not None:
                 open_tags.append(_Nested(tag.kind, tag))
-        elif tag.kind == "argument":
+        elif tag.kind == "argument" and (tag.name in self.context.declared or not only_declared):
             follows = bool(open_tags) and not self._between(open_tags[-1].tag.end, tag.start).strip()
             open_tags.append(_Nested("argument", tag, inline=not (is_first or follows or self._at_line(tag))))
 
@@ -397,14 +439,15 @@ class ValueReader:
         if top is not None and top.kind == tag.kind:
             open_tags.pop()
             return "open"
-        return "broken" if (yield from self._ends(tag)) else "open"
+        return "broken" if tag.exact and (yield from self._ends(tag)) else "open"
 
     def _counts(self, tag: Tag, opening: Tag, strict: bool) -> Generator[None, None, bool]:
         """Whether a closing tag in a value closes anything, and is not only mentioned."""
         if not self.format.by_line:
-            return True
+            after = (yield from next_tag(self.format.lexer, self.buffer, tag.end)) if strict else tag
+            return after is not None and not after.loose
         at_line = self._at_line(tag)
-        if not strict and (at_line or not self._has_break(opening.end, tag.start)):
+        if (at_line and not strict) or not self._has_break(opening.end, tag.start):
             return True
         if (yield from next_tag(self.format.lexer, self.buffer, tag.end)) is not None:
             return at_line or not strict
@@ -416,10 +459,11 @@ class ValueReader:
         return tag is not None and tag.kind == "argument" and tag.closes and tag.exact
 
     def _is_next(self, tag: Tag) -> bool:
-        """Whether this tag may come behind a value: any of a call, but no argument without a name or of XML's form."""
-        if tag.opens("argument", "function") and tag.kind != self.format.outer:
-            is_plain = tag.name is not None and tag.complete and not tag.attribute
-            return is_plain or tag.name in self.context.declared
+        """Whether this tag may come behind a value: any of a call, but an argument in XML's form only if declared."""
+        if tag.opens("argument") and tag.name is not None:
+            return tag.name in self.context.declared or (tag.complete and not tag.loose)
+        if tag.opens("function"):
+            return tag.name is not None and not tag.loose
         return tag.kind != "argument"
 
     def _is_closed_twice(self, end: Tag) -> bool:
@@ -442,6 +486,9 @@ class ValueReader:
         if line_break < 0 and (self._begun or self._inline):
             return self._inline and self._first_line
         return not text[line_break + 1 if line_break >= 0 else start : end].strip()
+
+    def _matches(self, pattern: re.Pattern[str], tag: Tag) -> bool:
+        return pattern.match(self.buffer.text, self.buffer.index(tag.start)) is not None
 
     def _between(self, start: int, end: int) -> str:
         return self.buffer.text[self.buffer.index(start) : self.buffer.index(end)]
