@@ -9,6 +9,7 @@ from server.dialects.base import Tool
 from server.dialects.parsing.coerce import Types, as_json, quoted_json
 from server.dialects.parsing.text_buffer import EventSink, ParserCoroutine, TextBuffer
 from server.dialects.parsing.value_ends import TagFormat, ValueContext, ValueReader
+from server.dialects.parsing.value_text import ValueText
 from server.dialects.schema.validate import ToolSet
 from server.events import Flag
 
@@ -89,21 +90,15 @@ class TaggedCall:
         self._emitted.append(text)
         self._sink.arguments(text)
 
-    def _declares(self, name: str, argument: str | None) -> bool:
+    def _arguments_of(self, name: str) -> frozenset[str] | None:
         tool = self._tool_set.find(name)
-        return tool is not None and argument in declared_names(tool)
+        return None if tool is None else declared_names(tool)
 
     def _pass_value(self, name: str, emit: Callable[[str], None]) -> ParserCoroutine:
-        custom, types = self._tool.custom, self._types
-        context = ValueContext(
-            name,
-            self.declared,
-            frozenset() if custom else types.required,
-            self._names | {name},
-            not custom and types.is_json(name),
-            lambda tool: self._tool_set.find(tool) is not None,
-            self._declares,
-        )
-        outcome = yield from ValueReader(self._buffer, self._format, context, emit).read()
+        is_json = not self._tool.custom and self._types.is_json(name)
+        required = frozenset() if self._tool.custom else self._types.required
+        context = ValueContext(name, self.declared, required, self._names | {name}, is_json, self._arguments_of)
+        text = ValueText(self._buffer, self._format.by_line, is_json, emit)
+        outcome = yield from ValueReader(text, self._format, context).read()
         if outcome != "closed":
             self.flag(outcome)

@@ -5,7 +5,7 @@ behind a lost closing tag. The value is read on to see which: where the tags tha
 value's own closing tag follows, they are its text; where they are not, and the tag opens a declared argument or tool,
 the value ends before it. So a file survives whose own tags are whole, and a lost tag costs nothing.
 
-The grammar admits no value for which there is a choice (`pattern` in the formats' modules), so a constrained reply is
+The grammar admits no value for which there is a choice (`ended` in the formats' modules), so a constrained reply is
 never held back.
 """
 
@@ -17,11 +17,9 @@ from typing import Literal, TypeGuard
 
 from server.dialects.parsing.tags import Kind, Lexer, Tag, next_tag
 from server.dialects.parsing.text_buffer import ParserCoroutine, TextBuffer
+from server.dialects.parsing.value_text import Outcome, ValueText, margin
 
 PLAIN_NAME = re.compile(r"[!-;=?-~]+")
-OPEN_STRING = re.compile(r'(?:[^"]|"(?:[^"\\\n]|\\.)*+")*+"(?:[^"\\\n]|\\.)*+')
-LINE_BREAK = re.compile(r"[ \t]*\r?\n")
-Outcome = Literal["closed", "repaired", "truncated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +42,8 @@ class TagFormat:
 class ValueContext:
     """The place of a value: its own argument, those that the tool declares and requires, and those given so far.
 
-    `is_json`: it can only be JSON, so that no tag outside its strings is text. `is_tool` knows the request's tools, and
-    `declares` whether one has an argument; without an argument, whether it needs none.
+    `is_json`: it can only be JSON, so that no tag outside its strings is text. `arguments_of` returns the names of the
+    arguments of a tool of the request, None if it has no such tool.
     """
 
     name: str
@@ -53,8 +51,7 @@ class ValueContext:
     required: Collection[str]
     given: Collection[str]
     is_json: bool
-    is_tool: Callable[[str], bool]
-    declares: Callable[[str, str | None], bool]
+    arguments_of: Callable[[str], Collection[str] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,100 +75,47 @@ class _Nested:
 class ValueReader:
     """Reads one value: `read` emits its text, and takes its closing tag if that is what ends it."""
 
-    buffer: TextBuffer
+    text: ValueText
     format: TagFormat
     context: ValueContext
-    emit: Callable[[str], None]
-    _inline: bool = False  # the value begins in the line of its tag
-    _crlf: bool = False
-    _json: str = ""
-    _begun: bool = False  # some of it was taken
-    _first_line: bool = True
-    _repaired: bool = False
     _opened: Counter[str] = field(default_factory=Counter)  # tags in its text, by their word
     _scanned: int = 0  # up to here no undeclared tag closes again
     _ran_out: bool = False  # the last scan came to the end of the reply, not to a tag that closes something else
     _own_end: tuple[int, Tag | None] = (0, None)  # the tags before this position have this end of the value behind them
 
+    @property
+    def buffer(self) -> TextBuffer:
+        """The text of the reply."""
+        return self.text.buffer
+
     def read(self) -> Generator[None, None, Outcome]:
         """Emit the value; return how it ended. An end that is not its closing tag is left in the buffer."""
-        if self.format.by_line:
-            yield from self._skip_first_break()
+        yield from self.text.skip_first_break()
         position = self.buffer.position
         while True:
             found = self.format.lexer.search(self.buffer, position)
             known = found.start if isinstance(found, Tag) else found
-            self._write_before(known)
+            self.text.write_before(known)
             if isinstance(found, Tag):
                 verdict = yield from self._judge(found)
                 position = verdict.tag.end
                 if verdict.kind == "end":
-                    return self._end(verdict.tag)
+                    return self.text.end(verdict.tag)
                 if verdict.kind == "drop":
-                    self._drop(verdict.tag)
+                    self.text.drop(verdict.tag)
                 else:
                     self._opened[found.word] += -1 if found.closes else 1
             elif self.buffer.ended:
-                self._write(self.buffer.rest)
+                self.text.write(self.buffer.rest)
                 return "truncated"
             else:
                 position = known
                 yield
 
-    # --- text ---------------------------------------------------------------------------------------------------
-
-    def _skip_first_break(self) -> ParserCoroutine:
-        while not (first := LINE_BREAK.match(self.buffer.text, self.buffer.at)):
-            if self.buffer.rest.strip(" \t\r") or self.buffer.ended:
-                self._inline = True
-                return
-            yield
-        taken = self.buffer.take(len(first.group()))
-        self._crlf = taken.endswith("\r\n")
-        self._repaired = taken != "\n"
-
-    def _write_before(self, position: int) -> None:
-        """Emit the text before a position, but not the line break and the blanks that may belong to a tag there."""
-        piece = self.buffer.text[self.buffer.at : self.buffer.index(position)]
-        self._write(piece[: len(piece) - len(_margin(piece))])
-
-    def _write(self, piece: str) -> None:
-        if piece:
-            self.buffer.take(len(piece))
-            self.emit(piece)
-            self._begun = True
-            self._first_line = self._first_line and "\n" not in piece
-            if self.context.is_json:
-                self._json += piece
-
-    def _end(self, tag: Tag) -> Outcome:
-        self._write_before(tag.start)
-        margin = self.buffer.text[self.buffer.at : self.buffer.index(tag.start)]
-        is_closing = tag.closes and tag.kind in ("argument", "key")
-        if is_closing and tag.exact:
-            kept, blanks = self._kept_of(margin)
-            self._write(kept)
-            self._repaired = self._repaired or bool(blanks)
-        self.buffer.take_to(tag.end if is_closing else tag.start)
-        return "closed" if is_closing and tag.exact and not self._repaired else "repaired"
-
-    def _kept_of(self, margin: str) -> tuple[str, str]:
-        """Return what of the margin of the closing tag is text of the value, and the blanks that indent the tag."""
-        if not self.format.by_line or "\n" not in margin:
-            return margin, ""
-        before, blanks = margin.split("\n")
-        return before if not (self._crlf or self._inline) else "", blanks
-
-    def _drop(self, tag: Tag) -> None:
-        self._repaired = True
-        self.buffer.take_to(tag.end)
-        if self.format.by_line and (found := LINE_BREAK.match(self.buffer.text, self.buffer.at)):
-            self.buffer.take(len(found.group()))
-
     # --- tags ---------------------------------------------------------------------------------------------------
 
     def _judge(self, tag: Tag) -> Generator[None, None, _Verdict]:
-        if self.context.is_json and self._in_string(tag):
+        if self.text.in_string(tag):
             return _Verdict("text", tag)
         if tag.closes:
             return (yield from self._judge_closing(tag))
@@ -184,7 +128,7 @@ class ValueReader:
         if ends and tag.exact:
             return _Verdict("end", tag)
         # A distorted tag, or the end of a call with other text behind it, ends the value if nothing else does.
-        is_outer = tag.kind == self.format.outer and self._at_line(tag) and self._opened[tag.word] <= 0
+        is_outer = tag.kind == self.format.outer and self.text.at_line(tag) and self._opened[tag.word] <= 0
         if not (ends or is_outer):
             return _Verdict("text", tag)
         end = yield from self._scan(tag, only_declared=True)
@@ -202,17 +146,17 @@ class ValueReader:
             return False
         if tag.kind == "function":
             if after.opens("argument"):
-                return after.exact and self._at_line(after) and self._is_new(after.name)
+                return after.exact and self.text.at_line(after) and self._is_new(after.name)
             return after.kind in ("call", "end") or (after.opens("function") and after.exact)
         if tag.kind == "call":
             is_next = after.opens("call", "function") and self._is_next(after)
-            return after.kind == "end" or (is_next and self._at_line(tag))
+            return after.kind == "end" or (is_next and self.text.at_line(tag))
         is_text = self._opened[tag.word] > 0  # it closes a tag of the value's own text
         if not is_own:
             is_odd_next = after.opens("argument") and not self.format.by_line
             is_next = self._is_next(after) and not after.loose
             return not is_text and after.kind != "end" and (is_next or is_odd_next)
-        is_certain = self._is_certain(tag)
+        is_certain = self.text.inline or self.text.has_own_line(tag)  # a constrained reply has it in no value
         while self._own_closing(after):
             is_doubled = is_certain or (not self.format.by_line and after.start == tag.end)
             if is_text or not is_doubled:
@@ -224,16 +168,6 @@ class ValueReader:
             return self._is_new(after.name) and not is_text and is_certain
         is_exact = after.exact or (not self.format.by_line and not after.loose)
         return self._is_next(after) and (is_certain or is_exact)
-
-    def _is_certain(self, tag: Tag) -> bool:
-        """Whether a closing tag has a line of its own, as a text in a constrained reply cannot have it."""
-        if self._inline:
-            return True
-        if not self.format.by_line:
-            return False
-        start = self.buffer.index(tag.start)
-        begins_line = start > self.buffer.at and self.buffer.text[start - 1] == "\n"
-        return begins_line and LINE_BREAK.match(self.buffer.text, self.buffer.index(tag.end)) is not None
 
     def _is_key(self, position: int, is_certain: bool) -> Generator[None, None, bool]:
         """Whether the key of a declared argument stands there without its own opening tag.
@@ -258,16 +192,17 @@ class ValueReader:
         is_declared, is_new = tag.name in context.declared, self._is_new(tag.name)
         if context.is_json:
             return _Verdict("end" if is_declared else "text", tag)
-        if not self._at_line(tag):
+        if not self.text.at_line(tag):
             ends = is_new and tag.complete and (yield from self._ends_inline(tag))
             return _Verdict("end" if ends else "text", tag)
         # Once more the value's own tag: in GLM's format its value's opening tag, which names nothing.
-        is_own = not self._begun and (tag.name == context.name if is_declared else tag.name is None)
+        is_own = not self.text.begun and (tag.name == context.name if is_declared else tag.name is None)
         is_weak = not (is_declared or is_own)
         if is_weak and not (tag.exact and PLAIN_NAME.fullmatch(tag.name or "") and tag.start >= self._scanned):
             return _Verdict("text", tag)
-        is_certain = tag.complete and not tag.loose and (tag.name is None or self._matches(self.format.certain, tag))
-        if not (is_weak or is_certain) or (self._is_indented(tag) and (yield from self._is_blank(tag))):
+        is_regular = tag.name is None or self.format.certain.match(self.text.between(tag.start, tag.end)) is not None
+        is_certain = tag.complete and not tag.loose and is_regular
+        if not (is_weak or is_certain) or (self.text.is_indented(tag) and (yield from self._is_blank(tag))):
             return _Verdict("end" if (yield from self._is_missing(tag, tag)) else "text", tag)
         end = yield from self._scan(tag, strict=is_weak)
         if end is not None and is_own and tag.name is None and self._is_closed_twice(end):
@@ -280,18 +215,19 @@ class ValueReader:
         function = yield from self._function_of(tag)
         if function is None:
             return _Verdict("text", tag)
-        is_tool = function.name is not None and self.context.is_tool(function.name)
+        declared = self.context.arguments_of(function.name or "")
+        is_tool = declared is not None
         if self.context.is_json:
             return _Verdict("end" if is_tool else "text", tag)
         if not is_tool and tag.start < self._scanned:
             return _Verdict("text", tag)
         argument = yield from next_tag(self.format.lexer, self.buffer, function.end)
-        is_certain = argument is not None and argument.exact and self._at_line(argument)
-        is_declared = is_certain and argument is not None and self.context.declares(function.name or "", argument.name)
+        is_certain = argument is not None and argument.exact and self.text.at_line(argument)
+        is_declared = is_certain and argument is not None and argument.name in (declared or ())
         end = yield from self._scan(tag, strict=not is_declared)
         if end is not None:
             return _Verdict("end", end)
-        ends = is_tool and self._at_line(tag)
+        ends = is_tool and self.text.at_line(tag)
         if ends and not is_declared:  # a call without arguments, or with others
             ends = argument is not None and argument.closes
             ends = ends and (yield from self._scan(tag, strict=True, only_declared=True)) is None
@@ -328,8 +264,8 @@ class ValueReader:
         end = yield from self._end_behind(tag)
         if end is None:
             return tag.name in self.context.required
-        before = self.buffer.text[self.buffer.index(tag.end) : self.buffer.index(end.start)]
-        if "\n" not in _margin(before):
+        before = self.text.between(tag.end, end.start)
+        if "\n" not in margin(before):
             return True
         return (yield from self._is_missing(tag, end))
 
@@ -396,7 +332,7 @@ class ValueReader:
         while True:
             if isinstance(found, Tag):
                 position = found.end
-                while open_tags and open_tags[-1].inline and self._has_break(open_tags[-1].tag.end, found.start):
+                while open_tags and open_tags[-1].inline and self.text.has_break(open_tags[-1].tag.end, found.start):
                     open_tags.pop()
                 if found.closes and found is not first:
                     ended = yield from self._close_nested(found, open_tags, strict)
@@ -420,8 +356,8 @@ class ValueReader:
             if (yield from self._function_of(tag)) is not None:
                 open_tags.append(_Nested(tag.kind, tag))
         elif tag.kind == "argument" and (tag.name in self.context.declared or not only_declared):
-            follows = bool(open_tags) and not self._between(open_tags[-1].tag.end, tag.start).strip()
-            open_tags.append(_Nested("argument", tag, inline=not (is_first or follows or self._at_line(tag))))
+            follows = bool(open_tags) and not self.text.between(open_tags[-1].tag.end, tag.start).strip()
+            open_tags.append(_Nested("argument", tag, inline=not (is_first or follows or self.text.at_line(tag))))
 
     def _close_nested(
         self, tag: Tag, open_tags: list[_Nested], strict: bool
@@ -446,14 +382,12 @@ class ValueReader:
         if not self.format.by_line:
             after = (yield from next_tag(self.format.lexer, self.buffer, tag.end)) if strict else tag
             return after is not None and not after.loose
-        at_line = self._at_line(tag)
-        if (at_line and not strict) or not self._has_break(opening.end, tag.start):
+        at_line = self.text.at_line(tag)
+        if (at_line and not strict) or not self.text.has_break(opening.end, tag.start):
             return True
         if (yield from next_tag(self.format.lexer, self.buffer, tag.end)) is not None:
             return at_line or not strict
-        ends_line = LINE_BREAK.match(self.buffer.text, self.buffer.index(tag.end)) is not None
-        is_indented = self.buffer.text[self.buffer.index(tag.start) - 1] != "\n"
-        return ends_line and (not strict or (at_line and not is_indented))
+        return self.text.has_own_line(tag) if strict else self.text.ends_line(tag)
 
     def _own_closing(self, tag: Tag | None) -> TypeGuard[Tag]:
         return tag is not None and tag.kind == "argument" and tag.closes and tag.exact
@@ -467,39 +401,4 @@ class ValueReader:
         return tag.kind != "argument"
 
     def _is_closed_twice(self, end: Tag) -> bool:
-        return self._between(self.buffer.position, end.start).endswith(self._between(end.start, end.end))
-
-    def _in_string(self, tag: Tag) -> bool:
-        """Whether a string of the value's JSON is open there; a line break ends it, as none has one."""
-        piece = self.buffer.text[self.buffer.at : self.buffer.index(tag.start)]
-        return OPEN_STRING.fullmatch(self._json + piece) is not None
-
-    def _is_indented(self, tag: Tag) -> bool:
-        return self.format.by_line and self.buffer.text[: self.buffer.index(tag.start)].endswith((" ", "\t"))
-
-    def _at_line(self, tag: Tag) -> bool:
-        """Whether a line begins with this tag, or the value's first line began with its tag and is not over."""
-        if not self.format.by_line:
-            return True
-        text, start, end = self.buffer.text, self.buffer.at, self.buffer.index(tag.start)
-        line_break = text.rfind("\n", start, end)
-        if line_break < 0 and (self._begun or self._inline):
-            return self._inline and self._first_line
-        return not text[line_break + 1 if line_break >= 0 else start : end].strip()
-
-    def _matches(self, pattern: re.Pattern[str], tag: Tag) -> bool:
-        return pattern.match(self.buffer.text, self.buffer.index(tag.start)) is not None
-
-    def _between(self, start: int, end: int) -> str:
-        return self.buffer.text[self.buffer.index(start) : self.buffer.index(end)]
-
-    def _has_break(self, start: int, end: int) -> bool:
-        return self.buffer.text.find("\n", self.buffer.index(start), self.buffer.index(end)) >= 0
-
-
-def _margin(piece: str) -> str:
-    """Return the line break, if there is one, and the blanks at the end of a text."""
-    bare = piece.rstrip(" \t")
-    if bare.endswith("\n"):
-        bare = bare[:-1]
-    return piece[len(bare.removesuffix("\r")) :]
+        return self.text.between(self.buffer.position, end.start).endswith(self.text.between(end.start, end.end))
