@@ -13,7 +13,7 @@ from schemathesis.core.result import Ok
 from tests.contract.requests import CHAT, HELLO, KEY, LOCKED, MODEL, SLASHED, fault
 from tests.live import Live, listening_server
 
-CASES, LONG_CASES = 12, 60  # a path
+CASES, LONG_CASES = 6, 60  # a path
 
 
 def test_c91_models(live: Live) -> None:
