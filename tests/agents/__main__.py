@@ -26,6 +26,8 @@ FETCH_TIMEOUT_S, RUN_TIMEOUT_S = 1200, 120
 QUESTION = "What does note.txt say?"
 ANSWER = "The note says that the tests are green."
 NOTE = "The tests are green.\n"
+PATCHED = "The tests are green again.\n"
+PATCH = f"*** Begin Patch\n*** Update File: note.txt\n@@\n-{NOTE}+{PATCHED}*** End Patch"
 # The tools that run a command, and their arguments for it.
 COMMAND_TOOLS: dict[str, Callable[[str], dict[str, object]]] = {
     "Bash": lambda command: {"command": command, "description": "Show the note"},
@@ -53,6 +55,15 @@ def model_of(num_calls: int) -> Callable[[str], str]:
         return "A note"
 
     return text_of
+
+
+def patch_of_note(prompt: str) -> str:
+    """A model that patches the note by a custom tool, then answers."""
+    if "<tool_response>" in prompt:
+        return ANSWER
+    if '"name": "apply_patch"' not in prompt:
+        return "No tool takes patches."
+    return f'<tool_call>\n{{"name": "apply_patch", "arguments": {{}}}}\n<input>\n{PATCH}\n</input>\n</tool_call>'
 
 
 def fetched(agent: AgentRun) -> Path:
@@ -108,8 +119,11 @@ def run(agent: AgentRun, installed: Path, url: str) -> str:
                     return f"failed: no end after {RUN_TIMEOUT_S} s"
                 finally:
                     _end(process)
+        note = (work / "note.txt").read_text()
     if process.returncode or ANSWER not in out:
         return f"failed ({process.returncode}): {(errors or out).strip()[-300:]}"
+    if note != (PATCHED if agent.edits else NOTE):
+        return f"failed: the note says {note!r}"
     return f"ok, version {version_of(agent, installed)}"
 
 
@@ -136,7 +150,8 @@ def main() -> None:
         agent, recorder = AGENT_RUNS[name], Recorder()
         try:
             installed = fetched(agent)
-            with scripted_server(model_of(chosen.calls), WINDOW, recorder.wrap) as url:
+            model = patch_of_note if agent.edits else model_of(chosen.calls)
+            with scripted_server(model, WINDOW, recorder.wrap) as url:
                 outcome = run(agent, installed, url)
         except subprocess.CalledProcessError as error:
             outcome = f"not fetched: {error.stderr.strip().splitlines()[-1]}"

@@ -35,6 +35,7 @@ class AgentRun:
     needs: tuple[str, ...] = ()  # further packages
     release: str = "latest"
     of_python: bool = False
+    edits: bool = False  # the task changes a file by the patch tool, instead of reading one
 
 
 def _claude(target: AgentTarget, home: Path, question: str) -> list[AgentCommand]:
@@ -115,6 +116,7 @@ def _with(command: AgentCommand, arguments: Sequence[str], environment: Mapping[
 AGENT_RUNS: Mapping[str, AgentRun] = {
     "claude": AgentRun(PACKAGES["claude"], "Messages", _claude),
     "codex": AgentRun(PACKAGES["codex"], "Responses", _codex),
+    "codex-patch": AgentRun(PACKAGES["codex"], "Responses", _codex, edits=True),
     "opencode-chat": AgentRun(PACKAGES["opencode"], "Chat Completions", _opencode("chat")),
     "opencode-responses": AgentRun(PACKAGES["opencode"], "Responses", _opencode("responses")),
     "opencode-messages": AgentRun(PACKAGES["opencode"], "Messages", _opencode("messages")),
