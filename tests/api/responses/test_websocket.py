@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai.resources.responses.responses import ResponsesConnection
@@ -157,6 +159,13 @@ def test_errors_are_events_and_the_connection_goes_on(over: Over, reply: Reply) 
         assert events[-1]["type"] == "response.completed" and all("stream_id" not in event for event in events)
         events = create(peer, stream_id="a", stream=True)
         assert {event["stream_id"] for event in events} == {"a"}
+        for outcome, number in (("200", 2), ("400", 11), ("404", 1), ("failed", 1)):
+            line = f'toolwire_requests_total{{outcome="{outcome}",path="/v1/responses"}} {number}.0'
+            wait_for(partial(_figures_have, served, line))
+
+
+def _figures_have(served: HttpServed, line: str) -> bool:
+    return line in httpx.get(f"http://{served.address}/metrics").text
 
 
 def test_mutated_messages_are_answered_one_by_one(over: Over, reply: Reply) -> None:

@@ -24,6 +24,7 @@ from server.api.errors import ApiError, RequestRefused, encode, error_of, error_
 from server.api.middleware.admission import PendingRequest
 from server.api.middleware.auth import KEY_CHECK
 from server.api.middleware.rate_limit import ClientPlace
+from server.api.middleware.request_log import access_logger
 from server.api.middleware.websocket_protocol import DRAINED
 from server.api.reply_handler import ReplyHandler
 from server.api.responses.plan import ResponsePlan
@@ -178,9 +179,9 @@ class SocketConnection:
             self._queue.put_nowait(None)
 
     async def _answer(self, message: SocketMessage) -> None:
-        """Answer one message, whatever happens; it is counted like a request."""
+        """Answer one message, whatever happens; it is counted and logged like a request."""
         sender = EventSender(self._websocket)
-        outcome = "cancelled"
+        outcome, started_s = "cancelled", time.perf_counter()
         try:
             outcome = await self._write(message, sender)
         except RequestRefused as refused:
@@ -198,6 +199,8 @@ class SocketConnection:
         finally:
             message.place.leave()
             self._replies.metrics.count_request(PATH, outcome)
+            seconds = round(time.perf_counter() - started_s, 4)
+            access_logger.info("message", extra={"path": PATH, "status": outcome, "seconds": seconds})
 
     async def _write(self, message: SocketMessage, sender: "EventSender") -> str:
         """Send the events of one response; returns the outcome. Raises RequestRefused or a ServeError."""
