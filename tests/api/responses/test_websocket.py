@@ -311,7 +311,8 @@ def test_incomplete_messages_of_all_connections_are_bounded(over: Over, reply: R
             assert first.ping().wait(20)  # the server has read what was sent before
             with pytest.raises(ConnectionClosed) as closed:
                 second.send(_then_check(half, lambda: second.recv(timeout=20)))
-            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1013
+            # What the server did not read any more may reset the connection before its reason arrives.
+            assert closed.value.rcvd is None or closed.value.rcvd.code == 1013
 
         first.send(_then_check(half, send_the_other))
         assert answer(first)[-1]["status"] == 400  # its message is complete now, and no JSON
@@ -328,7 +329,8 @@ def test_a_message_in_too_many_fragments_is_refused(over: Over, reply: Reply) ->
         with pytest.raises(ConnectionClosed) as closed:
             peer.send(iter("x" * 2000))
             peer.recv(timeout=20)
-        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
+        # What the server did not read any more may reset the connection before its reason arrives.
+        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
 
 
 def _then_check(text: str, check: Callable[[], object]) -> Iterator[str]:
