@@ -11,6 +11,8 @@ from openai.types.responses import ResponseFunctionToolCall
 from pydantic import BaseModel
 
 from tests.api.responses.strict_types import check_event, check_response
+from tests.dialects.patches import paths_of_patch
+from tests.dialects.schema.test_client_grammars import PATCH
 from tests.live import Live, live_server
 
 TOOL: Any = {
@@ -135,3 +137,19 @@ def test_what_was_completed_outlives_kill_9_and_what_was_not_has_failed(tmp_path
     with live_server(*arguments) as server:
         failed = ended(server.client(), drained)
         assert failed.status == "failed" and "shutting down" in failed.error.message
+
+
+def test_what_the_built_in_model_writes_begins_a_patch(live: Live) -> None:
+    """It was not trained on patches and does not end them: what it has written parses once it is closed."""
+    format = {"type": "grammar", "syntax": "lark", "definition": PATCH}
+    tool: Any = {"type": "custom", "name": "apply_patch", "format": format}
+    fields: dict[str, Any] = {"model": MODEL, "tools": [tool], "tool_choice": {"type": "custom", "name": "apply_patch"}}
+    for seed in range(4):
+        reply = live.client().responses.create(
+            input="Delete a.py.", max_output_tokens=60, store=False, extra_body={"seed": seed}, **fields
+        )
+        (text,) = [item.input for item in reply.output if item.type == "custom_tool_call"]
+        end = "" if reply.status == "completed" else "\n*** End Patch"
+        if end and text.split("\n")[-1].startswith("*** Add File: "):
+            end = f"\n+{end}"
+        assert paths_of_patch(text + end)
