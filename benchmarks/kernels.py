@@ -1,12 +1,12 @@
-"""Compares the compiled CPU kernels with torch on the same weights, alternating step by step in one process.
+"""Compares the compiled CPU kernels of each instruction set with torch on the same weights, in turns in one process.
 
-    python -m benchmarks.kernels /tmp/qwen3-0.6b [--threads 2] [--rounds 9]
+    python -m benchmarks.kernels /tmp/qwen3-0.6b [--isas avx2,torch] [--dtype float32] [--threads 2] [--rounds 9]
 
-Milliseconds are medians over the rounds.
+Milliseconds are the least of the rounds: other programs on the machine only add to them. torch takes the best instructions
+that it knows, unless ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2 hold it to some.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from server.messages import Sampling
 from server.model.batch import Batch, Row, RowSampling
+from server.model.cpu.library import available_isas
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
@@ -53,25 +54,29 @@ def seconds(runner: Runner, rows: Sequence[Row]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--isas", type=lambda text: text.split(","), default=[*available_isas(), "torch"])
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="measure the steps whose name contains this")
     options = parser.parse_args()
     runners = []
-    for kernels in (True, False):
-        settings = EngineSettings(device="cpu", cpu_kernels=kernels, threads=options.threads)
+    for isa in options.isas:
+        settings = EngineSettings(device="cpu", dtype=options.dtype, cpu_isa=isa, threads=options.threads)
         loaded = load(options.checkpoint, settings, lambda fraction: None)
-        print(f"{type(loaded.backbone).__name__}: loaded in {loaded.load_s:.2f} s")
+        print(f"{isa}: {type(loaded.backbone).__name__} in {loaded.dtype} loaded in {loaded.load_s:.2f} s")
         runners.append(Runner(loaded, NUM_BLOCKS, BLOCK_SIZE))
-    print(f"{torch.get_num_threads()} threads\n\n{'step':26} {'kernels ms':>10} {'torch ms':>10} {'ratio':>6}")
+    print(f"{torch.get_num_threads()} threads\n\n{'step':26}" + "".join(f" {isa:>12}" for isa in options.isas))
     for name, rows in steps().items():
-        times: tuple[list[float], list[float]] = ([], [])
+        if options.only not in name:
+            continue
+        times: list[list[float]] = [[] for _ in runners]
         for _ in range(options.rounds):
             for runner, own in zip(runners, times, strict=True):
                 own.append(1e3 * seconds(runner, rows))
-        ours, theirs = (statistics.median(own) for own in times)
-        print(f"{name:26} {ours:10.2f} {theirs:10.2f} {theirs / ours:6.2f}", flush=True)
+        print(f"{name:26}" + "".join(f" {min(own):12.2f}" for own in times), flush=True)
 
 
 if __name__ == "__main__":

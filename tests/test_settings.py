@@ -1,6 +1,7 @@
 """One option, three places to say it, one answer to where it came from."""
 
 import dataclasses
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,8 @@ def test_help_shows_every_option_with_its_variable() -> None:
         (["serve", "--model", "./does-not-exist"], "does-not-exist"),
         (["serve", "--model", str(ROOT / "docs")], "config.json"),
         (["serve", "--model", str(ROOT / "README.md")], "folder"),
+        (["serve", "--cpu-isa", "mmx"], "avx2"),
+        (["serve", "--cpu-isa", "avx2" if platform.machine() == "aarch64" else "neon"], "torch"),
     ],
 )
 def test_a_wrong_start_is_one_line_and_exit_code_two(arguments: list[str], hint: str) -> None:

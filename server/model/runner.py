@@ -191,7 +191,9 @@ def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool |
     """Allocate the KV pool in the layout of the model's device."""
     shape = pool_shape(loaded, block_size)
     if loaded.device.type == "cpu":
-        return NativePool(shape, num_blocks) if loaded.kernels and supports_pool(shape) else KvPool(shape, num_blocks)
+        if loaded.kernels is not None and supports_pool(shape):
+            return NativePool(shape, num_blocks, loaded.kernels)
+        return KvPool(shape, num_blocks)
     kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
     return CudaKvPool(shape, num_blocks, loaded.device, kernels, tile_sizes(shape, loaded.kv.heads))
 

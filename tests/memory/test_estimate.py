@@ -19,6 +19,7 @@ from server.memory.headers import read_headers, weight_bytes
 from server.memory.shape import Shape, read_shape
 from server.messages import Sampling
 from server.model.batch import Batch, Row, RowSampling
+from server.model.cpu.library import available_isas
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.profile import AllocationMeter, StepSize, measure_step
@@ -29,7 +30,6 @@ from tests.caches import latest
 CPU = Path("/proc/cpuinfo")
 HAS_BFLOAT16 = CPU.exists() and "avx512_bf16" in CPU.read_text()
 slow_without_bfloat16 = pytest.mark.timeout(300) if HAS_BFLOAT16 else pytest.mark.long
-needs_kernels = pytest.mark.skipif(not HAS_BFLOAT16, reason="this CPU lacks AVX-512 with bfloat16 products")
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-0.6B": ("Qwen3Config", {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16}),
     "Qwen3-8B": (
@@ -63,7 +63,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded
             parameter.zero_()
         model.save_pretrained(folder)
         # the compiled kernels take less
-        loaded = load(folder, EngineSettings(device="cpu", cpu_kernels=False), lambda _: None)
+        loaded = load(folder, EngineSettings(device="cpu", cpu_isa="torch"), lambda _: None)
         return loaded, read_shape(read_config(folder)), folder
 
     return lambda kind, fields: make(kind, json.dumps(fields))
@@ -101,11 +101,11 @@ def test_the_widest_layer_is_estimated_within_three_percent(checkpoint: Callable
     assert headers == pytest.approx(loaded.weight_bytes, rel=0.03)
 
 
-@needs_kernels
-def test_the_compiled_kernels_take_no_more_than_is_estimated(checkpoint: Callable[..., Loaded]) -> None:
+@pytest.mark.parametrize("isa", available_isas())
+def test_the_compiled_kernels_take_no_more_than_is_estimated(checkpoint: Callable[..., Loaded], isa: str) -> None:
     """A model that starts by the estimate must not run out in its first large step."""
     _, shape, folder = checkpoint(*LAYERS["Qwen3-0.6B"])
-    loaded = load(folder, EngineSettings(device="cpu"), lambda _: None)
+    loaded = load(folder, EngineSettings(device="cpu", cpu_isa=isa), lambda _: None)  # type: ignore[arg-type]
     expected = activation_bytes(shape, Demand("bfloat16", max_batch_tokens=NUM_TOKENS, max_running=1))
     for start in (0, 4096):
         measured, _ = measure(loaded, prompt(NUM_TOKENS, start))

@@ -25,7 +25,7 @@ GREEDY = Sampling(max_tokens=64, temperature=0.0)
 @latest
 def loaded(kind: Kind, kernels: bool = True) -> LoadedModel:
     """The loaded model; with the compiled kernels or with torch alone."""
-    settings = EngineSettings(device="cpu", cpu_kernels=kernels)
+    settings = EngineSettings(device="cpu", cpu_isa="auto" if kernels else "torch")
     return load(tiny_checkpoint(kind), settings, lambda fraction: None)
 
 

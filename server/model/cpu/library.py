@@ -1,7 +1,6 @@
-"""ctypes bindings of the compiled CPU kernels: the structures of `cpp/step.cpp`, and the library where it can run.
+"""ctypes bindings of the compiled CPU kernels: the structures of `cpp/step.h`, and one library an instruction set.
 
-The kernels are compiled when the package is installed, if there is a C++ compiler; they need a CPU with AVX-512 and
-its bfloat16 instructions (avx512_bf16).
+The kernels are compiled when the package is installed, if there is a C++ compiler, for every set of the architecture.
 """
 
 import ctypes
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+ISAS = ("avx512_bf16", "avx512", "avx2", "neon")  # the fastest first
 
 
 def _fields(integers: str, numbers: str, pointers: str) -> list[tuple[str, Any]]:
@@ -57,21 +58,21 @@ class AttentionStruct(ctypes.Structure):
 
 
 @functools.cache
-def open_library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they were not compiled or the CPU lacks the instructions."""
-    paths = [Path(__file__).parent / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+def open_library(isa: str) -> ctypes.CDLL | None:
+    """The kernels for this instruction set, or None where they were not compiled or the CPU lacks it."""
+    paths = [Path(__file__).parent / f"_{isa}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        log.info("CPU kernels are off: they were not compiled, which takes g++ when toolwire is installed")
         return None
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        log.warning("CPU kernels are off: they cannot be loaded: %s", error)
+        log.warning("CPU kernels for %s cannot be loaded: %s", isa, error)
         return None
-    if not library.toolwire_is_supported():
-        log.info("CPU kernels are off: this CPU lacks AVX-512 with bfloat16 instructions")
-        return None
+    return _declare(library) if library.toolwire_is_supported() else None
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     address, integer = ctypes.c_void_p, ctypes.c_int64
     library.toolwire_step_bytes.argtypes = library.toolwire_compute.argtypes = (address, address)
     library.toolwire_attention_bytes.argtypes = library.toolwire_attend.argtypes = (address,)
@@ -87,8 +88,6 @@ def open_library() -> ctypes.CDLL | None:
     return library
 
 
-def require_library() -> ctypes.CDLL:
-    """As `open_library`, for callers that have checked that there is one."""
-    library = open_library()
-    assert library is not None, "checked by the caller"
-    return library
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets that the CPU has and that kernels were compiled for, the fastest first."""
+    return tuple(isa for isa in ISAS if open_library(isa) is not None)

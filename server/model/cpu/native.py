@@ -1,4 +1,4 @@
-"""Decoder, output head and KV cache on the compiled CPU kernels of `cpp/step.cpp`.
+"""Decoder, output head and KV cache on the compiled CPU kernels of `cpp/step.h`.
 
 The kernels compute dense decoders in bfloat16 and float32, and the attention of every other model in these types; torch
 computes the rest. They read the checkpoint's weights in place, except for short rows, which are packed into panels.
@@ -6,6 +6,7 @@ computes the rest. They read the checkpoint's weights in place, except for short
 
 import ctypes
 from collections.abc import Sequence
+from ctypes import CDLL
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -22,8 +23,6 @@ from server.model.cpu.library import (
     LayerStruct,
     ModelStruct,
     StepStruct,
-    open_library,
-    require_library,
 )
 from server.model.layers.decoder import is_silu, rotates_whole_heads
 from server.model.layers.recurrent import RecurrentStep
@@ -34,8 +33,8 @@ TAIL_BYTES = 64  # read beyond the last block
 
 
 def supports_decoder(decoder: Any, head: Any) -> bool:
-    """Whether the kernels are available and compute this decoder, of a compact type and with plain linear layers."""
-    if open_library() is None or type(head) is not nn.Linear or head.bias is not None:
+    """Whether the kernels compute this decoder, of a compact type and with plain linear layers."""
+    if type(head) is not nn.Linear or head.bias is not None:
         return False
     dtype = head.weight.dtype
     if dtype not in DTYPES or {weight.dtype for weight in decoder.parameters()} != {dtype}:
@@ -63,21 +62,20 @@ def _reads_linear(linear: Any) -> bool:
 
 
 def supports_pool(shape: PoolShape) -> bool:
-    """Whether the kernels are available and read a KV cache of this shape."""
-    fits = shape.dtype in DTYPES and shape.head_dim % SIZE_MULTIPLE == 0 and shape.block_size % 2 == 0
-    return fits and open_library() is not None
+    """Whether the kernels read a KV cache of this shape."""
+    return shape.dtype in DTYPES and shape.head_dim % SIZE_MULTIPLE == 0 and shape.block_size % 2 == 0
 
 
-def pack_panels(linear: nn.Linear) -> Tensor:
+def pack_panels(linear: nn.Linear, library: CDLL) -> Tensor:
     """A layer's weights as the kernels read them: short rows packed into panels, which replace the layer's weight."""
     weight, is_bf16 = linear.weight.detach().contiguous(), linear.weight.dtype == torch.bfloat16
     outputs, size = weight.shape
-    num_bytes = require_library().toolwire_panel_bytes(is_bf16, size, outputs)
+    num_bytes = library.toolwire_panel_bytes(is_bf16, size, outputs)
     if not num_bytes:
         return weight
     panels = torch.empty(num_bytes // weight.element_size(), dtype=weight.dtype)
     threads = torch.get_num_threads()
-    require_library().toolwire_lay_out(is_bf16, weight.data_ptr(), size, outputs, panels.data_ptr(), threads)
+    library.toolwire_lay_out(is_bf16, weight.data_ptr(), size, outputs, panels.data_ptr(), threads)
     linear.weight = nn.Parameter(panels, requires_grad=False)  # a tied embedding keeps its own
     return panels
 
@@ -85,8 +83,8 @@ def pack_panels(linear: nn.Linear) -> Tensor:
 class NativeBackbone:
     """The whole decoder in one call a step."""
 
-    def __init__(self, decoder: Any) -> None:
-        self._library = require_library()
+    def __init__(self, decoder: Any, library: CDLL) -> None:
+        self._library = library
         self._embedding = decoder.embed_tokens
         self._rotary = decoder.rotary_emb
         first = decoder.layers[0]
@@ -137,13 +135,13 @@ class NativeBackbone:
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return LayerStruct(
-            query=self._address(pack_panels(attention.q_proj)),
-            key=self._address(pack_panels(attention.k_proj)),
-            value=self._address(pack_panels(attention.v_proj)),
-            output=self._address(pack_panels(attention.o_proj)),
-            gate=self._address(pack_panels(mlp.gate_proj)),
-            up=self._address(pack_panels(mlp.up_proj)),
-            down=self._address(pack_panels(mlp.down_proj)),
+            query=self._packed(attention.q_proj),
+            key=self._packed(attention.k_proj),
+            value=self._packed(attention.v_proj),
+            output=self._packed(attention.o_proj),
+            gate=self._packed(mlp.gate_proj),
+            up=self._packed(mlp.up_proj),
+            down=self._packed(mlp.down_proj),
             query_bias=self._address(attention.q_proj.bias),
             key_bias=self._address(attention.k_proj.bias),
             value_bias=self._address(attention.v_proj.bias),
@@ -152,6 +150,9 @@ class NativeBackbone:
             query_norm=self._address(attention.q_norm.weight if has_norms else None),
             key_norm=self._address(attention.k_norm.weight if has_norms else None),
         )
+
+    def _packed(self, linear: nn.Linear) -> int | None:
+        return self._address(pack_panels(linear, self._library))
 
     def _address(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -164,12 +165,12 @@ class NativeBackbone:
 class NativeHead(nn.Module):
     """Output head: float32 logits, summed in the same order whatever the batch."""
 
-    def __init__(self, head: nn.Linear) -> None:
+    def __init__(self, head: nn.Linear, library: CDLL) -> None:
         super().__init__()
-        self._library = require_library()
+        self._library = library
         self._vocab_size = head.out_features
         self._is_bf16 = head.weight.dtype == torch.bfloat16
-        self._weight = pack_panels(head)
+        self._weight = pack_panels(head, library)
         # Reused: logits take tens of megabytes, and committing new pages at every step costs as much as the product.
         self._logits = torch.empty(0)
 
@@ -207,9 +208,10 @@ class NativeHead(nn.Module):
 class NativePool(BlockMemory):
     """KV cache in the kernels' layout (`cpp/attention.h`)."""
 
-    def __init__(self, shape: PoolShape, num_blocks: int) -> None:
+    def __init__(self, shape: PoolShape, num_blocks: int, library: CDLL) -> None:
         assert shape.block_size % 2 == 0, "values are stored in pairs of tokens"
         super().__init__(shape, num_blocks, tail_bytes=TAIL_BYTES)
+        self.library = library
         self.key_pointers = (ctypes.c_void_p * shape.layers)(*(keys.data_ptr() for keys in self.keys))
         self.value_pointers = (ctypes.c_void_p * shape.layers)(*(values.data_ptr() for values in self.values))
 
@@ -240,7 +242,7 @@ class NativeStep:
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """As `AttentionStep.attend`."""
-        library, pool, layer = require_library(), self.pool, self.layer_of[layer_index]
+        pool, layer = self.pool, self.layer_of[layer_index]
         query, key, value = (part.contiguous() for part in (query, key, value))
         results = torch.empty_like(query)
         step = AttentionStruct(
@@ -261,7 +263,7 @@ class NativeStep:
             values=pool.values[layer].data_ptr(),
             results=results.data_ptr(),
         )
-        scratch = torch.empty(library.toolwire_attention_bytes(ctypes.byref(step)), dtype=torch.uint8)
+        scratch = torch.empty(pool.library.toolwire_attention_bytes(ctypes.byref(step)), dtype=torch.uint8)
         step.scratch = scratch.data_ptr()
-        library.toolwire_attend(ctypes.byref(step))
+        pool.library.toolwire_attend(ctypes.byref(step))
         return results

@@ -1,6 +1,7 @@
 """A model in memory, and its sizes."""
 
 from collections.abc import Callable
+from ctypes import CDLL
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,7 @@ class LoadedModel:
     recurrent: RecurrentShape | None
     weight_bytes: int
     load_s: float
-    kernels: bool = False  # whether the compiled CPU kernels may be used for attention
+    kernels: CDLL | None = None  # compiled CPU kernels, which compute attention where they can
 
 
 def count_bytes(model: nn.Module) -> int:

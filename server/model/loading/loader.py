@@ -7,6 +7,7 @@ import torch
 
 from server.errors import CannotStart
 from server.model.cpu.native import NativeHead
+from server.model.cpu.selection import choose_library
 from server.model.loading.loaded_model import LoadedModel, OnProgress
 from server.model.loading.plain import load_plain
 from server.settings import EngineSettings
@@ -26,13 +27,14 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
     if not any(checkpoint.glob("*.safetensors")):
         raise CannotStart(f"{checkpoint} has no *.safetensors file with weights")
     loaded = None
+    kernels = choose_library(settings.cpu_isa) if device.type == "cpu" else None
     if device.type == "cpu" and settings.quantize == "none":
-        loaded = load_plain(checkpoint, settings, on_progress, began_s)
+        loaded = load_plain(checkpoint, settings, kernels, on_progress, began_s)
     if loaded is None:
         # Imported here: transformers takes two seconds to import, and plain decoders do not need it.
         from server.model.loading.pretrained import load_pretrained
 
-        loaded = load_pretrained(checkpoint, settings, device, on_progress, began_s)
+        loaded = load_pretrained(checkpoint, settings, device, kernels, on_progress, began_s)
     _choose_threads(settings.threads, loaded)
     on_progress(1.0)
     return loaded

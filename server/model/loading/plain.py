@@ -7,6 +7,7 @@ weights or faults, are left to transformers and its error texts.
 
 import time
 from collections.abc import Iterator, Mapping
+from ctypes import CDLL
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ class PlainConfig:
 
 
 def load_plain(
-    checkpoint: Path, settings: EngineSettings, on_progress: OnProgress, began_s: float
+    checkpoint: Path, settings: EngineSettings, kernels: CDLL | None, on_progress: OnProgress, began_s: float
 ) -> LoadedModel | None:
-    """Load the checkpoint on the CPU; None if transformers must load it."""
+    """Load the checkpoint on the CPU; None if transformers must load it. `kernels`: those of the CPU, or torch's."""
     try:
         config = read_plain_config(read_config(checkpoint))
         weights = dict(_read_weights(checkpoint)) if config else {}
@@ -63,8 +64,9 @@ def load_plain(
     layers = model.model.layers
     backbone: Backbone
     head: nn.Module
-    if settings.cpu_kernels and supports_decoder(model.model, model.lm_head):
-        backbone, head = NativeBackbone(model.model), NativeHead(model.lm_head)  # reads the mapped files on demand
+    if kernels is not None and supports_decoder(model.model, model.lm_head):
+        # These read the mapped files on demand.
+        backbone, head = NativeBackbone(model.model, kernels), NativeHead(model.lm_head, kernels)
     else:
         for number, layer in enumerate(layers, 1):
             pack_linears(layer)
@@ -82,7 +84,7 @@ def load_plain(
         recurrent=None,
         weight_bytes=count_bytes(model),
         load_s=time.monotonic() - began_s,
-        kernels=settings.cpu_kernels,
+        kernels=kernels,
     )
 
 

@@ -8,6 +8,7 @@ transformers rewrites.
 import re
 import threading
 import time
+from ctypes import CDLL
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,12 @@ QUANTIZATION_PACKAGES = {  # quantization method in config.json -> packages that
 
 
 def load_pretrained(
-    checkpoint: Path, settings: EngineSettings, device: torch.device, on_progress: OnProgress, began_s: float
+    checkpoint: Path,
+    settings: EngineSettings,
+    device: torch.device,
+    kernels: CDLL | None,
+    on_progress: OnProgress,
+    began_s: float,
 ) -> LoadedModel:
     """Load the checkpoint with transformers. Raises CannotStart, with a one-line text."""
     config = _read_config(checkpoint)
@@ -53,25 +59,25 @@ def load_pretrained(
     model = _load_model(checkpoint, config, settings, device, on_progress)
     if settings.quantize == "int8":
         _quantize_int8(model)
-    elif getattr(model, "hf_quantizer", None) is None and not (settings.cpu_kernels and _suits_kernels(model)):
+    elif getattr(model, "hf_quantizer", None) is None and not (kernels and _suits_kernels(model)):
         pack_linears(model)
-    return wrap_model(model, device, began_s, settings.cpu_kernels)
+    return wrap_model(model, device, began_s, kernels)
 
 
-def wrap_model(model: Any, device: torch.device, began_s: float, kernels: bool = False) -> LoadedModel:
+def wrap_model(model: Any, device: torch.device, began_s: float, kernels: CDLL | None = None) -> LoadedModel:
     """Wrap a transformers model that uses ATTENTION_NAME, with packed linear layers or without.
 
-    `kernels`: whether the compiled CPU kernels may be used.
+    `kernels`: the compiled CPU kernels, if they may be used.
     """
     text = model.config.get_text_config()
     recurrent = recurrent_shape(text) if text.model_type in RECURRENT_MODELS else None
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     if recurrent:
         wrap_linear_attention(decoder)
-    is_native = kernels and _suits_kernels(model)
+    native = kernels if kernels and _suits_kernels(model) else None
     return LoadedModel(
-        backbone=NativeBackbone(decoder) if is_native else choose_backbone(decoder, device),
-        head=NativeHead(head) if is_native else head,
+        backbone=NativeBackbone(decoder, native) if native else choose_backbone(decoder, device),
+        head=NativeHead(head, native) if native else head,
         device=device,
         dtype=model.dtype,
         vocab_size=text.vocab_size,

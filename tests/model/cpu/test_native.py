@@ -1,6 +1,6 @@
-"""Compiled CPU kernels: the results of torch, bit-identical whatever else is in the batch.
+"""Compiled CPU kernels of every instruction set of this CPU: torch's results, bit-identical whatever else is computed.
 
-`test_runner.py` shows that whole replies equal `generate()`; it runs on these kernels where the CPU supports them.
+`test_runner.py` shows that whole replies equal `generate()`; it runs on the kernels of the best set.
 """
 
 import atexit
@@ -23,7 +23,7 @@ from torch import nn
 from server.model.attention.cpu import KvPool
 from server.model.batch import Batch, Row, RowSampling
 from server.model.cpu import native
-from server.model.cpu.library import open_library
+from server.model.cpu.library import available_isas, open_library
 from server.model.cpu.native import NativeBackbone, NativeHead, NativePool
 from server.model.layers.decoder import CompactBackbone
 from server.model.loading.loaded_model import LoadedModel
@@ -35,8 +35,17 @@ from tests.checkpoints import Kind, tiny_checkpoint
 from tests.model.drive import GREEDY, prompt_of
 
 CPU = Path("/proc/cpuinfo")
-IS_SUPPORTED = CPU.exists() and "avx512_bf16" in CPU.read_text()
-needs_kernels = pytest.mark.skipif(not IS_SUPPORTED, reason="this CPU lacks AVX-512 with bfloat16 products")
+AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
+FLAGS = {"avx512_bf16": {*AVX512, "avx512_bf16"}, "avx512": AVX512, "avx2": {"avx2", "fma"}, "neon": {"asimd"}}
+WITHOUT = pytest.param("", marks=pytest.mark.skip(reason="no kernels for this CPU"))
+
+
+@pytest.fixture(params=available_isas() or [WITHOUT])
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set of this CPU."""
+    return str(request.param)
+
+
 DENSE: tuple[Kind, ...] = ("llama", "qwen2", "qwen3")
 SAMPLING = RowSampling(GREEDY, 0, [], [])
 DTYPES = (torch.bfloat16, torch.float32)
@@ -72,8 +81,8 @@ def checkpoint(kind: Kind) -> Path:
     return folder
 
 
-def model(kind: Kind, dtype: str, kernels: bool = True) -> LoadedModel:
-    settings = EngineSettings(device="cpu", dtype=dtype, cpu_kernels=kernels, threads=2)  # type: ignore[arg-type]
+def model(kind: Kind, dtype: str, isa: str = "torch") -> LoadedModel:
+    settings = EngineSettings(device="cpu", dtype=dtype, cpu_isa=isa, threads=2)  # type: ignore[arg-type]
     return load(checkpoint(kind), settings, lambda fraction: None)
 
 
@@ -111,51 +120,49 @@ def mixed(loaded: LoadedModel, block_size: int) -> torch.Tensor:
     return torch.cat(steps)
 
 
+@pytest.mark.skipif(not CPU.exists(), reason="the system does not tell what its CPU has")
 def test_the_kernels_are_installed_wherever_the_cpu_supports_them() -> None:
     """If they were silently left out of the installation, speed would halve."""
-    assert (open_library() is not None) == IS_SUPPORTED
+    flags = set(CPU.read_text().split())
+    assert set(available_isas()) == {isa for isa, needed in FLAGS.items() if needed <= flags}
 
 
-@needs_kernels
 @pytest.mark.parametrize("block_size", [2, 16, 20, 32, 48])
 @pytest.mark.parametrize("kind", DENSE)
-def test_logits_equal_those_of_torch(kind: Kind, block_size: int) -> None:
+def test_logits_equal_those_of_torch(isa: str, kind: Kind, block_size: int) -> None:
     """Biases, head norms, and block sizes that are not a multiple of a register, or smaller than one."""
-    ours, theirs = model(kind, "float32"), model(kind, "float32", kernels=False)
+    ours, theirs = model(kind, "float32", isa), model(kind, "float32")
     assert isinstance(ours.backbone, NativeBackbone) and isinstance(theirs.backbone, CompactBackbone)
     torch.testing.assert_close(mixed(ours, block_size), mixed(theirs, block_size), atol=1e-4, rtol=1e-4)
 
 
-@needs_kernels
 @pytest.mark.parametrize("kind", DENSE)
-def test_bfloat16_logits_are_as_close_to_float32_as_those_of_torch(kind: Kind) -> None:
+def test_bfloat16_logits_are_as_close_to_float32_as_those_of_torch(isa: str, kind: Kind) -> None:
     """Sums, norms and the residual stream stay in float32 between products."""
-    exact = mixed(model(kind, "float32", kernels=False), 32)
+    exact = mixed(model(kind, "float32"), 32)
     # The weights are the same; what differs is rounding during computation.
-    ours, theirs = (mixed(model(kind, "bfloat16", kernels), 32) for kernels in (True, False))
+    ours, theirs = (mixed(model(kind, "bfloat16", computing), 32) for computing in (isa, "torch"))
     assert (ours - exact).abs().mean() <= 1.05 * (theirs - exact).abs().mean()
     torch.testing.assert_close(ours, theirs, atol=0.25, rtol=0.05)
 
 
-@needs_kernels
 @pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_5"])
-def test_other_models_use_the_kernels_for_attention(kind: Kind) -> None:
+def test_other_models_use_the_kernels_for_attention(isa: str, kind: Kind) -> None:
     """Only attention uses kernels where a layer is not dense; the cache must have the kernels' layout then."""
     results = []
-    for kernels in (True, False):
-        runner = Runner(model(kind, "float32", kernels), 16, 16, num_slots=2)
-        assert isinstance(runner.pool, NativePool) == kernels
+    for computing in (isa, "torch"):
+        runner = Runner(model(kind, "float32", computing), 16, 16, num_slots=2)
+        assert isinstance(runner.pool, NativePool) == (computing != "torch")
         first = Row(IDS[:70], 0, range(8), 1, SAMPLING, 0)
         rows = Row(IDS[70:71], 70, range(8), 1, SAMPLING, 0), Row(IDS[100:160], 0, range(8, 16), 1, SAMPLING, 1)
         results.append(torch.cat((logits(runner, first), logits(runner, *rows))))
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
-@needs_kernels
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_logits_are_bit_identical_whatever_the_batch_chunks_or_threads(dtype: str) -> None:
+def test_logits_are_bit_identical_whatever_the_batch_chunks_or_threads(isa: str, dtype: str) -> None:
     """A greedy or seeded reply must not change with other requests or a cached prefix."""
-    loaded = model("qwen3", dtype)
+    loaded = model("qwen3", dtype, isa)
     blocks = range(10)
     alone = poisoned(loaded, 16, 200)
     whole = logits(alone, row(IDS[:150], 0, blocks))
@@ -184,23 +191,21 @@ def test_logits_are_bit_identical_whatever_the_batch_chunks_or_threads(dtype: st
         torch.set_num_threads(before)
 
 
-@needs_kernels
-def test_a_broken_sequence_affects_only_its_own_logits() -> None:
-    loaded = model("qwen3", "bfloat16")
+def test_a_broken_sequence_affects_only_its_own_logits(isa: str) -> None:
+    loaded = model("qwen3", "bfloat16", isa)
     runner = poisoned(loaded, 16, 20)
     fine = logits(runner, row(IDS[:50], 0, range(4)))
     both = logits(runner, row(IDS[50:51], 50, range(4)), row(IDS[:1], 30, range(10, 14)))
     assert fine.isfinite().all() and both[0].isfinite().all() and both[1].isnan().all()
 
 
-@needs_kernels
 @pytest.mark.parametrize("size", [64, 1024], ids=["panels", "rows"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_greedy_ids_equal_the_argmax_of_the_logits(dtype: torch.dtype, size: int) -> None:
+def test_greedy_ids_equal_the_argmax_of_the_logits(isa: str, dtype: torch.dtype, size: int) -> None:
     """The lowest of equal ids, whatever their position and thread; NOT_FINITE where a logit is not finite."""
     weights = torch.randint(-2, 3, (1_003, size)).to(dtype)  # small integers: sums are exact, with many ties
     weights[1_002] = weights[7]
-    head, hidden = head_of(weights), torch.randint(-1, 2, (21, size)).to(dtype)
+    head, hidden = head_of(weights, isa), torch.randint(-1, 2, (21, size)).to(dtype)
     hidden[3] = weights[7]  # two distant ids tie
     assert torch.equal(head(hidden), hidden.float() @ weights.float().T)
     expected = head(hidden).argmax(-1)
@@ -210,25 +215,26 @@ def test_greedy_ids_equal_the_argmax_of_the_logits(dtype: torch.dtype, size: int
     assert broken[5] == broken[20] == NOT_FINITE
     others = [line for line in range(21) if line not in (5, 20)]
     assert torch.equal(broken[others], expected[others])
-    all_equal_below_zero = head_of(torch.ones(1_003, size, dtype=dtype)).greedy_ids(-torch.ones(2, size, dtype=dtype))
-    assert all_equal_below_zero.tolist() == [0, 0]
+    all_equal = head_of(torch.ones(1_003, size, dtype=dtype), isa)
+    assert all_equal.greedy_ids(-torch.ones(2, size, dtype=dtype)).tolist() == [0, 0]
 
 
-def head_of(weights: torch.Tensor) -> NativeHead:
+def head_of(weights: torch.Tensor, isa: str) -> NativeHead:
     linear = nn.Linear(weights.shape[1], weights.shape[0], bias=False, dtype=weights.dtype)
     linear.weight.data = weights.clone()
-    return NativeHead(linear)
+    library = open_library(isa)
+    assert library is not None
+    return NativeHead(linear, library)
 
 
-@needs_kernels
-def test_too_short_or_invalid_block_tables_are_refused() -> None:
-    runner = Runner(model("qwen3", "float32"), 4, 16)
+def test_too_short_or_invalid_block_tables_are_refused(isa: str) -> None:
+    runner = Runner(model("qwen3", "float32", isa), 4, 16)
     for blocks in ([0], [0, 4], [0, -1]):
         with pytest.raises(AssertionError):
             runner.launch(Batch((row(IDS[:20], 0, blocks),)))
 
 
-@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"cpu_kernels": False}])
+@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"cpu_isa": "torch"}])
 def test_torch_computes_what_the_kernels_do_not_support(change: dict[str, object]) -> None:
     settings = EngineSettings(device="cpu", **change)  # type: ignore[arg-type]
     loaded = load(tiny_checkpoint("qwen3"), settings, lambda fraction: None)
@@ -249,9 +255,8 @@ class Quantized(torch.Tensor):
         return args[0]  # detach, all that nn.Parameter calls
 
 
-def test_kernels_leave_quantized_layers_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_leave_quantized_layers_to_torch() -> None:
     """`--quantize int8` ended the engine: the kernels read the weights at address 0."""
-    monkeypatch.setattr(native, "open_library", object)
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("qwen3"), dtype=torch.float32)
     assert native.supports_decoder(model.model, model.lm_head)
     attention = model.model.layers[1].self_attn
@@ -259,18 +264,18 @@ def test_kernels_leave_quantized_layers_to_torch(monkeypatch: pytest.MonkeyPatch
     assert not native.supports_decoder(model.model, model.lm_head)
 
 
-@needs_kernels
-def test_greedy_ids_are_those_of_the_threads_there_are() -> None:
+def test_greedy_ids_are_those_of_the_threads_there_are(isa: str) -> None:
     """With fewer threads than requested, maxima of threads that never ran were read from uninitialized memory."""
     script = """
-import torch
+import sys, torch
+from server.model.cpu.library import open_library
 from server.model.cpu.native import NativeHead
 torch.manual_seed(0)
 linear = torch.nn.Linear(1024, 40000, bias=False)
 hidden, weight = torch.randn(6, 1024), linear.weight.detach().clone()
 torch.set_num_threads(8)
 torch.full((1 << 20,), 3e38)  # what freed memory holds
-assert NativeHead(linear).greedy_ids(hidden).tolist() == (hidden @ weight.T).argmax(-1).tolist()
+assert NativeHead(linear, open_library(sys.argv[1])).greedy_ids(hidden).tolist() == (hidden @ weight.T).argmax(-1).tolist()
 """
     environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
-    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script, isa], env=environment, check=False).returncode == 0

@@ -48,7 +48,7 @@ def quantize(base: Path, folder: Path, choices: dict[str, str]) -> None:
 
 def ours(folder: Path) -> torch.Tensor:
     """Logits of every position of the prompt, computed by a Runner."""
-    loaded = load(folder, EngineSettings(device="cpu", cpu_kernels=False), lambda fraction: None)
+    loaded = load(folder, EngineSettings(device="cpu", cpu_isa="torch"), lambda fraction: None)
     sampling = RowSampling(Sampling(max_tokens=1, temperature=0.0), 0, PROMPT, [])
     logits = Runner(loaded, 8, 32).launch(Batch((Row(PROMPT, 0, range(3), len(PROMPT), sampling),))).logits
     assert logits is not None

@@ -57,7 +57,7 @@ def test_both_loaders_give_the_same_logits(kind: Kind, dtype: str) -> None:
 
 def torch_only(dtype: str) -> EngineSettings:
     """Settings without the compiled kernels, which round differently."""
-    return EngineSettings(device="cpu", dtype=dtype, cpu_kernels=False)  # type: ignore[arg-type]
+    return EngineSettings(device="cpu", dtype=dtype, cpu_isa="torch")  # type: ignore[arg-type]
 
 
 def logits_of(loaded: LoadedModel) -> torch.Tensor:

@@ -1,16 +1,14 @@
 // Attention over the paged KV cache with an online softmax over the blocks (Dao et al., FlashAttention).
 //
-// Cache layout of a layer, where PAIR is the number of elements in 32 bits:
-//     keys    [num_blocks, kv_heads, head_dim / PAIR, block_size, PAIR]   scores of 16 tokens fill a register
-//     values  [num_blocks, kv_heads, block_size / PAIR, head_dim, PAIR]   16 dimensions fill a register
+// Cache layout of a layer, where PAIR is the number of elements that a lane multiplies at once:
+//     keys    [num_blocks, kv_heads, head_dim / PAIR, block_size, PAIR]   scores of LANES tokens fill a register
+//     values  [num_blocks, kv_heads, block_size / PAIR, head_dim, PAIR]   LANES dimensions fill a register
 // 64 bytes after the last block must be readable.
 #pragma once
 
-#include "vectors.h"
+#include "products.h"
 
 namespace toolwire {
-
-constexpr int QUERIES = 12;  // per tile: 12 x 2 sums, 2 registers of keys or values and one query use all registers
 
 extern "C" {
 struct Row {  // tokens of one sequence
@@ -50,50 +48,50 @@ inline void keep(const Heads& heads, const S* key, const S* value, E* keys, E* v
         E* of_values = values + begin + at.offset / PAIR * heads.head_dim * PAIR + at.offset % PAIR;
         for (long d = 0; d < heads.head_dim; d += LANES) {
             E held[LANES];
-            Elements<E>::store(held, Elements<S>::floats(key + head * heads.head_dim + d));
+            store(held, load(key + head * heads.head_dim + d));
             for (int i = 0; i < LANES; i += PAIR)
                 std::memcpy(of_keys + (d + i) / PAIR * heads.block_size * PAIR, held + i, PAIR * sizeof(E));
-            Elements<E>::store(held, Elements<S>::floats(value + head * heads.head_dim + d));
+            store(held, load(value + head * heads.head_dim + d));
             for (int i = 0; i < LANES; i++) of_values[(d + i) * PAIR] = held[i];
         }
     }
 }
 
-// Scores of N queries with 16 * U tokens.
+// Scores of N queries with LANES * U tokens.
 template <class E, int N, int U>
-inline void score(const E* const queries[], const E* keys, const Heads& heads, float* scores, long stride) {
+inline void score(const Input<E>* const queries[], const E* keys, const Heads& heads, float* scores, long stride) {
     using Es = Elements<E>;
     Floats sum[N][U];
     for (int q = 0; q < N; q++)
-        for (int u = 0; u < U; u++) sum[q][u] = _mm512_setzero_ps();
+        for (int u = 0; u < U; u++) sum[q][u] = Floats{};
     for (long d = 0; d < heads.head_dim; d += Es::PAIR) {
-        Bits key[U];
+        typename Es::Bits key[U];
         for (int u = 0; u < U; u++) key[u] = Es::load(keys + d * heads.block_size + u * Es::STEP);
         for (int q = 0; q < N; q++) {
-            Bits query = everywhere(queries[q] + d);
+            typename Es::Bits query = Es::everywhere(queries[q] + d);
             for (int u = 0; u < U; u++) sum[q][u] = Es::dot(sum[q][u], query, key[u]);
         }
     }
     for (int q = 0; q < N; q++)
         for (int u = 0; u < U; u++)
-            _mm512_storeu_ps(scores + q * stride + u * LANES, _mm512_mul_ps(sum[q][u], _mm512_set1_ps(heads.scaling)));
+            store(scores + q * stride + u * LANES, sum[q][u] * all(heads.scaling));
 }
 
 // N queries of one KV head over a sequence's blocks with online softmax. Query q attends to the first seen[q] tokens,
 // at most `most`. results [N] of head_dim.
 template <class E, int N>
-void attend_tile(const Heads& heads, const E* const queries[], const long seen[], long most, const int32_t* blocks,
-                 const E* keys, const E* values, E* const results[], float* scratch) {
+void attend_tile(const Heads& heads, const Input<E>* const queries[], const long seen[], long most,
+                 const int32_t* blocks, const E* keys, const E* values, Input<E>* const results[], float* scratch) {
     using Es = Elements<E>;
     constexpr int PAIR = Es::PAIR;
     long head_dim = heads.head_dim, size = heads.block_size;
     const long stride = heads.block_lanes();
-    float* sums = scratch;                       // [N, head_dim]
-    float* scores = sums + QUERIES * head_dim;   // [N, block_lanes]
-    E* shares = (E*)(scores + QUERIES * stride); // [N, block_lanes]
+    float* sums = scratch;                                     // [N, head_dim]
+    float* scores = sums + QUERIES * head_dim;                 // [N, block_lanes]
+    Input<E>* shares = (Input<E>*)(scores + QUERIES * stride); // [N, block_lanes]
     float highest[N], total[N];
     for (int q = 0; q < N; q++) highest[q] = -__builtin_inff(), total[q] = 0.0f;
-    for (long i = 0; i < N * head_dim; i += LANES) _mm512_storeu_ps(sums + i, _mm512_setzero_ps());
+    for (long i = 0; i < N * head_dim; i += LANES) store(sums + i, Floats{});
 
     for (long first = 0; first < most; first += size) {
         const E* own_keys = keys + blocks[first / size] * heads.block_elements();
@@ -108,74 +106,76 @@ void attend_tile(const Heads& heads, const E* const queries[], const long seen[]
             float* own = scores + q * stride;
             long visible = at_most(seen[q] - first, here);
             if (visible < wide) {
-                Floats none = _mm512_set1_ps(-__builtin_inff());
+                Floats none = all(-__builtin_inff());
                 for (long t = visible < 0 ? 0 : visible / LANES * LANES; t < wide; t += LANES) {
                     long open = visible - t;
-                    __mmask16 hidden = open <= 0 ? 0xffff : (__mmask16)(0xffffu << open);
-                    _mm512_mask_storeu_ps(own + t, hidden, none);
+                    store(own + t, open <= 0 ? none : select(first_lanes((int)open), load(own + t), none));
                 }
             }
-            Floats top = _mm512_loadu_ps(own);
-            for (long t = LANES; t < wide; t += LANES) top = _mm512_max_ps(top, _mm512_loadu_ps(own + t));
-            float before = highest[q], now = _mm512_reduce_max_ps(top);
+            Floats top = load(own);
+            for (long t = LANES; t < wide; t += LANES) top = max(top, load(own + t));
+            float before = highest[q], now = max_of(top);
             highest[q] = now = now > before ? now : before;
-            Floats sum = _mm512_setzero_ps(), level = _mm512_set1_ps(now);
+            Floats sum = Floats{}, level = all(now);
             for (long t = 0; t < wide; t += LANES) {
-                Floats share = exponential(_mm512_sub_ps(_mm512_loadu_ps(own + t), level));
-                sum = _mm512_add_ps(sum, share);
-                Es::store(shares + q * stride + t, share);
+                Floats share = exponential(load(own + t) - level);
+                sum = sum + share;
+                store(shares + q * stride + t, share);
             }
-            Floats fade = exponential(_mm512_set1_ps(before - now));
-            total[q] = total[q] * _mm512_cvtss_f32(fade) + _mm512_reduce_add_ps(sum);
+            Floats fade = exponential(all(before - now));
+            total[q] = total[q] * fade[0] + sum_of(sum);
             if (now > before)
                 for (float* at = sums + q * head_dim; at < sums + (q + 1) * head_dim; at += LANES)
-                    _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), fade));
+                    store(at, load(at) * fade);
         }
 
         for (long d = 0; d < head_dim; d += 2 * LANES) {
             Floats sum[N][2];
             for (int q = 0; q < N; q++)
-                for (int u = 0; u < 2; u++) sum[q][u] = _mm512_loadu_ps(sums + q * head_dim + d + u * LANES);
+                for (int u = 0; u < 2; u++) sum[q][u] = load(sums + q * head_dim + d + u * LANES);
             for (long t = 0; t < here; t += PAIR) {
-                Bits value[2];
+                typename Es::Bits value[2];
                 for (int u = 0; u < 2; u++) {
                     value[u] = Es::load(own_values + t * head_dim + (d + u * LANES) * PAIR);
                     // Stale data in the block may be NaN, and 0 * NaN is NaN.
                     if (t + PAIR > here) value[u] = Es::first_of_pairs(value[u]);
                 }
                 for (int q = 0; q < N; q++) {
-                    Bits share = everywhere(shares + q * stride + t);
+                    typename Es::Bits share = Es::everywhere(shares + q * stride + t);
                     for (int u = 0; u < 2; u++) sum[q][u] = Es::dot(sum[q][u], share, value[u]);
                 }
             }
             for (int q = 0; q < N; q++)
-                for (int u = 0; u < 2; u++) _mm512_storeu_ps(sums + q * head_dim + d + u * LANES, sum[q][u]);
+                for (int u = 0; u < 2; u++) store(sums + q * head_dim + d + u * LANES, sum[q][u]);
         }
     }
     for (int q = 0; q < N; q++) {
-        Floats factor = _mm512_set1_ps(1.0f / total[q]);
-        for (long d = 0; d < head_dim; d += LANES)
-            Es::store(results[q] + d, _mm512_mul_ps(_mm512_loadu_ps(sums + q * head_dim + d), factor));
+        Floats factor = all(1.0f / total[q]);
+        for (long d = 0; d < head_dim; d += LANES) store(results[q] + d, load(sums + q * head_dim + d) * factor);
     }
 }
 
 template <class E, int N = QUERIES>
-inline void attend_some(int count, const Heads& heads, const E* const queries[], const long seen[], long most,
-                        const int32_t* blocks, const E* keys, const E* values, E* const results[], float* scratch) {
+inline void attend_some(int count, const Heads& heads, const Input<E>* const queries[], const long seen[], long most,
+                        const int32_t* blocks, const E* keys, const E* values, Input<E>* const results[],
+                        float* scratch) {
     if constexpr (N > 0) {
         if (count == N) return attend_tile<E, N>(heads, queries, seen, most, blocks, keys, values, results, scratch);
         attend_some<E, N - 1>(count, heads, queries, seen, most, blocks, keys, values, results, scratch);
     }
 }
 
-inline long scratch_floats(const Heads& heads) { return QUERIES * (heads.head_dim + 2 * heads.block_lanes()); }
+// Of one thread: sums, scores and shares of a tile, and its queries and results if they are widened.
+inline long scratch_floats(const Heads& heads) { return QUERIES * (2 * heads.head_dim + 2 * heads.block_lanes()); }
 
 // queries [tokens, heads, head_dim] -> results of the same shape. Tiles of one KV head are consecutive, so that rows
 // with common blocks find them in the CPU's caches.
-template <class E>
-void attend(const Heads& heads, const Row* rows, long num_rows, const E* queries, const E* keys, const E* values,
-            E* results, float* scratch) {
-    long group = heads.group(), tiles = 0;
+template <class E, class Q>
+void attend(const Heads& heads, const Row* rows, long num_rows, const Q* queries, const E* keys, const E* values,
+            Q* results, float* scratch) {
+    constexpr bool WIDENS = !std::is_same_v<Q, Input<E>>;
+    const long group = heads.group(), head_dim = heads.head_dim;
+    long tiles = 0;
     for (long row = 0; row < num_rows; row++) tiles += (rows[row].num_tokens * group + QUERIES - 1) / QUERIES;
 #pragma omp for schedule(dynamic, 1)
     for (long item = 0; item < tiles * heads.kv_heads; item++) {
@@ -183,18 +183,23 @@ void attend(const Heads& heads, const Row* rows, long num_rows, const E* queries
         const Row* row = rows;
         for (long own; tile >= (own = (row->num_tokens * group + QUERIES - 1) / QUERIES); row++) tile -= own;
         long first = tile * QUERIES, count = at_most(QUERIES, row->num_tokens * group - first), most = 0;
-        const E* own[QUERIES];
-        E* to[QUERIES];
-        long seen[QUERIES];
+        const Input<E>* own[QUERIES];
+        Input<E>* to[QUERIES];
+        long seen[QUERIES], places[QUERIES];
         for (long q = 0; q < count; q++) {
             long token = (first + q) / group, query = head * group + (first + q) % group;
-            long place = ((row->first_token + token) * heads.heads + query) * heads.head_dim;
-            own[q] = queries + place;
-            to[q] = results + place;
+            places[q] = ((row->first_token + token) * heads.heads + query) * head_dim;
+            float* copy = scratch + scratch_floats(heads) - (q + 1) * head_dim;
+            own[q] = as_input<E>(queries + places[q], head_dim, copy);
+            if constexpr (WIDENS) to[q] = copy;  // when the query is no longer read
+            else to[q] = results + places[q];
             seen[q] = most = row->start + token + 1;
         }
-        long offset = head * heads.head_dim * heads.block_size;
+        long offset = head * head_dim * heads.block_size;
         attend_some<E>((int)count, heads, own, seen, most, row->blocks, keys + offset, values + offset, to, scratch);
+        if constexpr (WIDENS)
+            for (long q = 0; q < count; q++)
+                for (long d = 0; d < head_dim; d += LANES) store(results + places[q] + d, load(to[q] + d));
     }
 }
 

@@ -1,29 +1,29 @@
 // RMS norms and rotary positions, in float32.
 #pragma once
 
-#include "vectors.h"
+#include "vec.h"
 
 namespace toolwire {
 
 // Scale factor of an RMS norm over `size` values; `size` is a multiple of 16.
 inline float norm_factor(const float* values, long size, float epsilon) {
-    Floats sum = _mm512_setzero_ps();
+    Floats sum = Floats{};
     for (long i = 0; i < size; i += LANES) {
-        Floats value = _mm512_loadu_ps(values + i);
-        sum = _mm512_fmadd_ps(value, value, sum);
+        Floats value = load(values + i);
+        sum = fma(value, value, sum);
     }
-    return 1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(sum) / (float)size + epsilon);
+    return 1.0f / __builtin_sqrtf(sum_of(sum) / (float)size + epsilon);
 }
 
-template <class E>
-void norm(const float* stream, long tokens, long size, const E* weight, float epsilon, E* results) {
+template <class E, class R>
+void norm(const float* stream, long tokens, long size, const E* weight, float epsilon, R* results) {
 #pragma omp for schedule(static)
     for (long token = 0; token < tokens; token++) {
         const float* values = stream + token * size;
-        Floats factor = _mm512_set1_ps(norm_factor(values, size, epsilon));
+        Floats factor = all(norm_factor(values, size, epsilon));
         for (long i = 0; i < size; i += LANES) {
-            Floats value = _mm512_mul_ps(_mm512_loadu_ps(values + i), factor);
-            Elements<E>::store(results + token * size + i, _mm512_mul_ps(value, Elements<E>::floats(weight + i)));
+            Floats value = load(values + i) * factor;
+            store(results + token * size + i, value * load(weight + i));
         }
     }
 }
@@ -32,19 +32,19 @@ void norm(const float* stream, long tokens, long size, const E* weight, float ep
 template <class E>
 inline void turn(float* head, long head_dim, const E* weight, float epsilon, const float* cosines, const float* sines) {
     if (weight) {
-        Floats factor = _mm512_set1_ps(norm_factor(head, head_dim, epsilon));
+        Floats factor = all(norm_factor(head, head_dim, epsilon));
         for (long i = 0; i < head_dim; i += LANES) {
-            Floats value = _mm512_mul_ps(_mm512_loadu_ps(head + i), factor);
-            _mm512_storeu_ps(head + i, _mm512_mul_ps(value, Elements<E>::floats(weight + i)));
+            Floats value = load(head + i) * factor;
+            store(head + i, value * load(weight + i));
         }
     }
     const long half = head_dim / 2;
     for (long i = 0; i < half; i += LANES) {
-        Floats one = _mm512_loadu_ps(head + i), two = _mm512_loadu_ps(head + half + i);
-        Floats first = _mm512_mul_ps(one, _mm512_loadu_ps(cosines + i));
-        Floats second = _mm512_mul_ps(two, _mm512_loadu_ps(cosines + half + i));
-        _mm512_storeu_ps(head + i, _mm512_fnmadd_ps(two, _mm512_loadu_ps(sines + i), first));
-        _mm512_storeu_ps(head + half + i, _mm512_fmadd_ps(one, _mm512_loadu_ps(sines + half + i), second));
+        Floats one = load(head + i), two = load(head + half + i);
+        Floats first = one * load(cosines + i);
+        Floats second = two * load(cosines + half + i);
+        store(head + i, fnma(two, load(sines + i), first));
+        store(head + half + i, fma(one, load(sines + half + i), second));
     }
 }
 

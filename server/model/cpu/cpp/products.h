@@ -6,99 +6,119 @@
 
 #include <omp.h>
 
-#include <cmath>
+#include <type_traits>
 
-#include "vectors.h"
+#include "vec.h"
 
 namespace toolwire {
 
 constexpr long SHORT = 512;         // weights with at most this many inputs are packed into panels
 constexpr long COLUMNS = 64;        // outputs that a thread computes at a time, at most
-constexpr int NO_NUMBER = 0x01 | 0x08 | 0x10 | 0x80;  // quiet NaN, infinity, minus infinity, signalling NaN
 constexpr long CACHED = 384 << 10;  // bytes of inputs that stay in a core's own cache while weights are streamed
 
-// Horizontal sums of four registers.
-inline __m128 totals(Floats a, Floats b, Floats c, Floats d) {
-    Floats ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    Floats cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    Floats low = (Floats)_mm512_unpacklo_pd((__m512d)ab, (__m512d)cd);
-    Floats high = (Floats)_mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
-    Floats all = _mm512_add_ps(low, high);
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+template <class E> using Input = typename Elements<E>::Input;
+
+// Numbers as products with elements E take them: themselves, or widened copies; `count` is a multiple of LANES.
+template <class E> const Input<E>* as_input(const Input<E>* numbers, long, void*) { return numbers; }
+template <class E, class Q>
+    requires(!std::is_same_v<Q, Input<E>>)
+const Input<E>* as_input(const Q* numbers, long count, void* copies) {
+    Input<E>* at = (Input<E>*)copies;
+    for (long i = 0; i < count; i += LANES) store(at + i, load(numbers + i));
+    return at;
 }
 
 // Weights as in the checkpoint, row by row. A register holds inputs of one output, which are summed at the end.
 template <class E> struct Rows {
-    static constexpr int TOKENS = 6;  // per tile: 6 x 4 sums, 4 rows and one input use all registers
+    static constexpr int TOKENS = ROW_TOKENS;
 
     const E* weights;
     long size;
 
-    // M tokens by `count` rows (at most 16) from `column` on.
-    template <int M> void tile(const E* inputs, long column, int count, float (*sums)[LANES]) const {
-        for (int first = 0; first < count; first += 4) {
-            const E* rows[4];
-            for (int n = 0; n < 4; n++) rows[n] = weights + (column + at_most(first + n, count - 1)) * size;
-            four_columns<M>(inputs, rows, (float(*)[LANES])(&sums[0][first]));
+    // M tokens by `count` rows (at most GROUP) from `column` on, a stretch of inputs at a time.
+    template <int M> void tile(const Input<E>* inputs, long column, int count, float (*sums)[GROUP]) const {
+        constexpr int N = rows_at_once(M);
+        Floats begun[M][GROUP];
+        for (long begin = 0; begin < size; begin += STRETCH) {
+            const long end = at_most(begin + STRETCH, size);
+            for (int first = 0; first < count; first += N) {
+                const E* rows[N];
+                for (int n = 0; n < N; n++) rows[n] = weights + (column + at_most(first + n, count - 1)) * size;
+                Floats sum[M][N];
+                for (int m = 0; m < M; m++)
+                    for (int n = 0; n < N; n++) sum[m][n] = begin > 0 ? begun[m][first + n] : Floats{};
+                add<M, N>(inputs, rows, begin, end, sum);
+                for (int m = 0; m < M; m++) {
+                    if (end == size) store_totals(&sums[m][first], sum[m]);
+                    else
+                        for (int n = 0; n < N; n++) begun[m][first + n] = sum[m][n];
+                }
+            }
         }
     }
 
   private:
-    // Prefetches the next four rows while four rows are multiplied.
-    template <int M> void four_columns(const E* inputs, const E* const rows[4], float (*sums)[LANES]) const {
+    // Prefetches the next rows while these are multiplied.
+    template <int M, int N>
+    [[gnu::always_inline]] inline void add(const Input<E>* inputs, const E* const (&rows)[N], long begin, long end,
+                                           Floats (&sum)[M][N]) const {
         using Es = Elements<E>;
-        const E* next = rows[0] + 4 * size;
-        Floats sum[M][4];
-        for (int m = 0; m < M; m++)
-            for (int n = 0; n < 4; n++) sum[m][n] = _mm512_setzero_ps();
-        for (long k = 0; k < size; k += Es::STEP) {
-            Bits weight[4];
-            for (int n = 0; n < 4; n++) {
-                weight[n] = Es::load(rows[n] + k);
-                _mm_prefetch((const char*)(next + n * size + k), _MM_HINT_T1);
-            }
-            for (int m = 0; m < M; m++) {
-                Bits input = Es::load(inputs + m * size + k);
-                for (int n = 0; n < 4; n++) sum[m][n] = Es::dot(sum[m][n], input, weight[n]);
+        constexpr long LINE = 64 / sizeof(E);
+        const E* next = rows[0] + N * size;
+        for (long line = begin; line < end; line += LINE) {
+            for (int n = 0; n < N; n++) __builtin_prefetch(next + n * size + line, 0, 2);
+            for (long k = line; k < line + LINE; k += Es::STEP) {
+                typename Es::Bits weight[N];
+                for (int n = 0; n < N; n++) weight[n] = Es::load(rows[n] + k);
+                for (int m = 0; m < M; m++) {
+                    typename Es::Bits input = Es::load(inputs + m * size + k);
+                    for (int n = 0; n < N; n++) sum[m][n] = Es::dot(sum[m][n], input, weight[n]);
+                }
             }
         }
-        for (int m = 0; m < M; m++) _mm_storeu_ps(sums[m], totals(sum[m][0], sum[m][1], sum[m][2], sum[m][3]));
     }
 };
 
-// Weights packed into panels of sixteen outputs: [panels, inputs / PAIR, 16, PAIR]. A register holds one input (a pair
-// in bfloat16) of sixteen outputs, so that no horizontal sums are needed, which would cost as much as the short rows.
+// Weights packed into panels of sixteen outputs: [panels, inputs / PAIR, GROUP, PAIR]. A register holds one input (a
+// pair in bfloat16 products) of several outputs, so that no horizontal sums are needed, which would cost as much as the
+// short rows.
 template <class E> struct Panels {
-    static constexpr int TOKENS = 8;
+    static constexpr int TOKENS = PANEL_TOKENS;
 
     const E* weights;
     long size;
 
-    static long elements(long size, long outputs) { return rounded_up(outputs, LANES) * size; }
+    static long elements(long size, long outputs) { return rounded_up(outputs, GROUP) * size; }
 
     static void lay_out(const E* rows, long size, long outputs, E* panels) {
         constexpr int PAIR = Elements<E>::PAIR;
 #pragma omp for schedule(static)
-        for (long first = 0; first < outputs; first += LANES)
+        for (long first = 0; first < outputs; first += GROUP)
             for (long k = 0; k < size; k += PAIR)
-                for (long output = first; output < first + LANES; output++) {
-                    E* at = panels + first * size + k * LANES + (output - first) * PAIR;
+                for (long output = first; output < first + GROUP; output++) {
+                    E* at = panels + first * size + k * GROUP + (output - first) * PAIR;
                     for (long i = 0; i < PAIR; i++) at[i] = output < outputs ? rows[output * size + k + i] : E{};
                 }
     }
 
-    template <int M> void tile(const E* inputs, long column, int, float (*sums)[LANES]) const {
+    template <int M> void tile(const Input<E>* inputs, long column, int, float (*sums)[GROUP]) const {
         using Es = Elements<E>;
+        constexpr int PARTS = GROUP / LANES;
         const E* panel = weights + column * size;
-        Floats sum[M];
-        for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
+        Floats sum[M][PARTS];
+        for (int m = 0; m < M; m++)
+            for (int part = 0; part < PARTS; part++) sum[m][part] = Floats{};
         for (long k = 0; k < size; k += Es::PAIR) {
-            Bits weight = Es::load(panel + k * LANES);
-            _mm_prefetch((const char*)(panel + (size + k) * LANES), _MM_HINT_T1);
-            for (int m = 0; m < M; m++) sum[m] = Es::dot(sum[m], everywhere(inputs + m * size + k), weight);
+            typename Es::Bits weight[PARTS];
+            for (int part = 0; part < PARTS; part++) weight[part] = Es::load(panel + k * GROUP + part * Es::STEP);
+            __builtin_prefetch(panel + (size + k) * GROUP, 0, 2);
+            for (int m = 0; m < M; m++) {
+                typename Es::Bits input = Es::everywhere(inputs + m * size + k);
+                for (int part = 0; part < PARTS; part++) sum[m][part] = Es::dot(sum[m][part], input, weight[part]);
+            }
         }
-        for (int m = 0; m < M; m++) _mm512_storeu_ps(sums[m], sum[m]);
+        for (int m = 0; m < M; m++)
+            for (int part = 0; part < PARTS; part++) store(sums[m] + part * LANES, sum[m][part]);
     }
 };
 
@@ -111,10 +131,10 @@ inline int threads_for(long products, long fetched, long threads) {
 }
 
 // `tokens` by sixteen outputs, by the weights' own `tile`.
-template <class W, class E, int M = W::TOKENS>
-inline void tile(const W& weights, int tokens, const E* inputs, long column, int count, float (*sums)[LANES]) {
+template <class W, class I, int M = W::TOKENS>
+inline void tile(const W& weights, int tokens, const I* inputs, long column, int count, float (*sums)[GROUP]) {
     if constexpr (M > 1)
-        if (tokens < M) return tile<W, E, M - 1>(weights, tokens, inputs, column, count, sums);
+        if (tokens < M) return tile<W, I, M - 1>(weights, tokens, inputs, column, count, sums);
     weights.template tile<M>(inputs, column, count, sums);
 }
 
@@ -131,63 +151,56 @@ template <class E, class Act> inline void in_their_form(const E* weights, long s
 template <int TOKENS, class Use> inline void product(long tokens, long outputs, long row_bytes, Use use) {
     long strip = CACHED / row_bytes / TOKENS * TOKENS;
     if (strip < 4 * TOKENS) strip = 4 * TOKENS;
-    const long share = rounded_up(outputs / (4 * omp_get_num_threads()) + 1, LANES), width = at_most(share, COLUMNS);
+    const long share = rounded_up(outputs / (4 * omp_get_num_threads()) + 1, GROUP), width = at_most(share, COLUMNS);
     const long strips = (tokens + strip - 1) / strip, columns = (outputs + width - 1) / width;
 #pragma omp for schedule(dynamic, 1) nowait
     for (long item = 0; item < strips * columns; item++) {
         long first = item / columns * strip, last = at_most(tokens, first + strip);
         long left = item % columns * width, right = at_most(outputs, left + width);
-        for (long column = left; column < right; column += LANES)
+        for (long column = left; column < right; column += GROUP)
             for (long token = first, tiles = (last - first + TOKENS - 1) / TOKENS; tiles > 0; tiles--) {
                 const int count = (int)((last - token + tiles - 1) / tiles);  // 8 become 4 and 4, not 6 and 2
-                use(token, count, column, (int)at_most(LANES, right - column));
+                use(token, count, column, (int)at_most(GROUP, right - column));
                 token += count;
             }
     }
 }
 
-// inputs times weights, distributed as by `product`; `keep(token, column, count, sums)` gets sixteen outputs at a time.
+// `use(first, count)` for each register of `outputs` numbers: its first one, and how many are in it.
+template <class Use> inline void by_registers(int outputs, Use use) {
+    for (int first = 0; first < outputs; first += LANES) use(first, (int)at_most(LANES, outputs - first));
+}
+
+// inputs times weights, distributed as by `product`; `keep(token, column, count, sums)` gets a register at a time.
 template <class E, class Keep>
-void project_each(const E* inputs, long tokens, long size, const E* weights, long outputs, Keep keep) {
+void project_each(const Input<E>* inputs, long tokens, long size, const E* weights, long outputs, Keep keep) {
     in_their_form(weights, size, [=](auto form) {
         using Form = decltype(form);
-        product<Form::TOKENS>(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
-            float sums[Form::TOKENS][LANES];
+        const long row_bytes = size * sizeof(Input<E>);
+        product<Form::TOKENS>(tokens, outputs, row_bytes, [=](long token, int m, long column, int count) {
+            float sums[Form::TOKENS][GROUP];
             tile(form, m, inputs + token * size, column, count, sums);
-            for (int i = 0; i < m; i++) keep(token + i, column, count, _mm512_loadu_ps(sums[i]));
+            for (int i = 0; i < m; i++)
+                by_registers(count, [&](int first, int own) {
+                    keep(token + i, column + first, own, load(sums[i] + first));
+                });
         });
     });
 }
 
-inline __mmask16 first_lanes(int count) { return (__mmask16)((1u << count) - 1); }
-
 // results = inputs times weights, plus a bias.
 template <class E, class R>
-void project(const E* inputs, long tokens, long size, const E* weights, const E* bias, long outputs, R* results,
+void project(const Input<E>* inputs, long tokens, long size, const E* weights, const E* bias, long outputs, R* results,
              long stride) {
     project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
         if (bias) {
             alignas(64) E own[LANES] = {};
             std::memcpy(own, bias + column, count * sizeof(E));
-            sum = _mm512_add_ps(sum, Elements<E>::floats(own));
+            sum = sum + load(own);
         }
-        Elements<R>::store(results + token * stride + column, sum, count);
+        store(results + token * stride + column, sum, count);
     });
 }
-
-// Maximum and its id in each lane so far; the lowest id of equal ones.
-struct Peaks {
-    Floats values;
-    Bits ids;
-
-    void see(Floats numbers, long first, __mmask16 own) {
-        __mmask16 greater = _mm512_mask_cmp_ps_mask(own, numbers, values, _CMP_GT_OQ);
-        Bits here = _mm512_add_epi32(_mm512_set1_epi32((int)first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
-                                                                                   11, 12, 13, 14, 15));
-        values = _mm512_mask_mov_ps(values, greater, numbers);
-        ids = _mm512_mask_mov_epi32(ids, greater, here);
-    }
-};
 
 // One thread's maxima over one token's outputs.
 struct Seen {
@@ -197,41 +210,42 @@ struct Seen {
 
 // Each thread's `seen` [tokens] of inputs times weights; the products themselves are not stored.
 template <class E>
-void project_to_peaks(const E* inputs, long tokens, long size, const E* weights, long outputs, Seen* seen) {
-    for (long token = 0; token < tokens; token++)
-        seen[token] = {{_mm512_set1_ps(-INFINITY), _mm512_setzero_si512()}, 0};
+void project_to_peaks(const Input<E>* inputs, long tokens, long size, const E* weights, long outputs, Seen* seen) {
+    for (long token = 0; token < tokens; token++) seen[token] = {{all(-INFINITY), Ints{}}, 0};
     project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
-        seen[token].is_broken |= _mm512_mask_fpclass_ps_mask(first_lanes(count), sum, NO_NUMBER);
-        seen[token].peaks.see(sum, column, first_lanes(count));
+        const Mask own = first_lanes(count);
+        seen[token].is_broken |= is_broken(own, sum);
+        seen[token].peaks.see(sum, column, own);
     });
 }
 
 // stream += inputs times weights.
 template <class E>
-void project_onto(const E* inputs, long tokens, long size, const E* weights, long outputs, float* stream) {
+void project_onto(const Input<E>* inputs, long tokens, long size, const E* weights, long outputs, float* stream) {
     project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
         float* at = stream + token * outputs + column;
-        __mmask16 own = first_lanes(count);
-        _mm512_mask_storeu_ps(at, own, _mm512_add_ps(_mm512_maskz_loadu_ps(own, at), sum));
+        store(at, load(at, count) + sum, count);
     });
 }
 
 // results = silu(inputs times gate) * (inputs times up).
 template <class E>
-void project_gated(const E* inputs, long tokens, long size, const E* gate, const E* up, long outputs, E* results) {
+void project_gated(const Input<E>* inputs, long tokens, long size, const E* gate, const E* up, long outputs,
+                   Input<E>* results) {
     in_their_form(gate, size, [=](auto gate) {
         using Form = decltype(gate);
         const Form other{up, size};
-        product<Form::TOKENS>(tokens, outputs, size * sizeof(E), [=](long token, int m, long column, int count) {
-            float gates[Form::TOKENS][LANES], ups[Form::TOKENS][LANES];
+        const long row_bytes = size * sizeof(Input<E>);
+        product<Form::TOKENS>(tokens, outputs, row_bytes, [=](long token, int m, long column, int count) {
+            float gates[Form::TOKENS][GROUP], ups[Form::TOKENS][GROUP];
             tile(gate, m, inputs + token * size, column, count, gates);
             tile(other, m, inputs + token * size, column, count, ups);
-            for (int i = 0; i < m; i++) {
-                Floats open = _mm512_loadu_ps(gates[i]), value = _mm512_loadu_ps(ups[i]);
-                Floats down = exponential(_mm512_sub_ps(_mm512_setzero_ps(), open));
-                Floats silu = _mm512_div_ps(open, _mm512_add_ps(_mm512_set1_ps(1.0f), down));
-                Elements<E>::store(results + (token + i) * outputs + column, _mm512_mul_ps(silu, value), count);
-            }
+            for (int i = 0; i < m; i++)
+                by_registers(count, [&](int first, int own) {
+                    Floats open = load(gates[i] + first), value = load(ups[i] + first);
+                    Floats silu = open / (all(1.0f) + exponential(Floats{} - open));
+                    store(results + (token + i) * outputs + column + first, silu * value, own);
+                });
         });
     });
 }

@@ -1,4 +1,4 @@
-// Decoder step on a CPU with AVX-512: all norms, products and attention of a batch in one call.
+// Decoder step on a CPU: all norms, products and attention of a batch in one call. The functions of a set's library.
 //
 // Weights are read in place, except that short rows are packed into panels (`toolwire_panel_bytes`). Every output is
 // summed in the same order whatever the number of tokens, so a sequence's result does not depend on the rest of the
@@ -7,18 +7,13 @@
 // Elements are bfloat16 or float32. Sums, norms, angles, softmax and the residual stream are float32 in both.
 // Sizes: head_dim is a multiple of 32, as are the inputs of every product; block_size is even.
 
-// Precedes the headers, so that it is compiled for any x86-64 and may be called on any.
-extern "C" int toolwire_is_supported() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("fma");
-}
+#pragma once
 
 #include "attention.h"
 #include "norms.h"
 #include "products.h"
 
-#include <omp.h>
+#include <memory>
 
 using namespace toolwire;
 
@@ -68,22 +63,22 @@ Heads heads_of(const Model& model, long block_size) {
 // Intermediate results of a step in its scratch memory.
 template <class E> struct Places {
     float *stream, *projected, *attention;
-    E *normed, *queries, *attended, *opened;
+    Input<E> *normed, *queries, *attended, *opened;
     long bytes = 0;
 
     Places(const Model& model, const Step& step) : base((char*)step.scratch) {
         const long tokens = step.num_tokens, query_size = model.heads * model.head_dim;
         stream = take<float>(tokens * model.hidden);
-        normed = take<E>(tokens * model.hidden);
+        normed = take<Input<E>>(tokens * model.hidden);
         // Attention and MLP of a layer reuse the same memory.
         const long shared = bytes;
         projected = take<float>(tokens * (query_size + 2 * model.kv_heads * model.head_dim));
         attention = take<float>(step.num_threads * scratch_floats(heads_of(model, step.block_size)));
-        queries = take<E>(tokens * query_size);
-        attended = take<E>(tokens * query_size);
+        queries = take<Input<E>>(tokens * query_size);
+        attended = take<Input<E>>(tokens * query_size);
         const long attending = bytes;
         bytes = shared;
-        opened = take<E>(tokens * model.inner);
+        opened = take<Input<E>>(tokens * model.inner);
         if (bytes < attending) bytes = attending;
     }
 
@@ -109,7 +104,7 @@ template <class E> class Worker {
         const E* embedded = (const E*)step.embedded;
 #pragma omp for schedule(static)
         for (long i = 0; i < step.num_tokens * model.hidden; i += LANES)
-            _mm512_storeu_ps(places.stream + i, Elements<E>::floats(embedded + i));
+            store(places.stream + i, load(embedded + i));
         for (long index = 0; index < model.num_layers; index++) {
             attend(model.layers[index], (E*)step.keys[index], (E*)step.values[index]);
             feed_forward(model.layers[index]);
@@ -151,7 +146,7 @@ template <class E> class Worker {
             turn(own + head * heads.head_dim, heads.head_dim, (const E*)weight, model.epsilon, cosines, sines);
         }
         for (long i = 0; i < query_size; i += LANES)
-            Elements<E>::store(places.queries + token * query_size + i, _mm512_loadu_ps(own + i));
+            store(places.queries + token * query_size + i, load(own + i));
         const Place at = place_of(step.rows, token, heads.block_size);
         keep(heads, own + query_size, own + query_size + key_size, keys, values, at);
     }
@@ -210,10 +205,10 @@ int64_t likeliest(const Seen* first, long threads, long tokens) {
     for (long thread = 0; thread < threads; thread++) {
         const Seen& seen = first[thread * tokens];
         if (seen.is_broken) return -1;
-        alignas(64) float values[LANES];
-        alignas(64) int ids[LANES];
-        _mm512_store_ps(values, seen.peaks.values);
-        _mm512_store_si512(ids, seen.peaks.ids);
+        float values[LANES];
+        int ids[LANES];
+        store(values, seen.peaks.values);
+        store(ids, seen.peaks.ids);
         for (int lane = 0; lane < LANES; lane++)
             if (values[lane] > greatest || (values[lane] == greatest && ids[lane] < id)) {
                 greatest = values[lane];
@@ -221,6 +216,44 @@ int64_t likeliest(const Seen* first, long threads, long tokens) {
             }
     }
     return id;
+}
+
+// Inputs of a product in the type in which it takes them.
+template <class E> class Taken {
+  public:
+    Taken(const void* inputs, long count)
+        : copies(std::is_same_v<E, Input<E>> ? nullptr : new Input<E>[count]),
+          at(as_input<E>((const E*)inputs, count, copies.get())) {}
+
+  private:
+    const std::unique_ptr<Input<E>[]> copies;
+
+  public:
+    const Input<E>* const at;
+};
+
+template <class E>
+void project_alone(const void* inputs, long tokens, long size, const void* weights, long outputs, float* results,
+                   long threads) {
+    const Taken<E> taken(inputs, tokens * size);
+#pragma omp parallel num_threads(threads_for(tokens * size * outputs, size * outputs, threads))
+    project(taken.at, tokens, size, (const E*)weights, (const E*)nullptr, outputs, results, outputs);
+}
+
+// The number of threads that filled their part of `seen` [threads, tokens].
+template <class E>
+int find_peaks(const void* inputs, long tokens, long size, const void* weights, long outputs, Seen* seen,
+               long threads) {
+    const Taken<E> taken(inputs, tokens * size);
+    int working = 0;  // OpenMP may give fewer threads than requested
+#pragma omp parallel num_threads(threads_for(tokens * size * outputs, size * outputs, threads))
+    {
+#pragma omp single nowait
+        working = omp_get_num_threads();
+        Seen* own = seen + omp_get_thread_num() * tokens;
+        project_to_peaks(taken.at, tokens, size, (const E*)weights, outputs, own);
+    }
+    return working;
 }
 
 }  // namespace
@@ -265,25 +298,15 @@ int64_t toolwire_likeliest_bytes(int64_t tokens, int64_t threads) { return (toke
 void toolwire_likeliest(int64_t is_bf16, const void* inputs, int64_t tokens, int64_t size, const void* weights,
                         int64_t outputs, int64_t* ids, void* scratch, int64_t threads) {
     Seen* seen = (Seen*)rounded_up((intptr_t)scratch, alignof(Seen));
-    int working = 0;  // OpenMP may give fewer threads than requested
-#pragma omp parallel num_threads(threads_for(tokens * size * outputs, size * outputs, threads))
-    {
-#pragma omp single nowait
-        working = omp_get_num_threads();
-        Seen* own = seen + omp_get_thread_num() * tokens;
-        is_bf16 ? project_to_peaks((const Bf16*)inputs, tokens, size, (const Bf16*)weights, outputs, own)
-                : project_to_peaks((const float*)inputs, tokens, size, (const float*)weights, outputs, own);
-    }
+    const int working = is_bf16 ? find_peaks<Bf16>(inputs, tokens, size, weights, outputs, seen, threads)
+                                : find_peaks<float>(inputs, tokens, size, weights, outputs, seen, threads);
     for (long token = 0; token < tokens; token++) ids[token] = likeliest(seen + token, working, tokens);
 }
 
 // results [tokens, outputs] in float32 = inputs [tokens, size] times weights [outputs, size].
 void toolwire_project(int64_t is_bf16, const void* inputs, int64_t tokens, int64_t size, const void* weights,
                       int64_t outputs, float* results, int64_t threads) {
-    auto share = [&]<class E>(const E* given, const E* rows) {
-        project(given, tokens, size, rows, (const E*)nullptr, outputs, results, outputs);
-    };
-#pragma omp parallel num_threads(threads_for(tokens * size * outputs, size * outputs, threads))
-    is_bf16 ? share((const Bf16*)inputs, (const Bf16*)weights) : share((const float*)inputs, (const float*)weights);
+    is_bf16 ? project_alone<Bf16>(inputs, tokens, size, weights, outputs, results, threads)
+            : project_alone<float>(inputs, tokens, size, weights, outputs, results, threads);
 }
 }
