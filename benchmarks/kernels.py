@@ -2,8 +2,8 @@
 
     python -m benchmarks.kernels /tmp/qwen3-0.6b [--isas avx2,torch] [--dtype float32] [--threads 2] [--rounds 9]
 
-Milliseconds are the least of the rounds: other programs on the machine only add to them. torch takes the best instructions
-that it knows, unless ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2 hold it to some.
+Milliseconds are the least of the rounds: other programs on the machine only add to them. torch takes the best
+instructions that it knows, unless ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2 hold it to some.
 """
 
 import argparse

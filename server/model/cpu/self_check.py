@@ -143,14 +143,17 @@ def _compute(decoder: Any, ids: Tensor, positions: Tensor) -> Tensor:
     cosines, sines = (angle[0, :, None].double() for angle in _angles(torch.empty(0), positions[None]))
 
     def turned(projection: nn.Linear, norm: Any, normed: Tensor) -> Tensor:
-        heads = _normed(_project(projection, normed).unflatten(-1, (-1, HEAD_DIM)), norm)
+        heads = _normed(_project(projection, normed).view(len(normed), -1, HEAD_DIM), norm)
         low, high = heads.chunk(2, -1)
         return heads * cosines + torch.cat((-high, low), -1) * sines
 
     stream = decoder.embed_tokens(ids).double()
     normed = _normed(stream, layer.input_layernorm)
-    queries, keys = turned(attention.q_proj, attention.q_norm, normed), turned(attention.k_proj, attention.k_norm, normed)
-    values = _project(attention.v_proj, normed).unflatten(-1, (-1, HEAD_DIM))
+    queries, keys = (
+        turned(attention.q_proj, attention.q_norm, normed),
+        turned(attention.k_proj, attention.k_norm, normed),
+    )
+    values = _project(attention.v_proj, normed).view(len(normed), -1, HEAD_DIM)
     stream = stream + _project(attention.o_proj, _attend(queries, keys, values).flatten(1))
     normed = _normed(stream, layer.post_attention_layernorm)
     opened = nn.functional.silu(_project(mlp.gate_proj, normed)) * _project(mlp.up_proj, normed)
@@ -162,7 +165,8 @@ def _project(linear: nn.Linear, inputs: Tensor) -> Tensor:
 
 
 def _normed(values: Tensor, norm: Any) -> Tensor:
-    return values * (values.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * norm.weight.double()
+    weight: Tensor = norm.weight.double()
+    return values * (values.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * weight
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -170,5 +174,6 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     keys, values = (part.repeat_interleave(HEADS // KV_HEADS, 1) for part in (keys, values))
     scores = torch.einsum("qhd,khd->hqk", queries, keys) * HEAD_DIM**-0.5
     future = torch.ones(len(queries), len(queries), dtype=torch.bool).triu(1)
-    shares = scores.masked_fill(future, -torch.inf).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", shares, values)
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    attended: Tensor = torch.einsum("hqk,khd->qhd", weights, values)
+    return attended

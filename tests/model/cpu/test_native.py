@@ -275,7 +275,8 @@ linear = torch.nn.Linear(1024, 40000, bias=False)
 hidden, weight = torch.randn(6, 1024), linear.weight.detach().clone()
 torch.set_num_threads(8)
 torch.full((1 << 20,), 3e38)  # what freed memory holds
-assert NativeHead(linear, open_library(sys.argv[1])).greedy_ids(hidden).tolist() == (hidden @ weight.T).argmax(-1).tolist()
+head = NativeHead(linear, open_library(sys.argv[1]))
+assert head.greedy_ids(hidden).tolist() == (hidden @ weight.T).argmax(-1).tolist()
 """
     environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
     assert subprocess.run([sys.executable, "-c", script, isa], env=environment, check=False).returncode == 0

@@ -49,7 +49,12 @@ def test_every_form_of_the_kernels_agrees_with_float64(isa: str) -> None:
 @needs_kernels
 @pytest.mark.parametrize(
     ("broken", "form"),
-    [("project", "products in panels"), ("likeliest", "products in panels"), ("attend", "attention"), ("compute", "layers")],
+    [
+        ("project", "products in panels"),
+        ("likeliest", "products in panels"),
+        ("attend", "attention"),
+        ("compute", "layers"),
+    ],
 )
 def test_the_check_at_start_finds_a_kernel_that_differs(broken: str, form: str) -> None:
     library: Any = BrokenLibrary(open_library(AVAILABLE[0]), broken)
@@ -63,7 +68,9 @@ def test_kernels_that_differ_are_not_used_and_the_log_says_so_once(
     """A wrong compiler must cost speed, never a reply."""
     best = AVAILABLE[0]
     monkeypatch.setattr(
-        selection, "open_library", lambda isa: BrokenLibrary(open_library(isa), "attend") if isa == best else open_library(isa)
+        selection,
+        "open_library",
+        lambda isa: BrokenLibrary(open_library(isa), "attend") if isa == best else open_library(isa),
     )
     selection.choose_library.cache_clear()
     try:

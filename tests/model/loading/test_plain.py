@@ -45,9 +45,9 @@ def copy_of(kind: Kind, folder: Path, **fields: Any) -> Path:
 def test_both_loaders_give_the_same_logits(kind: Kind, dtype: str) -> None:
     """A bias, norm or angle that is read differently would show in the last bit."""
     folder = tiny_checkpoint(kind)
-    ours = load_plain(folder, torch_only(dtype), nothing, 0.0)
+    ours = load_plain(folder, torch_only(dtype), None, nothing, 0.0)
     settings = torch_only(dtype)
-    theirs = load_pretrained(folder, settings, torch.device("cpu"), nothing, 0.0)
+    theirs = load_pretrained(folder, settings, torch.device("cpu"), None, nothing, 0.0)
     assert ours is not None and isinstance(ours.backbone, CompactBackbone)
     same = ("dtype", "vocab_size", "max_positions", "kv", "recurrent")
     assert [getattr(ours, name) for name in same] == [getattr(theirs, name) for name in same]
@@ -114,7 +114,7 @@ def test_files_with_other_weights_are_left_to_transformers(tmp_path: Path) -> No
     for change in ({name: None}, {"model.more": torch.zeros(2)}, {name: weights[name][:-1].clone()}):
         changed = {key: value for key, value in (weights | change).items() if value is not None}
         save_file(changed, folder / "model.safetensors")
-        assert load_plain(folder, torch_only("auto"), nothing, 0.0) is None
+        assert load_plain(folder, torch_only("auto"), None, nothing, 0.0) is None
 
 
 def test_weights_in_several_files_are_found(tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_weights_in_several_files_are_found(tmp_path: Path) -> None:
     save_file(dict(weights[:7]), folder / "model-00001-of-00002.safetensors")
     rest = dict(weights[7:]) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     save_file(rest, folder / "model-00002-of-00002.safetensors")
-    loaded = load_plain(folder, torch_only("auto"), nothing, 0.0)
-    whole = load_plain(tiny_checkpoint("qwen2"), torch_only("auto"), nothing, 0.0)
+    loaded = load_plain(folder, torch_only("auto"), None, nothing, 0.0)
+    whole = load_plain(tiny_checkpoint("qwen2"), torch_only("auto"), None, nothing, 0.0)
     assert loaded is not None and whole is not None
     streams = []
     for one in (loaded, whole):

@@ -69,13 +69,13 @@ template <class E> struct Places {
     Places(const Model& model, const Step& step) : base((char*)step.scratch) {
         const long tokens = step.num_tokens, query_size = model.heads * model.head_dim;
         stream = take<float>(tokens * model.hidden);
-        normed = take<Input<E>>(tokens * model.hidden);
+        // Queries replace the normed stream once they are computed, and results of attention what was projected.
+        normed = queries = take<Input<E>>(tokens * (query_size > model.hidden ? query_size : model.hidden));
         // Attention and MLP of a layer reuse the same memory.
         const long shared = bytes;
         projected = take<float>(tokens * (query_size + 2 * model.kv_heads * model.head_dim));
+        attended = (Input<E>*)projected;
         attention = take<float>(step.num_threads * scratch_floats(heads_of(model, step.block_size)));
-        queries = take<Input<E>>(tokens * query_size);
-        attended = take<Input<E>>(tokens * query_size);
         const long attending = bytes;
         bytes = shared;
         opened = take<Input<E>>(tokens * model.inner);
