@@ -8,7 +8,7 @@ from collections.abc import Callable
 from server.dialects.base import Tool
 from server.dialects.parsing.coerce import Types, as_json, quoted_json
 from server.dialects.parsing.text_buffer import EventSink, ParserCoroutine, TextBuffer
-from server.dialects.parsing.value_ends import TagFormat, ValueContext, ValueReader
+from server.dialects.parsing.value_ends import ScanBudget, TagFormat, ValueContext, ValueReader
 from server.dialects.parsing.value_text import ValueText
 from server.dialects.schema.validate import ToolSet
 from server.events import Flag
@@ -35,6 +35,7 @@ class TaggedCall:
         self._names: set[str] = set()
         self._emitted: list[str] = []
         self._flags: list[Flag] = []
+        self._budget = ScanBudget()
 
     def open(self) -> None:
         """Open the call: what is read is a call, whatever follows."""
@@ -97,7 +98,9 @@ class TaggedCall:
     def _pass_value(self, name: str, emit: Callable[[str], None]) -> ParserCoroutine:
         is_json = not self._tool.custom and self._types.is_json(name)
         required = frozenset() if self._tool.custom else self._types.required
-        context = ValueContext(name, self.declared, required, self._names | {name}, is_json, self._arguments_of)
+        context = ValueContext(
+            name, self.declared, required, self._names | {name}, is_json, self._arguments_of, self._budget
+        )
         text = ValueText(self._buffer, self._format.by_line, is_json, emit)
         outcome = yield from ValueReader(text, self._format, context).read()
         if outcome != "closed":

@@ -38,6 +38,18 @@ class TagFormat:
     words: Callable[[TextBuffer, int], tuple[str, Tag] | None] | None = None
 
 
+@dataclass(slots=True)
+class ScanBudget:
+    """How often the values of one call may still be read on, which bounds the time that a hostile reply takes."""
+
+    num_left: int = 8
+
+    def take(self) -> bool:
+        """Whether one more time is left, and take it."""
+        self.num_left -= 1
+        return self.num_left >= 0
+
+
 @dataclass(frozen=True, slots=True)
 class ValueContext:
     """The place of a value: its own argument, those that the tool declares and requires, and those given so far.
@@ -52,6 +64,7 @@ class ValueContext:
     given: Collection[str]
     is_json: bool
     arguments_of: Callable[[str], Collection[str] | None]
+    budget: ScanBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +217,8 @@ class ValueReader:
         is_certain = tag.complete and not tag.loose and is_regular
         if not (is_weak or is_certain) or (self.text.is_indented(tag) and (yield from self._is_blank(tag))):
             return _Verdict("end" if (yield from self._is_missing(tag, tag)) else "text", tag)
+        if is_own and tag.start < self._scanned:
+            return _Verdict("drop", tag)
         end = yield from self._scan(tag, strict=is_weak)
         if end is not None and is_own and tag.name is None and self._is_closed_twice(end):
             return _Verdict("drop", tag)
@@ -219,7 +234,7 @@ class ValueReader:
         is_tool = declared is not None
         if self.context.is_json:
             return _Verdict("end" if is_tool else "text", tag)
-        if not is_tool and tag.start < self._scanned:
+        if (not is_tool and tag.start < self._scanned) or self.context.budget.num_left <= 0:
             return _Verdict("text", tag)
         argument = yield from next_tag(self.format.lexer, self.buffer, function.end)
         is_certain = argument is not None and argument.exact and self.text.at_line(argument)
@@ -293,7 +308,7 @@ class ValueReader:
 
     def _is_missing(self, tag: Tag, end: Tag) -> Generator[None, None, bool]:
         """Whether an argument is required, was not given, and does not come behind `end` in the same call either."""
-        if tag.name not in self.context.required or not self._is_new(tag.name):
+        if tag.name not in self.context.required or not self._is_new(tag.name) or not self.context.budget.take():
             return False
         position = end.end
         while True:
@@ -329,6 +344,8 @@ class ValueReader:
         position = first.start
         last = first
         self._ran_out = False
+        if not self.context.budget.take():
+            return None
         while True:
             if isinstance(found, Tag):
                 position = found.end
