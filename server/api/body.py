@@ -53,6 +53,8 @@ def read_lenient(raw: bytes, max_values: int = MAX_VALUES) -> tuple[dict[str, An
         other = body if whole == raw else _parsed(_without_halves(raw, 2 * HALF_READ), max_values, endless=True)
     except ValueError as error:
         raise RequestRefused(not_json(str(error))) from error
+    if whole != raw:
+        refused = RequestRefused(not_json("a number is no finite double"))
     text = "Half of a surrogate pair was read as U+FFFD."
     halves = [Note("half_surrogate", place, text) for place in _places_that_differ(body, other, "")]
     return body, (*halves, *_without_endless_bounds(body, "", refused))

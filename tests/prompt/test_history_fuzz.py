@@ -89,11 +89,11 @@ class Agent:
 
     def compact(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The oldest messages are gone, wherever that cuts."""
-        return messages[self.draw.randint(0, len(messages) - 1) :]
+        return messages[self.draw.randint(0, max(0, len(messages) - 1)) :]
 
     def interrupt(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One message never came."""
-        at = self.draw.randrange(len(messages))
+        at = self.draw.randrange(max(1, len(messages)))
         return [message for place, message in enumerate(messages) if place != at]
 
     def decorate(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ class Agent:
         for message in messages:
             if message["role"] == "assistant":
                 message[self.draw.choice(("reasoning", "reasoning_content", "thinking"))] = "Hm \ud83d"
-                for call in message.get("tool_calls", ()):
+                for call in message.get("tool_calls") or ():
                     call.pop("type", None)
             if message.get("content") is None:
                 message.pop("content", None)
