@@ -13,7 +13,10 @@ TEXTS = (
 )  # fmt: skip
 WORDS = ("get_weather", "search", "run-it", "object", "name", "a1", "file_read", "think_hard", "tool")
 KEYS = ("city", "unit", "q", "filters", "größe", "type", "name", "x-y", "items", "default", "$ref", "minimum")
-SCALARS: tuple[Any, ...] = ("Paris", "", "été", 0, -1, 3.5, 1e21, True, False, None, "a\nb", "<b>", 'say "hi"', "東京")
+# Without null: where transformers prints `None` of it, prompts here say `null`.
+SCALARS: tuple[Any, ...] = (
+    "Paris", "", "été", 0, -1, 3.5, 1e21, True, False, [None], "a\nb", "<b>", 'say "hi"', "東京",
+)  # fmt: skip
 
 
 class Inventor:
