@@ -14,6 +14,7 @@ MAX_DEPTH = 100  # of nested arrays and objects in a whole body; jiter itself st
 MAX_VALUES = 100_000  # of a whole body: parsing them takes some 20 ms in which no other thread runs
 MAX_INTEGER = (1 << 63) - 1
 SLICE_BYTES = 1 << 16
+LONGEST_MATCH = 309  # bytes, of the patterns that a body is searched for
 HALF_READ = "\N{REPLACEMENT CHARACTER}"
 # Keywords of schemas whose value is a number.
 BOUNDS = (
@@ -40,13 +41,14 @@ def read_lenient(raw: bytes, max_values: int = MAX_VALUES) -> tuple[dict[str, An
     encoded like other characters. A bound of a schema that is no finite double, as `Infinity` and `1e400`, is left out.
     Raises RequestRefused as `read_object` does for anything else.
     """
+    _check_num_values(raw, max_values)
     try:
         return read_object(raw, max_values), ()
     except RequestRefused as error:
         refused = error
     try:
         whole = _without_halves(raw, HALF_READ)
-        if whole == raw and not _ENDLESS.search(raw):
+        if whole == raw and not _holds(_ENDLESS, raw):
             raise refused
         body = _parsed(whole, max_values, endless=True)
         # Another text differs where a half was, and nowhere else.
@@ -75,8 +77,7 @@ def read_object(raw: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
 
 def _parsed(raw: bytes, max_values: int, endless: bool = False) -> dict[str, Any]:
     """`read_object`, with numbers that are not finite where they may be `endless`. Raises ValueError too."""
-    if len(raw) > max_values:  # fewer bytes hold no more values
-        _check_num_values(raw, max_values)
+    _check_num_values(raw, max_values)
     value = jiter.from_json(raw, allow_inf_nan=endless, catch_duplicate_keys=True)
     if not isinstance(value, dict):
         raise RequestRefused(not_json(f"the body must be an object, not {KINDS.get(type(value), 'null')}"))
@@ -86,12 +87,17 @@ def _parsed(raw: bytes, max_values: int, endless: bool = False) -> dict[str, Any
 
 def _without_halves(raw: bytes, replacement: str) -> bytes:
     """The body with this character for each half of a surrogate pair. Raises ValueError for what is no UTF-8."""
-    if _WRITTEN_HALF.search(raw):
+    if _holds(_WRITTEN_HALF, raw):
         paired = raw.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass")
         raw = _HALF.sub(replacement, paired.decode("utf-16", "surrogatepass")).encode()
-    if not _ESCAPED_HALF.search(raw):
+    if not _holds(_ESCAPED_HALF, raw):
         return raw
     return _ESCAPE.sub(lambda escape: replacement.encode() if escape[1] else escape[0], raw)
+
+
+def _holds(pattern: re.Pattern[bytes], raw: bytes) -> bool:
+    """Whether a pattern of at most LONGEST_MATCH bytes is found; other threads run between slices."""
+    return any(pattern.search(raw, at, at + SLICE_BYTES + LONGEST_MATCH) for at in range(0, len(raw), SLICE_BYTES))
 
 
 def _places_that_differ(value: Any, other: Any, path: str) -> Iterator[str]:
@@ -123,6 +129,8 @@ def _without_endless_bounds(value: Any, path: str, refused: RequestRefused) -> I
 
 def _check_num_values(raw: bytes, max_values: int) -> None:
     """Count commas and opening brackets outside strings, before anything is parsed. Raises RequestRefused."""
+    if len(raw) <= max_values:  # so few bytes hold no more values
+        return
     num_values, in_string, at = 1, False, 0
     while at < len(raw):
         end = at + SLICE_BYTES
