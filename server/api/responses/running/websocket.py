@@ -189,7 +189,7 @@ class SocketConnection:
         except ServeError as error:
             outcome = await sender.refuse(error_of(error))
         except WebSocketDisconnect:
-            pass
+            outcome = "cancelled"  # the client has left: nobody is there to be told
         except TimeoutError:
             logger.info("a client took nothing for %.0f s: its connection is closed", STALL_TIMEOUT_S)
             await self._websocket.close(TRY_AGAIN_LATER)
