@@ -1,4 +1,4 @@
-"""Comparison of the compiled CPU kernels with float64, on small random sizes: some milliseconds of every start.
+"""Comparison of the compiled CPU kernels with float64, on small random sizes, at every start.
 
 Forms: products with weights in rows and in panels, in one stretch and in two, for every size of a tile; greedy ids;
 attention over the cache; a whole layer with biases, norms and rotary positions.
