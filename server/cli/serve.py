@@ -28,6 +28,7 @@ from server.backends.local import LocalBackend
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import served_name
 from server.cli.banner import LoadingBar, print_ready
+from server.cli.start import Interruption
 from server.errors import CannotStart
 from server.messages import Ready
 from server.prompt.builder import PromptBuilder
@@ -47,10 +48,11 @@ START_POLL_S = 0.01
 STDOUT = 1
 
 
-def serve(settings: Settings, listener: socket.socket, engine: EngineProcess) -> None:
+def serve(settings: Settings, listener: socket.socket, engine: EngineProcess, interruption: Interruption) -> None:
     """Serve until a signal ends it; returns after a drained shutdown. Raises CannotStart.
 
-    `listener` is bound, `engine` a process that waits for its configuration.
+    `listener` is bound, `engine` a process that waits for its configuration, `interruption` has the signals until the
+    event loop has them.
     """
     api = settings.api
     keys = ApiKeys(api.api_key, api.api_key_file, api.monitoring_key)
@@ -61,9 +63,10 @@ def serve(settings: Settings, listener: socket.socket, engine: EngineProcess) ->
         if api.traces:
             at_the_end.callback(send_traces())
         checkpoint = open_checkpoint(settings)
+        interruption.check()
         _announce()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(settings, checkpoint, keys, listener, engine))
+            runner.run(_serve(settings, checkpoint, keys, listener, engine, interruption))
 
 
 def _announce() -> None:
@@ -84,7 +87,12 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(
-    settings: Settings, checkpoint: Checkpoint, keys: ApiKeys, listener: socket.socket, engine: EngineProcess
+    settings: Settings,
+    checkpoint: Checkpoint,
+    keys: ApiKeys,
+    listener: socket.socket,
+    engine: EngineProcess,
+    interruption: Interruption,
 ) -> None:
     name = served_name(settings.model.model, settings.model.served_model_name)
     builder = PromptBuilder(checkpoint, settings)
@@ -102,6 +110,7 @@ async def _serve(
         await _until_listening(server, http)
         host, port = listener.getsockname()[:2]  # before a signal: the server closes its sockets when it ends
         _end_on_signals(server, backend, settings.api.drain_timeout_s)
+        interruption.check()
         starting = asyncio.create_task(backend.start())
         with contextlib.closing(bar):
             await asyncio.wait({starting, http}, return_when=asyncio.FIRST_COMPLETED)

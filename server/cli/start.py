@@ -3,6 +3,7 @@
 import gc
 import signal
 import socket
+from types import FrameType
 
 from server.backends.engine_process import EngineProcess
 from server.errors import CannotStart
@@ -10,9 +11,31 @@ from server.runtime.heap import limit_arenas
 from server.settings import Settings
 
 
+class Interruption:
+    """SIGINT and SIGTERM during the start: a KeyboardInterrupt, which `check` raises again where it was lost.
+
+    Python discards what a signal's handler raises in a finalizer or in a weak reference's callback, and imports run
+    many of both.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal has come."""
+        if self._received:
+            raise KeyboardInterrupt
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._received = True
+        raise KeyboardInterrupt
+
+
 def start(settings: Settings) -> None:
     """Serve until a signal ends the process. Raises CannotStart."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # during the start both signals are a KeyboardInterrupt
+    interruption = Interruption()
     limit_arenas()
     with bind(settings.api.host, settings.api.port) as listener, EngineProcess() as engine:
         # The imports take a second here, and longer in the engine: both at once. What they create lives as long as
@@ -22,7 +45,8 @@ def start(settings: Settings) -> None:
 
         gc.freeze()
         gc.enable()
-        serve(settings, listener, engine)
+        interruption.check()
+        serve(settings, listener, engine, interruption)
 
 
 def bind(host: str, port: int) -> socket.socket:
