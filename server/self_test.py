@@ -47,6 +47,9 @@ QUESTION = UserMessage("Begin.")
 HARMLESS = "plain"
 STRING = r"""('[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")"""
 REPLACEMENT = re.compile(rf"\breplace\(\s*{STRING}\s*,\s*{STRING}")
+SPLIT = re.compile(rf"\b(?:r?split|r?partition)\(\s*{STRING}")
+STRIP = re.compile(rf"\b(?:[lr]?strip|trim|remove(?:prefix|suffix))\(\s*{STRING}")
+JOIN = re.compile(rf"{STRING}\.join\(|\bjoin\(\s*{STRING}")
 OPEN_THINK = re.compile(rf"{THINK_OPEN}\s*$")
 MAX_QUOTED = 160  # of a reply, in a fault
 
@@ -99,6 +102,37 @@ CASES = (
 )
 
 
+class _Operations:
+    """Literal arguments of the operations on text that a template's source spells out."""
+
+    def __init__(self, source: str) -> None:
+        replaced = {(literal_eval(found[1]), literal_eval(found[2])) for found in REPLACEMENT.finditer(source)}
+        self.replacements = sorted((old, new) for old, new in replaced if old)
+        self.separators = _literals(SPLIT, source)
+        self.stripped = _literals(STRIP, source)
+        self.joins = ["", *_literals(JOIN, source)] if "join" in source else []
+
+    def disguises(self, token: str) -> Iterator[Sequence[str]]:
+        """The token and texts that a template could turn into it, each as one text or as the texts of an array.
+
+        By letters around it, by case, reversed, by the template's replacements, separators, trimmed letters and joins.
+        """
+        for text in filter(str.strip, (token, token[1:-1])):
+            yield from ((disguise,) for disguise in (text, text.upper(), text.swapcase(), text[::-1]))
+            for old, new in self.replacements:
+                yield (text.replace(new, old) if new else f"{text[0]}{old}{text[1:]}",)
+            yield from ((f"{text[0]}{separator}{text[1:]}",) for separator in self.separators)
+            yield from ((f"{letters}{text}{letters}",) for letters in self.stripped)
+        for glue in self.joins:
+            yield token.split(glue) if glue and glue in token else (token[:1], token[1:])
+
+
+def _literals(operation: re.Pattern[str], source: str) -> list[str]:
+    """Distinct texts that are the argument of this operation."""
+    found = (literal_eval(match[match.lastindex or 1]) for match in operation.finditer(source))
+    return sorted({text for text in found if text})
+
+
 class _Pipeline:
     """Renders and encodes small conversations with one checkpoint."""
 
@@ -108,7 +142,7 @@ class _Pipeline:
         self.vocabulary = Vocabulary(checkpoint.tokenizer, kept=frozenset((*checkpoint.dialect.markers, *tags)))
         self._renderer = Renderer(checkpoint.template, checkpoint.encoder)
         self._control = frozenset(checkpoint.marker_ids.values())
-        self.replacements = _replacements(checkpoint.template.source)
+        self.operations = _Operations(checkpoint.template.source)
 
     def render(
         self,
@@ -238,48 +272,31 @@ def _find_difference(case: Case, parsed: ParsedReply) -> str | None:
 
 
 def _check_control_tokens(pipeline: _Pipeline) -> Iterator[SelfTestFault]:
-    harmless = pipeline.render(*_conversation_of(HARMLESS))
+    harmless = pipeline.render(*_conversation_of((HARMLESS,)))
     expected = pipeline.control_ids(harmless)
     if expected != pipeline.control_ids(pipeline.encode_as_written(harmless.text)):
         yield SelfTestFault(
             "control tokens", "the chat template makes control tokens by operations on text, which is not supported"
         )
     tokens = [token.text for token in pipeline.checkpoint.control_tokens if not token.text.isspace()]
-    payloads = dict.fromkeys(text for token in tokens for text in _disguises(token, pipeline.replacements))
-    leaks = [text for text in payloads if pipeline.control_ids(pipeline.render(*_conversation_of(text))) != expected]
+    payloads = dict.fromkeys(tuple(texts) for token in tokens for texts in pipeline.operations.disguises(token))
+    leaks = [texts for texts in payloads if pipeline.control_ids(pipeline.render(*_conversation_of(texts))) != expected]
     if leaks:
-        yield SelfTestFault(
-            "control tokens", f"{len(leaks)} texts of a client become control tokens, {leaks[0]!r} is one"
-        )
+        example = ", ".join(map(repr, leaks[0]))
+        yield SelfTestFault("control tokens", f"{len(leaks)} texts of a client become control tokens, {example} is one")
 
 
-def _disguises(token: str, replacements: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """The token and texts that a template could turn into it: by letters around them, by case, by its replacements."""
-    disguises = [token, token.upper(), token.swapcase(), token[::-1]]
-    for old, new in replacements:
-        disguises.append(token.replace(new, old) if new else f"{token[0]}{old}{token[1:]}")
-    for text in disguises:
-        yield text
-        if text[1:-1].strip():
-            yield text[1:-1]
-
-
-def _replacements(source: str) -> list[tuple[str, str]]:
-    """Old and new text of each replacement that a template's source spells out."""
-    pairs = {(literal_eval(found[1]), literal_eval(found[2])) for found in REPLACEMENT.finditer(source)}
-    return sorted((old, new) for old, new in pairs if old)
-
-
-def _conversation_of(text: str) -> tuple[list[Message], list[dict[str, Any]]]:
-    """Messages and tools that hold `text` in every field that a client can set."""
+def _conversation_of(texts: Sequence[str]) -> tuple[list[Message], list[dict[str, Any]]]:
+    """Messages and tools that hold the texts, one after the other, in every field that a client can set."""
+    text, items = "".join(texts), [*texts]
     messages: list[Message] = [
         SystemMessage(text),
         UserMessage(text),
-        AssistantMessage(text, text, (PastCall(text, NAMES[0], {text: text, "tags": [text]}),)),
+        AssistantMessage(text, text, (PastCall(text, NAMES[0], {text: text, "tags": items}),)),
         ToolMessage(text, text, NAMES[0]),
         UserMessage(text),
     ]
-    field = {"type": "string", "description": text, "enum": [text], f"{text}": text}
+    field = {"type": "string", "description": text, "enum": items, f"{text}": text}
     schema = {"type": "object", "properties": {"text": field}, text: text}
     return messages, [{"type": "function", "function": {"name": text, "description": text, "parameters": schema}}]
 

@@ -109,20 +109,45 @@ def test_a_template_that_answers_elsewhere_is_named() -> None:
     assert {"another place" in fault.text for fault in self_test(moved)} == {True}
 
 
-def test_a_leak_of_control_tokens_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test runs on the template that is served, not only on those known here."""
-    stripping = edited("qwen3_coder", ("'\\n<' ~ key ~ '>'", "'\\n<' ~ (key | replace('$', '') | lower) ~ '>'"))
-    assert self_test(stripping) == []
+@pytest.fixture
+def trusting_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder that takes every text for the template's own."""
     pieces = Encoder.pieces
 
     def trusting(self: Encoder, rendered: RenderedText) -> list[EncodedPiece]:
         return pieces(self, RenderedText(rendered.text, ((0, len(rendered.text)),)))
 
     monkeypatch.setattr(Encoder, "pieces", trusting)
-    leaks = [
-        {fault.case: fault.text for fault in self_test(checkpoint)}["control tokens"]
-        for checkpoint in (native("qwen3"), native("qwen3_coder"), stripping)
-    ]
+
+
+def leak_of(checkpoint: Checkpoint) -> str:
+    """The self-test's sentence on control tokens."""
+    return {fault.case: fault.text for fault in self_test(checkpoint)}["control tokens"]
+
+
+UNDONE = {
+    "split": "(key.split('-')[0] ~ (key.split('-')[1:] | join))",
+    "partition": "(key.partition('::')[0] ~ key.partition('::')[2])",
+    "strip": "key.strip('._')",
+    "trimmed on one side": "key.lstrip('#').rstrip('#')",
+}
+
+
+@pytest.mark.parametrize("operation", UNDONE)
+def test_the_operations_of_the_template_on_text_are_undone(operation: str, trusting_encoder: None) -> None:
+    """Replacements alone were: what a template splits, trims or joins was never tried."""
+    expression = UNDONE[operation]
+    unused = edited("qwen3_coder", ("'\\n<' ~ key ~ '>'", f"'\\n<' ~ key ~ (('', {expression})[0]) ~ '>'"))
+    served = edited("qwen3_coder", ("'\\n<' ~ key ~ '>'", f"'\\n<' ~ {expression} ~ '>'"))
+    counts = [int(leak_of(checkpoint).split()[0]) for checkpoint in (unused, served)]
+    assert counts[0] < counts[1]
+
+
+def test_a_leak_of_control_tokens_is_named(trusting_encoder: None) -> None:
+    """The test runs on the template that is served, not only on those known here."""
+    stripping = edited("qwen3_coder", ("'\\n<' ~ key ~ '>'", "'\\n<' ~ (key | replace('$', '') | lower) ~ '>'"))
+    bracketed = edited("qwen3_coder", ("'\\n<' ~ key ~ '>'", "'\\n[' ~ key ~ ']'"))
+    leaks = [leak_of(checkpoint) for checkpoint in (bracketed, native("qwen3_coder"), stripping)]
     assert "'<|endoftext|>' is one" in leaks[0]
     counts = [int(leak.split()[0]) for leak in leaks]
     assert counts[0] < counts[1] < counts[2]  # tokens; keys between "<" and ">"; keys in capitals or with a "$"
