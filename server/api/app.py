@@ -64,6 +64,7 @@ from server.api.middleware.host_origin import HostOriginMiddleware
 from server.api.middleware.rate_limit import RateLimiter, RateLimitMiddleware
 from server.api.middleware.request_log import RequestLogMiddleware
 from server.api.middleware.tracing import TracingMiddleware
+from server.api.middleware.turns import TurnsMiddleware
 from server.api.openapi.document import DocumentedApp
 from server.api.openapi.page import render_page
 from server.api.reply_handler import ReplyHandler
@@ -234,3 +235,4 @@ def _add_middleware(app: DocumentedApp, settings: ApiSettings, metrics: Metrics,
         metrics.count_request(app.route_of(path), outcome)
 
     app.add_middleware(RequestLogMiddleware, count=count, envelope_of=envelope_of)
+    app.add_middleware(TurnsMiddleware)

@@ -306,7 +306,7 @@ def usage_of(usage: TokenUsage) -> Usage:
 
 def new_id() -> str:
     """ID_LENGTH random alphanumerics: enough to be unique over all conversations."""
-    return "".join(secrets.choice(ALPHANUMERICS) for _ in range(ID_LENGTH))
+    return "".join(ALPHANUMERICS[byte % len(ALPHANUMERICS)] for byte in secrets.token_bytes(ID_LENGTH))
 
 
 def logprob_of(token: ScoredToken) -> ChatCompletionTokenLogprob:

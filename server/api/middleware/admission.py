@@ -8,11 +8,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.errors import RequestRefused, error_of
 from server.errors import QueueFull
 from server.runtime.heap import trim_heap
-from server.runtime.turns import Turns
 from server.service import RequestObserver
 
 ADMITTED_METHOD = "POST"
-REQUESTS_PER_TURN = 4  # begun in one turn of the event loop: each takes a millisecond before it first waits
 TRIM_BYTES = 1 << 18  # of bodies, after which the heap is trimmed
 
 
@@ -75,7 +73,6 @@ class AdmissionMiddleware:
     def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self._app = app
         self._admission = admission
-        self._turns = Turns(REQUESTS_PER_TURN)
         self._untrimmed_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +93,6 @@ class AdmissionMiddleware:
 
         scope["state"]["place"] = place
         try:
-            await self._turns.wait()
             await self._app(scope, count, send)
         finally:
             place.leave()
