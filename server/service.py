@@ -213,7 +213,6 @@ class Generation:
         self._streams: dict[int, DeltaStream] = {i: generate(one) for i, one in enumerate(prepared.generates)}
         self._firsts: list[tuple[int, Delta]] = []
         self._cached_tokens = 0
-        self._over = False
 
     @property
     def usage(self) -> TokenUsage:
@@ -305,10 +304,9 @@ class Generation:
             await self._end(choice)
 
     def _finish(self, outcome: Outcome, error: ServeError | None = None) -> None:
-        if not self._over:
-            self._over = True
-            for observer in self._observers:
-                observer.finished(outcome, error)
+        observers, self._observers = self._observers, ()  # they hold this Generation
+        for observer in observers:
+            observer.finished(outcome, error)
 
     async def _next_deltas(self, waiting: dict[asyncio.Task[Delta], int]) -> list[tuple[int, Delta]]:
         """What arrives next, in the order of the choices; `waiting` are the reads under way."""

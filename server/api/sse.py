@@ -170,18 +170,22 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
 
 async def _first_of(work: Awaitable[T], *guards: Awaitable[None]) -> T:
     """The result of `work`, or the exception of the first of `guards` to raise; what still runs is cancelled."""
-    working = asyncio.ensure_future(work)
-    watching = [asyncio.ensure_future(guard) for guard in guards]
+    working, watching = [asyncio.ensure_future(work)], [asyncio.ensure_future(guard) for guard in guards]
     try:
-        done, _ = await asyncio.wait({working, *watching}, return_when=asyncio.FIRST_COMPLETED)
-        for guard in done - {working}:
-            if not working.done():
-                guard.result()
-        return await working
+        await asyncio.wait({*working, *watching}, return_when=asyncio.FIRST_COMPLETED)
+        for i in range(len(watching)):
+            if watching[i].done() and not working[0].done():
+                watching[i].result()
+        return await working[0]
     finally:
-        for task in (working, *watching):
+        for task in (*working, *watching):
             task.cancel()
-        await asyncio.gather(working, *watching, return_exceptions=True)
+        await asyncio.gather(*working, *watching, return_exceptions=True)
+        # An exception holds this frame, and its task the exception: if this frame held the task, only the garbage
+        # collector would free what belonged to a client that left.
+        del task
+        working.clear()
+        watching.clear()
 
 
 async def _raise_when_gone(receive: Receive) -> None:

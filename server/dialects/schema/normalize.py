@@ -3,7 +3,7 @@
 The prompt always shows the client's own schema.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from server.dialects.schema.references import DEFINITIONS, Path, map_subschemas, pointer, subschemas, with_definitions
@@ -160,20 +160,14 @@ def _with_integer_bounds(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def _combined_references(schema: Any) -> set[str]:
+def _combined_references(node: Any, is_part: bool = False) -> Iterator[str]:
     """Targets of `$ref`s combined with further keywords: closing those objects would exclude the other properties."""
-    found: set[str] = set()
-
-    def look(node: Any, is_part: bool) -> None:
-        if not isinstance(node, Mapping):
-            return
-        beside = set(node) - {*ANNOTATIONS, *DEFINITIONS}
-        if "$ref" in node and (is_part or len(beside) > 1):
-            found.add(str(node["$ref"]))
-        combines = any(key in node for key in SCHEMA_COMBINERS)
-        part_below = "allOf" in node or (combines and ("properties" in node or "required" in node))
-        for path, inner in subschemas(node):
-            look(inner, path[0] in SCHEMA_COMBINERS and (part_below or is_part))
-
-    look(schema, False)
-    return found
+    if not isinstance(node, Mapping):
+        return
+    beside = set(node) - {*ANNOTATIONS, *DEFINITIONS}
+    if "$ref" in node and (is_part or len(beside) > 1):
+        yield str(node["$ref"])
+    combines = any(key in node for key in SCHEMA_COMBINERS)
+    part_below = "allOf" in node or (combines and ("properties" in node or "required" in node))
+    for path, inner in subschemas(node):
+        yield from _combined_references(inner, path[0] in SCHEMA_COMBINERS and (part_below or is_part))
