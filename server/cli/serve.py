@@ -109,7 +109,8 @@ async def _serve(
     state = open_state(settings.api)
     backend = build_backend(settings, checkpoint, engine, bar.show, on_engine_ready)
     server = http_server(create_app(settings, checkpoint, builder, backend, name, keys, state), settings.api)
-    http = asyncio.create_task(server.serve(sockets=[listener, *(listener.dup() for _ in range(ACCEPTS_PER_TURN - 1))]))
+    sockets = [listener, *(listener.dup() for _ in range(ACCEPTS_PER_TURN - 1))]
+    http = asyncio.create_task(server.serve(sockets=sockets))
     try:
         await _until_listening(server, http)
         host, port = listener.getsockname()[:2]  # before a signal: the server closes its sockets when it ends

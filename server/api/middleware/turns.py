@@ -1,4 +1,4 @@
-"""Turns of the event loop for requests: a crowd that arrives at once must not keep it from streams and health checks."""
+"""Turns of the event loop for requests: a crowd that arrives at once does not keep it from everything else."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
