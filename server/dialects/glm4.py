@@ -170,10 +170,7 @@ def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Genera
         if key is not None and key.name is not None:
             if closed or not key.exact:
                 call.flag("repaired")
-            buffer.take_to(key.end)
-            if not key.complete:
-                yield from buffer.skip_space()
-            yield from call.read_argument(key.name)
+            yield from call.read_argument(key)
         else:
             closing = yield from next_tag(LEXER, buffer, buffer.position)
             if closing is None or closing.kind == "end" or not closing.closes or closed:
@@ -248,7 +245,7 @@ def ended(names: Collection[str]) -> str:
     anywhere = r"<\/arg_value>\s*(<arg_key>|<\/?tool_call>|<arg_value>)|<\/tool_call>\s*(<tool_call>|<arg_key>)"
     if names:
         anywhere += rf"|<arg_key>({'|'.join(map(pattern_of, sorted(names)))})<\/arg_key>"
-    return rf"(?s:.*)({anywhere})(?s:.*)|\s*<arg_value>(?s:.*)|(?s:.*)<\/arg_value>"
+    return rf"(?s:.*)({anywhere})(?s:.*)|\s*<arg_value>(?s:.*)|(?s:.*)<\/arg_value>\s*"
 
 
 FORM = TagForm(

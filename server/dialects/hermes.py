@@ -8,10 +8,10 @@
     {"name": "get_time", "arguments": {}}
     </tool_call>
 
-Accepted, and flagged "repaired": `parameters` for `arguments`, arguments as a JSON string, a missing brace. Accepted
-without a flag: arguments before the name, no arguments, several objects in one tag, a missing closing tag. Without
-the tag, `<tools>{...}</tools>` and fenced JSON are calls if they contain only calls of declared tools whose arguments
-satisfy the schema (Qwen2.5-Coder writes them).
+Accepted, and flagged "repaired": `parameters` for `arguments`, arguments as a JSON string, a missing brace, a doubled
+opening tag. Accepted without a flag: arguments before the name, no arguments, several objects in one tag, a missing or
+doubled closing tag. Without the tag, `<tools>{...}</tools>` and fenced JSON are calls if they contain only calls of
+declared tools whose arguments satisfy the schema (Qwen2.5-Coder writes them).
 
 A custom tool's free text is `{"name": "run", "arguments": {"input": "..."}}`. Where a Lark grammar constrains it, it
 follows unescaped after empty arguments:
@@ -41,6 +41,7 @@ from server.dialects.parsing.text_buffer import (
     ParserCoroutine,
     TextBuffer,
     read_text,
+    skip_doubled,
 )
 from server.dialects.schema.validate import ToolSet
 from server.events import Flag
@@ -75,17 +76,24 @@ def _read_tag(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generat
     buffer.record()
     buffer.take(len(OPEN))
     yield from buffer.skip_space()
-    calls = 0
+    calls, doubled = 0, False
+    while (yield from buffer.expect(OPEN)):
+        buffer.take(len(OPEN))
+        yield from buffer.skip_space()
+        doubled = True
     while True:
         if (yield from buffer.expect("{")):
-            opened = yield from JsonCall(buffer, sink, tool_set, CLOSE, (OPEN,)).read()
-            if not opened:
+            call = JsonCall(buffer, sink, tool_set, CLOSE, (OPEN,))
+            if doubled and not calls:
+                call.flag("repaired")
+            if not (yield from call.read()):
                 return False
             calls += 1
             buffer.record()
         space = yield from buffer.skip_space()
         if (yield from buffer.expect(CLOSE)):
             buffer.take(len(CLOSE))
+            yield from skip_doubled(buffer, sink, CLOSE)
             return False
         if (yield from buffer.expect("[", ",", "]")):
             buffer.take(1)

@@ -5,7 +5,8 @@
     <|tool_calls_section_end|>
 
 (all on one line). Accepted as well: no section around the calls, a name without `functions.` or number, an argument
-object without its last braces.
+object without its last braces; and, flagged "repaired", doubled markers, an object without the marker before it, and a
+first call whose beginning is missing.
 
 A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains it, the text is raw.
 """
@@ -26,6 +27,7 @@ from server.dialects.grammar.lark import (
 )
 from server.dialects.parsing.json_arguments import JsonArguments
 from server.dialects.parsing.text_buffer import (
+    MAX_NAME_LENGTH,
     EventSink,
     IncrementalParser,
     Openers,
@@ -33,8 +35,10 @@ from server.dialects.parsing.text_buffer import (
     TextBuffer,
     read_name,
     read_text,
+    skip_doubled,
 )
 from server.dialects.schema.validate import ToolSet
+from server.events import Flag
 from server.messages import Constraint
 
 SECTION, SECTION_CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -42,6 +46,7 @@ CALL, CALL_CLOSE = "<|tool_call_begin|>", "<|tool_call_end|>"
 ARGUMENTS = "<|tool_call_argument_begin|>"
 FUNCTIONS = "functions."
 NUMBER = re.compile(r":\d+\Z")
+BARE_ID = re.compile(rf"\s*functions\.[^\s<{{]{{1,{MAX_NAME_LENGTH}}}:\d+\s*(?=\{{)")  # without the marker behind it
 OPENERS = Openers(SECTION, CALL)
 OPENERS_INSIDE = Openers(SECTION, CALL, CALL_CLOSE, SECTION_CLOSE)
 
@@ -53,26 +58,42 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
         if not opener:
             return
         buffer.record()
-        if opener == SECTION:
+        num_sections = 0
+        while opener == SECTION:
+            num_sections += 1
             buffer.take(len(SECTION))
             yield from buffer.skip_space()
-            if not (yield from buffer.expect(CALL)):
-                sink.text(buffer.recorded())
-                continue
-        elif opener != CALL:
+            opener = yield from buffer.expect(SECTION, CALL, FUNCTIONS)
+        if not opener:
+            sink.text(buffer.recorded())
+        elif opener in (CALL_CLOSE, SECTION_CLOSE):
             buffer.take(len(opener))
             inside = opener != SECTION_CLOSE
-            continue
-        inside = yield from _read_call(buffer, sink, tool_set)
+            if not inside:
+                yield from skip_doubled(buffer, sink, SECTION_CLOSE)
+        else:
+            is_whole = opener == CALL and num_sections < 2
+            inside = yield from _read_call(buffer, sink, tool_set, () if is_whole else ("repaired",))
 
 
-def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
-    """Read `<|tool_call_begin|>...<|tool_call_end|>`, or emit its beginning as text. True if it was a call."""
-    buffer.take(len(CALL))
-    call_id = yield from read_name(buffer, ARGUMENTS)
+def _read_call(
+    buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, flags: tuple[Flag, ...]
+) -> Generator[None, None, bool]:
+    """Read `<|tool_call_begin|>...<|tool_call_end|>`, or emit its beginning as text. True if it was a call.
+
+    `flags` are those of what stands before it.
+    """
     arguments = JsonArguments(buffer, sink, tool_set, CALL_CLOSE, (SECTION_CLOSE, CALL))
+    num_openers = yield from _skip(buffer, CALL)
+    call_id = yield from read_name(buffer, ARGUMENTS)
+    num_marks = 1
+    if call_id is None and (bare := BARE_ID.match(buffer.text, buffer.at)):
+        call_id, num_marks = buffer.take(len(bare.group())).strip(), 0
     arguments.tool = _named_by(call_id, tool_set) if call_id else None
     if arguments.tool is not None:
+        num_marks += yield from _skip(buffer, ARGUMENTS)
+        for flag in flags if num_openers < 2 and num_marks == 1 else ("repaired",):
+            arguments.flag(flag)
         yield from buffer.skip_space()
         if is_raw(arguments.tool):
             closed = yield from arguments.read_raw(Openers(CALL_CLOSE))
@@ -88,6 +109,15 @@ def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Genera
     buffer.take(len(closed))
     arguments.finish()
     return True
+
+
+def _skip(buffer: TextBuffer, mark: str) -> Generator[None, None, int]:
+    """Take a marker as often as it comes; return how often."""
+    times = 0
+    while (yield from buffer.expect(mark)):
+        buffer.take(len(mark))
+        times += 1
+    return times
 
 
 def _named_by(call_id: str, tool_set: ToolSet) -> Tool | None:

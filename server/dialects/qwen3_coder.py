@@ -90,6 +90,13 @@ def _read_calls(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, opener: 
         flags = ("repaired",)
         buffer.take_to(tag.end)
         tag = yield from next_tag(LEXER, buffer, buffer.position)
+    while tag is not None and tag.opens("function"):
+        after = yield from next_tag(LEXER, buffer, tag.end)
+        if after is None or not after.opens("function") or after.name != tag.name:
+            break
+        flags = ("repaired",)  # doubled
+        buffer.take_to(tag.end)
+        tag = after
     called = False
     while tag is not None and tag.opens("function") and (yield from _read_call(buffer, sink, tool_set, tag, flags)):
         called, flags = True, ()
@@ -122,8 +129,7 @@ def _read_call(
         if tag.opens("argument") and (call.is_new(tag.name) or (tag.complete and tag.name and not closed)):
             if closed or not tag.exact:
                 call.flag("repaired")
-            buffer.take_to(tag.end)
-            yield from call.read_argument(tag.name or "")
+            yield from call.read_argument(tag)
         elif tag.closes and tag.kind in ("argument", "function") and not closed:
             closed = tag.kind == "function"
             if not (closed and tag.exact):
@@ -159,9 +165,12 @@ def ended(names: Collection[str]) -> str:
     anywhere = r"<\/parameter>\s*(<parameter=|<\/function>|<\/tool_call>|<function=|<tool_call>)"
     anywhere += r"|<\/function>\s*(<\/tool_call>|<function=|<tool_call>)"
     at_line = r"<\/tool_call>\s*(<function=|<tool_call>)|<(parameter =| parameter ?=|param=|parameter=[ \"'])"
+    behind_text = ""
     if names:
-        at_line += rf"|<parameter=({'|'.join(map(pattern_of, sorted(names)))})[ \t\"']*>"
-    return rf"(?s:.*)({anywhere})(?s:.*)|((?s:.*)\n)?[ \t]*({at_line})(?s:.*)"
+        declared = f"<parameter=({'|'.join(map(pattern_of, sorted(names)))})"
+        at_line += rf"|{declared}[ \t\"']*>"
+        behind_text = rf"|(?s:.*)[^ \t\n]{declared}>[ \t]*\r?(\n(?s:.*))?"
+    return rf"(?s:.*)({anywhere})(?s:.*)|((?s:.*)\n)?[ \t]*({at_line})(?s:.*){behind_text}"
 
 
 FORM = TagForm(

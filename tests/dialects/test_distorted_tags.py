@@ -49,6 +49,11 @@ QWEN_DISTORTED = {
     "doubled closing tags": f"{HEAD}{PATH}</parameter>\n{CONTENT}</parameter>\n{END}",
     "a doubled opening tag": f"{HEAD}<parameter=path>\n{PATH}{CONTENT}{END}",
     "a doubled beginning": f"<tool_call>\n{HEAD}{PATH}{CONTENT}{END}\n</tool_call>",
+    "a doubled tag of the function": f"{HEAD}<function=write>\n{PATH}{CONTENT}{END}",
+    "both tags of an argument doubled": f"{HEAD}<parameter=path>\n{PATH}</parameter>\n{CONTENT}{END}",
+    "the same in one line": f"{HEAD}<parameter=path><parameter=path>src/a.py</parameter></parameter>\n{CONTENT}{END}",
+    "indented doubled closing tags": f"{HEAD}  {PATH[:-13]}  </parameter>\n  </parameter>\n{CONTENT}{END}",
+    "doubled closing tags in a line": f"{HEAD}{PATH[:-1]}</parameter>\n{CONTENT[:-1]}</parameter>\n{END}",
     "</param>": f"{HEAD}<parameter=path>\nsrc/a.py\n</param>\n<parameter=content>\nprint(1)\n</param>\n{END}",
     "</Parameter>": f"{HEAD}<parameter=path>\nsrc/a.py\n</Parameter>\n{CONTENT}{END}",
     "closing tags with a name": f"{HEAD}<parameter=path>\nsrc/a.py\n</parameter=path>\n{CONTENT}{END}",
@@ -71,6 +76,7 @@ GLM_DISTORTED = {
     f"<arg_value><arg_value>print(1)</arg_value></arg_value>\n{GLM_END}",
     "a doubled opening tag": f"{GLM_HEAD}{GLM_PATH}<arg_key>content</arg_key>\n<arg_value>{GLM_CONTENT[27:]}{GLM_END}",
     "a doubled closing tag": f"{GLM_HEAD}{GLM_PATH[:-1]}</arg_value>\n{GLM_CONTENT}{GLM_END}",
+    "doubled closing tags in two lines": f"{GLM_HEAD}{GLM_PATH}</arg_value>\n{GLM_CONTENT}</arg_value>\n{GLM_END}",
     "no <arg_key>": f"{GLM_HEAD}{GLM_PATH[9:]}{GLM_CONTENT[9:]}{GLM_END}",
     "no </arg_key>": f"{GLM_HEAD}{GLM_PATH.replace('</arg_key>', '')}{GLM_CONTENT.replace('</arg_key>', '')}{GLM_END}",
     "no <arg_value>": f"{GLM_HEAD}{GLM_PATH}{GLM_CONTENT.replace('<arg_value>', '')}{GLM_END}",
@@ -90,6 +96,50 @@ GLM_DISTORTED = {
 def test_a_qwen_call_with_distorted_tags_is_the_call_that_was_meant(text: str) -> None:
     """The tags became text of a value, or the whole call was text."""
     (call,) = parse_in_any_pieces(QWEN3_CODER, TOOLS, text)
+    assert isinstance(call, Call) and call.value == TWO and call.flags == ("repaired",)
+
+
+MODE = "3\n</parameter>\n"
+OPTIONAL = {
+    "directly behind text, at the end of its line": f"<parameter=path>\nsrc/a.py<parameter=mode>\n{MODE}",
+    "in an attribute": f'<parameter name="path">\nsrc/a.py\n<parameter name="mode">\n{MODE}',
+    "in another case": f"<Parameter=path>\nsrc/a.py\n<Parameter=mode>\n{MODE}",
+    "by another name": f"<param=path>\nsrc/a.py\n<param=mode>\n{MODE}",
+    "without >": f"<parameter=path\nsrc/a.py\n<parameter=mode\n{MODE}",
+}
+
+
+@pytest.mark.parametrize("text", OPTIONAL.values(), ids=OPTIONAL)
+@pytest.mark.parametrize("end", [END, "</tool_call>"], ids=["whole", "no </function>"])
+def test_an_optional_argument_behind_a_lost_closing_tag_is_read_where_it_is_written_like_the_one_before(
+    text: str, end: str
+) -> None:
+    """Only required ones were: the value swallowed it."""
+    (call,) = parse_in_any_pieces(QWEN3_CODER, TOOLS, f"{HEAD}{CONTENT}{text}{end}")
+    assert isinstance(call, Call) and call.value == {**TWO, "mode": 3} and "repaired" in call.flags
+
+
+DOUBLED = {
+    "hermes": ("<tool_call>", "</tool_call>"),
+    "kimi_k2": ("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
+                "<|tool_call_end|>", "<|tool_calls_section_end|>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "tag"), [(name, tag) for name in DOUBLED for tag in DOUBLED[name]])
+def test_a_doubled_marker_is_no_text_of_the_answer(name: str, tag: str) -> None:
+    """One of the two was shown to the user."""
+    (dialect,) = (one for one in DIALECTS if one.name == name)
+    text = f"Look: {write_call(name, 'write', TWO, 0)}".replace(tag, tag * 2)
+    words, call = parse_in_any_pieces(dialect, TOOLS, text)
+    assert words == "Look: " and isinstance(call, Call) and call.value == TWO
+
+
+@pytest.mark.parametrize("missing", ["<|tool_call_argument_begin|>", "<|tool_call_begin|>"])
+def test_a_kimi_call_without_one_of_its_markers_is_a_call(missing: str) -> None:
+    """It was shown as text."""
+    (dialect,) = (one for one in DIALECTS if one.name == "kimi_k2")
+    (call,) = parse_in_any_pieces(dialect, TOOLS, write_call("kimi_k2", "write", TWO, 0).replace(missing, ""))
     assert isinstance(call, Call) and call.value == TWO and call.flags == ("repaired",)
 
 
@@ -162,7 +212,7 @@ def admits(dialect: Dialect, text: str) -> bool:
     "tag",
     [
         "\n  <parameter=content>", "\n\t<parameter=mode>", "\n<parameter=content >", "\n< parameter=content",
-        "\n<parameter =content", '\n<parameter="', "\n<param=", "</parameter>\n</function>",
+        "\n<parameter =content", '\n<parameter="', "\n<param=", "</parameter>\n</function>", "<parameter=content>",
         "</function>\n</tool_call>",
     ],
 )  # fmt: skip
@@ -171,7 +221,10 @@ def test_the_grammar_admits_no_qwen_value_with_a_tag_that_ends_it(tag: str) -> N
     assert not admits(QWEN3_CODER, f"{HEAD}<parameter=path>\nsrc/a.py{tag}\nx")
 
 
-@pytest.mark.parametrize("tag", ["</arg_value>\n<arg_key>", "</tool_call>\n<arg_key>", "<arg_key>mode</arg_key>"])
+@pytest.mark.parametrize(
+    "tag",
+    ["</arg_value>\n<arg_key>", "</tool_call>\n<arg_key>", "<arg_key>mode</arg_key>", "</arg_value>\n</arg_value>"],
+)
 def test_the_grammar_admits_no_glm_value_with_a_tag_that_ends_it(tag: str) -> None:
     assert not admits(GLM4, f"{GLM_HEAD}<arg_key>path</arg_key>\n<arg_value>src/a.py{tag}\nx")
 
@@ -182,6 +235,7 @@ def test_the_grammar_admits_no_glm_value_with_a_tag_that_ends_it(tag: str) -> No
         *((QWEN3_CODER, value) for value in (
             "use <parameter=mode> here", "use <parameter=path>", "use <parameter=content>\nso",
             "a\n  <parameter=other>",
+            "a\n</parameter></parameter>", 'say "<parameter=mode>"', "(<parameter=mode>)\nx", "a <parameter=mode>\nb",
             "</param>\n</function>\nx", "x</parameter>", "</Parameter>\n</function>", "a\n<parameter name=\"path\">",
             "a\n<parameter=mode", "\n<function=now>\n</function>\nx", "</tool_call>\nx", "x\r", "  </parameter>",
         )),

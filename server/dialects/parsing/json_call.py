@@ -7,6 +7,7 @@ from server.dialects.parsing.json_arguments import JsonArguments, decoded
 from server.dialects.parsing.json_stream import JsonText
 from server.dialects.parsing.text_buffer import EventSink, Openers, ParserCoroutine, TextBuffer
 from server.dialects.schema.validate import ToolSet
+from server.events import Flag
 
 SHORT = 256  # length limit of keys and names, which bounds the text held back
 STRING = re.compile(rf'"(?:[^"\\\n]|\\.){{0,{SHORT}}}"' + "|" + rf"'[^'\\\n]{{0,{SHORT}}}'")
@@ -31,6 +32,10 @@ class JsonCall:
         self._arguments = JsonArguments(buffer, sink, tool_set, end, stops)
         self._is_text = False
         self._has_others = False  # unknown members
+
+    def flag(self, flag: Flag) -> None:
+        """Flag this call."""
+        self._arguments.flag(flag)
 
     def read(self) -> Generator[None, None, bool]:
         """Return True if it was a call; otherwise what was taken is emitted as text."""

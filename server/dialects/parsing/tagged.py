@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from server.dialects.base import Tool
 from server.dialects.parsing.coerce import Types, as_json, quoted_json
+from server.dialects.parsing.tags import Tag
 from server.dialects.parsing.text_buffer import EventSink, ParserCoroutine, TextBuffer
 from server.dialects.parsing.value_ends import ScanBudget, TagFormat, ValueContext, ValueReader
 from server.dialects.parsing.value_text import ValueText
@@ -54,24 +55,32 @@ class TaggedCall:
         """Whether this is the name of a declared argument that was not given yet."""
         return name in self.declared and name not in self._names
 
-    def read_argument(self, name: str) -> ParserCoroutine:
-        """Read one value and its closing tag. Any other end of it is left in the buffer, and the call is flagged."""
+    def read_argument(self, opening: Tag) -> ParserCoroutine:
+        """Take the opening tag of an argument, its value and its closing tag.
+
+        Any other end of the value is left in the buffer, and the call is flagged.
+        """
+        name = opening.name or ""
+        taken = self._buffer.take_to(opening.end)
+        indented = "\n " in taken or "\n\t" in taken
+        if not opening.complete and not self._format.by_line:
+            yield from self._buffer.skip_space()
         if name in self._names or (self._tool.custom and name != INPUT):
             self.flag("repaired")  # the first value was emitted already; the rest is in `raw`
-            yield from self._pass_value(name, lambda text: None)
+            yield from self._pass_value(opening, indented, lambda text: None)
             return
         self._names.add(name)
         if self._tool.custom:
-            yield from self._pass_value(name, self._emit)
+            yield from self._pass_value(opening, indented, self._emit)
             return
         key = f"{', ' if self._emitted else '{'}{quoted_json(name)}: "
         if self._types.is_text(name):
             self._emit(f'{key}"')
-            yield from self._pass_value(name, lambda text: self._emit(quoted_json(text)[1:-1]))
+            yield from self._pass_value(opening, indented, lambda text: self._emit(quoted_json(text)[1:-1]))
             self._emit("" if self.cut else '"')
             return
         pieces: list[str] = []
-        yield from self._pass_value(name, pieces.append)
+        yield from self._pass_value(opening, indented, pieces.append)
         if not self.cut:
             value, repaired = as_json("".join(pieces), self._types.of(name))
             self._emit(key + value)
@@ -95,13 +104,14 @@ class TaggedCall:
         tool = self._tool_set.find(name)
         return None if tool is None else declared_names(tool)
 
-    def _pass_value(self, name: str, emit: Callable[[str], None]) -> ParserCoroutine:
+    def _pass_value(self, opening: Tag, indented: bool, emit: Callable[[str], None]) -> ParserCoroutine:
+        name = opening.name or ""
         is_json = not self._tool.custom and self._types.is_json(name)
         required = frozenset() if self._tool.custom else self._types.required
         context = ValueContext(
-            name, self.declared, required, self._names | {name}, is_json, self._arguments_of, self._budget
+            name, opening, self.declared, required, self._names | {name}, is_json, self._arguments_of, self._budget
         )
-        text = ValueText(self._buffer, self._format.by_line, is_json, emit)
+        text = ValueText(self._buffer, self._format.by_line, is_json, emit, indented)
         outcome = yield from ValueReader(text, self._format, context).read()
         if outcome != "closed":
             self.flag(outcome)

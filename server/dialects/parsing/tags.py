@@ -36,6 +36,10 @@ class Tag:
         """Whether this is an opening tag of one of these kinds."""
         return not self.closes and self.kind in kinds
 
+    def is_written_like(self, other: "Tag") -> bool:
+        """Whether both tags are distorted, and in the same way."""
+        return not (self.exact or other.exact) and (self.complete, self.loose) == (other.complete, other.loose)
+
 
 class Lexer(Protocol):
     """Finds the tags of one format."""

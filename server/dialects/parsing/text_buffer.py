@@ -207,6 +207,16 @@ def read_text(buffer: TextBuffer, sink: EventSink, openers: "Openers") -> Genera
         yield
 
 
+def skip_doubled(buffer: TextBuffer, sink: EventSink, close: str) -> ParserCoroutine:
+    """Take further closing markers behind one; white space before other text is held."""
+    while True:
+        space = yield from buffer.skip_space()
+        if not (yield from buffer.expect(close)):
+            sink.hold_whitespace(space)
+            return
+        buffer.take(len(close))
+
+
 def read_name(buffer: TextBuffer, stop: str) -> Generator[None, None, str | None]:
     """Take a name and the `stop` after it; None, and nothing is taken, if there is none of at most MAX_NAME_LENGTH."""
     while True:

@@ -54,11 +54,12 @@ class ScanBudget:
 class ValueContext:
     """The place of a value: its own argument, those that the tool declares and requires, and those given so far.
 
-    `is_json`: it can only be JSON, so that no tag outside its strings is text. `arguments_of` returns the names of the
-    arguments of a tool of the request, None if it has no such tool.
+    `opening` is its opening tag. `is_json`: it can only be JSON, so that no tag outside its strings is text.
+    `arguments_of` returns the names of the arguments of a tool of the request, None if it has no such tool.
     """
 
     name: str
+    opening: Tag
     declared: Collection[str]
     required: Collection[str]
     given: Collection[str]
@@ -170,11 +171,14 @@ class ValueReader:
             is_next = self._is_next(after) and not after.loose
             return not is_text and after.kind != "end" and (is_next or is_odd_next)
         is_certain = self.text.inline or self.text.has_own_line(tag)  # a constrained reply has it in no value
+        behind = tag.end
         while self._own_closing(after):
-            is_doubled = is_certain or (not self.format.by_line and after.start == tag.end)
+            # In a line the value's own closing tag does not follow text at once: the grammar has a line break there.
+            is_doubled = is_certain or not self.format.by_line or after.start == behind
             if is_text or not is_doubled:
                 return False
-            after = yield from next_tag(self.format.lexer, self.buffer, after.end)
+            behind = after.end
+            after = yield from next_tag(self.format.lexer, self.buffer, behind)
             if after is None:
                 return False
         if after.opens("argument") and after.loose:
@@ -205,7 +209,7 @@ class ValueReader:
         is_declared, is_new = tag.name in context.declared, self._is_new(tag.name)
         if context.is_json:
             return _Verdict("end" if is_declared else "text", tag)
-        if not self.text.at_line(tag):
+        if not (self.text.at_line(tag) or (is_new and (yield from self._opens_block(tag)))):
             ends = is_new and tag.complete and (yield from self._ends_inline(tag))
             return _Verdict("end" if ends else "text", tag)
         # Once more the value's own tag: in GLM's format its value's opening tag, which names nothing.
@@ -215,12 +219,13 @@ class ValueReader:
             return _Verdict("text", tag)
         is_regular = tag.name is None or self.format.certain.match(self.text.between(tag.start, tag.end)) is not None
         is_certain = tag.complete and not tag.loose and is_regular
+        is_certain = is_certain or (is_new and tag.is_written_like(context.opening))
         if not (is_weak or is_certain) or (self.text.is_indented(tag) and (yield from self._is_blank(tag))):
             return _Verdict("end" if (yield from self._is_missing(tag, tag)) else "text", tag)
         if is_own and tag.start < self._scanned:
             return _Verdict("drop", tag)
         end = yield from self._scan(tag, strict=is_weak)
-        if end is not None and is_own and tag.name is None and self._is_closed_twice(end):
+        if end is not None and is_own and self._is_doubled(tag, end):
             return _Verdict("drop", tag)
         if end is not None:
             return _Verdict("end", tag if (yield from self._is_missing(tag, end)) else end)
@@ -269,6 +274,14 @@ class ValueReader:
         after = yield from next_tag(self.format.lexer, self.buffer, tag.end)
         is_whole = after is not None and (after.opens("argument", "key") or (after.kind == "function" and after.closes))
         return tag if is_whole else None
+
+    def _opens_block(self, tag: Tag) -> Generator[None, None, bool]:
+        """Whether a line ends with this tag, and text stands right before it, as behind a lost closing tag."""
+        if not (tag.exact and self.text.is_attached(tag)):
+            return False
+        while not (self.buffer.ended or self.buffer.text[self.buffer.index(tag.end) :].strip(" \t\r")):
+            yield
+        return self.text.ends_line(tag)
 
     def _ends_inline(self, tag: Tag) -> Generator[None, None, bool]:
         """Whether the value ends at a declared argument that opens behind text of the same line.
@@ -417,5 +430,12 @@ class ValueReader:
             return tag.name is not None and not tag.loose
         return tag.kind != "argument"
 
-    def _is_closed_twice(self, end: Tag) -> bool:
-        return self.text.between(self.buffer.position, end.start).endswith(self.text.between(end.start, end.end))
+    def _is_doubled(self, tag: Tag, end: Tag) -> bool:
+        """Whether the tags of this value are written twice: two closing tags follow each other, and no other is there.
+
+        A file that is nothing but this one argument would be written so too.
+        """
+        inner, closing = self.text.between(tag.end, end.start), self.text.between(end.start, end.end)
+        if not self.format.by_line:
+            return inner.endswith(closing)
+        return inner.count(closing) == 1 and inner.rstrip().endswith(closing)

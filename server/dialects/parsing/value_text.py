@@ -15,12 +15,16 @@ Outcome = Literal["closed", "repaired", "truncated"]
 
 @dataclass(slots=True)
 class ValueText:
-    """Takes a value from the buffer and emits it. `by_line`: a line break on either side belongs to its tags."""
+    """Takes a value from the buffer and emits it. `by_line`: a line break on either side belongs to its tags.
+
+    `indented`: blanks stand before its opening tag, and may stand before its closing one.
+    """
 
     buffer: TextBuffer
     by_line: bool
     is_json: bool
     emit: Callable[[str], None]
+    indented: bool = False
     inline: bool = False  # it begins in the line of its tag
     begun: bool = False  # some of it was taken
     _crlf: bool = False
@@ -97,8 +101,13 @@ class ValueText:
     def has_own_line(self, tag: Tag) -> bool:
         """Whether a line break stands on either side of this tag, the first one in the value."""
         start = self.buffer.index(tag.start)
-        begins_line = start > self.buffer.at and self.buffer.text[start - 1] == "\n"
+        before = self.buffer.text[self.buffer.at : start]
+        begins_line = (before.rstrip(" \t") if self.indented else before).endswith("\n")
         return self.by_line and begins_line and self.ends_line(tag)
+
+    def is_attached(self, tag: Tag) -> bool:
+        """Whether text of the value stands right before this tag; call it behind `write_before`."""
+        return self.by_line and self.begun and self.buffer.index(tag.start) == self.buffer.at
 
     def ends_line(self, tag: Tag) -> bool:
         """Whether a line ends with this tag."""

@@ -31,6 +31,11 @@ def translated(pattern: str) -> str:
     return _Translation(pattern).whole()
 
 
+def ends_open(pattern: str) -> bool:
+    """Whether a pattern ends in a backslash that escapes nothing, which is a fault in every syntax."""
+    return (len(pattern) - len(pattern.rstrip("\\"))) % 2 == 1
+
+
 class _Translation:
     """One pass over a pattern."""
 

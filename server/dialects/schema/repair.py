@@ -3,13 +3,14 @@
 Each change that loses something has a note. A strict tool is refused instead, and any with `--strict`.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 from urllib.parse import unquote
 
-from server.dialects.schema.patterns import translated
+from server.dialects.schema.patterns import ends_open, translated
 from server.dialects.schema.references import DEFINITIONS, Path, map_subschemas, pointer, walk
 
 LARGEST_BOUND = 9 * 10**18  # the grammar engine computes bounds in 64 bits
@@ -53,8 +54,12 @@ class _Repair:
                 new.setdefault("$ref", target)
         if isinstance(new.get("$ref"), str):
             self._point(new, path)
-        if isinstance(node.get("pattern"), str):
-            new["pattern"] = translated(node["pattern"])
+        if isinstance(pattern := node.get("pattern"), str):
+            new["pattern"] = translated(pattern)
+            if ends_open(pattern):  # engines that put more behind it would read it
+                del new["pattern"]
+                shown = json.dumps(pattern[-40:], ensure_ascii=False)
+                self._note(path, f"the pattern {shown} ends in a backslash that escapes nothing: it is not enforced")
         if isinstance(node.get("patternProperties"), Mapping):
             new["patternProperties"] = {translated(name): inner for name, inner in new["patternProperties"].items()}
         _list_required(node, new)
