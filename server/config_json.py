@@ -12,7 +12,8 @@ from typing import Any
 
 from server.errors import CannotStart
 
-WRAPPERS = ("_orig_mod.", "base_model.model.")  # prefixes of torch.compile and peft in front of every tensor's name
+# Prefixes of torch.compile, peft and DistributedDataParallel in front of every tensor's name.
+WRAPPERS = ("_orig_mod.", "base_model.model.", "module.")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SCALED_BY_FACTOR = ("yarn", "linear", "dynamic")  # kinds of rotary scaling
 

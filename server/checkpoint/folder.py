@@ -67,7 +67,7 @@ def stored_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[
     origin = str(folder / "tokenizer_config.json")
     if isinstance(stored, list):  # named templates
         named = {entry["name"]: entry["template"] for entry in stored}
-        stored = named.get("tool_use", named.get("default"))
+        stored = named.get("tool_use", named.get("default", stored[0]["template"] if len(stored) == 1 else None))
     if isinstance(stored, str):
         return origin, stored
     path = folder / "chat_template.json"  # written by multimodal processors

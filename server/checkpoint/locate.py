@@ -50,4 +50,7 @@ def served_name(model: str, chosen: str) -> str:
     if chosen or model == BUILT_IN_MODEL:
         return chosen or BUILT_IN_NAME
     path = Path(model).expanduser()
-    return (path.resolve() if path.is_dir() else path).name or model
+    path = path.resolve() if path.is_dir() else path
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):  # of the hub's cache
+        return path.parents[1].name.rpartition("--")[2]
+    return path.name or model

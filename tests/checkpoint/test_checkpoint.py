@@ -168,6 +168,20 @@ def test_a_folder_is_served_under_its_own_name_however_it_is_written(
     assert served_name("Qwen/Qwen3-0.6B", "") == "Qwen3-0.6B"
 
 
+def test_a_snapshot_in_the_hub_s_cache_is_served_under_the_model_s_name(tmp_path: Path) -> None:
+    """It was served under the number of its commit."""
+    place = tmp_path / "models--Qwen--Qwen3-0.6B" / "snapshots" / "c1899de289a04d12100db370d81485cdf75e47ca"
+    place.mkdir(parents=True)
+    assert served_name(str(place), "") == "Qwen3-0.6B"
+
+
+def test_the_only_template_is_read_whatever_its_name(folder: Path) -> None:
+    """It was none, and the model was served with ReAct."""
+    (folder / "chat_template.jinja").unlink()
+    update(folder / "tokenizer_config.json", chat_template=[{"name": "chat", "template": SOURCE}])
+    assert Checkpoint.open(folder).template.source == SOURCE
+
+
 @pytest.mark.parametrize("template", [None, TEMPLATES["qwen15"][0].read_text()])
 def test_a_template_without_tools_is_replaced_by_react(folder: Path, template: str | None) -> None:
     """Qwen1.5 was trained on ReAct, but its template does not render tools: they would be dropped silently."""

@@ -94,7 +94,7 @@ def test_tensors_under_an_unknown_prefix_are_missing(kind: Kind, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_5"])
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "base_model.model.", "_orig_mod.base_model.model."])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "_orig_mod.base_model.model."])
 def test_known_prefixes_of_wrapped_models_are_taken_off(kind: Kind, prefix: str, tmp_path: Path) -> None:
     folder = rewritten(kind, tmp_path / "m", lambda name: prefix + name)
     runner = Runner(load(folder, EngineSettings(device="cpu"), nothing), 8, BLOCK_SIZE, num_slots=1)
