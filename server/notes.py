@@ -12,6 +12,7 @@ import msgspec
 MAX_NOTES = 32  # of one request
 NoteKind = Literal[
     "compacted",  # items of a conversation are left out or stand in its summary alone
+    "form",  # a part of the request was read in the form of another API
     "half_surrogate",  # half of a surrogate pair was read as U+FFFD
     "history",  # messages out of order were put right
     "ignored",  # a parameter that is not known here

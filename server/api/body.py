@@ -1,5 +1,7 @@
 """Parse and bound a JSON body."""
 
+import codecs
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ BOUNDS = (
 _PAIR = rb"u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _ESCAPE = re.compile(rb"\\(?:" + _PAIR + rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_BAD_BYTES = re.compile("[\udc80-\udcff]+")  # as Python decodes them
 _HALF = re.compile("[\ud800-\udfff]")
 _ENDLESS = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{309}")
 _WRITTEN_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
@@ -38,9 +41,11 @@ def read_lenient(raw: bytes, max_values: int = MAX_VALUES) -> tuple[dict[str, An
     """The body as an object, with notes that name the places of what is read as something else.
 
     Half of a surrogate pair becomes U+FFFD: programs that cut texts by UTF-16 units send such halves, as escapes or
-    encoded like other characters. A bound of a schema that is no finite double, as `Infinity` and `1e400`, is left out.
-    Raises RequestRefused as `read_object` does for anything else.
+    encoded like other characters; so do bytes that are no UTF-8, as of a text that was cut within a character. A bound
+    of a schema that is no finite double, as `Infinity` and `1e400`, is left out. UTF-16 and UTF-32 are decoded, and a
+    byte order mark is dropped. Raises RequestRefused as `read_object` does for anything else.
     """
+    raw = _as_utf8(raw)
     _check_num_values(raw, max_values)
     try:
         return read_object(raw, max_values), ()
@@ -57,7 +62,7 @@ def read_lenient(raw: bytes, max_values: int = MAX_VALUES) -> tuple[dict[str, An
         raise RequestRefused(not_json(str(error))) from error
     if whole != raw:
         refused = RequestRefused(not_json("a number is no finite double"))
-    text = "Half of a surrogate pair was read as U+FFFD."
+    text = "Half of a surrogate pair, or bytes that are no UTF-8, were read as U+FFFD."
     halves = [Note("half_surrogate", place, text) for place in _places_that_differ(body, other, "")]
     return body, (*halves, *_without_endless_bounds(body, "", refused))
 
@@ -85,11 +90,27 @@ def _parsed(raw: bytes, max_values: int, endless: bool = False) -> dict[str, Any
     return value
 
 
+def _as_utf8(raw: bytes) -> bytes:
+    """The body in UTF-8, judging by its first bytes (RFC 4627 3). Raises RequestRefused."""
+    coding = json.detect_encoding(raw[:4])
+    if coding in ("utf-8", "utf-8-sig"):
+        return raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = raw.decode(coding, "surrogatepass")
+    except ValueError as error:
+        raise RequestRefused(not_json(f"its bytes begin as {coding.upper()}, and are not of it")) from error
+    return text.encode("utf-8", "surrogatepass")
+
+
 def _without_halves(raw: bytes, replacement: str) -> bytes:
-    """The body with this character for each half of a surrogate pair. Raises ValueError for what is no UTF-8."""
-    if _holds(_WRITTEN_HALF, raw):
-        paired = raw.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass")
-        raw = _HALF.sub(replacement, paired.decode("utf-16", "surrogatepass")).encode()
+    """The body with this character for each half of a surrogate pair, and for bytes that are no UTF-8."""
+    try:
+        if _holds(_WRITTEN_HALF, raw):
+            paired = raw.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass")
+            raw = _HALF.sub(replacement, paired.decode("utf-16", "surrogatepass")).encode()
+        raw.decode()
+    except UnicodeDecodeError:
+        raw = _BAD_BYTES.sub(replacement, raw.decode("utf-8", "surrogateescape")).encode()
     if not _holds(_ESCAPED_HALF, raw):
         return raw
     return _ESCAPE.sub(lambda escape: replacement.encode() if escape[1] else escape[0], raw)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import msgspec
 from starlette.responses import Response
@@ -137,10 +138,24 @@ def not_found(method: str, path: str, served: Sequence[str]) -> ApiError:
 
     SDKs show a 404 as a missing model, so that the message is all that leads to the base URL.
     """
-    last = path.rstrip("/").rsplit("/", 1)[-1].lower()
-    alike = [route for route in served if last and route.endswith(f"/{last}")]
-    hint = f" Did you mean {alike[0]}? The base URL ends with /v1." if alike else ""
+    steps = _steps(path)
+    num_shared = {route: _num_shared_at_end(steps, _steps(route)) for route in served}
+    hint = ""
+    if best := max(num_shared.values(), default=0):
+        alike = [route for route in served if num_shared[route] == best]
+        meant = min(alike, key=lambda route: (not route.startswith(f"{method} "), len(_steps(route))))
+        base = "Anthropic's clients add /v1 to the base URL" if "/messages" in meant else "The base URL ends with /v1"
+        hint = f" Did you mean {meant}? {base}."
     return ApiError(404, f"Invalid URL ({method} {path}).{hint} Served here: {', '.join(served)}.", code="unknown_url")
+
+
+def _steps(path: str) -> list[str]:
+    return [step.lower() for step in path.split("/") if step]
+
+
+def _num_shared_at_end(one: Sequence[str], other: Sequence[str]) -> int:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in takewhile(lambda steps: steps[0] == steps[1], pairs))
 
 
 def not_allowed(method: str, path: str, served: Sequence[str]) -> ApiError:

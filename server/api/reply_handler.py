@@ -21,7 +21,7 @@ from server.api.middleware.request_spans import RequestSpans
 from server.api.sse import EventStream, Framing, unless_gone
 from server.chat_request import ChatRequest, PartTokens
 from server.errors import ServeError
-from server.notes import Note
+from server.notes import Note, bounded
 from server.service import ChatService, ChoiceEvent, Generation, Outcome, RequestObserver, until
 from server.settings import ApiSettings
 
@@ -84,6 +84,19 @@ class ReplyPlan(Protocol[E]):
         """JSON of the whole reply; called off the event loop."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptCount:
+    """Prompt tokens of a request by part, and notes on what of it was read as something else."""
+
+    parts: tuple[PartTokens, ...]
+    notes: tuple[Note, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole prompt."""
+        return sum(part.tokens for part in self.parts)
+
+
 class ReplyHandler:
     """Answers requests for replies: what is common to all surfaces."""
 
@@ -122,11 +135,11 @@ class ReplyHandler:
             return EventStream(plan.events(generation), self.settings.ping_interval_s, generation.aclose, plan.framing)
         return Response(await self.whole(plan, generation), media_type="application/json")
 
-    async def count(self, request: Request, read: Callable[[bytes], Awaitable[ReplyPlan[E]]]) -> tuple[PartTokens, ...]:
-        """The prompt tokens of a request by part, without answering it. Raises as `answer`."""
+    async def count(self, request: Request, read: Callable[[bytes], Awaitable[ReplyPlan[E]]]) -> PromptCount:
+        """The prompt tokens of a request, without answering it. Raises as `answer`."""
         async with until(self.deadline(request)):
             plan = await read(await read_body(request))
-            return await self._service.count(plan.request)
+            return PromptCount(await self._service.count(plan.request), bounded(plan.request.notes))
 
     async def start(self, plan: ReplyPlan[E], deadline_s: float | None, state: State) -> Generation:
         """The admitted generation of a plan, under the salt of the client's key. Raises its first refusal."""

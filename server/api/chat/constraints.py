@@ -18,7 +18,7 @@ from server.dialects.base import CustomFormat, ResponseFormat
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.schema.check import check_answer
 from server.dialects.schema.custom import MAX_DEFINITION_LENGTH, format_fault
-from server.dialects.schema.patterns import translated
+from server.dialects.schema.patterns import ends_open, translated
 from server.messages import MAX_SOURCE
 
 MAX_CHOICES = 10_000
@@ -28,8 +28,10 @@ SCHEMA_WORDS = {"type", "properties", "$ref", "$defs", "anyOf", "oneOf", "allOf"
 
 
 def _read_schema(value: Any) -> Any:
-    """A schema as an object or as its JSON."""
-    value = _unquoted(value, "")
+    """A schema as an object or as its JSON; an empty text is none."""
+    value = _unquoted(value, "") if value != "" else None
+    if value is None:
+        return None
     if not isinstance(value, dict):
         raise wrong_type("an object", value)
     return value
@@ -63,7 +65,7 @@ def _read_structured(value: Any) -> Any:
     if not isinstance(value, dict):
         raise wrong_type("an object", value)
     readers = {"json": _read_schema, "choice": _read_choices, "regex": _read_text, "grammar": _read_text}
-    given = {name: item for name, item in value.items() if item is not None and item is not False}
+    given = {name: item for name, item in value.items() if item not in _NOTHING}
     for name in given:
         if name not in (*readers, "json_object", *_WITHOUT_EFFECT):
             text = f"Invalid '{{P}}': '{name}' is not supported. Use one of 'json', 'regex', 'choice' and 'grammar'."
@@ -71,6 +73,7 @@ def _read_structured(value: Any) -> Any:
     return {name: readers.get(name, lambda item: item)(item) for name, item in given.items()}
 
 
+_NOTHING = (None, False, "")  # as clients send fields that they do not use
 _WITHOUT_EFFECT = ("whitespace_pattern", "disable_fallback", "disable_any_whitespace", "disable_additional_properties")
 
 
@@ -81,7 +84,7 @@ def _read_text(value: Any) -> Any:
 
 
 _STRUCTURED = {"json": {}, "regex": {"type": "string"}, "choice": {"type": "array"}, "grammar": {"type": "string"}}
-SchemaField = Annotated[dict[str, Any], BeforeValidator(_read_schema)]
+SchemaField = Annotated[dict[str, Any] | None, BeforeValidator(_read_schema)]
 ChoicesField = Annotated[list[str], BeforeValidator(_read_choices)]
 StructuredField = Annotated[
     dict[str, Any],
@@ -131,7 +134,7 @@ class AnswerConstraints(Part):
             "grammar": "grammar",
         }  # fmt: skip
         for name, kind in fields.items():
-            if (value := getattr(self, name)) is not None and value is not False:
+            if (value := getattr(self, name)) not in _NOTHING:
                 yield name, kind, value
         for kind, value in (self.structured_outputs or {}).items():
             if kind in fields.values():
@@ -159,6 +162,8 @@ def _answer_of(param: str, kind: str, value: Any) -> ResponseFormat:
 
 def _lark_of(kind: str, value: Any) -> str:
     if kind == "regex":
+        if ends_open(value):
+            raise ValueError("the regular expression ends in a backslash that escapes nothing")
         return f"start: /{regex_to_lark(_without_anchors(translated(value)), '')}/"
     if kind == "choice":
         texts = " | ".join(map(quoted, dict.fromkeys(value)))
@@ -191,10 +196,15 @@ class JsonObjectFormat(Part):
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
 
+def _format_name(name: str, info: ValidationInfo) -> str:
+    """The name has no effect, so that only OpenAI's own limits hold it."""
+    return name_of(64)(name, info) if is_strict(info) else name
+
+
 class AnswerSchema(Part):
     """A JSON Schema that the answer satisfies."""
 
-    name: Annotated[str, AfterValidator(name_of(64))]
+    name: Annotated[str, AfterValidator(_format_name)]
     description: str | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
@@ -265,8 +275,8 @@ def _parts_of(value: Any) -> tuple[str | None, dict[str, Any] | None]:
         raise fault("invalid_parameter_combination", text)
     if not schemas:
         return kind, beside | inner if inner is not None else beside or None
-    named = {"name": DEFAULT_NAME, **beside, **(inner or {})}
-    return kind, {**{key: one for key, one in named.items() if key != "value"}, "schema": schemas[0]}
+    sent_inside = {key: one for key, one in (inner or {}).items() if one is not None and key != "value"}
+    return kind, {"name": DEFAULT_NAME, **beside, **sent_inside, "schema": schemas[0]}
 
 
 FormatField = Annotated[

@@ -12,10 +12,11 @@ OTHER_MODALITIES = (
 PAYLOADS = (*OTHER_MODALITIES, "source", "data", "blob", "file_id", "file_data", "file_url")
 THOUGHT_KINDS = (
     "thinking", "reasoning", "thought", "think", "redacted_thinking", "redacted_reasoning", "reasoning_text",
-    "reasoning.text", "reasoning.summary", "reasoning.encrypted", "summary_text",
+    "reasoning_content", "reasoning.text", "reasoning.summary", "reasoning.encrypted", "summary_text",
 )  # fmt: skip
 THOUGHT_NAMES = (
-    "thinking", "reasoning", "thought", "think", "text", "content", "reasoning_text", "reasoningText", "summary",
+    "thinking", "reasoning", "thought", "think", "text", "content", "reasoning_content", "reasoning_text",
+    "reasoningText", "summary",
 )  # fmt: skip
 TEXT_KINDS = ("text", "input_text", "output_text")
 
@@ -33,7 +34,9 @@ def thought_in(value: Any) -> str:
 
 def is_thought(part: Any) -> bool:
     """Whether a part is a thought, by its type or, as Gemini marks them, by `thought: true`."""
-    return isinstance(part, dict) and (part.get("type") in THOUGHT_KINDS or part.get("thought") is True)
+    if not isinstance(part, dict):
+        return False
+    return str(part.get("type")).lower().replace("-", "_") in THOUGHT_KINDS or part.get("thought") is True
 
 
 def plain_parts(content: Any, thoughts: bool = False) -> Any:
@@ -52,16 +55,18 @@ def _thought_part(part: Any) -> dict[str, str]:
 
 
 def plain_part(part: Any) -> Any:
-    """Text without a type, or under the Responses API's, as a text part; anything else as it is."""
+    """Text without a type, or under the Responses API's, as a text part; anything else as it is. Null is empty."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    return {"type": "text", "text": part["text"]} if is_text(part) else part
+    return {"type": "text", "text": part["text"] or ""} if is_text(part) else part
 
 
 def is_text(part: Any) -> bool:
     """Whether a part is a text under any of its types, or without one."""
-    named = isinstance(part, dict) and (part.get("type") is None or part["type"] in TEXT_KINDS)
-    return named and isinstance(part.get("text"), str)
+    if not isinstance(part, dict) or part.get("type") not in (None, *TEXT_KINDS):
+        return False
+    is_empty = part.get("type") is not None and part.get("text", 0) is None
+    return is_empty or isinstance(part.get("text"), str)
 
 
 def is_part(part: Any) -> bool:

@@ -42,7 +42,8 @@ class Between:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """What pydantic asks of an annotation."""
         check = partial(self.check, "integer" if source is int else "decimal")
-        return core_schema.no_info_after_validator_function(check, handler(source))
+        number = core_schema.no_info_after_validator_function(check, handler(source))
+        return core_schema.with_info_before_validator_function(_whole, number) if source is int else number
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """The range in the OpenAPI document."""
@@ -58,6 +59,11 @@ def _range_text(kind: str, problem: str, range_: str, value: float) -> str:
 def is_strict(info: ValidationInfo) -> bool:
     """Whether the server was started with `--strict`: OpenAI to the letter."""
     return bool(info.context and info.context["strict"])
+
+
+def _whole(value: Any, info: ValidationInfo) -> Any:
+    """`100.0`, which languages with one kind of number write, as the integer that it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() and not is_strict(info) else value
 
 
 def _read_limit(value: Any, info: ValidationInfo) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from server.api.body import kind_of
 from server.api.chat.content import OTHER_MODALITIES, as_json, plain_parts, plain_result
@@ -123,7 +123,9 @@ class ChatUserMessage(Part):
 
 def _past_name(name: Any, info: ValidationInfo) -> Any:
     """What the model wrote as a name; names that are none are shown to it like any other text."""
-    return "" if name is None and not is_strict(info) else name
+    if is_strict(info) or isinstance(name, str):
+        return name
+    return "" if name is None else as_json(name)
 
 
 def _past_arguments(arguments: Any, info: ValidationInfo) -> Any:
@@ -133,6 +135,11 @@ def _past_arguments(arguments: Any, info: ValidationInfo) -> Any:
     return {} if arguments == [] else as_json(arguments)
 
 
+def _past_id(value: Any, info: ValidationInfo) -> Any:
+    """The id of a call; some programs number them."""
+    return str(value) if type(value) is int and not is_strict(info) else value
+
+
 def _openai_name(name: str, info: ValidationInfo) -> str:
     return name_of(LONGEST_NAME)(name, info) if is_strict(info) else name
 
@@ -140,7 +147,13 @@ def _openai_name(name: str, info: ValidationInfo) -> str:
 PastName = Annotated[str, BeforeValidator(_past_name), AfterValidator(_openai_name)]
 
 
+PastId = Annotated[str, BeforeValidator(_past_id)]
 PastArguments = Annotated[str | dict[str, Any] | None, BeforeValidator(_past_arguments)]
+
+
+def with_name(value: Any, info: ValidationInfo) -> Any:
+    """A call in the history; one without a name has an empty one."""
+    return value if is_strict(info) or not isinstance(value, dict) else {"name": "", **value}
 
 
 class PastFunction(Part):
@@ -149,6 +162,8 @@ class PastFunction(Part):
     name: PastName
     arguments: PastArguments = None
 
+    _named = model_validator(mode="before")(with_name)
+
 
 class CalledCustom(Part):
     """A call of a custom tool in the history."""
@@ -156,11 +171,13 @@ class CalledCustom(Part):
     name: PastName
     input: str
 
+    _named = model_validator(mode="before")(with_name)
+
 
 class PastFunctionCall(Part):
     """An earlier call of a function tool."""
 
-    id: str
+    id: PastId
     type: Literal["function"] = "function"
     function: PastFunction
 
@@ -168,13 +185,13 @@ class PastFunctionCall(Part):
 class PastCustomCall(Part):
     """An earlier call of a custom tool."""
 
-    id: str
+    id: PastId
     type: Literal["custom"]
     custom: CalledCustom
 
 
-def _call_kind(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("type") is None:
+def _call_kind(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, dict) and (value.get("type") is None or (value["type"] == "" and not is_strict(info))):
         value = {**value, "type": "function"}
     return value
 
@@ -208,8 +225,8 @@ class ChatToolMessage(Part):
 
     role: Literal["tool"]
     content: OfResult = None
-    tool_call_id: str | None = None
-    id: str | None = None
+    tool_call_id: PastId | None = None
+    id: PastId | None = None
     name: str | None = None
 
 

@@ -1,9 +1,10 @@
-"""Rewrite a body to the form of the schemas, with notes: nested extensions, PHP's empty objects, unknown keys."""
+"""Rewrite a body to the form of the schemas, with notes: extensions, other forms of tools, unknown keys."""
 
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from server.api.lenient import mend_field, mend_schema, notes_on_unknown, without_extra_body
+from server.api.tool_forms import tools_in_chat_form
 from server.notes import Note
 
 
@@ -13,7 +14,7 @@ def in_openai_form(body: Mapping[str, Any], known: Container[str]) -> tuple[dict
     Raises RequestRefused for unknown keys that constrain the reply elsewhere.
     """
     body = without_extra_body(body)
-    notes = [*notes_on_unknown(body, known)]
+    notes = [*notes_on_unknown(body, known), *tools_in_chat_form(body)]
     for field in ("tools", "functions"):
         if isinstance(body.get(field), list):
             notes += _mend_tools(body[field], field)

@@ -58,7 +58,9 @@ def _read_stop(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
-def _read_bias(value: Any) -> Any:
+def _read_bias(value: Any, info: ValidationInfo) -> Any:
+    if value == [] and not is_strict(info):  # PHP's empty object
+        return {}
     if not isinstance(value, dict):
         raise wrong_type("an object", value)
     for key, bias in value.items():
@@ -94,8 +96,8 @@ def read_metadata(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-def _check_metadata(value: Any, info: ValidationInfo) -> Any:
-    """The limits of a field without effect are OpenAI's alone."""
+def check_metadata(value: Any, info: ValidationInfo) -> Any:
+    """OpenAI's limits with `--strict`; None otherwise, as a field without effect has none."""
     if not is_strict(info) or value is None:
         return None
     if not isinstance(value, dict):
@@ -122,7 +124,7 @@ Bias = Annotated[
     BeforeValidator(_read_bias),
     WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
 ]
-Metadata = Annotated[Any, BeforeValidator(_check_metadata), WithJsonSchema({"type": "object"})]
+Metadata = Annotated[Any, BeforeValidator(check_metadata), WithJsonSchema({"type": "object"})]
 Limit = Annotated[int, Between(1), or_unlimited]
 Refused = Annotated[Any, AfterValidator(_refuse), WithJsonSchema({"type": "null"})]
 NO_EFFECT = "Accepted, no effect."

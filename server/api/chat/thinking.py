@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
@@ -11,6 +11,7 @@ from server.api.chat.validation_errors import not_supported_value, wrong_type
 
 OFF = ("none", "disabled", "off", "false", "no")
 ON = ("enabled", "adaptive", "auto", "on", "true", "yes", "minimal", "low", "medium", "high", "xhigh", "max")
+UNSAID = ("default", "")
 VARIABLES = ("enable_thinking", "thinking")  # of templates: they are switches too
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 T = TypeVar("T")
@@ -38,18 +39,27 @@ def read_switch(value: Any) -> ThinkingSwitch:
 
 
 def switch_in(value: Any, at: str = "") -> bool | None:
-    """The switch that a boolean or a word is; None for null. Raises a fault for anything else."""
+    """The switch that a boolean, 0, 1 or a word is; None for null and "default". Raises a fault for anything else."""
     if value is None or isinstance(value, bool):
         return value
+    if value in (0, 1):
+        return bool(value)
     if not isinstance(value, str):
         raise wrong_type("one of a boolean, string or object", value, at)
-    if value not in (*OFF, *ON):
+    word = value.lower()
+    if word not in (*OFF, *ON, *UNSAID):
         raise not_supported_value(value, (*OFF, *ON), at)
-    return value in ON
+    return None if word in UNSAID else word in ON
 
 
-def _read_effort(value: Any, info: ValidationInfo) -> Any:
-    return "none" if value in OFF and not is_strict(info) else value
+def read_effort(value: Any, info: ValidationInfo) -> Any:
+    """An effort as OpenAI spells it, None where it says nothing; anything else is left for the check of its values."""
+    if is_strict(info) or not isinstance(value, str | bool):
+        return value
+    word = str(value).lower()
+    if word in UNSAID or word in ("auto", "true"):
+        return None
+    return "none" if word in OFF else word if word in get_args(Effort) else value
 
 
 def _read_budget(value: Any, info: ValidationInfo) -> Any:
@@ -64,7 +74,7 @@ def _read_variables(value: Any) -> Any:
 
 
 _SWITCH = {"anyOf": [{"type": "boolean"}, {"enum": [*OFF, *ON]}, {"type": "object"}]}
-EffortField = Annotated[Effort, BeforeValidator(_read_effort)]
+EffortField = Annotated[Effort | None, BeforeValidator(read_effort)]
 SwitchField = Annotated[ThinkingSwitch, BeforeValidator(read_switch), WithJsonSchema(_SWITCH)]
 Budget = Annotated[Annotated[int, Between(0)] | None, BeforeValidator(_read_budget)]
 OTHER_NAME = "Extension. Other servers' name of"

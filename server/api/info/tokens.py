@@ -54,6 +54,7 @@ class InputTokens(msgspec.Struct, tag_field="object", tag="chat.completion.input
     input_tokens: int
     max_model_len: int
     parts: list[PartCount]
+    toolwire: Notes | UnsetType = UNSET
 
 
 class Tokenized(msgspec.Struct):
@@ -90,9 +91,9 @@ def tokens_router(
         },
     )
     async def count_input_tokens(request: Request) -> Response:
-        counts = await replies.count(request, chat.read)
-        parts = [PartCount(one.part, one.tokens) for one in counts]
-        return json_response(InputTokens(sum(one.tokens for one in counts), window.limit, parts))
+        count = await replies.count(request, chat.read)
+        parts = [PartCount(one.part, one.tokens) for one in count.parts]
+        return json_response(InputTokens(count.num_tokens, window.limit, parts, noted(count.notes)))
 
     @router.post(
         "/tokenize",

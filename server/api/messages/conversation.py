@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -161,22 +162,23 @@ def _paired(located: Sequence[Located]) -> Iterator[Message]:
 
 def _results(calls: Sequence[PastCall], behind: Sequence[Located], reply_index: int) -> Iterator[ToolMessage]:
     """Results in the order of their calls. Raises RequestRefused where the two do not match, in Anthropic's words."""
-    results: dict[str, ToolMessage] = {}
+    results: dict[str, list[ToolMessage]] = {}
+    num_calls = Counter(call.id for call in calls)
     for index, message in behind:
         if not isinstance(message, ToolMessage):
             continue
-        if message.call_id in results:
+        if len(results.get(message.call_id, ())) >= max(1, num_calls[message.call_id]):
             text = "each `tool_use` must have a single result. Found multiple `tool_result` blocks with id: "
             raise bad(text + message.call_id, f"messages[{index}]")
-        if message.call_id not in {call.id for call in calls}:
+        if message.call_id not in num_calls:
             text = (
                 f"unexpected `tool_use_id` found in `tool_result` blocks: {message.call_id}. Each `tool_result` block"
             )
             text += " must have a corresponding `tool_use` block in the previous message."
             raise bad(text, f"messages[{index}]")
-        results[message.call_id] = message
-    if unanswered := [call.id for call in calls if call.id not in results]:
+        results.setdefault(message.call_id, []).append(message)
+    if unanswered := [call_id for call_id in num_calls if call_id not in results]:
         text = "`tool_use` ids were found without `tool_result` blocks immediately after: " + ", ".join(unanswered)
         text += ". Each `tool_use` block must have a corresponding `tool_result` block in the next message."
         raise bad(text, f"messages[{reply_index}]")
-    yield from (results[call_id] for call_id in dict.fromkeys(call.id for call in calls))
+    yield from (results[call.id].pop(0) for call in calls if results[call.id])

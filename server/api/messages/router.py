@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.chat.wire import noted
 from server.api.errors import encode, json_response
 from server.api.messages.errors import PATH, MessageFrames
 from server.api.messages.examples import COUNT, ERRORS, REPLY, REQUESTS, STREAM
@@ -75,8 +76,8 @@ class MessagesHandler:
 
     async def count(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens."""
-        parts = await self._replies.count(request, partial(self.read, counts=True))
-        return json_response(TokensCount(sum(part.tokens for part in parts)))
+        count = await self._replies.count(request, partial(self.read, counts=True))
+        return json_response(TokensCount(count.num_tokens, noted(count.notes)))
 
     def _read(self, counts: bool, raw: bytes) -> MessagesPlan:
         validate = read_counted_request if counts else read_messages_request

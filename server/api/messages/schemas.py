@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, WithJsonSchema
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, WithJsonSchema, model_validator
 
 from server.api.body import bad, kind_of
 from server.api.chat.constraints import AnswerConstraints, FormatField, read_flat_format
 from server.api.chat.content import OTHER_MODALITIES, is_part, is_thought, plain_part, plain_result, thought_in
 from server.api.chat.fields import Between, Part, is_strict, or_unlimited, tag_by, tagged
-from server.api.chat.message_schemas import MAX_ITEMS, PastArguments, PastName, TextPart
+from server.api.chat.message_schemas import MAX_ITEMS, PastArguments, PastName, TextPart, with_name
 from server.api.chat.schemas import EXTENSION, LONGEST_STOP, MOST_MESSAGES, NO_EFFECT
 from server.api.chat.thinking import (
     OTHER_NAME,
@@ -22,6 +22,7 @@ from server.api.chat.thinking import (
 from server.api.chat.tool_schemas import ToolName
 from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
 from server.api.lenient import mend_schema, mend_tool_schemas, refuse_constraints, without_extra_body
+from server.api.tool_forms import tools_in_messages_form
 from server.notes import Note
 
 MOST_STOP_SEQUENCES = 64
@@ -95,7 +96,9 @@ class ToolUseBlock(Part):
     type: Literal["tool_use"]
     id: str
     name: PastName
-    input: PastArguments
+    input: PastArguments = None
+
+    _named = model_validator(mode="before")(with_name)
 
 
 class ToolResultBlock(Part):
@@ -151,6 +154,8 @@ Block = Annotated[
 
 
 def _read_content(value: Any, info: ValidationInfo) -> Any:
+    if value is None and not is_strict(info):
+        return []
     if isinstance(value, list | dict) and not is_strict(info):
         value = [block for block in (value if isinstance(value, list) else [value]) if block is not None]
     if not isinstance(value, str | list):
@@ -178,10 +183,14 @@ _BLOCKS = tuple(kind for kind in (*KNOWN_BLOCKS, *REFUSED_BLOCKS) if kind != "te
 ResultContent = Annotated[BlockContent, BeforeValidator(_read_result)]
 
 
+def _read_role(value: Any, info: ValidationInfo) -> Any:
+    return "system" if value == "developer" and not is_strict(info) else value
+
+
 class InputMessage(Part):
     """One message; `system` may stand anywhere."""
 
-    role: Literal["user", "assistant", "system"]
+    role: Annotated[Literal["user", "assistant", "system"], BeforeValidator(_read_role)]
     content: BlockContent
 
 
@@ -318,6 +327,7 @@ def read_messages_request(body: dict[str, Any], strict: bool) -> tuple[MessagesR
     if not strict:
         body = without_extra_body(body)
         notes = (
+            *tools_in_messages_form(body),
             *mend_tool_schemas(body.get("tools"), "input_schema"),
             *mend_schema(body.get("output_config"), "output_config"),
         )

@@ -139,6 +139,7 @@ class TokensCount(msgspec.Struct):
     """Length of a request's prompt."""
 
     input_tokens: int
+    toolwire: Notes | UnsetType = UNSET
 
 
 class AnthropicErrorDetails(msgspec.Struct):

@@ -4,8 +4,9 @@ Items of one reply and the chat message of the same reply give the same Assistan
 prompt whichever way it comes.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.api.body import bad
 from server.api.history import repaired
@@ -48,15 +49,19 @@ class _Reply:
 class ConversationReader:
     """Reads the items of one conversation."""
 
-    def __init__(self, open_sealed: OpenSealed, open_summary: OpenSealed, repairs: bool = False) -> None:
+    def __init__(
+        self, open_sealed: OpenSealed, open_summary: OpenSealed, repairs: bool = False, strict: bool = False
+    ) -> None:
         self._open_sealed = open_sealed
         self._open_summary = open_summary
         self._repairs = repairs
+        self._strict = strict
         self._messages: list[Message | _Reply] = []
         self._places: list[str] = []  # of the messages: the param of their first item
         self._reply: _Reply | None = None
         self._results: dict[str, ToolMessage] = {}
         self._calls: dict[str, str] = {}  # by id: the param of the call
+        self._waiting: dict[str, list[tuple[_Reply, deque[str]]]] = {}  # by sent id: calls without a result, by reply
         self._cut_off: set[str] = set()  # ids of calls that a limit ended
         self._notes: list[Note] = []
 
@@ -112,9 +117,9 @@ class ConversationReader:
                 self._reply_for(item, param).reasoning.append(self._thought_of(item, param))
             case FunctionCallItemIn():
                 name = flat_name(item.namespace, item.name)
-                self._add_call(PastCall(item.call_id, name, item.arguments), item, param)
+                call_id = self._add_call(PastCall(item.call_id, name, item.arguments), item, param)
                 if item.status == "incomplete":
-                    self._cut_off.add(item.call_id)
+                    self._cut_off.add(call_id)
             case CustomCallItemIn():
                 name = flat_name(item.namespace, item.name)
                 self._add_call(PastCall(item.call_id, name, item.input, custom=True), item, param)
@@ -144,14 +149,29 @@ class ConversationReader:
             self._places.append(param)
         return self._reply
 
-    def _add_call(self, call: PastCall, item: InputItem, param: str) -> None:
+    def _add_call(self, call: PastCall, item: InputItem, param: str) -> str:
+        """Add a call; return its id, a new one where it is another call's too."""
+        sent_id = call.id
         if call.id in self._calls and not self._repairs:
-            text = f"Invalid '{param}.call_id': '{call.id}' is the id of another call as well; ids must be unique."
-            raise bad(text, f"{param}.call_id", "invalid_value")
+            if self._strict:
+                text = f"Invalid '{param}.call_id': '{call.id}' is the id of another call as well; ids must be unique."
+                raise bad(text, f"{param}.call_id", "invalid_value")
+            if self._waiting[call.id] and _root(self._calls[call.id]) != _root(param):
+                self._notes.append(Note("history", param, "A call that is continued was sent again; it stands once."))
+                return call.id
+            # Other servers count calls from the beginning in each reply.
+            call = replace(call, id=f"{call.id} in {param}")
+            text = "This id is another call's as well: outputs answer the calls of one reply in their order."
+            self._notes.append(Note("history", f"{param}.call_id", text))
         self._calls[call.id] = param
         reply = self._reply_for(item, param)
         reply.calls.append(call)
+        waiting = self._waiting.setdefault(sent_id, [])
+        if not waiting or waiting[-1][0] is not reply:
+            waiting.append((reply, deque()))
+        waiting[-1][1].append(call.id)
         reply.ends_with_call = True
+        return call.id
 
     def _add_result(self, item: CallOutputItem, param: str) -> None:
         if self._repairs:
@@ -161,13 +181,21 @@ class ConversationReader:
         if item.call_id not in self._calls:
             text = f"No tool call found for function call output with call_id {item.call_id}."
             raise bad(text, param)
-        if item.call_id in self._results:
+        waiting = self._waiting[item.call_id]
+        if not waiting:
             text = f"Invalid '{param}.call_id': the call '{item.call_id}' has an output already."
             raise bad(text, f"{param}.call_id", "invalid_value")
-        self._results[item.call_id] = ToolMessage(item.output, item.call_id)
+        call_id = waiting[-1][1].popleft()
+        if not waiting[-1][1]:
+            waiting.pop()
+        self._results[call_id] = ToolMessage(item.output, call_id)
         self._reply = None  # what the assistant says behind a result is another reply
 
     def _thought_of(self, item: ReasoningItemIn, param: str) -> str:
         if item.encrypted_content:
             return self._open_sealed(item.encrypted_content, f"{param}.encrypted_content")
         return "".join(part.text for part in item.content or item.summary or ())
+
+
+def _root(param: str) -> str:
+    return param.partition("[")[0]

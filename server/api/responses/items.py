@@ -4,7 +4,7 @@ Hosted tools' items, and types that do not exist yet, are taken by their text wh
 left out, and a note says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, model_validator
@@ -19,7 +19,7 @@ from server.api.chat.content import (
     thought_in,
 )
 from server.api.chat.fields import Part, is_strict
-from server.api.chat.message_schemas import PastArguments, PastName
+from server.api.chat.message_schemas import PastArguments, PastId, PastName
 from server.api.chat.validation_errors import fault, missing, not_supported_value, validated, wrong_type
 from server.api.errors import RequestRefused
 from server.api.responses.reasoning_seal import SUMMARY_PREFIX
@@ -31,7 +31,9 @@ TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "r
 
 
 def _read_content(value: Any, info: ValidationInfo) -> str:
-    return _text_of(value if is_strict(info) else plain_parts(value))
+    if is_strict(info):
+        return _text_of(value)
+    return _text_of("" if value is None else plain_parts(value))
 
 
 def _read_output(value: Any, info: ValidationInfo) -> str:
@@ -88,8 +90,10 @@ class MessageItemIn(Part):
     @classmethod
     def _split(cls, value: Any, info: ValidationInfo) -> Any:
         content = value.get("content")
-        if is_strict(info) or value.get("role") != "assistant" or not isinstance(content, list):
+        if is_strict(info):
             return value
+        if value.get("role") != "assistant" or not isinstance(content, list):
+            return {**value, "content": content}
         thoughts = [part for part in content if is_thought(part)]
         texts = [part for part in content if not is_thought(part)]
         return {**value, "content": texts, "thought": thought_in(thoughts)}
@@ -99,7 +103,7 @@ class FunctionCallItemIn(Part):
     """An earlier call of a function tool."""
 
     type: Literal["function_call"]
-    call_id: str
+    call_id: PastId
     name: PastName
     arguments: PastArguments = None
     namespace: str | None = None
@@ -110,7 +114,7 @@ class CustomCallItemIn(Part):
     """An earlier call of a custom tool."""
 
     type: Literal["custom_tool_call"]
-    call_id: str
+    call_id: PastId
     name: PastName
     input: str
     namespace: str | None = None
@@ -120,7 +124,7 @@ class CallOutputItem(Part):
     """The result of a call."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
-    call_id: str
+    call_id: PastId
     output: OutputText
 
     @model_validator(mode="before")
@@ -135,12 +139,19 @@ class ReasoningPartIn(Part):
     text: str
 
 
+def _read_thoughts(value: Any, info: ValidationInfo) -> Any:
+    return [{"text": value}] if isinstance(value, str) and not is_strict(info) else value
+
+
+Thoughts = Annotated[list[ReasoningPartIn] | None, BeforeValidator(_read_thoughts)]
+
+
 class ReasoningItemIn(Part):
     """An earlier thought."""
 
     type: Literal["reasoning"]
-    content: list[ReasoningPartIn] | None = None
-    summary: list[ReasoningPartIn] | None = None
+    content: Thoughts = None
+    summary: Thoughts = None
     encrypted_content: str | None = None
 
 
@@ -200,7 +211,35 @@ def read_items(value: Any, at: str = "input", strict: bool = False) -> list[Inpu
     if len(value) > MOST_ITEMS:
         text = f"Invalid '{at}': array too long. Expected an array with maximum length {MOST_ITEMS}, but got an array"
         raise bad(f"{text} with length {len(value)} instead.", at, "array_above_max_length")
-    return [_read_item(item, f"{at}[{position}]", strict) for position, item in enumerate(value)]
+    return [
+        _read_item(one, f"{at}[{position}]", strict)
+        for position, item in enumerate(value)
+        for one in ([item] if strict else _in_responses_form(item))
+    ]
+
+
+def _in_responses_form(item: Any) -> list[Any]:
+    """A message of Chat Completions with calls, or with a result, as the items that it is."""
+    if not isinstance(item, dict) or item.get("type") not in (None, "message"):
+        return [item]
+    if item.get("role") == "tool":
+        call_id = item.get("tool_call_id", item.get("id"))
+        return [{"type": "function_call_output", "call_id": call_id, "output": item.get("content")}]
+    calls = item.get("tool_calls")
+    if (
+        item.get("role") != "assistant"
+        or not isinstance(calls, list)
+        or not all(isinstance(one, dict) for one in calls)
+    ):
+        return [item]
+    items = [{**_called(call), "call_id": call.get("id")} for call in calls]
+    return [item, *items] if item.get("content") or not items else items
+
+
+def _called(call: Mapping[str, Any]) -> dict[str, Any]:
+    inner = call.get("custom", call.get("function"))
+    kind = "custom_tool_call" if "custom" in call else "function_call"
+    return {**inner, "type": kind} if isinstance(inner, dict) else {"type": kind}
 
 
 def kind_of_item(value: Mapping[str, Any]) -> Any:
@@ -224,9 +263,16 @@ def _read_item(value: Any, at: str, strict: bool) -> InputItem:
         model = CompactionItemIn  # those of other servers are items of an unknown type
     if model is None:
         return OtherItem(type=kind, text=_text_in(value))
-    if not strict and value.get("name", "") is None:
-        value = value | {"name": ""}
+    if not strict:
+        value = value | {key: other for key, other in _instead_of(value) if value.get(key) is None}
     return validated(model, value | {"type": kind}, at, {"strict": strict})
+
+
+def _instead_of(item: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What stands for members of a call or of its result that are missing."""
+    yield "name", ""
+    if item.get("id") is not None:
+        yield "call_id", item["id"]
 
 
 def _of_type(expected: str, value: Any, at: str) -> RequestRefused:

@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import bad
+from server.api.chat.wire import Notes, noted
 from server.api.errors import RequestRefused, json_response
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, json_reply, ref
 from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, nothing
@@ -50,6 +52,7 @@ class ResponseInputTokens(msgspec.Struct, tag_field="object", tag="response.inpu
     """Length of a request's prompt."""
 
     input_tokens: int
+    toolwire: Notes | UnsetType = UNSET
 
 
 class ResponsesHandler:
@@ -74,8 +77,8 @@ class ResponsesHandler:
 
     async def count(self, request: Request) -> Response:
         """POST /v1/responses/input_tokens."""
-        parts = await self._replies.count(request, partial(self._reader.read, request.state))
-        return json_response(ResponseInputTokens(sum(part.tokens for part in parts)))
+        count = await self._replies.count(request, partial(self._reader.read, request.state))
+        return json_response(ResponseInputTokens(count.num_tokens, noted(count.notes)))
 
     async def compact(self, request: Request) -> Response:
         """POST /v1/responses/compact."""

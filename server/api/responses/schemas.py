@@ -6,10 +6,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, Wit
 
 from server.api.body import bad
 from server.api.chat.constraints import AnswerConstraints, FlatFormatField, FormatField
+from server.api.chat.content import as_json
 from server.api.chat.fields import Between, Part, is_strict
-from server.api.chat.schemas import EXTENSION, INT64, LONGEST_SALT, NO_EFFECT, read_metadata
+from server.api.chat.schemas import EXTENSION, INT64, LONGEST_SALT, NO_EFFECT, check_metadata
 from server.api.chat.thinking import (
-    OFF,
     OTHER_NAME,
     Budget,
     Effort,
@@ -17,10 +17,12 @@ from server.api.chat.thinking import (
     SwitchField,
     ThinkingSwitch,
     ThinkingSwitches,
+    read_effort,
     read_switch,
 )
 from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
 from server.api.lenient import mend_schema, mend_tool_schemas, notes_on_unknown, without_extra_body
+from server.api.tool_forms import tools_in_responses_form
 from server.notes import Note
 
 MOST_TOOLS = 1024  # namespaces hold many
@@ -50,7 +52,7 @@ def _read_reasoning(value: Any, info: ValidationInfo) -> Any:
     read = {"enabled": switch.on, "max_tokens": switch.budget}
     if not isinstance(value, dict):
         return read
-    return value | read | ({"effort": "none"} if value.get("effort") in OFF else {})
+    return value | read | {"effort": read_effort(value.get("effort"), info)}
 
 
 class TextOptions(Part):
@@ -72,6 +74,14 @@ def _refuse_prompt(value: Any) -> Any:
     if value is not None:
         raise fault("unsupported_parameter", "Unsupported parameter: '{P}': this server keeps no prompt templates.")
     return value
+
+
+def _read_metadata(value: Any, info: ValidationInfo) -> Any:
+    """Values that are no texts are their JSON. OpenAI's limits hold with `--strict` alone."""
+    if is_strict(info) or not isinstance(value, dict | list):
+        return check_metadata(value, info) if is_strict(info) else value
+    sent = value.items() if isinstance(value, dict) else ()
+    return {key: item if isinstance(item, str) else as_json(item) for key, item in sent}
 
 
 class ResponsesFields(Part):
@@ -106,7 +116,7 @@ class ResponsesFields(Part):
     top_p: Annotated[float, Between(0, 1)] | None = None
     top_logprobs: Annotated[int, Between(0, 20)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(read_metadata)] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(_read_metadata)] | None = None
     prompt: Annotated[Any, AfterValidator(_refuse_prompt), WithJsonSchema({"type": "null"})] = None
     prompt_cache_key: str | None = Field(None, description=NO_EFFECT)
     prompt_cache_options: dict[str, Any] | None = Field(None, description=NO_EFFECT)
@@ -157,7 +167,8 @@ def read_responses_request(body: dict[str, Any], strict: bool) -> tuple[Response
     notes: tuple[Note, ...] = ()
     if not strict:
         body = without_extra_body(body)
-        notes = (*mend_tool_schemas(body.get("tools"), "parameters"), *mend_schema(body.get("text"), "text"))
+        notes = (*tools_in_responses_form(body), *mend_tool_schemas(body.get("tools"), "parameters"))
+        notes += tuple(mend_schema(body.get("text"), "text"))
     if not body.get("model"):
         raise bad("Missing required parameter: 'model'.", "model", "missing_required_parameter")
     if strict and (name := unknown_key(body, ResponsesRequest, EXTENSION)) is not None:

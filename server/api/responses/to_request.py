@@ -81,7 +81,7 @@ class ResponsesMapper:
         self, sent: ResponsesRequest, kept: Sequence[InputItem], items: Sequence[InputItem]
     ) -> tuple[tuple[Message, ...], tuple[Note, ...]]:
         open_summary = self.seal.of_prefix(SUMMARY_PREFIX).open
-        reader = ConversationReader(self.seal.open, open_summary, self.chat.repair_history)
+        reader = ConversationReader(self.seal.open, open_summary, self.chat.repair_history, self.chat.strict)
         reader.read(kept, "conversation" if sent.conversation else "previous_response_id")
         reader.read(items)
         messages, notes = reader.close()

@@ -211,7 +211,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": None}, "input"), ({"prompt": {"id": "pmpt_1"}}, "prompt"), ({"temperature": 3}, "temperature"),
     ({"tools": [{"type": "function"}]}, "tools[0].name"), ({"tools": [{}]}, "tools[0].type"),
     ({"tools": [TOOL, TOOL]}, "tools[1].name"), ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
-    ({"store": False, "background": True}, "background"), ({"metadata": {"a": 1}}, "metadata.a"),
+    ({"store": False, "background": True}, "background"), ({"metadata": 7}, "metadata"),
 ]  # fmt: skip
 
 
