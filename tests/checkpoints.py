@@ -24,7 +24,7 @@ END_OF_TEXT, IM_START, IM_END = 151_643, 151_644, 151_645
 TOOL_CALL, TOOL_CALL_END = 151_657, 151_658
 THINK, THINK_END = 151_667, 151_668
 MAX_POSITIONS = 4096
-LAYOUT = 1  # raise it when what is written below changes: the cache folder is named after it
+LAYOUT = 2  # raise it when what is written below changes: the cache folder is named after it
 
 # In the order of their ids; True is `special`, which detokenisers drop. (Qwen3's tokenizer_config.json)
 ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
@@ -258,7 +258,7 @@ def _config(kind: Kind, transformers: Any) -> Any:
         "eos_token_id": IM_END,
         "pad_token_id": END_OF_TEXT,
     }
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
     hybrid = {
         "num_hidden_layers": 4,
         "head_dim": 32,
@@ -269,7 +269,7 @@ def _config(kind: Kind, transformers: Any) -> Any:
         "linear_value_head_dim": 16,
         "linear_conv_kernel_dim": 4,
     }
-    shared = {"shared_expert_intermediate_size": 48}
+    shared = {"shared_expert_intermediate_size": 64}
     match kind:
         case "qwen2":
             return transformers.Qwen2Config(**plain, tie_word_embeddings=False)

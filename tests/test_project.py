@@ -1,6 +1,7 @@
 """Project metadata: version, contents of the wheel and the source distribution, GitHub workflow and issue form."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,10 +16,22 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from server.model.cpu.library import available_isas
 from server.version import version
 from tests.live import ROOT
 
-SOURCES = ("server", "clients", "demo", "benchmarks", "tests/backends", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = (
+    "server",
+    "clients",
+    "demo",
+    "benchmarks",
+    "tests/backends",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+    "LICENSE",
+)
+ISAS = {"x86_64": ("amx", "avx512_bf16", "avx512", "avx2"), "aarch64": ("neon_bf16", "neon")}  # as in setup.py
 BUILD = "import sys; from setuptools import build_meta as b; to = sys.argv[1]; b.build_sdist(to); b.build_wheel(to)"
 
 
@@ -55,17 +68,21 @@ def test_the_workflow_runs_every_python_that_the_metadata_promises(metadata: Mes
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the sdist and the wheel; the latter without compiled kernels, which would take longest."""
     tree, target = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
+    build(tree, target, {"CC": "false", "CXX": "false"})
+    return target
+
+
+def build(tree: Path, target: Path, environment: dict[str, str]) -> None:
+    """Build both in `target`, from a copy of the sources in `tree`."""
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules", "*.so"))
         else:
             shutil.copy(source, tree / name)
-    environment = os.environ | {"CC": "false", "CXX": "false"}
     command = [sys.executable, "-c", BUILD, str(target)]
-    ended = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=tree, env=os.environ | environment, capture_output=True, text=True, timeout=280)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return target
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +134,22 @@ def test_the_metadata_names_licence_version_and_python(metadata: Message) -> Non
     assert metadata["License-File"] == "LICENSE"
     assert metadata["Requires-Python"] is not None
     assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not ISAS.get(platform.machine()), reason="no kernels for this architecture")
+def test_a_wheel_carries_the_kernels_of_every_set_for_every_python(tmp_path: Path) -> None:
+    """A machine without a compiler gets them from the wheel; one that lacks a set would compute with another."""
+    (tmp_path / "tree").mkdir()
+    build(tmp_path / "tree", tmp_path / "dist", {"REQUIRE_KERNELS": "1"})
+    (path,) = (tmp_path / "dist").glob("*.whl")
+    assert f"-cp311-abi3-linux_{platform.machine()}" in path.name
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "site")
+    names = {file.name for file in (tmp_path / "site/server/model/cpu").glob("*.so")}
+    assert names == {f"_{isa}.abi3.so" for isa in ISAS[platform.machine()]}
+    script = "from server.model.cpu.library import available_isas as a; print(*a())"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert tuple(ended.stdout.split()) == available_isas()

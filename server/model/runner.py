@@ -21,7 +21,7 @@ from server.model.cpu.native import NativeHead, NativePool, supports_pool
 from server.model.device import as_memory_error, to_device
 from server.model.graphs.decode_graphs import DecodeOutput, is_pure_decode, open_graphs
 from server.model.kernel_selection import choose_kernels
-from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow, plan_states
+from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow
 from server.model.loading.loaded_model import LoadedModel
 from server.model.sampling.grammar import Masks
 from server.model.sampling.prompt_scores import PromptScores, merge_scores, piece_lines, score_prompt
@@ -184,7 +184,7 @@ class Runner:
         for row in rows:
             assert row.slot is not None, "a row of a recurrent model has a slot"
             plans.append(StateRow(len(row.token_ids), row.start, row.slot))
-        return plan_states(plans, self.states)
+        return RecurrentStep(self.states, plans)
 
 
 def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool | NativePool | CudaKvPool:

@@ -102,9 +102,12 @@ def test_the_widest_layer_is_estimated_within_three_percent(checkpoint: Callable
 
 
 @pytest.mark.parametrize("isa", available_isas())
-def test_the_compiled_kernels_take_no_more_than_is_estimated(checkpoint: Callable[..., Loaded], isa: str) -> None:
+@pytest.mark.parametrize("name", ["Qwen3-0.6B", "Qwen3-MoE"])
+def test_the_compiled_kernels_take_no_more_than_is_estimated(
+    checkpoint: Callable[..., Loaded], name: str, isa: str
+) -> None:
     """A model that starts by the estimate must not run out in its first large step."""
-    _, shape, folder = checkpoint(*LAYERS["Qwen3-0.6B"])
+    _, shape, folder = checkpoint(*LAYERS[name])
     loaded = load(folder, EngineSettings(device="cpu", cpu_isa=isa), lambda _: None)  # type: ignore[arg-type]
     expected = activation_bytes(shape, Demand("bfloat16", max_batch_tokens=NUM_TOKENS, max_running=1))
     for start in (0, 4096):

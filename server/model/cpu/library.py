@@ -5,14 +5,14 @@ The kernels are compiled when the package is installed, if there is a C++ compil
 
 import ctypes
 import functools
-import importlib.machinery
 import logging
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
-ISAS = ("avx512_bf16", "avx512", "avx2", "neon")  # the fastest first
+INTERFACE = 2  # of the functions and structures, as in `cpp/step.h`
+ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon")  # the fastest first
 
 
 def _fields(integers: str, numbers: str, pointers: str) -> list[tuple[str, Any]]:
@@ -27,14 +27,33 @@ class LayerStruct(ctypes.Structure):
         "",
         "",
         "query key value output gate up down query_bias key_bias value_bias attention_norm mlp_norm "
-        "query_norm key_norm",
+        "query_norm key_norm mixer experts",
+    )
+
+
+class MixerStruct(ctypes.Structure):
+    """Weights of a layer's recurrent state, in place of its attention."""
+
+    _fields_ = _fields("", "", "mixed gate rates decay output convolution decay_rate dt_bias norm")
+
+
+class ExpertsStruct(ctypes.Structure):
+    """A layer's experts, in place of its MLP."""
+
+    _fields_ = _fields(
+        "count chosen inner shared_inner normalizes", "", "router gate_up down shared_gate shared_up shared_down"
     )
 
 
 class ModelStruct(ctypes.Structure):
-    """A dense decoder's sizes and weights."""
+    """A decoder's sizes and weights."""
 
-    _fields_ = _fields("is_bf16 hidden inner heads kv_heads head_dim num_layers", "epsilon scaling", "layers norm")
+    _fields_ = _fields(
+        "is_bf16 hidden inner heads kv_heads head_dim num_layers rotated has_gates "
+        "key_heads value_heads key_dim value_dim kernel is_grouped",
+        "epsilon scaling",
+        "layers norm",
+    )
 
 
 class StepStruct(ctypes.Structure):
@@ -43,7 +62,7 @@ class StepStruct(ctypes.Structure):
     _fields_ = _fields(
         "num_tokens num_rows num_threads block_size",
         "",
-        "rows keys values embedded cosines sines results scratch",
+        "rows keys values slots convolutions states embedded cosines sines results scratch",
     )
 
 
@@ -60,16 +79,23 @@ class AttentionStruct(ctypes.Structure):
 @functools.cache
 def open_library(isa: str) -> ctypes.CDLL | None:
     """The kernels for this instruction set, or None where they were not compiled or the CPU lacks it."""
-    paths = [Path(__file__).parent / f"_{isa}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    path = Path(__file__).parent / f"_{isa}.abi3.so"
+    if not path.is_file():
         return None
     try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
+        library = load_library(path)
+    except (OSError, AttributeError) as error:
         log.warning("CPU kernels for %s cannot be loaded: %s", isa, error)
         return None
-    return _declare(library) if library.toolwire_is_supported() else None
+    return library if library.toolwire_is_supported() else None
+
+
+def load_library(path: Path) -> ctypes.CDLL:
+    """Kernels with their declarations, whatever the CPU. Raises OSError unless they are of this version."""
+    library = ctypes.CDLL(str(path))
+    if library.toolwire_interface() != INTERFACE:
+        raise OSError(f"{path} is of another version of toolwire: run `make install` again")
+    return _declare(library)
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -1,11 +1,12 @@
 """Decoder, output head and KV cache on the compiled CPU kernels of `cpp/step.h`.
 
-The kernels compute dense decoders in bfloat16 and float32, and the attention of every other model in these types; torch
-computes the rest. They read the checkpoint's weights in place, except for short rows, which are packed into panels.
+The kernels compute whole decoders in bfloat16 and float32 where they know every layer (`layer_reader.py`), and
+attention of other models in these types. They read the checkpoint's weights in place, except for short rows, which are
+packed into panels.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import CDLL
 from dataclasses import dataclass
 from itertools import chain
@@ -18,66 +19,24 @@ from torch import Tensor, nn
 from server.model.attention.base import AttentionStep, PoolShape
 from server.model.attention.cpu import BlockMemory
 from server.model.attention.step_plan import RowPlan
-from server.model.cpu.library import (
-    AttentionStruct,
-    LayerStruct,
-    ModelStruct,
-    StepStruct,
+from server.model.cpu.layer_reader import (
+    DTYPES,
+    SIZE_MULTIPLE,
+    LayerReader,
+    epsilon_of,
+    has_gates,
+    is_grouped,
+    pack_panels,
 )
-from server.model.layers.decoder import is_silu, rotates_whole_heads
-from server.model.layers.recurrent import RecurrentStep
+from server.model.cpu.library import AttentionStruct, LayerStruct, ModelStruct, StepStruct
+from server.model.layers.recurrent import MIXER, RecurrentStep
 
-DTYPES = (torch.bfloat16, torch.float32)
-SIZE_MULTIPLE = 32  # of every dimension that products sum over
 TAIL_BYTES = 64  # read beyond the last block
-
-
-def supports_decoder(decoder: Any, head: Any) -> bool:
-    """Whether the kernels compute this decoder, of a compact type and with plain linear layers."""
-    if type(head) is not nn.Linear or head.bias is not None:
-        return False
-    dtype = head.weight.dtype
-    if dtype not in DTYPES or {weight.dtype for weight in decoder.parameters()} != {dtype}:
-        return False
-    reads_layers = all(_supports_layer(layer) for layer in decoder.layers)
-    return reads_layers and _reads_linear(head) and rotates_whole_heads(decoder)
-
-
-def _supports_layer(layer: Any) -> bool:
-    attention, mlp = layer.self_attn, layer.mlp
-    biased = (attention.q_proj, attention.k_proj, attention.v_proj)
-    plain = (attention.o_proj, *(getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")))
-    return (
-        all(_reads_linear(linear) for linear in (*biased, *plain))
-        and all(linear.bias is None for linear in plain)
-        and attention.head_dim % SIZE_MULTIPLE == 0
-        and is_silu(mlp.act_fn)
-    )
-
-
-def _reads_linear(linear: Any) -> bool:
-    # A quantized weight is a tensor of another class with the dtype of its results; it has no address.
-    is_plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
-    return is_plain and linear.in_features % SIZE_MULTIPLE == 0 and linear.weight.device.type == "cpu"
 
 
 def supports_pool(shape: PoolShape) -> bool:
     """Whether the kernels read a KV cache of this shape."""
     return shape.dtype in DTYPES and shape.head_dim % SIZE_MULTIPLE == 0 and shape.block_size % 2 == 0
-
-
-def pack_panels(linear: nn.Linear, library: CDLL) -> Tensor:
-    """A layer's weights as the kernels read them: short rows packed into panels, which replace the layer's weight."""
-    weight, is_bf16 = linear.weight.detach().contiguous(), linear.weight.dtype == torch.bfloat16
-    outputs, size = weight.shape
-    num_bytes = library.toolwire_panel_bytes(is_bf16, size, outputs)
-    if not num_bytes:
-        return weight
-    panels = torch.empty(num_bytes // weight.element_size(), dtype=weight.dtype)
-    threads = torch.get_num_threads()
-    library.toolwire_lay_out(is_bf16, weight.data_ptr(), size, outputs, panels.data_ptr(), threads)
-    linear.weight = nn.Parameter(panels, requires_grad=False)  # a tied embedding keeps its own
-    return panels
 
 
 class NativeBackbone:
@@ -87,24 +46,36 @@ class NativeBackbone:
         self._library = library
         self._embedding = decoder.embed_tokens
         self._rotary = decoder.rotary_emb
-        first = decoder.layers[0]
-        attention = first.self_attn
-        self._kept: list[Tensor] = []  # keeps alive what the kernels read
         self._angles_like = torch.empty(0, dtype=torch.float32)
-        self._layers = (LayerStruct * len(decoder.layers))(*(self._layer(layer) for layer in decoder.layers))
+        self._reader = LayerReader(library)  # keeps alive what the kernels read
+        layers = list(decoder.layers)
+        self._layers = (LayerStruct * len(layers))(*(self._reader.layer(layer) for layer in layers))
+        attention = next(layer.self_attn for layer in layers if hasattr(layer, "self_attn"))
+        dense = [layer.mlp.down_proj.in_features for layer in layers if not hasattr(layer.mlp, "experts")]
         self._model = ModelStruct(
             is_bf16=attention.q_proj.weight.dtype == torch.bfloat16,
             hidden=attention.q_proj.in_features,
-            inner=first.mlp.down_proj.in_features,
-            heads=attention.q_proj.out_features // attention.head_dim,
+            inner=max(dense, default=0),
+            heads=attention.o_proj.in_features // attention.head_dim,
             kv_heads=attention.k_proj.out_features // attention.head_dim,
             head_dim=attention.head_dim,
-            num_layers=len(self._layers),
-            epsilon=decoder.norm.variance_epsilon,
+            num_layers=len(layers),
+            rotated=2 * decoder.rotary_emb.inv_freq.numel(),
+            has_gates=has_gates(attention),
+            epsilon=epsilon_of(decoder.norm),
             scaling=attention.scaling,
             layers=ctypes.addressof(self._layers),
-            norm=self._address(decoder.norm.weight),
+            norm=self._reader.norm(decoder.norm),
         )
+        self._set_recurrent_shape(next((getattr(layer, MIXER) for layer in layers if hasattr(layer, MIXER)), None))
+
+    def _set_recurrent_shape(self, mixer: Any) -> None:
+        if mixer is None:
+            return
+        model = self._model
+        model.key_heads, model.value_heads = mixer.num_k_heads, mixer.num_v_heads
+        model.key_dim, model.value_dim = mixer.head_k_dim, mixer.head_v_dim
+        model.kernel, model.is_grouped = mixer.conv_kernel_size, is_grouped(mixer)
 
     def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
         """As `Backbone`."""
@@ -112,54 +83,44 @@ class NativeBackbone:
         embedded: Tensor = self._embedding(ids)
         cosines, sines = self._rotary(self._angles_like, positions.unsqueeze(0))
         results = torch.empty_like(embedded)
+        keys, values = paged.pool.by_layer(paged.layer_of, len(self._layers))
         step = StepStruct(
             num_tokens=len(ids),
             num_rows=len(paged.rows),
             num_threads=torch.get_num_threads(),
             block_size=paged.pool.shape.block_size,
             rows=paged.rows.ctypes.data,
-            keys=ctypes.addressof(paged.pool.key_pointers),
-            values=ctypes.addressof(paged.pool.value_pointers),
+            keys=ctypes.addressof(keys),
+            values=ctypes.addressof(values),
             embedded=embedded.data_ptr(),
             cosines=cosines.data_ptr(),
             sines=sines.data_ptr(),
             results=results.data_ptr(),
         )
+        states = NativeStates(recurrent, len(self._layers)) if recurrent else None
+        if states:
+            step.slots = states.slots.ctypes.data
+            step.convolutions, step.states = ctypes.addressof(states.convolutions), ctypes.addressof(states.states)
         model = ctypes.byref(self._model)
         scratch = torch.empty(self._library.toolwire_step_bytes(model, ctypes.byref(step)), dtype=torch.uint8)
         step.scratch = scratch.data_ptr()
         self._library.toolwire_compute(model, ctypes.byref(step))
         return results
 
-    def _layer(self, layer: Any) -> LayerStruct:
-        attention, mlp = layer.self_attn, layer.mlp
-        has_norms = hasattr(attention, "q_norm")
-        return LayerStruct(
-            query=self._packed(attention.q_proj),
-            key=self._packed(attention.k_proj),
-            value=self._packed(attention.v_proj),
-            output=self._packed(attention.o_proj),
-            gate=self._packed(mlp.gate_proj),
-            up=self._packed(mlp.up_proj),
-            down=self._packed(mlp.down_proj),
-            query_bias=self._address(attention.q_proj.bias),
-            key_bias=self._address(attention.k_proj.bias),
-            value_bias=self._address(attention.v_proj.bias),
-            attention_norm=self._address(layer.input_layernorm.weight),
-            mlp_norm=self._address(layer.post_attention_layernorm.weight),
-            query_norm=self._address(attention.q_norm.weight if has_norms else None),
-            key_norm=self._address(attention.k_norm.weight if has_norms else None),
-        )
 
-    def _packed(self, linear: nn.Linear) -> int | None:
-        return self._address(pack_panels(linear, self._library))
+class NativeStates:
+    """Recurrent states of one step as the kernels read them, which lay out inputs of a convolution in their own way."""
 
-    def _address(self, tensor: Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        own = tensor.detach().contiguous()
-        self._kept.append(own)
-        return own.data_ptr()
+    def __init__(self, recurrent: RecurrentStep, num_layers: int) -> None:
+        pool, layers = recurrent.pool, range(num_layers)
+        self.slots: Any = np.array([row.slot for row in recurrent.rows], dtype=np.int64)
+        self.convolutions = _pointers([pool.convolution.get(index) for index in layers])
+        self.states = _pointers([pool.recurrent.get(index) for index in layers])
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> Any:
+    """Addresses as a C array, null where there is no tensor."""
+    return (ctypes.c_void_p * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
 
 
 class NativeHead(nn.Module):
@@ -212,8 +173,17 @@ class NativePool(BlockMemory):
         assert shape.block_size % 2 == 0, "values are stored in pairs of tokens"
         super().__init__(shape, num_blocks, tail_bytes=TAIL_BYTES)
         self.library = library
-        self.key_pointers = (ctypes.c_void_p * shape.layers)(*(keys.data_ptr() for keys in self.keys))
-        self.value_pointers = (ctypes.c_void_p * shape.layers)(*(values.data_ptr() for values in self.values))
+        self._by_layer: tuple[Any, Any] | None = None
+
+    def by_layer(self, layer_of: Mapping[int, int], num_layers: int) -> tuple[Any, Any]:
+        """Addresses of the keys and of the values of every layer of the model, null where it has none."""
+        if self._by_layer is None:
+            indices = [layer_of.get(layer) for layer in range(num_layers)]
+            keys, values = (
+                [None if index is None else parts[index] for index in indices] for parts in (self.keys, self.values)
+            )
+            self._by_layer = _pointers(keys), _pointers(values)
+        return self._by_layer
 
     def arrange(self, rows: Sequence[RowPlan], layer_of: dict[int, int]) -> AttentionStep:
         """Plan one step. `rows` are in the order of their tokens."""

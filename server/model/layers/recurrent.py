@@ -9,6 +9,7 @@ import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -75,11 +76,32 @@ class RowGroup:
     states: "StateView"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RecurrentStep:
-    """The row groups of one step; passed through the model's forward to every linear-attention layer."""
+    """Rows of one step, in the order of their tokens; passed through the model's forward to every layer with a state.
 
-    groups: tuple[RowGroup, ...]
+    Those that decode with a state come first.
+    """
+
+    pool: StatePool
+    rows: Sequence[StateRow]
+
+    @cached_property
+    def groups(self) -> tuple[RowGroup, ...]:
+        """The rows as transformers' layers compute them."""
+        rows, pool = self.rows, self.pool
+        decoding = 0
+        while decoding < len(rows) and rows[decoding].num_tokens == 1 and rows[decoding].start:
+            decoding += 1
+        groups = []
+        if decoding:
+            slots = [row.slot for row in rows[:decoding]]
+            groups.append(RowGroup(0, decoding, 1, StateView(pool, slots, is_new=False)))
+        first_token = decoding
+        for row in rows[decoding:]:
+            groups.append(RowGroup(first_token, 1, row.num_tokens, StateView(pool, [row.slot], is_new=row.start == 0)))
+            first_token += row.num_tokens
+        return tuple(groups)
 
 
 def recurrent_shape(text: Any) -> RecurrentShape:
@@ -94,22 +116,6 @@ def recurrent_shape(text: Any) -> RecurrentShape:
         key_dim=text.linear_key_head_dim,
         value_dim=text.linear_value_head_dim,
     )
-
-
-def plan_states(rows: Sequence[StateRow], pool: StatePool) -> RecurrentStep:
-    """Group the rows of a step, which are in the order of their tokens; those that decode with a state come first."""
-    decoding = 0
-    while decoding < len(rows) and rows[decoding].num_tokens == 1 and rows[decoding].start:
-        decoding += 1
-    groups = []
-    if decoding:
-        slots = [row.slot for row in rows[:decoding]]
-        groups.append(RowGroup(0, decoding, 1, StateView(pool, slots, is_new=False)))
-    first_token = decoding
-    for row in rows[decoding:]:
-        groups.append(RowGroup(first_token, 1, row.num_tokens, StateView(pool, [row.slot], is_new=row.start == 0)))
-        first_token += row.num_tokens
-    return RecurrentStep(tuple(groups))
 
 
 def wrap_linear_attention(body: nn.Module) -> None:

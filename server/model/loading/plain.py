@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from server.config_json import bare_name, read_config
-from server.model.cpu.native import NativeBackbone, NativeHead, supports_decoder
+from server.model.cpu.layer_reader import supports_decoder
+from server.model.cpu.native import NativeBackbone, NativeHead
 from server.model.layers.decoder import Backbone, CompactBackbone
 from server.model.layers.packed_linear import pack_linears
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes

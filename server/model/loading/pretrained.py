@@ -20,7 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from server.config_json import WRAPPERS, computes_float8
 from server.errors import CannotStart
 from server.model.attention.base import paged_attention
-from server.model.cpu.native import NativeBackbone, NativeHead, supports_decoder
+from server.model.cpu.layer_reader import supports_decoder
+from server.model.cpu.native import NativeBackbone, NativeHead
 from server.model.kernel_selection import choose_backbone
 from server.model.layers.decoder import COMPACT_MODEL_TYPES
 from server.model.layers.packed_linear import pack_linears
@@ -72,9 +73,9 @@ def wrap_model(model: Any, device: torch.device, began_s: float, kernels: CDLL |
     text = model.config.get_text_config()
     recurrent = recurrent_shape(text) if text.model_type in RECURRENT_MODELS else None
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    if recurrent:
-        wrap_linear_attention(decoder)
     native = kernels if kernels and _suits_kernels(model) else None
+    if recurrent and not native:
+        wrap_linear_attention(decoder)
     return LoadedModel(
         backbone=NativeBackbone(decoder, native) if native else choose_backbone(decoder, device),
         head=NativeHead(head, native) if native else head,
@@ -91,8 +92,8 @@ def wrap_model(model: Any, device: torch.device, began_s: float, kernels: CDLL |
 
 
 def _suits_kernels(model: Any) -> bool:
-    decoder = model.get_decoder()
-    return decoder.config.model_type in COMPACT_MODEL_TYPES and supports_decoder(decoder, model.get_output_embeddings())
+    decoder, known = model.get_decoder(), (*COMPACT_MODEL_TYPES, *RECURRENT_MODELS)
+    return decoder.config.model_type in known and supports_decoder(decoder, model.get_output_embeddings())
 
 
 def _read_config(checkpoint: Path) -> Any:

@@ -22,10 +22,11 @@ from torch import nn
 
 from server.model.attention.cpu import KvPool
 from server.model.batch import Batch, Row, RowSampling
-from server.model.cpu import native
+from server.model.cpu.layer_reader import supports_decoder
 from server.model.cpu.library import available_isas, open_library
 from server.model.cpu.native import NativeBackbone, NativeHead, NativePool
-from server.model.layers.decoder import CompactBackbone
+from server.model.layers.decoder import CompactBackbone, TransformersBackbone
+from server.model.loading import pretrained
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner
@@ -36,7 +37,14 @@ from tests.model.drive import GREEDY, prompt_of
 
 CPU = Path("/proc/cpuinfo")
 AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
-FLAGS = {"avx512_bf16": {*AVX512, "avx512_bf16"}, "avx512": AVX512, "avx2": {"avx2", "fma"}, "neon": {"asimd"}}
+FLAGS = {
+    "amx": {*AVX512, "avx512_bf16", "amx_tile", "amx_bf16"},
+    "avx512_bf16": {*AVX512, "avx512_bf16"},
+    "avx512": AVX512,
+    "avx2": {"avx2", "fma"},
+    "neon_bf16": {"asimd", "bf16"},
+    "neon": {"asimd"},
+}
 WITHOUT = pytest.param("", marks=pytest.mark.skip(reason="no kernels for this CPU"))
 
 
@@ -47,7 +55,9 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 
 DENSE: tuple[Kind, ...] = ("llama", "qwen2", "qwen3")
+OTHERS: tuple[Kind, ...] = ("qwen3_moe", "qwen3_next", "qwen3_5", "qwen3_5_moe")  # with experts or recurrent states
 SAMPLING = RowSampling(GREEDY, 0, [], [])
+SLOTS = 20
 DTYPES = (torch.bfloat16, torch.float32)
 IDS = [token % 1000 for token in prompt_of(400, 7)]
 
@@ -87,10 +97,13 @@ def model(kind: Kind, dtype: str, isa: str = "torch") -> LoadedModel:
 
 
 def poisoned(loaded: LoadedModel, block_size: int, num_blocks: int) -> Runner:
-    """A runner whose cache is full of NaN, as a broken sequence leaves it."""
-    runner = Runner(loaded, num_blocks, block_size)
+    """A runner whose cache and states are full of NaN, as a broken sequence leaves them."""
+    runner = Runner(loaded, num_blocks, block_size, num_slots=SLOTS)
     for part in (*runner.pool.keys, *runner.pool.values):
         part.fill_(torch.nan)
+    if runner.states is not None:
+        for state in (*runner.states.convolution.values(), *runner.states.recurrent.values()):
+            state.fill_(torch.nan)
     return runner
 
 
@@ -103,8 +116,8 @@ def logits(runner: Runner, *rows: Row) -> torch.Tensor:
     return runner._loaded.head(ticket.hidden).clone()
 
 
-def row(ids: Sequence[int], start: int, blocks: Sequence[int]) -> Row:
-    return Row(ids, start, blocks, len(ids), SAMPLING)
+def row(ids: Sequence[int], start: int, blocks: Sequence[int], slot: int = 0) -> Row:
+    return Row(ids, start, blocks, len(ids), SAMPLING, slot)
 
 
 def mixed(loaded: LoadedModel, block_size: int) -> torch.Tensor:
@@ -146,17 +159,71 @@ def test_bfloat16_logits_are_as_close_to_float32_as_those_of_torch(isa: str, kin
     torch.testing.assert_close(ours, theirs, atol=0.25, rtol=0.05)
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_5"])
-def test_other_models_use_the_kernels_for_attention(isa: str, kind: Kind) -> None:
-    """Only attention uses kernels where a layer is not dense; the cache must have the kernels' layout then."""
-    results = []
-    for computing in (isa, "torch"):
-        runner = Runner(model(kind, "float32", computing), 16, 16, num_slots=2)
-        assert isinstance(runner.pool, NativePool) == (computing != "torch")
-        first = Row(IDS[:70], 0, range(8), 1, SAMPLING, 0)
-        rows = Row(IDS[70:71], 70, range(8), 1, SAMPLING, 0), Row(IDS[100:160], 0, range(8, 16), 1, SAMPLING, 1)
-        results.append(torch.cat((logits(runner, first), logits(runner, *rows))))
-    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+def steps_of_two(runner: Runner) -> torch.Tensor:
+    """Logits of a prompt in two steps, of a token behind it beside another prompt, and of a token of each."""
+    own, other = range(8), range(8, 16)
+    return torch.cat(
+        (
+            logits(runner, row(IDS[:50], 0, own, 3)),
+            logits(runner, row(IDS[50:70], 50, own, 3)),
+            logits(runner, row(IDS[70:71], 70, own, 3), row(IDS[100:160], 0, other, 1)),
+            logits(runner, row(IDS[71:72], 71, own, 3), row(IDS[160:161], 60, other, 1)),
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_logits_of_experts_and_recurrent_states_equal_those_of_torch(isa: str, kind: Kind) -> None:
+    """Routers, shared experts, gated attention, heads rotated in part, norms around zero, both orders of heads."""
+    ours, theirs = model(kind, "float32", isa), model(kind, "float32")
+    assert isinstance(ours.backbone, NativeBackbone) and not isinstance(theirs.backbone, NativeBackbone)
+    found, expected = (steps_of_two(Runner(loaded, 16, 16, num_slots=4)) for loaded in (ours, theirs))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_layers_that_the_kernels_do_not_know_use_them_for_attention(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache must have the kernels' layout then, and transformers' layers their own states."""
+    expected = steps_of_two(Runner(model("qwen3_5", "float32"), 16, 16, num_slots=4))
+    monkeypatch.setattr(pretrained, "supports_decoder", lambda decoder, head: False)
+    loaded = model("qwen3_5", "float32", isa)
+    assert isinstance(loaded.backbone, TransformersBackbone)
+    runner = Runner(loaded, 16, 16, num_slots=4)
+    assert isinstance(runner.pool, NativePool)
+    torch.testing.assert_close(steps_of_two(runner), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_experts_and_states_are_bit_identical_whatever_the_batch_chunks_or_threads(
+    isa: str, kind: Kind, dtype: str
+) -> None:
+    """An expert's tokens come from all sequences; a state is carried from step to step."""
+    loaded, blocks = model(kind, dtype, isa), range(6)
+    whole = logits(poisoned(loaded, 16, 150), row(IDS[:90], 0, blocks))
+    assert whole.isfinite().all()
+    chunked = poisoned(loaded, 16, 150)
+    cuts = (0, 1, 2, 7, 40, 41, 57, 58, 89, 90)
+    parts = [logits(chunked, row(IDS[low:high], low, blocks)) for low, high in pairwise(cuts)]
+    assert torch.equal(torch.cat(parts), whole)
+    for count in (2, 3, 9, 19):
+        shared = poisoned(loaded, 16, 150)
+        mates = [Row(IDS[i : i + 20 + i], 0, range(6 + 4 * i, 10 + 4 * i), 1, SAMPLING, i) for i in range(1, count)]
+        assert torch.equal(logits(shared, row(IDS[:89], 0, blocks), *mates)[:89], whole[:89])
+        behind = [row([5], 20 + i, mate.blocks, i) for i, mate in enumerate(mates, 1)]
+        assert torch.equal(logits(shared, row(IDS[89:90], 89, blocks), *behind)[0], whole[89])
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_next", "qwen3_5"])
+def test_a_long_prompt_is_bit_identical_on_any_number_of_threads(isa: str, kind: Kind) -> None:
+    """Small steps are computed by one thread, whatever the number that is allowed."""
+    loaded, prompt, before, found = model(kind, "float32", isa), (IDS * 4)[:1500], torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(logits(poisoned(loaded, 16, 94), Row(prompt, 0, range(94), 1, SAMPLING, 0)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -191,11 +258,12 @@ def test_logits_are_bit_identical_whatever_the_batch_chunks_or_threads(isa: str,
         torch.set_num_threads(before)
 
 
-def test_a_broken_sequence_affects_only_its_own_logits(isa: str) -> None:
-    loaded = model("qwen3", "bfloat16", isa)
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_next"])
+def test_a_broken_sequence_affects_only_its_own_logits(isa: str, kind: Kind) -> None:
+    loaded = model(kind, "bfloat16", isa)
     runner = poisoned(loaded, 16, 20)
     fine = logits(runner, row(IDS[:50], 0, range(4)))
-    both = logits(runner, row(IDS[50:51], 50, range(4)), row(IDS[:1], 30, range(10, 14)))
+    both = logits(runner, row(IDS[50:51], 50, range(4)), row(IDS[:1], 30, range(10, 14), 1))
     assert fine.isfinite().all() and both[0].isfinite().all() and both[1].isnan().all()
 
 
@@ -258,10 +326,10 @@ class Quantized(torch.Tensor):
 def test_kernels_leave_quantized_layers_to_torch() -> None:
     """`--quantize int8` ended the engine: the kernels read the weights at address 0."""
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("qwen3"), dtype=torch.float32)
-    assert native.supports_decoder(model.model, model.lm_head)
+    assert supports_decoder(model.model, model.lm_head)
     attention = model.model.layers[1].self_attn
     attention.k_proj.weight = nn.Parameter(Quantized(attention.k_proj.weight), requires_grad=False)
-    assert not native.supports_decoder(model.model, model.lm_head)
+    assert not supports_decoder(model.model, model.lm_head)
 
 
 def test_greedy_ids_are_those_of_the_threads_there_are(isa: str) -> None:

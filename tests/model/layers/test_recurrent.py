@@ -9,25 +9,34 @@ from tests.checkpoints import Kind
 from tests.model.drive import BLOCK_SIZE, Stream, generate, loaded, prompt_of, run, step
 
 HYBRIDS: tuple[Kind, ...] = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
+# Each with the compiled kernels; one fast test each, and all long ones, with transformers' layers.
+COMPUTED = [
+    *((kind, True) for kind in HYBRIDS),
+    ("qwen3_5", False),
+    pytest.param("qwen3_next", False, marks=pytest.mark.long),
+    pytest.param("qwen3_5_moe", False, marks=pytest.mark.long),
+]
 
 
 def greedy(count: int) -> Sampling:
     return Sampling(max_tokens=count, temperature=0.0)
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize(("kind", "kernels"), COMPUTED)
 @pytest.mark.parametrize(("length", "chunk"), [(1, 9), (3, 2), (70, 100), (100, 33)])
-def test_greedy_equals_generate_alone_with_the_state_carried_across_chunks(kind: Kind, length: int, chunk: int) -> None:
-    runner = Runner(loaded(kind), 16, BLOCK_SIZE, num_slots=3)
+def test_greedy_equals_generate_alone_with_the_state_carried_across_chunks(
+    kind: Kind, kernels: bool, length: int, chunk: int
+) -> None:
+    runner = Runner(loaded(kind, kernels), 16, BLOCK_SIZE, num_slots=3)
     stream = Stream(prompt_of(length), range(2, 12), greedy(12), slot=1, chunk=chunk)
     run(runner, [stream])
     assert stream.written == generate(kind, stream.prompt, 12)
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
-def test_greedy_equals_generate_in_a_staggered_batch(kind: Kind, is_long: bool) -> None:
+@pytest.mark.parametrize(("kind", "kernels"), COMPUTED)
+def test_greedy_equals_generate_in_a_staggered_batch(kind: Kind, kernels: bool, is_long: bool) -> None:
     num_streams = 16 if is_long or kind == "qwen3_next" else 6
-    runner = Runner(loaded(kind), 200, BLOCK_SIZE, num_slots=20)
+    runner = Runner(loaded(kind, kernels), 200, BLOCK_SIZE, num_slots=20)
     streams = []
     for i in range(num_streams):
         blocks = range(10 * i, 10 * i + 10)
@@ -41,19 +50,19 @@ def test_greedy_equals_generate_in_a_staggered_batch(kind: Kind, is_long: bool) 
         assert stream.written == generate(kind, stream.prompt, stream.sampling.max_tokens)
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
-def test_a_reused_slot_starts_without_state(kind: Kind) -> None:
-    runner = Runner(loaded(kind), 16, BLOCK_SIZE, num_slots=1)
+@pytest.mark.parametrize(("kind", "kernels"), COMPUTED)
+def test_a_reused_slot_starts_without_state(kind: Kind, kernels: bool) -> None:
+    runner = Runner(loaded(kind, kernels), 16, BLOCK_SIZE, num_slots=1)
     run(runner, [Stream(prompt_of(30, 1), range(5), greedy(5), slot=0)])
     again = Stream(prompt_of(20, 2), range(5), greedy(8), slot=0)
     run(runner, [again])
     assert again.written == generate(kind, again.prompt, 8)
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
-def test_a_snapshot_of_the_state_replaces_the_prefix(kind: Kind) -> None:
+@pytest.mark.parametrize(("kind", "kernels"), COMPUTED)
+def test_a_snapshot_of_the_state_replaces_the_prefix(kind: Kind, kernels: bool) -> None:
     """The state after 48 tokens is kept, and another sequence with that prefix continues from it."""
-    runner = Runner(loaded(kind), 32, BLOCK_SIZE, num_slots=3)
+    runner = Runner(loaded(kind, kernels), 32, BLOCK_SIZE, num_slots=3)
     shared = prompt_of(48, 3)
     first = Stream([*shared, 7, 8, 9], range(8), greedy(6), slot=0, chunk=48)
     step(runner, [first])

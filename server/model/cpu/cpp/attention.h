@@ -77,6 +77,37 @@ inline void score(const Input<E>* const queries[], const E* keys, const Heads& h
             store(scores + q * stride + u * LANES, sum[q][u] * all(heads.scaling));
 }
 
+// Queries that are computed together; a set with products of its own specializes it.
+template <class E> constexpr int queries_at_once = QUERIES;
+
+// A query's scores of a block's first `wide` tokens become its shares of these tokens' values, none from `visible` on,
+// and the sums and their total fade to the highest score so far.
+template <class E>
+inline void soften(float* scores, long visible, long wide, Input<E>* shares, float& highest, float& total, float* sums,
+                   long head_dim) {
+    if (visible < wide) {
+        Floats none = all(-__builtin_inff());
+        for (long t = visible < 0 ? 0 : visible / LANES * LANES; t < wide; t += LANES) {
+            long open = visible - t;
+            store(scores + t, open <= 0 ? none : select(first_lanes((int)open), load(scores + t), none));
+        }
+    }
+    Floats top = load(scores);
+    for (long t = LANES; t < wide; t += LANES) top = max(top, load(scores + t));
+    float before = highest, now = max_of(top);
+    highest = now = now > before ? now : before;
+    Floats sum = Floats{}, level = all(now);
+    for (long t = 0; t < wide; t += LANES) {
+        Floats share = exponential(load(scores + t) - level);
+        sum = sum + share;
+        store(shares + t, share);
+    }
+    Floats fade = exponential(all(before - now));
+    total = total * fade[0] + sum_of(sum);
+    if (now > before)
+        for (float* at = sums; at < sums + head_dim; at += LANES) store(at, load(at) * fade);
+}
+
 // N queries of one KV head over a sequence's blocks with online softmax. Query q attends to the first seen[q] tokens,
 // at most `most`. results [N] of head_dim.
 template <class E, int N>
@@ -87,8 +118,8 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
     long head_dim = heads.head_dim, size = heads.block_size;
     const long stride = heads.block_lanes();
     float* sums = scratch;                                     // [N, head_dim]
-    float* scores = sums + QUERIES * head_dim;                 // [N, block_lanes]
-    Input<E>* shares = (Input<E>*)(scores + QUERIES * stride); // [N, block_lanes]
+    float* scores = sums + queries_at_once<E> * head_dim;      // [N, block_lanes]
+    Input<E>* shares = (Input<E>*)(scores + queries_at_once<E> * stride);  // [N, block_lanes]
     float highest[N], total[N];
     for (int q = 0; q < N; q++) highest[q] = -__builtin_inff(), total[q] = 0.0f;
     for (long i = 0; i < N * head_dim; i += LANES) store(sums + i, Floats{});
@@ -102,32 +133,9 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
             score<E, N, 2>(queries, own_keys + token * PAIR, heads, scores + token, stride);
         if (token < wide) score<E, N, 1>(queries, own_keys + token * PAIR, heads, scores + token, stride);
 
-        for (int q = 0; q < N; q++) {
-            float* own = scores + q * stride;
-            long visible = at_most(seen[q] - first, here);
-            if (visible < wide) {
-                Floats none = all(-__builtin_inff());
-                for (long t = visible < 0 ? 0 : visible / LANES * LANES; t < wide; t += LANES) {
-                    long open = visible - t;
-                    store(own + t, open <= 0 ? none : select(first_lanes((int)open), load(own + t), none));
-                }
-            }
-            Floats top = load(own);
-            for (long t = LANES; t < wide; t += LANES) top = max(top, load(own + t));
-            float before = highest[q], now = max_of(top);
-            highest[q] = now = now > before ? now : before;
-            Floats sum = Floats{}, level = all(now);
-            for (long t = 0; t < wide; t += LANES) {
-                Floats share = exponential(load(own + t) - level);
-                sum = sum + share;
-                store(shares + q * stride + t, share);
-            }
-            Floats fade = exponential(all(before - now));
-            total[q] = total[q] * fade[0] + sum_of(sum);
-            if (now > before)
-                for (float* at = sums + q * head_dim; at < sums + (q + 1) * head_dim; at += LANES)
-                    store(at, load(at) * fade);
-        }
+        for (int q = 0; q < N; q++)
+            soften<E>(scores + q * stride, at_most(seen[q] - first, here), wide, shares + q * stride, highest[q],
+                      total[q], sums + q * head_dim, head_dim);
 
         for (long d = 0; d < head_dim; d += 2 * LANES) {
             Floats sum[N][2];
@@ -155,7 +163,7 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
     }
 }
 
-template <class E, int N = QUERIES>
+template <class E, int N = queries_at_once<E>>
 inline void attend_some(int count, const Heads& heads, const Input<E>* const queries[], const long seen[], long most,
                         const int32_t* blocks, const E* keys, const E* values, Input<E>* const results[],
                         float* scratch) {
@@ -165,8 +173,18 @@ inline void attend_some(int count, const Heads& heads, const Input<E>* const que
     }
 }
 
-// Of one thread: sums, scores and shares of a tile, and its queries and results if they are widened.
-inline long scratch_floats(const Heads& heads) { return QUERIES * (2 * heads.head_dim + 2 * heads.block_lanes()); }
+// How `count` queries attend; a set with products of its own specializes it.
+template <class E>
+inline void attend_together(int count, const Heads& heads, const Input<E>* const queries[], const long seen[], long most,
+                            const int32_t* blocks, const E* keys, const E* values, Input<E>* const results[],
+                            float* scratch) {
+    attend_some<E>(count, heads, queries, seen, most, blocks, keys, values, results, scratch);
+}
+
+// Of one thread: sums, scores and shares of a tile, and its queries and results if they are copied.
+template <class E> inline long scratch_floats(const Heads& heads) {
+    return queries_at_once<E> * (2 * heads.head_dim + 2 * heads.block_lanes());
+}
 
 // queries [tokens, heads, head_dim] -> results of the same shape. Tiles of one KV head are consecutive, so that rows
 // with common blocks find them in the CPU's caches.
@@ -174,6 +192,7 @@ template <class E, class Q>
 void attend(const Heads& heads, const Row* rows, long num_rows, const Q* queries, const E* keys, const E* values,
             Q* results, float* scratch) {
     constexpr bool WIDENS = !std::is_same_v<Q, Input<E>>;
+    constexpr int QUERIES = queries_at_once<E>;
     const long group = heads.group(), head_dim = heads.head_dim;
     long tiles = 0;
     for (long row = 0; row < num_rows; row++) tiles += (rows[row].num_tokens * group + QUERIES - 1) / QUERIES;
@@ -189,14 +208,14 @@ void attend(const Heads& heads, const Row* rows, long num_rows, const Q* queries
         for (long q = 0; q < count; q++) {
             long token = (first + q) / group, query = head * group + (first + q) % group;
             places[q] = ((row->first_token + token) * heads.heads + query) * head_dim;
-            float* copy = scratch + scratch_floats(heads) - (q + 1) * head_dim;
+            float* copy = scratch + scratch_floats<E>(heads) - (q + 1) * head_dim;
             own[q] = as_input<E>(queries + places[q], head_dim, copy);
             if constexpr (WIDENS) to[q] = copy;  // when the query is no longer read
             else to[q] = results + places[q];
             seen[q] = most = row->start + token + 1;
         }
         long offset = head * head_dim * heads.block_size;
-        attend_some<E>((int)count, heads, own, seen, most, row->blocks, keys + offset, values + offset, to, scratch);
+        attend_together<E>((int)count, heads, own, seen, most, row->blocks, keys + offset, values + offset, to, scratch);
         if constexpr (WIDENS)
             for (long q = 0; q < count; q++)
                 for (long d = 0; d < head_dim; d += LANES) store(results + places[q] + d, load(to[q] + d));

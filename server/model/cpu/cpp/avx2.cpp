@@ -1,5 +1,4 @@
 // Kernels for CPUs with AVX2 and FMA (Intel from Haswell on, AMD from Zen on).
-#ifdef __x86_64__
 
 // Precedes the pragma, so that it is compiled for any x86-64 and may be called on any.
 extern "C" int toolwire_is_supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -106,7 +105,3 @@ inline void store_totals(float* at, const Floats (&sums)[2]) {
 }  // namespace toolwire
 
 #include "step.h"
-
-#else
-extern "C" int toolwire_is_supported() { return 0; }
-#endif

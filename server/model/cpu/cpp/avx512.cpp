@@ -1,5 +1,4 @@
 // Kernels for CPUs with AVX-512 without bfloat16 products (Intel from Skylake-SP on).
-#ifdef __x86_64__
 
 // Precedes the pragma, so that it is compiled for any x86-64 and may be called on any.
 extern "C" int toolwire_is_supported() {
@@ -32,7 +31,3 @@ inline void store(Bf16* at, Floats values, int count) {
 }  // namespace toolwire
 
 #include "step.h"
-
-#else
-extern "C" int toolwire_is_supported() { return 0; }
-#endif

@@ -15,8 +15,8 @@ inline float norm_factor(const float* values, long size, float epsilon) {
     return 1.0f / __builtin_sqrtf(sum_of(sum) / (float)size + epsilon);
 }
 
-template <class E, class R>
-void norm(const float* stream, long tokens, long size, const E* weight, float epsilon, R* results) {
+template <class R>
+void norm(const float* stream, long tokens, long size, const float* weight, float epsilon, R* results) {
 #pragma omp for schedule(static)
     for (long token = 0; token < tokens; token++) {
         const float* values = stream + token * size;
@@ -28,9 +28,10 @@ void norm(const float* stream, long tokens, long size, const E* weight, float ep
     }
 }
 
-// Norms a head, if `weight` is not null, and rotates it by cosines and sines of both halves. In place.
-template <class E>
-inline void turn(float* head, long head_dim, const E* weight, float epsilon, const float* cosines, const float* sines) {
+// Norms a head, if `weight` is not null, and rotates its first `rotated` dimensions by cosines and sines of both halves.
+// In place.
+inline void turn(float* head, long head_dim, long rotated, const float* weight, float epsilon, const float* cosines,
+                 const float* sines) {
     if (weight) {
         Floats factor = all(norm_factor(head, head_dim, epsilon));
         for (long i = 0; i < head_dim; i += LANES) {
@@ -38,13 +39,14 @@ inline void turn(float* head, long head_dim, const E* weight, float epsilon, con
             store(head + i, value * load(weight + i));
         }
     }
-    const long half = head_dim / 2;
+    const long half = rotated / 2;
     for (long i = 0; i < half; i += LANES) {
-        Floats one = load(head + i), two = load(head + half + i);
-        Floats first = one * load(cosines + i);
-        Floats second = two * load(cosines + half + i);
-        store(head + i, fnma(two, load(sines + i), first));
-        store(head + half + i, fma(one, load(sines + half + i), second));
+        const int count = (int)at_most(LANES, half - i);
+        Floats one = load(head + i, count), two = load(head + half + i, count);
+        Floats first = one * load(cosines + i, count);
+        Floats second = two * load(cosines + half + i, count);
+        store(head + i, fnma(two, load(sines + i, count), first), count);
+        store(head + half + i, fma(one, load(sines + half + i, count), second), count);
     }
 }
 

@@ -12,7 +12,6 @@
 
 namespace toolwire {
 
-constexpr long SHORT = 512;         // weights with at most this many inputs are packed into panels
 constexpr long COLUMNS = 64;        // outputs that a thread computes at a time, at most
 constexpr long CACHED = 384 << 10;  // bytes of inputs that stay in a core's own cache while weights are streamed
 
@@ -28,12 +27,21 @@ const Input<E>* as_input(const Q* numbers, long count, void* copies) {
     return at;
 }
 
+// Inputs [tokens, size] of a product.
+template <class E> struct Operand {
+    const Input<E>* rows;
+    const Input<E>* tiles;  // a copy in the layout of the set's own products, if it has any (`Formats`)
+};
+
 // Weights as in the checkpoint, row by row. A register holds inputs of one output, which are summed at the end.
 template <class E> struct Rows {
-    static constexpr int TOKENS = ROW_TOKENS;
+    static constexpr int TOKENS = ROW_TOKENS, UNIT = 1;
 
     const E* weights;
     long size;
+
+    static void begin() {}
+    static void end() {}
 
     // M tokens by `count` rows (at most GROUP) from `column` on, a stretch of inputs at a time.
     template <int M> void tile(const Input<E>* inputs, long column, int count, float (*sums)[GROUP]) const {
@@ -85,11 +93,13 @@ template <class E> struct Rows {
 // pair in bfloat16 products) of several outputs, so that no horizontal sums are needed, which would cost as much as the
 // short rows.
 template <class E> struct Panels {
-    static constexpr int TOKENS = PANEL_TOKENS;
+    static constexpr int TOKENS = PANEL_TOKENS, UNIT = 1;
 
     const E* weights;
     long size;
 
+    static void begin() {}
+    static void end() {}
     static long elements(long size, long outputs) { return rounded_up(outputs, GROUP) * size; }
 
     static void lay_out(const E* rows, long size, long outputs, E* panels) {
@@ -132,40 +142,68 @@ inline int threads_for(long products, long fetched, long threads) {
     return products + fetched * as_long_as < (64 << 20) ? 1 : (int)threads;
 }
 
-// `tokens` by sixteen outputs, by the weights' own `tile`.
-template <class W, class I, int M = W::TOKENS>
-inline void tile(const W& weights, int tokens, const I* inputs, long column, int count, float (*sums)[GROUP]) {
-    if constexpr (M > 1)
-        if (tokens < M) return tile<W, I, M - 1>(weights, tokens, inputs, column, count, sums);
-    weights.template tile<M>(inputs, column, count, sums);
+// How weights of a type are read, and inputs for them. A set with products of its own specializes it.
+template <class E> struct Formats {
+    using Long = Rows<E>;
+    static constexpr long SHORT = 512;  // weights with at most this many inputs are packed into panels
+
+    // Inputs [tokens, size] are copied to another layout, if LAYS_OUT: elements of the copy, and the copy itself, made
+    // by all threads of a parallel region, which needs a barrier afterwards.
+    static constexpr bool LAYS_OUT = false;
+    static constexpr long elements(long, long) { return 0; }
+    static void lay_out(const Input<E>*, long, long, Input<E>*) {}
+};
+
+// Inputs as products take them; every thread of the parallel region calls it. `copy` has room for `Formats::elements`.
+template <class E>
+inline Operand<E> operand(const Input<E>* rows, long tokens, long size, Input<E>* copy) {
+    if constexpr (Formats<E>::LAYS_OUT) {
+        Formats<E>::lay_out(rows, tokens, size, copy);
+#pragma omp barrier
+    }
+    return {rows, copy};
 }
 
-// Calls `act` with the weights as Panels or Rows, depending on their size.
+// Sums of `tokens` tokens by sixteen outputs.
+template <class E, template <class> class Form, int M = Form<E>::TOKENS>
+inline void multiply(const Form<E>& form, const Operand<E>& inputs, long token, int tokens, long column, int count,
+                     float (*sums)[GROUP]) {
+    if constexpr (M > 1)
+        if (tokens < M) return multiply<E, Form, M - 1>(form, inputs, token, tokens, column, count, sums);
+    form.template tile<M>(inputs.rows + token * form.size, column, count, sums);
+}
+
+// Calls `act` with the weights in the form that they have, depending on their size.
 template <class E, class Act> inline void in_their_form(const E* weights, long size, Act act) {
-    if (size <= SHORT)
+    if (size <= Formats<E>::SHORT)
         act(Panels<E>{weights, size});
     else
-        act(Rows<E>{weights, size});
+        act(typename Formats<E>::Long{weights, size});
 }
 
 // Splits inputs [tokens, size] times weights [outputs, size] into tiles, distributed over the threads of the calling
 // parallel region, which needs a barrier afterwards. `use(token, tokens, column, count)` computes one tile.
-template <int TOKENS, class Use> inline void product(long tokens, long outputs, long row_bytes, Use use) {
+template <class Form, class Use> inline void product(long tokens, long outputs, long row_bytes, Use use) {
+    constexpr int TOKENS = Form::TOKENS;
     long strip = CACHED / row_bytes / TOKENS * TOKENS;
     if (strip < 4 * TOKENS) strip = 4 * TOKENS;
     const long share = rounded_up(outputs / (4 * omp_get_num_threads()) + 1, GROUP), width = at_most(share, COLUMNS);
     const long strips = (tokens + strip - 1) / strip, columns = (outputs + width - 1) / width;
+    Form::begin();
 #pragma omp for schedule(dynamic, 1) nowait
     for (long item = 0; item < strips * columns; item++) {
         long first = item / columns * strip, last = at_most(tokens, first + strip);
         long left = item % columns * width, right = at_most(outputs, left + width);
         for (long column = left; column < right; column += GROUP)
             for (long token = first, tiles = (last - first + TOKENS - 1) / TOKENS; tiles > 0; tiles--) {
-                const int count = (int)((last - token + tiles - 1) / tiles);  // 8 become 4 and 4, not 6 and 2
+                // 8 become 4 and 4, not 6 and 2.
+                const long even = rounded_up((last - token + tiles - 1) / tiles, Form::UNIT);
+                const int count = (int)at_most(even, last - token);
                 use(token, count, column, (int)at_most(GROUP, right - column));
                 token += count;
             }
     }
+    Form::end();
 }
 
 // `use(first, count)` for each register of `outputs` numbers: its first one, and how many are in it.
@@ -175,13 +213,13 @@ template <class Use> inline void by_registers(int outputs, Use use) {
 
 // inputs times weights, distributed as by `product`; `keep(token, column, count, sums)` gets a register at a time.
 template <class E, class Keep>
-void project_each(const Input<E>* inputs, long tokens, long size, const E* weights, long outputs, Keep keep) {
+void project_each(Operand<E> inputs, long tokens, long size, const E* weights, long outputs, Keep keep) {
     in_their_form(weights, size, [=](auto form) {
         using Form = decltype(form);
         const long row_bytes = size * sizeof(Input<E>);
-        product<Form::TOKENS>(tokens, outputs, row_bytes, [=](long token, int m, long column, int count) {
+        product<Form>(tokens, outputs, row_bytes, [=](long token, int m, long column, int count) {
             float sums[Form::TOKENS][GROUP];
-            tile(form, m, inputs + token * size, column, count, sums);
+            multiply(form, inputs, token, m, column, count, sums);
             for (int i = 0; i < m; i++)
                 by_registers(count, [&](int first, int own) {
                     keep(token + i, column + first, own, load(sums[i] + first));
@@ -192,7 +230,7 @@ void project_each(const Input<E>* inputs, long tokens, long size, const E* weigh
 
 // results = inputs times weights, plus a bias.
 template <class E, class R>
-void project(const Input<E>* inputs, long tokens, long size, const E* weights, const E* bias, long outputs, R* results,
+void project(Operand<E> inputs, long tokens, long size, const E* weights, const E* bias, long outputs, R* results,
              long stride) {
     project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
         if (bias) {
@@ -212,7 +250,7 @@ struct Seen {
 
 // Each thread's `seen` [tokens] of inputs times weights; the products themselves are not stored.
 template <class E>
-void project_to_peaks(const Input<E>* inputs, long tokens, long size, const E* weights, long outputs, Seen* seen) {
+void project_to_peaks(Operand<E> inputs, long tokens, long size, const E* weights, long outputs, Seen* seen) {
     for (long token = 0; token < tokens; token++) seen[token] = {{all(-INFINITY), Ints{}}, 0};
     project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
         const Mask own = first_lanes(count);
@@ -223,7 +261,7 @@ void project_to_peaks(const Input<E>* inputs, long tokens, long size, const E* w
 
 // stream += inputs times weights.
 template <class E>
-void project_onto(const Input<E>* inputs, long tokens, long size, const E* weights, long outputs, float* stream) {
+void project_onto(Operand<E> inputs, long tokens, long size, const E* weights, long outputs, float* stream) {
     project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
         float* at = stream + token * outputs + column;
         store(at, load(at, count) + sum, count);
@@ -232,21 +270,20 @@ void project_onto(const Input<E>* inputs, long tokens, long size, const E* weigh
 
 // results = silu(inputs times gate) * (inputs times up).
 template <class E>
-void project_gated(const Input<E>* inputs, long tokens, long size, const E* gate, const E* up, long outputs,
+void project_gated(Operand<E> inputs, long tokens, long size, const E* gate, const E* up, long outputs,
                    Input<E>* results) {
     in_their_form(gate, size, [=](auto gate) {
         using Form = decltype(gate);
         const Form other{up, size};
         const long row_bytes = size * sizeof(Input<E>);
-        product<Form::TOKENS>(tokens, outputs, row_bytes, [=](long token, int m, long column, int count) {
+        product<Form>(tokens, outputs, row_bytes, [=](long token, int m, long column, int count) {
             float gates[Form::TOKENS][GROUP], ups[Form::TOKENS][GROUP];
-            tile(gate, m, inputs + token * size, column, count, gates);
-            tile(other, m, inputs + token * size, column, count, ups);
+            multiply(gate, inputs, token, m, column, count, gates);
+            multiply(other, inputs, token, m, column, count, ups);
             for (int i = 0; i < m; i++)
                 by_registers(count, [&](int first, int own) {
-                    Floats open = load(gates[i] + first), value = load(ups[i] + first);
-                    Floats silu = open / (all(1.0f) + exponential(Floats{} - open));
-                    store(results + (token + i) * outputs + column + first, silu * value, own);
+                    Floats opened = silu(load(gates[i] + first)) * load(ups[i] + first);
+                    store(results + (token + i) * outputs + column + first, opened, own);
                 });
         });
     });

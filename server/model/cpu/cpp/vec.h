@@ -49,6 +49,9 @@ inline Floats exponential(Floats x) {
     return scale_unless_below(low, x, sum, power);
 }
 
+inline Floats sigmoid(Floats x) { return all(1.0f) / (all(1.0f) + exponential(Floats{} - x)); }
+inline Floats silu(Floats x) { return x / (all(1.0f) + exponential(Floats{} - x)); }
+
 // Maximum and its id in each lane so far; the lowest id of equal ones.
 struct Peaks {
     Floats values;
