@@ -3,8 +3,8 @@
     python -m benchmarks.peers [--servers toolwire,vllm,llamacpp,transformers] [--checkpoints 0.6B,tiny,hybrid,built-in]
 
 Makes missing checkpoints, starts one server at a time, runs the workloads of `benchmarks/measure.py` and writes
-`benchmarks/results/NAME.json`. Servers that are not installed are skipped; `benchmarks/servers.py` says how to install
-them. `python -m benchmarks.table FILE` updates `docs/performance.md`.
+`benchmarks/results/NAME-KIND.json`, a file for each kind of CPU. Servers that are not installed are skipped;
+`benchmarks/servers.py` says how to install them. `python -m benchmarks.table FILE` updates `docs/performance.md`.
 """
 
 import argparse
@@ -24,17 +24,19 @@ from benchmarks.checkpoint import make_checkpoint
 from benchmarks.measure import PLANS, Figures, measure
 from benchmarks.servers import KINDS, find_python, started
 from benchmarks.table import markdown, ratios
+from server.model.cpu.library import available_isas
 
 HERE = Path(__file__).parent
 
 
 def machine() -> dict[str, str]:
-    """Return CPU, Python version and commit, for a results file."""
+    """Return CPU, its kind (the best instruction set of our kernels), Python version and commit, for a results file."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     cpu = f"{len(names)} x {names[0]}" if names else platform.processor()
-    return {"cpu": cpu, "python": platform.python_version(), "commit": commit.stdout.strip()}
+    kind = next(iter(available_isas()), "torch")
+    return {"cpu": cpu, "kind": kind, "python": platform.python_version(), "commit": commit.stdout.strip()}
 
 
 def find_checkpoint(name: str, folder: Path) -> Path:
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--name", default="peers")
     options = parser.parse_args()
     figures: dict[str, dict[str, Figures]] = {}
+    here = machine()
     result = {
         "command": f"python -m benchmarks.peers --servers {options.servers} --checkpoints {options.checkpoints} "
         + (f"--workloads {options.workloads} " if options.workloads else "")
@@ -89,7 +92,7 @@ def main() -> None:
         + (f"--rounds {options.rounds} " if options.rounds > 1 else "")
         + f"--name {options.name}",
         "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
+        "machine": here,
         "figures": figures,
     }
     for shape in options.checkpoints.split(","):
@@ -101,7 +104,7 @@ def main() -> None:
                 rounds.setdefault(name, []).append(row)
                 rows[name] = medians(rounds[name])
             content = {**result, "ratios": {key: ratios(value) for key, value in figures.items()}}
-            (HERE / "results" / f"{options.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+            (HERE / "results" / f"{options.name}-{here['kind']}.json").write_text(json.dumps(content, indent=1) + "\n")
         print(f"{shape}\n{markdown(rows)}\n", flush=True)
 
 

@@ -50,7 +50,8 @@ def markdown(rows: Mapping[str, Row]) -> str:
 def report(result: Mapping[str, Any]) -> str:
     """Return all tables, with the command, commit and machine that they come from."""
     origin = f"Command: `{result['command']}`, commit {result['machine']['commit']}, {result['date']}, "
-    parts = [origin + f"{result['machine']['cpu']}, Python {result['machine']['python']}."]
+    machine = result["machine"]
+    parts = [origin + f"{machine['cpu']} ({machine['kind']}), Python {machine['python']}."]
     parts += [f"### {name}\n\n{markdown(rows)}" for name, rows in result["figures"].items()]
     return "\n\n".join(parts)
 
