@@ -14,6 +14,7 @@ CONSTRAINTS = frozenset(
     )
 )  # fmt: skip
 MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired")
+SCHEMAS = ("additionalProperties", "items")
 MAX_DEPTH = 64  # of the walk for empty arrays; deeper schemas are refused later
 
 
@@ -49,10 +50,15 @@ def mend_schema(node: Any, path: str, depth: int = MAX_DEPTH) -> Iterator[Note]:
             yield from mend_schema(item, f"{path}[{position}]", depth - 1)
     if not isinstance(node, dict) or depth <= 0:
         return
-    for name in MAPS:
+    for name in (*MAPS, *SCHEMAS):
         if node.get(name) == []:
             node[name] = {}
             yield _emptied(f"{path}.{name}")
+    for name in MAPS[:-1]:
+        for key, value in node[name].items() if isinstance(node.get(name), dict) else ():
+            if value == []:
+                node[name][key] = {}
+                yield _emptied(f"{path}.{name}.{key}")
     for name, value in node.items():
         if name not in ("enum", "const", "default", "examples"):
             yield from mend_schema(value, f"{path}.{name}", depth - 1)

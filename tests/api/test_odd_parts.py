@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import MODEL, Serve
-from tests.api.test_surfaces import SURFACES, USER, WITH_MESSAGES, asked_of, past, post
+from tests.api.test_surfaces import SURFACES, USER, WITH_MESSAGES, asked_of, past, post, tools_of
 from tests.backends.scripted import Script
 
 Reply = Callable[..., Script]
@@ -92,6 +92,21 @@ async def test_metadata_of_a_response_may_hold_other_values(serve: Serve, reply:
     assert answer.json()["metadata"] == {**sent, "a": "1", "b": "null"}
     async with serve(strict=True) as served:
         assert (await post(served, "responses", metadata=sent)).status_code == 400
+
+
+@pytest.mark.parametrize("surface", WITH_MESSAGES)
+async def test_php_s_empty_arrays_are_schemas_and_an_enum_that_is_none_is_refused(
+    serve: Serve, reply: Reply, surface: str
+) -> None:
+    """The first was a 400, the second a 500."""
+    array = {"type": "array", "items": []}
+    empty = {"type": "object", "properties": {"a": [], "b": array}, "additionalProperties": []}
+    async with serve(reply("Hi")) as served:
+        answer = await post(served, surface, **tools_of(surface, empty, strict=False))
+        assert answer.status_code == 200, answer.text
+        assert [note["kind"] for note in answer.json()["toolwire"]["notes"]] == ["schema"] * 3
+        member = {"type": "object", "properties": {"a": {"enum": "x"}}}
+        assert (await post(served, surface, **tools_of(surface, member))).status_code == 400
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""], ids=["mark", "no mark"])

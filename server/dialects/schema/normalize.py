@@ -59,9 +59,10 @@ def _admits_null(schema: Any) -> bool:
         return True
     if "const" in schema:
         return schema["const"] is None
-    for key in ("enum", "type"):
-        if isinstance(values := schema.get(key), str | list):
-            return None in values if key == "enum" else "null" in ([values] if isinstance(values, str) else values)
+    if isinstance(values := schema.get("enum"), list):
+        return None in values
+    if isinstance(kinds := schema.get("type"), str | list):
+        return "null" in ([kinds] if isinstance(kinds, str) else kinds)
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
             return any(map(_admits_null, schema[key]))

@@ -36,6 +36,25 @@ def ends_open(pattern: str) -> bool:
     return (len(pattern) - len(pattern.rstrip("\\"))) % 2 == 1
 
 
+def most_repeats(pattern: str) -> int:
+    """How often a part of a pattern may repeat by its counts, those of the groups around it included."""
+    levels, last = [1], -1
+    for at, char in _outside(pattern):
+        if char == "(":
+            levels.append(1)
+        elif char == ")" and len(levels) > 1:
+            inner = levels.pop() * _count_at(pattern, at + 1)
+            levels[-1], last = max(levels[-1], inner), at
+        elif char == "{" and last != at - 1:
+            levels[-1] = max(levels[-1], _count_at(pattern, at))
+    return max(levels)
+
+
+def _count_at(pattern: str, at: int) -> int:
+    found = QUANTIFIER.match(pattern, at)
+    return max((int(number) for number in found.group(1, 3) if number), default=1) if found else 1
+
+
 class _Translation:
     """One pass over a pattern."""
 

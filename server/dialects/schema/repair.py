@@ -10,11 +10,12 @@ from itertools import takewhile
 from typing import Any
 from urllib.parse import unquote
 
-from server.dialects.schema.patterns import ends_open, translated
+from server.dialects.schema.patterns import ends_open, most_repeats, translated
 from server.dialects.schema.references import DEFINITIONS, Path, map_subschemas, pointer, walk
 
 LARGEST_BOUND = 9 * 10**18  # the grammar engine computes bounds in 64 bits
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+MAX_REPEATS = 4096  # of a part of a pattern: counting that far is slow in the lexer, and ends a reply beyond
 MAX_NAMESAKES = 16  # definitions of one name among which the nearest is looked for
 DYNAMIC = ("$dynamicRef", "$recursiveRef")
 ANCHORS = ("$anchor", "$dynamicAnchor")
@@ -56,10 +57,10 @@ class _Repair:
             self._point(new, path)
         if isinstance(pattern := node.get("pattern"), str):
             new["pattern"] = translated(pattern)
-            if ends_open(pattern):  # engines that put more behind it would read it
+            if fault := _pattern_fault(pattern):
                 del new["pattern"]
-                shown = json.dumps(pattern[-40:], ensure_ascii=False)
-                self._note(path, f"the pattern {shown} ends in a backslash that escapes nothing: it is not enforced")
+                shown = json.dumps(pattern, ensure_ascii=False)[:80]
+                self._note(path, f"the pattern {shown} is not enforced: {fault}")
         if isinstance(node.get("patternProperties"), Mapping):
             new["patternProperties"] = {translated(name): inner for name, inner in new["patternProperties"].items()}
         _list_required(node, new)
@@ -120,6 +121,14 @@ class _Repair:
             implied = node.get("type") == "integer" or key in COUNTS
             if not implied or is_upper != (value > 0) or key == "multipleOf":
                 self._note(path, f"'{key}' {value:g} is beyond 64 bits and not enforced")
+
+
+def _pattern_fault(pattern: str) -> str:
+    """Why the grammar engine is not given this pattern, or ""."""
+    if ends_open(pattern):  # what stands behind it in the grammar would be escaped
+        return "it ends in a backslash that escapes nothing"
+    num_repeats = most_repeats(pattern)
+    return f"it repeats a part {num_repeats} times" if num_repeats > MAX_REPEATS else ""
 
 
 def _num_shared_steps(one: Path, other: Path) -> int:

@@ -8,7 +8,7 @@ import pytest
 from server.dialects.base import Choice, Dialect, Tool
 from server.dialects.schema.check import check_parameters
 from server.dialects.schema.compiled import compiled
-from server.dialects.schema.patterns import full_match, translated
+from server.dialects.schema.patterns import full_match, most_repeats, translated
 from server.dialects.schema.validate import fits
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
@@ -48,7 +48,18 @@ TRANSLATED = {
     r"^\ud83d\ude00$": ("\U0001f600", "x"),
     r"^\o{101}\H$": ("Ab", "A "),
 }
-UNREAD = [r"^(?!a)b$", r"(a)\1", r"\bword\b", r"a(", r"\p{Unknown}", r"\N{NO SUCH NAME}", "[\\ud800-\\udbff]"]
+UNREAD = [
+    "abc\\",
+    "a{100000}",
+    "^(a{1,1000}b){1,1000}$",
+    r"^(?!a)b$",
+    r"(a)\1",
+    r"\bword\b",
+    r"a(",
+    r"\p{Unknown}",
+    r"\N{NO SUCH NAME}",
+    "[\\ud800-\\udbff]",
+]
 
 
 def tool_of(pattern: str, strict: bool = False) -> Tool:
@@ -105,3 +116,12 @@ def test_names_of_members_by_pattern_are_translated_too() -> None:
 def test_unfinished_patterns_are_translated_without_an_error() -> None:
     for pattern in ("", "[", "(", "(?", "(?i", "\\", "[\\", "{", "a{1", "[^", "[a-", "(?<", "\\c", "\\p{", "\\Q"):
         full_match(translated(pattern))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "times"),
+    [("a", 1), (r"\d{4}-\d{2}", 4), ("(a{3}b{2}){5}", 15), (r"a\){7}", 7), ("[{9}]{2}", 2), ("a{2,}", 2), ("a{x}", 1)],
+)
+def test_repeats_are_counted_through_groups(pattern: str, times: int) -> None:
+    """A pattern that counts too far was a 400, or ended a reply in its middle."""
+    assert most_repeats(pattern) == times
