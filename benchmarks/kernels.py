@@ -1,6 +1,6 @@
 """Compares the compiled CPU kernels of each instruction set with torch on the same weights, in turns in one process.
 
-    python -m benchmarks.kernels /tmp/qwen3-0.6b [--isas avx2,torch] [--dtype float32] [--threads 2] [--rounds 9]
+    python -m benchmarks.kernels /tmp/qwen3-0.6b [--isas avx2,torch] [--quantize none,int4] [--rounds 9]
 
 The checkpoint is any that toolwire serves; `benchmarks.checkpoint` writes those of published shapes, also 30B-A3B's
 layers (`30B-A3B-2`) and a hybrid. Tokens differ, so that experts do.
@@ -62,18 +62,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--isas", type=lambda text: text.split(","), default=[*available_isas(), "torch"])
+    parser.add_argument("--quantize", type=lambda text: text.split(","), default=["none"])
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="measure the steps whose name contains this")
     options = parser.parse_args()
     runners = []
-    for isa in options.isas:
-        settings = EngineSettings(device="cpu", dtype=options.dtype, cpu_isa=isa, threads=options.threads)
+    columns = [(isa, quantize) for isa in options.isas for quantize in options.quantize]
+    for isa, quantize in columns:
+        settings = EngineSettings(
+            device="cpu", dtype=options.dtype, cpu_isa=isa, threads=options.threads, quantize=quantize
+        )
         loaded = load(options.checkpoint, settings, lambda fraction: None)
-        print(f"{isa}: {type(loaded.backbone).__name__} in {loaded.dtype} loaded in {loaded.load_s:.2f} s")
+        form = f"{type(loaded.backbone).__name__} in {loaded.dtype}, {loaded.weight_bytes >> 20} MiB"
+        print(f"{isa} {quantize}: {form}, loaded in {loaded.load_s:.2f} s")
         runners.append(Runner(loaded, NUM_BLOCKS, BLOCK_SIZE, num_slots=64))
-    print(f"{torch.get_num_threads()} threads\n\n{'step':26}" + "".join(f" {isa:>12}" for isa in options.isas))
+    names = (isa if quantize == "none" else f"{isa} {quantize}" for isa, quantize in columns)
+    print(f"{torch.get_num_threads()} threads\n\n{'step':26}" + "".join(f" {name:>12}" for name in names))
     for name, rows in steps().items():
         if options.only not in name:
             continue

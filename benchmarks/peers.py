@@ -1,6 +1,6 @@
 """Comparison with other servers on this machine: the same workloads, one results file, one table with ratios.
 
-    python -m benchmarks.peers [--servers toolwire,vllm,llamacpp,transformers] [--checkpoints 0.6B,tiny,hybrid,built-in]
+    python -m benchmarks.peers [--servers toolwire,toolwire-int4,vllm,...] [--checkpoints 0.6B,tiny,hybrid,built-in]
 
 Makes missing checkpoints, starts one server at a time, runs the workloads of `benchmarks/measure.py` and writes
 `benchmarks/results/NAME-KIND.json`, a file for each kind of CPU. Servers that are not installed are skipped;

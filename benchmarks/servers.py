@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -53,9 +54,9 @@ class RunningServer:
         return sum(process.memory_info().rss for process in family) >> 20
 
 
-def _toolwire(folder: Path, port: int) -> list[str]:
+def _toolwire(folder: Path, port: int, quantize: str = "none") -> list[str]:
     options = ["--served-model-name", MODEL, "--port", str(port), "--generation-config", "none", "--no-self-test"]
-    return ["-m", "server", "serve", "--model", str(folder), *options]
+    return ["-m", "server", "serve", "--model", str(folder), "--quantize", quantize, *options]
 
 
 def _vllm(folder: Path, port: int) -> list[str]:
@@ -86,6 +87,8 @@ def _llamacpp(folder: Path, port: int) -> list[str]:
 
 KINDS: dict[str, ServerKind] = {
     "toolwire": ServerKind(_toolwire, ready="/ready"),
+    "toolwire-int8": ServerKind(partial(_toolwire, quantize="int8"), ready="/ready"),
+    "toolwire-int4": ServerKind(partial(_toolwire, quantize="int4"), ready="/ready"),
     "vllm": ServerKind(
         _vllm,
         environment={"VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}", "VLLM_CPU_KVCACHE_SPACE": "2"},
@@ -97,7 +100,7 @@ KINDS: dict[str, ServerKind] = {
 
 def find_python(name: str, peers: Path) -> str | None:
     """Return the interpreter that starts this server, or None if it is not installed."""
-    if name == "toolwire":
+    if name.startswith("toolwire"):
         return sys.executable
     path = peers / name / "bin" / "python"
     return str(path.absolute()) if path.exists() else None

@@ -25,7 +25,7 @@ def ratios(rows: Mapping[str, Row]) -> dict[str, float]:
     """Return toolwire's ratio to the best peer for each figure; above 1 is better."""
     found: dict[str, float] = {}
     for figure, own in rows.get("toolwire", {}).items():
-        peers = [row[figure] for name, row in rows.items() if name != "toolwire" and row.get(figure)]
+        peers = [row[figure] for name, row in rows.items() if not name.startswith("toolwire") and row.get(figure)]
         if peers and own:
             found[figure] = min(peers) / own if is_lower_better(figure) else own / max(peers)
     return found

@@ -5,7 +5,8 @@ Also the rules about its weights by which one part loads them and another estima
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,50 @@ def bare_name(tensor: str) -> str:
     while prefix := next((one for one in WRAPPERS if tensor.startswith(one)), ""):
         tensor = tensor.removeprefix(prefix)
     return tensor
+
+
+QUANTIZED_WIDTHS: Mapping[str, int] = {"int8": 8, "int4": 4}  # of `--quantize`, in bits; the output matrix takes eight
+LEAST_OUTPUTS = 16  # of a matrix that is quantized; gates of one output gain nothing
+
+
+def is_quantizable(name: str, shape: Sequence[int]) -> bool:
+    """Whether `--quantize` is for this tensor: a projection of a layer.
+
+    Embeddings that are no output matrix as well, norms, convolutions and routers stay as they are.
+    """
+    inside = ".layers." in f".{name}" and ".experts." not in name and name.endswith(".weight")
+    other = "norm" in name or "conv1d" in name or name.endswith("mlp.gate.weight")
+    return inside and not other and can_be_packed(shape)
+
+
+def is_quantizable_expert(name: str, shape: Sequence[int]) -> bool:
+    """Whether `--quantize` is for this weight of experts on a CPU, one expert's or all stacked."""
+    is_weight = name.endswith((".weight", ".gate_up_proj", ".down_proj")) and len(shape) in (2, 3)
+    outputs = 64 if name.endswith(".gate_up_proj") else 32  # of gate and up together; both or none are quantized
+    return ".experts." in name and is_weight and shape[-2] % outputs == 0 and shape[-1] % 32 == 0
+
+
+def can_be_packed(shape: Sequence[int]) -> bool:
+    """Whether a matrix of this shape can be quantized in groups."""
+    return len(shape) == 2 and shape[0] >= LEAST_OUTPUTS and shape[1] % 32 == 0
+
+
+def quantized_group(width: int, inputs: int) -> int:
+    """Inputs that share a scale."""
+    return 64 if width == 8 and inputs % 64 == 0 else 32
+
+
+def super_group(groups: int) -> int:
+    """Groups whose scales of eight bits share a number."""
+    return next(size for size in (8, 6, 5, 4, 3, 2, 1) if groups % size == 0)
+
+
+def quantized_bytes(width: int, shape: Sequence[int]) -> int:
+    """Bytes of a matrix [outputs, inputs] in memory: codes, and scales of two bytes or as of four bits, in panels."""
+    outputs, inputs = math.ceil(math.prod(shape[:-1]) / 16) * 16, shape[-1]
+    groups = inputs // quantized_group(width, inputs)
+    scales = groups * 2 if width == 8 else groups * 2 + groups // super_group(groups) * 8
+    return outputs * (inputs * width // 8 + scales)
 
 
 def computes_float8(*, on_host: bool) -> bool:

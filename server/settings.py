@@ -53,7 +53,9 @@ class EngineSettings:
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Device; auto takes cuda if there is one.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", "Type of the weights; auto: as stored.")
-    quantize: Literal["none", "int8"] = option("none", "Weight-only quantization while loading.")
+    quantize: Literal["none", "int8", "int4"] = option(
+        "none", "Bits of the weights of a plain checkpoint, quantized while it loads."
+    )
     memory_fraction: Annotated[float, Meta(ge=0.01, le=1.0)] = option(
         0.9, "Share of the device's memory that weights, activations and KV may take."
     )

@@ -129,7 +129,12 @@ def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, device: Device
     """The plan before loading; `overhead` is what the runtime takes before the weights (a CUDA context)."""
     keeps_float8 = computes_float8(on_host=device.is_host)
     weights = weight_bytes(
-        tensors, dtype=demand.dtype, quantize=demand.quantize, tied=shape.tied, keeps_float8=keeps_float8
+        tensors,
+        dtype=demand.dtype,
+        quantize=demand.quantize,
+        tied=shape.tied,
+        keeps_float8=keeps_float8,
+        on_host=device.is_host,
     )
     return divide(shape, demand, device, weights, activation_bytes(shape, demand), max(overhead, device.own))
 

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from server.config_json import bare_name
+from server.config_json import (
+    QUANTIZED_WIDTHS,
+    bare_name,
+    can_be_packed,
+    is_quantizable,
+    is_quantizable_expert,
+    quantized_bytes,
+)
 from server.errors import CannotStart
 from server.memory.shape import DTYPE_BYTES
 
@@ -24,7 +31,10 @@ CAST = ("F64", "F32", "BF16", "F16")  # loading casts these to the wanted type; 
 UNUSED = ("mtp.", "visual.", "model.visual.")  # draft heads and vision towers, which are not loaded
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 SCALE_SUFFIX = "_scale_inv"  # of a float8 weight: one number a block of 128 x 128
-SCALE_BYTES = 4  # of an int8 weight: one float32 a row
+PACKED_ZEROS = (".qzeros", ".weight_zero_point")  # of quantized checkpoints: minimums of float32 are made of them
+PACKED_SCALES = (".scales", ".weight_scale")  # kept as float32
+PLACES = (".g_idx", ".weight_g_idx", ".weight_shape")  # read once
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +59,28 @@ def read_headers(folder: Path) -> tuple[Tensor, ...]:
     return tuple(tensor for path in paths for tensor in _read_header(path))
 
 
-def weight_bytes(tensors: Iterable[Tensor], *, dtype: str, quantize: str, tied: bool, keeps_float8: bool = True) -> int:
+def weight_bytes(
+    tensors: Iterable[Tensor],
+    *,
+    dtype: str,
+    quantize: str,
+    tied: bool,
+    keeps_float8: bool = True,
+    on_host: bool = True,
+) -> int:
     """Bytes of the weights after loading as `dtype` ("float32", "bfloat16", "float16").
 
-    With `quantize` "int8" every matrix inside the layers takes one byte an element and a scale a row. A tied output
-    matrix is counted once, also where the file holds it twice. Unless `keeps_float8`, float8 weights are multiplied
-    out to `dtype` and their scales go.
+    With `quantize` the matrices inside the layers take that many bits and their scales, those of experts only
+    `on_host`; the output matrix takes eight. A tied one is counted once, also where the file holds it twice. Unless
+    `keeps_float8`, float8 weights are multiplied out to `dtype` and their scales go.
     """
+    head = EMBEDDING if tied else HEAD
     if not keeps_float8:
         tensors = _multiplied_out(tensors)
     return sum(
-        _loaded_bytes(tensor, dtype, quantize)
+        _loaded_bytes(tensor, dtype, _width(tensor, quantize, head, on_host))
         for tensor in tensors
-        if not tensor.name.startswith(UNUSED) and not (tied and tensor.name.endswith("lm_head.weight"))
+        if not tensor.name.startswith(UNUSED) and not (tied and tensor.name.endswith(HEAD))
     )
 
 
@@ -71,17 +90,30 @@ def _multiplied_out(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
             yield replace(tensor, dtype="BF16") if tensor.dtype in FLOAT8 else tensor
 
 
-def is_packable(tensor: Tensor) -> bool:
-    """Whether int8 is for this tensor: a projection of a layer. Experts are stacked when loaded and stay as they are,
-    and so do embeddings, the output matrix, norms, convolutions and routers."""
-    inside = ".layers." in f".{tensor.name}" and ".experts." not in tensor.name and tensor.dtype in CAST
-    other = "norm" in tensor.name or "conv1d" in tensor.name or tensor.name.endswith("mlp.gate.weight")
-    return inside and len(tensor.shape) == 2 and not other
+def is_quantized(tensors: Iterable[Tensor]) -> bool:
+    """Whether the projections of the layers are of few bits already."""
+    return any(tensor.name.endswith((".qweight", ".weight_packed")) or tensor.dtype == "I8" for tensor in tensors)
 
 
-def _loaded_bytes(tensor: Tensor, dtype: str, quantize: str) -> int:
-    if quantize == "int8" and is_packable(tensor):
-        return tensor.count + tensor.count // tensor.shape[-1] * SCALE_BYTES
+def _width(tensor: Tensor, quantize: str, head: str, on_host: bool) -> int:
+    """Bits of a weight that is quantized while it is loaded, or 0."""
+    if quantize == "none" or tensor.dtype not in CAST:
+        return 0
+    if tensor.name.endswith(head) and can_be_packed(tensor.shape):
+        return 8
+    is_expert = on_host and is_quantizable_expert(tensor.name, tensor.shape)
+    return QUANTIZED_WIDTHS[quantize] if is_expert or is_quantizable(tensor.name, tensor.shape) else 0
+
+
+def _loaded_bytes(tensor: Tensor, dtype: str, width: int) -> int:
+    if width:
+        return quantized_bytes(width, tensor.shape)
+    if tensor.name.endswith(PLACES):
+        return 0
+    if tensor.name.endswith(PACKED_SCALES):
+        return tensor.count * 4
+    if tensor.name.endswith(PACKED_ZEROS) and tensor.dtype == "I32":
+        return tensor.count * 32  # eight in one
     size = DTYPE_BYTES[dtype] if tensor.dtype in CAST else STORED_BYTES[tensor.dtype]
     return math.ceil(tensor.count * size)
 

@@ -3,9 +3,10 @@
 import dataclasses
 from dataclasses import dataclass
 
+from server.config_json import QUANTIZED_WIDTHS
 from server.errors import CannotStart
 from server.memory.budget import GIB, MIB, Demand, Plan, context_in, plan
-from server.memory.headers import Tensor
+from server.memory.headers import Tensor, is_quantized
 from server.memory.shape import Shape
 
 SHORTEST_OFFER = 256  # tokens; a shorter context is not offered
@@ -81,14 +82,16 @@ def remedies(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan) -> tuple[
     )
     small_flags = f"--max-batch-tokens {smaller.max_batch_tokens} --max-running {smaller.max_running}"
     fraction = max(LARGE_FRACTION, demand.memory_fraction)
+    widths = () if is_quantized(tensors) or demand.quantize == "int4" else tuple(QUANTIZED_WIDTHS)
+    narrowest = widths[-1] if widths else demand.quantize
     single = [
         ("", demand),
         ("--dtype bfloat16", dataclasses.replace(demand, dtype="bfloat16")),
-        ("--quantize int8", dataclasses.replace(demand, quantize="int8")),
+        *((f"--quantize {name}", dataclasses.replace(demand, quantize=name)) for name in widths),
         (small_flags, smaller),
         (f"--memory-fraction {fraction:g}", dataclasses.replace(demand, memory_fraction=fraction)),
     ]
-    together = dataclasses.replace(smaller, dtype="bfloat16", quantize="int8")
+    together = dataclasses.replace(smaller, dtype="bfloat16", quantize=narrowest)
     if demand.dtype != "float32":
         del single[1]
         together = dataclasses.replace(together, dtype=demand.dtype)
@@ -96,7 +99,7 @@ def remedies(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan) -> tuple[
     offers = [offer for flags, change in changed if (offer := _offer(shape, tensors, refused, flags, change))]
     if offers:
         return tuple(offers)
-    flags = f"--dtype {together.dtype} --quantize int8 {small_flags}"
+    flags = f"--dtype {together.dtype} " + f"--quantize {narrowest} " * bool(widths) + small_flags
     last = _offer(shape, tensors, refused, flags, together)
     return (last,) if last else ()
 

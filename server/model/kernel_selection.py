@@ -9,6 +9,7 @@ import logging
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import CDLL
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,9 @@ from server.model.attention.gpu import CudaKvPool, Kernels
 from server.model.attention.prebuilt import use_prebuilt
 from server.model.attention.step_plan import RowPlan
 from server.model.attention.tiles import tile_sizes
+from server.model.cpu.quantized import choose_product
 from server.model.layers.decoder import Backbone, CompactBackbone, ResidualStream, open_backbone
+from server.model.quantization.linear import Product, multiply_unpacked
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,18 @@ def choose_backbone(decoder: Any, device: torch.device) -> Backbone:
         log.info("fused layer kernels: a token takes %.0f us with them, %.0f us without", fused_us, plain_us)
         return fused if fused_us < plain_us else plain
     return plain
+
+
+def choose_quantized_product(device: torch.device, kernels: CDLL | None, dtype: torch.dtype) -> Product:
+    """The product of quantized layers on this device; `kernels`: the compiled ones of a CPU."""
+    if not _has_triton(device):
+        return choose_product(kernels)
+    with _log_failure("products of few bits"):
+        from server.model.quantization import triton_product
+
+        Difference(triton_product.largest_difference(device, dtype), TOLERANCE[dtype]).raise_if_large()
+        return triton_product.multiply
+    return multiply_unpacked
 
 
 def compare_attention(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device) -> Difference:

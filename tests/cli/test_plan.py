@@ -61,7 +61,7 @@ def test_the_sums_of_the_worked_example() -> None:
 def test_too_long_a_context_is_refused_with_one_that_fits(qwen3_8b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(qwen3_8b), *CARD, "--max-model-len", "40960"]) == 2
     captured = capsys.readouterr()
-    assert "are missing" in captured.out and "--quantize int8" in captured.out
+    assert "are missing" in captured.out and "--quantize int8" in captured.out and "--quantize int4" in captured.out
     offered = re.search(r"^  --max-model-len (\d+):", captured.out, re.MULTILINE)
     assert offered and main([str(qwen3_8b), *CARD, "--max-model-len", offered.group(1)]) == 0
     longer = str(int(offered.group(1)) + 16)

@@ -1,4 +1,4 @@
-"""Layers of a decoder as the kernels read them: weights in place or packed into panels, everything else in float32.
+"""Layers of a decoder as the kernels read them: weights in place, in panels or of few bits, everything else in float32.
 
 Modules have transformers' names. A layer has attention, with gates or without, or a recurrent state (Gated DeltaNet);
 then an MLP or experts.
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from server.model.cpu.library import ExpertsStruct, LayerStruct, MixerStruct
+from server.model.cpu.quantized import Described
 from server.model.layers.decoder import is_silu
 from server.model.layers.recurrent import MIXER
+from server.model.quantization.linear import QuantizedLinear
 
 DTYPES = (torch.bfloat16, torch.float32)
 SIZE_MULTIPLE = 32  # of every dimension that products sum over
@@ -24,15 +26,15 @@ MAX_EXPERTS = 1024  # `cpp/experts.h`
 
 
 def supports_decoder(decoder: Any, head: Any) -> bool:
-    """Whether the kernels compute this decoder, with plain linear layers and an output head without bias."""
-    if type(head) is not nn.Linear or head.bias is not None or head.weight.dtype not in DTYPES:
+    """Whether the kernels compute this decoder, with linear layers that they read and an output head without bias."""
+    dtype = decoder.norm.weight.dtype
+    if dtype not in DTYPES or {weight.dtype for weight in decoder.embed_tokens.parameters()} - {dtype}:
         return False
-    dtype = head.weight.dtype
     attentions = [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")]
     return (
         bool(attentions)
         and _reads((head,), dtype)
-        and decoder.embed_tokens.weight.dtype == dtype
+        and head.bias is None
         and all(_supports_layer(layer, dtype) for layer in decoder.layers)
         and len({has_gates(attention) for attention in attentions}) == 1
         and 2 * decoder.rotary_emb.inv_freq.numel() <= attentions[0].head_dim
@@ -54,7 +56,12 @@ def _supports_attention(attention: Any, dtype: torch.dtype) -> bool:
 
 def _supports_mlp(mlp: Any, dtype: torch.dtype) -> bool:
     linears = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    return _reads(linears, dtype) and all(linear.bias is None for linear in linears) and is_silu(mlp.act_fn)  # type: ignore[union-attr]
+    return (
+        _reads(linears, dtype)
+        and all(linear.bias is None for linear in linears)  # type: ignore[union-attr]
+        and isinstance(linears[0], QuantizedLinear) == isinstance(linears[1], QuantizedLinear)
+        and is_silu(mlp.act_fn)
+    )
 
 
 def _supports_experts(mlp: Any, dtype: torch.dtype) -> bool:
@@ -65,7 +72,7 @@ def _supports_experts(mlp: Any, dtype: torch.dtype) -> bool:
         and _is_plain(mlp.gate.weight, dtype)
         and len(mlp.gate.weight) <= MAX_EXPERTS
         and is_silu(experts.act_fn)
-        and (shared is None or (_supports_mlp(shared, dtype) and _reads((mlp.shared_expert_gate,), dtype)))
+        and (shared is None or (_supports_mlp(shared, dtype) and _is_plain(mlp.shared_expert_gate.weight, dtype)))
     )
 
 
@@ -82,11 +89,16 @@ def _supports_mixer(mixer: Any, dtype: torch.dtype) -> bool:
 
 
 def _reads(linears: Iterable[Any], dtype: torch.dtype) -> bool:
-    return all(type(linear) is nn.Linear and _is_plain(linear.weight, dtype) for linear in linears)
+    return all(
+        linear.packed.codes.device.type == "cpu"
+        if isinstance(linear, QuantizedLinear)
+        else type(linear) is nn.Linear and _is_plain(linear.weight, dtype)
+        for linear in linears
+    )
 
 
 def _is_plain(weight: Any, dtype: torch.dtype) -> bool:
-    # A quantized weight is a tensor of another class with the dtype of its results; it has no address.
+    # A weight that others quantized is a tensor of another class with the dtype of its results; it has no address.
     is_own = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == dtype
     return is_own and weight.shape[-1] % SIZE_MULTIPLE == 0
 
@@ -111,8 +123,10 @@ def epsilon_of(norm: Any) -> float:
     return float(norm.eps if hasattr(norm, "eps") else norm.variance_epsilon)
 
 
-def pack_panels(linear: nn.Linear, library: CDLL) -> Tensor:
+def pack_panels(linear: nn.Linear | QuantizedLinear, library: CDLL) -> Tensor | Described:
     """A layer's weights as the kernels read them: short rows packed into panels, which replace the layer's weight."""
+    if isinstance(linear, QuantizedLinear):
+        return Described(linear.packed)
     packed = _pack(linear.weight.detach(), library)
     if packed.data_ptr() != linear.weight.data_ptr():
         linear.weight = nn.Parameter(packed, requires_grad=False)  # a tied embedding keeps its own
@@ -201,8 +215,10 @@ class LayerReader:
             setattr(found, name, self._linear(linear))
         return found
 
-    def _linear(self, linear: nn.Linear) -> int:
-        return self._address(pack_panels(linear, self._library))
+    def _linear(self, linear: nn.Linear | QuantizedLinear) -> int:
+        packed = pack_panels(linear, self._library)
+        self._kept.append(packed)
+        return packed.data_ptr()
 
     def _stacked(self, experts: Any, name: str) -> int:
         """Weights [experts, outputs, size] of all experts, one below the other."""

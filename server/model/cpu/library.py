@@ -11,13 +11,23 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 2  # of the functions and structures, as in `cpp/step.h`
+INTERFACE = 3  # of the functions and structures, as in `cpp/step.h`
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon")  # the fastest first
 
 
 def _fields(integers: str, numbers: str, pointers: str) -> list[tuple[str, Any]]:
     kinds = ((integers, ctypes.c_int64), (numbers, ctypes.c_float), (pointers, ctypes.c_void_p))
     return [(name, kind) for names, kind in kinds for name in names.split()]
+
+
+class QuantizedStruct(ctypes.Structure):
+    """A matrix of few bits, where a pointer to weights has its lowest bit set."""
+
+    _fields_ = _fields(
+        "width inputs outputs group offset scale_type super_group",
+        "",
+        "codes scales minimums super_scales super_minimums",
+    )
 
 
 class LayerStruct(ctypes.Structure):
@@ -109,7 +119,11 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.toolwire_panel_bytes.restype = library.toolwire_likeliest_bytes.restype = integer
     library.toolwire_likeliest.argtypes = (*library.toolwire_project.argtypes[:-1], address, integer)
     library.toolwire_lay_out.argtypes = (integer, address, integer, integer, address, integer)
-    for name in ("compute", "project", "likeliest", "attend", "lay_out"):
+    library.toolwire_read.argtypes = (address, address, integer, address, integer)
+    library.toolwire_fit.argtypes = (integer, address, integer, address, address, integer)
+    library.toolwire_round.argtypes = (integer, address, integer, integer, *4 * (address,), integer)
+    library.toolwire_pack.argtypes = (address, integer, integer, integer, address, integer)
+    for name in ("compute", "project", "likeliest", "attend", "lay_out", "read", "fit", "round", "pack"):
         getattr(library, f"toolwire_{name}").restype = None
     return library
 

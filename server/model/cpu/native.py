@@ -2,7 +2,7 @@
 
 The kernels compute whole decoders in bfloat16 and float32 where they know every layer (`layer_reader.py`), and
 attention of other models in these types. They read the checkpoint's weights in place, except for short rows, which are
-packed into panels.
+packed into panels; weights of few bits have a layout of their own from the beginning.
 """
 
 import ctypes
@@ -30,6 +30,7 @@ from server.model.cpu.layer_reader import (
 )
 from server.model.cpu.library import AttentionStruct, LayerStruct, ModelStruct, StepStruct
 from server.model.layers.recurrent import MIXER, RecurrentStep
+from server.model.quantization.linear import QuantizedLinear
 
 TAIL_BYTES = 64  # read beyond the last block
 
@@ -53,7 +54,7 @@ class NativeBackbone:
         attention = next(layer.self_attn for layer in layers if hasattr(layer, "self_attn"))
         dense = [layer.mlp.down_proj.in_features for layer in layers if not hasattr(layer.mlp, "experts")]
         self._model = ModelStruct(
-            is_bf16=attention.q_proj.weight.dtype == torch.bfloat16,
+            is_bf16=decoder.norm.weight.dtype == torch.bfloat16,
             hidden=attention.q_proj.in_features,
             inner=max(dense, default=0),
             heads=attention.o_proj.in_features // attention.head_dim,
@@ -126,11 +127,10 @@ def _pointers(tensors: Sequence[Tensor | None]) -> Any:
 class NativeHead(nn.Module):
     """Output head: float32 logits, summed in the same order whatever the batch."""
 
-    def __init__(self, head: nn.Linear, library: CDLL) -> None:
+    def __init__(self, head: nn.Linear | QuantizedLinear, library: CDLL) -> None:
         super().__init__()
         self._library = library
         self._vocab_size = head.out_features
-        self._is_bf16 = head.weight.dtype == torch.bfloat16
         self._weight = pack_panels(head, library)
         # Reused: logits take tens of megabytes, and committing new pages at every step costs as much as the product.
         self._logits = torch.empty(0)
@@ -157,7 +157,7 @@ class NativeHead(nn.Module):
         """The operands as arguments of the library; `hidden` is contiguous and must outlive the call."""
         num_rows, size = hidden.shape
         return (
-            self._is_bf16,
+            hidden.dtype == torch.bfloat16,
             hidden.data_ptr(),
             num_rows,
             size,

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from server.config_json import LEAST_OUTPUTS
 from server.model.layers.recurrent import RecurrentShape
+from server.model.quantization.linear import QuantizedLinear
+from server.model.quantization.quantize import quantize
 
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 32
 HIDDEN, INNER = 64, 544  # short rows and long ones
@@ -39,6 +42,16 @@ def hybrid_decoder(dtype: torch.dtype, *, grouped: bool) -> Any:
         layer.input_layernorm = _centred_norm(HIDDEN, dtype)
         layer.post_attention_layernorm = _centred_norm(HIDDEN, dtype)
     return _decoder([first, second], HEAD_DIM // 4, dtype, _centred_norm(HIDDEN, dtype))
+
+
+def quantized(decoder: Any) -> Any:
+    """The same with the linear layers of attention, MLPs and recurrent states in four bits."""
+    for layer in decoder.layers:
+        for part in vars(layer).values():
+            for name, found in [one for one in vars(part).items() if isinstance(one[1], nn.Linear)]:
+                if found.out_features >= LEAST_OUTPUTS:
+                    setattr(part, name, QuantizedLinear(quantize(found.weight, 4), found.bias))
+    return decoder
 
 
 def compute(decoder: Any, ids: Tensor, positions: Tensor) -> Tensor:
@@ -155,8 +168,9 @@ def _centred_norm(size: int, dtype: torch.dtype) -> Any:
     return SimpleNamespace(weight=(0.1 * torch.randn(size)).to(dtype), eps=EPSILON)
 
 
-def _project(layer: nn.Linear, inputs: Tensor) -> Tensor:
-    return functional.linear(inputs, layer.weight.double(), None if layer.bias is None else layer.bias.double())
+def _project(layer: nn.Linear | QuantizedLinear, inputs: Tensor) -> Tensor:
+    weight: Tensor = layer.packed.unpack() if isinstance(layer, QuantizedLinear) else layer.weight
+    return functional.linear(inputs, weight.double(), None if layer.bias is None else layer.bias.double())
 
 
 def _normed(values: Tensor, norm: Any) -> Tensor:
@@ -165,7 +179,7 @@ def _normed(values: Tensor, norm: Any) -> Tensor:
 
 
 def _attended(attention: Any, normed: Tensor, angles: tuple[Tensor, ...]) -> Tensor:
-    def heads(projection: nn.Linear) -> Tensor:
+    def heads(projection: nn.Linear | QuantizedLinear) -> Tensor:
         return _project(projection, normed).view(len(normed), -1, HEAD_DIM)
 
     queries, keys, gates = heads(attention.q_proj), heads(attention.k_proj), None

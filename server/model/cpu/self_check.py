@@ -1,7 +1,8 @@
 """Comparison of the compiled CPU kernels with float64, on small random sizes, at every start.
 
-Forms: products with weights in rows and in panels, in one stretch and in two, for every size of a tile; greedy ids;
-attention over the cache; whole layers with biases, norms, rotary positions, experts and recurrent states.
+Forms: products with weights in rows and in panels, in one stretch and in two, for every size of a tile, and those of
+few bits (`quantized_check.py`); greedy ids; attention over the cache; whole layers with biases, norms, rotary
+positions, experts and recurrent states, plain and quantized.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from server.model.attention.base import PoolShape
 from server.model.attention.step_plan import RowPlan
 from server.model.cpu.layer_reader import DTYPES
 from server.model.cpu.native import NativeBackbone, NativeHead, NativePool
+from server.model.cpu.quantized_check import differing_products
 from server.model.cpu.reference import (
     HEAD_DIM,
     HEADS,
@@ -26,6 +28,7 @@ from server.model.cpu.reference import (
     dense_decoder,
     hybrid_decoder,
     linear,
+    quantized,
 )
 from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow
 
@@ -54,9 +57,12 @@ def _differing(library: CDLL) -> Iterator[str]:
             yield f"attention in {name}"
         if not _layers_agree(library, dtype, dense_decoder(dtype)):
             yield f"layers in {name}"
-        for grouped in (False, True):
-            if not _layers_agree(library, dtype, hybrid_decoder(dtype, grouped=grouped)):
+        if not _layers_agree(library, dtype, quantized(dense_decoder(dtype))):
+            yield f"layers of few bits in {name}"
+        for decoder in (hybrid_decoder(dtype, grouped=False), quantized(hybrid_decoder(dtype, grouped=True))):
+            if not _layers_agree(library, dtype, decoder):
                 yield f"layers with experts and recurrent states in {name}"
+    yield from differing_products(library)
 
 
 def _products_agree(library: CDLL, dtype: torch.dtype, size: int) -> bool:

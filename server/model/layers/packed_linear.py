@@ -113,7 +113,7 @@ def pack_linears(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if _can_pack(child) and needs_packing(child.weight):
                 setattr(module, name, PackedLinear([child]))
-                _release_mapped_pages(child.weight)
+                release_mapped_pages(child.weight)
 
 
 def needs_packing(weight: Tensor) -> bool:
@@ -137,10 +137,10 @@ def _merge_projections(module: nn.Module, names: Sequence[str], linears: Sequenc
     for index, name in enumerate(names[1:], 1):
         setattr(module, name, ProjectionSlice(first, index))
     for linear in linears:
-        _release_mapped_pages(linear.weight)
+        release_mapped_pages(linear.weight)
 
 
-def _release_mapped_pages(weight: Tensor) -> None:
+def release_mapped_pages(weight: Tensor) -> None:
     """Drop the pages of a weight mapped from a file; on other memory MADV_DONTNEED would lose the content."""
     if weight.device.type != "cpu":
         return

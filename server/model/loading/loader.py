@@ -1,16 +1,20 @@
 """Loads a checkpoint folder: plain dense decoders directly, all others through transformers."""
 
+import logging
 import time
 from pathlib import Path
 
 import torch
 
+from server.config_json import read_config
 from server.errors import CannotStart
 from server.model.cpu.native import NativeHead
 from server.model.cpu.selection import choose_library
 from server.model.loading.loaded_model import LoadedModel, OnProgress
 from server.model.loading.plain import load_plain
 from server.settings import EngineSettings
+
+log = logging.getLogger(__name__)
 
 SMALL_MODEL_BYTES = 64 << 20
 
@@ -28,7 +32,8 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
         raise CannotStart(f"{checkpoint} has no *.safetensors file with weights")
     loaded = None
     kernels = choose_library(settings.cpu_isa) if device.type == "cpu" else None
-    if device.type == "cpu" and settings.quantize == "none":
+    _refuse_quantized_twice(checkpoint, settings)
+    if device.type == "cpu":
         loaded = load_plain(checkpoint, settings, kernels, on_progress, began_s)
     if loaded is None:
         # Imported here: transformers takes two seconds to import, and plain decoders do not need it.
@@ -36,6 +41,8 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
 
         loaded = load_pretrained(checkpoint, settings, device, kernels, on_progress, began_s)
     _choose_threads(settings.threads, loaded)
+    if settings.quantize != "none" and device.type == "cpu" and kernels is None:
+        log.warning("there are no kernels for this CPU: torch unpacks weights of few bits for every product, slowly")
     on_progress(1.0)
     return loaded
 
@@ -47,6 +54,15 @@ def choose_device(requested: str) -> torch.device:
     if not torch.cuda.is_available():
         raise CannotStart("--device cuda: torch sees no CUDA device here; install a CUDA build or use --device cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _refuse_quantized_twice(checkpoint: Path, settings: EngineSettings) -> None:
+    quantization = read_config(checkpoint).get("quantization_config") or {}
+    method = quantization.get("quant_method")
+    if settings.quantize != "none" and quantization and method != "fp8":  # which is multiplied out first
+        raise CannotStart(
+            f"--quantize {settings.quantize}: this checkpoint is quantized already, with {method}; leave the option out"
+        )
 
 
 def _choose_threads(requested: int, loaded: LoadedModel) -> None:

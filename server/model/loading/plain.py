@@ -2,7 +2,8 @@
 
 Importing transformers takes two seconds of every start, and these models need only the names of their weights (as in
 transformers' `LlamaForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM`). Any other configuration, and files with other
-weights or faults, are left to transformers and its error texts.
+weights or faults, are left to transformers and its error texts. Weights of few bits are read from checkpoints of GPTQ,
+AWQ and compressed-tensors, or made here, one matrix after another, while the files are mapped.
 """
 
 import time
@@ -16,14 +17,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from server.config_json import bare_name, read_config
+from server.config_json import QUANTIZED_WIDTHS, bare_name, can_be_packed, is_quantizable, read_config
 from server.model.cpu.layer_reader import supports_decoder
 from server.model.cpu.native import NativeBackbone, NativeHead
+from server.model.cpu.quantized import choose_look_up, choose_product
 from server.model.layers.decoder import Backbone, CompactBackbone
-from server.model.layers.packed_linear import pack_linears
+from server.model.layers.packed_linear import pack_linears, release_mapped_pages
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
+from server.model.quantization.formats import can_read, lay_out
+from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear
+from server.model.quantization.packed_weight import PackedWeight
+from server.model.quantization.quantize import quantize
 from server.settings import EngineSettings
 
+Weights = Mapping[str, Tensor | PackedWeight]
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 DTYPES = ("float32", "bfloat16", "float16")
 DERIVED = ".rotary_emb.inv_freq"  # in some old files, although derived from the configuration
@@ -53,15 +61,31 @@ def load_plain(
 ) -> LoadedModel | None:
     """Load the checkpoint on the CPU; None if transformers must load it. `kernels`: those of the CPU, or torch's."""
     try:
-        config = read_plain_config(read_config(checkpoint))
-        weights = dict(_read_weights(checkpoint)) if config else {}
+        fields = read_config(checkpoint)
+        config = read_plain_config(fields)
+        tensors = dict(_read_weights(checkpoint)) if config else {}
     except (OSError, ValueError, SafetensorError):
         return None
-    if config is None or {name: tuple(weight.shape) for name, weight in weights.items()} != expected_shapes(config):
+    if config is None:
+        return None
+    quantization = fields.get("quantization_config")
+    weights: Weights = lay_out(quantization, tensors, kernels) if quantization else tensors
+    del tensors
+    if {name: _shape(weight) for name, weight in weights.items()} != expected_shapes(config):
         return None
     dtype: torch.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
-    model = PlainModel(config, {name: weight.to(dtype) for name, weight in weights.items()})
-    del weights
+    if quantization and settings.dtype == "auto" and dtype == torch.float16 and kernels is not None:
+        dtype = torch.bfloat16  # in which the kernels compute the whole decoder; the codes stay as they are
+    width = QUANTIZED_WIDTHS.get(settings.quantize, 0)
+    weights = dict(_converted(weights, config, width, dtype, kernels, on_progress))
+    return open_plain(config, weights, kernels, on_progress, began_s)
+
+
+def open_plain(
+    config: PlainConfig, weights: Weights, kernels: CDLL | None, on_progress: OnProgress, began_s: float
+) -> LoadedModel:
+    """The model of these weights, on the kernels where they compute it."""
+    model = PlainModel(config, weights, kernels)
     layers = model.model.layers
     backbone: Backbone
     head: nn.Module
@@ -78,7 +102,7 @@ def load_plain(
         backbone=backbone,
         head=head,
         device=torch.device("cpu"),
-        dtype=dtype,
+        dtype=model.model.norm.weight.dtype,
         vocab_size=config.vocab_size,
         max_positions=config.max_position_embeddings,
         kv=KvShape(tuple(range(len(layers))), config.num_attention_heads, config.num_key_value_heads, config.head_dim),
@@ -87,6 +111,32 @@ def load_plain(
         load_s=time.monotonic() - began_s,
         kernels=kernels,
     )
+
+
+def _shape(weight: Tensor | PackedWeight) -> tuple[int, ...]:
+    return tuple(weight.shape) if isinstance(weight, Tensor) else (weight.outputs, weight.inputs)
+
+
+def _converted(
+    weights: Weights,
+    config: PlainConfig,
+    width: int,
+    dtype: torch.dtype,
+    kernels: CDLL | None,
+    on_progress: OnProgress,
+) -> Iterator[tuple[str, Tensor | PackedWeight]]:
+    """The weights in `dtype`, or with `width` bits; the output matrix, tied or not, has eight then."""
+    head = EMBEDDING if config.tie_word_embeddings else HEAD
+    for number, (name, weight) in enumerate(weights.items()):
+        if isinstance(weight, Tensor):
+            bits = 8 if name == head and can_be_packed(weight.shape) else width * is_quantizable(name, weight.shape)
+            if width and bits:
+                yield name, quantize(weight, bits, name, kernels)
+                release_mapped_pages(weight)
+                on_progress(0.9 * number / len(weights))
+                continue
+            weight = weight.to(dtype)
+        yield name, weight
 
 
 def read_plain_config(fields: Mapping[str, Any]) -> PlainConfig | None:
@@ -98,7 +148,8 @@ def read_plain_config(fields: Mapping[str, Any]) -> PlainConfig | None:
     is_plain = (
         fields.get("architectures") == [ARCHITECTURES.get(str(model_type))]
         and fields.get("hidden_act") == "silu"
-        and not any(fields.get(name) for name in ("quantization_config", "rope_scaling", "use_sliding_window"))
+        and can_read_quantization(fields.get("quantization_config"))
+        and not any(fields.get(name) for name in ("rope_scaling", "use_sliding_window"))
         and not any(fields.get(name) for name in ("attention_bias", "mlp_bias"))
         and set(types) == {"full_attention"}
         and set(rope) <= {"rope_type", "rope_theta"}
@@ -113,6 +164,11 @@ def read_plain_config(fields: Mapping[str, Any]) -> PlainConfig | None:
         values["head_dim"] = values["hidden_size"] // heads
     config = PlainConfig(**{**values, "dtype": dtype})  # type: ignore[arg-type]
     return config if all(getattr(config, name) is not None for name in PlainConfig.__slots__) else None
+
+
+def can_read_quantization(quantization: Mapping[str, Any] | None) -> bool:
+    """Whether weights so quantized, or not at all, are read without a package."""
+    return not quantization or can_read(quantization)
 
 
 def expected_shapes(config: PlainConfig) -> dict[str, tuple[int, ...]]:
@@ -156,10 +212,10 @@ def _read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
 class PlainModel(nn.Module):
     """Module tree with the weights under their names in the files, as `CompactBackbone` expects it."""
 
-    def __init__(self, config: PlainConfig, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: PlainConfig, weights: Weights, kernels: CDLL | None) -> None:
         super().__init__()
-        self.model = PlainDecoder(config, WeightTree(weights, "model"))
-        self.lm_head = WeightTree(weights, "model" if config.tie_word_embeddings else "").linear(
+        self.model = PlainDecoder(config, WeightTree(weights, "model", kernels))
+        self.lm_head = WeightTree(weights, "model" if config.tie_word_embeddings else "", kernels).linear(
             "embed_tokens" if config.tie_word_embeddings else "lm_head"
         )
 
@@ -167,28 +223,42 @@ class PlainModel(nn.Module):
 class WeightTree:
     """Weights below one module name, from which modules are built without torch's random initialization."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
-        self._tensors = tensors
+    def __init__(self, weights: Weights, prefix: str, kernels: CDLL | None) -> None:
+        self._weights = weights
         self._prefix = prefix
+        self._kernels = kernels
 
     def below(self, name: str) -> "WeightTree":
         """The weights of a submodule."""
-        return WeightTree(self._tensors, self._path(name))
+        return WeightTree(self._weights, self._path(name), self._kernels)
 
     def parameter(self, name: str) -> nn.Parameter:
         """One weight as a parameter."""
-        return nn.Parameter(self._tensors[self._path(name)], requires_grad=False)
+        weight = self._weights[self._path(name)]
+        assert isinstance(weight, Tensor), "only matrices are quantized"
+        return nn.Parameter(weight, requires_grad=False)
 
-    def linear(self, name: str) -> nn.Linear:
+    def linear(self, name: str) -> nn.Linear | QuantizedLinear:
         """A linear layer, with a bias if the files contain one."""
         below = self.below(name)
-        has_bias = below._path("bias") in self._tensors
-        linear = nn.Linear(1, 1, bias=has_bias)
+        weight, bias = (self._weights.get(below._path(part)) for part in ("weight", "bias"))
+        assert bias is None or isinstance(bias, Tensor), "only matrices are quantized"
+        if isinstance(weight, PackedWeight):
+            return QuantizedLinear(weight, bias, choose_product(self._kernels))
+        linear = nn.Linear(1, 1, bias=bias is not None)
         linear.weight = below.parameter("weight")
         linear.out_features, linear.in_features = linear.weight.shape
-        if has_bias:
+        if bias is not None:
             linear.bias = below.parameter("bias")
         return linear
+
+    def embedding(self, name: str, dtype: torch.dtype) -> nn.Embedding | QuantizedEmbedding:
+        """Rows of a weight, in this type."""
+        below = self.below(name)
+        weight = self._weights[below._path("weight")]
+        if isinstance(weight, PackedWeight):
+            return QuantizedEmbedding(weight, dtype, choose_look_up(self._kernels))
+        return nn.Embedding.from_pretrained(below.parameter("weight"))  # type: ignore[no-untyped-call, no-any-return]
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}.{name}".lstrip(".")
@@ -199,11 +269,11 @@ class PlainDecoder(nn.Module):
 
     def __init__(self, config: PlainConfig, weights: WeightTree) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding.from_pretrained(weights.below("embed_tokens").parameter("weight"))  # type: ignore[no-untyped-call]
+        self.norm = PlainNorm(config, weights.below("norm"))
+        self.embed_tokens = weights.embedding("embed_tokens", self.norm.weight.dtype)
         self.layers = nn.ModuleList(
             [PlainLayer(config, weights.below(f"layers.{index}")) for index in range(config.num_hidden_layers)]
         )
-        self.norm = PlainNorm(config, weights.below("norm"))
         self.rotary_emb = Rotary(config)
 
 

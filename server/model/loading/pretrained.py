@@ -14,19 +14,22 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from server.config_json import WRAPPERS, computes_float8
+from server.config_json import QUANTIZED_WIDTHS, WRAPPERS, can_be_packed, computes_float8
 from server.errors import CannotStart
 from server.model.attention.base import paged_attention
 from server.model.cpu.layer_reader import supports_decoder
 from server.model.cpu.native import NativeBackbone, NativeHead
-from server.model.kernel_selection import choose_backbone
+from server.model.cpu.quantized import choose_look_up
+from server.model.kernel_selection import choose_backbone, choose_quantized_product
 from server.model.layers.decoder import COMPACT_MODEL_TYPES
 from server.model.layers.packed_linear import pack_linears
 from server.model.layers.recurrent import recurrent_shape, wrap_linear_attention
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
+from server.model.loading.streaming import METHOD, StreamingConfig, StreamingQuantizer, replace
+from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear
+from server.model.quantization.quantize import quantize
 from server.settings import EngineSettings
 
 ATTENTION_NAME = "toolwire"
@@ -57,10 +60,12 @@ def load_pretrained(
     config = _read_config(checkpoint)
     _refuse_unsupported(config)
     _choose_float8(config, device)
-    model = _load_model(checkpoint, config, settings, device, on_progress)
-    if settings.quantize == "int8":
-        _quantize_int8(model)
-    elif getattr(model, "hf_quantizer", None) is None and not (kernels and _suits_kernels(model)):
+    quantization = _quantization(settings, device, kernels)
+    streaming = quantization if getattr(config, "quantization_config", None) is None else None
+    model = _load_model(checkpoint, config, settings, device, streaming, on_progress)
+    if quantization is not None:
+        _quantize_rest(model, quantization)
+    if getattr(model, "hf_quantizer", None) is None and not (kernels and _suits_kernels(model)):
         pack_linears(model)
     return wrap_model(model, device, began_s, kernels)
 
@@ -132,7 +137,12 @@ def _choose_float8(config: Any, device: torch.device) -> None:
 
 
 def _load_model(
-    checkpoint: Path, config: Any, settings: EngineSettings, device: torch.device, on_progress: OnProgress
+    checkpoint: Path,
+    config: Any,
+    settings: EngineSettings,
+    device: torch.device,
+    quantization: Any,
+    on_progress: OnProgress,
 ) -> Any:
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
     dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
@@ -149,6 +159,7 @@ def _load_model(
             local_files_only=True,
             use_safetensors=True,
             key_mapping={WRAPPED: ""},
+            quantization_config=quantization,
             output_loading_info=True,
         )
     except ImportError as error:
@@ -205,14 +216,33 @@ def _missing_package(config: Any, error: ImportError) -> str:
     return f"this checkpoint needs a package that is not installed: {_first_line(error)}"
 
 
-def _quantize_int8(model: Any) -> None:
-    """Quantize to weight-only int8 in place, layer by layer, except for the output head and embeddings."""
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise CannotStart("--quantize int8 needs the package torchao (pip install torchao)") from error
+def _quantization(settings: EngineSettings, device: torch.device, kernels: CDLL | None) -> StreamingConfig | None:
+    if settings.quantize == "none":
+        return None
+    dtype = torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    product = choose_quantized_product(device, kernels, dtype)
+    return StreamingConfig(QUANTIZED_WIDTHS[settings.quantize], kernels, product, experts=device.type == "cpu")
+
+
+def _quantize_rest(model: Any, config: StreamingConfig) -> None:
+    """Quantize projections that are still plain, as those that were float8, and the output head to eight bits."""
+    if _method(model) == METHOD:
+        del model.hf_quantizer
     head = model.get_output_embeddings()
-    quantize_(model, Int8WeightOnlyConfig(), lambda module, name: isinstance(module, nn.Linear) and module is not head)
+    quantizer = StreamingQuantizer(config, pre_quantized=False)
+    # Names, and no weights: a list of these would keep them all.
+    for name in [name for name, _ in model.named_parameters() if quantizer.param_needs_quantization(model, name)]:
+        replace(model, name, model.get_parameter(name).detach(), config)
+    if can_be_packed(head.weight.shape):
+        packed = quantize(head.weight.detach(), 8, "the output matrix", config.kernels)
+        if head.weight is model.get_input_embeddings().weight:
+            model.set_input_embeddings(QuantizedEmbedding(packed, model.dtype, choose_look_up(config.kernels)))
+        model.set_output_embeddings(QuantizedLinear(packed, head.bias, config.product))
+
+
+def _method(model: Any) -> str:
+    quantizer = getattr(model, "hf_quantizer", None)
+    return str(quantizer.quantization_config.quant_method) if quantizer is not None else ""
 
 
 def _kv_shape(text: Any) -> KvShape:

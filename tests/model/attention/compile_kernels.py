@@ -25,6 +25,7 @@ from server.model.attention.base import PoolShape
 from server.model.kernel_selection import compare_attention
 from server.model.layers import fused_triton
 from server.model.layers.decoder import HeadNorms, RmsNorm
+from server.model.quantization import triton_product
 
 CPU = torch.device("cpu")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -94,6 +95,7 @@ def main(capabilities: list[int], num_shapes: int) -> None:
         for shape, heads in SHAPES[:num_shapes]:
             compare_attention(triton_kernels, shape, heads, CPU)
         launch_layer_ops()
+        triton_product.largest_difference(CPU, torch.bfloat16)
         for name, kernel in compiled.values():
             spilled = spilled_bytes(kernel.asm["cubin"])
             print(json.dumps([name, capability, kernel.metadata.shared, spilled]), flush=True)

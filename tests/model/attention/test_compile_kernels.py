@@ -26,9 +26,8 @@ def test_every_kernel_compiles_for_supported_cards_without_spilling(tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr[-3000:]
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
-    names = {
-        f"_{name}_kernel" for name in ("write", "attend", "combine", "add_rms_norm", "norm_and_rotate", "silu_and_mul")
-    }
+    fused = ("add_rms_norm", "norm_and_rotate", "silu_and_mul")
+    names = {f"_{name}_kernel" for name in ("write", "attend", "combine", *fused, "product")}
     for capability in capabilities:
         most_shared = SHARED_BYTES[capability]
         found = [one for one in compiled if one[1] == capability]

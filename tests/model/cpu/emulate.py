@@ -11,7 +11,7 @@ from tests.live import ROOT
 
 SOURCES = ROOT / "server/model/cpu/cpp"
 HEADERS = Path(__file__).parent / "emulated"
-FLAGS = ("-O1", "-g0", "-std=c++20", "-fopenmp", "-fPIC", "-shared", "-mavx2", "-mfma", "-Wno-psabi")
+FLAGS = ("-O1", "-g0", "-std=c++20", "-fopenmp", "-fPIC", "-shared", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi")
 
 
 def emulated_library(isa: str) -> Path:

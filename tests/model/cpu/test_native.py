@@ -38,10 +38,10 @@ from tests.model.drive import GREEDY, prompt_of
 CPU = Path("/proc/cpuinfo")
 AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
 FLAGS = {
-    "amx": {*AVX512, "avx512_bf16", "amx_tile", "amx_bf16"},
-    "avx512_bf16": {*AVX512, "avx512_bf16"},
+    "amx": {*AVX512, "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"},
+    "avx512_bf16": {*AVX512, "avx512_bf16", "avx512_vnni"},
     "avx512": AVX512,
-    "avx2": {"avx2", "fma"},
+    "avx2": {"avx2", "fma", "f16c"},
     "neon_bf16": {"asimd", "bf16"},
     "neon": {"asimd"},
 }
@@ -311,7 +311,7 @@ def test_torch_computes_what_the_kernels_do_not_support(change: dict[str, object
 
 
 class Quantized(torch.Tensor):
-    """A weight as torchao's: a class of its own, the dtype of its results, and no memory of its own."""
+    """A weight of another package: a class of its own, the dtype of its results, and no memory of its own."""
 
     @staticmethod
     def __new__(cls, weight: torch.Tensor) -> "Quantized":
@@ -323,8 +323,8 @@ class Quantized(torch.Tensor):
         return args[0]  # detach, all that nn.Parameter calls
 
 
-def test_kernels_leave_quantized_layers_to_torch() -> None:
-    """`--quantize int8` ended the engine: the kernels read the weights at address 0."""
+def test_kernels_leave_layers_that_others_quantized_to_torch() -> None:
+    """The engine ended: the kernels read the weights at address 0."""
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("qwen3"), dtype=torch.float32)
     assert supports_decoder(model.model, model.lm_head)
     attention = model.model.layers[1].self_attn

@@ -9,7 +9,7 @@ import torch
 
 from server.errors import CannotStart
 from server.model.cpu import selection
-from server.model.cpu.library import ISAS, available_isas, open_library
+from server.model.cpu.library import ISAS, QuantizedStruct, available_isas, open_library
 from server.model.cpu.selection import choose_library
 from server.model.cpu.self_check import SIZES, find_difference
 
@@ -18,11 +18,12 @@ needs_kernels = pytest.mark.skipif(not AVAILABLE, reason="no kernels for this CP
 
 
 class BrokenLibrary:
-    """Kernels as a wrong compiler makes them: the first result of one function is wrong."""
+    """Kernels as a wrong compiler makes them: the first result of one function is wrong, or for one width alone."""
 
-    def __init__(self, library: Any, broken: str) -> None:
+    def __init__(self, library: Any, broken: str, width: int | None = None) -> None:
         self._library = library
         self._broken = f"toolwire_{broken}"
+        self._width = width
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._library, name)
@@ -31,13 +32,20 @@ class BrokenLibrary:
 
         def call(*arguments: Any) -> None:
             function(*arguments)
+            if self._width is not None and width_of(arguments[4]) != self._width:
+                return
             if name == "toolwire_likeliest":
                 ctypes.c_int64.from_address(arguments[6]).value ^= 1
             else:
                 results = arguments[6] if name == "toolwire_project" else arguments[-1]._obj.results
-                ctypes.c_float.from_address(results).value += 0.01
+                ctypes.c_float.from_address(results).value += 0.01 if self._width is None else 10.0
 
         return call
+
+
+def width_of(weights: int) -> int:
+    """Bits of the codes at this address; 0 of plain weights."""
+    return int(QuantizedStruct.from_address(weights - 1).width) if weights % 2 else 0
 
 
 @needs_kernels
@@ -48,16 +56,18 @@ def test_every_form_of_the_kernels_agrees_with_float64(isa: str) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize(
-    ("broken", "form"),
+    ("broken", "width", "form"),
     [
-        ("project", "products in panels"),
-        ("likeliest", "products in panels"),
-        ("attend", "attention"),
-        ("compute", "layers"),
+        ("project", None, "products in panels"),
+        ("project", 5, "products of 5 bits"),
+        ("likeliest", None, "products in panels"),
+        ("likeliest", 4, "products of 4 bits"),
+        ("attend", None, "attention"),
+        ("compute", None, "layers"),
     ],
 )
-def test_the_check_at_start_finds_a_kernel_that_differs(broken: str, form: str) -> None:
-    library: Any = BrokenLibrary(open_library(AVAILABLE[0]), broken)
+def test_the_check_at_start_finds_a_kernel_that_differs(broken: str, width: int | None, form: str) -> None:
+    library: Any = BrokenLibrary(open_library(AVAILABLE[0]), broken, width)
     assert (find_difference(library) or "").startswith(form)
 
 

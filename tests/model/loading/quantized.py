@@ -1,4 +1,4 @@
-"""Compares logits of GPTQ and AWQ checkpoints, quantized here, with those of transformers.
+"""Compares logits of GPTQ and AWQ checkpoints, which gptqmodel makes here, with those that it computes itself.
 
     pip install gptqmodel optimum
     python -m tests.model.loading.quantized

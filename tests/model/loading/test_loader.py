@@ -1,6 +1,5 @@
 """Checkpoints that cannot be served are refused with a one-line reason; the others are loaded."""
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -154,22 +153,3 @@ def test_the_text_part_of_a_conditional_generation_checkpoint_is_served(kind: Ki
     stream = Stream(prompt_of(20), range(4), Sampling(max_tokens=8, temperature=0.0), slot=0)
     run(runner, [stream])
     assert stream.written == generate(kind, stream.prompt, 8)
-
-
-def test_int8_keeps_the_model_close_or_names_the_package_it_needs() -> None:
-    settings = EngineSettings(device="cpu", dtype="bfloat16", quantize="int8")
-    if importlib.util.find_spec("torchao") is None:
-        assert "torchao" in refusal(tiny_checkpoint("qwen3"), quantize="int8")
-        return
-    model = load(tiny_checkpoint("qwen3"), settings, nothing)
-    runner = Runner(model, 16, BLOCK_SIZE)
-    how = Sampling(max_tokens=10, temperature=0.0, num_logprobs=0)
-    stream = Stream(prompt_of(50), range(8), how)
-    run(runner, [stream])
-    with torch.inference_mode():
-        logits = reference("qwen3")(torch.tensor([[*stream.prompt, *stream.written]])).logits[0, 49:-1]
-    expected = torch.log_softmax(logits, -1)
-    differences = [
-        abs(entry.logprob - float(expected[place, entry.token_id])) for place, entry in enumerate(stream.logprobs)
-    ]
-    assert max(differences) < 0.5

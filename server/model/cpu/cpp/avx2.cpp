@@ -1,9 +1,12 @@
-// Kernels for CPUs with AVX2 and FMA (Intel from Haswell on, AMD from Zen on).
+// Kernels for CPUs with AVX2, FMA and F16C (Intel from Haswell on, AMD from Zen on).
+
 
 // Precedes the pragma, so that it is compiled for any x86-64 and may be called on any.
-extern "C" int toolwire_is_supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+extern "C" int toolwire_is_supported() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 
 #include <immintrin.h>
 
@@ -28,6 +31,7 @@ inline Floats load(const Bf16* at) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)at));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
+inline Floats load_half(const uint16_t* at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)at)); }
 inline Ints ids_from(int first) {
     return _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -55,6 +59,7 @@ inline void store(int* at, Ints values) { _mm256_storeu_si256((__m256i*)at, valu
 
 inline Floats fma(Floats a, Floats b, Floats sum) { return _mm256_fmadd_ps(a, b, sum); }
 inline Floats fnma(Floats a, Floats b, Floats sum) { return _mm256_fnmadd_ps(a, b, sum); }
+inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }  // b if one is NaN
 inline Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline Floats nearest(Floats values) { return _mm256_round_ps(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

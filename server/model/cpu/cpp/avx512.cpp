@@ -14,6 +14,8 @@ namespace toolwire {
 
 constexpr long STRETCH = 1024;  // inputs of six tokens that stay in the first cache while sixteen rows are multiplied
 
+inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+
 // To nearest even; NaN stays NaN.
 inline __m256i rounded(Floats values) {
     const __m512i bits = _mm512_castps_si512(values), one = _mm512_set1_epi32(1);

@@ -23,6 +23,7 @@ inline Floats load(const Bf16* at) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)at));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+inline Floats load_half(const uint16_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)at)); }
 inline Mask first_lanes(int count) { return (Mask)((1u << count) - 1); }
 inline Floats load(const float* at, int count) { return _mm512_maskz_loadu_ps(first_lanes(count), at); }
 inline void store(float* at, Floats values) { _mm512_storeu_ps(at, values); }

@@ -25,6 +25,7 @@ inline Floats load(const float* at, int count) {
     std::memcpy(numbers, at, count * sizeof(float));
     return load(numbers);
 }
+inline Floats load_half(const uint16_t* at) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at))); }
 inline Ints ids_from(int first) {
     const int lanes[LANES] = {0, 1, 2, 3};
     return vaddq_s32(vdupq_n_s32(first), vld1q_s32(lanes));
@@ -37,6 +38,11 @@ inline void store(int* at, Ints values) { vst1q_s32(at, values); }
 
 inline Floats fma(Floats a, Floats b, Floats sum) { return vfmaq_f32(sum, a, b); }
 inline Floats fnma(Floats a, Floats b, Floats sum) { return vfmsq_f32(sum, a, b); }
+inline Ints dot_words(Ints sum, Ints a, Ints b) {
+    const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+    const Ints low = vmull_s16(vget_low_s16(x), vget_low_s16(y));
+    return vaddq_s32(sum, vpaddq_s32(low, vmull_high_s16(x, y)));
+}
 inline Floats max(Floats a, Floats b) { return vmaxq_f32(a, b); }  // NaN if one is
 inline Floats min(Floats a, Floats b) { return vminq_f32(a, b); }
 inline Floats nearest(Floats values) { return vrndnq_f32(values); }

@@ -8,7 +8,7 @@
 
 #include <type_traits>
 
-#include "vec.h"
+#include "quantized.h"
 
 namespace toolwire {
 
@@ -214,6 +214,8 @@ template <class Use> inline void by_registers(int outputs, Use use) {
 // inputs times weights, distributed as by `product`; `keep(token, column, count, sums)` gets a register at a time.
 template <class E, class Keep>
 void project_each(Operand<E> inputs, long tokens, long size, const E* weights, long outputs, Keep keep) {
+    if (const Quantized* quantized = as_quantized(weights))
+        return project_quantized(inputs.rows, tokens, *quantized, keep);
     in_their_form(weights, size, [=](auto form) {
         using Form = decltype(form);
         const long row_bytes = size * sizeof(Input<E>);
@@ -268,10 +270,20 @@ void project_onto(Operand<E> inputs, long tokens, long size, const E* weights, l
     });
 }
 
-// results = silu(inputs times gate) * (inputs times up).
+// results = silu(gates) * values, of a register.
+template <class R> inline void store_gated(R* results, Floats gates, Floats values, int count) {
+    store(results, silu(gates) * values, count);
+}
+
+// results = silu(inputs times gate) * (inputs times up); both in elements, or both quantized.
 template <class E>
 void project_gated(Operand<E> inputs, long tokens, long size, const E* gate, const E* up, long outputs,
                    Input<E>* results) {
+    if (const Quantized* quantized = as_quantized(gate))
+        return project_both(inputs.rows, tokens, *quantized, *as_quantized(up),
+                            [=](long token, long column, int count, Floats gates, Floats values) {
+                                store_gated(results + token * outputs + column, gates, values, count);
+                            });
     in_their_form(gate, size, [=](auto gate) {
         using Form = decltype(gate);
         const Form other{up, size};
@@ -282,8 +294,8 @@ void project_gated(Operand<E> inputs, long tokens, long size, const E* gate, con
             multiply(other, inputs, token, m, column, count, ups);
             for (int i = 0; i < m; i++)
                 by_registers(count, [&](int first, int own) {
-                    Floats opened = silu(load(gates[i] + first)) * load(ups[i] + first);
-                    store(results + (token + i) * outputs + column + first, opened, own);
+                    Input<E>* at = results + (token + i) * outputs + column + first;
+                    store_gated(at, load(gates[i] + first), load(ups[i] + first), own);
                 });
         });
     });

@@ -2,7 +2,8 @@
 //
 // A layer has attention or a recurrent state (`delta.h`), then an MLP or experts (`experts.h`).
 //
-// Weights are read in place, except that short rows are packed into panels (`toolwire_panel_bytes`). Every output is
+// Weights are read in place, except that short rows are packed into panels (`toolwire_panel_bytes`); quantized ones are
+// described by what a pointer leads to whose lowest bit is set (`quantized.h`). Every output is
 // summed in the same order whatever the number of tokens, so a sequence's result does not depend on the rest of the
 // batch, on prompt chunks, or on the number of threads.
 //
@@ -16,6 +17,7 @@
 #include "experts.h"
 #include "norms.h"
 #include "products.h"
+#include "quantize.h"
 
 #include <algorithm>
 #include <memory>
@@ -380,7 +382,7 @@ int find_peaks(const void* inputs, long tokens, long size, const void* weights, 
 extern "C" {
 
 // Changes with the functions and structures (`INTERFACE` in server/model/cpu/library.py).
-int toolwire_interface() { return 2; }
+int toolwire_interface() { return 3; }
 
 // Bytes of scratch that a step needs; reads only the model, its numbers of tokens and threads, and its block size.
 int64_t toolwire_step_bytes(const Model* model, const Step* step) {

@@ -74,6 +74,13 @@ inline __m256i cvtneps_pbh(__m512 values) {
     }
     return read<__m256i>(to);
 }
+inline __m512 cvtph_ps(__m256i values) {
+    return each([&](int i) { return (float)((const _Float16*)&values)[i]; });
+}
+inline __m512i madd_epi16(__m512i a, __m512i b) {
+    const int16_t *x = (const int16_t*)&a, *y = (const int16_t*)&b;
+    return each_int([&](int i) { return x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1]; });
+}
 inline __m512 fmadd(__m512 a, __m512 b, __m512 c) { return each([&](int i) { return std::fmaf(a[i], b[i], c[i]); }); }
 inline __m512 fnmadd(__m512 a, __m512 b, __m512 c) {
     return each([&](int i) { return std::fmaf(-a[i], b[i], c[i]); });
@@ -207,6 +214,9 @@ inline void tile_dpbf16ps(int sum, int a, int b) {
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #define _mm512_cvtneps_pbh emulated::cvtneps_pbh
+#define _mm512_cvtph_ps emulated::cvtph_ps
+#define _mm512_dpwssd_epi32(sum, a, b) _mm512_add_epi32(sum, emulated::madd_epi16(a, b))
+#define _mm512_madd_epi16 emulated::madd_epi16
 #define _mm512_dpbf16_ps(sum, a, b) emulated::dpbf16(sum, (__m512i)(a), (__m512i)(b))
 #define _mm512_extractf32x8_ps emulated::half_of
 #define _mm512_fmadd_ps emulated::fmadd

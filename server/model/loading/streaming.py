@@ -1,0 +1,119 @@
+"""Quantization inside transformers' loading: a weight is quantized as soon as it is read, and freed before the next.
+
+Registered as a quantization method of transformers, which then reads one tensor at a time.
+"""
+
+from ctypes import CDLL
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from server.config_json import is_quantizable, is_quantizable_expert
+from server.model.layers.packed_linear import release_mapped_pages
+from server.model.quantization.experts import QuantizedExperts
+from server.model.quantization.linear import Product, QuantizedLinear
+from server.model.quantization.quantize import quantize
+
+METHOD = "toolwire"
+STACKED = ("gate_up_proj", "down_proj")  # weights of experts
+
+
+@register_quantization_config(METHOD)
+class StreamingConfig(QuantizationConfigMixin):
+    """Bits of the projections, the compiled CPU kernels if there are some, and the product of the layers.
+
+    `experts`: whether those of experts are quantized, too; on a GPU their loop would keep steps out of CUDA graphs.
+    """
+
+    def __init__(self, width: int, kernels: CDLL | None, product: Product, experts: bool) -> None:
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers reads any name that is registered
+        self.width = width
+        self.kernels = kernels
+        self.product = product
+        self.experts = experts
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StreamingConfig":
+        """Itself: a library cannot be copied, and nothing here changes."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """What transformers logs and saves."""
+        return {"quant_method": METHOD, "width": self.width}
+
+
+@register_quantizer(METHOD)
+class StreamingQuantizer(HfQuantizer):
+    """Quantizes the projections of the layers while transformers loads them."""
+
+    quantization_config: StreamingConfig
+
+    def param_needs_quantization(self, model: Any, param_name: str, **unused: Any) -> bool:
+        """Whether this is the weight of a projection or of experts."""
+        path, _, name = param_name.rpartition(".")
+        module = model.get_submodule(path)
+        shape = getattr(module, name).shape
+        if type(module) is nn.Linear:
+            is_head = module is model.get_output_embeddings()
+            return name == "weight" and not is_head and is_quantizable(param_name, shape)
+        return (
+            bool(self.quantization_config.experts) and is_stacked(module) and is_quantizable_expert(param_name, shape)
+        )
+
+    def get_quantize_ops(self) -> "QuantizeWeight":
+        """The operation on a weight that was read."""
+        return QuantizeWeight(self.quantization_config)
+
+    def is_serializable(self) -> bool:
+        """Nothing is saved."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Nothing is trained."""
+        return False
+
+
+class QuantizeWeight(ConversionOps):
+    """Puts a quantized layer in the place of a linear one, or of experts."""
+
+    def __init__(self, config: StreamingConfig) -> None:
+        self._config = config
+
+    def convert(  # type: ignore[override]  # transformers passes these by name
+        self, input_dict: dict[str, Any], model: Any, full_layer_name: str, missing_keys: set[str], **unused: Any
+    ) -> dict[str, Tensor]:
+        """Quantize the only weight of `input_dict`; nothing is left for transformers to set."""
+        (weight,) = input_dict.values()
+        replace(model, full_layer_name, weight[0] if isinstance(weight, list) else weight, self._config)
+        missing_keys.discard(full_layer_name)
+        return {}
+
+
+def replace(model: Any, name: str, weight: Tensor, config: StreamingConfig) -> None:
+    """Quantize the weight of this name, and replace its layer; that of experts once both their weights are quantized.
+
+    A layer's bias must have been read: transformers reads in the order of names.
+    """
+    path, _, own = name.rpartition(".")
+    parent_path, _, part = path.rpartition(".")
+    parent, module = model.get_submodule(parent_path), model.get_submodule(path)
+    packed = quantize(weight.flatten(0, -2), config.width, name, config.kernels)
+    release_mapped_pages(weight)
+    if type(module) is nn.Linear:
+        setattr(parent, part, QuantizedLinear(packed, module.bias, config.product))
+        return
+    quantized = vars(module).setdefault("_quantized", {})
+    quantized[own] = packed
+    setattr(module, own, None)
+    if quantized.keys() == set(STACKED):
+        gate_up, down = (quantized[one] for one in STACKED)
+        setattr(parent, part, QuantizedExperts(gate_up, down, module.act_fn, config.product))
+
+
+def is_stacked(module: Any) -> bool:
+    """Whether this module has the stacked weights of experts, [experts, outputs, inputs] each."""
+    return all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in STACKED)

@@ -1,0 +1,167 @@
+"""Products with weights of few bits on each instruction set of this CPU: float64's results, equal bits in any batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pytest
+import torch
+
+from server.model.cpu.library import available_isas, open_library
+from server.model.cpu.native import NativeBackbone, NativeHead
+from server.model.cpu.quantized import look_up, project
+from server.model.cpu.quantized_check import ROUNDED, random_weight
+from server.model.layers.decoder import CompactBackbone
+from server.model.loading import plain
+from server.model.loading.loaded_model import LoadedModel
+from server.model.loading.loader import load
+from server.model.quantization import quantize as quantization
+from server.model.quantization.linear import QuantizedLinear
+from server.model.quantization.packed_weight import SCALE_DTYPES
+from server.model.runner import Runner
+from server.settings import EngineSettings
+from tests.checkpoints import Kind
+from tests.model.cpu.test_native import IDS, WITHOUT, checkpoint, logits, poisoned, row
+from tests.model.drive import Stream, run
+
+WIDTHS = (4, 5, 6, 8)
+COUNTS = (1, 2, 3, 4, 5, 7, 8, 9, 13, 40, 96, 97, 150)  # tokens: direct, unpacked, one strip and more
+
+
+@pytest.fixture(params=available_isas() or [WITHOUT])
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set of this CPU."""
+    return str(request.param)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("inputs", [32, 96, 1088])
+@pytest.mark.parametrize("scales", SCALE_DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_products_equal_those_of_float64_whatever_the_batch(
+    isa: str, width: int, scales: torch.dtype, inputs: int
+) -> None:
+    """A code, scale or minimum of another group; sums that depend on the tile, the strip or the number of threads."""
+    library = open_library(isa)
+    assert library is not None
+    torch.manual_seed(0)
+    hidden = torch.randn(COUNTS[-1], inputs)
+    hidden[2], hidden[3, :32] = 0.0, 1e-35
+    for group in (16, 32, inputs):
+        packed = random_weight(width, scales, group, inputs, 75)
+        weight = packed.unpack().double()
+        with threads(2):
+            found = project(library, packed, hidden)
+            magnitude = hidden.double().abs() @ weight.abs().T
+            assert bool(((found - hidden.double() @ weight.T).abs() <= ROUNDED * magnitude + 1e-27).all())
+            for count in COUNTS:
+                assert torch.equal(project(library, packed, hidden[-count:]), found[-count:])
+        with threads(1):
+            assert torch.equal(project(library, packed, hidden), found)
+
+
+@pytest.mark.parametrize("group", [16, 32])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_of_an_embedding_are_those_of_torch(isa: str, width: int, group: int) -> None:
+    library = open_library(isa)
+    assert library is not None
+    packed = random_weight(width, torch.int8, group, 96, 75)
+    for ids in (torch.tensor([74, 0, 17, 17]), torch.arange(75).repeat(2)):
+        torch.testing.assert_close(look_up(library, packed, ids), packed.rows(ids), atol=1e-3, rtol=1e-5)
+
+
+def test_outliers_cost_no_precision_elsewhere(isa: str) -> None:
+    """Inputs a thousand times larger than the others, as some channels of real models are: 16 bits a block suffice."""
+    library = open_library(isa)
+    assert library is not None
+    torch.manual_seed(0)
+    packed, hidden = random_weight(8, torch.float16, 32, 1024, 64), torch.randn(5, 1024)
+    hidden[:, 100] *= 1000
+    exact = hidden.double() @ packed.unpack().double().T
+    in_bfloat16 = hidden.bfloat16().double() @ packed.unpack().double().T
+    found = project(library, packed, hidden)
+    assert (found - exact).abs().mean() < 0.1 * (in_bfloat16 - exact).abs().mean()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_a_broken_token_affects_only_its_own_outputs(isa: str, broken: float) -> None:
+    """Integers have no NaN: lost in rounding, a broken sequence would be sampled from."""
+    library = open_library(isa)
+    assert library is not None
+    packed, hidden = random_weight(4, torch.int8, 32, 96, 40), torch.randn(20, 96)
+    expected = project(library, packed, hidden)
+    hidden[7, 50] = broken
+    found = project(library, packed, hidden)
+    assert found[7].isnan().all()
+    others = torch.arange(20) != 7
+    assert torch.equal(found[others], expected[others])
+    assert NativeHead(QuantizedLinear(packed), library).greedy_ids(hidden)[7] == -1
+
+
+def model(kind: Kind, dtype: str, isa: str, quantize: str) -> LoadedModel:
+    settings = EngineSettings(device="cpu", dtype=dtype, cpu_isa=isa, threads=2, quantize=quantize)  # type: ignore[arg-type]
+    return load(checkpoint(kind), settings, lambda fraction: None)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_whole_decoders_equal_those_of_torch(
+    isa: str, kind: Kind, quantize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Biases, head norms, tied and untied output matrices; torch multiplies the same weights, which it quantized."""
+    by_torch = quantization.quantize
+    monkeypatch.setattr(plain, "quantize", lambda weight, width, name, kernels: by_torch(weight, width, name))
+    ours, theirs = (model(kind, "float32", computing, quantize) for computing in (isa, "torch"))
+    assert isinstance(ours.backbone, NativeBackbone) and isinstance(theirs.backbone, CompactBackbone)
+    found, expected = (logits(poisoned(loaded, 16, 16), row(IDS[:77], 0, range(8, 16))) for loaded in (ours, theirs))
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_are_bit_identical_whatever_the_batch_chunks_or_threads(isa: str, dtype: str, quantize: str) -> None:
+    """A greedy or seeded reply must not change with other requests or a cached prefix."""
+    loaded = model("qwen3", dtype, isa, quantize)
+    blocks = range(10)
+    whole = logits(poisoned(loaded, 16, 100), row(IDS[:150], 0, blocks))
+    assert whole.isfinite().all()
+    chunked = poisoned(loaded, 16, 100)
+    cuts = (0, 1, 2, 7, 40, 41, 57, 58, 59, 149, 150)
+    parts = [logits(chunked, row(IDS[low:high], low, blocks)) for low, high in pairwise(cuts)]
+    assert torch.equal(torch.cat(parts), whole)
+    shared = poisoned(loaded, 16, 100)
+    mates = [row(IDS[i : i + 40 + i], 0, range(10 * i, 10 * i + 6)) for i in range(1, 10)]
+    assert torch.equal(logits(shared, row(IDS[:150], 0, blocks), *mates)[:150], whole)
+    for count in range(10):
+        beside = (row([5], 40 + i, mate.blocks) for i, mate in enumerate(mates[:count], 1))
+        assert torch.equal(logits(shared, row(IDS[149:150], 149, blocks), *beside)[0], whole[149])
+    for count in (1, 3):
+        with threads(count):
+            assert torch.equal(logits(poisoned(loaded, 16, 100), row(IDS[:150], 0, blocks)), whole)
+
+
+def test_greedy_replies_are_the_same_alone_and_in_a_crowd(isa: str) -> None:
+    loaded = model("qwen3", "bfloat16", isa, "int4")
+
+    def replies(chunk: int, *prompts: list[int]) -> list[list[int]]:
+        streams = [Stream(prompt, range(8 * i, 8 * i + 8), chunk=chunk) for i, prompt in enumerate(prompts)]
+        run(Runner(loaded, 64, 16), streams)
+        return [stream.written for stream in streams]
+
+    prompts = [IDS[:50], IDS[100:130], IDS[200:260]]
+    alone = [replies(1 << 20, prompt)[0] for prompt in prompts]
+    assert replies(1 << 20, *prompts) == alone and replies(7, *prompts) == alone
+
+
+def test_where_no_kernels_are_torch_computes() -> None:
+    loaded = model("qwen3", "float32", "torch", "int4")
+    assert isinstance(loaded.backbone, CompactBackbone) and isinstance(loaded.head, QuantizedLinear)
