@@ -86,12 +86,19 @@ class ClientMemory:
         except StoreFailed as error:
             raise no_store(error) from error
 
-    async def end(self, sent_items: Sequence[Item], response: ResponseObject, events: bytes) -> None:
-        """Keep the end of a background response, unless it has ended elsewhere or is deleted. Raises StoreFailed."""
-        assert self.store.database is not None, "it has begun in a database"
+    async def end(self, sent_items: Sequence[Item], response: ResponseObject, events: bytes) -> ResponseObject:
+        """Keep the end of a background response. Raises StoreFailed.
+
+        Returns the response as it ended, which may be elsewhere and otherwise; one that is deleted as it is.
+        """
+        database = self.store.database
+        assert database is not None, "it has begun in a database"
         kept, items = _kept_of(sent_items, response), _conversation_items(sent_items, response)
-        await self.store.run(self.store.database.end_response, self.owner, kept, items, events)
-        self.store.written(kept)
+        if await self.store.run(database.end_response, self.owner, kept, items, events):
+            self.store.written(kept)
+            return response
+        found = await self.store.run(database.response, self.owner, kept.id)
+        return response if found is None else msgspec.json.decode(found.body, type=ResponseObject)
 
     async def response(self, response_id: str) -> KeptResponse:
         """A kept response; a background response whose server is gone has failed. Raises RequestRefused (404)."""

@@ -309,6 +309,44 @@ async def test_a_response_of_another_server_is_cancelled_and_streamed(
         assert checked_events(await streaming)[-1]["response"]["status"] == "completed"
 
 
+async def test_the_first_end_is_the_end_on_every_server(
+    serve: Serve, reply: Reply, state: ResponsesState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that another server had cancelled was still shown as completed by the server that wrote it."""
+    monkeypatch.setattr(background, "RENEW_S", 60)  # it learns of the other end by its own only
+    script = HeldScript(reply("Hello there"), 1)
+    async with serve(script.pieces, state=state) as served, serve(state=state_of(state.store)) as second:
+        begun = (await create(served, background=True)).json()
+        await until(lambda: _is_running(served))
+        streaming = asyncio.create_task(resumed(served, begun["id"]))
+        cancelled = (await second.http.post(f"/v1/responses/{begun['id']}/cancel")).json()
+        script.release()
+        last = checked_events(await streaming)[-1]
+        assert last["type"] == "response.incomplete" and last["response"] == cancelled
+        await until(lambda: _is_idle(state))
+        figures = (await served.http.get("/metrics")).text
+        assert 'toolwire_background_responses_total{status="cancelled"} 1.0' in figures
+
+
+async def test_an_end_that_can_never_be_kept_is_logged(
+    serve: Serve, reply: Reply, state: ResponsesState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was given up without a word."""
+    monkeypatch.setattr(background, "RETRY_S", 0.01)
+    monkeypatch.setattr(background, "KEEP_TRIES", 2)
+    script = HeldScript(reply("word " * 4000), 1)
+    database = state.store.database
+    assert database is not None
+    async with serve(script.pieces, state=state) as served:
+        await create(served, background=True)
+        with database._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count = 1")
+            connection.commit()
+        script.release()
+        await until(lambda: _is_idle(state))
+    assert caplog.text.count("the end of a background response could not be kept") == 1
+
+
 async def test_an_end_that_cannot_be_kept_is_kept_later(
     serve: Serve, reply: Reply, state: ResponsesState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,4 +407,4 @@ async def test_foreground_streams_have_the_same_events(serve: Serve, reply: Repl
     kinds = [event["type"] for event in later]
     assert [kind for kind in kinds if kind != "response.queued"] == [event["type"] for event in now]
     assert json.dumps(later).count('"delta"') == json.dumps(now).count('"delta"') > 5
-    assert later[-1]["response"]["completed_at"] <= time.time()
+    assert later[-1]["response"]["created_at"] <= later[-1]["response"]["completed_at"] <= time.time()

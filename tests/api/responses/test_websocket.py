@@ -149,9 +149,14 @@ def test_errors_are_events_and_the_connection_goes_on(over: Over, reply: Reply) 
             peer.send(message)
             (error,) = answer(peer)
             assert (error["status"], error["error"]["param"]) == (status, param), error
+            assert "None" not in error["error"]["message"], "a parameter that is missing has no value"
         peer.send(json.dumps({"type": "response.steer", "previous_response_id": "resp_1", "input": "Stop"}))
         (failed,) = answer(peer)
-        assert failed["error"]["code"] == "steering_not_supported" and failed["steer"]["input"] == "Stop"
+        assert failed["error"]["code"] == "steering_not_supported"
+        assert failed["steer"] == {"input": "Stop", "previous_response_id": "resp_1"}
+        peer.send(json.dumps({"type": "response.steer", "input": {"x": 1}}))
+        (failed,) = answer(peer)
+        assert failed["steer"] == {"input": "", "previous_response_id": ""}
         (*_, failed) = create(peer, input="word " * 40_000)
         assert failed["response"]["error"]["code"] == "context_length_exceeded"
         peer.send(json.dumps({"type": "response.create", "model": MODEL, "input": "Hi"}).encode())  # binary
@@ -159,7 +164,7 @@ def test_errors_are_events_and_the_connection_goes_on(over: Over, reply: Reply) 
         assert events[-1]["type"] == "response.completed" and all("stream_id" not in event for event in events)
         events = create(peer, stream_id="a", stream=True)
         assert {event["stream_id"] for event in events} == {"a"}
-        for outcome, number in (("200", 2), ("400", 11), ("404", 1), ("failed", 1)):
+        for outcome, number in (("200", 2), ("400", 12), ("404", 1), ("failed", 1)):
             line = f'toolwire_requests_total{{outcome="{outcome}",path="/v1/responses"}} {number}.0'
             wait_for(partial(_figures_have, served, line))
 

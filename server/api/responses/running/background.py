@@ -21,7 +21,7 @@ from server.api.errors import RequestRefused, error_of
 from server.api.responses.memory import ClientMemory
 from server.api.responses.plan import ResponsePlan, frame_of, not_kept
 from server.api.responses.running.event_log import EventLog
-from server.api.responses.wire import EndEvent, ResponseObject
+from server.api.responses.wire import EndEvent, ResponseCompleted, ResponseFailed, ResponseIncomplete, ResponseObject
 from server.errors import QueueFull, RequestFailed, ServeError
 from server.runtime.byte_budget import ByteBudget
 from server.service import Generation
@@ -178,11 +178,11 @@ class BackgroundRuns:
 
     async def _keep(self, run: BackgroundRun, end: EndEvent) -> None:
         """Keep the end before any reader has it; where that fails they have it with a note, and it is tried again."""
-        frame = frame_of(end)
-        events = run.log.pack(frame)
+        events = run.log.pack(frame_of(end))
         for num_tries in range(KEEP_TRIES):
             try:
-                await run.memory.end(run.plan.items, end.response, events)
+                kept = await run.memory.end(run.plan.items, end.response, events)
+                run.end = end = end if kept is end.response else _ended_elsewhere(end, kept)
                 break
             except StoreFailed as error:
                 if num_tries == 0:
@@ -190,8 +190,10 @@ class BackgroundRuns:
                     run.log.append(frame_of(run.end), is_last=True)
                     run.has_ended.set()
                 await asyncio.sleep(RETRY_S)
+        else:
+            logger.error("the end of a background response could not be kept: the database fails")
         if not run.has_ended.is_set():
-            run.log.append(frame, is_last=True)
+            run.log.append(frame_of(end), is_last=True)
 
     async def _renew(self) -> None:
         while self._runs:
@@ -216,6 +218,12 @@ def _end_of(run: BackgroundRun, writing: asyncio.Task[None]) -> EndEvent:
         failed = RequestFailed("The server had an error while writing this response.")
         run.end = run.plan.cancel() if fault is None else run.plan.fail(failed)
     return run.end
+
+
+def _ended_elsewhere(end: EndEvent, response: ResponseObject) -> EndEvent:
+    """The last event of a response that has ended otherwise: cancelled, or failed with its lease, by another server."""
+    kinds: dict[str, type[EndEvent]] = {"completed": ResponseCompleted, "failed": ResponseFailed}
+    return kinds.get(response.status, ResponseIncomplete)(end.sequence_number, response)
 
 
 def unlogged(body: bytes, after: int) -> EventLog:

@@ -292,9 +292,11 @@ class _Envelope(msgspec.Struct):
 def _read_envelope(fields: dict[str, Any]) -> _Envelope:
     """Take the envelope out of a message. Raises RequestRefused (400)."""
     kind, stream_id, generate = fields.pop("type", None), fields.pop("stream_id", None), fields.pop("generate", None)
+    if kind is None:
+        raise bad("Missing required parameter: 'type'.", "type", "missing_required_parameter")
     if kind not in ("response.create", STEER):
         text = f"Invalid value: '{str(kind)[:64]}'. Supported values are: 'response.create'."
-        raise bad(text, "type", "invalid_value" if kind is not None else "missing_required_parameter")
+        raise bad(text, "type", "invalid_value")
     if not (stream_id is None or (isinstance(stream_id, str) and 0 < len(stream_id) <= LONGEST_STREAM_ID)):
         text = f"Invalid 'stream_id': expected a string of at most {LONGEST_STREAM_ID} characters."
         raise bad(text, "stream_id", "invalid_value")
@@ -311,5 +313,9 @@ def _read_envelope(fields: dict[str, Any]) -> _Envelope:
 def _steer_failed(fields: Mapping[str, Any]) -> SteerFailed:
     text = "A response cannot be given more input while it is written; send a new response.create."
     error = {"code": "steering_not_supported", "message": text, "type": "invalid_request_error"}
-    steer = {"input": fields.get("input") or "", "previous_response_id": str(fields.get("previous_response_id"))}
+    sent, last_id = fields.get("input"), fields.get("previous_response_id")
+    steer = {
+        "input": sent if isinstance(sent, str | list) else "",
+        "previous_response_id": last_id if isinstance(last_id, str) else "",
+    }
     return SteerFailed(0, error, steer)
