@@ -66,9 +66,9 @@ def only_strings(schema: Any) -> bool:
     if "type" in schema:
         return schema["type"] in ("string", ["string"])
     shared = definitions_of(schema)
-    branches = schema.get("anyOf") or schema.get("oneOf") or ()
+    branches = [branch for branch in schema.get("anyOf") or schema.get("oneOf") or () if branch is not False]
     return bool(branches) and all(
-        only_strings({**shared, **branch}) for branch in branches if isinstance(branch, Mapping)
+        isinstance(branch, Mapping) and only_strings({**shared, **branch}) for branch in branches
     )
 
 

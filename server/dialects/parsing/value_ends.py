@@ -80,7 +80,6 @@ class _Verdict:
 class _Nested:
     """Tags that are open behind a candidate. An `inline` one counts in its line only."""
 
-    kind: Kind
     tag: Tag
     inline: bool = False
 
@@ -384,10 +383,10 @@ class ValueReader:
     def _open_nested(self, tag: Tag, open_tags: list[_Nested], is_first: bool, only_declared: bool) -> ParserCoroutine:
         if tag.kind in ("function", "call"):
             if (yield from self._function_of(tag)) is not None:
-                open_tags.append(_Nested(tag.kind, tag))
+                open_tags.append(_Nested(tag))
         elif tag.kind == "argument" and (tag.name in self.context.declared or not only_declared):
             follows = bool(open_tags) and not self.text.between(open_tags[-1].tag.end, tag.start).strip()
-            open_tags.append(_Nested("argument", tag, inline=not (is_first or follows or self.text.at_line(tag))))
+            open_tags.append(_Nested(tag, inline=not (is_first or follows or self.text.at_line(tag))))
 
     def _close_nested(
         self, tag: Tag, open_tags: list[_Nested], strict: bool
@@ -395,14 +394,14 @@ class ValueReader:
         """Close a nested tag. "closed" if this is the value's own closing tag, "broken" if it closes something else."""
         top = open_tags[-1] if open_tags else None
         if tag.kind in ("argument", "key"):
-            if top is not None and top.kind == "argument":
+            if top is not None and top.tag.kind == "argument":
                 if (yield from self._counts(tag, top.tag, strict)):
                     open_tags.pop()
                 return "open"
             if not self._own_closing(tag) or not (yield from self._ends(tag)):
                 return "open"
             return "closed" if top is None else "broken"
-        if top is not None and top.kind == tag.kind:
+        if top is not None and top.tag.kind == tag.kind:
             open_tags.pop()
             return "open"
         return "broken" if tag.exact and (yield from self._ends(tag)) else "open"
