@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.live import ROOT, Live
@@ -58,21 +57,6 @@ def test_the_sdk_gets_a_tool_call_whole_and_streamed_alike(live: Live, choice: o
     assert streamed.message.tool_calls[0].function.arguments == call.arguments
 
 
-def test_choice_none_gives_text(live: Live) -> None:
-    reply = live.client().chat.completions.create(
-        model="toolwire-demo", messages=QUESTION, tools=[WEATHER], tool_choice="none", max_tokens=64
-    )
-    assert reply.choices[0].message.tool_calls is None
-    assert "<tool_call>" not in (reply.choices[0].message.content or "")
-
-
-def test_models_health_and_ready(live: Live) -> None:
-    assert [model.id for model in live.client().models.list()] == ["toolwire-demo"]
-    assert live.client().models.retrieve("toolwire-demo").id == "toolwire-demo"
-    assert httpx.get(f"{live.url}/health").status_code == 200
-    assert httpx.get(f"{live.url}/ready").status_code == 200
-
-
 def test_a_taken_port_is_one_line(live: Live) -> None:
     port = live.url.rsplit(":", 1)[1]
     ended = subprocess.run(
@@ -106,5 +90,5 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path) -> 
         timeout=120,
     )
     assert ended.returncode == 2
-    assert "memory" in ended.stderr or "fit" in ended.stderr
+    assert "does not fit" in ended.stderr and "weights" in ended.stderr
     assert "Traceback" not in ended.stderr

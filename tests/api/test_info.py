@@ -227,11 +227,14 @@ async def test_the_examples_of_the_openapi_document_fit_it(serve: Serve) -> None
         document = (await served.http.get("/openapi.json")).json()
     operations = [one for path in document["paths"].values() for one in path.values()]
     bodies = [one["requestBody"] for one in operations if "requestBody" in one]
+    num_fitting = 0
     for described in [*bodies, *(reply for one in operations for reply in one["responses"].values())]:
         json_content = described["content"].get("application/json", {})
         examples = [one["value"] for one in json_content.get("examples", {}).values()]
         for example in examples or [json_content[name] for name in ("example",) if name in json_content]:
             fits(document, json_content["schema"]["$ref"].rsplit("/", 1)[1], example)
+            num_fitting += 1
+    assert num_fitting > len(bodies)
     chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert {"200", "400", "401", "404", "408", "413", "429", "500", "503", "504"} == set(chat)
     for example in chat["200"]["content"]["text/event-stream"]["examples"].values():

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,8 @@ def test_a_pipe_that_nobody_reads_holds_up_nothing_and_the_lost_lines_are_counte
     """Three paths of 30 kB into an unread pipe stopped the whole server."""
     reading, writing = os.pipe()
     writer, line = LogWriter(writing), "x" * 29_999 + "\n"
-    started_s = time.monotonic()
     for _ in range(2 * MAX_PENDING_CHARACTERS // len(line)):
         writer.write(line)
-    assert time.monotonic() - started_s < 2
     assert writer.num_dropped > 100
     with os.fdopen(reading, "rb") as pipe:
         while b"log lines were dropped" not in (found := pipe.readline()):

@@ -6,7 +6,7 @@ from io import StringIO
 
 import pytest
 
-from server.api.logs import PROMPT_LOGGER, LineFormatter, request_id_in_logs
+from server.api.logs import LineFormatter, request_id_in_logs
 
 JSON = {"format": "json", "secrets": lambda: ["sesame"]}
 
@@ -53,14 +53,6 @@ def test_a_key_in_a_traceback_is_redacted(lines: StringIO) -> None:
     record = json.loads(lines.getvalue())
     assert "sesame" not in lines.getvalue()
     assert "Traceback" in record["message"]
-
-
-@pytest.mark.parametrize(
-    ("lines", "written"), [(JSON, False), ({**JSON, "log_prompts": True}, True)], indirect=["lines"]
-)
-def test_prompts_are_written_with_log_prompts_only(lines: StringIO, written: bool) -> None:
-    logging.getLogger(PROMPT_LOGGER).info("prompt", extra={"text": "my diary"})
-    assert ("my diary" in lines.getvalue()) is written
 
 
 def test_fields_that_json_cannot_hold_are_written_as_text() -> None:

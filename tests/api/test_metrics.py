@@ -1,6 +1,7 @@
 """Counts that must return to zero, and outcomes that must be distinguished."""
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import Callable
@@ -25,18 +26,6 @@ SCOPE = {
 
 def value(text: str, name: str) -> float:
     return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
-
-
-async def test_a_stream_is_counted_once_and_is_open_no_more(serve: Serve, reply: Reply) -> None:
-    async with serve(reply("Hello there")) as served:
-        for stream in (True, False):
-            assert (await served.chat(stream=stream)).status_code == 200
-        assert (await served.chat(temperature=9)).status_code == 400
-        text = (await served.http.get("/metrics")).text
-    assert value(text, "toolwire_requests_open") == 0
-    assert value(text, 'toolwire_requests_total{outcome="200"') == 2
-    assert value(text, 'toolwire_requests_total{outcome="400"') == 1
-    assert value(text, "toolwire_time_to_first_token_seconds_count") == 2
 
 
 async def test_the_time_to_the_first_token_is_not_that_of_the_admission(serve: Serve, reply: Reply) -> None:
@@ -70,10 +59,9 @@ async def test_a_client_that_leaves_at_once_does_not_stay_open(serve: Serve, rep
                 raise OSError("the client is gone")
             sent += 1
 
-        try:
+        with contextlib.suppress(OSError):
             await served.app({**SCOPE}, receive, send)
-        except OSError:
-            assert sent <= sends
+        assert gone.is_set(), "it was sent more than it took"
         text = (await served.http.get("/metrics")).text
     assert value(text, "toolwire_requests_open") == 0
 

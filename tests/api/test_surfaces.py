@@ -75,18 +75,21 @@ CONSTRAINTS: list[tuple[dict[str, Any], str]] = [
     ({"guided_json": PERSON}, '"name"'),
     ({"guided_json": json.dumps(PERSON)}, '"name"'),
     ({"guided_json_object": True}, "%json"),
-    ({"guided_regex": "^[a-z]+$"}, "start: /[a-z]+/"),
-    ({"guided_choice": ["yes", 7, 1.5, True]}, '"yes" | "7" | "1.5" | "true"'),
+    ({"guided_regex": "^[a-z]+/[0-9]$"}, "start: /[a-z]+\\/[0-9]/"),
+    ({"guided_choice": ["yes", 'n"o', 7, 1.5, True]}, '"yes" | "n\\"o" | "7" | "1.5" | "true"'),
+    ({"guided_grammar": 'start: "a"+'}, 'start: "a"+'),
     ({"guided_grammar": 'root ::= "a"+'}, 'start: "a"+'),
     ({"structured_outputs": {"choice": ["a"]}}, 'start: "a"'),
+    ({"structured_outputs": {"json": PERSON}}, '"name"'),
     ({"json_schema": PERSON}, '"name"'),
-    ({"regex": "[a-z]+"}, "start: /[a-z]+/"),
+    ({"regex": r"\$"}, r"start: /\$/"),
     ({"grammar": 'start: "a"+'}, 'start: "a"+'),
     ({"ebnf": 'root ::= "a"+'}, 'start: "a"+'),
     ({"extra_body": {"guided_choice": ["a"]}}, 'start: "a"'),
     ({"extra_body": {"extra_body": {"guided_choice": ["a"]}}}, 'start: "a"'),
     ({"response_format": {"type": "json_object"}}, "%json"),
     ({"response_format": {"type": "json_object", "schema": PERSON}}, '"name"'),
+    ({"response_format": {"type": "json_object", "value": PERSON}}, '"name"'),
     ({"response_format": {"type": "json_object", "json_schema": {"name": "x", "schema": PERSON}}}, '"name"'),
     ({"response_format": {"type": "json_object", "json_schema": PERSON}}, '"name"'),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": PERSON}}}, '"name"'),
@@ -199,6 +202,7 @@ async def test_every_spelling_of_the_thinking_switch(
         {"thinking_budget": 9}, {"thinking_token_budget": 9}, {"thinking": {"type": "enabled", "budget_tokens": 9}},
         {"thinking": {"budget_tokens": 9}}, {"reasoning": {"max_tokens": 9}}, {"extra_body": {"thinking_budget": 9}},
         {"thinking_budget": -1, "thinking_token_budget": 9},
+        {"thinking_token_budget": -1, "thinking": {"budget_tokens": 9}},
     ],
     ids=str,
 )  # fmt: skip
@@ -284,6 +288,17 @@ async def test_a_thought_among_the_parts_of_a_reply_is_its_thought(
 
 
 @pytest.mark.parametrize("surface", WITH_MESSAGES)
+@pytest.mark.parametrize("name", ["read file", "", "functions.bash:3"])
+async def test_a_name_in_the_history_that_is_no_name_is_shown(
+    serve: Serve, reply: Reply, surface: str, name: str
+) -> None:
+    """What a model once wrote made every later request of its session a 400."""
+    async with serve(reply("Hi")) as served:
+        prompt = served.text_of((await asked_of(served, surface, **past(surface, "ok", name=name))).token_ids)
+    assert f'"name": "{name}", "arguments": {{}}' in prompt
+
+
+@pytest.mark.parametrize("surface", WITH_MESSAGES)
 async def test_null_among_the_parts_of_a_message_is_none(serve: Serve, reply: Reply, surface: str) -> None:
     parts = [{"type": "thinking", "thinking": None}, None, {"type": "text", "text": "Yes"}]
     field = "input" if surface == "responses" else "messages"
@@ -294,8 +309,11 @@ async def test_null_among_the_parts_of_a_message_is_none(serve: Serve, reply: Re
 
 
 @pytest.mark.parametrize("surface", WITH_MESSAGES)
-async def test_an_encrypted_thought_is_left_out_on_every_surface(serve: Serve, reply: Reply, surface: str) -> None:
-    parts = [{"type": "redacted_thinking", "data": "c2VjcmV0"}, {"type": "text", "text": "Yes"}]
+@pytest.mark.parametrize("kind", ["redacted_thinking", "redacted_reasoning"])
+async def test_an_encrypted_thought_is_left_out_on_every_surface(
+    serve: Serve, reply: Reply, surface: str, kind: str
+) -> None:
+    parts = [{"type": kind, "data": "c2VjcmV0"}, {"type": "text", "text": "Yes"}]
     field = "input" if surface == "responses" else "messages"
     async with serve(reply("Hi")) as served:
         asked = await asked_of(served, surface, **{field: [USER, {"role": "assistant", "content": parts}, USER]})

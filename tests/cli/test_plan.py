@@ -78,19 +78,19 @@ def flags_of(remedy: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["Qwen3-0.6B", "Qwen3-8B", "Qwen3-32B", "Qwen3.5-9B", "Qwen3.5-27B", "Qwen3-30B-A3B"])
-@pytest.mark.parametrize("gib", [2, 8, 16, 24, 48])
-def test_every_remedy_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, gib: int) -> None:
-    """Each remedy is applied as it is printed."""
+def test_every_remedy_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """An option that is printed as the way out and is refused again; each is applied as it is printed."""
     shape, tensors, config = real_model(name)
-    found = plan(
-        shape, tensors, Demand("bfloat16", max_model_len=32_768), DeviceMemory(gib * GIB, gib * GIB), 512 * MIB
-    )
-    if found.fits:
-        return
     write_headers(tmp_path, tensors, config)
-    for remedy in remedies(shape, tensors, found):
-        arguments = ["--max-model-len", "32768", *flags_of(remedy)]
-        assert main([str(tmp_path), "--gpu-memory", f"{gib}GiB", *arguments]) == 0, remedy
+    num_remedies = 0
+    for gib in (2, 8, 16, 24, 48):
+        device = DeviceMemory(gib * GIB, gib * GIB)
+        found = plan(shape, tensors, Demand("bfloat16", max_model_len=32_768), device, 512 * MIB)
+        for remedy in [] if found.fits else remedies(shape, tensors, found):
+            arguments = ["--max-model-len", "32768", *flags_of(remedy)]
+            assert main([str(tmp_path), "--gpu-memory", f"{gib}GiB", *arguments]) == 0, (gib, remedy)
+            num_remedies += 1
+    assert num_remedies > 0
     capsys.readouterr()
 
 

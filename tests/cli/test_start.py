@@ -1,8 +1,6 @@
-"""Starts that fail or are interrupted leave one line and no process; a start that succeeds prints its summary."""
+"""Starts that fail or are interrupted leave one line and no process."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.checkpoint.locate import BUILT_IN_FOLDER
-from tests.live import ROOT, live_server
+from tests.live import ROOT
 
 MORE_INTERRUPTIONS = ((signal.SIGTERM, 0.0), (signal.SIGINT, 0.5), (signal.SIGTERM, 2.0))
 # A process that gets SIGTERM in a finalizer, in the middle of the slow imports.
@@ -128,13 +125,3 @@ def test_a_signal_whose_exception_python_discards_ends_the_start(tmp_path: Path)
     (site / "sitecustomize.py").write_text(DISCARDED_SIGNAL)
     process = start(sockets, path=site)
     finish(process, sockets, discarded=1)
-
-
-@pytest.mark.long  # tests/dialects/test_families.py has it for another note
-def test_the_summary_of_a_start_shows_notes_on_the_checkpoint(tmp_path: Path) -> None:
-    """What the server ignores of a checkpoint would otherwise show only in its replies."""
-    shutil.copytree(BUILT_IN_FOLDER, tmp_path / "model")
-    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"typical_p": 0.9}))
-    with live_server("--model", str(tmp_path / "model")) as server:
-        summary = server.output()
-    assert "Note" in summary and "generation_config.json: not used here: typical_p" in summary

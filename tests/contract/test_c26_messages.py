@@ -56,9 +56,8 @@ def test_c28_a_system_message_in_mid_conversation(live: Live) -> None:
 
 def test_c29_text_parts_are_the_text(live: Live) -> None:
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo!", "cache_control": {"type": "ephemeral"}}]
-    whole = [{"type": "text", "text": "Hello!"}]
-    assert content(live, [{"role": "user", "content": whole}]) == content(live, [HELLO])
-    assert content(live, [{"role": "user", "content": parts}]) is not None
+    for sent in ([{"type": "text", "text": "Hello!"}], parts):
+        assert content(live, [{"role": "user", "content": sent}]) == content(live, [HELLO])
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_c33_no_content_with_calls(live: Live) -> None:
 
 def test_c34_a_result_without_a_call(live: Live) -> None:
     error = fault(post(live, messages=[result("a")]))
-    assert error["param"] in ("messages.[0].role", "messages[0].role") and error["code"] is None
+    assert error["param"] == "messages.[0].role" and error["code"] is None
     assert "must be a response to a preceeding message with 'tool_calls'" in error["message"]
 
 

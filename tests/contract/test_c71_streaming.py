@@ -49,13 +49,15 @@ def running(server: Live) -> int:
 
 
 def test_c71_framing_and_a_prompt_first_event(live: Live) -> None:
-    """`chunks_of` checks every frame."""
-    body = {"model": MODEL, "messages": [HELLO], "stream": True, "max_tokens": 200, "ignore_eos": True}
+    """A reply that is collected and sent at its end has frames too; `chunks_of` checks each of them."""
+    body = {"model": MODEL, "messages": [HELLO], "stream": True, "max_tokens": 400, "ignore_eos": True}
+    began_s = time.monotonic()
     with httpx.stream("POST", live.url + CHAT, json=body, timeout=60) as response:
-        began_s = time.monotonic()
-        first = next(response.iter_lines())
-        assert time.monotonic() - began_s < 1
-        assert first.startswith("data: {")
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: {")
+        first_s = time.monotonic() - began_s
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert first_s < (time.monotonic() - began_s) / 2
     stream(live, messages=[HELLO], max_tokens=4)
 
 
@@ -135,12 +137,13 @@ def test_c78_arguments_come_as_they_are_written(live: Live) -> None:
         "max_tokens": 400,
         "stream": True,
     }
+    began_s = time.monotonic()
     with httpx.stream("POST", live.url + CHAT, json=body, timeout=120) as response:
         for line in response.iter_lines():
             if '"arguments"' in line:
-                arrivals.append(time.monotonic())
+                arrivals.append(time.monotonic() - began_s)
     assert len(arrivals) >= 10
-    assert len(set(arrivals)) >= 5, "all at once is no stream"
+    assert arrivals[0] < 0.7 * arrivals[-1], "all at once is no stream"
 
 
 def check_error_event(lines: list[str]) -> None:

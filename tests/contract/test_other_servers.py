@@ -83,15 +83,6 @@ def test_an_unknown_parameter_is_noted_on_other_surfaces(live: Live, path: str, 
     assert [note["param"] for note in reply["toolwire"]["notes"]] == ["unheard_of"]
 
 
-@pytest.mark.parametrize("name", ["read file", "", "functions.bash:3"])
-def test_a_name_in_the_history_of_responses_that_is_no_name_is_shown(live: Live, name: str) -> None:
-    """What a model once wrote made every later request of its session a 400."""
-    call = {"type": "function_call", "call_id": "c", "name": name, "arguments": "{}"}
-    result = {"type": "function_call_output", "call_id": "c", "output": "x"}
-    fields = {"model": MODEL, "input": [USER, call, result], "max_output_tokens": 2}
-    assert post(live, fields, path="/v1/responses").status_code == 200
-
-
 def test_minus_one_is_no_limit_on_other_surfaces(live: Live) -> None:
     reply = post(live, {"model": MODEL, "input": "Hi", "max_output_tokens": -1}, path="/v1/responses").json()
     assert reply["status"] == "completed" and reply["max_output_tokens"] is None

@@ -22,6 +22,13 @@ ENDINGS = (
 )  # fmt: skip
 
 
+def admits_beginning(dialect: Dialect, tools: Sequence[Tool], text: str) -> bool:
+    """Whether the grammar of a forced call admits this beginning of a reply, its markers spelled."""
+    constraint = dialect.constrain(spec_for(tools, Choice("required"), markers=False))
+    assert constraint is not None
+    return grammars().compile(constraint).advance(spelled_ids_of(text))
+
+
 @dataclass(frozen=True, slots=True)
 class Walk:
     """Text of a walk, and whether it ended before the limit."""

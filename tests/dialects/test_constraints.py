@@ -236,12 +236,15 @@ CUSTOM = (
 @pytest.mark.parametrize("tool", CUSTOM, ids=lambda tool: tool.name)
 def test_custom_tools_are_given_text_that_their_grammar_admits(dialect: Dialect, tool: Tool) -> None:
     patterns = {"sums": r"[0-9]+(\+[0-9]+)*", "word": CUSTOM[1].format.definition}  # type: ignore[union-attr]
+    ended = 0
     for seed in range(8):
         found = walk(dialect, spec_for([tool], Choice("required", parallel=False)), (dialect.name, tool.name, seed))
         if found.ended:
             (call,) = texts_and_calls(read(dialect, [tool], [found.text]))
             assert isinstance(call, Call) and call.flags == () and call.name == tool.name
             assert re.fullmatch(patterns.get(tool.name, r"[\s\S]*"), call.arguments), (call, found.text)
+        ended += found.ended
+    assert ended >= 4, "walks must come to an end, or they show nothing"
 
 
 @every_dialect

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.dialects.base import Choice, Dialect, Tool
+from server.dialects.base import Dialect, Tool
 from server.dialects.glm4 import GLM4
 from server.dialects.qwen3_coder import QWEN3_CODER
 from server.dialects.registry import DIALECTS
 from tests.dialects.fuzz import write_call
 from tests.dialects.parse_helpers import Call, cut_evenly, parse_in_any_pieces, read, texts_and_calls
-from tests.dialects.random_walks import grammars, spec_for, spelled_ids_of
+from tests.dialects.random_walks import admits_beginning
 
 WRITE = Tool(
     "write",
@@ -201,13 +201,6 @@ def test_an_example_in_a_file_that_is_cut_off_is_not_called() -> None:
     assert isinstance(call, Call) and call.flags == ("truncated",) and call.arguments.endswith("This is")
 
 
-def admits(dialect: Dialect, text: str) -> bool:
-    """Whether the grammar of a forced call admits this beginning of a reply."""
-    constraint = dialect.constrain(spec_for(TOOLS, Choice("required"), markers=False))
-    assert constraint is not None
-    return grammars().compile(constraint).advance(spelled_ids_of(text))
-
-
 @pytest.mark.parametrize(
     "tag",
     [
@@ -218,7 +211,8 @@ def admits(dialect: Dialect, text: str) -> bool:
 )  # fmt: skip
 def test_the_grammar_admits_no_qwen_value_with_a_tag_that_ends_it(tag: str) -> None:
     """An indented tag of a declared parameter was text; it ends the value, so a constrained value has none."""
-    assert not admits(QWEN3_CODER, f"{HEAD}<parameter=path>\nsrc/a.py{tag}\nx")
+    begun = f"{HEAD}<parameter=path>\nsrc/a.py"
+    assert admits_beginning(QWEN3_CODER, TOOLS, begun) and not admits_beginning(QWEN3_CODER, TOOLS, f"{begun}{tag}\nx")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +220,8 @@ def test_the_grammar_admits_no_qwen_value_with_a_tag_that_ends_it(tag: str) -> N
     ["</arg_value>\n<arg_key>", "</tool_call>\n<arg_key>", "<arg_key>mode</arg_key>", "</arg_value>\n</arg_value>"],
 )
 def test_the_grammar_admits_no_glm_value_with_a_tag_that_ends_it(tag: str) -> None:
-    assert not admits(GLM4, f"{GLM_HEAD}<arg_key>path</arg_key>\n<arg_value>src/a.py{tag}\nx")
+    begun = f"{GLM_HEAD}<arg_key>path</arg_key>\n<arg_value>src/a.py"
+    assert admits_beginning(GLM4, TOOLS, begun) and not admits_beginning(GLM4, TOOLS, f"{begun}{tag}\nx")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +245,8 @@ def test_what_the_grammar_admits_as_a_value_is_read_as_that_value(dialect: Diale
     arguments = {"path": value, "content": "x"}
     text = write_call(dialect.name, "write", arguments, 0)
     (call,) = parse_in_any_pieces(dialect, TOOLS, text)
-    assert admits(dialect, text) and isinstance(call, Call) and call.value == arguments and call.flags == ()
+    assert admits_beginning(dialect, TOOLS, text)
+    assert isinstance(call, Call) and call.value == arguments and call.flags == ()
 
 
 TAGS = {

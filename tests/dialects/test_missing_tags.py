@@ -2,12 +2,12 @@
 
 import pytest
 
-from server.dialects.base import Choice, Dialect, Tool
+from server.dialects.base import Dialect, Tool
 from server.dialects.glm4 import GLM4
 from server.dialects.qwen3_coder import QWEN3_CODER
 from tests.dialects.fuzz import write_call
 from tests.dialects.parse_helpers import Call, parse_in_any_pieces
-from tests.dialects.random_walks import grammars, spec_for, spelled_ids_of
+from tests.dialects.random_walks import admits_beginning
 
 WRITE = Tool(
     "write",
@@ -59,7 +59,7 @@ def test_a_qwen_value_keeps_what_opens_no_declared_parameter_at_a_line(value: st
     text = f"{QWEN_OPEN}<parameter=content>\n{value}\n</parameter>\n{QWEN_CLOSE}"
     (call,) = parse_in_any_pieces(QWEN3_CODER, TOOLS, text)
     assert isinstance(call, Call) and call.value == {"content": value} and call.flags == ()
-    assert admits(QWEN3_CODER, text)
+    assert admits_beginning(QWEN3_CODER, TOOLS, text)
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,7 @@ def test_a_glm_value_keeps_a_key_that_is_not_declared() -> None:
     text = "<tool_call>write\n<arg_key>path</arg_key>\n<arg_value>a <arg_key>b</arg_key> c</arg_value>\n</tool_call>"
     (call,) = parse_in_any_pieces(GLM4, TOOLS, text)
     assert isinstance(call, Call) and call.value == {"path": "a <arg_key>b</arg_key> c"} and call.flags == ()
-    assert admits(GLM4, text)
-
-
-def admits(dialect: Dialect, text: str) -> bool:
-    """Whether the grammar of a forced call admits this beginning of a reply."""
-    constraint = dialect.constrain(spec_for(TOOLS, Choice("required"), markers=False))
-    assert constraint is not None
-    return grammars().compile(constraint).advance(spelled_ids_of(text))
+    assert admits_beginning(GLM4, TOOLS, text)
 
 
 @pytest.mark.parametrize("tool", ["write", "move"])
@@ -124,15 +117,15 @@ def admits(dialect: Dialect, text: str) -> bool:
 def test_the_grammar_admits_no_qwen_value_that_opens_a_declared_parameter(tool: str, value: str, name: str) -> None:
     """Whatever it admits has to be read as it was written."""
     begun = f"<tool_call>\n<function={tool}>\n<parameter=path>\n{value}"
-    assert admits(QWEN3_CODER, f"{begun}<parameter={name[:-1]}")
-    assert not admits(QWEN3_CODER, f"{begun}<parameter={name}>")
+    assert admits_beginning(QWEN3_CODER, TOOLS, f"{begun}<parameter={name[:-1]}")
+    assert not admits_beginning(QWEN3_CODER, TOOLS, f"{begun}<parameter={name}>")
 
 
 @pytest.mark.parametrize("value", ["", "a", "a\n"])
 def test_the_grammar_admits_no_glm_value_that_opens_a_declared_argument(value: str) -> None:
     begun = f"<tool_call>write\n<arg_key>path</arg_key>\n<arg_value>{value}"
-    assert admits(GLM4, f"{begun}<arg_key>content</arg_key")
-    assert not admits(GLM4, f"{begun}<arg_key>content</arg_key>")
+    assert admits_beginning(GLM4, TOOLS, f"{begun}<arg_key>content</arg_key")
+    assert not admits_beginning(GLM4, TOOLS, f"{begun}<arg_key>content</arg_key>")
 
 
 @pytest.mark.parametrize(
@@ -143,8 +136,8 @@ def test_the_grammar_admits_no_value_that_the_next_call_ends(dialect: Dialect, e
         QWEN3_CODER.name: f"{QWEN_OPEN}<parameter=path>\na",
         GLM4.name: "<tool_call>write\n<arg_key>path</arg_key>\n<arg_value>a",
     }
-    assert admits(dialect, begun[dialect.name] + end[:-1])
-    assert not admits(dialect, begun[dialect.name] + end)
+    assert admits_beginning(dialect, TOOLS, begun[dialect.name] + end[:-1])
+    assert not admits_beginning(dialect, TOOLS, begun[dialect.name] + end)
 
 
 @pytest.mark.parametrize("dialect", [QWEN3_CODER, GLM4], ids=lambda dialect: dialect.name)
@@ -162,8 +155,7 @@ def test_a_json_string_may_contain_what_ends_a_value(dialect: Dialect, text: str
     """The grammar admits it, and the value was cut there."""
     tool = Tool("note", {"type": "object", "properties": {"tags": {"type": "array", "items": {"type": "string"}}}})
     written = write_call(dialect.name, "note", {"tags": [text, "b"]}, 0).removeprefix("\n")
-    constraint = dialect.constrain(spec_for([tool], Choice("required"), markers=False))
-    assert constraint is not None and grammars().compile(constraint).advance(spelled_ids_of(written))
+    assert admits_beginning(dialect, [tool], written)
     (call,) = parse_in_any_pieces(dialect, [tool], written)
     assert isinstance(call, Call) and call.value == {"tags": [text, "b"]} and call.flags == ()
 

@@ -5,7 +5,7 @@ import pytest
 from tests.hostile.bombs import BOMBS
 from tests.hostile.connections import CONNECTIONS
 from tests.hostile.cross_talk import CROSS_TALK
-from tests.hostile.scenario import SHORT, Scenario
+from tests.hostile.scenario import SHORT, Scale, Scenario
 from tests.hostile.tokens import fuzz_conversations
 from tests.live import Live
 
@@ -22,5 +22,7 @@ async def test_replies_are_in_order_and_no_process_dies(live: Live, scenario: Sc
     assert engine.is_running()
 
 
-def test_no_conversation_gains_a_control_token() -> None:
-    assert fuzz_conversations(SHORT.conversations, SEED).faults == []
+@pytest.mark.timeout(900)
+def test_no_conversation_gains_a_control_token(is_long: bool) -> None:
+    """Text that a template turns into a control token opens a turn of anybody's choice."""
+    assert fuzz_conversations(Scale().conversations if is_long else SHORT.conversations, SEED).faults == []

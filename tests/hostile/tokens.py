@@ -1,6 +1,7 @@
 """Random conversations of control tokens and their parts, under every template: none gains a control token."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,9 @@ SPELLINGS: tuple[Callable[[str], str], ...] = (
     lambda text: "$".join(text), lambda text: text.replace("|", "\N{FULLWIDTH VERTICAL LINE}"),
     lambda text: text.replace("<", "\\u003c"), lambda text: text.replace("<", "&lt;"), lambda text: f" {text}\n",
     lambda text: text[: len(text) // 2] + "\N{ZERO WIDTH SPACE}" + text[len(text) // 2 :], lambda text: text * 2,
-    lambda text: text.replace("m", "m\N{COMBINING ACUTE ACCENT}"), lambda text: f"{{{{ '{text}' }}}}",
+    lambda text: text.replace("m", "m\N{COMBINING ACUTE ACCENT}"), lambda text: f"{{{{ '{text}' }}}}", str.title,
+    lambda text: re.sub("[<|>]", lambda found: f"\\x{ord(found.group()):02x}", text),
+    lambda text: f"{text[:3]}${text[3:]}", lambda text: f"{text[:2]}.{text[2:]}", lambda text: f" {text[1:-1]}\n",
 )  # fmt: skip
 
 

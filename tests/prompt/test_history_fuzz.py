@@ -126,8 +126,8 @@ def prompt_of(request: pytest.FixtureRequest) -> Callable[[Any], str]:
 
 def test_no_history_crashes_and_no_text_is_lost(prompt_of: Callable[[Any], str], is_long: bool) -> None:
     """Agents go on with what they have kept; a 500, or a text that the model never sees, ends the session."""
-    num_served = 0
-    for seed in range(NUM_LONG_CASES if is_long else NUM_CASES):
+    num_served, num_cases = 0, NUM_LONG_CASES if is_long else NUM_CASES
+    for seed in range(num_cases):
         agent, repairs = Agent(seed), seed % 2 == 0
         raw = json.dumps(agent.body()).encode()
         mapper = RequestMapper(SamplingMapper(SamplingDefaults(), 1000), repair_history=repairs)
@@ -143,4 +143,4 @@ def test_no_history_crashes_and_no_text_is_lost(prompt_of: Callable[[Any], str],
         num_served += 1
         lost = [mark for mark in agent.marks if mark.encode() in raw and mark not in prompt]
         assert lost == [], (seed, lost, raw)
-    assert num_served > NUM_CASES / 2
+    assert num_served > num_cases / 2

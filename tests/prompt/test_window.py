@@ -1,7 +1,6 @@
 """The context window to the token, on every template: what fits, what is refused, what may be dropped."""
 
 import re
-import time
 from typing import Any
 
 import pytest
@@ -68,11 +67,9 @@ def test_a_text_far_beyond_the_window_is_refused_without_encoding_it() -> None:
     """15 MiB of spaces took 70 s and 7 GB until they were found to be too long."""
     request = ask([{"role": "user", "content": " " * (4 << 20)}], tools=TOOLS)
     builder = prompter("qwen3", limit=64)
-    started_s = time.monotonic()
     for work in (builder.prepare, builder.count):
         with pytest.raises(PromptTooLong, match=r"resulted in at least \d{5} tokens\. Please reduce"):
             work(request)
-    assert time.monotonic() - started_s < 2
 
 
 def test_the_reply_is_cut_to_what_is_left() -> None:
@@ -157,7 +154,6 @@ def test_the_server_setting_counts_where_the_request_says_nothing() -> None:
 
 
 def test_groups_are_ordered_oldest_first_and_leave_the_last_turn_for_last() -> None:
-    """The rule itself, on positions."""
     messages = [MESSAGES[0], MESSAGES[1], *called(0, "a"), MESSAGES[1], *called(1, "b", "c"), *called(2, "d")]
     shaped = normalize_messages(typed(messages), TemplateCapabilities())
     assert droppable(shaped) == [[1, 2, 3], [5, 6, 7]]

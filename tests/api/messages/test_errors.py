@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import anthropic
 import httpx
 import pytest
 from anthropic.types.model_info import ModelInfo
@@ -92,4 +91,4 @@ async def test_models_are_listed_in_the_shape_that_the_client_reads(serve: Serve
     assert set(page) == {"data", "has_more", "first_id", "last_id"}
     for card in (*page["data"], one):
         assert validated(TypeAdapter(ModelInfo), card).id == MODEL
-    assert plain["object"] == "list" and anthropic.__version__
+    assert plain["object"] == "list"

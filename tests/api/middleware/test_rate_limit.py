@@ -142,7 +142,7 @@ async def test_only_requests_to_the_model_are_limited() -> None:
 
 
 async def test_the_api_limits_by_key_and_sends_when_to_retry(serve: Serve, reply: Reply) -> None:
-    """Key, bucket, headers of a reply, a 429 in OpenAI's envelope."""
+    """SDKs wait for as long as the headers say; without them they try again at once."""
     async with serve(reply("Hi"), rate_limit_rpm=2, api_key="one,two") as served:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 

@@ -9,7 +9,7 @@ import pytest
 from server.dialects.base import Choice, ConstraintSpec, Dialect, ResponseFormat, Tool
 from server.dialects.registry import DIALECTS
 from server.dialects.schema.normalize import normalised
-from server.dialects.schema.satisfiable import satisfiable
+from server.dialects.schema.satisfiable import CHECK_OVERHEAD_BYTES, MAX_CHECKED_BYTES, satisfiable
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
 from tests.dialects.parse_helpers import Call, read, texts_and_calls
@@ -182,7 +182,9 @@ def test_a_satisfiable_schema_is_unchanged() -> None:
     assert satisfiable(schema).schema == schema
 
 
-def test_the_work_on_a_schema_full_of_possible_contradictions_is_bounded() -> None:
-    doubtful = {"allOf": [{"type": "string", "pattern": "^a"}, {"type": "string", "pattern": "b$"}]}
-    schema = {"type": "object", "properties": {f"p{i}": doubtful for i in range(3000)}}
-    assert satisfiable(schema).schema == schema
+def test_the_work_on_a_schema_full_of_contradictions_is_bounded() -> None:
+    """Each is a question to the grammar engine; what is beyond the bound stays as if it could be satisfied."""
+    schema = {"type": "object", "properties": {f"p{i}": IMPOSSIBLE["two types"] for i in range(3000)}}
+    properties = satisfiable(schema).schema["properties"]
+    found = [name for name in properties if properties[name] is False]
+    assert 0 < len(found) <= MAX_CHECKED_BYTES // CHECK_OVERHEAD_BYTES and found == list(properties)[: len(found)]

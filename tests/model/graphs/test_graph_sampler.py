@@ -76,7 +76,7 @@ def test_any_mix_of_rows_gives_the_ids_of_the_sampler(dtype: torch.dtype, words:
         assert variant is not None
         before = logits.clone()
         found = sampler.sample(logits, variant)
-        assert torch.equal(logits, before) or seed % 5 == 0, "sampling does not modify the logits"
+        assert torch.equal(logits.nan_to_num(), before.nan_to_num()), "sampling does not modify the logits"
         assert PendingSamples(found, rows).read() == expected.read()
         seen.add(variant)
     assert len(seen) > 6, "many variants occurred"
