@@ -29,7 +29,7 @@ from server.backends.local import LocalBackend
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import served_name
 from server.cli.banner import LoadingBar, print_ready
-from server.cli.start import Interruption
+from server.cli.interruption import Interruption
 from server.errors import CannotStart
 from server.messages import Ready
 from server.prompt.builder import PromptBuilder
