@@ -97,7 +97,9 @@ class Generate(Message, frozen=True, tag="generate"):
     `reply_ids` are the first ids of its reply, written by an engine that has died since: the reply goes on behind them,
     and its Deltas hold what follows. Constraint, reasoning phase, penalties, limits and seed count them as written.
     `prompt_logprobs` is the number of alternatives reported for each id of the prompt behind the first `num_scored`;
-    the first id of all follows nothing and has no probability.
+    the first id of all follows nothing and has no probability. `num_volatile` ids at the end of the prompt are those
+    that the next prompt of the conversation may lack: templates open a think block there, and leave it out of a turn
+    that is history.
     """
 
     id: str
@@ -110,6 +112,7 @@ class Generate(Message, frozen=True, tag="generate"):
     cache_salt: str = ""  # cached blocks are shared by sequences with the same salt only
     prompt_logprobs: int | None = None  # None: no logprobs of the prompt
     num_scored: int = 1
+    num_volatile: int = 0
 
 
 class Abort(Message, frozen=True, tag="abort"):

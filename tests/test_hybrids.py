@@ -28,6 +28,7 @@ TOOLS = [
 ]
 QUESTION = {"role": "user", "content": "How will the weather be in Oslo? " * 12}
 CERTAIN = {str(TOOL_CALL): 100.0}
+BLOCK = 32
 QUIET = {"chat_template_kwargs": {"enable_thinking": False}}
 
 
@@ -102,6 +103,26 @@ def test_a_repeated_prompt_starts_from_a_snapshot_and_gives_the_same_reply(hybri
     assert first["usage"]["prompt_tokens_details"]["cached_tokens"] < 100
     calls = [[call["function"] for call in reply["choices"][0]["message"]["tool_calls"]] for reply in (first, again)]
     assert calls[0] == calls[1]
+
+
+@pytest.mark.parametrize("effort", ["none", "high"])
+def test_the_next_turn_of_a_kept_response_starts_from_a_snapshot(hybrid: Live, effort: Any) -> None:
+    """A prompt whose last full block ends in the think block, which the next prompt lacks: nothing was cached then."""
+    client = hybrid.client()
+    options: dict[str, Any] = {"model": "hybrid", "reasoning": {"effort": effort}}
+    text = "How will the weather be in Lima?" + " or" * 64
+    num_tokens = client.responses.input_tokens.count(input=text, **options).input_tokens
+    text += " or" * ((1 - num_tokens) % BLOCK)
+    turns = [client.responses.create(input=text, max_output_tokens=8, **options)]
+    for asks in ("And tomorrow?", "And then?"):
+        before = turns[-1]
+        assert before.usage is not None
+        num_repeated = before.usage.input_tokens - 4  # without the think block
+        after = client.responses.create(input=asks, previous_response_id=before.id, max_output_tokens=8, **options)
+        assert after.usage is not None
+        assert after.usage.input_tokens_details.cached_tokens >= num_repeated // BLOCK * BLOCK > 0
+        turns.append(after)
+    assert turns[0].usage is not None and turns[0].usage.input_tokens % BLOCK == 1
 
 
 @pytest.mark.parametrize("kind", ["image_url", "video_url"])

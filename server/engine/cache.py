@@ -184,7 +184,7 @@ class Cache:
         size = self.blocks.block_size
         found = self.slots.find_snapshot(hashes[: len(shared)])
         num_kept, snapshot = (0, None) if found is None else found
-        requested = {num * size for num in (len(shared), len(hashes)) if num > num_kept}
+        requested = {num * size for num in (len(shared), sequence.num_lasting // size) if num > num_kept}
         # Out of memory or preempted in the middle, a long prompt goes on from the last mark.
         sequence.restart_points = {
             num * size for num in range(num_kept + RESTART_INTERVAL_BLOCKS, len(hashes), RESTART_INTERVAL_BLOCKS)

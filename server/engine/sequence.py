@@ -73,6 +73,12 @@ class Sequence:
         end = self.num_scored if self.num_scored < len(self.prompt_ids) else len(self.ids)
         return end - 1
 
+    @property
+    def num_lasting(self) -> int:
+        """Of the reusable tokens, those that a later prompt of the conversation begins with, or its own restart."""
+        num_volatile = self.request.num_volatile if len(self.ids) == len(self.prompt_ids) else 0
+        return min(self.num_reusable, len(self.ids) - num_volatile)
+
     def extend_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """The hashes of at least the first `num_blocks` blocks, which are full; only new ones are computed."""
         hashes, ids = self.hashes, self.ids

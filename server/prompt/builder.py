@@ -22,7 +22,13 @@ from server.messages import Generate
 from server.notes import Note, bounded
 from server.prompt import window
 from server.prompt.normalize import NormalizedMessage, normalize_messages
-from server.prompt.reasoning import call_openers, find_thinking, reasoning_phase_for, thinking_variables
+from server.prompt.reasoning import (
+    call_openers,
+    find_thinking,
+    num_think_tokens,
+    reasoning_phase_for,
+    thinking_variables,
+)
 from server.prompt.render import Prompt, Renderer, TemplateInput
 from server.prompt.token_attribution import attribute
 from server.settings import Settings
@@ -69,7 +75,8 @@ class PromptBuilder:
         default = self.window.limit if more_than_text else self._max_new_tokens
         max_tokens = window.reply_tokens(self.window.limit, len(token_ids), request.max_tokens, default)
         openers = call_openers(self._checkpoint, request)
-        generates = self._generates(request, token_ids, thinking, max_tokens, openers.ids)
+        num_volatile = num_think_tokens(self._checkpoint, fitted.prompt)
+        generates = self._generates(request, token_ids, thinking, max_tokens, openers.ids, num_volatile)
         names = {tool.name for tool in request.callable_tools}
         return PreparedRequest(
             generates=generates,
@@ -183,6 +190,7 @@ class PromptBuilder:
         thinking: Thinking,
         max_tokens: int,
         call_ids: tuple[int, ...],
+        num_volatile: int = 0,
     ) -> tuple[Generate, ...]:
         checkpoint = self._checkpoint
         spec = ConstraintSpec(
@@ -210,6 +218,7 @@ class PromptBuilder:
                 constraint=constraint,
                 reasoning_phase=reasoning_phase,
                 cache_salt=request.cache_salt,
+                num_volatile=num_volatile,
             )
             for i in range(request.n)
         )

@@ -80,6 +80,21 @@ def find_thinking(checkpoint: Checkpoint, prompt: Prompt, prefill: bool) -> Thin
     return "may_open"
 
 
+def num_think_tokens(checkpoint: Checkpoint, prompt: Prompt) -> int:
+    """Tokens at the end of the prompt that open a think block, or are an empty one."""
+    if checkpoint.think is None:
+        return 0
+    num_read = num_tokens = 0
+    for piece in reversed(prompt.pieces):
+        is_think = piece.control and piece.token_ids[0] in (checkpoint.think.open, checkpoint.think.close)
+        if not (is_think or prompt.text[piece.start : piece.end].isspace()):
+            break
+        num_read += len(piece.token_ids)
+        if is_think:
+            num_tokens = num_read
+    return num_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class CallOpeners:
     """What opens a call inside a think block as well: token ids, and texts that the vocabulary has no token for."""

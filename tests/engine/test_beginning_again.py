@@ -85,3 +85,24 @@ def test_marks_of_a_long_prompt_leave_what_others_begin_from() -> None:
     bench.run()
     assert bench.cached("again") == 40
     assert bench.end("again") == ("stop" if bench.ids("again") == [STOP] else "length")
+
+
+@pytest.mark.parametrize("length", range(40, 40 + SIZE))
+def test_the_next_turn_begins_from_what_it_repeats(length: int) -> None:
+    """Templates open a think block at the end of a prompt and leave it out of history: a state behind it is no use."""
+    bench = hybrid(num_snapshots=3)
+    common, think = prompt_of(length), [2, 2, 2]
+    bench.add(ask("turn", [*common, *think], 1, num_volatile=len(think)))
+    bench.run()
+    bench.add(ask("next", [*common, 4, 4, 4, *think], 1, num_volatile=len(think)))
+    bench.run()
+    assert bench.cached("next") == length // SIZE * SIZE
+
+
+def test_a_prompt_that_comes_again_begins_from_its_last_full_block() -> None:
+    """Choices of one request share a prompt whole, its think block too."""
+    bench = hybrid(num_snapshots=3)
+    for id in ("first", "second", "third"):
+        bench.add(ask(id, prompt_of(41), 1, num_volatile=3))
+        bench.run()
+    assert [bench.cached(id) for id in ("first", "second", "third")] == [0, 36, 40]

@@ -63,6 +63,21 @@ def test_tools_keep_the_clients_key_order(name: str) -> None:
     assert other.index('"parameters"') < other.index("Looks.")
 
 
+@pytest.mark.parametrize("thinking", [None, False])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if "<think>" in native(name).template.source])
+def test_the_next_prompt_repeats_a_prompt_up_to_its_think_block(name: str, thinking: bool | None) -> None:
+    """What is kept of a recurrent state behind the block would begin no other prompt."""
+    reply = {"role": "assistant", "content": "It is sunny."}
+    first, after = (
+        prompter(name).prepare(ask(messages, thinking=thinking)).generates[0]
+        for messages in ([USER], [USER, reply, USER])
+    )
+    end = len(first.token_ids) - first.num_volatile
+    assert after.token_ids[:end] == first.token_ids[:end]
+    assert text_of(name, first.token_ids[end:]).startswith("<think>") == (first.num_volatile > 0)
+    assert "<think>" not in text_of(name, first.token_ids[:end])
+
+
 def test_choices_share_a_prompt_and_differ_in_seed() -> None:
     """n choices of one seed would be n times the same reply."""
     prepared = prompter("qwen3").prepare(ask([USER], n=3))
