@@ -1,10 +1,12 @@
 """Database of kept responses and conversations: SQLite or PostgreSQL, by SQLAlchemy. Blocking: called from threads."""
 
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -19,8 +21,10 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.pool import PoolProxiedConnection
 
 from server.errors import CannotStart
 from server.store.schema import BACKGROUND, CONVERSATIONS, ITEMS, RESPONSES, migrate
@@ -32,6 +36,7 @@ MAX_CHAIN = 10_000  # responses that follow one another
 MAX_LOG_PAGES = 16_384  # 64 MiB of SQLite's log, if `checkpoint` does not keep it shorter
 _COLUMNS = (RESPONSES.c.id, RESPONSES.c.body, RESPONSES.c.input, RESPONSES.c.previous_id)
 _INSERT_RESPONSE = insert(RESPONSES)
+_INSERT_IN_SQLITE = str(_INSERT_RESPONSE.compile(dialect=sqlite.dialect(paramstyle="named")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Database:
         # A writer that finds SQLite's file locked sleeps for up to 10 ms at a time.
         is_sqlite = self._engine.dialect.name == "sqlite"
         self._one_writer: AbstractContextManager[object] = threading.Lock() if is_sqlite else nullcontext()
+        self._writer: PoolProxiedConnection | None = None  # guarded by `_one_writer`
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
         try:
@@ -90,6 +96,8 @@ class Database:
 
     def close(self) -> None:
         """Close every connection."""
+        if self._writer is not None:
+            self._writer.close()
         self._engine.dispose()
 
     def put_response(self, owner: str, kept: KeptResponse, items: Sequence[KeptItem] = ()) -> None:
@@ -104,11 +112,7 @@ class Database:
             "input": kept.input,
         }
         if kept.conversation_id is None and kept.lease_s is None:
-            with (
-                self._one_writer,
-                self._autocommit.connect() as connection,
-            ):  # one statement, one wait for Python's lock
-                connection.execute(_INSERT_RESPONSE, row)
+            self._insert_response(row)
             return
         with self._transaction() as connection:
             connection.execute(_INSERT_RESPONSE, row)
@@ -252,10 +256,18 @@ class Database:
             return connection.execute(gone).rowcount > 0
 
     def checkpoint(self) -> None:
-        """Move what was committed from SQLite's log to its file, beside readers and writers."""
-        if self._engine.dialect.name == "sqlite":
-            with self._engine.connect() as connection:
+        """Move what was committed from SQLite's log to its file, and begin a new log.
+
+        Most of it is moved beside writers, what they add meanwhile while they wait: a log that is not moved whole
+        goes on. The first write of a log waits for the disk, so none of theirs is the first.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return
+        with self._autocommit.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+            with self._one_writer:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+                connection.exec_driver_sql("PRAGMA user_version = 1")  # any write
 
     def sweep(self) -> int:
         """Remove what is too old, and the oldest of what is too much, a part at a time. Returns the number of rows."""
@@ -270,6 +282,31 @@ class Database:
                 break
             removed += gone
         return removed
+
+    def _insert_response(self, row: Mapping[str, Any]) -> None:
+        """Insert a response alone.
+
+        A client waits for this at the end of its reply. Beside streams each further step of Python in this thread waits
+        for theirs, so SQLite gets the statement past SQLAlchemy, which took a third of the time.
+        """
+        if self._engine.dialect.name != "sqlite":
+            with self._autocommit.connect() as connection:
+                connection.execute(_INSERT_RESPONSE, row)
+            return
+        with self._one_writer:
+            try:
+                self._sqlite_writer().execute(_INSERT_IN_SQLITE, row)
+            except sqlite3.Error as error:
+                raise OperationalError(_INSERT_IN_SQLITE, None, error) from error
+
+    def _sqlite_writer(self) -> Any:
+        """A connection of the driver that stays open, and commits each statement."""
+        if self._writer is None:
+            self._writer = self._engine.raw_connection()
+            self._writer.detach()
+            connection: Any = self._writer.dbapi_connection
+            connection.isolation_level = None
+        return self._writer.dbapi_connection
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:

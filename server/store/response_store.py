@@ -17,9 +17,9 @@ NUM_THREADS = 4
 WAIT_S = 5.0  # for one call, its wait for a thread included
 RETRY_S = 5.0  # after a failure the database is left alone
 SWEEP_INTERVAL_S = 600.0
-CHECKPOINT_BYTES = (
-    4 << 20
-)  # written before SQLite's log is moved to its file; a commit that did it would wait for disks
+CHECKPOINT_BYTES = 4 << 20  # written before SQLite's log is moved to its file, in the next pause
+MOST_LOGGED_BYTES = 32 << 20  # and without one; a commit that did it would wait for disks
+PAUSE_S = 1.0  # without a new response
 SWEEPS_PER_BOUND = 64  # sweeps while the bound in bytes is written once
 FAILING = "the database of kept responses fails; the server's log says why"
 StoreState = Literal["none", "ok", "failing"]
@@ -41,7 +41,7 @@ class ResponseStore:
         self._retry_at_s = 0.0
         self._max_bytes = max_bytes
         self._written_bytes = 0
-        self._swept_s = time.monotonic()
+        self._written_s = self._swept_s = time.monotonic()
         self._logged_bytes = 0
         self._tidying: asyncio.Task[None] | None = None
 
@@ -73,15 +73,13 @@ class ResponseStore:
         num_bytes = len(kept.body) + len(kept.input)
         self._written_bytes += num_bytes
         self._logged_bytes += num_bytes
+        self._written_s = time.monotonic()
         if self.database is None or (self._tidying is not None and not self._tidying.done()):
             return
-        due = time.monotonic() - self._swept_s > SWEEP_INTERVAL_S
-        if due or self._written_bytes * SWEEPS_PER_BOUND > self._max_bytes:
-            self._written_bytes, self._swept_s = 0, time.monotonic()
+        if self._sweep_is_due():
             self._tidying = asyncio.create_task(self._sweep(self.database))
         elif self._logged_bytes > CHECKPOINT_BYTES:
-            self._logged_bytes = 0
-            self._tidying = asyncio.create_task(self._tidy(self.database.checkpoint))
+            self._tidying = asyncio.create_task(self._checkpoint(self.database))
 
     async def close(self) -> None:
         """End the sweep, close the connections."""
@@ -91,7 +89,21 @@ class ResponseStore:
         if self.database is not None:
             self.database.close()
 
+    def _sweep_is_due(self) -> bool:
+        is_late = time.monotonic() - self._swept_s > SWEEP_INTERVAL_S
+        return is_late or self._written_bytes * SWEEPS_PER_BOUND > self._max_bytes
+
+    async def _checkpoint(self, database: Database) -> None:
+        """Wait for a pause, in which nobody waits for the disk, but not for too long."""
+        while (wait_s := self._written_s + PAUSE_S - time.monotonic()) > 0:
+            if self._sweep_is_due() or self._logged_bytes > MOST_LOGGED_BYTES:
+                break
+            await asyncio.sleep(wait_s)
+        self._logged_bytes = 0
+        await self._tidy(database.checkpoint)
+
     async def _sweep(self, database: Database) -> None:
+        self._written_bytes, self._swept_s = 0, time.monotonic()
         removed = await self._tidy(database.sweep)
         logger.info("response store: %d rows beyond its bounds were removed", removed or 0)
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 from server.errors import CannotStart
 from server.store import schema
 from server.store.database import DAY_S, Database, KeptConversation, KeptItem, KeptResponse
+from tests.store.full_disk import set_page_limit
 from tests.store.postgres import is_installed, running_postgres
 
 Open = Callable[..., Database]
@@ -150,11 +151,26 @@ def test_urls_of_other_databases_are_refused() -> None:
             Database(url, DAY_S, 1 << 20)
 
 
+def test_no_response_begins_a_new_log(tmp_path: Path) -> None:
+    """SQLite syncs the first write of a log, for up to a fifth of a second on a busy disk: a response waited for it."""
+    database = Database(f"sqlite:///{tmp_path / 'kept.sqlite'}", DAY_S, 1 << 20)
+
+    def head_of_log() -> bytes:
+        return (tmp_path / "kept.sqlite-wal").read_bytes()[:32]  # with the number of the log
+
+    database.put_response("me", kept("a", size=100_000))
+    first = head_of_log()
+    database.checkpoint()
+    second = head_of_log()
+    database.put_response("me", kept("b"))
+    assert first != second == head_of_log()
+    assert [one.id for one in database.responses("me", ["a", "b"])] == ["a", "b"]
+    database.close()
+
+
 def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'kept.sqlite'}", DAY_S, 1 << 20)
-    with database._engine.connect() as connection:
-        connection.execute(text("PRAGMA max_page_count = 20"))
-        connection.commit()
+    set_page_limit(database, 20)
     with pytest.raises(OperationalError, match="full"):
         database.put_response("me", kept("a", size=1 << 20))
     database.put_response("me", kept("b"))

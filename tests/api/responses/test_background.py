@@ -19,6 +19,7 @@ from tests.api.conftest import CALL, MODEL, Serve, Served
 from tests.api.responses.conftest import HeldScript
 from tests.api.responses.strict_types import ENDS, check_response, without
 from tests.api.responses.test_router import TOOL, Reply, checked_events, create, events_of
+from tests.store.full_disk import set_page_limit
 
 TEXT = f"<think>\nhm\n</think>\n\nLet me see.\n{CALL}"
 IDS = ("id", "call_id")
@@ -358,15 +359,11 @@ async def test_an_end_that_cannot_be_kept_is_kept_later(
     assert database is not None
     async with serve(script.pieces, state=state) as served:
         begun = (await create(served, background=True)).json()
-        with database._engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA max_page_count = 1")
-            connection.commit()
+        set_page_limit(database, 1)
         script.release()
         found = await ended(served, begun["id"])
         assert found["status"] == "incomplete" and found["toolwire"]["notes"][0]["kind"] == "not_kept"
-        with database._engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA max_page_count = 1073741823")
-            connection.commit()
+        set_page_limit(database, 1073741823)
         await until(lambda: _is_idle(state))
         kept = (await served.http.get(f"/v1/responses/{begun['id']}")).json()
         assert kept["status"] == "incomplete" and "toolwire" not in kept and kept["output"] == found["output"]

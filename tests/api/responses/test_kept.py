@@ -15,6 +15,7 @@ from server.store.response_store import ResponseStore
 from tests.api.conftest import CALL, Serve, Served
 from tests.api.responses.strict_types import check_no_extra, check_response
 from tests.api.responses.test_router import TOOL, Reply, create, events_of
+from tests.store.full_disk import set_page_limit
 from tests.store.postgres import is_installed, running_postgres
 
 THOUGHTFUL = "<think>\nhm\n</think>\n\n"
@@ -118,9 +119,7 @@ async def test_a_store_that_fails_costs_the_memory_alone(
     """A full disk: the response is answered and says that it is not kept, and `/ready` says it too."""
     database = state.store.database
     assert database is not None
-    with database._engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA max_page_count = 1")
-        connection.commit()
+    set_page_limit(database, 1)
     async with serve(reply("Hello"), state=state) as served:
         assert (await served.http.get("/ready")).json()["response_store"] == "ok"
         large = {f"key {i}": "x" * 512 for i in range(16)}
