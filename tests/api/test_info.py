@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import jsonschema
+import jsonschema_rs
 import msgspec
 import pytest
 
@@ -17,6 +18,7 @@ from server.messages import DeviceReading, MemoryReport
 from server.prompt.builder import PromptBuilder
 from server.settings import ModelSettings, Settings
 from server.version import version
+from tests.agents.recorder import FIXTURES, read_fixture
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve, events_of
 from tests.backends.scripted import PULSE, Script, ScriptedBackend
 
@@ -240,3 +242,39 @@ async def test_the_examples_of_the_openapi_document_fit_it(serve: Serve) -> None
     for example in chat["200"]["content"]["text/event-stream"]["examples"].values():
         for event in events_of(example["value"]):
             fits(document, "ErrorBody" if '"error"' in event else "ChatCompletionChunk", json.loads(event))
+
+
+SCHEMAS = {
+    "/v1/chat/completions": "ChatCompletionRequest",
+    "/v1/responses": "ResponsesRequest",
+    "/v1/messages": "MessagesRequest",
+    "/v1/messages/count_tokens": "CountTokensRequest",
+}
+
+
+async def test_the_openapi_document_types_what_programs_send(serve: Serve) -> None:
+    """Items and blocks that are objects of any kind in the document tell a reader nothing, or refuse real requests."""
+    async with serve() as served:
+        document = (await served.http.get("/openapi.json")).json()
+    validators = {
+        path: jsonschema_rs.validator_for({**document, "$ref": f"#/components/schemas/{name}"})
+        for path, name in SCHEMAS.items()
+    }
+    for fixture in sorted(FIXTURES.glob("*.json")):
+        for request in read_fixture(fixture.stem, MODEL):
+            validators[request.path.partition("?")[0]].validate(request.body)
+    asks = {"model": MODEL, "max_tokens": 1}
+    for block in ({"type": "text"}, {"type": "tool_use", "id": "a"}, {"type": "image", "source": {}}, {"text": "Hi"}):
+        blocks: list[Any] = [block, {"type": "tool_result", "tool_use_id": "a", "content": [block]}]
+        for one in blocks:
+            sent = {**asks, "messages": [{"role": "user", "content": [one]}]}
+            assert not validators["/v1/messages"].is_valid(sent), one
+    items: list[Any] = [
+        {"role": "user"},
+        {"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": "a"}]},
+        {"type": "function_call", "name": "look"},
+        {"type": "function_call_output", "call_id": "a", "output": 1},
+        {"text": "Hi"},
+    ]
+    for item in items:
+        assert not validators["/v1/responses"].is_valid({"model": MODEL, "input": [item]}), item

@@ -110,13 +110,13 @@ class ToolResultBlock(Part):
     is_error: bool | None = None
 
 
+KNOWN_BLOCKS = ("text", "document", "search_result", "tool_reference", "thinking", "tool_use", "tool_result")
+
+
 class OtherBlock(Part):
     """A block without meaning for this server, such as `redacted_thinking` or a result of Anthropic's own tools."""
 
-    type: str
-
-
-KNOWN_BLOCKS = ("text", "document", "search_result", "tool_reference", "thinking", "tool_use", "tool_result")
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"enum": [*KNOWN_BLOCKS, *REFUSED_BLOCKS]}})]
 
 
 def _read_block(value: Any, info: ValidationInfo) -> Any:
@@ -164,12 +164,8 @@ def _read_content(value: Any, info: ValidationInfo) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-BlockContent = Annotated[
-    list[Block],
-    Field(max_length=MAX_ITEMS),
-    BeforeValidator(_read_content),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
-]
+Blocks = Annotated[list[Block], Field(max_length=MAX_ITEMS)]
+BlockContent = Annotated[Blocks, BeforeValidator(_read_content, json_schema_input_type=str | Blocks)]
 
 
 def _read_result(value: Any, info: ValidationInfo) -> Any:

@@ -7,7 +7,8 @@ left out, and a note says so.
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, model_validator
+from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from server.api.body import bad, kind_of
 from server.api.chat.content import (
@@ -74,8 +75,25 @@ def _text_of(value: Any) -> str:
     return "".join(texts)
 
 
-ContentText = Annotated[str, BeforeValidator(_read_content)]
-OutputText = Annotated[str, BeforeValidator(_read_output)]
+_TEXTS = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "type": {"enum": TEXT_PARTS},
+                    "text": {"type": "string"},
+                    "refusal": {"type": "string"},
+                },
+                "required": ["type"],
+            },
+        },
+    ]
+}
+ContentText = Annotated[str, BeforeValidator(_read_content), WithJsonSchema(_TEXTS)]
+OutputText = Annotated[str, BeforeValidator(_read_output), WithJsonSchema(_TEXTS)]
 
 
 class MessageItemIn(Part):
@@ -84,7 +102,7 @@ class MessageItemIn(Part):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: ContentText
-    thought: str = ""
+    thought: Annotated[str, SkipJsonSchema()] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -165,18 +183,11 @@ class CompactionItemIn(Part):
 class ItemReferenceIn(Part):
     """An item of a kept response, by its id."""
 
-    type: Literal["item_reference"]
+    type: Literal["item_reference"] = "item_reference"
     id: str
 
 
-class OtherItem(Part):
-    """An item of a hosted tool or of a type that is not known here; `text` "" is left out."""
-
-    type: str
-    text: str = ""
-
-
-InputItem = (
+KnownItem = (
     MessageItemIn
     | FunctionCallItemIn
     | CustomCallItemIn
@@ -184,9 +195,8 @@ InputItem = (
     | ReasoningItemIn
     | ItemReferenceIn
     | CompactionItemIn
-    | OtherItem
 )
-_MODELS: Mapping[str, type[InputItem]] = {
+_MODELS: Mapping[str, type[KnownItem]] = {
     "message": MessageItemIn,
     "function_call": FunctionCallItemIn,
     "custom_tool_call": CustomCallItemIn,
@@ -195,6 +205,16 @@ _MODELS: Mapping[str, type[InputItem]] = {
     "reasoning": ReasoningItemIn,
     "item_reference": ItemReferenceIn,
 }
+
+
+class OtherItem(Part):
+    """An item of a hosted tool or of a type that is not known here; `text` "" is left out."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"enum": [*_MODELS]}})]
+    text: Annotated[str, SkipJsonSchema()] = ""
+
+
+InputItem = KnownItem | OtherItem
 
 
 def read_items(value: Any, at: str = "input", strict: bool = False) -> list[InputItem]:

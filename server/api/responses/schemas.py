@@ -22,6 +22,7 @@ from server.api.chat.thinking import (
 )
 from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
 from server.api.lenient import mend_schema, mend_tool_schemas, notes_on_unknown, without_extra_body
+from server.api.responses.items import InputItem
 from server.api.tool_forms import tools_in_responses_form
 from server.notes import Note
 
@@ -84,13 +85,18 @@ def _read_metadata(value: Any, info: ValidationInfo) -> Any:
     return {key: item if isinstance(item, str) else as_json(item) for key, item in sent}
 
 
+def _as_sent(value: Any) -> Any:
+    """Items are read apart from the request, those that it continues before its own."""
+    return value
+
+
 class ResponsesFields(Part):
     """The fields of a request for a response that OpenAI knows."""
 
     model: str
-    input: Annotated[
-        Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]})
-    ] = Field(None, description="A string, or items: messages, calls, results of calls, thoughts, references.")
+    input: Annotated[Any, BeforeValidator(_as_sent, json_schema_input_type=str | list[InputItem])] = Field(
+        None, description="A string, or items: messages, calls, results of calls, thoughts, references."
+    )
     instructions: str | None = Field(None, description="Comes first; not kept by `previous_response_id`.")
     tools: Annotated[list[dict[str, Any]], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
