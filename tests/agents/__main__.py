@@ -72,17 +72,26 @@ def fetched(agent: AgentRun) -> Path:
     if (folder / "done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    npm = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
-    # npm itself picks a version that runs on the Node it is run by.
-    commands = [*([*npm, one] for one in agent.needs), [*npm, f"{agent.package}@{agent.release}"]]
+    python, npm = str(folder / "bin" / "python"), ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
     if agent.of_python:
-        python = str(folder / "bin" / "python")
-        commands = [[sys.executable, "-m", "venv", str(folder)], [python, "-m", "pip", "install", "-q", agent.package]]
-    for command in commands:
-        environment = {**os.environ, "PATH": path_of(folder)}
-        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=True)
+        _fetch([sys.executable, "-m", "venv", str(folder)], folder)
+        _fetch([python, "-m", "pip", "install", "-q", agent.package], folder)
+    for package in agent.needs:
+        _fetch([*npm, package], folder)
+    for position, release in enumerate(() if agent.of_python else agent.releases, 1):
+        try:  # npm itself picks a version that runs on the Node it is run by
+            _fetch([*npm, f"{agent.package}@{release}"], folder)
+            break
+        except subprocess.CalledProcessError:
+            if position == len(agent.releases):
+                raise
     (folder / "done").touch()
     return folder
+
+
+def _fetch(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "PATH": path_of(folder)}
+    subprocess.run(command, env=environment, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=True)
 
 
 def path_of(installed: Path) -> str:

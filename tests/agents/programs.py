@@ -13,7 +13,7 @@ NODE = "node@24"  # for programs that need a newer one than the system may have
 OPENCODE_SDKS = {"chat": "@ai-sdk/openai-compatible", "responses": "@ai-sdk/openai", "messages": "@ai-sdk/anthropic"}
 QWEN_TYPES = {"chat": "openai", "responses": "openai-responses", "messages": "anthropic"}
 PI = "@earendil-works/pi-coding-agent"
-PI_RELEASE = "1.3.0"  # newer ones need a package that not every mirror of npm has
+PI_RELEASES = ("latest", "~1.3")  # not every mirror of npm has what newer ones need
 PI_LARK = (
     "--no-builtin-tools",
     "-e",
@@ -33,7 +33,7 @@ class AgentRun:
     surface: str
     commands: Callable[[AgentTarget, Path, str], Sequence[AgentCommand]]  # target, home, question
     needs: tuple[str, ...] = ()  # further packages
-    release: str = "latest"
+    releases: tuple[str, ...] = ("latest",)  # the first of them that can be fetched is
     of_python: bool = False
     edits: bool = False  # the task changes a file by the patch tool, instead of reading one
 
@@ -124,11 +124,11 @@ AGENT_RUNS: Mapping[str, AgentRun] = {
     "qwen-responses": AgentRun(PACKAGES["qwen"], "Responses", _qwen("responses"), (NODE,)),
     "qwen-messages": AgentRun(PACKAGES["qwen"], "Messages", _qwen("messages"), (NODE,)),
     "cline": AgentRun("cline", "Chat Completions", _cline, (NODE,)),
-    "pi-chat": AgentRun(PI, "Chat Completions", _pi("chat"), (NODE,), PI_RELEASE),
-    "pi-responses": AgentRun(PI, "Responses", _pi("responses"), (NODE,), PI_RELEASE),
-    "pi-messages": AgentRun(PI, "Messages", _pi("messages"), (NODE,), PI_RELEASE),
-    "pi-chat-lark": AgentRun(PI, "Chat Completions", _pi("chat", *PI_LARK), (NODE,), PI_RELEASE),
-    "pi-responses-lark": AgentRun(PI, "Responses", _pi("responses", *PI_LARK), (NODE,), PI_RELEASE),
+    "pi-chat": AgentRun(PI, "Chat Completions", _pi("chat"), (NODE,), PI_RELEASES),
+    "pi-responses": AgentRun(PI, "Responses", _pi("responses"), (NODE,), PI_RELEASES),
+    "pi-messages": AgentRun(PI, "Messages", _pi("messages"), (NODE,), PI_RELEASES),
+    "pi-chat-lark": AgentRun(PI, "Chat Completions", _pi("chat", *PI_LARK), (NODE,), PI_RELEASES),
+    "pi-responses-lark": AgentRun(PI, "Responses", _pi("responses", *PI_LARK), (NODE,), PI_RELEASES),
     "goose": AgentRun("@aaif/goose-binary-linux-x64", "Chat Completions", _goose),
     "litellm": AgentRun("litellm[proxy]", "all three, as a proxy", _litellm, of_python=True),
 }
