@@ -11,7 +11,8 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
@@ -72,8 +73,18 @@ def prepare(checkpoint: Checkpoint, text: str, num_tokens: int, logprobs: bool) 
     return [Delta("x", cached=0), *written, Delta("x", [checkpoint.stop_ids[0]], end, "stop")]
 
 
-async def stream(app: Any, body: bytes) -> int:
-    """Send one request; return the number of writes of its body. Raises AssertionError unless the stream is whole."""
+@dataclass(frozen=True, slots=True)
+class MeasuredStream:
+    """One kind of stream: what is written, the request for it, and what its last frame holds."""
+
+    path: str
+    written: str
+    body: Mapping[str, Any]
+    end: bytes
+
+
+async def stream(app: Any, path: str, body: bytes) -> bytes:
+    """Send one request; return the last writes of its stream."""
     writes: list[bytes] = []
     sent = False
 
@@ -91,43 +102,57 @@ async def stream(app: Any, body: bytes) -> int:
             writes.append(message.get("body", b""))
 
     headers = [(b"host", b"x"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    path = "/v1/chat/completions"
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
         "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers,
         "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
     }  # fmt: skip
     await app(scope, receive, send)
-    assert b"data: [DONE]" in b"".join(writes[-2:])
-    return len(writes)
+    return b"".join(writes[-4:])
+
+
+def streams_of(num_tokens: int) -> dict[str, MeasuredStream]:
+    """Every kind of stream; those of the other surfaces write the same text as the first."""
+    text = SENTENCE * (num_tokens // 4)
+    call = '<tool_call>\n{"name": "write_note", "arguments": {"text": "' + text
+    plain: dict[str, Any] = {"model": MODEL, "stream": True}
+    messages = {**plain, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1000}
+    chat, done = "/v1/chat/completions", b"data: [DONE]"
+    responses = {**plain, "input": "Hi", "max_output_tokens": 1000, "store": False}
+    return {
+        "text": MeasuredStream(chat, text, messages, done),
+        "text with logprobs": MeasuredStream(chat, text, {**messages, "logprobs": True, "top_logprobs": 1}, done),
+        "tool call": MeasuredStream(chat, call, {**messages, "tools": [TOOL]}, done),
+        "text by Responses": MeasuredStream("/v1/responses", text, responses, b"event: response.completed"),
+        "text by Messages": MeasuredStream("/v1/messages", text, messages, b"event: message_stop"),
+        "text by Completions": MeasuredStream(
+            "/v1/completions", text, {**plain, "prompt": "Hi", "max_tokens": 1000}, done
+        ),
+    }
 
 
 def measure(num_tokens: int, runs: int) -> dict[str, dict[str, float]]:
     """Microseconds of process CPU time per token, by kind of reply: least and median over the runs."""
     checkpoint, settings, backend = Checkpoint.open(BUILT_IN_FOLDER), Settings(), PreparedBackend()
     app = create_app(settings, checkpoint, PromptBuilder(checkpoint, settings), backend, MODEL)
-    text = SENTENCE * (num_tokens // 4)
-    call = '<tool_call>\n{"name": "write_note", "arguments": {"text": "' + text
-    base = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "stream": True, "max_tokens": 1000}
-    kinds = {
-        "text": (text, base),
-        "text with logprobs": (text, {**base, "logprobs": True, "top_logprobs": 1}),
-        "tool call": (call, {**base, "tools": [TOOL]}),
-    }
-    figures = {}
+    kinds = streams_of(num_tokens)
+    costs: dict[str, list[float]] = {kind: [] for kind in kinds}
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        for kind, (written, body) in kinds.items():
-            backend.deltas = prepare(checkpoint, written, num_tokens, bool(body.get("logprobs")))
-            raw = json.dumps(body).encode()
-            runner.run(stream(app, raw))
-            costs = []
-            for _ in range(runs):
+        for run in range(runs + 1):  # the first is not counted
+            for kind, one in kinds.items():
+                backend.deltas = prepare(checkpoint, one.written, num_tokens, bool(one.body.get("logprobs")))
+                raw = json.dumps(one.body).encode()
                 gc.collect()
                 began_s = time.process_time()
-                runner.run(stream(app, raw))
-                costs.append((time.process_time() - began_s) * 1e6 / num_tokens)
-            figures[kind] = {"least": round(min(costs), 1), "median": round(statistics.median(costs), 1)}
-    return figures
+                last = runner.run(stream(app, one.path, raw))
+                cost = (time.process_time() - began_s) * 1e6 / num_tokens
+                assert one.end in last, last
+                if run:
+                    costs[kind].append(cost)
+    return {
+        kind: {"least": round(min(found), 1), "median": round(statistics.median(found), 1)}
+        for kind, found in costs.items()
+    }
 
 
 def main() -> None:
