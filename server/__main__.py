@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.options import takes_settings
+from server.cli.options import takes_engine_settings, takes_settings
 from server.errors import CannotStart
 from server.settings import Resolved
 from server.version import version
@@ -44,7 +44,27 @@ def serve(resolved: Resolved) -> None:
     """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
     from server.cli.start import start
 
-    start(resolved.settings)
+    start(resolved)
+
+
+@app.command("engine")
+@takes_engine_settings
+def engine(
+    resolved: Resolved,
+    listen: Annotated[
+        str, typer.Option(help="Address and port to listen on.", metavar="HOST:PORT", show_default=True)
+    ] = "127.0.0.1:8100",
+) -> None:
+    """Compute tokens for `toolwire serve --engine http://HOST:PORT` elsewhere; serves no API."""
+    from server.cli.start import start_engine
+
+    start_engine(resolved.settings, listen)
+
+
+@app.command("engines", context_settings=FORWARDED)
+def engines(context: typer.Context) -> None:
+    """Show the engines of a running server, or add, drain and remove those of its --engines-file."""
+    _run_module("server.cli.engines", context.args)
 
 
 @app.command("config")

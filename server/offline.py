@@ -50,7 +50,8 @@ class Chat:
         settings = resolve({"model": model, **options}, {}, {}).settings
         self._model = served_name(settings.model.model, settings.model.served_model_name)
         with contextlib.ExitStack() as undo:
-            engine = undo.enter_context(EngineProcess())  # imports while the checkpoint is read
+            # imports while the checkpoint is read
+            engine = None if settings.remote.is_used else undo.enter_context(EngineProcess())
             checkpoint = open_checkpoint(settings)
             undo.pop_all()
         sampling, api = SamplingMapper(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size()), settings.api

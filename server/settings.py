@@ -19,6 +19,7 @@ from server.errors import CannotStart
 
 ENV_PREFIX = "TOOLWIRE_"
 BUILT_IN_MODEL = "built-in"
+TEXTS = tuple[str, ...]  # several values: an option given several times, or separated by commas
 Origin = Literal["default", "file", "environment", "command line"]
 
 
@@ -88,6 +89,24 @@ class EngineSettings:
     engine_timeout_s: Annotated[float, Meta(ge=0, le=1 << 30)] = option(
         300.0, "Seconds that one step may take before the engine is killed and started again; 0 is no limit."
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSettings:
+    """Engines elsewhere."""
+
+    engine: tuple[str, ...] = option(
+        (), "Address of an engine elsewhere, http://HOST:PORT, instead of one here; may be given several times."
+    )
+    engines_file: str = option("", "File with the address of an engine a line, read again when it changes.")
+    engine_key: str = option(
+        "", "Key that `toolwire engine` requires, and that is sent to engines elsewhere.", secret=True
+    )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether tokens are computed elsewhere."""
+        return bool(self.engine or self.engines_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +182,7 @@ class ApiSettings:
         "", "Folder of what outlives a start: kept responses, the key of opaque thoughts. Empty: the user's own."
     )
     monitoring_key: str = option(
-        "", "Key for /metrics and /v1/memory alone, which no other key may read then.", secret=True
+        "", "Key for /metrics, /v1/memory and /v1/engines alone, which no other key may read then.", secret=True
     )
     allowed_hosts: str = option(
         "",
@@ -173,7 +192,7 @@ class ApiSettings:
     forwarded_allow_ips: str = option(
         "", "Addresses or networks of proxies whose X-Forwarded-For names the client, separated by commas. Empty: none."
     )
-    open_metrics: bool = option(False, "Serve /metrics, /v1/memory, /tokenize and /docs without a key.")
+    open_metrics: bool = option(False, "Serve /metrics, /v1/memory, /v1/engines, /tokenize and /docs without a key.")
     log_format: Literal["human", "json"] = option("human", "Log lines for people or for machines.")
     traces: bool = option(False, "Send OpenTelemetry traces where the OTEL_* variables say; needs toolwire[traces].")
     log_prompts: bool = option(False, "Write prompt and reply texts to the log.")
@@ -185,6 +204,7 @@ class Settings:
 
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    remote: RemoteSettings = dataclasses.field(default_factory=RemoteSettings)
     api: ApiSettings = dataclasses.field(default_factory=ApiSettings)
 
 
@@ -196,7 +216,12 @@ class Resolved:
     origins: Mapping[str, Origin]
 
 
-GROUPS: Mapping[str, type] = {"model": ModelSettings, "engine": EngineSettings, "api": ApiSettings}
+GROUPS: Mapping[str, type] = {
+    "model": ModelSettings,
+    "engine": EngineSettings,
+    "remote": RemoteSettings,
+    "api": ApiSettings,
+}
 
 
 def resolve(arguments: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, Any]) -> Resolved:
@@ -220,9 +245,7 @@ def resolve(arguments: Mapping[str, Any], environment: Mapping[str, str], file: 
                 raise CannotStart(f"{name} (from the {origin}) is no option; see toolwire serve --help")
             values[known[name]][name] = _convert(name, value, origin, GROUPS[known[name]])
             origins[name] = origin
-    settings = Settings(
-        ModelSettings(**values["model"]), EngineSettings(**values["engine"]), ApiSettings(**values["api"])
-    )
+    settings = Settings(**{group: kind(**values[group]) for group, kind in GROUPS.items()})
     return Resolved(settings, origins)
 
 
@@ -268,7 +291,10 @@ def read_file(path: str) -> Mapping[str, Any]:
 
 
 def _convert(name: str, value: Any, origin: Origin, group: type) -> Any:
+    hint = get_type_hints(group, include_extras=True)[name]
+    if hint == TEXTS and isinstance(value, str):
+        value = [item.strip() for item in value.split(",") if item.strip()]
     try:
-        return msgspec.convert(value, get_type_hints(group, include_extras=True)[name], strict=False)
+        return msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
         raise CannotStart(f"{name} (from the {origin}) cannot be {value!r}: {error}") from error

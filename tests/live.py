@@ -83,11 +83,25 @@ def live_server(*arguments: str, **environment: str) -> Iterator[Live]:
 
 
 @contextmanager
+def live_engine(*arguments: str, **environment: str) -> Iterator[Live]:
+    """`toolwire engine` on a free port, ready for requests; stopped by SIGTERM."""
+    with _listening("engine", "--listen", "127.0.0.1:0", *arguments, **environment) as engine:
+        engine.wait_until_ready()
+        yield engine
+
+
+@contextmanager
 def listening_server(*arguments: str, **environment: str) -> Iterator[Live]:
-    """The same, as soon as its port is open: it may still be loading the model."""
+    """The same as `live_server`, as soon as its port is open: it may still be loading the model."""
+    with _listening("serve", "--port", "0", *arguments, **environment) as server:
+        yield server
+
+
+@contextmanager
+def _listening(*arguments: str, **environment: str) -> Iterator[Live]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        command = [sys.executable, "-m", "server", "serve", "--port", "0", *arguments]
+        command = [sys.executable, "-m", "server", *arguments]
         with log.open("wb") as out:
             process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **environment}

@@ -5,8 +5,10 @@ The address `http://127.0.0.1:8000` in them is replaced by that of the test's ow
 
 import dataclasses
 import re
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ BLOCKS = [
 @pytest.mark.parametrize(("language", "text"), BLOCKS)
 def test_a_block_of_the_documents_runs(language: str, text: str, live: Live, tmp_path: Path) -> None:
     """A command that a reader pastes must not fail."""
-    script = text.replace("http://127.0.0.1:8000", live.url)
+    script = _with_free_ports(text.replace("http://127.0.0.1:8000", live.url), live.url)
     runners = {"python": [sys.executable, "-c", script], "bash": ["bash", "-ec", script]}
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     ended = subprocess.run(
@@ -42,6 +44,15 @@ def test_a_block_of_the_documents_runs(language: str, text: str, live: Live, tmp
     )
     assert ended.returncode == 0, ended.stderr
     assert '"error"' not in ended.stdout
+
+
+def _with_free_ports(script: str, ours: str) -> str:
+    """The same with free ports for the servers that it starts: what a reader's machine has free, another may not."""
+    with ExitStack() as opened:
+        for port in sorted(set(re.findall(r"127\.0\.0\.1:(\d+)", script)) - {ours.rpartition(":")[2]}):
+            free = opened.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            script = re.sub(rf"(127\.0\.0\.1:|--port ){port}\b", rf"\g<1>{free}", script)
+    return script
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:
@@ -71,7 +82,7 @@ def test_every_option_is_in_the_table_of_running_md() -> None:
     for kind in GROUPS.values():
         for field in dataclasses.fields(kind):
             off = "no-" if field.default is True else ""
-            shown = {"True": "on", "False": "off", "": ""}.get(str(field.default), f"`{field.default}`")
+            shown = {"True": "on", "False": "off", "": "", "()": ""}.get(str(field.default), f"`{field.default}`")
             row = f"| `--{off}{field.name.replace('_', '-')}` | {shown} | {field.metadata['help']} |"
             assert row in text, row
 

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
+from server.backends.local import LocalBackend
 from server.errors import BadRequest, CannotStart, PromptTooLong
 from server.offline import Chat
 from tests.live import Live
@@ -83,6 +84,7 @@ def test_a_reader_that_stops_early_frees_the_sequence(chat: Chat) -> None:
 
 
 async def _count_inboxes(chat: Chat) -> int:
+    assert isinstance(chat._backend, LocalBackend)
     return len(chat._backend._requests._by_id)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, get_args
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -32,6 +32,7 @@ from server.api.errors import (
     not_allowed,
     not_found,
 )
+from server.api.info.engines import EngineCards, EngineGauges, engines_router
 from server.api.info.health import Health, NotReady, Readiness, health_router
 from server.api.info.memory import Memory, memory_router
 from server.api.info.models import ModelCard, ModelList, models_router
@@ -79,6 +80,7 @@ from server.api.responses.wire import CompactedResponse, ResponseObject
 from server.api.sampling import SamplingMapper
 from server.api.sse import ClientGone
 from server.backends.base import Backend
+from server.backends.routing import RoutingBackend
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError
 from server.prompt.builder import PromptBuilder
@@ -95,7 +97,7 @@ REQUESTS = (
 REPLIES = (
     ChatCompletion, ChatCompletionChunk, ResponseObject, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard,
     ModelList, Memory, Deleted, ResponseInputTokens, CompactedResponse, ItemList, ConversationObject,
-    DeletedConversation, Health, Readiness, NotReady,
+    DeletedConversation, EngineCards, Health, Readiness, NotReady,
     MessageReply, *get_args(MessageEvent), TokensCount, AnthropicErrorBody, AnthropicModel, AnthropicModelList,
     Completion,
 )  # fmt: skip
@@ -152,6 +154,7 @@ def create_app(
             tokens_router(replies, chat, service, checkpoint, window),
             models_router(name, names, window, checkpoint.notes),
             memory_router(backend),
+            *_routers_of_engines(backend, metrics),
             health_router(backend, metrics, lambda: state.store.state),
         ),
         requests=REQUESTS,
@@ -165,6 +168,14 @@ def create_app(
     _add_error_handlers(app)
     _add_middleware(app, api, metrics, keys or ApiKeys(api.api_key, api.api_key_file, api.monitoring_key))
     return app
+
+
+def _routers_of_engines(backend: Backend, metrics: Metrics) -> list[APIRouter]:
+    """The route and the metrics of engines elsewhere, where there are some."""
+    if not isinstance(backend, RoutingBackend):
+        return []
+    metrics.registry.register(EngineGauges(backend))
+    return [engines_router(backend)]
 
 
 def _add_document(app: FastAPI) -> None:

@@ -52,6 +52,7 @@ def _of_pulse(pulse: Pulse) -> Iterator[Metric]:
     yield _counter("engine_drafted_tokens", "Tokens drafted", pulse.drafted_tokens)
     yield _counter("engine_accepted_tokens", "Drafted tokens accepted", pulse.accepted_tokens)
     yield _counter("engine_preemptions", "Sequences preempted for lack of KV blocks", pulse.preemptions)
+    yield from _of_gateways(pulse)
     yield _gauge("engine_hung_grammars", "Threads compiling refused grammars", pulse.hung_grammars)
     if pulse.memory is not None:
         yield _gauge("memory_level", "0 calm, 1 tight, 2 critical", LEVELS.index(pulse.memory.level))
@@ -61,6 +62,14 @@ def _of_pulse(pulse: Pulse) -> Iterator[Metric]:
         yield _gauge("memory_reading_age_seconds", "Time since the device was read", pulse.memory.reading_age_s)
         yield _gauge("memory_allowed_blocks", "KV blocks that memory allows now", pulse.memory.allowed_blocks)
         yield from _of_devices(pulse.memory.devices)
+
+
+def _of_gateways(pulse: Pulse) -> Iterator[Metric]:
+    """The figures by which gateways of the Gateway API Inference Extension choose a server, as they are named there."""
+    use = pulse.used_blocks / pulse.total_blocks if pulse.total_blocks else 0.0
+    yield GaugeMetricFamily("vllm:num_requests_running", "Sequences being generated", pulse.running)
+    yield GaugeMetricFamily("vllm:num_requests_waiting", "Sequences waiting for admission", pulse.waiting)
+    yield GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1", use)
 
 
 def _of_devices(devices: tuple[DeviceReading, ...]) -> Iterator[Metric]:

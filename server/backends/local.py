@@ -17,8 +17,8 @@ import zmq
 import zmq.asyncio
 
 from server.backends.engine_process import ENGINE, EngineProcess
-from server.backends.open_requests import OpenRequests, error_of
-from server.errors import CannotStart, EngineDied, ServeError, ShuttingDown, Starting
+from server.backends.open_requests import OpenRequests, Seeds, error_of
+from server.errors import CannotStart, EngineDied, ShuttingDown, Starting
 from server.messages import (
     Abort,
     Delta,
@@ -74,7 +74,8 @@ def backoff_s(first_s: float, num_short_lives: int) -> float:
 class LocalBackend:
     """Backend over an engine process. When the process dies it is restarted, and the replies under way go on.
 
-    `first` is an engine process that is already started and waits for its configuration.
+    `first` is an engine process that is already started and waits for its configuration. `on_loss` is called when one
+    has died; then its requests fail with EngineDied behind what they have written, to go on elsewhere.
     """
 
     def __init__(
@@ -83,16 +84,18 @@ class LocalBackend:
         on_progress: Callable[[Progress], None] = lambda _: None,
         first: EngineProcess | None = None,
         on_ready: Callable[[Ready], None] = lambda _: None,
+        on_loss: Callable[[str], None] | None = None,
     ) -> None:
         self._command = command
         self._on_progress = on_progress
         self._first = first
         self._on_ready = on_ready
+        self._on_loss = on_loss
         self._zmq = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._process: EngineProcess | None = None
         self._requests = OpenRequests()
-        self._num_unseeded = 0
+        self._seeds = Seeds(command.seed)
         self._ready: asyncio.Future[Ready] | None = None
         self._progress = Progress("starting", 0.0)
         self._pulse: Pulse | None = None
@@ -116,16 +119,14 @@ class LocalBackend:
     async def generate(self, request: Generate) -> AsyncGenerator[Delta, None]:
         """Generate one sequence; closing the generator aborts it."""
         self._require_ready()
-        one = self._requests.open(self._with_seed(request))
+        one = self._requests.open(self._seeds.give(request))
         try:
             await self._send_due()
             finished = False
             while not finished:
-                item = await one.inbox.get()
-                if isinstance(item, ServeError):
-                    raise item
-                finished = item.finish is not None
-                yield item
+                delta = await one.next_delta()
+                finished = delta.finish is not None
+                yield delta
         finally:
             if one.is_sent and not one.is_over:
                 await self._send(Abort(request.id))
@@ -168,6 +169,9 @@ class LocalBackend:
                 reason = f"{type(error).__name__}: {error}"
             was_up, self._socket = self._is_up(), None
             num_under_way = self._requests.engine_died()
+            if self._on_loss is not None:
+                self._requests.fail_all(EngineDied(reason))
+                self._on_loss(reason)
             if self._closing.is_set() or not self._was_ever_ready():
                 self._report_first_start(reason)
                 break
@@ -274,14 +278,6 @@ class LocalBackend:
         if self._socket is not None:
             with contextlib.suppress(zmq.Again):
                 await self._socket.send(_encode(message), flags=zmq.NOBLOCK)
-
-    def _with_seed(self, request: Generate) -> Generate:
-        """The request with a seed: an engine that takes it over must draw the same numbers."""
-        if request.sampling.seed is not None:
-            return request
-        seed = self._command.seed + self._num_unseeded
-        self._num_unseeded += 1
-        return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed))
 
     def _require_ready(self) -> None:
         if self._closing.is_set():

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import count
 
 import msgspec
 
@@ -21,7 +22,7 @@ from server.errors import (
     ServeError,
     Unsupported,
 )
-from server.messages import Delta, Failed, Generate, StageTime
+from server.messages import Delta, Failed, FailureKind, Generate, StageTime
 
 PROOF_DELTAS = 2  # the first has the id that the failed step was to write, the second is decoded behind it
 MAX_DEATHS = 4  # of engines that died while several requests might have been the reason
@@ -33,7 +34,7 @@ class OpenRequest:
 
     request: Generate
     inbox: asyncio.Queue[Delta | ServeError] = field(default_factory=asyncio.Queue)
-    reply_ids: list[int] = field(default_factory=list)
+    reply_ids: list[int] = field(default_factory=list)  # written here, behind those of the request
     num_scored: int = 0  # ids of the prompt whose logprobs are delivered
     is_admitted: bool = False  # by any engine
     is_over: bool = False  # the reader gets nothing beyond what is in the inbox
@@ -47,7 +48,15 @@ class OpenRequest:
     def message(self) -> Generate:
         """The request as it is sent: with what is written of its reply."""
         num_scored = self.request.num_scored + self.num_scored
-        return msgspec.structs.replace(self.request, reply_ids=list(self.reply_ids), num_scored=num_scored)
+        reply_ids = [*self.request.reply_ids, *self.reply_ids]
+        return msgspec.structs.replace(self.request, reply_ids=reply_ids, num_scored=num_scored)
+
+    async def next_delta(self) -> Delta:
+        """The next Delta for its reader. Raises the ServeError that ends it."""
+        item = await self.inbox.get()
+        if isinstance(item, ServeError):
+            raise item
+        return item
 
     def deliver(self, delta: Delta) -> None:
         """Record what the engine has written, and pass it on."""
@@ -91,9 +100,24 @@ class OpenRequests:
         """Register a request; `due` returns it when it is to be sent. Raises RequestFailed for an id that is open."""
         if request.id in self._by_id:
             raise RequestFailed(f"a request with the id {request.id} is running already")
-        one = self._by_id[request.id] = OpenRequest(request)
-        self._unsent.append(one)
+        one = OpenRequest(request)
+        self.adopt(one)
         return one
+
+    def adopt(self, one: OpenRequest) -> None:
+        """Register a request that another engine may have begun."""
+        self._by_id[one.request.id] = one
+        self._unsent.append(one)
+        if one.is_suspect:
+            self._put_suspects_first()
+
+    def release(self) -> list[OpenRequest]:
+        """Forget the requests that are not over, behind `engine_died`; other engines may adopt them in this order."""
+        released = list(self._unsent)
+        self._unsent.clear()
+        for one in released:
+            del self._by_id[one.request.id]
+        return released
 
     def close(self, one: OpenRequest) -> None:
         """Forget a request."""
@@ -101,6 +125,13 @@ class OpenRequests:
         if not one.is_sent and one in self._unsent:
             self._unsent.remove(one)
         one.is_over = True
+
+    def withdraw(self, one: OpenRequest) -> None:
+        """Forget a request that goes on at another engine."""
+        del self._by_id[one.request.id]
+        if one is self._on_trial:
+            self._on_trial = None
+        one.lose_engine(time.monotonic())
 
     def get(self, id: str) -> OpenRequest | None:
         """The request with this id; None if it is closed."""
@@ -120,15 +151,19 @@ class OpenRequests:
             due.append(one)
         return due
 
-    def engine_died(self) -> int:
+    def engine_died(self, *, planned: bool = False) -> int:
         """Fail the request that the engine has died of twice, if any; queue the others, and return how many they are.
 
-        Suspects come first. Without one on trial every request that was sent may have been the reason.
+        Suspects come first. Without one on trial every request that was sent may have been the reason; none is the
+        reason of an end that was `planned`.
         """
         trial, self._on_trial = self._on_trial, None
         if trial is not None and trial.is_over:
             trial = None
         for one in self._by_id.values():
+            if planned:
+                one.lose_engine(time.monotonic())
+                continue
             if one is trial or (trial is None and one.is_sent):
                 one.deaths += 1
                 one.is_suspect = one.is_suspect or one.is_computed or one.deaths > 1
@@ -136,15 +171,35 @@ class OpenRequests:
                 text = f"the engine process died {one.deaths} times while it computed this request"
                 one.fail(RequestFailed(text))
             one.lose_engine(time.monotonic())
-        alive = [one for one in self._by_id.values() if not one.is_over]
-        self._unsent = deque(sorted(alive, key=lambda one: not one.is_suspect))
-        return len(alive)
+        self._unsent = deque(one for one in self._by_id.values() if not one.is_over)
+        self._put_suspects_first()
+        return len(self._unsent)
 
     def fail_all(self, error: ServeError) -> None:
         """End every request with this error."""
         for one in self._by_id.values():
             one.fail(error)
         self._unsent.clear()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def _put_suspects_first(self) -> None:
+        self._unsent = deque(sorted(self._unsent, key=lambda one: not one.is_suspect))
+
+
+class Seeds:
+    """Seeds of requests that bring none: an engine that takes a reply over must draw the same numbers."""
+
+    def __init__(self, first: int) -> None:
+        self._next = count(first)
+
+    def give(self, request: Generate) -> Generate:
+        """The request with a seed."""
+        if request.sampling.seed is not None:
+            return request
+        sampling = msgspec.structs.replace(request.sampling, seed=next(self._next))
+        return msgspec.structs.replace(request, sampling=sampling)
 
 
 def error_of(failed: Failed) -> ServeError:
@@ -162,3 +217,22 @@ def error_of(failed: Failed) -> ServeError:
             return NoMemory(failed.text, retry_after_s=failed.retry_after_s or 1.0)
         case "request_failed":
             return RequestFailed(failed.text)
+
+
+def failure_of(error: ServeError) -> tuple[FailureKind, float | None] | None:
+    """The inverse of `error_of`: kind and time of a retry; None for an error of the engine, not of the request."""
+    match error:
+        case PromptTooLong():
+            return "too_long", None
+        case ConstraintFailed():
+            return "bad_constraint", None
+        case Unsupported():
+            return "unsupported", None
+        case QueueFull(retry_after_s=retry_after_s):
+            return "queue_full", retry_after_s
+        case NoMemory(retry_after_s=retry_after_s):
+            return "no_memory", retry_after_s
+        case RequestFailed():
+            return "request_failed", None
+        case _:
+            return None

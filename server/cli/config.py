@@ -17,6 +17,7 @@ def print_settings(resolved: Resolved) -> None:
         values = getattr(resolved.settings, group)
         for field in dataclasses.fields(kind):
             value = getattr(values, field.name)
-            shown = HIDDEN if field.metadata["secret"] and value else str(value)
+            text = ", ".join(value) if isinstance(value, tuple) else str(value)
+            shown = HIDDEN if field.metadata["secret"] and value else text
             table.add_row(field.name, shown, resolved.origins[field.name])
     Console().print(table)

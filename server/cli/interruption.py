@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM until the event loop has them."""
+"""Signals during the start of a command, before an event loop has them."""
 
 import signal
 from types import FrameType

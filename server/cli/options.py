@@ -10,6 +10,7 @@ import typer
 from server.settings import (
     ENV_PREFIX,
     GROUPS,
+    TEXTS,
     Resolved,
     config_path_from_environment,
     read_environment,
@@ -17,23 +18,44 @@ from server.settings import (
     resolve,
 )
 
-TITLES: Mapping[str, str] = {"model": "Model", "engine": "Engine and memory", "api": "Server"}
+TITLES: Mapping[str, str] = {
+    "model": "Model",
+    "engine": "Engine and memory",
+    "remote": "Engines elsewhere",
+    "api": "Server",
+}
+# Options of `toolwire engine`, beside those of its own group: it knows no clients and no other engine.
+ENGINE_OPTIONS = {
+    "model", "chat_template", "dialect", "generation_config", "max_model_len", "engine_key", "drain_timeout_s",
+    "log_format",
+}  # fmt: skip
 
 
 def takes_settings(command: Callable[[Resolved], None]) -> Callable[..., None]:
-    """Wrap a command into one with every setting as an option, and `--config FILE`.
+    """Wrap a command into one with every setting as an option, and `--config FILE`."""
+    return _with_options(command, lambda group, name: True)
 
-    Options that are not given are None here, so that `resolve` can distinguish them from values equal to the default.
-    """
+
+def takes_engine_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The same with the settings of an engine alone; the command's own parameters stay its options."""
+    return _with_options(command, lambda group, name: group == "engine" or name in ENGINE_OPTIONS)
+
+
+def _with_options(command: Callable[..., None], has: Callable[[str, str], bool]) -> Callable[..., None]:
+    """Options that are not given are None here, so that `resolve` can tell them from values equal to the default."""
+    _, *own = inspect.signature(command).parameters.values()
 
     def wrapped(**arguments: Any) -> None:
         path = arguments.pop("config") or config_path_from_environment()
-        command(resolve(arguments, read_environment(), read_file(path)))
+        beside = {one.name: arguments.pop(one.name) for one in own}
+        given = {name: value for name, value in arguments.items() if value != []}  # of several values none
+        command(resolve(given, read_environment(), read_file(path)), **beside)
 
-    parameters = [_config_parameter()]
+    parameters = [*own, _config_parameter()]
     for group, kind in GROUPS.items():
         hints = get_type_hints(kind)
-        parameters += [_parameter(field, hints[field.name], TITLES[group]) for field in dataclasses.fields(kind)]
+        fields = [field for field in dataclasses.fields(kind) if has(group, field.name)]
+        parameters += [_parameter(field, hints[field.name], TITLES[group]) for field in fields]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -50,12 +72,13 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, title: str) -> inspect.
     flag = "--" + field.name.replace("_", "-")
     names = [flag, f"--no-{flag[2:]}"] if hint is bool else [flag]
     declaration = f"{names[0]}/{names[1]}" if hint is bool else flag
-    shown = "none" if field.default == "" else field.default
+    shown = "none" if field.default in ("", ()) else field.default
     text = f"{field.metadata['help']} [default: {shown}] [env: {ENV_PREFIX}{field.name.upper()}]"
     info = typer.Option(
         declaration, help=_escape(text), rich_help_panel=title, metavar=_metavar(hint), show_default=False
     )
-    annotation = Annotated[(bool if hint is bool else str) | None, info]  # type: ignore[valid-type]
+    taken: Any = bool if hint is bool else list[str] if hint == TEXTS else str
+    annotation = Annotated[taken | None, info]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -67,4 +90,4 @@ def _escape(text: str) -> str:
 def _metavar(hint: Any) -> str | None:
     if get_origin(hint) is Literal:
         return "|".join(get_args(hint))
-    return {int: "N", float: "X", str: "TEXT", bool: None}[hint]
+    return {int: "N", float: "X", str: "TEXT", bool: None, TEXTS: "URL"}[hint]

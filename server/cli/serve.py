@@ -5,11 +5,8 @@ import contextlib
 import gc
 import ipaddress
 import logging
-import os
-import resource
 import signal
 import socket
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,19 +21,19 @@ from server.api.middleware.http_protocol import BoundedHttpProtocol
 from server.api.middleware.tracing import send_traces
 from server.api.middleware.websocket_protocol import BoundedWebSocketProtocol
 from server.api.responses.state import open_state
+from server.backends.base import Backend
 from server.backends.engine_process import EngineProcess
-from server.backends.local import LocalBackend
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import served_name
 from server.cli.banner import LoadingBar, print_ready
 from server.cli.interruption import Interruption
+from server.cli.process import announce, loop_factory, raise_open_file_limit, reachable
 from server.errors import CannotStart
 from server.messages import Ready
 from server.prompt.builder import PromptBuilder
 from server.runtime.byte_budget import ByteBudget
 from server.settings import ApiSettings, Settings
 from server.startup import build_backend, open_checkpoint
-from server.version import version
 
 logger = logging.getLogger("toolwire")
 
@@ -47,47 +44,31 @@ ACCEPT_BACKLOG = 2048
 # uvloop accepts one connection from a socket in a turn of the event loop, so that a health check waited half a second
 # behind a crowd of 300. Each copy of the listening socket is one more.
 ACCEPTS_PER_TURN = 32
-MAX_OPEN_FILES = 65_536
 START_POLL_S = 0.01
-STDOUT = 1
 
 
-def serve(settings: Settings, listener: socket.socket, engine: EngineProcess, interruption: Interruption) -> None:
+def serve(
+    settings: Settings, listener: socket.socket, engine: EngineProcess | None, interruption: Interruption
+) -> None:
     """Serve until a signal ends it; returns after a drained shutdown. Raises CannotStart.
 
-    `listener` is bound, `engine` a process that waits for its configuration, `interruption` has the signals until the
-    event loop has them.
+    `listener` is bound, `engine` a process that waits for its configuration, None where engines are elsewhere;
+    `interruption` has the signals until the event loop has them.
     """
     api = settings.api
     keys = ApiKeys(api.api_key, api.api_key_file, api.monitoring_key)
-    configure_logging(api.log_format, log_prompts=api.log_prompts, secrets=keys.secrets)
+    engine_keys = [settings.remote.engine_key] if settings.remote.engine_key else []
+    configure_logging(api.log_format, log_prompts=api.log_prompts, secrets=lambda: [*keys.secrets(), *engine_keys])
     warn_if_open_to_all(api)
-    _raise_open_file_limit()
+    raise_open_file_limit()
     with contextlib.ExitStack() as at_the_end:
         if api.traces:
             at_the_end.callback(send_traces())
         checkpoint = open_checkpoint(settings)
         interruption.check()
-        _announce()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        announce()
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_serve(settings, checkpoint, keys, listener, engine, interruption))
-
-
-def _announce() -> None:
-    """Write the first line, past Python's buffer. Raises CannotStart where that fails, as on a full disk."""
-    try:
-        os.write(STDOUT, f"toolwire {version()}\n".encode())
-    except OSError as error:
-        raise CannotStart(f"cannot write to standard output: {error.strerror}") from error
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed (not on Windows): a token takes a third less of the API process's time with it."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 async def _serve(
@@ -95,7 +76,7 @@ async def _serve(
     checkpoint: Checkpoint,
     keys: ApiKeys,
     listener: socket.socket,
-    engine: EngineProcess,
+    engine: EngineProcess | None,
     interruption: Interruption,
 ) -> None:
     name = served_name(settings.model.model, settings.model.served_model_name)
@@ -125,7 +106,7 @@ async def _serve(
         else:
             ready = await starting
             _freeze_heap()
-            print_ready(console, f"http://{_reachable(host)}:{port}", name, ready, checkpoint.notes)
+            print_ready(console, f"http://{reachable(host)}:{port}", name, ready, checkpoint.notes)
         await http
         await state.runs.drained(settings.api.drain_timeout_s)
     finally:
@@ -184,7 +165,7 @@ async def _until_listening(server: uvicorn.Server, http: asyncio.Task[None]) -> 
         await asyncio.sleep(START_POLL_S)
 
 
-def _end_on_signals(server: uvicorn.Server, backend: LocalBackend, drain_timeout_s: float) -> None:
+def _end_on_signals(server: uvicorn.Server, backend: Backend, drain_timeout_s: float) -> None:
     """Drain on the first signal, end at once on a second. Replaces uvicorn's handlers, which re-raise the signals."""
     loop = asyncio.get_running_loop()
     cutoff: list[asyncio.Task[None]] = []
@@ -213,17 +194,3 @@ def warn_if_open_to_all(api: ApiSettings) -> None:
         logger.warning(
             "listening on %s without an API key: any client that reaches it may use it; set --api-key-file", api.host
         )
-
-
-def _raise_open_file_limit() -> None:
-    """Raise the limit of open files as far as the system permits: streams, at one socket each, soon take 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def _reachable(host: str) -> str:
-    """An address that a client on this machine can use."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{shown}]" if ":" in shown else shown

@@ -47,7 +47,7 @@ def main() -> None:
     if config == "crash":
         raise SystemExit(3)
     send(Progress("weights", 0.5))
-    send(Ready("cpu", "float32", 100, 64, 10, 16, 0, 0.0))
+    send(Ready("cpu", "float32", 100_000, 64, 10, 16, 0, 0.0))
     running: dict[str, list[int]] = {}
     aborted = 0
     while True:

@@ -20,8 +20,8 @@ FILE_GRACE_S = 60.0
 CLIENT = "client_key"  # key in a scope's state: hexadecimal digest of the key that was accepted
 KEY_CHECK = "key_check"  # key in a WebSocket's state: raises RequestRefused once the key of the connection is removed
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
-FIGURES_PATHS = frozenset({"/metrics", "/v1/memory"})  # sums over the requests of all keys
-MONITORING_PATHS = frozenset({"/metrics", "/v1/memory", "/tokenize", "/detokenize", "/docs", "/openapi.json"})
+FIGURES_PATHS = frozenset({"/metrics", "/v1/memory", "/v1/engines"})  # sums over the requests of all keys
+MONITORING_PATHS = frozenset({*FIGURES_PATHS, "/tokenize", "/detokenize", "/docs", "/openapi.json"})
 
 
 class ApiKeys:

@@ -1,0 +1,315 @@
+"""Connection to a vLLM server, by its token route: `vllm serve MODEL --enable-scale-out`.
+
+`POST /inference/v1/generate` takes token ids, sampling parameters and a grammar, and streams token ids. What it cannot
+be told is refused (`vllm_request.py`). Heartbeats are made of its `/metrics`, which is read once a second.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.backends.protocol import FromRemote, OtherLoad, ToRemote
+from server.backends.remote import EngineLost, EngineRefused
+from server.backends.vllm_request import body_of
+from server.errors import Unsupported
+from server.messages import (
+    Abort,
+    Delta,
+    Failed,
+    FailureKind,
+    Finish,
+    Generate,
+    Pulse,
+    Ready,
+    StageTime,
+    TokenLogprob,
+)
+
+logger = logging.getLogger("toolwire.engine")
+
+GENERATE, MODELS, METRICS, TOKENIZE = "/inference/v1/generate", "/v1/models", "/metrics", "/tokenize"
+TIMEOUT_S = 10.0
+POLL_S = 1.0
+MAX_MISSED_POLLS = 5
+MAX_LINE = 4 * 1024 * 1024  # characters of one event
+# Texts whose tokens tell one vocabulary from another: words, digits, code, other scripts.
+PROBE = "The 12,345 quick brown foxes jump over def f(x): return x ** 2 — Straße, 東京の天気, Привет мир, 🌍"
+
+
+class VllmLogprob(msgspec.Struct):
+    """A logprob: newer versions name the token by its id, older ones by `token_id:N`."""
+
+    token_id: int | None = None
+    token: str = ""
+    logprob: float | None = None
+    top_logprobs: list["VllmLogprob"] = []
+
+    def as_logprob(self, num_top: int) -> TokenLogprob:
+        """The same as a message has it."""
+        top = tuple((one.id, one.value) for one in self.top_logprobs[:num_top])
+        return TokenLogprob(self.id, self.value, top)
+
+    @property
+    def id(self) -> int:
+        """The token. Raises ValueError for a name that is none."""
+        return self.token_id if self.token_id is not None else int(self.token.removeprefix("token_id:"))
+
+    @property
+    def value(self) -> float:
+        """The logprob; the least one for a token that has none."""
+        return -9999.0 if self.logprob is None else self.logprob
+
+
+class VllmLogprobs(msgspec.Struct):
+    """The logprobs of one event."""
+
+    content: list[VllmLogprob] | None = None
+
+
+class VllmChoice(msgspec.Struct):
+    """What one event tells of the sequence."""
+
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+    logprobs: VllmLogprobs | None = None
+
+
+class VllmEvent(msgspec.Struct):
+    """One event of the stream: ids, or an error, or usage, which is left out here."""
+
+    choices: list[VllmChoice] = []
+    error: dict[str, Any] | None = None
+
+
+class VllmConnection:
+    """A vLLM server that was found ready. One HTTP request a sequence; ending it aborts the sequence."""
+
+    kind = "vllm"
+    fingerprint = None
+
+    def __init__(self, client: httpx.AsyncClient, model: str, ready: Ready) -> None:
+        self.ready = ready
+        self._client = client
+        self._model = model
+        self._inbox: asyncio.Queue[FromRemote | EngineLost | EngineRefused] = asyncio.Queue()
+        self._replies: dict[str, asyncio.Task[None]] = {}
+        self._poller = asyncio.create_task(self._poll(), name="heartbeats of a vLLM server")
+
+    def send(self, message: ToRemote) -> None:
+        """Begin a request, or end one."""
+        match message:
+            case Abort(id=id):
+                if (task := self._replies.get(id)) is not None:
+                    task.cancel()
+            case Generate(id=id):
+                task = self._replies[id] = asyncio.create_task(self._reply(message), name=f"reply {id}")
+                task.add_done_callback(lambda _: self._replies.pop(id, None))
+
+    async def receive(self) -> list[FromRemote]:
+        """What has arrived; at least one message."""
+        messages: list[FromRemote] = []
+        while not messages or not self._inbox.empty():
+            item = await self._inbox.get()
+            if isinstance(item, EngineLost | EngineRefused):
+                raise item
+            messages.append(item)
+        return messages
+
+    async def close(self) -> None:
+        """End every request."""
+        tasks = [self._poller, *self._replies.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _reply(self, request: Generate) -> None:
+        try:
+            await self._stream(request)
+        except Unsupported as error:
+            self._put(Failed(request.id, "unsupported", str(error)))
+        except EngineLost as lost:
+            self._put(lost)
+        except httpx.HTTPError as error:
+            self._put(EngineLost(f"a request broke off: {_text(error)}"))
+        except (ValueError, msgspec.MsgspecError) as error:
+            self._put(EngineRefused(f"it sends what is no event of its token route: {_text(error)}"))
+
+    async def _stream(self, request: Generate) -> None:
+        began_s = time.monotonic()
+        body = body_of(request, self._model)
+        timeout = httpx.Timeout(TIMEOUT_S, read=None)
+        async with self._client.stream("POST", GENERATE, json=body, timeout=timeout) as reply:
+            if reply.status_code != 200:
+                self._put(_refusal(request, reply.status_code, _message_of(await reply.aread())))
+                return
+            times: tuple[StageTime, ...] = (StageTime("arrived", began_s),)
+            async for line in reply.aiter_lines():
+                if len(line) > MAX_LINE:
+                    raise ValueError("an event without an end")
+                if not line.startswith("data:") or (data := line.removeprefix("data:").strip()) == "[DONE]":
+                    continue
+                event = msgspec.json.decode(data, type=VllmEvent)
+                if event.error is not None:
+                    self._put(Failed(request.id, "request_failed", f"vLLM: {event.error.get('message', event.error)}"))
+                    return
+                if not event.choices:
+                    continue
+                delta = _delta_of(request, event.choices[0], times)
+                times = ()
+                self._put(delta)
+                if delta.finish is not None:
+                    return
+        self._put(EngineLost("a stream ended in the middle"))
+
+    async def _poll(self) -> None:
+        num_missed = 0
+        while True:
+            try:
+                reply = await self._client.get(METRICS)
+                pulse = _pulse_of(reply.text)
+                self._put(pulse)
+                self._put(OtherLoad(max(0, pulse.running + pulse.waiting - len(self._replies))))
+                num_missed = 0
+            except (httpx.HTTPError, ValueError) as error:
+                num_missed += 1
+                if num_missed >= MAX_MISSED_POLLS:
+                    self._put(EngineLost(f"it has not answered {METRICS} for {num_missed} s: {_text(error)}"))
+                    return
+            await asyncio.sleep(POLL_S)
+
+    def _put(self, item: FromRemote | EngineLost | EngineRefused) -> None:
+        self._inbox.put_nowait(item)
+
+
+async def connect_vllm(
+    url: str, key: str, vocab_size: int, encode: Callable[[str], Sequence[int]], max_model_len: int
+) -> VllmConnection:
+    """A connection to the vLLM server at this URL; raises EngineLost and EngineRefused.
+
+    `encode` is this checkpoint's own tokenizer, which must write the same ids as the server's.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    client = httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False, limits=httpx.Limits(max_connections=None)
+    )
+    async with contextlib.AsyncExitStack() as on_error:
+        on_error.push_async_callback(client.aclose)
+        try:
+            models = _json(await client.get(MODELS))
+            card = models["data"][0]
+            probe = {"model": card["id"], "prompt": PROBE, "add_special_tokens": False}
+            ids = _json(await client.post(TOKENIZE, json=probe))["tokens"]
+            routes = await client.get("/openapi.json")
+        except httpx.HTTPError as error:
+            raise EngineLost(f"it cannot be reached: {_text(error)}") from error
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise EngineRefused(f"it is neither a toolwire engine nor a vLLM server: {_text(error)}") from error
+        if list(ids) != list(encode(PROBE)):
+            raise EngineRefused("it serves another vocabulary: the same text has other token ids there")
+        if routes.status_code == 200 and GENERATE not in routes.text:
+            raise EngineRefused("its token route is off: start it with --enable-scale-out")
+        length = card.get("max_model_len")
+        ready = Ready(
+            device="vLLM",
+            dtype="its own",
+            vocab_size=vocab_size,
+            max_model_len=length if isinstance(length, int) else max_model_len,
+            num_blocks=0,
+            block_size=1,
+            weight_bytes=0,
+            load_s=0.0,
+        )
+        on_error.pop_all()
+        return VllmConnection(client, card["id"], ready)
+
+
+def _json(reply: httpx.Response) -> Any:
+    if reply.status_code in (401, 403):
+        raise EngineRefused("it requires another key (--engine-key)")
+    if reply.status_code >= 500:
+        raise EngineLost(f"it answers {reply.status_code}")
+    if reply.status_code != 200:
+        raise ValueError(f"{reply.request.url.path} answers {reply.status_code}")
+    return reply.json()
+
+
+def _delta_of(request: Generate, choice: VllmChoice, times: tuple[StageTime, ...]) -> Delta:
+    """The message of one event; `times` are those of the first."""
+    finishes: dict[str, Finish] = {"stop": "stop", "length": "length"}
+    finish = None
+    if choice.finish_reason is not None:
+        if choice.finish_reason not in finishes:
+            raise EngineLost(f"it ended a reply by {choice.finish_reason!r}")
+        finish = finishes[choice.finish_reason]
+    now_s = time.monotonic()
+    if times:
+        times = (*times, StageTime("admitted", now_s), StageTime("prefilled", now_s))
+    if finish is not None:
+        times = (*times, StageTime("ended", now_s))
+    num_top, logprobs = request.sampling.num_logprobs, None
+    if num_top is not None and choice.logprobs is not None:
+        logprobs = [one.as_logprob(num_top) for one in choice.logprobs.content or []]
+    cached = 0 if len(times) > 1 and times[0].stage == "arrived" else None
+    return Delta(request.id, choice.token_ids or [], logprobs, finish, cached, stage_times=times)
+
+
+def _refusal(request: Generate, status: int, text: str) -> FromRemote | EngineLost | EngineRefused:
+    """What becomes of a request that was answered with another status than 200."""
+    if status in (401, 403):
+        return EngineRefused("it requires another key (--engine-key)")
+    if status in (404, 405):
+        return EngineRefused("its token route is off: start it with --enable-scale-out")
+    if status == 429:
+        return Failed(request.id, "queue_full", text, 1.0)
+    if status >= 500:
+        return EngineLost(f"it answers {status}: {text}")
+    kind: FailureKind = "unsupported"
+    if "context length" in text or "max_model_len" in text:
+        kind = "too_long"
+    elif request.constraint is not None and ("grammar" in text.lower() or "structured" in text.lower()):
+        kind = "bad_constraint"
+    return Failed(request.id, kind, f"vLLM: {text}")
+
+
+def _message_of(body: bytes) -> str:
+    try:
+        content = json.loads(body)
+        return str(content["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:300].decode("utf-8", "replace")
+
+
+def _pulse_of(text: str) -> Pulse:
+    """A heartbeat from vLLM's metrics; raises ValueError for what are none."""
+    sums: dict[str, float] = {}
+    blocks = 0
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+            if sample.name == "vllm:cache_config_info" and sample.labels.get("num_gpu_blocks", "").isdigit():
+                blocks = int(sample.labels["num_gpu_blocks"])
+    return Pulse(
+        time_s=time.monotonic(),
+        running=int(sums.get("vllm:num_requests_running", 0)),
+        waiting=int(sums.get("vllm:num_requests_waiting", 0)),
+        total_blocks=blocks,
+        used_blocks=round(blocks * sums.get("vllm:kv_cache_usage_perc", 0.0)),
+        cached_blocks=0,
+        prompt_tokens=int(sums.get("vllm:prompt_tokens_total", 0)),
+        cached_tokens=int(sums.get("vllm:prefix_cache_hits_total", 0)),
+        output_tokens=int(sums.get("vllm:generation_tokens_total", 0)),
+        preemptions=int(sums.get("vllm:num_preemptions_total", 0)),
+    )
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,63 @@
+"""Fingerprint of a checkpoint: whether two machines hold the same model, without reading all of its weights."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer
+
+from server.config_json import read_json
+from server.errors import CannotStart
+
+DIGEST_BYTES = 12
+NUM_SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights; two fine-tunes of one model differ in nearly every one
+# What tools write beside the model itself, and what a loader may change: two copies of one model may differ in it.
+REMARKS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+
+
+class Fingerprint(msgspec.Struct, frozen=True):
+    """Digests of a checkpoint's parts, in hexadecimal. `weights` is empty where the folder holds none."""
+
+    config: str
+    vocabulary: str
+    weights: str = ""
+
+    def difference(self, other: "Fingerprint") -> str:
+        """The part in which another checkpoint differs; empty for the same. Weights that are not there are no part."""
+        if self.vocabulary != other.vocabulary:
+            return "vocabulary"
+        if self.config != other.config:
+            return "config.json"
+        return "weights" if self.weights and other.weights and self.weights != other.weights else ""
+
+
+def fingerprint(folder: Path, tokenizer: Tokenizer) -> Fingerprint:
+    """The fingerprint of the checkpoint in this folder. Raises CannotStart for a file that cannot be read."""
+    try:
+        config = {key: value for key, value in read_json(folder / "config.json").items() if key not in REMARKS}
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        return Fingerprint(_digest(config), _digest(vocabulary), _digest_of_weights(folder))
+    except OSError as error:
+        raise CannotStart(f"cannot read {folder}: {error}") from error
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _digest_of_weights(folder: Path) -> str:
+    """Over the names, the sizes, and samples that are spread over each file."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return ""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for number in range(NUM_SAMPLES):
+                file.seek(size * number // NUM_SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,210 @@
+"""Engines that cannot be used are told in one line and taken out; requests go elsewhere."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import httpx
+import msgspec
+import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from server.backends.protocol import PATH, decode_requests, encode
+from server.checkpoint.fingerprint import Fingerprint
+from server.messages import Delta, Pulse, StageTime
+from tests.backends.remote_engines import (
+    KEY,
+    MODEL,
+    WELCOME,
+    counting,
+    foreign_server,
+    ids_of,
+    routing,
+    running_engine,
+    say,
+    states,
+    until,
+    use,
+)
+
+Handle = Callable[[ServerConnection], Awaitable[None]]
+
+
+def welcomes(**changes: object) -> Handle:
+    """A server that greets like this and then says nothing."""
+
+    async def handle(connection: ServerConnection) -> None:
+        await say(connection, msgspec.structs.replace(WELCOME, **changes))
+        await connection.wait_closed()
+
+    return handle
+
+
+def sends(frame: str | bytes) -> Handle:
+    """A server whose first frame this is."""
+
+    async def handle(connection: ServerConnection) -> None:
+        await connection.send(frame)
+        await connection.wait_closed()
+
+    return handle
+
+
+def answers(write: Callable[[str], object]) -> Handle:
+    """A server that answers the first request with one frame."""
+
+    async def handle(connection: ServerConnection) -> None:
+        await say(connection, WELCOME)
+        frame = await connection.recv()
+        assert isinstance(frame, bytes)
+        (request,) = decode_requests(frame)
+        written = write(request.id)
+        await connection.send(written if isinstance(written, bytes) else encode(written))
+        await connection.wait_closed()
+
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("handle", "words"),
+    [
+        (welcomes(fingerprint=Fingerprint("other", "vocabulary")), "another checkpoint: its config.json differs"),
+        (welcomes(fingerprint=Fingerprint("config", "other")), "its vocabulary differs"),
+        (welcomes(fingerprint=Fingerprint("config", "vocabulary", "other")), "its weights differs"),
+        (welcomes(protocol=0), "speaks protocol 0, this server 1: run the same version"),
+        (sends('{"protocol": 1}'), "no toolwire engine of this version"),
+        (sends(b"\xff\xfe"), "no toolwire engine of this version"),
+        (sends("hello"), "no toolwire engine of this version"),
+    ],
+)  # fmt: skip
+async def test_an_engine_that_cannot_be_used_is_taken_out(
+    handle: Handle, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "toolwire.engine")
+    async with (
+        running_engine() as engine,
+        foreign_server(handle) as foreign,
+        routing(engine.url, foreign) as backend,
+    ):
+        await until(lambda: states(backend)[foreign] == "refused")
+        (line,) = [one.getMessage() for one in caplog.records if foreign in one.getMessage()]
+        assert words in line and "\n" not in line
+        assert await ids_of(backend, counting("r", 5, 2)) == [6, 7]
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda id: b"garbage", "no message of this protocol"),
+        (lambda id: msgspec.json.encode([1]), "no message of this protocol"),
+        (lambda id: [Delta(id, cached=0), Delta(id, [100_000])], "outside of its vocabulary"),
+        (lambda id: [Delta(id, cached=0), Delta(id, [-1])], "outside of its vocabulary"),
+        (lambda id: [Delta(id, [1, 2, 3, 4, 5, 6])], "more tokens than"),
+    ],
+)  # fmt: skip
+async def test_garbage_ends_no_reply(write: Callable[[str], object], words: str) -> None:
+    """Ids that are none would break the decoding of the reply."""
+    async with foreign_server(answers(write)) as foreign, routing(foreign) as backend:
+        reply = asyncio.create_task(ids_of(backend, counting("r", 5, 5)))
+        await until(lambda: states(backend)[foreign] == "refused")
+        assert words in backend.engines()[0].detail
+        async with running_engine() as engine:
+            use(backend, {foreign: False, engine.url: False})
+            assert await reply == [6, 7, 8, 9, 10]
+
+
+async def test_ids_of_no_request_are_ignored() -> None:
+    def write(id: str) -> object:
+        return [Delta("unknown", [1]), Delta(id, cached=0), Delta(id, [6, 7], finish="length")]
+
+    async with foreign_server(answers(write)) as foreign, routing(foreign) as backend:
+        assert await ids_of(backend, counting("r", 5, 2)) == [6, 7]
+
+
+async def test_times_of_another_machine_are_brought_to_the_clock_of_this_one() -> None:
+    """Monotonic clocks begin anywhere: spans would lie years apart."""
+    loop = asyncio.get_running_loop()
+    ours_s = loop.time()
+
+    def write(id: str) -> object:
+        times = (StageTime("arrived", 5_000_000.5), StageTime("admitted", 5_000_001.5))
+        return [Pulse(5_000_002.0, 1, 0, 1, 1, 0), Delta(id, [6], finish="length", stage_times=times)]
+
+    async def handle(connection: ServerConnection) -> None:
+        await say(connection, msgspec.structs.replace(WELCOME, clock_s=5_000_000.0))
+        await answers_only(connection, write)
+
+    async with foreign_server(handle) as foreign, routing(foreign) as backend:
+        deltas = [delta async for delta in backend.generate(counting("r", 5, 1))]
+        arrived, admitted = deltas[0].stage_times
+        assert ours_s <= arrived.time_s - 0.5 <= loop.time()
+        assert admitted.time_s - arrived.time_s == pytest.approx(1.0)
+
+
+async def answers_only(connection: ServerConnection, write: Callable[[str], object]) -> None:
+    frame = await connection.recv()
+    assert isinstance(frame, bytes)
+    await connection.send(encode(write(decode_requests(frame)[0].id)))
+    await connection.wait_closed()
+
+
+@pytest.mark.parametrize("status", [200, 302, 404])
+async def test_an_http_server_that_is_no_engine_gets_no_key_elsewhere(status: int) -> None:
+    """A redirect would carry the key to whatever address it names."""
+    asked: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readline()).decode())
+        location = f"http://127.0.0.1:{port}/elsewhere"
+        writer.write(f"HTTP/1.1 {status} x\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, running_engine() as engine, routing(engine.url, f"http://127.0.0.1:{port}") as backend:
+        await until(lambda: bool(asked))
+        await asyncio.sleep(0.1)
+        assert await ids_of(backend, counting("r", 5, 2)) == [6, 7]
+    assert asked and all(f"GET {PATH}" in line for line in asked)
+
+
+async def test_the_engine_s_own_routes_need_its_key_but_for_health() -> None:
+    async with running_engine() as engine, httpx.AsyncClient(base_url=engine.url) as client:
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/ready")).status_code == 200
+        assert (await client.get("/metrics")).status_code == 401
+        assert (await client.get("/elsewhere")).status_code == 404
+        await until(lambda: engine.backend._pulse is not None)
+        allowed = await client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"})
+        assert allowed.text.startswith("running ")
+        for header in ("", "Bearer", f"Basic {KEY}", f"Bearer {KEY}x"):
+            reply = await client.get(PATH, headers={"Authorization": header})
+            assert reply.status_code == 401, header
+
+
+@pytest.mark.parametrize("frame", [b"garbage", b"\x91\x93\xa8generate", "text"])
+async def test_a_client_that_sends_garbage_is_cut_off_and_others_are_not(frame: bytes | str) -> None:
+    async with running_engine() as engine, routing(engine.url) as backend:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with connect(f"ws{engine.url.removeprefix('http')}{PATH}", additional_headers=headers) as client:
+            await client.recv()
+            await client.send(frame)
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    await client.recv()
+        assert await ids_of(backend, counting("r", 5, 2)) == [6, 7]
+
+
+async def test_the_api_process_takes_the_weights_of_its_first_engine() -> None:
+    """It has none itself; then an engine with others is another model."""
+    other, unknown = (msgspec.structs.replace(MODEL, weights=weights) for weights in ("other", ""))
+    async with (
+        running_engine() as engine,
+        running_engine(other) as second,
+        routing(engine.url, expected=unknown) as backend,
+    ):
+        use(backend, {engine.url: False, second.url: False})
+        await until(lambda: states(backend)[second.url] == "refused")
