@@ -4,6 +4,7 @@
 # make test-hostile   ten minutes of hostile requests, checkpoints and conversations, as one table
 # make test-agents    coding agents, fetched from npm and PyPI, each against a scripted model      make test-agents ARGS=claude
 # make unit        the tests without foreign clients (the dev extra alone)      make unit TESTS=tests/engine JOBS=0
+# make test-page   the page in Chromium (Debian's package, installed as root)      make test-page ARGS=--pictures
 # make test-arm    the CPU kernels for ARM, cross-compiled, on an emulated CPU
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone      make install TORCH_INDEX_URL=… takes torch from that index (docs/running.md)
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve wheel test test-long test-hostile test-agents test-arm announce lint unit test-gpu clean system system-test image image-test faults monitoring-test
+.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -40,6 +41,8 @@ test-hostile: $(VENV)/.installed-dev
 test-agents: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.agents $(ARGS)
 
+test-page: $(VENV)/.installed-page
+	$(BIN)/python -m pytest --page tests/page $(ARGS)
 # Debian's cross compiler and emulator.
 test-arm: $(VENV)/.installed-dev
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null \
@@ -95,6 +98,10 @@ system-test: system
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && $(MAKE) -s packages NAMES=postgresql; } \
 	  || echo "no PostgreSQL here: its tests are skipped (Debian's package postgresql)"
 
+system-page: system-test
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	  || $(MAKE) -s packages NAMES='chromium'
+
 packages:
 	@[ "$$(id -u)" = 0 ] || { echo "missing: $(NAMES); install them, then try again" >&2; exit 2; }
 	apt-get update -q && apt-get install -q -y --no-install-recommends $(NAMES)
@@ -124,6 +131,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed | system-test
 	  [ ! -f $$folder/package-lock.json ] || (cd $$folder && npm ci --silent --no-audit --no-fund) || exit 1; done
 	@touch $@
 
+$(VENV)/.installed-page: $(VENV)/.installed-dev tests/page/node/package-lock.json | system-page
+	@cd tests/page/node && npm ci --silent --no-audit --no-fund
+	@touch $@
+
 # autogen pins an older protobuf than the traces need, instructor an older jiter than the server has, openai-agents older
 # websockets and llama-index an older openai than other clients have; all run with these.
 $(VENV)/.installed-compat: $(VENV)/.installed-dev
@@ -132,4 +143,4 @@ $(VENV)/.installed-compat: $(VENV)/.installed-dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info $(NODE_FOLDERS:%=%/node_modules)
+	rm -rf $(VENV) build dist *.egg-info $(NODE_FOLDERS:%=%/node_modules) tests/page/node/node_modules

@@ -99,6 +99,7 @@ class ChatRequest:
     notes: tuple[Note, ...] = ()  # of the surface that read the request
     raw_prompts: tuple[RawPrompt, ...] = ()
     prompt_logprobs: int | None = None
+    trace: bool = False  # the reply says how its tokens came about
 
     @property
     def answers_result(self) -> bool:

@@ -113,6 +113,7 @@ class Generate(Message, frozen=True, tag="generate"):
     prompt_logprobs: int | None = None  # None: no logprobs of the prompt
     num_scored: int = 1
     num_volatile: int = 0
+    trace: bool = False  # its Deltas say how their ids came about
 
 
 class Abort(Message, frozen=True, tag="abort"):
@@ -140,6 +141,18 @@ class StageTime(msgspec.Struct, frozen=True, array_like=True):
     time_s: float
 
 
+class StepTrace(msgspec.Struct, frozen=True, array_like=True):
+    """How the ids of one Delta came about: of `drafted` ids its first `accepted` were taken over.
+
+    `forced` are the places in the Delta of ids that the constraint, or the limit of the reasoning phase, allowed no
+    alternative to.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+    forced: tuple[int, ...] = ()
+
+
 class Delta(Message, frozen=True, tag="delta"):
     """Ids generated since the last Delta. The first may be empty: it means that the request was admitted.
 
@@ -147,7 +160,7 @@ class Delta(Message, frozen=True, tag="delta"):
     `logprobs` has one entry for each id if they were requested. `cached` is set in the first Delta only: how many
     prompt ids came from the prefix cache. `forced` counts the ids here that the constraint allowed no alternative to.
     `stage_times` are those since the last Delta, in order. `prompt_logprobs` are those of the next ids of the prompt,
-    where they were requested; all of them come before the first id.
+    where they were requested; all of them come before the first id. `trace` is set where the request has it.
     """
 
     id: str
@@ -158,6 +171,7 @@ class Delta(Message, frozen=True, tag="delta"):
     forced: int = 0
     stage_times: tuple[StageTime, ...] = ()
     prompt_logprobs: list[TokenLogprob] = []
+    trace: StepTrace | None = None
 
 
 class Failed(Message, frozen=True, tag="failed"):

@@ -24,6 +24,7 @@ from server.notes import Note, NoteKind
 from server.prompt.builder import PromptBuilder
 from server.reply.decoder import ParsedEvent, ReplyDecoder, ReplyFormat
 from server.reply.text import Vocabulary
+from server.reply.trace import RequestTrace, TracedVocabulary, TraceRecorder
 from server.runtime.worker_pool import WorkerPool
 
 PREPARE_THREADS = 2
@@ -88,6 +89,7 @@ class ChatService:
     """Prepares prompts off the event loop and runs them on the backend.
 
     `prepare` and `count` are the PromptBuilder's; `read` says how the replies to a prepared prompt are decoded.
+    `traced` shows the tokens of requests that are traced.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class ChatService:
         count: Callable[[ChatRequest], tuple[PartTokens, ...]],
         read: Callable[[ChatRequest, PreparedRequest], ReplyFormat],
         backend: Backend,
+        traced: TracedVocabulary | None = None,
     ) -> None:
+        self._traced = traced
         self._prepare = prepare
         self._count = count
         self._read = read
@@ -119,9 +123,9 @@ class ChatService:
             self._log_notes(prepared.notes)
             for observer in observers:
                 observer.prepared()
-            generation = Generation(
-                prepared, self._read(request, prepared), self._backend.generate, deadline_s, observers
-            )
+            trace = await self._open_trace(request, prepared)
+            format = self._read(request, prepared)
+            generation = Generation(prepared, format, self._backend.generate, deadline_s, observers, trace)
             await generation.admit()
         except BaseException as error:
             if isinstance(error, ConstraintFailed):
@@ -131,6 +135,11 @@ class ChatService:
                 observer.refused(error)
             raise
         return generation
+
+    async def _open_trace(self, request: ChatRequest, prepared: PreparedRequest) -> TraceRecorder | None:
+        if not request.trace or self._traced is None:
+            return None
+        return await self.run(TraceRecorder, prepared, self._traced)
 
     def _log_notes(self, notes: Iterable[Note]) -> None:
         """Log the first note of each kind."""
@@ -162,6 +171,7 @@ def build_service(checkpoint: Checkpoint, prompt_builder: PromptBuilder, backend
         prompt_builder.count,
         lambda request, prepared: reply_format(checkpoint, vocabulary, request, prepared, every_token),
         backend,
+        TracedVocabulary(every_token, frozenset(token.id for token in checkpoint.control_tokens)),
     )
 
 
@@ -204,8 +214,10 @@ class Generation:
         generate: Callable[[Generate], DeltaStream],
         deadline_s: float | None = None,
         observers: Sequence[RequestObserver] = (),
+        trace: TraceRecorder | None = None,
     ) -> None:
         self.prepared = prepared
+        self._trace = trace
         self.stage_times: list[list[StageTime]] = [[] for _ in prepared.generates]  # by choice
         self._deadline_s = deadline_s
         self._observers = observers
@@ -223,6 +235,11 @@ class Generation:
             sum(decoder.completion_tokens for decoder in self._decoders),
             sum(decoder.reasoning_tokens for decoder in self._decoders),
         )
+
+    @property
+    def trace(self) -> RequestTrace | None:
+        """What happened so far, where the request is traced."""
+        return None if self._trace is None else self._trace.close(self.usage.cached_tokens)
 
     @property
     def n(self) -> int:
@@ -324,7 +341,10 @@ class Generation:
         events: list[ChoiceEvent] = []
         for choice, delta in arrived:
             decoder = self._decoders[choice]
+            num_before = decoder.completion_tokens
             events += [ChoiceEvent(choice, parsed) for parsed in decoder.feed(delta)]
+            if self._trace is not None:
+                self._trace.feed(delta, decoder.completion_tokens - num_before)
             if decoder.over:
                 await self._end(choice)
         return events

@@ -39,11 +39,19 @@ SLOW_FIRST = (
     "tests/test_isolation.py",
 )
 
+PAGE_TESTS = Path(__file__).parent / "page"
 TESTS_OF_MODELS = ("tests/model/", "tests/engine/test_real_models.py", "tests/memory/test_out_of_memory.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run tests marked long too, and the others with more cases")
+    parser.addoption("--page", action="store_true", help="run the tests of the page, which need Chromium")
+    parser.addoption("--pictures", action="store_true", help="let them take the pictures of the documents")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the tests of the page out of runs without `--page`: they are run by `make test-page`."""
+    return True if collection_path == PAGE_TESTS and not config.getoption("page") else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -79,6 +79,7 @@ from server.api.responses.to_request import ResponsesMapper
 from server.api.responses.wire import CompactedResponse, ResponseObject
 from server.api.sampling import SamplingMapper
 from server.api.sse import ClientGone
+from server.api.web.router import web_router
 from server.backends.base import Backend
 from server.backends.routing import RoutingBackend
 from server.checkpoint.checkpoint import Checkpoint
@@ -156,6 +157,7 @@ def create_app(
             memory_router(backend),
             *_routers_of_engines(backend, metrics),
             health_router(backend, metrics, lambda: state.store.state),
+            web_router(),
         ),
         requests=REQUESTS,
         replies=REPLIES,

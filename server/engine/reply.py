@@ -28,6 +28,7 @@ class OutputState:
     def __init__(self, request: Generate, *, fast_forward: bool) -> None:
         self.written_ids: list[int] = []
         self.num_forced = 0
+        self.forced_places: list[int] = []  # of written ids without an alternative, where the request is traced
         self.num_free = 0  # ids sampled since some were forced
         self.finish: Finish | None = None
         self.fault: str | None = None
@@ -36,6 +37,7 @@ class OutputState:
         self.closer: Matcher | None = None  # stands for close_ids where they are sampled
         self.fast_forward = fast_forward and request.sampling.num_logprobs is None
         self._appends_close_ids = request.sampling.num_logprobs is None
+        self._traced = request.trace
         self._sampling = request.sampling
         self._resumed_ids = request.reply_ids
         self._stop_ids = frozenset(request.stop_ids)
@@ -119,6 +121,8 @@ class OutputState:
 
     def _write_one(self, token_id: int) -> None:
         stops = token_id in self._stop_ids and not self.banned_ids
+        if self._traced and self._is_forced(token_id):
+            self.forced_places.append(len(self.written_ids))
         self.written_ids.append(token_id)
         if stops:
             self.finish = "stop"
@@ -128,6 +132,13 @@ class OutputState:
         self._move(token_id)
         if self.finish is None and len(self.written_ids) >= self._sampling.max_tokens:
             self.finish = "length"
+
+    def _is_forced(self, token_id: int) -> bool:
+        """Whether this id, which is about to be written, has no alternative."""
+        if self._span != "after" or self.matcher is None:
+            return self._span == "closing"
+        due: Sequence[int] = self._guarded(self.matcher.forced, [])
+        return bool(due) and due[0] == token_id
 
     def _move(self, token_id: int) -> None:
         match self._span:

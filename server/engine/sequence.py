@@ -13,7 +13,7 @@ from typing import Literal
 from server.engine.blocks import chain_hash, root_hash
 from server.engine.drafter import Drafter
 from server.engine.reply import OutputState
-from server.messages import Delta, Generate, Stage, StageTime, TokenLogprob
+from server.messages import Delta, Generate, Stage, StageTime, StepTrace, TokenLogprob
 from server.model.batch import PromptTargets, Row, RowSampling, SampledTokens, TokenHistory
 
 State = Literal["compiling", "waiting", "running", "ended"]
@@ -52,6 +52,8 @@ class Sequence:
         self.last_step = 0
         self._num_sent = len(request.reply_ids)
         self._num_forced_sent = 0
+        self._num_drafted = 0  # since the last Delta, as the next
+        self._num_accepted = 0
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: list[TokenLogprob] = []
         self._clock = clock
@@ -115,6 +117,8 @@ class Sequence:
 
     def record_draft_result(self, num_drafts: int, num_accepted: int) -> None:
         """Record how many drafts of the last step were accepted."""
+        self._num_drafted += num_drafts
+        self._num_accepted += num_accepted
         if self.drafter is not None:
             self.drafter.learn(num_drafts, num_accepted, len(self.ids))
 
@@ -174,5 +178,13 @@ class Sequence:
             self.record_stage("ended")
         stage_times, self._stage_times = tuple(self._stage_times), []
         scores, self._prompt_logprobs = self._prompt_logprobs, []
+        trace = self._take_trace(begin) if self.request.trace else None
         written_ids = reply.written_ids[begin:]
-        return Delta(self.id, written_ids, logprobs, reply.finish, num_cached, forced, stage_times, scores)
+        return Delta(self.id, written_ids, logprobs, reply.finish, num_cached, forced, stage_times, scores, trace)
+
+    def _take_trace(self, begin: int) -> StepTrace:
+        """How the ids written since the last Delta, which begin at this place of the reply, came about."""
+        forced = tuple(place - begin for place in self.reply.forced_places if place >= begin)
+        trace = StepTrace(self._num_drafted, self._num_accepted, forced)
+        self.reply.forced_places, self._num_drafted, self._num_accepted = [], 0, 0
+        return trace

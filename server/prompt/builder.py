@@ -219,6 +219,7 @@ class PromptBuilder:
                 reasoning_phase=reasoning_phase,
                 cache_salt=request.cache_salt,
                 num_volatile=num_volatile,
+                trace=request.trace,
             )
             for i in range(request.n)
         )

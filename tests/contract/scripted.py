@@ -62,10 +62,10 @@ class ScriptedModel:
 
 
 @contextmanager
-def scripted_model() -> Iterator[ScriptedModel]:
+def scripted_model(pause_s: float = 0.0) -> Iterator[ScriptedModel]:
     """A scripted model behind a server that keeps responses."""
     model = ScriptedModel()
-    with scripted_server(model.write) as model.url:
+    with scripted_server(model.write, pause_s=pause_s) as model.url:
         yield model
 
 
@@ -74,17 +74,19 @@ def scripted_server(
     text_of: Callable[[str], str] = two_calls,
     max_model_len: int = 0,
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    pause_s: float = 0.0,
 ) -> Iterator[str]:
     """The address of the API, served by uvicorn in a thread. `text_of` is what the model writes behind a prompt.
 
-    `wrap` puts the application into another one, which sees the requests first.
+    `wrap` puts the application into another one, which sees the requests first. `pause_s` is waited before each token.
     """
     checkpoint = Checkpoint.open(BUILT_IN_FOLDER)
     checkpoint = replace(checkpoint, max_model_len=max_model_len or checkpoint.max_model_len)
 
     def write(request: Generate) -> Script:
         text = text_of(checkpoint.tokenizer.decode(request.token_ids, skip_special_tokens=False))
-        return deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
+        written = deltas([*checkpoint.tokenizer.encode(text, add_special_tokens=False).ids, checkpoint.stop_ids[0]])
+        return [piece for delta in written for piece in (delta, pause_s)] if pause_s else written
 
     settings = Settings()
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.slots import Slots
-from server.messages import Constraint, Generate, ReasoningPhase
+from server.messages import Constraint, Generate, ReasoningPhase, StepTrace
 from tests.engine.toys import Bench, ask, write_alone
 
 HEADS: tuple[list[int], ...] = ([1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3, 4, 6, 6], [2, 1], [])
@@ -29,15 +29,27 @@ def requests(draw: st.DrawFn, index: int) -> Generate:
         num_logprobs=draw(st.sampled_from([None, None, 0])),
         constraint=None if pattern is None else Constraint(pattern),
         reasoning_phase=draw(st.sampled_from(PREAMBLES)),
+        trace=draw(st.booleans()),
     )
 
 
-def lone(request: Generate) -> tuple[list[int], str | None]:
-    """Written ids and end of this request with an engine to itself, nothing forced and nothing drafted."""
+def lone(request: Generate) -> tuple[list[int], str | None, list[int]]:
+    """Written ids, end and forced places of a request alone, nothing appended and nothing drafted."""
     bench = Bench(num_blocks=100, block_size=4, max_batch_tokens=100, fast_forward=False)
     bench.add(request)
     bench.run()
-    return bench.ids(request.id), bench.end(request.id)
+    return bench.ids(request.id), bench.end(request.id), forced_places(bench, request.id)
+
+
+def forced_places(bench: Bench, id: str) -> list[int]:
+    """Places in the reply that its trace calls forced."""
+    places, num_written = [], 0
+    for mail in bench.deltas(id):
+        trace = mail.trace or StepTrace()
+        assert trace.accepted <= min(trace.drafted, len(mail.token_ids))
+        places += [num_written + place for place in trace.forced]
+        num_written += len(mail.token_ids)
+    return places
 
 
 @settings(suppress_health_check=list(HealthCheck))
@@ -94,7 +106,7 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
             assert bench.end(id) is None
             assert lone(request)[0][: len(bench.ids(id))] == bench.ids(id)
             continue
-        assert (bench.ids(id), bench.end(id)) == lone(request)
+        assert (bench.ids(id), bench.end(id), forced_places(bench, id)) == lone(request)
         if request.reasoning_phase is None:
             assert bench.ids(id) == write_alone(request, request.sampling.seed or 0)
         if request.sampling.num_logprobs is not None:

@@ -161,3 +161,24 @@ def test_a_matcher_that_breaks_ends_its_own_reply(name: str) -> None:
     reply.write_forced()
     assert reply.fault == "its constraint broke: RuntimeError: not foreseen"
     assert reply.is_over
+
+
+def test_forced_ids_of_a_traced_reply_are_marked_whether_they_are_appended_or_sampled() -> None:
+    """With logprobs forced ids are sampled one by one, and none of them was seen to be forced."""
+    appended = start(ask("a", [1], trace=True), "4 4 ? 4")
+    appended.write_forced()
+    appended.write([2])
+    appended.write_forced()
+    sampled = start(ask("a", [1], trace=True, num_logprobs=0), "4 4 ? 4")
+    sampled.write([4, 4, 2, 4])
+    assert appended.written_ids == sampled.written_ids == [4, 4, 2, 4]
+    assert appended.forced_places == sampled.forced_places == [0, 1, 3]
+
+
+def test_ids_that_close_the_reasoning_phase_at_its_limit_are_forced() -> None:
+    reply = start(ask("a", [1], trace=True, reasoning_phase=ReasoningPhase(END, limit=2, close_ids=(3, END))))
+    reply.write([1, 2])
+    reply.write_forced()
+    reply.write([1])
+    assert reply.written_ids == [1, 2, 3, END, 1] and reply.forced_places == [2, 3]
+    assert start(ask("a", [1])).forced_places == []

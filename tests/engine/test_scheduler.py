@@ -261,13 +261,15 @@ def test_forced_ids_end_at_max_tokens() -> None:
 
 
 def test_drafts_change_the_number_of_steps_and_nothing_else() -> None:
-    request = ask("a", [1, 2, 3, 1, 2, 3] * 4, max_tokens=60, seed=11, ignore_eos=True)
+    request = ask("a", [1, 2, 3, 1, 2, 3] * 4, max_tokens=60, seed=11, ignore_eos=True, trace=True)
     plain, drafting = Bench(64, 4), Bench(64, 4, draft_tokens=4)
     for bench in (plain, drafting):
         bench.add(request)
         bench.run()
     assert plain.ids("a") == drafting.ids("a") == write_alone(request, 11)
-    assert drafting.scheduler.counts.drafted_tokens > 0
+    counts, traces = drafting.scheduler.counts, [mail.trace for mail in drafting.deltas("a") if mail.trace is not None]
+    assert counts.drafted_tokens == sum(trace.drafted for trace in traces) > 0
+    assert counts.accepted_tokens == sum(trace.accepted for trace in traces)
     assert drafting.model.num_steps <= plain.model.num_steps
 
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel as PydanticModel
-from pydantic import BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic import BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
 from server.api.chat.validation_errors import fault, missing, not_supported_value, wrong_type
@@ -21,6 +21,31 @@ class Part(PydanticModel):
     """An object of a request: types are not converted, unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, protected_namespaces=())
+
+
+def _read_own_options(value: Any) -> Any:
+    if isinstance(value, dict) and (unknown := [name for name in value if name not in ToolwireOptions.model_fields]):
+        raise fault("unknown_parameter", "Unknown parameter: '{P}'.", f".{unknown[0]}")
+    return value
+
+
+class ToolwireOptions(Part):
+    """Options of this server alone."""
+
+    trace: bool | None = Field(None, description="The reply says how it came about, in `toolwire.trace`.")
+
+
+class OwnOptions(Part):
+    """Fields of requests that only this server has, on every surface."""
+
+    toolwire: Annotated[ToolwireOptions, BeforeValidator(_read_own_options)] | None = Field(
+        None, description="Extension. Options of this server alone."
+    )
+
+    @property
+    def traces(self) -> bool:
+        """Whether the reply is to say how it came about."""
+        return self.toolwire is not None and bool(self.toolwire.trace)
 
 
 @dataclass(frozen=True, slots=True)

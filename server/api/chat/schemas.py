@@ -16,7 +16,7 @@ from pydantic import (
 
 from server.api.body import bad
 from server.api.chat.constraints import AnswerConstraints, FormatField
-from server.api.chat.fields import Between, Part, is_strict, or_unlimited
+from server.api.chat.fields import Between, OwnOptions, Part, is_strict, or_unlimited
 from server.api.chat.message_schemas import AnyMessage
 from server.api.chat.openai_form import in_openai_form
 from server.api.chat.thinking import OTHER_NAME, EffortField, SwitchField, ThinkingSwitches
@@ -180,7 +180,7 @@ class ChatFields(Part):
     web_search_options: Refused = None
 
 
-class ChatCompletionRequest(AnswerConstraints, ThinkingSwitches, ChatFields):
+class ChatCompletionRequest(OwnOptions, AnswerConstraints, ThinkingSwitches, ChatFields):
     """POST /v1/chat/completions: OpenAI's fields, and extensions."""
 
     top_k: Annotated[int, Between(-1)] | None = Field(None, description="Extension. 0 and -1: off.")
@@ -245,6 +245,8 @@ def _check_together(request: ChatCompletionRequest, strict: bool) -> None:
     if request.stream_options is not None and not request.stream:
         text = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise bad(text, "stream_options")
+    if request.traces and (request.n or 1) > 1:
+        raise bad("'toolwire.trace' is of one reply: leave out 'n'.", "toolwire.trace", "invalid_parameter_combination")
     if request.continue_final_message and request.messages[-1].role != "assistant":
         text = "'continue_final_message' needs an assistant message at the end of 'messages'."
         raise bad(text, "continue_final_message")

@@ -39,6 +39,7 @@ from server.api.errors import encode
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
 from server.notes import Note
 from server.reply.decoder import ScoredToken
+from server.reply.trace import RequestTrace
 from server.service import ChoiceEvent, Generation, TokenUsage
 
 ID_LENGTH = 24
@@ -104,13 +105,14 @@ class Chunker:
             case Ended():
                 return [self._finish(index, event)]
 
-    def close(self, usage: TokenUsage) -> list[ChatCompletionChunk]:
-        """The usage chunk, where it was asked for."""
-        if not self._style.include_usage:
+    def close(self, usage: TokenUsage, trace: RequestTrace | None = None) -> list[ChatCompletionChunk]:
+        """The chunk of usage and trace, where one of them was asked for."""
+        if not self._style.include_usage and trace is None:
             return []
         chunk = self._new([], usage=usage_of(usage))
-        if self._request_notes:
-            chunk.toolwire = Notes(notes=self._request_notes)
+        notes = Notes(notes=self._request_notes, trace=trace)
+        if notes != Notes():
+            chunk.toolwire = notes
         return [chunk]
 
     def _new(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
@@ -187,7 +189,8 @@ def chunks_of(generation: Generation, style: ReplyStyle) -> AsyncGenerator[list[
     """The chunks of the reply, a list for what is sent together. Raises the ServeError that ends the reply."""
     prepared = generation.prepared
     chunker = Chunker(style, prepared.dropped_messages, prepared.notes)
-    return generation.written(chunker.open(generation.n), chunker.feed, chunker.close)
+    opened = chunker.open(generation.n)
+    return generation.written(opened, chunker.feed, lambda usage: chunker.close(usage, generation.trace))
 
 
 async def whole_reply(generation: Generation, style: ReplyStyle) -> ChatCompletion:
@@ -224,6 +227,7 @@ def fold(chunks: Iterable[ChatCompletionChunk], usage: TokenUsage, style: ReplyS
                 max(notes.dropped_messages, new.dropped_messages),
                 notes.uncalled + new.uncalled,
                 new.notes,
+                new.trace,
             )
     assert first is not None, "a stream begins with its role chunks"
     whole = [_whole_choice(index, choices[index], style) for index in sorted(choices)]

@@ -62,6 +62,7 @@ class RequestMapper:
             cache_salt=request.cache_salt or "",
             must_answer=self.must_answer if request.must_answer is None else request.must_answer,
             notes=(*notes, *history_notes),
+            trace=request.traces,
         )
 
     def style(self, request: ChatCompletionRequest) -> ReplyStyle:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.notes import Note
+from server.reply.trace import RequestTrace
 
 Finish = Literal["stop", "length", "tool_calls", "function_call"]
 
@@ -132,6 +133,7 @@ class Notes(msgspec.Struct, omit_defaults=True):
     dropped_messages: int = 0
     uncalled: list[MissedToolCallNote] = []
     notes: list[Note] = []
+    trace: RequestTrace | None = None  # where the request asks for it
 
 
 def noted(notes: Sequence[Note]) -> Notes | UnsetType:

@@ -48,8 +48,6 @@ def health_router(backend: Backend, metrics: Metrics, store_state: Callable[[], 
     """Routes that report liveness, readiness and metrics."""
     router = APIRouter()
 
-    @router.get("/", include_in_schema=False)
-    @router.head("/", include_in_schema=False)
     @router.get(
         "/health",
         operation_id="getHealth",

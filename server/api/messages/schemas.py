@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo,
 from server.api.body import bad, kind_of
 from server.api.chat.constraints import AnswerConstraints, FormatField, read_flat_format
 from server.api.chat.content import OTHER_MODALITIES, is_part, is_thought, plain_part, plain_result, thought_in
-from server.api.chat.fields import Between, Part, is_strict, or_unlimited, tag_by, tagged
+from server.api.chat.fields import Between, OwnOptions, Part, is_strict, or_unlimited, tag_by, tagged
 from server.api.chat.message_schemas import MAX_ITEMS, PastArguments, PastName, TextPart, with_name
 from server.api.chat.schemas import EXTENSION, LONGEST_STOP, MOST_MESSAGES, NO_EFFECT
 from server.api.chat.thinking import (
@@ -301,7 +301,7 @@ class MessagesFields(CountTokensRequest):
     service_tier: str | None = Field(None, description=NO_EFFECT)
 
 
-class MessagesRequest(AnswerConstraints, ThinkingSwitches, MessagesFields):
+class MessagesRequest(OwnOptions, AnswerConstraints, ThinkingSwitches, MessagesFields):
     """POST /v1/messages: Anthropic's fields, and extensions."""
 
     response_format: FormatField | None = Field(None, description="Extension. `output_config.format` of chat requests.")

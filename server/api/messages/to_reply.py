@@ -35,7 +35,8 @@ from server.api.messages.wire import (
     ThinkingTokens,
 )
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, Text, Thought
-from server.service import Generation, TokenUsage
+from server.reply.trace import RequestTrace
+from server.service import ChoiceEvent, Generation, TokenUsage
 
 EMPTY_INPUT = msgspec.Raw(b"{}")
 
@@ -98,9 +99,10 @@ class MessageWriter:
             case _:
                 assert_never(event)
 
-    def close(self, usage: TokenUsage) -> list[MessageEvent]:
+    def close(self, usage: TokenUsage, trace: RequestTrace | None = None) -> list[MessageEvent]:
         """The end of the message, behind its last event."""
         assert self._ended is not None, "a reply ends with Ended"
+        self.notes.trace = trace
         delta = StopDelta(self._stop_reason(self._ended), self._ended.stop)
         notes = UNSET if self.notes == Notes() else self.notes
         return [MessageDelta(delta, usage_of(usage), notes), MessageStop()]
@@ -141,8 +143,12 @@ def message_events(generation: Generation, style: MessageStyle) -> AsyncGenerato
     prepared = generation.prepared
     notes = Notes(dropped_messages=prepared.dropped_messages, notes=list(prepared.notes))
     writer = MessageWriter(style, prepared.generates[0].sampling.max_tokens < style.max_tokens, notes)
+
+    def feed(received: ChoiceEvent) -> list[MessageEvent]:
+        return writer.feed(received.parsed.event)
+
     opened = writer.open(generation.usage)
-    return generation.written(opened, lambda received: writer.feed(received.parsed.event), writer.close)
+    return generation.written(opened, feed, lambda usage: writer.close(usage, generation.trace))
 
 
 def fold_message(events: Iterable[MessageEvent]) -> MessageReply:

@@ -56,6 +56,7 @@ class MessagesMapper:
             continue_final_message=isinstance(messages[-1], AssistantMessage),
             must_answer=self.must_answer,
             notes=(*left_out, *conversation.notes),
+            trace=request.traces,
         )
 
     def style(self, request: MessagesRequest) -> MessageStyle:

@@ -20,6 +20,7 @@ FILE_GRACE_S = 60.0
 CLIENT = "client_key"  # key in a scope's state: hexadecimal digest of the key that was accepted
 KEY_CHECK = "key_check"  # key in a WebSocket's state: raises RequestRefused once the key of the connection is removed
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_PREFIX = "/web/"  # files of the page, which asks for the key
 FIGURES_PATHS = frozenset({"/metrics", "/v1/memory", "/v1/engines"})  # sums over the requests of all keys
 MONITORING_PATHS = frozenset({*FIGURES_PATHS, "/tokenize", "/detokenize", "/docs", "/openapi.json"})
 
@@ -124,7 +125,8 @@ class AuthMiddleware:
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if scope["path"] not in self._open and scope.get("method") != "OPTIONS":
+        is_open = scope["path"] in self._open or scope["path"].startswith(OPEN_PREFIX)
+        if not is_open and scope.get("method") != "OPTIONS":
             self._check_key(scope, sent_key(headers))
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body_bytes:

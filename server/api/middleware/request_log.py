@@ -15,9 +15,10 @@ from server.api.logs import PROMPT_LOGGER, request_id_in_logs
 access_logger = logging.getLogger("toolwire.access")
 prompt_logger = logging.getLogger(PROMPT_LOGGER)
 
-QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})  # polled every few seconds
+QUIET_PATHS = frozenset({"/health", "/ready", "/metrics", "/v1/memory"})  # polled every few seconds
+QUIET_PREFIX = "/web/"  # files of the page
 SWITCHING_PROTOCOLS = 101  # of a WebSocket that was accepted; its messages are counted one by one
-QUIET_STATUSES = frozenset({200, 503})  # their normal replies: neither logged nor counted
+QUIET_STATUSES = frozenset({200, 304, 503})  # their normal replies: neither logged nor counted
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -76,7 +77,8 @@ class RequestLogMiddleware:
                 self._record(scope, status, round(time.perf_counter() - started_s, 4), num_bytes, outcome)
 
     def _record(self, scope: Scope, status: int, seconds: float, num_bytes: int, outcome: str) -> None:
-        if scope["path"] in QUIET_PATHS and status in QUIET_STATUSES:
+        is_quiet = scope["path"] in QUIET_PATHS or scope["path"].startswith(QUIET_PREFIX)
+        if is_quiet and status in QUIET_STATUSES:
             return
         counted = {"complete": str(status), "cut off": "cancelled"}
         self._count(scope["path"], counted.get(outcome, outcome))

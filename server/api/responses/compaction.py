@@ -95,7 +95,9 @@ class CompactionPlan:
         id_ = new_id()
         item = CompactionItem(f"cmp_{id_}", self._seal.seal(summary))
         prepared = generation.prepared
-        all_notes = Notes(dropped_messages=prepared.dropped_messages, notes=[*notes, *prepared.notes])
+        all_notes = Notes(
+            dropped_messages=prepared.dropped_messages, notes=[*notes, *prepared.notes], trace=generation.trace
+        )
         return CompactedResponse(
             id=f"resp_{id_}",
             created_at=int(time.time()),

@@ -18,6 +18,7 @@ from server.api.sse import PING
 from server.chat_request import ChatRequest
 from server.errors import PromptTooLong, ServeError
 from server.notes import Note
+from server.reply.trace import RequestTrace
 from server.service import Generation, RequestObserver
 
 # Keeps a response; returns why it could not be kept, or "".
@@ -106,7 +107,7 @@ class ResponsePlan:
                 async for events in arrivals:
                     if self._generates and (written := [one for event in events for one in self._writer.feed(event)]):
                         yield written
-            yield [await self._ended(self._close(generation))]
+            yield [_traced(await self._ended(self._close(generation)), generation.trace)]
         except ServeError as error:
             yield [await self._ended(self._writer.fail(error, generation.usage))]
             raise
@@ -148,8 +149,20 @@ class ResponsePlan:
 
 def not_kept(event: EndEvent, fault: str) -> EndEvent:
     """The last event of a response with a note that it could not be kept."""
-    response = event.response
-    notes = Notes() if response.toolwire is UNSET else response.toolwire
+    notes = _notes_of(event)
     note = Note("not_kept", "store", f"the response could not be kept: {fault}")
-    notes = msgspec.structs.replace(notes, notes=[*notes.notes, note])
-    return type(event)(event.sequence_number, msgspec.structs.replace(response, toolwire=notes))
+    return _with_notes(event, msgspec.structs.replace(notes, notes=[*notes.notes, note]))
+
+
+def _traced(event: EndEvent, trace: RequestTrace | None) -> EndEvent:
+    """The last event with the trace of its request, which is not kept."""
+    return event if trace is None else _with_notes(event, msgspec.structs.replace(_notes_of(event), trace=trace))
+
+
+def _notes_of(event: EndEvent) -> Notes:
+    notes = event.response.toolwire
+    return Notes() if notes is UNSET else notes
+
+
+def _with_notes(event: EndEvent, notes: Notes) -> EndEvent:
+    return type(event)(event.sequence_number, msgspec.structs.replace(event.response, toolwire=notes))

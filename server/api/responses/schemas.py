@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, Wit
 from server.api.body import bad
 from server.api.chat.constraints import AnswerConstraints, FlatFormatField, FormatField
 from server.api.chat.content import as_json
-from server.api.chat.fields import Between, Part, is_strict
+from server.api.chat.fields import Between, OwnOptions, Part, is_strict
 from server.api.chat.schemas import EXTENSION, INT64, LONGEST_SALT, NO_EFFECT, check_metadata
 from server.api.chat.thinking import (
     OTHER_NAME,
@@ -135,7 +135,7 @@ class ResponsesFields(Part):
     moderation: Any = Field(None, description=NO_EFFECT)
 
 
-class ResponsesRequest(AnswerConstraints, ThinkingSwitches, ResponsesFields):
+class ResponsesRequest(OwnOptions, AnswerConstraints, ThinkingSwitches, ResponsesFields):
     """POST /v1/responses: OpenAI's fields, and extensions."""
 
     response_format: FormatField | None = Field(None, description="Extension. `text.format` as chat requests have it.")
@@ -194,3 +194,6 @@ def _check_fields_together(request: ResponsesRequest) -> None:
         raise bad(text, "previous_response_id", "mutually_exclusive_parameters")
     if request.background and not request.keeps:
         raise bad("Background mode requires 'store' to be true.", "background", "invalid_parameter_combination")
+    if request.background and request.traces:
+        text = "A trace is not kept: leave out 'toolwire.trace' or 'background'."
+        raise bad(text, "toolwire.trace", "invalid_parameter_combination")

@@ -71,6 +71,7 @@ class ResponsesMapper:
             cache_salt=sent.cache_salt or "",
             must_answer=self.chat.must_answer if sent.must_answer is None else sent.must_answer,
             notes=(*notes, *new_notes, *offered.notes),
+            trace=sent.traces,
         )
         summary = sent.reasoning is not None and (sent.reasoning.summary or sent.reasoning.generate_summary)
         seal = self.seal.seal if sent.includes(SEALED) else None

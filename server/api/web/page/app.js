@@ -1,0 +1,196 @@
+/** Where the page begins: it puts the parts together. */
+
+import { hasKey, request, setKeyPrompt, storeKey } from "./api.js";
+import { Conversation } from "./conversation.js";
+import { announce, byId } from "./dom.js";
+import { setUpExport } from "./export.js";
+import { Inspector } from "./inspector.js";
+import { Loop } from "./loop.js";
+import { OptionsPanel } from "./options.js";
+import { ServerView } from "./server_view.js";
+import { Thread } from "./thread.js";
+import { ToolsPanel } from "./tools.js";
+
+const READY_INTERVAL_MS = 3000;
+const STATES = { ready: "ready", loading: "the model is loading", down: "no answer" };
+
+const conversation = Conversation.load();
+const loop = new Loop(conversation);
+const inspector = new Inspector();
+const options = new OptionsPanel(conversation);
+const tools = new ToolsPanel(conversation, useMessage);
+const server = new ServerView(() => document.body.dataset.side === "server" && sideIsShown());
+const thread = new Thread(conversation, {
+  retry: (index) => restart(index, () => loop.go()),
+  edit: (index, text) => restart(index, () => loop.say(text)),
+  answer: (index, call, text) => {
+    if (loop.busy && index < conversation.turns.length - 1) return;
+    if (!loop.busy) conversation.cutFrom(index + 1);
+    run(loop.answer(call, text));
+  },
+  inspect: (reply) => {
+    inspector.show(reply);
+    showView("inspect");
+  },
+});
+
+setUpKey();
+setUpViews();
+setUpComposer();
+setUpExport(conversation, loop);
+conversation.addEventListener("change", () => {
+  thread.update();
+  options.show();
+});
+conversation.addEventListener("restored", () => {
+  tools.show();
+  inspector.show(null);
+});
+conversation.addEventListener("full", () => showNotice("This browser keeps no more: export the conversation, then begin a new one."));
+loop.addEventListener("reply", () => thread.update());
+loop.addEventListener("end", ({ detail: reply }) => {
+  if (reply.error) server.addError(reply.error);
+  inspector.show(reply);
+  thread.update();
+});
+loop.addEventListener("busy", () => showBusy());
+byId("new").addEventListener("click", () => {
+  loop.stop();
+  conversation.clear();
+  inspector.show(null);
+  byId("message").focus();
+});
+if (conversation.lost) showNotice(conversation.lost);
+thread.toEnd();
+watchReady();
+
+/** Report what goes wrong: nothing fails in silence. */
+function run(work) {
+  work.catch((error) => showNotice(error.message));
+}
+
+/** Drop what follows this turn, then go on; a reply that is being written ends first. */
+function restart(index, work) {
+  if (loop.busy) return;
+  conversation.cutFrom(index);
+  loop.rounds = 0;
+  run(work());
+}
+
+async function showModel() {
+  byId("model").textContent = await loop.readModel();
+  byId("forget-key").hidden = !hasKey();
+}
+
+/** Show whether the server answers, and which model it serves each time it is back. */
+async function watchReady() {
+  let state = "down";
+  try {
+    await request("/ready", { quiet: true });
+    state = "ready";
+  } catch (error) {
+    if (error.status === 503) state = "loading";
+  }
+  const node = byId("state");
+  if (node.dataset.state !== state) {
+    node.dataset.state = state;
+    node.textContent = STATES[state];
+    if (state !== "down") run(showModel());
+  }
+  setTimeout(watchReady, READY_INTERVAL_MS);
+}
+
+function setUpKey() {
+  const dialog = byId("key-dialog");
+  const field = byId("key");
+  setKeyPrompt((reason) => {
+    byId("key-reason").textContent = reason;
+    field.value = "";
+    dialog.returnValue = "";
+    if (!dialog.open) dialog.showModal();
+    return new Promise((resolve) => {
+      dialog.addEventListener("close", () => resolve(dialog.returnValue === "use" ? field.value.trim() : null), { once: true });
+    });
+  });
+  byId("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    dialog.close("use");
+  });
+  byId("key-cancel").addEventListener("click", () => dialog.close(""));
+  byId("forget-key").addEventListener("click", () => {
+    storeKey(null);
+    byId("forget-key").hidden = true;
+    announce("The key is forgotten");
+  });
+}
+
+function setUpViews() {
+  for (const node of document.querySelectorAll("[data-show]")) {
+    node.addEventListener("click", () => showView(node.dataset.show));
+  }
+  for (const node of document.querySelectorAll("dialog [data-close]")) {
+    node.addEventListener("click", () => node.closest("dialog").close());
+  }
+  showView("chat");
+}
+
+/** Show a view; where there is room for several, the side beside the chat changes alone. */
+function showView(name) {
+  const { dataset } = document.body;
+  dataset.view = name;
+  if (name === "inspect" || name === "server") dataset.side = name;
+  for (const node of document.querySelectorAll("[data-show]")) {
+    const shown = node.dataset.show === name;
+    node.setAttribute("aria-pressed", String(shown));
+  }
+  server.watch();
+}
+
+function sideIsShown() {
+  return byId("view-server").checkVisibility();
+}
+
+function setUpComposer() {
+  const field = byId("message");
+  byId("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = field.value.trim();
+    if (!text || loop.busy) return;
+    field.value = "";
+    run(loop.say(text));
+    thread.toEnd();
+  });
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      byId("composer").requestSubmit();
+    }
+  });
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && loop.busy && !document.querySelector("dialog[open]")) loop.stop();
+  });
+  byId("stop").addEventListener("click", () => loop.stop());
+  byId("welcome-weather").addEventListener("click", () => {
+    useMessage("What is the weather in Paris?");
+    byId("composer").requestSubmit();
+  });
+  showBusy();
+}
+
+function useMessage(text) {
+  byId("message").value = text;
+  byId("message").focus();
+}
+
+function showBusy() {
+  byId("stop").hidden = !loop.busy;
+  byId("send").hidden = loop.busy;
+  thread.node.dataset.busy = String(loop.busy);
+  thread.update();
+}
+
+function showNotice(text) {
+  const notice = byId("notice");
+  notice.textContent = text;
+  notice.hidden = !text;
+}

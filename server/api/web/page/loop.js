@@ -1,0 +1,174 @@
+/** The loop of a conversation: a reply, the results of its calls, the next reply, until the model answers. */
+
+import { addressOf, framesOf, request, requestJson, RequestError } from "./api.js";
+import { offeredTools } from "./conversation.js";
+import { announce } from "./dom.js";
+import { isWhole, newReply } from "./reply.js";
+import { runFunction } from "./runner.js";
+import { SURFACES } from "./surfaces.js";
+
+const MOST_ROUNDS = 20; // without a word of the user
+const MOST_FRAMES = 2_000_000; // characters of frames kept for one reply
+
+/** Writes replies into a conversation. Its events: `reply` (it grew), `end`, `busy`. */
+export class Loop extends EventTarget {
+  constructor(conversation) {
+    super();
+    this.conversation = conversation;
+    this.model = "";
+    this.abort = null;
+    this.rounds = 0;
+  }
+
+  get busy() {
+    return this.abort !== null;
+  }
+
+  /** The model that the server serves now. */
+  async readModel() {
+    this.model = (await requestJson("/v1/models")).data[0].id;
+    return this.model;
+  }
+
+  /** A message of the user, and what follows. */
+  async say(text) {
+    this.conversation.turns.push({ role: "user", text });
+    this.conversation.changed();
+    this.rounds = 0;
+    await this.go();
+  }
+
+  /** Replies and results until the model answers, a call waits for the user, or something fails. */
+  async go() {
+    if (this.busy) return;
+    this.abort = new AbortController();
+    this.tell("busy");
+    try {
+      do {
+        this.rounds += 1;
+        const reply = await this.reply();
+        await this.answerCalls(reply);
+        this.conversation.changed();
+        if (!this.mayGoOn(reply)) return;
+      } while (this.rounds < MOST_ROUNDS);
+      announce(`${MOST_ROUNDS} rounds without an answer`);
+    } finally {
+      this.abort = null;
+      this.tell("busy");
+      this.conversation.changed();
+    }
+  }
+
+  stop() {
+    this.abort?.abort();
+  }
+
+  /** Record the result of a call that waited for the user, and go on once all calls of the reply have theirs. */
+  async answer(call, text) {
+    call.result = { text, source: "hand" };
+    this.conversation.changed();
+    const reply = this.conversation.turns.at(-1);
+    if (!this.busy && reply.calls?.includes(call) && this.mayGoOn(reply)) {
+      this.rounds = 0;
+      await this.go();
+    }
+  }
+
+  mayGoOn(reply) {
+    const calls = reply.calls.filter(isWhole);
+    const ended = reply.finish === "tool_calls" || (reply.finish === "stop" && calls.length > 0);
+    return this.conversation.options.loop && ended && calls.length > 0 && calls.every((call) => call.result !== null);
+  }
+
+  /** The next reply, whole or cut. */
+  async reply() {
+    const { conversation } = this;
+    const surface = SURFACES[conversation.options.surface];
+    const { system, turns, options } = conversation;
+    const body = surface.build({ system, turns, options, tools: offeredTools(conversation) }, this.model);
+    const reply = newReply();
+    reply.raw = { url: addressOf(surface.path), body, frames: [], size: 0, dropped: 0 };
+    turns.push(reply);
+    conversation.changed();
+    try {
+      body.model ||= await this.readModel();
+      const response = await this.send(surface.path, body);
+      reply.raw.id = response.headers.get("x-request-id");
+      for await (const frame of framesOf(response)) {
+        keepFrame(reply.raw, frame);
+        surface.read(frame, reply);
+        if (reply.text || reply.thoughts || reply.calls.length) reply.times.first ??= performance.now();
+        this.tell("reply", reply);
+      }
+      if (reply.error) reply.finish = "error";
+      else if (reply.finish === null) throw new RequestError(0, "The stream ended before the reply did.");
+    } catch (error) {
+      this.cut(reply, error);
+    }
+    reply.times.end = performance.now();
+    this.tell("end", reply);
+    announce(summary(reply));
+    return reply;
+  }
+
+  /** Send a request; a server started with `--strict` knows no traces, and gets it again without. */
+  async send(path, body) {
+    const { signal } = this.abort;
+    try {
+      return await request(path, { body, signal });
+    } catch (error) {
+      if (!body.toolwire || error.status !== 400 || !error.message.includes("toolwire")) throw error;
+      delete body.toolwire;
+      this.conversation.options.trace = false;
+      this.conversation.changed();
+      return request(path, { body, signal });
+    }
+  }
+
+  cut(reply, error) {
+    const stopped = error.name === "AbortError";
+    reply.finish = stopped ? "stopped" : error.status ? "error" : "interrupted";
+    if (!stopped) reply.error = { message: error.message, code: error.code, param: error.param, status: error.status };
+    if (!stopped && !(error instanceof RequestError)) throw error; // a fault of this page
+  }
+
+  /** Answer the calls of a reply that need nobody. */
+  async answerCalls(reply) {
+    if (!["tool_calls", "stop"].includes(reply.finish)) return;
+    await Promise.all(reply.calls.filter((call) => isWhole(call)).map((call) => this.answerCall(call)));
+  }
+
+  async answerCall(call) {
+    const tool = this.conversation.tools.find((one) => one.name === call.name);
+    if (tool?.answer.mode === "value") call.result = { text: tool.answer.value, source: "value" };
+    if (tool?.answer.mode === "function") call.result = await functionResult(tool, call);
+    this.tell("reply");
+  }
+
+  tell(type, reply = null) {
+    this.dispatchEvent(new CustomEvent(type, { detail: reply }));
+  }
+}
+
+/** The result of a tool's function; its failure is a result too, which the model reads. */
+export async function functionResult(tool, call) {
+  try {
+    const input = call.custom ? call.arguments : JSON.parse(call.arguments);
+    return { text: await runFunction(tool.answer.source, input), source: "function" };
+  } catch (error) {
+    return { text: JSON.stringify({ error: error.message }), source: "function", failed: true };
+  }
+}
+
+function keepFrame(raw, frame) {
+  raw.size += frame.data.length;
+  if (raw.size < MOST_FRAMES) raw.frames.push({ ...frame, at: performance.now() });
+  else raw.dropped += 1;
+}
+
+function summary(reply) {
+  if (reply.error) return `Failed: ${reply.error.message}`;
+  const names = reply.calls.map((call) => call.name);
+  if (names.length) return `The model calls ${names.join(", ")}`;
+  return reply.finish === "stopped" ? "Stopped" : "The model has answered";
+}

@@ -1,0 +1,40 @@
+/** Replies as the page holds them, whatever surface they came by. */
+
+/** An empty reply, which `read` fills. */
+export function newReply() {
+  return {
+    role: "assistant",
+    text: "",
+    thoughts: "",
+    calls: [], // { id, name, custom, arguments, done, flags, raw, result }
+    finish: null, // "stop", "length", "tool_calls", "stopped", "interrupted" or "error"
+    signature: null,
+    usage: null, // { prompt, cached, completion, reasoning }
+    notes: null, // the server's `toolwire` object, without the trace
+    trace: null,
+    error: null,
+    times: { sent: performance.now(), first: null, end: null },
+  };
+}
+
+/** A new call of a reply. */
+export function newCall(id, name, custom) {
+  return { id, name, custom, arguments: "", done: false, flags: [], raw: "", result: null };
+}
+
+/** Keep the server's own object of a reply: notes, flags of calls, the trace. */
+export function takeNotes(reply, own) {
+  if (!own) return;
+  const { trace, ...notes } = own;
+  if (trace) reply.trace = trace;
+  if (Object.keys(notes).length) reply.notes = { ...reply.notes, ...notes };
+  for (const note of notes.calls ?? []) {
+    const call = reply.calls[note.index];
+    if (call) Object.assign(call, { flags: note.flags ?? [], raw: note.raw ?? "" });
+  }
+}
+
+/** Whether a call can be sent back: it is whole, and the reply was not stopped in it. */
+export function isWhole(call) {
+  return call.done && !call.flags.includes("truncated");
+}
