@@ -17,7 +17,7 @@ from server.model.cpu.library import available_isas
 from tests.live import ROOT
 
 SOURCE, INCLUDED = Path(__file__).parent / "drive_kernels.cpp", ROOT / "server/model/cpu/cpp"
-FLAGS = ("-O2", "-std=c++20", "-fopenmp", "-Wno-psabi", "-I", str(INCLUDED))
+FLAGS = ("-O1", "-std=c++20", "-fopenmp", "-Wno-psabi", "-I", str(INCLUDED))
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 CPUS = {"neon": "cortex-a57", "neon_bf16": "max"}  # the first without bfloat16 products
 PRODUCTS, LAYERS = 80 * 39, 19 * 64  # numbers in one result of each
