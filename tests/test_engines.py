@@ -150,7 +150,7 @@ def test_offline_chat_computes_elsewhere_too(cluster: Cluster) -> None:
         assert chat.chat([{"role": "user", "content": "Hello!"}], max_tokens=8)["role"] == "assistant"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.long
 def test_every_stream_survives_the_death_of_its_engine(cluster: Cluster) -> None:
     """Killed in the middle of 32 streams; then another engine takes its place while the server runs."""
     first, second = cluster.engines

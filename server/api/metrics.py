@@ -21,6 +21,7 @@ LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 1
 STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 5)
 LEVELS = ("calm", "tight", "critical")
 CONTENT_TYPE = OPEN_METRICS
+NAMES_AS_THEY_ARE = "allow-utf-8"  # else colons would become underscores
 
 
 class PulseGauges(Collector):
@@ -145,7 +146,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The metrics as OpenMetrics text."""
-        text: bytes = generate_open_metrics(self.registry)  # type: ignore[no-untyped-call]
+        text: bytes = generate_open_metrics(self.registry, NAMES_AS_THEY_ARE)  # type: ignore[no-untyped-call]
         return text
 
     def _count_calls(self, events: Iterable[ChoiceEvent]) -> None:

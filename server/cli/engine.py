@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 
 from server.api.logs import configure_logging
-from server.api.metrics import PulseGauges
+from server.api.metrics import NAMES_AS_THEY_ARE, PulseGauges
 from server.backends.engine_process import EngineProcess
 from server.backends.engine_server import EngineServer
 from server.checkpoint.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ def _metrics_renderer() -> Callable[[Pulse | None], str]:
 
     def render(pulse: Pulse | None) -> str:
         gauges.pulse = pulse
-        return generate_latest(registry).decode()
+        return generate_latest(registry, NAMES_AS_THEY_ARE).decode()
 
     return render
 
