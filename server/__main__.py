@@ -78,7 +78,7 @@ def config(resolved: Resolved) -> None:
 
 @app.command("check")
 def check(
-    model: Annotated[str, typer.Argument(help="Folder or hub id; weights are not needed.")],
+    model: Annotated[str, typer.Argument(help="Folder, GGUF file or hub id; the weights of a folder are not needed.")],
     chat_template: Annotated[str, typer.Option(help="Jinja file to use instead of the checkpoint's own.")] = "",
     dialect: Annotated[str, typer.Option(help="Tool format to force.")] = "auto",
 ) -> None:

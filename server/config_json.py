@@ -1,4 +1,4 @@
-"""Fields of a checkpoint's config.json that both processes read, without transformers.
+"""Fields of a checkpoint's config.json, or of its GGUF file, that both processes read, without transformers.
 
 Also the rules about its weights by which one part loads them and another estimates their size.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import CannotStart
+from server.gguf.config import model_config
+from server.gguf.header import read_header
 
 # Prefixes of torch.compile, peft and DistributedDataParallel in front of every tensor's name.
 WRAPPERS = ("_orig_mod.", "base_model.model.", "module.")
@@ -75,10 +77,16 @@ ROPE_FIELDS: Mapping[str, FieldKind] = {
 }
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's config.json; raises CannotStart if it cannot be read, or a field is of another kind."""
-    path = folder / "config.json"
-    config = read_json(path)
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The config.json of a folder, or what a GGUF file says in its place.
+
+    Raises CannotStart if it cannot be read, or a field is of another kind.
+    """
+    if checkpoint.is_file():
+        path, config = checkpoint, model_config(read_header(checkpoint))
+    else:
+        path = checkpoint / "config.json"
+        config = read_json(path)
     check_fields(config, MODEL_FIELDS, path)
     for fields in (config, text_fields(config)):
         check_fields(fields, MODEL_FIELDS, path)

@@ -32,7 +32,9 @@ def option(default: Any, text: str, *, secret: bool = False) -> Any:
 class ModelSettings:
     """The checkpoint, and how its prompts are written and its replies parsed."""
 
-    model: str = option(BUILT_IN_MODEL, "Folder or hub id of the checkpoint.")
+    model: str = option(
+        BUILT_IN_MODEL, "Folder, GGUF file or hub id of the checkpoint (ORG/NAME:Q4_K_M for a GGUF file on the hub)."
+    )
     served_model_name: str = option("", "Name that clients use in `model`; else --model, or its last part.")
     chat_template: str = option("", "File with a Jinja chat template to use instead of the checkpoint's own.")
     dialect: str = option("auto", "Tool format: auto (from the template), hermes, qwen3_coder, react, kimi_k2 or glm4.")

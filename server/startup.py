@@ -54,7 +54,7 @@ def build_local_backend(
     dies.
     """
     config = {
-        "checkpoint": str(checkpoint.folder),
+        "checkpoint": str(checkpoint.path),
         "max_model_len": settings.model.max_model_len,  # 0: the model's own length, or what memory holds of it
         "engine": settings.engine,
         "stop_ids": checkpoint.stop_ids,  # they may end any constraint
@@ -81,7 +81,7 @@ def build_backend(
     return RoutingBackend(
         EngineList(remote.engine, remote.engines_file),
         partial(connect_engine, checkpoint, remote.engine_key),
-        fingerprint(checkpoint.folder, checkpoint.tokenizer),
+        fingerprint(checkpoint.path, checkpoint.tokenizer),
         settings.engine.seed,
         on_progress,
         on_ready,

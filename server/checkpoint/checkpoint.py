@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from server.checkpoint.capabilities import TemplateCapabilities, find_capabilities
 from server.checkpoint.encode import Encoder
-from server.checkpoint.folder import check_folder, read_json_if_present, read_text, stored_template
+from server.checkpoint.folder import read_text, stored_template
 from server.checkpoint.template import RENDERER, THINK_CLOSE, THINK_OPEN, ChatTemplate
+from server.checkpoint.texts import CheckpointTexts, read_texts
 from server.checkpoint.tokenizer import (
     ControlToken,
     control_tokens,
@@ -22,7 +23,7 @@ from server.checkpoint.tokenizer import (
     token_variables,
     without_added_tokens,
 )
-from server.config_json import FLAG, IDS, NUMBER, FieldKind, check_fields, context_length, read_config
+from server.config_json import FLAG, IDS, NUMBER, FieldKind, check_fields, context_length
 from server.dialects.base import Dialect
 from server.dialects.registry import detect, find
 from server.errors import CannotStart
@@ -70,11 +71,12 @@ class ThinkIds:
 class Checkpoint:
     """Everything about a checkpoint that prompts and replies depend on.
 
-    `control_tokens` are the tokenizer's added tokens, special or not: untrusted text never becomes one of them.
-    `marker_ids` maps each of their texts to its id. `notes` are lines that `toolwire serve` and `check` print.
+    `path` is a folder or a GGUF file. `control_tokens` are the tokenizer's added tokens, special or not: untrusted text
+    never becomes one of them. `marker_ids` maps each of their texts to its id. `notes` are lines that `toolwire serve`
+    and `check` print.
     """
 
-    folder: Path
+    path: Path
     tokenizer: Tokenizer
     template: ChatTemplate
     dialect: Dialect
@@ -90,74 +92,69 @@ class Checkpoint:
 
     @staticmethod
     def open(
-        folder: Path,
+        path: Path,
         chat_template: str = "",
         dialect: str = "auto",
         generation_config: Literal["auto", "none"] = "auto",
         max_model_len: int = 0,
     ) -> "Checkpoint":
-        """Read the folder; `chat_template` is a file that replaces the checkpoint's template.
+        """Read the folder or GGUF file; `chat_template` is a file that replaces the checkpoint's template.
 
         Raises CannotStart naming the file that is missing or broken, or the option that does not fit.
         """
-        check_folder(folder)
         RENDERER.start()  # while the files are read
-        config = read_config(folder)
-        tokenizer_config = read_json_if_present(folder / "tokenizer_config.json")
-        generation = _read_generation(folder) if generation_config == "auto" else {}
-        tokenizer_json = read_text(folder / "tokenizer.json")
-        tokenizer = load_tokenizer(folder / "tokenizer.json", tokenizer_json, tokenizer_config)
+        texts = read_texts(path, with_generation=generation_config == "auto")
+        generation = _check_generation(texts)
+        tokenizer = load_tokenizer(texts.tokenizer_path, texts.tokenizer_json, texts.tokenizer_config)
         control = control_tokens(tokenizer)
         marker_ids = {token.text: token.id for token in control}
         notes: list[str] = []
-        template = _open_template(folder, chat_template, tokenizer_config, marker_ids, notes)
+        template = _open_template(path, chat_template, texts.tokenizer_config, marker_ids, notes)
         if unused := sorted(generation.keys() - OTHER_KEYS - set(SAMPLING_KEYS)):
             notes.append(f"generation_config.json: not used here: {', '.join(unused)}")
         return Checkpoint(
-            folder=folder,
+            path=path,
             tokenizer=tokenizer,
             template=template,
             dialect=_choose_dialect(dialect, template),
             control_tokens=control,
             marker_ids=marker_ids,
-            stop_ids=_stop_ids(generation, config, tokenizer_config, marker_ids),
+            stop_ids=_stop_ids(generation, texts.config, texts.tokenizer_config, marker_ids),
             think=_think_ids(marker_ids),
             defaults=_defaults(generation),
-            max_model_len=_context_length(config, max_model_len),
-            encoder=Encoder(without_added_tokens(tokenizer, tokenizer_json, control), control),
+            max_model_len=_context_length(texts.config, max_model_len),
+            encoder=Encoder(without_added_tokens(tokenizer, texts.tokenizer_json, control), control),
             capabilities=find_capabilities(template),
             notes=tuple(notes),
         )
 
 
-def _read_generation(folder: Path) -> dict[str, Any]:
-    """The fields of generation_config.json, none without it."""
-    path = folder / "generation_config.json"
-    fields = read_json_if_present(path)
+def _check_generation(texts: CheckpointTexts) -> Mapping[str, Any]:
+    """The fields about sampling, each of the kind that it must have. Raises CannotStart."""
     try:
-        check_fields(fields, GENERATION_FIELDS, path)
+        check_fields(texts.generation, GENERATION_FIELDS, texts.generation_path)
     except CannotStart as error:
         raise CannotStart(f"{error}; correct it, or start with --generation-config none") from error
-    return fields
+    return texts.generation
 
 
 def _open_template(
-    folder: Path, chosen: str, tokenizer_config: Mapping[str, Any], marker_ids: Mapping[str, int], notes: list[str]
+    path: Path, chosen: str, tokenizer_config: Mapping[str, Any], marker_ids: Mapping[str, int], notes: list[str]
 ) -> ChatTemplate:
     """The operator's template, or the checkpoint's, or ChatML with ReAct tools where that has no tools (noted)."""
-    variables = token_variables(tokenizer_config, folder)
+    variables = token_variables(tokenizer_config, path)
     if chosen:
         if not Path(chosen).is_file():
             raise CannotStart(f"--chat-template {chosen} does not exist")
         return ChatTemplate(read_text(Path(chosen)), chosen, variables)
-    origin, source = stored_template(folder, tokenizer_config)
+    origin, source = stored_template(path, tokenizer_config)
     stored = None if source is None else ChatTemplate(source, origin, variables)
     has_chatml = "<|im_start|>" in marker_ids and "<|im_end|>" in marker_ids
     if stored is not None and (stored.knows_tools or not has_chatml):
         return stored
     if not has_chatml:
         raise CannotStart(
-            f"{folder} has no chat template and its tokenizer no ChatML tokens; give one with --chat-template"
+            f"{path} has no chat template and its tokenizer no ChatML tokens; give one with --chat-template"
         )
     lacking = "no chat template" if stored is None else f"the chat template in {Path(origin).name} knows no tools"
     notes.append(f"{lacking}: serving with ChatML and ReAct prompts instead")

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer
 
-from server.config_json import read_json
+from server.config_json import read_config, read_json
 from server.errors import CannotStart
 
 DIGEST_BYTES = 12
@@ -32,14 +32,15 @@ class Fingerprint(msgspec.Struct, frozen=True):
         return "weights" if self.weights and other.weights and self.weights != other.weights else ""
 
 
-def fingerprint(folder: Path, tokenizer: Tokenizer) -> Fingerprint:
-    """The fingerprint of the checkpoint in this folder. Raises CannotStart for a file that cannot be read."""
+def fingerprint(path: Path, tokenizer: Tokenizer) -> Fingerprint:
+    """The fingerprint of the checkpoint in this folder or GGUF file. Raises CannotStart if it cannot be read."""
     try:
-        config = {key: value for key, value in read_json(folder / "config.json").items() if key not in REMARKS}
+        fields = read_config(path) if path.is_file() else read_json(path / "config.json")
+        config = {key: value for key, value in fields.items() if key not in REMARKS}
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        return Fingerprint(_digest(config), _digest(vocabulary), _digest_of_weights(folder))
+        return Fingerprint(_digest(config), _digest(vocabulary), _digest_of_weights(path))
     except OSError as error:
-        raise CannotStart(f"cannot read {folder}: {error}") from error
+        raise CannotStart(f"cannot read {path}: {error}") from error
 
 
 def _digest(value: object) -> str:
@@ -47,9 +48,9 @@ def _digest(value: object) -> str:
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
-def _digest_of_weights(folder: Path) -> str:
+def _digest_of_weights(checkpoint: Path) -> str:
     """Over the names, the sizes, and samples that are spread over each file."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("*.safetensors"))
     if not files:
         return ""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)

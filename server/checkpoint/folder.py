@@ -17,11 +17,11 @@ def check_folder(folder: Path) -> None:
     """Raise CannotStart unless the folder has a config.json and a tokenizer.json, and files that can be read."""
     if not folder.exists():
         raise CannotStart(f"{folder} does not exist")
-    if not folder.is_dir():
-        raise CannotStart(f"{folder} is a file; give the folder that holds config.json and the weights")
     check_files(folder)
     if not (folder / "config.json").is_file():
-        raise CannotStart(f"{folder} holds no config.json, so it is no checkpoint")
+        first = min(folder.glob("*.gguf"), default=None)
+        instead = f"; give one of its GGUF files, such as {first}" if first else ""
+        raise CannotStart(f"{folder} holds no config.json, so it is no checkpoint{instead}")
     if not (folder / "tokenizer.json").is_file():
         raise CannotStart(
             f"{folder} holds no tokenizer.json; save the tokenizer once with transformers' "
@@ -58,13 +58,14 @@ def read_json_if_present(path: Path) -> dict[str, Any]:
 def stored_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str, str | None]:
     """The file that holds the checkpoint's chat template, and the template; None if it has none.
 
-    As transformers does where there are tools: of several templates the one named `tool_use`.
+    As transformers does where there are tools: of several templates the one named `tool_use`. `folder` may be a GGUF
+    file, whose template stands in the configuration of its tokenizer.
     """
     for path in (folder / "additional_chat_templates" / "tool_use.jinja", folder / "chat_template.jinja"):
         if path.is_file():
             return str(path), read_text(path)
     stored = tokenizer_config.get("chat_template")
-    origin = str(folder / "tokenizer_config.json")
+    origin = str(folder if folder.is_file() else folder / "tokenizer_config.json")
     if isinstance(stored, list):  # named templates
         named = {entry["name"]: entry["template"] for entry in stored}
         stored = named.get("tool_use", named.get("default", stored[0]["template"] if len(stored) == 1 else None))

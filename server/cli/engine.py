@@ -49,7 +49,7 @@ async def _serve(
     engine: EngineProcess,
     interruption: Interruption,
 ) -> None:
-    identity = fingerprint(checkpoint.folder, checkpoint.tokenizer)
+    identity = fingerprint(checkpoint.path, checkpoint.tokenizer)
     server = EngineServer(identity, settings.remote.engine_key, _metrics_renderer())
     console = Console()
     bar = LoadingBar(console)

@@ -1,4 +1,4 @@
-"""`toolwire plan MODEL`: memory use by purpose, from config.json and safetensors headers. Loads no weights.
+"""`toolwire plan MODEL`: memory use by purpose, from configuration and headers. Loads no weights.
 
 Exit code 0 if the model fits, 2 if it does not or cannot be read.
 """
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.checkpoint.folder import check_files
-from server.checkpoint.locate import BUILT_IN_FOLDER
+from server.checkpoint.locate import BUILT_IN_FOLDER, locate_cached_gguf
 from server.config_json import read_config
 from server.errors import CannotStart
 from server.memory.budget import GIB, MIB, DeviceMemory, Plan, demand_of, device_memory_of, plan
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="toolwire plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="Folder or hub id of the checkpoint; a hub id is not downloaded."
+        "model", metavar="MODEL", help="Folder, GGUF file or hub id of the checkpoint; a hub id is not downloaded."
     )
     parser.add_argument(
         "--gpu-memory", metavar="SIZE", help="Plan for a GPU of this size (24GiB) instead of this machine."
@@ -118,13 +118,17 @@ def _device_memory(engine: EngineSettings, gpu_memory: str | None) -> tuple[Devi
 
 
 def _read_model(model: str) -> tuple[Shape, tuple[Tensor, ...]]:
-    """Shape and tensors from a folder, the hub's local cache, or the headers of the files on the hub."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        check_files(folder)
-        return read_shape(read_config(folder)), read_headers(folder)
-    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise CannotStart(f"{model} is no folder; give a folder, or a hub id such as Qwen/Qwen3-0.6B")
+    """Shape and tensors from a folder or file, the hub's local cache, or the headers of the files on the hub."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        check_files(path)
+    if path.exists():
+        return read_shape(read_config(path)), read_headers(path)
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise CannotStart(f"{model} does not exist; give a folder, a GGUF file, or a hub id such as Qwen/Qwen3-0.6B")
+    if ":" in model:
+        path = locate_cached_gguf(model)
+        return read_shape(read_config(path)), read_headers(path)
     try:
         cached = try_to_load_from_cache(model, "config.json")
         if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):

@@ -15,6 +15,8 @@ from server.engine.loop import EngineParts, Loop
 from server.engine.ports import Mailbox
 from server.engine.scheduler import Scheduler
 from server.engine.slots import Slots
+from server.gguf.header import read_header
+from server.gguf.tokenizer import tokenizer_json
 from server.memory.budget import Plan, most_rows
 from server.memory.guard import AllocatorStats, Guard, GuardIO
 from server.memory.probe import DeviceSelector, TorchFigures
@@ -93,13 +95,13 @@ def assemble(config: EngineConfig, mailbox: Mailbox) -> Engine:
 
 
 def _load_parts(config: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
-    folder, settings = Path(config.checkpoint), config.engine
-    estimate = refuse_early(folder, config.max_model_len, settings, probe.read()[0])
+    checkpoint, settings = Path(config.checkpoint), config.engine
+    estimate = refuse_early(checkpoint, config.max_model_len, settings, probe.read()[0])
     with ThreadPoolExecutor(1) as beside:
-        vocab_size, tokenizer = estimate.shape.vocab_size, folder / "tokenizer.json"
-        indexing = beside.submit(LlguidanceGrammars, tokenizer, vocab_size, config.stop_ids)
+        vocab_size, stop_ids = estimate.shape.vocab_size, config.stop_ids
+        indexing = beside.submit(lambda: LlguidanceGrammars(read_tokenizer(checkpoint), vocab_size, stop_ids))
         sizes = padded_sizes(settings.max_running) if settings.cuda_graphs else ()
-        loaded = load(folder, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
+        loaded = load(checkpoint, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
         rows = most_rows(settings.max_batch_tokens, settings.max_running, _draft_tokens(settings, loaded.device))
         largest = StepSize(settings.max_batch_tokens, rows, settings.block_size, max(sizes, default=0))
         measured = Measured(loaded.weight_bytes, measure_step(loaded, largest))
@@ -110,6 +112,13 @@ def _load_parts(config: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
         if sizes:
             runner.capture_graphs(sizes)
         return Parts(loaded, plan, runner, grammars)
+
+
+def read_tokenizer(checkpoint: Path) -> bytes:
+    """The content of tokenizer.json, of a folder or as a GGUF file has it."""
+    if checkpoint.is_file():
+        return tokenizer_json(read_header(checkpoint, vocabulary=True)).encode()
+    return (checkpoint / "tokenizer.json").read_bytes()
 
 
 def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:

@@ -1,4 +1,4 @@
-"""Size of a checkpoint's loaded weights, from the headers of its safetensors files.
+"""Size of a checkpoint's loaded weights, from the headers of its safetensors files or of its GGUF file.
 
 A safetensors file begins with the length of its header (8 bytes, little-endian) and the header, a JSON object from
 tensor names to dtype, shape and place; see the format's description in the safetensors repository.
@@ -19,6 +19,8 @@ from server.config_json import (
     quantized_bytes,
 )
 from server.errors import CannotStart
+from server.gguf.header import read_header
+from server.gguf.weights import stored_weights
 from server.memory.shape import DTYPE_BYTES
 
 LENGTH_BYTES = 8
@@ -52,7 +54,13 @@ class Tensor:
 
 
 def read_headers(folder: Path) -> tuple[Tensor, ...]:
-    """Every tensor of the folder's safetensors files; raises CannotStart if there is none or one is broken."""
+    """Every tensor of the folder's safetensors files, or of a GGUF file, whose blocks are multiplied out when loaded.
+
+    Raises CannotStart if there is none or one is broken.
+    """
+    if folder.is_file():
+        stored = stored_weights(read_header(folder))
+        return tuple(Tensor(weight.name, "F32", weight.shape) for weight in stored)
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise CannotStart(f"{folder} has no *.safetensors file; other weight formats are not read")

@@ -236,7 +236,7 @@ async def test_events_that_are_none_take_the_server_out(checkpoint: Checkpoint) 
 @pytest.fixture(scope="module")
 def grammars(checkpoint: Checkpoint) -> LlguidanceGrammars:
     size = checkpoint.tokenizer.get_vocab_size()
-    return LlguidanceGrammars(BUILT_IN_FOLDER / "tokenizer.json", size, checkpoint.stop_ids)
+    return LlguidanceGrammars((BUILT_IN_FOLDER / "tokenizer.json").read_bytes(), size, checkpoint.stop_ids)
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ class Walk:
 @functools.cache
 def grammars() -> LlguidanceGrammars:
     """Return the engine's grammars over the real Qwen vocabulary."""
-    return LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", VOCAB_SIZE, STOP_IDS, num_threads=1)
+    return LlguidanceGrammars((qwen_tokenizer() / "tokenizer.json").read_bytes(), VOCAB_SIZE, STOP_IDS, num_threads=1)
 
 
 @cached

@@ -74,7 +74,7 @@ def test_the_dialect_is_found_and_passes_its_self_test_with_the_family_s_own_tok
 def test_notes_on_the_checkpoint_are_shown_at_start_and_with_the_model(served: Served) -> None:
     """An operator has to learn that the checkpoint's own template is not used."""
     (note,) = opened(served.family).notes
-    assert "ReAct" in note and str(opened(served.family).folder) not in note
+    assert "ReAct" in note and str(opened(served.family).path) not in note
     assert httpx.get(f"{served.server.url}/v1/models").json()["data"][0]["notes"] == [note]
     assert "Note" in served.server.output() and "ReAct" in served.server.output()
 

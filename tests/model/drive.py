@@ -38,7 +38,7 @@ def reference(kind: Kind) -> Any:
 @latest
 def grammars() -> LlguidanceGrammars:
     """Grammars over the vocabulary of all kinds."""
-    return LlguidanceGrammars(qwen_tokenizer() / "tokenizer.json", VOCAB_SIZE, (0,))
+    return LlguidanceGrammars((qwen_tokenizer() / "tokenizer.json").read_bytes(), VOCAB_SIZE, (0,))
 
 
 def generate(kind: Kind, prompt: Sequence[int], count: int) -> list[int]:

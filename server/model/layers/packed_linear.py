@@ -158,5 +158,6 @@ def _is_mapped_file(begin: int, end: int) -> bool:
         fields = line.split(maxsplit=5)
         low, high = (int(part, 16) for part in fields[0].split("-"))
         if low <= begin and end <= high:
-            return len(fields) == 6 and fields[5].endswith(".safetensors")
+            # The hub's cache keeps its files under names without endings.
+            return len(fields) == 6 and fields[5].startswith("/") and Path(fields[5]).is_file()
     return False

@@ -1,4 +1,4 @@
-"""Loads a checkpoint folder: plain dense decoders directly, all others through transformers."""
+"""Loads a checkpoint folder or GGUF file: plain dense decoders directly, all others through transformers."""
 
 import logging
 import time
@@ -10,6 +10,7 @@ from server.config_json import read_config
 from server.errors import CannotStart
 from server.model.cpu.native import NativeHead
 from server.model.cpu.selection import choose_library
+from server.model.loading.gguf import load_gguf
 from server.model.loading.loaded_model import LoadedModel, OnProgress
 from server.model.loading.plain import load_plain
 from server.settings import EngineSettings
@@ -26,15 +27,14 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
     """
     began_s = time.monotonic()
     device = choose_device(settings.device)
-    if not (checkpoint / "config.json").is_file():
-        raise CannotStart(f"{checkpoint} is no checkpoint: it has no config.json")
-    if not any(checkpoint.glob("*.safetensors")):
-        raise CannotStart(f"{checkpoint} has no *.safetensors file with weights")
+    if not checkpoint.is_file():
+        _check_folder(checkpoint)
+        _refuse_quantized_twice(checkpoint, settings)
     loaded = None
     kernels = choose_library(settings.cpu_isa) if device.type == "cpu" else None
-    _refuse_quantized_twice(checkpoint, settings)
     if device.type == "cpu":
-        loaded = load_plain(checkpoint, settings, kernels, on_progress, began_s)
+        load_dense = load_gguf if checkpoint.is_file() else load_plain
+        loaded = load_dense(checkpoint, settings, kernels, on_progress, began_s)
     if loaded is None:
         # Imported here: transformers takes two seconds to import, and plain decoders do not need it.
         from server.model.loading.pretrained import load_pretrained
@@ -45,6 +45,13 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
         log.warning("there are no kernels for this CPU: torch unpacks weights of few bits for every product, slowly")
     on_progress(1.0)
     return loaded
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise CannotStart(f"{folder} is no checkpoint: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise CannotStart(f"{folder} has no *.safetensors file with weights")
 
 
 def choose_device(requested: str) -> torch.device:

@@ -77,7 +77,7 @@ def load_plain(
     if quantization and settings.dtype == "auto" and dtype == torch.float16 and kernels is not None:
         dtype = torch.bfloat16  # in which the kernels compute the whole decoder; the codes stay as they are
     width = QUANTIZED_WIDTHS.get(settings.quantize, 0)
-    weights = dict(_converted(weights, config, width, dtype, kernels, on_progress))
+    weights = dict(convert(weights, config, width, dtype, kernels, on_progress))
     return open_plain(config, weights, kernels, on_progress, began_s)
 
 
@@ -95,7 +95,7 @@ def open_plain(
     else:
         for number, layer in enumerate(layers, 1):
             pack_linears(layer)
-            on_progress(0.9 * number / len(layers))
+            on_progress(0.9 + 0.1 * number / len(layers))
         pack_linears(model)
         backbone, head = CompactBackbone(model.model), model.lm_head
     return LoadedModel(
@@ -117,7 +117,7 @@ def _shape(weight: Tensor | PackedWeight) -> tuple[int, ...]:
     return tuple(weight.shape) if isinstance(weight, Tensor) else (weight.outputs, weight.inputs)
 
 
-def _converted(
+def convert(
     weights: Weights,
     config: PlainConfig,
     width: int,

@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from server.config_json import QUANTIZED_WIDTHS, WRAPPERS, can_be_packed, computes_float8
+from server.config_json import QUANTIZED_WIDTHS, WRAPPERS, can_be_packed, computes_float8, read_config
 from server.errors import CannotStart
 from server.model.attention.base import paged_attention
 from server.model.cpu.layer_reader import supports_decoder
@@ -26,6 +26,7 @@ from server.model.kernel_selection import choose_backbone, choose_quantized_prod
 from server.model.layers.decoder import COMPACT_MODEL_TYPES
 from server.model.layers.packed_linear import pack_linears
 from server.model.layers.recurrent import recurrent_shape, wrap_linear_attention
+from server.model.loading.gguf_weights import GgufWeights
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
 from server.model.loading.streaming import METHOD, StreamingConfig, StreamingQuantizer, replace
 from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear
@@ -102,10 +103,14 @@ def _suits_kernels(model: Any) -> bool:
 
 
 def _read_config(checkpoint: Path) -> Any:
+    fields = read_config(checkpoint) if checkpoint.is_file() else None
     try:
+        if fields is not None:
+            return transformers.AutoConfig.for_model(**fields)
         return transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
     except Exception as error:  # its classes raise whatever the values of the file lead to
-        raise CannotStart(f"transformers cannot read {checkpoint / 'config.json'}: {_first_line(error)}") from error
+        path = checkpoint if fields is not None else checkpoint / "config.json"
+        raise CannotStart(f"transformers cannot read {path}: {_first_line(error)}") from error
 
 
 def _refuse_unsupported(config: Any) -> None:
@@ -145,13 +150,20 @@ def _load_model(
     on_progress: OnProgress,
 ) -> Any:
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
-    dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    dtype: Any = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    if checkpoint.is_file():  # transformers is given the weights, and reads each when it needs it
+        dtype = config.dtype if dtype == "auto" else dtype
+        loader, source = getattr(transformers, config.architectures[0]), None
+        weights = GgufWeights(checkpoint, dtype).lazy()
+    else:
+        loader, source, weights = transformers.AutoModelForCausalLM, checkpoint, None
     stop = threading.Event()
     watch = threading.Thread(target=_watch_loading, args=(checkpoint, device, on_progress, stop), daemon=True)
     watch.start()
     try:
-        found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint,
+        found: Any = loader.from_pretrained(
+            source,
+            state_dict=weights,
             config=config,
             dtype=dtype,
             attn_implementation=ATTENTION_NAME,
@@ -192,7 +204,8 @@ def _refuse_missing(checkpoint: Path, model: Any, report: Any) -> None:
 
 def _watch_loading(checkpoint: Path, device: torch.device, on_progress: OnProgress, stop: threading.Event) -> None:
     """Report progress by the bytes that the process has read, as transformers reports none."""
-    total = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) or 1
+    files = [checkpoint] if checkpoint.is_file() else checkpoint.glob("*.safetensors")
+    total = sum(path.stat().st_size for path in files) or 1
     before = _bytes_in(device)
     while not stop.wait(0.25):
         on_progress(min(0.99, max(0.0, (_bytes_in(device) - before) / total)))

@@ -9,7 +9,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -104,14 +103,14 @@ class GrammarMatcher:
 class LlguidanceGrammars:
     """Compiles constraints and computes masks for one vocabulary.
 
-    `tokenizer_file` is the checkpoint's tokenizer.json. `vocab_size` is the model's, which may exceed the tokenizer's.
-    The `stop_ids` are allowed wherever a grammar is complete. Construction takes about a second.
+    `tokenizer_json` is the content of the checkpoint's file. `vocab_size` is the model's, which may exceed the
+    tokenizer's. The `stop_ids` are allowed wherever a grammar is complete. Construction takes about a second.
     """
 
     def __init__(
-        self, tokenizer_file: Path, vocab_size: int, stop_ids: Sequence[int], num_threads: int | None = None
+        self, tokenizer_json: bytes, vocab_size: int, stop_ids: Sequence[int], num_threads: int | None = None
     ) -> None:
-        tokenizer = _rename_added_tokens(tokenizer_file.read_bytes())
+        tokenizer = _rename_added_tokens(tokenizer_json)
         self._tokenizer = LLTokenizer(
             tokenizer, n_vocab=vocab_size, eos_token=[token_id for token_id in stop_ids if token_id < vocab_size]
         )

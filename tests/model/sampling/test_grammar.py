@@ -91,7 +91,7 @@ def test_added_tokens_that_are_also_in_the_vocabulary_are_not_text() -> None:
     tokenizer = Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
     control, stop = set(tokenizer.get_added_tokens_decoder()), tokenizer.token_to_id("<|im_end|>")
     size = tokenizer.get_vocab_size()
-    built_in = LlguidanceGrammars(BUILT_IN_FOLDER / "tokenizer.json", size, (stop or 0,), num_threads=1)
+    built_in = LlguidanceGrammars((BUILT_IN_FOLDER / "tokenizer.json").read_bytes(), size, (stop or 0,), num_threads=1)
     matcher = built_in.compile(Constraint('start: "<think>" <[1]> "</tool_call>"'))
     written: list[int] = []
     while not matcher.is_over():
