@@ -237,6 +237,7 @@ async def test_the_examples_of_the_openapi_document_fit_it(serve: Serve) -> None
             fits(document, json_content["schema"]["$ref"].rsplit("/", 1)[1], example)
             num_fitting += 1
     assert num_fitting > len(bodies)
+    assert document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert {"200", "400", "401", "404", "408", "413", "429", "500", "503", "504"} == set(chat)
     for example in chat["200"]["content"]["text/event-stream"]["examples"].values():

@@ -57,7 +57,9 @@ def test_c28_a_system_message_in_mid_conversation(live: Live) -> None:
 def test_c29_text_parts_are_the_text(live: Live) -> None:
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo!", "cache_control": {"type": "ephemeral"}}]
     for sent in ([{"type": "text", "text": "Hello!"}], parts):
-        assert content(live, [{"role": "user", "content": sent}]) == content(live, [HELLO])
+        messages = [{"role": "user", "content": sent}]
+        assert content(live, messages) == content(live, [HELLO])
+        assert prompt_tokens(live, messages) == prompt_tokens(live, [HELLO])
 
 
 @pytest.mark.parametrize(
