@@ -95,7 +95,7 @@ def test_help_shows_every_option_with_its_variable() -> None:
         (["serve", "--port", "many"], "port"),
         (["serve", "--model", "./does-not-exist"], "does-not-exist"),
         (["serve", "--model", str(ROOT / "docs")], "config.json"),
-        (["serve", "--model", str(ROOT / "README.md")], "folder"),
+        (["serve", "--model", str(ROOT / "README.md")], "GGUF"),
         (["serve", "--cpu-isa", "mmx"], "cpu_isa"),
         (["serve", "--cpu-isa", "avx2" if platform.machine() == "aarch64" else "neon"], "torch"),
     ],

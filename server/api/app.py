@@ -85,6 +85,7 @@ from server.backends.routing import RoutingBackend
 from server.checkpoint.checkpoint import Checkpoint
 from server.errors import ServeError
 from server.prompt.builder import PromptBuilder
+from server.prompt.window import Window
 from server.service import build_service
 from server.settings import ApiSettings, Settings
 from server.store.response_store import ResponseStore
@@ -141,15 +142,10 @@ def create_app(
     replies = ReplyHandler(api, names, service, metrics)
     chat = ChatHandler(replies, mapper)
     state = state or state_of(ResponseStore(None))
-    reader = RequestReader(replies, ResponsesMapper(mapper, state.seal), state.store)
     app = DocumentedApp(
         routers=(
             chat_router(chat),
-            responses_router(
-                ResponsesHandler(replies, reader, state, window),
-                WebSocketHandler(replies, reader, state.budget, api.max_websockets),
-            ),
-            conversations_router(ConversationsHandler(state, api.strict)),
+            *_routers_of_responses(replies, mapper, state, window, api),
             messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer, api.repair_history))),
             completions_router(CompletionsHandler(replies, CompletionsMapper(checkpoint, sampling))),
             tokens_router(replies, chat, service, checkpoint, window),
@@ -170,6 +166,20 @@ def create_app(
     _add_error_handlers(app)
     _add_middleware(app, api, metrics, keys or ApiKeys(api.api_key, api.api_key_file, api.monitoring_key))
     return app
+
+
+def _routers_of_responses(
+    replies: ReplyHandler, mapper: RequestMapper, state: ResponsesState, window: Window, api: ApiSettings
+) -> list[APIRouter]:
+    """Responses over HTTP and WebSocket, and their conversations."""
+    reader = RequestReader(replies, ResponsesMapper(mapper, state.seal), state.store)
+    return [
+        responses_router(
+            ResponsesHandler(replies, reader, state, window),
+            WebSocketHandler(replies, reader, state.budget, api.max_websockets),
+        ),
+        conversations_router(ConversationsHandler(state, api.strict)),
+    ]
 
 
 def _routers_of_engines(backend: Backend, metrics: Metrics) -> list[APIRouter]:

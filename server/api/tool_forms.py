@@ -86,7 +86,7 @@ def _flat(tool: Form) -> dict[str, Any] | None:
 
 def _chat_tool(tool: Form) -> Form:
     kind = tool.get("type")
-    if kind in tool or (flat := _flat(tool)) is None:
+    if (isinstance(kind, str) and kind in tool) or (flat := _flat(tool)) is None:
         return tool
     inner = {key: value for key, value in flat.items() if key != "type"}
     format_ = inner.get("format")
@@ -158,7 +158,8 @@ def _responses_choice(sent: Form) -> Form:
     if (mode := _mode(sent)) is not None:
         return {"type": mode}
     if (listed := _listed(sent)) is not None:
-        is_own = "tools" in sent and all("name" in one for one in sent["tools"])
+        own = sent.get("tools")
+        is_own = isinstance(own, list) and all(isinstance(one, Mapping) and "name" in one for one in own)
         tools = [{"type": kind, "name": name} for kind, name in listed[1]]
         return sent if is_own else {"type": "allowed_tools", "mode": listed[0], "tools": tools}
     if ("name" in sent and sent.get("type") in ("function", "custom")) or (named := _named(sent)) is None:

@@ -237,7 +237,7 @@ def _read_name(buffer: TextBuffer) -> Generator[None, None, str]:
         yield
 
 
-def ended(names: Collection[str]) -> str:
+def ended(names: Collection[str], beside_rules: bool = False) -> str:
     """Return a pattern of the texts that are no value in this format; `names` are the declared arguments.
 
     They are the texts in which a tag may end a value, and those that are read on to see whether it does.

@@ -157,10 +157,11 @@ def _skip_closing(buffer: TextBuffer, sink: EventSink) -> Generator[None, None, 
     return inside
 
 
-def ended(names: Collection[str]) -> str:
+def ended(names: Collection[str], beside_rules: bool = False) -> str:
     """Return a pattern of the texts that are no value in this format; `names` are the declared arguments.
 
-    They are the texts in which a tag may end a value, and those that are read on to see whether it does.
+    They are the texts in which a tag may end a value, and those that are read on to see whether it does. Beside the
+    rules of a string the lexer has no room for declared tags behind text in a line, which then may stand in a value.
     """
     anywhere = r"<\/parameter>\s*(<parameter=|<\/function>|<\/tool_call>|<function=|<tool_call>)"
     anywhere += r"|<\/function>\s*(<\/tool_call>|<function=|<tool_call>)"
@@ -169,7 +170,7 @@ def ended(names: Collection[str]) -> str:
     if names:
         declared = f"<parameter=({'|'.join(map(pattern_of, sorted(names)))})"
         at_line += rf"|{declared}[ \t\"']*>"
-        behind_text = rf"|(?s:.*)[^ \t\n]{declared}>[ \t]*\r?(\n(?s:.*))?"
+        behind_text = "" if beside_rules else rf"|(?s:.*)[^ \t\n]{declared}>[ \t]*\r?(\n(?s:.*))?"
     return rf"(?s:.*)({anywhere})(?s:.*)|((?s:.*)\n)?[ \t]*({at_line})(?s:.*){behind_text}"
 
 

@@ -86,9 +86,13 @@ def is_strict(info: ValidationInfo) -> bool:
     return bool(info.context and info.context["strict"])
 
 
+LARGEST_WHOLE = 2**53  # beyond it a float is no longer one integer
+
+
 def _whole(value: Any, info: ValidationInfo) -> Any:
     """`100.0`, which languages with one kind of number write, as the integer that it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() and not is_strict(info) else value
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_WHOLE
+    return int(value) if is_whole and not is_strict(info) else value
 
 
 def _read_limit(value: Any, info: ValidationInfo) -> Any:

@@ -52,7 +52,7 @@ class TagForm:
     head: Callable[[str], str]
     tail: str
     closing: str
-    ended: Callable[[Collection[str]], str]
+    ended: Callable[[Collection[str], bool], str]
     tags: tuple[str, ...] = ()
 
 
@@ -67,8 +67,10 @@ def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], t
     """Yield the rule `call`, one call in this form, and its parts; `around` gives the text around arguments."""
     tools = callable_tools(spec)
     yield one_of_calls(tools)
-    ended = form.ended({name for tool in tools for name in declared_names(tool)})
+    names = {name for tool in tools for name in declared_names(tool)}
+    ended = form.ended(names, False)
     yield f"RAW: /(?s:.*)/ & ~/{ended}/"
+    yield f"RULED: /(?s:.*)/ & ~/{form.ended(names, True)}/"
     yield from _raw_rules(spec, form, "raw_value", "RAW")
     for i, tool in enumerate(tools):
         before, after = around(tool)
@@ -190,7 +192,7 @@ class _TaggedValues:
         if not rules:
             return "raw_value"
         name = self._name()
-        self.lines.append(f"{name.upper()}: RAW & {' & '.join(f'/{rule}/' for rule in rules)}")
+        self.lines.append(f"{name.upper()}: RULED & {' & '.join(f'/{rule}/' for rule in rules)}")
         self.lines += _raw_rules(self._spec, self._form, name, name.upper())
         return name
 
@@ -226,7 +228,7 @@ def _input_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> 
     if tool.format is None:
         yield f"{rule}: raw_value"
     elif tool.format.syntax == "regex":
-        yield f"{rule.upper()}: RAW & /({regex_to_lark(tool.format.definition, '')})/"
+        yield f"{rule.upper()}: RULED & /({regex_to_lark(tool.format.definition, '')})/"
         yield from _raw_rules(spec, form, rule, rule.upper())
     else:
         yield f"{rule}: {raw_piece(tool.format)} {_literal(spec, form, form.tail)}"

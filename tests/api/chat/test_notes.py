@@ -16,7 +16,7 @@ HALF = r'{"model": "org/tiny", "messages": [{"role": "user", "content": "21 \ud8
 NOTE = {
     "kind": "half_surrogate",
     "param": "messages[0].content",
-    "text": "Half of a surrogate pair was read as U+FFFD.",
+    "text": "Half of a surrogate pair, or bytes that are no UTF-8, were read as U+FFFD.",
 }
 
 
