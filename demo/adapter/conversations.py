@@ -1,0 +1,277 @@
+"""Conversations to train on: one list of tools, and several independent conversations about it."""
+
+# ruff: noqa: E501
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from demo.adapter.invented import invent
+from demo.adapter.requests import OfferedTool, Request, fill, offer, request
+from demo.adapter.sketches import Sketch, Wording
+from demo.adapter.values import Value, draw_value
+
+Message = dict[str, Any]
+REFUSALS = (
+    "None of my tools can do that.", "I'm sorry, I have no tool for that.", "I can't do that with the tools I have.",
+    "Sorry, that is beyond what my tools can do.",
+)  # fmt: skip
+DONE = ("Done.", "That's done.", "All set.", "Okay, done.")
+JOINED = (" and ", " and ", ". Also ", ", and then ", "; ", ". Then ")
+SMALL_TALK = (
+    ("Hello!", "Hello! How can I help you?"), ("Hi there", "Hi! What can I do for you?"),
+    ("Thank you!", "You're welcome."), ("thanks, that's all", "You're welcome. Have a nice day."),
+    ("Good morning", "Good morning! How can I help?"), ("Who are you?", "I'm an assistant that can call tools for you."),
+    ("How are you?", "I'm fine, thank you. How can I help you?"), ("ok great", "Glad to hear that."),
+    ("Why is the sky blue?", "Air scatters blue light more than red light, so the sky looks blue."),
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("Tell me a joke.", "Why did the bicycle fall over? It was two-tired."),
+    ("Write a haiku about rain.", "Rain taps on the roof,\na slow and patient drummer;\nthe garden listens."),
+    ("What's two plus two?", "Two plus two is four."), ("Bye", "Goodbye!"),
+    ("What does HTTP stand for?", "HTTP stands for Hypertext Transfer Protocol."),
+    ("Do you like music?", "I don't hear music, but I'm happy to talk about it."),
+    ("Give me a synonym for happy.", "A synonym for happy is glad."),
+    ("How many days has a week?", "A week has seven days."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A list of tools, and conversations behind it, none of which sees another."""
+
+    tools: tuple[dict[str, Any], ...]
+    conversations: tuple[tuple[Message, ...], ...]
+    system: str = ""
+
+
+class Teacher:
+    """Draws lessons over some sketches, and over tools that it invents. The same seed gives the same lessons."""
+
+    def __init__(self, sketches: Sequence[Sketch], seed: int, invents: bool = True) -> None:
+        self.rng = random.Random(seed)
+        self._sketches = tuple(sketches)
+        self._invented_share = 0.3 if invents else 0.0
+
+    def lesson(self, num_conversations: int = 8) -> Lesson:
+        """One lesson: one to eight tools, most of them few."""
+        rng = self.rng
+        count = rng.choice((1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8))
+        tools = self._offered(count)
+        system = rng.choice(
+            ("", "", "You are a helpful assistant.", "You are an assistant that helps with everyday tasks.")
+        )
+        conversations = tuple(self._conversation(tools) for _ in range(num_conversations))
+        return Lesson(tuple(dict(tool.definition) for tool in tools), conversations, system)
+
+    def _offered(self, count: int) -> list[OfferedTool]:
+        """Tools with different names; half of the lists keep to one domain, whose tools are near each other."""
+        rng = self.rng
+        pool = [self._sketch() for _ in range(3 * count)]
+        if count > 1 and rng.random() < 0.5:
+            domain = pool[0].domain
+            near = [one for one in self._sketches if one.domain == domain]
+            pool = rng.sample(near, min(count, len(near))) + pool
+        tools: dict[str, OfferedTool] = {}
+        keys = set()
+        for sketch in pool:
+            if sketch.key not in keys and len(tools) < count:
+                keys.add(sketch.key)
+                tool = offer(rng, sketch)
+                tools.setdefault(tool.name, tool)
+        return rng.sample(list(tools.values()), len(tools))
+
+    def _sketch(self) -> Sketch:
+        return invent(self.rng) if self.rng.random() < self._invented_share else self.rng.choice(self._sketches)
+
+    def _conversation(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
+        chance = self.rng.random()
+        if chance < 0.52:
+            return self._one_call(tools)
+        if chance < 0.72:
+            return self._parallel(tools)
+        if chance < 0.87:
+            return self._none_fits(tools)
+        if chance < 0.91:
+            return self._missing(tools)
+        if chance < 0.94:
+            return self._small_talk()
+        return self._several_turns(tools)
+
+    def _one_call(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
+        asked = request(self.rng, self.rng.choice(tools))
+        messages = [user(asked.text), calls([asked])]
+        if self.rng.random() < 0.12:
+            messages += self._answer(asked)
+        return tuple(messages)
+
+    def _parallel(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
+        rng = self.rng
+        count = rng.choice((2, 2, 2, 3, 3, 4))
+        same = rng.random() < 0.6
+        chosen = [rng.choice(tools)] * count if same else [rng.choice(tools) for _ in range(count)]
+        if same and rng.random() < 0.7:
+            varied = _varied(rng, chosen[0], count)
+            if varied:
+                return (user(varied[0]), calls(varied[1]))
+        asked = [request(rng, tool) for tool in chosen]
+        text = asked[0].text
+        for one in asked[1:]:
+            glue = rng.choice(JOINED)
+            follow = one.text if glue[0] == "." or one.text.startswith("I") else one.text[0].lower() + one.text[1:]
+            text = f"{text.rstrip('.!?')}{glue}{follow}"
+        return (user(text), calls(asked))
+
+    def _none_fits(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
+        """A request that another tool would answer; a few come from the same domain."""
+        rng = self.rng
+        taken = {tool.sketch.key for tool in tools} | {name for tool in tools for name in tool.sketch.names}
+        while True:
+            sketch = self._sketch()
+            if not taken & set(sketch.names):
+                break
+        return (user(request(rng, offer(rng, sketch)).text), assistant(rng.choice(REFUSALS)))
+
+    def _missing(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
+        """A request without one of its values; the assistant asks, and calls when it is told."""
+        rng = self.rng
+        tool = rng.choice(tools)
+        slots = [
+            slot for slot in tool.sketch.slots if slot.required and slot.kind.split(" ")[0] not in ("bool", "enum")
+        ]
+        orders = [one for one in tool.sketch.orders if tool.offers(one) and not one.fixed]
+        if not slots or not orders or tool.sketch.domain == "science":
+            return self._one_call(tools)
+        slot = rng.choice(slots)
+        wording = _without(rng.choice(orders), slot.key)
+        if wording is None:
+            return self._one_call(tools)
+        text, arguments = fill(rng, tool, wording, given={slot.key: None})
+        value = draw_value(rng, slot.kind, slot.descriptions[0])
+        name = tool.names[slot.key]
+        question = f"What should the {name.replace('_', ' ')} be?"
+        order = [tool.names[one.key] for one in tool.sketch.slots if one.key in tool.names]
+        whole = {**arguments, name: value.value}
+        if any(one.required and tool.names[one.key] not in whole for one in tool.sketch.slots):
+            return self._one_call(tools)  # the words that were cut held another value
+        asked = Request(text, tool, {key: whole[key] for key in order if key in whole})
+        return (user(text[0].upper() + text[1:]), assistant(question), user(value.said), calls([asked]))
+
+    def _small_talk(self) -> tuple[Message, ...]:
+        question, answer = self.rng.choice(SMALL_TALK)
+        return (user(question), assistant(answer))
+
+    def _several_turns(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
+        messages: list[Message] = []
+        for _ in range(self.rng.choice((2, 2, 3))):
+            asked = request(self.rng, self.rng.choice(tools))
+            messages += [user(asked.text), calls([asked]), *self._answer(asked)]
+        return tuple(messages)
+
+    def _answer(self, asked: Request) -> list[Message]:
+        """The tool's result, and what the assistant makes of it."""
+        rng = self.rng
+        result = {key: draw_value(rng, kind).value for key, kind in asked.tool.sketch.results}
+        if rng.random() < 0.06:
+            result = {"error": rng.choice(("not found", "permission denied", "timeout", "service unavailable"))}
+            return [tool_result(result), assistant(f"That did not work: {result['error']}.")]
+        if set(result) <= {"status"}:
+            return [tool_result(result), assistant(rng.choice(DONE))]
+        said = [f"the {key.replace('_', ' ')} is {_shown(value)}" for key, value in result.items()]
+        text = " and ".join(said)
+        return [tool_result(result), assistant(f"{text[0].upper()}{text[1:]}.")]
+
+
+def _without(wording: Wording, key: str) -> Wording | None:
+    """The wording cut before the words that lead to a slot; None if nothing sensible is left."""
+    place = wording.text.find(f"{{{key}}}")
+    if place < 0:
+        return None
+    head = wording.text[:place].rstrip()
+    words = head.split(" ")
+    while words and words[-1].lower() in LEADS:
+        words.pop()
+    head = " ".join(words)
+    return Wording(head) if len(words) >= 2 and "[" not in head and '"' not in head else None
+
+
+LEADS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "to",
+        "at",
+        "in",
+        "for",
+        "on",
+        "of",
+        "with",
+        "and",
+        "from",
+        "is",
+        "by",
+        "about",
+        "my",
+        "into",
+        "over",
+        "saying",
+        "that",
+        "under",
+    ]
+)
+
+
+def _varied(rng: random.Random, tool: OfferedTool, count: int) -> tuple[str, list[Request]] | None:
+    """One request for several values of one parameter: "the weather in Paris, Rome and Oslo"."""
+    wordings = [one for one in (*tool.sketch.orders, *tool.sketch.sentences) if tool.offers(one) and not one.fixed]
+    slots = [
+        slot for slot in tool.sketch.slots if slot.required and slot.kind.split(" ")[0] not in ("bool", "list", "enum")
+    ]
+    if not wordings or not slots:
+        return None
+    slot, wording = rng.choice(slots), rng.choice(wordings)
+    values: dict[str, Value] = {}
+    for _ in range(4 * count):
+        value = draw_value(rng, slot.kind, slot.descriptions[0])
+        if len(values) < count:
+            values.setdefault(value.said, value)
+    if len(values) < count or any(", " in said for said in values):
+        return None
+    said = list(values)
+    text, arguments = fill(rng, tool, wording, given={slot.key: Value(None, "\0")})
+    name = tool.names[slot.key]
+    requests = [Request("", tool, {**arguments, name: value.value}) for value in values.values()]
+    joined = ", ".join(said[:-1]) + rng.choice((" and ", " and ", ", and ")) + said[-1]
+    text = text.replace("\0", joined)
+    return text[0].upper() + text[1:], requests
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def user(text: str) -> Message:
+    """A user's message."""
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    """An answer in words."""
+    return {"role": "assistant", "content": text}
+
+
+def calls(asked: Sequence[Request]) -> Message:
+    """An answer that calls tools."""
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": one.call} for one in asked],
+    }
+
+
+def tool_result(result: Any) -> Message:
+    """A tool's result."""
+    return {"role": "tool", "content": json.dumps(result)}

@@ -1,0 +1,174 @@
+"""Values of parameters, and how people say them."""
+
+import datetime
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+FIRST_DAY = datetime.date(2023, 1, 1)
+NUM_DAYS = 1400
+CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value as it stands in the call, and as it stands in the request."""
+
+    value: Any
+    said: str
+
+
+@cache
+def lists() -> dict[str, tuple[str, ...]]:
+    """Lists of values by name."""
+    lines = (Path(__file__).parent / "values.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split(": ", 1) for line in lines if line)
+    return {name: tuple(values.split("|")) for name, values in pairs}
+
+
+def draw_value(rng: random.Random, kind: str, description: str = "") -> Value:
+    """A value of this kind; a description that asks for a format gets it."""
+    what, *limits = kind.split(" ")
+    if what in DRAWN:
+        return DRAWN[what](rng, limits, description)
+    assert what in lists(), f"no list of values {what!r}"
+    value = rng.choice(lists()[what])
+    return Value(value, value)
+
+
+def schema_of(kind: str) -> dict[str, Any]:
+    """The JSON Schema of a kind, without its description."""
+    what, *limits = kind.split(" ")
+    match what:
+        case "int":
+            return {"type": "integer"}
+        case "num":
+            return {"type": "number"}
+        case "bool":
+            return {"type": "boolean"}
+        case "enum":
+            return {"type": "string", "enum": " ".join(limits).split(",")}
+        case "list":
+            return {"type": "array", "items": {"type": "number" if limits[0] == "number" else "string"}}
+        case _:
+            return {"type": "string"}
+
+
+def _integer(rng: random.Random, limits: list[str], description: str) -> Value:
+    low, high = map(int, limits)
+    value = rng.randint(low, high)
+    if value >= 200 and rng.random() < 0.6:
+        value = max(low, round(value, -1 if value < 2000 else -2))
+    said = str(value)
+    if 2 <= value <= 12 and rng.random() < 0.25:
+        said = WORDS[value]
+    elif value >= 1000 and rng.random() < 0.25 and not 1800 <= value <= 2100:
+        said = f"{value:,}"
+    return Value(value, said)
+
+
+def _number(rng: random.Random, limits: list[str], description: str) -> Value:
+    low, high, digits = float(limits[0]), float(limits[1]), int(limits[2])
+    value: float = round(rng.uniform(low, high), digits)
+    if rng.random() < 0.45 or value == int(value):
+        value = int(value) or 1
+    said = f"{value:,}" if value >= 1000 and rng.random() < 0.25 else str(value)
+    if digits == 2 and any(
+        word in description.lower() for word in ("amount", "price", "cost", "bill", "money", "much")
+    ):
+        said = rng.choice((said, said, f"${said}", f"{said} dollars", f"{said} euros"))
+    return Value(value, said)
+
+
+def _boolean(rng: random.Random, limits: list[str], description: str) -> Value:
+    return Value(True, "")
+
+
+def _choice(rng: random.Random, limits: list[str], description: str) -> Value:
+    value = rng.choice(" ".join(limits).split(","))
+    return Value(value, value.replace("_", " "))
+
+
+def _list(rng: random.Random, limits: list[str], description: str) -> Value:
+    kind, low, high = limits[0], int(limits[1]), int(limits[2])
+    items = [_item(rng, kind) for _ in range(rng.randint(low, high))]
+    unique = list({one.said: one for one in items}.values())
+    said = [one.said for one in unique]
+    last = rng.choice((" and ", " and ", ", ", ", and "))
+    text = said[0] if len(said) == 1 else ", ".join(said[:-1]) + last + said[-1]
+    if kind == "number" and rng.random() < 0.3:
+        text = f"[{', '.join(said)}]"
+    return Value([one.value for one in unique], text)
+
+
+def _item(rng: random.Random, kind: str) -> Value:
+    if kind == "number":
+        value: float = rng.randint(1, 99) if rng.random() < 0.8 else round(rng.uniform(0, 30), 1)
+        return Value(value, str(value))
+    return draw_value(rng, kind)
+
+
+def _date(rng: random.Random, limits: list[str], description: str) -> Value:
+    day = FIRST_DAY + datetime.timedelta(days=rng.randrange(NUM_DAYS))
+    iso = day.isoformat()
+    month = f"{day:%B} {day.day}"
+    if "YYYY" in description:
+        return Value(iso, rng.choice((iso, f"{month}, {day.year}", f"{day.day} {day:%B} {day.year}")))
+    relative = rng.choice(("tomorrow", "today", "next Monday", "Friday", "Saturday", "next Tuesday", "Sunday"))
+    text = rng.choice((iso, iso, month, f"{month}, {day.year}", relative))
+    return Value(text, text)
+
+
+def _clock(rng: random.Random, limits: list[str], description: str) -> Value:
+    hour, minute = rng.randint(6, 22), rng.choice((0, 0, 15, 30, 45, rng.randint(1, 59)))
+    exact = f"{hour:02}:{minute:02}"
+    half = f"{(hour - 1) % 12 + 1}{f':{minute:02}' if minute else ''} {'am' if hour < 12 else 'pm'}"
+    if "HH:MM" in description:
+        return Value(exact, rng.choice((exact, exact, f"{hour}:{minute:02}", half)))
+    text = rng.choice((exact, f"{hour}:{minute:02}", half))
+    return Value(text, text)
+
+
+def _code(rng: random.Random, limits: list[str], description: str) -> Value:
+    letters = "".join(rng.choices(CODE_LETTERS, k=rng.randint(1, 3)))
+    number = rng.randint(10, 99_999)
+    text = rng.choice(
+        (
+            f"{letters}-{number}",
+            f"{letters}{number}",
+            str(number),
+            f"#{number}",
+            f"{letters}-{number}-{rng.randint(1, 99)}",
+        )
+    )
+    return Value(text, text)
+
+
+def _phone(rng: random.Random, limits: list[str], description: str) -> Value:
+    text = rng.choice(
+        (f"+{rng.randint(1, 99)} {rng.randint(100, 999)} {rng.randint(1000, 99999)}", f"555-{rng.randint(1000, 9999)}")
+    )
+    return Value(text, text)
+
+
+def _text_number(rng: random.Random, limits: list[str], description: str) -> Value:
+    value = rng.randint(1, 900)
+    return Value(value, str(value))
+
+
+DRAWN: dict[str, Callable[[random.Random, list[str], str], Value]] = {
+    "int": _integer,
+    "num": _number,
+    "bool": _boolean,
+    "enum": _choice,
+    "list": _list,
+    "date": _date,
+    "clock": _clock,
+    "code": _code,
+    "phone": _phone,
+    "number": _text_number,
+}
