@@ -133,7 +133,7 @@ class Teacher:
         return (user(request(rng, offer(rng, sketch)).text), assistant(rng.choice(REFUSALS)))
 
     def _missing(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
-        """A request without one of its values; the assistant asks, and calls when it is told."""
+        """A request without one of its values; the assistant asks, and calls when it has the answer."""
         rng = self.rng
         tool = rng.choice(tools)
         slots = [

@@ -1,7 +1,7 @@
 """Protocol between the API process and `toolwire engine`: a WebSocket, greeted by a Welcome, then messages both ways.
 
     GET /engine/v1                    upgraded to a WebSocket; Authorization: Bearer KEY where there is an engine key
-    engine -> API   text frame        one Welcome, as JSON: a newer or older protocol is told by its number
+    engine -> API   text frame        one Welcome, as JSON: its number shows a newer or older protocol
     API -> engine   binary frames     lists of Generate and Abort, as msgpack
     engine -> API   binary frames     lists of Delta, Failed, Pulse, OtherLoad, Unavailable and Draining; one a second
 

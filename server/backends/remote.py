@@ -71,7 +71,7 @@ class Connect(Protocol):
 
 
 class EngineOwner(Protocol):
-    """Who places requests on engines, and is told what becomes of them."""
+    """Who places requests on engines, and is notified of their outcome."""
 
     def accept(self, fingerprint: Fingerprint | None) -> None:
         """Check the checkpoint of an engine; raises EngineRefused."""

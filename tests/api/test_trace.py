@@ -29,7 +29,7 @@ def script(ids_of: IdsOf, stop_id: int) -> list[Delta]:
 
 
 async def test_the_prompt_of_a_trace_is_what_the_model_read(serve: Serve, ids_of: IdsOf) -> None:
-    """Text that looks like a control token is told from one."""
+    """Text that looks like a control token is distinguished from one."""
     async with serve() as served:
         stop_id = served.checkpoint.stop_ids[0]
     async with serve(script(ids_of, stop_id)) as served:

@@ -1,4 +1,4 @@
-"""vLLM's token route as an engine: what it is told, what is refused, what is made of its replies.
+"""vLLM's token route as an engine: what is sent to it, what is refused, what is made of its replies.
 
 The server here is a stand-in that writes vLLM's format, as version 0.32 does and later ones do.
 """

@@ -63,7 +63,7 @@ def read_file(path: Path) -> PageFile:
 
 
 def web_router() -> APIRouter:
-    """Routes of the page, and of its files. Everything else that asks for `/` is told that the process lives."""
+    """Routes of the page, and of its files. Other requests for `/` get the health reply."""
     files = {path.name: read_file(path) for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA_TYPES}
     router = APIRouter()
 

@@ -77,7 +77,7 @@ export class Conversation extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  /** Keep it in this browser. A full store is told once. */
+  /** Keep it in this browser. A full store is reported once. */
   keep() {
     try {
       localStorage.setItem(STORE, JSON.stringify(this));

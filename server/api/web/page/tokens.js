@@ -5,7 +5,7 @@ import { el, newId } from "./dom.js";
 const MOST_SHOWN = 3000; // more only when asked for
 const KEYS = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 20, ArrowUp: -20 };
 
-/** A list of tokens; the one under the pointer, or chosen by the keyboard, is told in `line`. */
+/** A list of tokens; the one under the pointer, or chosen by the keyboard, is described in `line`. */
 export function tokenList(label, tokens, classesOf, tellOf) {
   const prefix = newId("t");
   const line = el("output.token-line", {}, "Point at a token, or walk with the arrow keys.");
@@ -56,14 +56,14 @@ function shown(text) {
   return text.replace(/\n/g, "↵\n").replace(/\t/g, "⇥") || "∅";
 }
 
-/** What is told of a token of the prompt. */
+/** What is shown of a token of the prompt. */
 export function tellPrompt(token, place, numCached) {
   const parts = [place < numCached ? "cached" : "computed"];
   if (token.control) parts.push("control token");
   return [el("code", {}, JSON.stringify(token.text)), ` token ${place}, id ${token.id}: ${parts.join(", ")}`];
 }
 
-/** What is told of a token of the reply, with its likeliest alternatives. */
+/** What is shown of a token of the reply, with its likeliest alternatives. */
 export function tellReply(token, place) {
   const parts = [token.forced ? "forced: the grammar admits no other" : token.accepted ? "drafted and accepted" : "chosen"];
   if (token.control) parts.push("control token");
