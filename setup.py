@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = Path("server/model/cpu/cpp")
-ISAS = {"x86_64": ("amx", "avx512_bf16", "avx512", "avx2"), "aarch64": ("neon_bf16", "neon")}
+ISAS = {"x86_64": ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2"), "aarch64": ("neon_bf16", "neon")}
 PYTHON = "cp311"  # the oldest that can load them: they are called through ctypes and do not use Python's C API
 
 

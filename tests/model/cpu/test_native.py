@@ -40,6 +40,7 @@ AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
 FLAGS = {
     "amx": {*AVX512, "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"},
     "avx512_bf16": {*AVX512, "avx512_bf16", "avx512_vnni"},
+    "avx512_vnni": {*AVX512, "avx512_vnni"},
     "avx512": AVX512,
     "avx2": {"avx2", "fma", "f16c"},
     "neon_bf16": {"asimd", "bf16"},

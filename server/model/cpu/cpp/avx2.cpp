@@ -107,6 +107,22 @@ inline void store_totals(float* at, const Floats (&sums)[2]) {
     std::memcpy(at, &both, 2 * sizeof(float));
 }
 
+// Sixteen weights, as they are or in float32.
+inline Floats even_of_pairs(const Bf16* at) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i*)at), 16));
+}
+inline Floats odd_of_pairs(const Bf16* at) {
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i*)at), high));
+}
+inline void split_pairs(const float* from, float* to) {
+    for (int i = 0; i < LANES; i++) {
+        to[i] = from[2 * i];
+        to[LANES + i] = from[2 * i + 1];
+    }
+}
+
 }  // namespace toolwire
 
+#include "split.h"
 #include "step.h"

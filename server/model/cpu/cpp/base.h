@@ -14,6 +14,6 @@ struct Bf16 {
 inline long at_most(long a, long b) { return a < b ? a : b; }
 
 // Rounds up to a multiple of `unit`.
-inline long rounded_up(long size, long unit) { return (size + unit - 1) / unit * unit; }
+constexpr long rounded_up(long size, long unit) { return (size + unit - 1) / unit * unit; }
 
 }  // namespace toolwire

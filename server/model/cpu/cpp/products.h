@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include <type_traits>
+#include <utility>
 
 #include "quantized.h"
 
@@ -33,6 +34,8 @@ template <class E> struct Operand {
     const Input<E>* tiles;  // a copy in the layout of the set's own products, if it has any (`Formats`)
 };
 
+template <class E> struct Formats;
+
 // Weights as in the checkpoint, row by row. A register holds inputs of one output, which are summed at the end.
 template <class E> struct Rows {
     static constexpr int TOKENS = ROW_TOKENS, UNIT = 1;
@@ -46,9 +49,11 @@ template <class E> struct Rows {
     // M tokens by `count` rows (at most GROUP) from `column` on, a stretch of inputs at a time.
     template <int M> void tile(const Input<E>* inputs, long column, int count, float (*sums)[GROUP]) const {
         constexpr int N = rows_at_once(M);
+        // As many bytes of inputs as TOKENS tokens have.
+        constexpr long OWN = STRETCH < 1L << 32 ? rounded_up(STRETCH * TOKENS / M, 64) : STRETCH;
         Floats begun[M][GROUP];
-        for (long begin = 0; begin < size; begin += STRETCH) {
-            const long end = at_most(begin + STRETCH, size);
+        for (long begin = 0; begin < size; begin += OWN) {
+            const long end = at_most(begin + OWN, size);
             for (int first = 0; first < count; first += N) {
                 const E* rows[N];
                 for (int n = 0; n < N; n++) rows[n] = weights + (column + at_most(first + n, count - 1)) * size;
@@ -70,21 +75,30 @@ template <class E> struct Rows {
     template <int M, int N>
     [[gnu::always_inline]] inline void add(const Input<E>* inputs, const E* const (&rows)[N], long begin, long end,
                                            Floats (&sum)[M][N]) const {
-        using Es = Elements<E>;
         constexpr int LINE = 64 / sizeof(E);
         const E* next = rows[0] + N * size;
         for (long line = begin; line < end; line += LINE) {
             for (int n = 0; n < N; n++) __builtin_prefetch(next + n * size + line, 0, 2);
-#pragma GCC unroll 1  // unrolled, loads move up until registers are spilled: a quarter slower
-            for (int part = 0; part < LINE / Es::STEP; part++) {
-                const long k = line + part * Es::STEP;
-                typename Es::Bits weight[N];
-                for (int n = 0; n < N; n++) weight[n] = Es::load(rows[n] + k);
-                for (int m = 0; m < M; m++) {
-                    typename Es::Bits input = Es::load(inputs + m * size + k);
-                    for (int n = 0; n < N; n++) sum[m][n] = Es::dot(sum[m][n], input, weight[n]);
-                }
-            }
+            add_parts<M, N>(inputs + line, rows, line, sum, std::make_index_sequence<LINE / Elements<E>::STEP>{});
+        }
+    }
+
+    template <int M, int N, size_t... PARTS>
+    [[gnu::always_inline]] inline void add_parts(const Input<E>* inputs, const E* const (&rows)[N], long line,
+                                                 Floats (&sum)[M][N], std::index_sequence<PARTS...>) const {
+        (add_part<M, N, PARTS>(inputs, rows, line, sum), ...);
+    }
+
+    template <int M, int N, int PART>
+    [[gnu::always_inline]] inline void add_part(const Input<E>* inputs, const E* const (&rows)[N], long line,
+                                                Floats (&sum)[M][N]) const {
+        using Es = Elements<E>;
+        asm volatile("" ::: "memory");  // without it, loads move up until registers are spilled: a quarter slower
+        typename Es::Bits weight[N];
+        for (int n = 0; n < N; n++) weight[n] = Formats<E>::template part<PART>(rows[n] + line);
+        for (int m = 0; m < M; m++) {
+            typename Es::Bits input = Es::load(inputs + m * size + PART * Es::STEP);
+            for (int n = 0; n < N; n++) sum[m][n] = Es::dot(sum[m][n], input, weight[n]);
         }
     }
 };
@@ -147,6 +161,9 @@ template <class E> struct Formats {
     using Long = Rows<E>;
     static constexpr long SHORT = 512;  // weights with at most this many inputs are packed into panels
 
+    // The register of a row's next 64 bytes that is multiplied as number `part`.
+    template <int PART> static auto part(const E* line) { return Elements<E>::load(line + PART * Elements<E>::STEP); }
+
     // Inputs [tokens, size] are copied to another layout, if LAYS_OUT: elements of the copy, and the copy itself, made
     // by all threads of a parallel region, which needs a barrier afterwards.
     static constexpr bool LAYS_OUT = false;
@@ -170,7 +187,9 @@ inline void multiply(const Form<E>& form, const Operand<E>& inputs, long token, 
                      float (*sums)[GROUP]) {
     if constexpr (M > 1)
         if (tokens < M) return multiply<E, Form, M - 1>(form, inputs, token, tokens, column, count, sums);
-    form.template tile<M>(inputs.rows + token * form.size, column, count, sums);
+    constexpr bool IS_LONG = std::is_same_v<Form<E>, typename Formats<E>::Long>;
+    const Input<E>* rows = Formats<E>::LAYS_OUT && IS_LONG ? inputs.tiles : inputs.rows;
+    form.template tile<M>(rows + token * form.size, column, count, sums);
 }
 
 // Calls `act` with the weights in the form that they have, depending on their size.
