@@ -31,12 +31,11 @@ HYBRID: dict[str, Any] = {
     "linear_num_value_heads": 16,
     "tie_word_embeddings": True,
 }
-# Qwen3-30B-A3B's published config.json, with two layers.
+# Qwen3-30B-A3B's published config.json but for the number of layers, which the shape's name has at its end.
 EXPERTS: dict[str, Any] = {
     "hidden_size": 2048,
     "intermediate_size": 6144,
     "moe_intermediate_size": 768,
-    "num_hidden_layers": 2,
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "head_dim": 128,
@@ -109,8 +108,9 @@ def config_of(shape: str) -> Any:
     if shape == "hybrid":
         return transformers.Qwen3_5TextConfig(**HYBRID, **fields)
     rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
-    if shape == "30B-A3B-2":
-        return transformers.Qwen3MoeConfig(**EXPERTS, **fields, rope_parameters=rope)
+    if shape.startswith("30B-A3B-"):
+        layers = {"num_hidden_layers": int(shape.removeprefix("30B-A3B-"))}
+        return transformers.Qwen3MoeConfig(**EXPERTS | layers, **fields, rope_parameters=rope)
     return transformers.Qwen3Config(**SHAPES[shape], **fields, rope_parameters=rope)
 
 
