@@ -81,10 +81,11 @@ class EngineSettings:
         -1, "Tokens copied from the prompt and verified in one pass at most; 0 is off, -1: 4 on a CPU, none on a GPU."
     )
     cuda_graphs: bool = option(True, "On CUDA, record decode steps at start and replay them.")
-    cpu_isa: Literal[
-        "auto", "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon", "torch"
-    ] = option(
-        "auto", "Instruction set of the CPU kernels: auto is the best that the CPU has, torch computes without them."
+    cpu_isa: Literal["auto", "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon", "torch"] = (
+        option(
+            "auto",
+            "Instruction set of the CPU kernels: auto is the best that the CPU has, torch computes without them.",
+        )
     )
     threads: Annotated[int, Meta(ge=0, le=4096)] = option(
         0, "CPU threads of the engine; 0: every core, or one for a small model in torch."

@@ -31,7 +31,8 @@ SOURCES = (
     "README.md",
     "LICENSE",
 )
-ISAS = {"x86_64": ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2"), "aarch64": ("neon_bf16", "neon")}  # as in setup.py
+# As in setup.py.
+ISAS = {"x86_64": ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2"), "aarch64": ("neon_bf16", "neon")}
 BUILD = "import sys; from setuptools import build_meta as b; to = sys.argv[1]; b.build_sdist(to); b.build_wheel(to)"
 
 
