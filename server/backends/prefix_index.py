@@ -18,7 +18,9 @@ FINE_BLOCK, COARSE_BLOCK = 32, 256  # tokens
 FINE_TOKENS = 4096  # up to here blocks are fine: where conversations of the same tools part
 HASH_BYTES = 8
 ENTRY_BYTES = 180  # of an index: the hash, and its place in the ordered dictionary
-LOAD_FACTOR = 1.25  # of the mean: an engine with more requests gets no new one, whatever prefix it holds
+# An engine that has this many times the mean number of requests, and so many more than the mean, gets no new one,
+# whatever prefix it holds. A few more are cheaper than a prompt that is computed again.
+LOAD_FACTOR, LOAD_MARGIN = 1.25, 4
 
 
 def num_blocks(num_tokens: int) -> int:
@@ -103,6 +105,7 @@ def choose_by_prefix(candidates: Collection[C], hashes: Sequence[bytes]) -> C:
     `candidates` must not be empty.
     """
     loads = [one.load for one in candidates]
-    limit = math.ceil(LOAD_FACTOR * (sum(loads) + 1) / len(loads))
+    mean = (sum(loads) + 1) / len(loads)
+    limit = math.ceil(max(LOAD_FACTOR * mean, LOAD_MARGIN + mean))
     free = [one for one, load in zip(candidates, loads, strict=True) if load < limit]
     return min(free, key=lambda one: (-one.index.match(hashes), one.load, len(one.index)))
