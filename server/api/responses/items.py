@@ -20,7 +20,7 @@ from server.api.chat.content import (
     thought_in,
 )
 from server.api.chat.fields import Part, is_strict
-from server.api.chat.message_schemas import PastArguments, PastId, PastName
+from server.api.chat.message_schemas import OwnId, PastArguments, PastName
 from server.api.chat.validation_errors import fault, missing, not_supported_value, validated, wrong_type
 from server.api.errors import RequestRefused
 from server.api.responses.reasoning_seal import SUMMARY_PREFIX
@@ -121,7 +121,7 @@ class FunctionCallItemIn(Part):
     """An earlier call of a function tool."""
 
     type: Literal["function_call"]
-    call_id: PastId
+    call_id: OwnId
     name: PastName
     arguments: PastArguments = None
     namespace: str | None = None
@@ -132,7 +132,7 @@ class CustomCallItemIn(Part):
     """An earlier call of a custom tool."""
 
     type: Literal["custom_tool_call"]
-    call_id: PastId
+    call_id: OwnId
     name: PastName
     input: str
     namespace: str | None = None
@@ -142,7 +142,7 @@ class CallOutputItem(Part):
     """The result of a call."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
-    call_id: PastId
+    call_id: OwnId
     output: OutputText
 
     @model_validator(mode="before")
