@@ -153,7 +153,8 @@ class ValueReader:
         is_own = self._own_closing(tag)
         if is_own and after is None:
             return (yield from self._is_key(tag.end, is_certain=False))
-        if is_own and after is not None and after.opens("argument") and after.name is None:
+        has_keys = self.format.words is not None
+        if is_own and has_keys and after is not None and after.opens("argument") and after.name is None:
             return (yield from self._is_key(after.end, is_certain=after.exact))
         if after is None:
             return False
@@ -171,7 +172,7 @@ class ValueReader:
             return not is_text and after.kind != "end" and (is_next or is_odd_next)
         is_certain = self.text.inline or self.text.has_own_line(tag)  # a constrained reply has it in no value
         behind = tag.end
-        while self._own_closing(after) or (is_certain and after.closes and after.kind == "argument"):
+        while self._own_closing(after) or (is_certain and after.kind == "argument" and (after.closes or after.bare)):
             # In a line the value's own closing tag does not follow text at once: the grammar has a line break there.
             is_doubled = is_certain or not self.format.by_line or after.start == behind
             if is_text or not is_doubled:
