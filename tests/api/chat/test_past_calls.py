@@ -120,7 +120,7 @@ def test_a_call_in_another_form_is_the_call(call: dict[str, Any], alone: bool) -
     assert (made.id, made.name, arguments) == ("c", "f", {"city": "Oslo"})
     is_flat = "name" in call
     assert [(note.kind, note.param) for note in request.notes] == ([("form", "messages[1]")] if is_flat else [])
-    if is_flat or alone or call["type"] != "function" if "type" in call else alone:
+    if alone or call is not FLAT["without a type"]:
         with pytest.raises(RequestRefused):
             read(message, result("21", tool_call_id="c"), USER, strict=True)
 
