@@ -303,8 +303,13 @@ def _is_flat(value: Any) -> bool:
 
 def _checked_call(value: Any, info: ValidationInfo) -> Any:
     value = _call_kind(value, info)
-    is_flat = _is_flat(value) and not is_strict(info)
-    return value if is_flat else tag_checked(value, "type", ("function", "custom"))
+    is_flat = _is_flat(value)
+    if is_flat and not is_strict(info):
+        return value
+    value = tag_checked(value, "type", ("function", "custom"))
+    if is_flat:
+        raise missing(f".{value['type']}")
+    return value
 
 
 AnyPastCall = Annotated[
