@@ -125,7 +125,8 @@ def _typed(sent: Sequence[AnyMessage]) -> Iterator[Located]:
             yield index, reply
         elif isinstance(message, ChatToolMessage):
             call_id = message.tool_call_id or message.id or ""
-            answers = [_result(part, call_id) for part in results] or [ToolMessage("", call_id, message.name)]
+            name = message.name or message.tool_name
+            answers = [_result(part, call_id) for part in results] or [ToolMessage("", call_id, name)]
             answers[-1] = replace(answers[-1], text=f"{answers[-1].text}{text}")  # with what stands beside parts
             yield from ((index, answer) for answer in answers)
         else:

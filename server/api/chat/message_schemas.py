@@ -353,6 +353,7 @@ class ChatToolMessage(Part):
     tool_call_id: PastId | None = None
     id: PastId | None = None
     name: str | None = None
+    tool_name: str | None = Field(None, description="Extension. Ollama's name of `name`.")
 
 
 class ChatFunctionMessage(Part):

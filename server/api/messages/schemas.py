@@ -22,7 +22,7 @@ from server.api.chat.thinking import (
 from server.api.chat.tool_schemas import ToolName
 from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
 from server.api.lenient import mend_schema, mend_tool_schemas, refuse_constraints, without_extra_body
-from server.api.tool_forms import tools_in_messages_form
+from server.api.tool_forms import history_in_messages_form, tools_in_messages_form
 from server.notes import Note
 
 MOST_STOP_SEQUENCES = 64
@@ -327,6 +327,7 @@ def read_messages_request(body: dict[str, Any], strict: bool) -> tuple[MessagesR
         body = without_extra_body(body)
         notes = (
             *tools_in_messages_form(body),
+            *history_in_messages_form(body),
             *mend_tool_schemas(body.get("tools"), "input_schema"),
             *mend_schema(body.get("output_config"), "output_config"),
         )

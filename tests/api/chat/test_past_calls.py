@@ -61,10 +61,11 @@ def test_a_call_without_an_id_is_answered_by_the_result_behind_it(id_: Any, resu
     [
         ([result("1"), result("2"), result("3")], ["1", "2", "3"]),
         ([result("b", name="g"), result("a", name="f"), result("c", name="f")], ["a", "b", "c"]),
+        ([result("b", tool_name="g"), result("a", tool_name="f"), result("c")], ["a", "b", "c"]),
         ([result("c", tool_call_id="kept"), result("1"), result("2")], ["1", "2", "c"]),
         ([result("2", name="g"), result("1"), result("3")], ["1", "2", "3"]),
     ],
-    ids=["in order", "by name", "one has an id", "one has a name"],
+    ids=["in order", "by name", "by Ollama's name", "one has an id", "one has a name"],
 )
 def test_results_answer_calls_without_an_id_by_name_or_else_in_order(results: list[Any], expected: list[str]) -> None:
     last = function("f", id="kept") if any("tool_call_id" in one for one in results) else function("f")
@@ -253,3 +254,22 @@ async def test_the_same_conversation_in_any_form_is_the_same_prompt(serve: Serve
     async with serve(reply("Hi")) as served:
         prompts = [(await asked_of(served, "chat", messages=form)).token_ids for form in (plain, *forms)]
     assert prompts.count(prompts[0]) == len(prompts)
+
+
+@pytest.mark.parametrize(
+    "call", [function("get_weather", id="c"), {"id": "c", "name": "get_weather", "arguments": OSLO}]
+)
+async def test_messages_takes_calls_and_results_of_chat(serve: Serve, reply: Reply, call: Any) -> None:
+    """The calls were dropped in silence, and their results refused."""
+    own = past("messages", "cold", arguments={"city": "Oslo"})["messages"]
+    of_chat = [USER, calling(call), result("cold", tool_call_id="c")]
+    words = [USER, calling(call, content="Let me look."), result("cold", tool_call_id="c")]
+    async with serve(reply("Hi")) as served:
+        expected = (await asked_of(served, "messages", messages=own)).token_ids
+        assert (await asked_of(served, "messages", messages=of_chat)).token_ids == expected
+        notes = (await post(served, "messages", messages=of_chat)).json()["toolwire"]["notes"]
+        prompt = served.text_of((await asked_of(served, "messages", messages=words)).token_ids)
+    assert [(note["kind"], note["param"]) for note in notes] == [("form", "messages[1]")]
+    assert "Let me look." in prompt and "Oslo" in prompt and "cold" in prompt
+    async with serve(strict=True) as served:
+        assert (await post(served, "messages", messages=of_chat)).status_code == 400
