@@ -27,7 +27,7 @@ EXAMPLE_ITEM: Mapping[str, Any] = {
 class ItemList(msgspec.Struct, tag_field="object", tag="list"):
     """A page of items. The ids are "" on a page without any."""
 
-    data: Annotated[Sequence[Mapping[str, Any]], msgspec.Meta(extra_json_schema={"items": ITEM_SCHEMA})]
+    data: Sequence[Annotated[Mapping[str, Any], msgspec.Meta(extra_json_schema=ITEM_SCHEMA)]]
     first_id: str
     last_id: str
     has_more: bool
