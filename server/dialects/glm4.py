@@ -50,7 +50,8 @@ VALUE, VALUE_CLOSE = "<arg_value>", "</arg_value>"
 ODD_OPENERS = (*ODD_OPEN, f"{OPEN[:-1]}\n")
 ODD_CLOSERS = Openers(CLOSE, any_case=ODD_CLOSE)
 MAX_HELD_LENGTH = 64 * 1024  # characters of a call without its opening tag
-MAX_TRIES = 8  # of reading one in a reply, which bounds the time that a hostile reply takes
+MAX_HELD_TAGS = 256  # of it, and
+MAX_TRIES = 8  # of reading one in a reply: they bound the time that a hostile reply takes
 NAME = re.compile(rf"[^\s<]{{1,{MAX_NAME_LENGTH}}}(?=[\s<])")
 NAME_BEGUN = re.compile(rf"[^\s<]{{0,{MAX_NAME_LENGTH}}}")
 WORDS = ("arg_key", "arg_value", "tool_call")
@@ -185,8 +186,11 @@ def _read_unopened(
         if found is None:
             yield
             continue
+        written = buffer.rest[:end]
+        if written.count(KEY[:5]) > MAX_HELD_TAGS:
+            break
         num_tries += 1
-        if (call := _whole_call(name, buffer.rest[:end], tool_set)) is not None:
+        if (call := _whole_call(name, written, tool_set)) is not None:
             buffer.take(found.end() - buffer.at)
             sink.open(name, call.custom)
             sink.arguments(call.arguments)

@@ -191,12 +191,13 @@ def test_what_may_be_meant_as_text_stays_text(dialect: Dialect, text: str) -> No
     assert parse_in_any_pieces(dialect, TOOLS, text) == [text]
 
 
-def test_a_reply_of_many_beginnings_of_calls_is_read_in_time() -> None:
-    """Each beginning without its `<tool_call>` is read on to its end: a reply of them alone must not take minutes."""
-    text = "write\n<arg_key>path</arg_key>\n<arg_value>" * 1500 + "</tool_call>" * 50
-    begun = time.perf_counter()
+@pytest.mark.parametrize("times", [120, 1500])
+def test_a_reply_of_many_beginnings_of_calls_is_read_in_time(times: int) -> None:
+    """Each beginning without its `<tool_call>` is read on to its end: a reply of them alone held up all others."""
+    text = "write\n<arg_key>path</arg_key>\n<arg_value>" * times + "</tool_call>" * 50
+    begun = time.process_time()
     (found,) = texts_and_calls(read(GLM4, TOOLS, [text]))
-    assert found == text and time.perf_counter() - begun < 10
+    assert found == text and time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize("opener", ["[tool_call]\n", "<Tool_Call>\n", "&lt;tool_call&gt;"])
