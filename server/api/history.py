@@ -74,10 +74,10 @@ def _answers(calls: Sequence[PastCall], messages: Sequence[Located], start: int)
     return answers | dict(zip(waiting, unnamed, strict=False))
 
 
-def _free_id(wanted: str, taken: Container[str]) -> str:
-    while wanted in taken:
-        wanted += "_"
-    return wanted
+def _free_id(name: str, taken: Container[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def repaired(

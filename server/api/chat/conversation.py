@@ -127,7 +127,7 @@ def _typed(sent: Sequence[AnyMessage]) -> Iterator[Located]:
             call_id = message.tool_call_id or message.id or ""
             name = message.name or message.tool_name
             answers = [_result(part, call_id) for part in results] or [ToolMessage("", call_id, name)]
-            answers[-1] = replace(answers[-1], text=f"{answers[-1].text}{text}")  # with what stands beside parts
+            answers[-1] = replace(answers[-1], text=f"{answers[-1].text}{text}")  # with the text between them
             yield from ((index, answer) for answer in answers)
         else:
             yield index, ToolMessage(text, legacy_id, message.name)
