@@ -25,7 +25,7 @@ from functools import partial
 from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import cached_by_spec, constraint, marker, pattern_of
-from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
+from server.dialects.grammar.tagged_grammar import Beside, TagForm, tagged_calls
 from server.dialects.parsing.odd_tags import ODD_CLOSE, ODD_OPEN
 from server.dialects.parsing.tagged import TaggedCall
 from server.dialects.parsing.tags import Tag, TagLexer, next_tag
@@ -328,7 +328,7 @@ def _read_name(buffer: TextBuffer) -> Generator[None, None, str]:
         yield
 
 
-def ended(names: Collection[str], beside_rules: bool = False) -> str:
+def ended(names: Collection[str], beside: Beside = "nothing") -> str:
     """Return a pattern of the texts that are no value in this format; `names` are the declared arguments.
 
     They are the texts in which a tag may end a value, and those that are read on to see whether it does.

@@ -29,7 +29,7 @@ from functools import partial
 from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import cached_by_spec, constraint, marker, pattern_of
-from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
+from server.dialects.grammar.tagged_grammar import Beside, TagForm, tagged_calls
 from server.dialects.parsing.odd_tags import ODD_CLOSE, ODD_OPEN
 from server.dialects.parsing.tagged import TaggedCall
 from server.dialects.parsing.tags import Tag, TagLexer, next_tag
@@ -189,20 +189,26 @@ def _skip_odd_closing(buffer: TextBuffer) -> Generator[None, None, bool]:
     return True
 
 
-def ended(names: Collection[str], beside_rules: bool = False) -> str:
+def ended(names: Collection[str], beside: Beside = "nothing") -> str:
     """Return a pattern of the texts that are no value in this format; `names` are the declared arguments.
 
-    They are the texts in which a tag may end a value, and those that are read on to see whether it does. Beside the
-    rules of a string the lexer has no room for declared tags behind text in a line, which then may stand in a value.
+    They are the texts in which a tag may end a value, and those that are read on to see whether it does. Beside other
+    rules of a string the lexer has no room for the names of declared tags behind text in a line: no tag of an argument
+    stands right behind text there, and beside an expression none anywhere.
     """
     anywhere = r"<\/parameter>\s*(<parameter=|<\/function>|<\/tool_call>|<function=|<tool_call>)"
     anywhere += r"|<\/function>\s*(<\/tool_call>|<function=|<tool_call>)"
     at_line = r"<\/tool_call>\s*(<function=|<tool_call>)|<(parameter =| parameter ?=|param=|parameter=[ \"'])"
     behind_text = ""
-    if names:
+    if names and beside == "an expression":
+        anywhere += "|<parameter="
+    elif names:
         declared = f"<parameter=({'|'.join(map(pattern_of, sorted(names)))})"
         at_line += rf"|{declared}[ \t\"']*>"
-        behind_text = "" if beside_rules else rf"|(?s:.*)[^ \t\n]{declared}>[ \t]*\r?(\n(?s:.*))?"
+        if beside == "a length":
+            anywhere += r"|[^ \t\n]<parameter="
+        else:
+            behind_text = rf"|(?s:.*)[^ \t\n]{declared}>[ \t]*\r?(\n(?s:.*))?"
     return rf"(?s:.*)({anywhere})(?s:.*)|((?s:.*)\n)?[ \t]*({at_line})(?s:.*){behind_text}"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -345,6 +346,20 @@ def test_the_grammar_admits_no_qwen_value_with_a_tag_that_ends_it(tag: str) -> N
     """An indented tag of a declared parameter was text; it ends the value, so a constrained value has none."""
     begun = f"{HEAD}<parameter=path>\nsrc/a.py"
     assert admits_beginning(QWEN3_CODER, TOOLS, begun) and not admits_beginning(QWEN3_CODER, TOOLS, f"{begun}{tag}\nx")
+
+
+RULES: tuple[dict[str, Any], ...] = ({"maxLength": 4000}, {"pattern": "a"}, {"pattern": "^[^x]*$", "minLength": 1})
+
+
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_a_qwen_value_with_rules_admits_no_tag_right_behind_text(rules: dict[str, Any]) -> None:
+    """The grammar admitted a declared tag at the end of a line of text, where the parser ends the value."""
+    members = {"path": {"type": "string", **rules}, **{f"p{i}": {"type": "string"} for i in range(40)}}
+    tool = Tool("write", {"type": "object", "properties": members, "required": ["path"]})
+    begun = f"{HEAD}<parameter=path>\nsrc/a.py"
+    assert admits_beginning(QWEN3_CODER, [tool], f"{begun} <parameter> a < b")
+    assert admits_beginning(QWEN3_CODER, [tool], f"{begun} <parameter=p1> a") == ("pattern" not in rules)
+    assert not admits_beginning(QWEN3_CODER, [tool], f"{begun}<parameter=p1>")
 
 
 @pytest.mark.parametrize(
