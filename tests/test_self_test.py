@@ -73,6 +73,10 @@ OPENS_THINKING = {  # the generation prompt opens a think block that earlier rep
         "qwen25",
         [('"<|im_start|>assistant\\n" -}}{%- endif', '"<|im_start|>assistant\\n<think>\\n" -}}{%- endif')],
     ),
+    "as QwQ, in one line": (
+        "qwen25",
+        [('"<|im_start|>assistant\\n" -}}{%- endif', '"<|im_start|>assistant\\n<think>" -}}{%- endif')],
+    ),
     "as GLM-4.7": (
         "glm45",
         [
@@ -91,7 +95,7 @@ OPENS_THINKING = {  # the generation prompt opens a think block that earlier rep
 
 
 @pytest.mark.parametrize(
-    "form", ["as QwQ", *(pytest.param(f"as GLM-{n}", marks=pytest.mark.long) for n in ("4.7", "5"))]
+    "form", [pytest.param(form, marks=pytest.mark.long if "GLM" in form else ()) for form in OPENS_THINKING]
 )
 def test_a_template_may_open_a_think_block_that_it_leaves_out_of_earlier_replies(form: str) -> None:
     """It was refused at start, for every case."""

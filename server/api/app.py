@@ -18,8 +18,10 @@ from server.api.completions.to_request import CompletionsMapper
 from server.api.completions.wire import Completion
 from server.api.conversations.router import (
     ConversationBody,
+    ConversationItemsBody,
     ConversationObject,
     ConversationsHandler,
+    ConversationUpdateBody,
     DeletedConversation,
     conversations_router,
 )
@@ -92,7 +94,8 @@ from server.store.response_store import ResponseStore
 from server.version import version
 
 REQUESTS = (
-    ChatCompletionRequest, ResponsesRequest, ConversationBody, MessagesRequest, CountTokensRequest, CompletionsRequest,
+    ChatCompletionRequest, ResponsesRequest, ConversationBody, ConversationItemsBody, ConversationUpdateBody,
+    MessagesRequest, CountTokensRequest, CompletionsRequest,
     TokenizeRequest,
     DetokenizeRequest,
 )  # fmt: skip

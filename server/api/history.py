@@ -1,15 +1,83 @@
-"""Repair of histories whose calls and results do not match: cut, compacted or interrupted (`--repair-history`)."""
+"""Repair of histories: ids for calls that have none, and, with `--repair-history`, results that do not match calls."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 
-from server.chat_request import AssistantMessage, Message, ToolMessage, UserMessage
+from server.chat_request import AssistantMessage, Message, PastCall, ToolMessage, UserMessage
 from server.notes import Note
 
 MISSING_RESULT = "(The result of this call is missing from the conversation.)"
 ORPHAN = "(Result of a call that is missing from the conversation.)"
 Call = tuple[int, int]  # the position of its message, and its own in that message
+Located = tuple[int, Message]  # a message, and the position of the one that it was sent in
+
+
+def with_call_ids(located: Sequence[Located]) -> tuple[list[Located], list[Note]]:
+    """The messages with an id for each call that has none (""), and a note for each reply that has such calls.
+
+    Results up to the next reply whose id is none of its calls' answer those without an id: the one of their name, else
+    in order.
+    """
+    messages = list(located)
+    taken = {call.id for _, message in located for call in _calls_of(message)}
+    notes: list[Note] = []
+    for at, (index, message) in enumerate(located):
+        if not isinstance(message, AssistantMessage) or all(call.id for call in message.calls):
+            continue
+        ids = [call.id for call in message.calls]
+        answers = _answers(message.calls, messages, at + 1)
+        for place, call in enumerate(message.calls):
+            if call.id:
+                continue
+            answer = messages[answers[place]][1] if place in answers else None
+            sent = answer.call_id if isinstance(answer, ToolMessage) else ""
+            ids[place] = sent if sent and sent not in taken else _free_id(f"call_{index}_{place}", taken)
+            taken.add(ids[place])
+            if isinstance(answer, ToolMessage):
+                messages[answers[place]] = (messages[answers[place]][0], replace(answer, call_id=ids[place]))
+        calls = tuple(replace(call, id=new) for call, new in zip(message.calls, ids, strict=True))
+        messages[at] = (index, replace(message, calls=calls))
+        text = "Calls without an id were given one; results without a call of their id answer them in order."
+        notes.append(Note("history", f"messages[{index}]", text))
+    return messages, notes
+
+
+def _calls_of(message: Message) -> tuple[PastCall, ...]:
+    return message.calls if isinstance(message, AssistantMessage) else ()
+
+
+def _answers(calls: Sequence[PastCall], messages: Sequence[Located], start: int) -> dict[int, int]:
+    """For each call without an id, by its place, the position of its result, where there is one."""
+    ids = {call.id for call in calls if call.id}
+    results: list[tuple[int, ToolMessage]] = []
+    for at in range(start, len(messages)):
+        message = messages[at][1]
+        if isinstance(message, AssistantMessage):
+            break
+        if isinstance(message, ToolMessage) and message.call_id not in ids:
+            results.append((at, message))
+    waiting: dict[int, str] = {place: call.name for place, call in enumerate(calls) if not call.id}
+    by_name: dict[str, deque[int]] = {}
+    for place, name in waiting.items():
+        by_name.setdefault(name, deque()).append(place)
+    answers: dict[int, int] = {}
+    unnamed: list[int] = []
+    for at, result in results:
+        if result.name is not None and by_name.get(result.name):
+            place = by_name[result.name].popleft()
+            answers[place] = at
+            del waiting[place]
+        else:
+            unnamed.append(at)
+    return answers | dict(zip(waiting, unnamed, strict=False))
+
+
+def _free_id(name: str, taken: Container[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def repaired(

@@ -1,4 +1,4 @@
-"""Tools and tool choices in the forms of other APIs, rewritten to that of the surface that they came by.
+"""Tools, tool choices and calls in the forms of other APIs, rewritten to that of the surface that they came by.
 
     Chat Completions    {"type": "function", "function": {"name": "f", "parameters": {}}}
     Responses           {"type": "function", "name": "f", "parameters": {}}
@@ -33,6 +33,43 @@ def tools_in_messages_form(body: dict[str, Any]) -> Iterator[Note]:
     """The same of a Messages request."""
     yield from _rewrite_tools(body, _messages_tool)
     yield from _rewrite_choice(body, _messages_choice, words=False)
+
+
+def history_in_messages_form(body: dict[str, Any]) -> Iterator[Note]:
+    """Rewrite calls and results as Chat Completions has them to the blocks of a Messages request; yield a note."""
+    sent = body.get("messages")
+    if not isinstance(sent, list):
+        return
+    messages = [_messages_message(one) if isinstance(one, Mapping) else one for one in sent]
+    changed = [place for place, message in enumerate(messages) if message is not sent[place]]
+    if changed:
+        body["messages"] = messages
+        text = f"Calls or results in the form of another API were read, in messages: {len(changed)}."
+        yield Note("form", f"messages[{changed[0]}]", text)
+
+
+def _messages_message(message: Form) -> Form:
+    if message.get("role") == "tool":
+        call_id = message.get("tool_call_id") or message.get("id")
+        result = {"type": "tool_result", "tool_use_id": call_id, "content": message.get("content")}
+        return {"role": "user", "content": [result]}
+    calls, content = message.get("tool_calls"), message.get("content")
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if message.get("role") != "assistant" or not isinstance(calls, list) or not calls:
+        return message
+    if not all(isinstance(call, Mapping) for call in calls):
+        return message
+    blocks = content if isinstance(content, list) else [content] if content else []
+    own = [block.get("id") for block in blocks if isinstance(block, Mapping) and block.get("type") == "tool_use"]
+    uses = [use for use in map(_tool_use, calls) if use["id"] is None or use["id"] not in own]
+    return {"role": "assistant", "content": [*blocks, *uses]}
+
+
+def _tool_use(call: Form) -> dict[str, Any]:
+    function = call.get("function")
+    inner = function if isinstance(function, Mapping) else call
+    given = next((inner[key] for key in ("arguments", "args", "input") if inner.get(key) is not None), None)
+    return {"type": "tool_use", "id": call.get("id"), "name": inner.get("name"), "input": given}
 
 
 def _rewrite_tools(body: dict[str, Any], rewrite: Rewrite) -> Iterator[Note]:

@@ -112,7 +112,8 @@ class Dialect:
     `markers` must survive detokenising as text even where they are special tokens. `halts` are strings at which
     generation stops (ReAct's `Observation:`). `parser(tools)` reads replies. `constrain(spec)` is the grammar
     of a reply, or None where everything is allowed; it raises BadSchema. `recognise(template)` tells
-    whether a chat template writes this format. `call_id` is None where calls have their tool's name.
+    whether a chat template writes this format. `call_id` is None where calls have their tool's name. `raw_strings`:
+    arguments that are strings are raw text, not JSON.
     """
 
     name: str
@@ -122,3 +123,4 @@ class Dialect:
     constrain: Callable[[ConstraintSpec], Constraint | None]
     recognise: Callable[[str], bool]
     call_id: CallId | None = None
+    raw_strings: bool = False

@@ -8,23 +8,25 @@
     </tool_call>
 
 Strings are raw text, other values are JSON. Line breaks between the tags may be missing (GLM-4.7). Accepted as well,
-and flagged "repaired": tags that are missing, doubled, swapped or distorted. A value ends at `</arg_value>` only where
-a tag of the format follows, so it may contain that tag; without it, at the key of a declared argument, and where the
-call ends; calls of this format in a value are its text where they are whole (`parsing/value_ends.py`). Of a repeated
-key the first value counts.
+and flagged "repaired": tags that are missing, doubled, swapped or distorted; `<tool_call>` itself only where the call
+is whole and its arguments satisfy the schema, as the grammar holds no other call. A value ends at `</arg_value>` only
+where a tag of the format follows, so it may contain that tag; without it, at the key of a declared argument, and where
+the call ends; calls of this format in a value are its text where they are whole (`parsing/value_ends.py`). Of a
+repeated key the first value counts.
 
 A custom tool's free text is the argument `input`.
 """
 
 import re
 from collections.abc import Collection, Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import cached_by_spec, constraint, marker, pattern_of
-from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
+from server.dialects.grammar.tagged_grammar import Beside, TagForm, tagged_calls
+from server.dialects.parsing.odd_tags import ODD_CLOSE, ODD_OPEN
 from server.dialects.parsing.tagged import TaggedCall
 from server.dialects.parsing.tags import Tag, TagLexer, next_tag
 from server.dialects.parsing.text_buffer import (
@@ -39,13 +41,17 @@ from server.dialects.parsing.text_buffer import (
 )
 from server.dialects.parsing.value_ends import PLAIN_NAME, TagFormat
 from server.dialects.schema.validate import ToolSet
+from server.events import CallArguments, CallClosed, CallOpened
 from server.messages import Constraint
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 KEY, KEY_CLOSE = "<arg_key>", "</arg_key>"
 VALUE, VALUE_CLOSE = "<arg_value>", "</arg_value>"
-OPENERS = Openers(OPEN)
-OPENERS_INSIDE = Openers(OPEN, CLOSE)
+ODD_OPENERS = (*ODD_OPEN, f"{OPEN[:-1]}\n")
+ODD_CLOSERS = Openers(CLOSE, any_case=ODD_CLOSE)
+MAX_HELD_LENGTH = 64 * 1024  # characters of a call without its opening tag
+MAX_HELD_TAGS = 256  # of it, and
+MAX_TRIES = 8  # of reading one in a reply: they bound the time that a hostile reply takes
 NAME = re.compile(rf"[^\s<]{{1,{MAX_NAME_LENGTH}}}(?=[\s<])")
 NAME_BEGUN = re.compile(rf"[^\s<]{{0,{MAX_NAME_LENGTH}}}")
 WORDS = ("arg_key", "arg_value", "tool_call")
@@ -133,16 +139,101 @@ FORMAT = TagFormat(LEXER, by_line=False, outer="function", certain=CERTAIN, word
 
 
 def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
+    heads = [f"{name}{space}{KEY}" for name in tool_set.names for space in ("", "\n")]
+    words = (OPEN, *(f"\n{head}" for head in heads))
+    openers = Openers(*words, any_case=ODD_OPENERS)
+    openers_inside = Openers(*words, CLOSE, any_case=ODD_OPENERS)
     inside = False  # a tag that a call was read from is still open: its end is markup
+    num_tries = 0
+    opener = (yield from buffer.expect(*heads)) if heads else ""
     while True:
-        opener = yield from read_text(buffer, sink, OPENERS_INSIDE if inside else OPENERS)
+        opener = opener or (yield from read_text(buffer, sink, openers_inside if inside else openers))
         if not opener:
             return
         buffer.record()
-        buffer.take(len(opener))
         inside = False
         if opener == OPEN:
+            buffer.take(len(opener))
             inside = yield from _read_call(buffer, sink, tool_set)
+        elif opener == CLOSE:
+            buffer.take(len(opener))
+        else:
+            num_tries += yield from _read_unopened(buffer, sink, tool_set, opener, MAX_TRIES - num_tries)
+        opener = ""
+
+
+def _read_unopened(
+    buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, opener: str, most_tries: int
+) -> Generator[None, None, int]:
+    """Read a call whose opening tag is missing or distorted, or emit its beginning as text; return the tries it took.
+
+    It is a call only where it is whole and valid: the grammar holds what follows `<tool_call>` alone.
+    """
+    buffer.take(len(opener) if opener.lower() in ODD_OPENERS else opener.startswith("\n"))
+    name = yield from _read_name(buffer)
+    if tool_set.find(name) is not None:
+        yield from buffer.skip_space()
+    is_call = tool_set.find(name) is not None and bool(
+        (yield from buffer.expect(KEY)) or (yield from _closer(buffer)) is not None
+    )
+    scanned = num_tries = 0  # characters behind the name in which no end of the call is left
+    while is_call and num_tries < most_tries:
+        found = ODD_CLOSERS.search(buffer.text, buffer.at + scanned)
+        end = found.start() - buffer.at if found else len(buffer.rest) - ODD_CLOSERS.overlap(buffer.rest)
+        if end > MAX_HELD_LENGTH or (found is None and buffer.ended):
+            break
+        scanned = end
+        if found is None:
+            yield
+            continue
+        written = buffer.rest[:end]
+        if written.count(KEY[:5]) > MAX_HELD_TAGS:
+            break
+        num_tries += 1
+        if (call := _whole_call(name, written, tool_set)) is not None:
+            buffer.take(found.end() - buffer.at)
+            sink.open(name, call.custom)
+            sink.arguments(call.arguments)
+            sink.close(("repaired",), buffer.recorded())
+            return num_tries
+        scanned = found.end() - buffer.at
+    sink.text(buffer.recorded())
+    return num_tries
+
+
+def _closer(buffer: TextBuffer) -> Generator[None, None, re.Match[str] | None]:
+    """Return the end of a call, in any spelling, that stands next; None where other text does. Nothing is taken."""
+    while not (found := ODD_CLOSERS.match(buffer.text, buffer.at)):
+        if buffer.ended or ODD_CLOSERS.overlap(buffer.rest) < len(buffer.rest):
+            return None
+        yield
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _WholeCall:
+    """A call that was read from one text."""
+
+    arguments: str
+    custom: bool
+
+
+def _whole_call(name: str, written: str, tool_set: ToolSet) -> _WholeCall | None:
+    """Return the call of which this is the text behind the name, if it is nothing else and valid."""
+    buffer, sink = TextBuffer(), EventSink()
+    buffer.add(f"{OPEN}{name}\n{written}{CLOSE}")
+    buffer.ended = True
+    buffer.take(len(OPEN))
+    for _ in _read_call(buffer, sink, tool_set):
+        raise AssertionError("a parser waits for text after the end")
+    events = sink.collect()
+    opened, closed = (events[0], events[-1]) if events else (None, None)
+    if not isinstance(opened, CallOpened) or not isinstance(closed, CallClosed) or not buffer.empty:
+        return None
+    if not {*closed.flags} <= {"repaired"}:
+        return None
+    arguments = "".join(event.text for event in events if isinstance(event, CallArguments))
+    return _WholeCall(arguments, opened.custom)
 
 
 def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Generator[None, None, bool]:
@@ -237,7 +328,7 @@ def _read_name(buffer: TextBuffer) -> Generator[None, None, str]:
         yield
 
 
-def ended(names: Collection[str], beside_rules: bool = False) -> str:
+def ended(names: Collection[str], beside: Beside = "nothing") -> str:
     """Return a pattern of the texts that are no value in this format; `names` are the declared arguments.
 
     They are the texts in which a tag may end a value, and those that are read on to see whether it does.
@@ -276,4 +367,5 @@ GLM4 = Dialect(
     parser=partial(IncrementalParser, _read_reply),
     constrain=cached_by_spec(constrain),
     recognise=recognise,
+    raw_strings=True,
 )

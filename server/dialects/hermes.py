@@ -10,8 +10,9 @@
 
 Accepted, and flagged "repaired": `parameters` for `arguments`, arguments as a JSON string, a missing brace, a doubled
 opening tag. Accepted without a flag: arguments before the name, no arguments, several objects in one tag, a missing or
-doubled closing tag. Without the tag, `<tools>{...}</tools>` and fenced JSON are calls if they contain only calls of
-declared tools whose arguments satisfy the schema (Qwen2.5-Coder writes them).
+doubled closing tag. Without the tag, `<tools>{...}</tools>`, fenced JSON, and tags in another spelling
+(`<Tool_Call>`, `[tool_call]`, `<tool_calls>`) are calls if they contain only calls of declared tools whose arguments
+satisfy the schema (Qwen2.5-Coder writes them).
 
 A custom tool's free text is `{"name": "run", "arguments": {"input": "..."}}`. Where a Lark grammar constrains it, it
 follows unescaped after empty arguments:
@@ -34,6 +35,7 @@ from server.dialects.base import ConstraintSpec, Dialect, Tool
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import cached_by_spec, constraint, is_raw, json_calls, marker
 from server.dialects.parsing.json_call import RAW_CLOSE, RAW_OPEN, JsonCall
+from server.dialects.parsing.odd_tags import PLAIN_CLOSE, PLAIN_OPEN
 from server.dialects.parsing.text_buffer import (
     EventSink,
     IncrementalParser,
@@ -52,7 +54,8 @@ UNTAGGED_CLOSE = {"<tools>": "</tools>", "```json": "```"}
 UNTAGGED_HEAD = re.compile(r'\s*\[?\s*\{\s*"name"\s*:\s*"([^"\\\n]{1,256})"')
 UNTAGGED_HEAD_PREFIX = re.compile(r'\[?(?:\{(?:"(?:n(?:a(?:m(?:e(?:"(?::(?:"[^"\\\n]{0,256})?)?)?)?)?)?)?)?)?')
 MAX_HELD_LENGTH = 64 * 1024  # characters of untagged calls
-OPENERS = Openers(OPEN, *UNTAGGED_CLOSE)
+OPENERS = Openers(OPEN, *UNTAGGED_CLOSE, any_case=PLAIN_OPEN)
+ODD_CLOSERS = Openers(CLOSE, any_case=PLAIN_CLOSE)
 OPENERS_INSIDE = Openers(OPEN, CLOSE)  # an unfinished tag: its end is markup
 
 
@@ -115,13 +118,12 @@ def _read_untagged(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, opene
     """
     buffer.record()
     buffer.take(len(opener))
-    end = UNTAGGED_CLOSE[opener]
+    close = Openers(UNTAGGED_CLOSE[opener]) if opener in UNTAGGED_CLOSE else ODD_CLOSERS
     while not (head := UNTAGGED_HEAD.match(buffer.text, buffer.at)):
         if buffer.ended or not UNTAGGED_HEAD_PREFIX.fullmatch(_without_space(buffer.rest)):
             sink.text(buffer.recorded())
             return
         yield
-    close = Openers(end)
     while tool_set.find(head.group(1)) is not None:
         found = close.search(buffer.text, buffer.at)
         stop = found.start() if found else len(buffer.text) - close.overlap(buffer.rest)

@@ -13,10 +13,11 @@
 
 Strings are raw text between two line breaks; other values are JSON. Accepted as well: no `<tool_call>`
 around the function, values on the line of their tag, and, flagged "repaired", tags that are missing, doubled, indented,
-in another case, with blanks or quotes inside, or without their `>`. A value ends at `</parameter>` only where a tag of
-the format follows, so it may contain that tag; without it, before a tag that opens a declared parameter or tool, and
-where the call ends; calls of this format in a value are its text where they are whole (`parsing/value_ends.py`). Of a
-repeated parameter the first value counts.
+in another case, with blanks or quotes inside, or without their `>` or `/`; `</parameters>` and `</param>`; and any
+spelling of `<tool_call>` (`parsing/odd_tags.py`) before `<function=`. A value ends at `</parameter>` only where a tag
+of the format follows, so it may contain that tag; without it, before a tag that opens a declared parameter or tool,
+and where the call ends; calls of this format in a value are its text where they are whole (`parsing/value_ends.py`).
+Of a repeated parameter the first value counts.
 
 A custom tool's free text is the parameter `input`.
 """
@@ -28,7 +29,8 @@ from functools import partial
 from server.dialects.base import ConstraintSpec, Dialect
 from server.dialects.grammar.json_grammar import quoted
 from server.dialects.grammar.lark import cached_by_spec, constraint, marker, pattern_of
-from server.dialects.grammar.tagged_grammar import TagForm, tagged_calls
+from server.dialects.grammar.tagged_grammar import Beside, TagForm, tagged_calls
+from server.dialects.parsing.odd_tags import ODD_CLOSE, ODD_OPEN
 from server.dialects.parsing.tagged import TaggedCall
 from server.dialects.parsing.tags import Tag, TagLexer, next_tag
 from server.dialects.parsing.text_buffer import (
@@ -47,14 +49,19 @@ from server.messages import Constraint
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, FUNCTION_CLOSE = "<function=", "</function>"
 PARAMETER, PARAMETER_CLOSE = "<parameter=", "</parameter>"
-OPENERS = Openers(OPEN, f"{OPEN[:-1]}\n", FUNCTION)
-OPENERS_INSIDE = Openers(OPEN, f"{OPEN[:-1]}\n", FUNCTION, CLOSE)
+OPENERS = Openers(OPEN, f"{OPEN[:-1]}\n", FUNCTION, any_case=ODD_OPEN)
+OPENERS_INSIDE = Openers(OPEN, f"{OPEN[:-1]}\n", FUNCTION, CLOSE, any_case=ODD_OPEN)
+ODD_CLOSERS = Openers(CLOSE, any_case=ODD_CLOSE)
 WORDS = ("parameter", "function", "tool_call")
 LEXER = TagLexer(
-    {"parameter": "argument", "param": "argument", "function": "function", "tool_call": "call"},
+    {
+        "parameter": "argument", "parameters": "argument", "param": "argument", "function": "function",
+        "tool_call": "call",
+    },
     exact=WORDS,
     named=("argument", "function"),
-)
+    nameless=("parameters",),
+)  # fmt: skip
 CERTAIN = re.compile(r"<(parameter ?=| parameter ?=|param=)")
 FORMAT = TagFormat(LEXER, by_line=True, outer="call", certain=CERTAIN)
 
@@ -70,17 +77,29 @@ def _read_reply(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parse
             inside = False
             continue
         buffer.record()
-        if (yield from _read_calls(buffer, sink, tool_set, opener)):
+        is_odd = opener.lower() in ODD_OPEN and opener != OPEN
+        if is_odd:
+            buffer.take(len(opener))
+            yield from buffer.skip_space()
+            opener = yield from buffer.expect(FUNCTION, OPEN)  # from there on the grammar holds a call
+        if opener and (yield from _read_calls(buffer, sink, tool_set, opener, is_odd)):
             inside = yield from _skip_closing(buffer, sink)
+            if is_odd and inside:
+                inside = not (yield from _skip_odd_closing(buffer))
         else:
             yield from buffer.skip_space()
             sink.text(buffer.recorded())
 
 
-def _read_calls(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, opener: str) -> Generator[None, None, bool]:
-    """Read the calls behind an opener; False, and no more than their beginning is taken, if there are none."""
+def _read_calls(
+    buffer: TextBuffer, sink: EventSink, tool_set: ToolSet, opener: str, is_odd: bool
+) -> Generator[None, None, bool]:
+    """Read the calls behind an opener; False, and no more than their beginning is taken, if there are none.
+
+    `is_odd`: a tag in another spelling stands before the opener.
+    """
     tag = None
-    flags: tuple[Flag, ...] = () if opener in (OPEN, FUNCTION) else ("repaired",)
+    flags: tuple[Flag, ...] = () if opener in (OPEN, FUNCTION) and not is_odd else ("repaired",)
     if opener == FUNCTION:
         tag = yield from next_tag(LEXER, buffer, buffer.position)
     if tag is None:
@@ -130,6 +149,9 @@ def _read_call(
             if closed or not tag.exact:
                 call.flag("repaired")
             yield from call.read_argument(tag)
+        elif tag.bare and tag.kind == "argument" and not closed:
+            call.flag("repaired")  # a closing tag without its slash, or a tag around the arguments
+            buffer.take_to(tag.end)
         elif tag.closes and tag.kind in ("argument", "function") and not closed:
             closed = tag.kind == "function"
             if not (closed and tag.exact):
@@ -157,20 +179,36 @@ def _skip_closing(buffer: TextBuffer, sink: EventSink) -> Generator[None, None, 
     return inside
 
 
-def ended(names: Collection[str], beside_rules: bool = False) -> str:
+def _skip_odd_closing(buffer: TextBuffer) -> Generator[None, None, bool]:
+    """Take the closing tag of a `<tool_call>` in another spelling, if it comes next; return whether it did."""
+    while not (found := ODD_CLOSERS.match(buffer.text, buffer.at)):
+        if buffer.ended or ODD_CLOSERS.overlap(buffer.rest) < len(buffer.rest):
+            return False
+        yield
+    buffer.take(len(found.group()))
+    return True
+
+
+def ended(names: Collection[str], beside: Beside = "nothing") -> str:
     """Return a pattern of the texts that are no value in this format; `names` are the declared arguments.
 
-    They are the texts in which a tag may end a value, and those that are read on to see whether it does. Beside the
-    rules of a string the lexer has no room for declared tags behind text in a line, which then may stand in a value.
+    They are the texts in which a tag may end a value, and those that are read on to see whether it does. Beside other
+    rules of a string the lexer has no room for the names of declared tags behind text in a line: no tag of an argument
+    stands right behind text there, and beside an expression none anywhere.
     """
     anywhere = r"<\/parameter>\s*(<parameter=|<\/function>|<\/tool_call>|<function=|<tool_call>)"
     anywhere += r"|<\/function>\s*(<\/tool_call>|<function=|<tool_call>)"
     at_line = r"<\/tool_call>\s*(<function=|<tool_call>)|<(parameter =| parameter ?=|param=|parameter=[ \"'])"
     behind_text = ""
-    if names:
+    if names and beside == "an expression":
+        anywhere += "|<parameter="
+    elif names:
         declared = f"<parameter=({'|'.join(map(pattern_of, sorted(names)))})"
         at_line += rf"|{declared}[ \t\"']*>"
-        behind_text = "" if beside_rules else rf"|(?s:.*)[^ \t\n]{declared}>[ \t]*\r?(\n(?s:.*))?"
+        if beside == "a length":
+            anywhere += r"|[^ \t\n]<parameter="
+        else:
+            behind_text = rf"|(?s:.*)[^ \t\n]{declared}>[ \t]*\r?(\n(?s:.*))?"
     return rf"(?s:.*)({anywhere})(?s:.*)|((?s:.*)\n)?[ \t]*({at_line})(?s:.*){behind_text}"
 
 
@@ -202,4 +240,5 @@ QWEN3_CODER = Dialect(
     parser=partial(IncrementalParser, _read_reply),
     constrain=cached_by_spec(constrain),
     recognise=recognise,
+    raw_strings=True,
 )

@@ -7,11 +7,12 @@
 
 The model stops before `Observation:`, which the server writes. The labels `Thought:` and `Final Answer:` at the
 beginning of a line are markup; what follows them is text. Several actions may follow each other. Accepted as well:
-arguments in a fence, and without their last braces.
+arguments in a fence, and without their last braces; and, flagged "repaired", a doubled `Action:` or `Action Input:`.
 
 A custom tool's free text is `{"input": "..."}`; where a Lark grammar constrains it, the text is raw.
 """
 
+from collections.abc import Generator
 from functools import partial
 
 from server.dialects.base import ConstraintSpec, Dialect, Tool
@@ -67,6 +68,7 @@ def _skip_label(buffer: TextBuffer, sink: EventSink, word: str) -> ParserCorouti
 
 def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> ParserCoroutine:
     """Read a name and its input, or emit their beginning as text."""
+    doubled = yield from _skip_doubled(buffer, ACTION)
     name = yield from read_line(buffer)
     arguments = JsonArguments(buffer, sink, tool_set, OBSERVATION, (f"\n{OBSERVATION}", f"\n{ACTION}"))
     arguments.tool = tool_set.find(name)
@@ -75,11 +77,24 @@ def _read_call(buffer: TextBuffer, sink: EventSink, tool_set: ToolSet) -> Parser
         found = yield from buffer.expect(INPUT)
         buffer.take(len(found))
         if found:
+            if not is_raw(arguments.tool):
+                doubled = (yield from _skip_doubled(buffer, INPUT)) or doubled
+            if doubled:
+                arguments.flag("repaired")
             yield from _read_input(buffer, arguments, arguments.tool)
     if arguments.is_read or arguments.is_open:
         arguments.finish()
     else:
         sink.text(buffer.recorded())
+
+
+def _skip_doubled(buffer: TextBuffer, label: str) -> Generator[None, None, bool]:
+    """Take a label as often as it comes once more at once; return whether it did."""
+    doubled = False
+    while found := (yield from buffer.expect(label, f" {label}", f"\n{label}")):
+        buffer.take(len(found))
+        doubled = True
+    return doubled
 
 
 def _read_input(buffer: TextBuffer, arguments: JsonArguments, tool: Tool) -> ParserCoroutine:

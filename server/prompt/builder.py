@@ -88,7 +88,7 @@ class PromptBuilder:
                 [
                     *request.notes,
                     *_note_on_thinking(request.thinking, thinking),
-                    *schema_notes(request.tools, names, request.answer),
+                    *schema_notes(request.tools, names, request.answer, self._checkpoint.dialect.raw_strings),
                 ]
             ),
             call_ids=openers.ids,

@@ -12,7 +12,9 @@ import msgspec
 import pytest
 
 from server.api.app import create_app
+from server.api.responses.state import ResponsesState
 from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.locate import served_name
 from server.errors import EngineDied, Starting
 from server.messages import DeviceReading, MemoryReport
 from server.prompt.builder import PromptBuilder
@@ -20,6 +22,7 @@ from server.settings import ModelSettings, Settings
 from server.version import version
 from tests.agents.recorder import FIXTURES, read_fixture
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve, events_of
+from tests.api.test_surfaces import SURFACES
 from tests.backends.scripted import PULSE, Script, ScriptedBackend
 
 Reply = Callable[..., Script]
@@ -59,6 +62,34 @@ async def test_the_id_that_the_model_was_given_by_is_served_as_well_unless_a_nam
         body = {"model": "Qwen/Qwen3-0.6B", "messages": [{"role": "user", "content": "Hi"}]}
         assert (await http.post("/v1/chat/completions", json=body)).status_code == status
         assert (await http.post("/v1/chat/completions", json=body | {"model": model["id"]})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "status"),
+    [
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B", 200),
+        ("Qwen/Qwen3-0.6B", "Qwen3-0.6B", 200),
+        ("Qwen/Qwen3-0.6B", "Other/Qwen3-0.6B", 404),
+        ("Qwen/Qwen3-0.6B-GGUF:Q8_0", "Qwen/Qwen3-0.6B-GGUF:Q8_0", 200),
+        ("Qwen/Qwen3-0.6B-GGUF:Q8_0", "Qwen3-0.6B-GGUF:Q8_0", 200),
+        ("./my-qwen", "./my-qwen", 200),
+        ("./my-qwen", "my-qwen", 200),
+    ],
+)
+async def test_every_surface_serves_the_id_that_the_model_was_given_by(
+    checkpoint: Checkpoint, reply: Reply, given: str, asked: str, status: int
+) -> None:
+    """Programs are configured with the id that stands on the hub; a 404 was all that they got."""
+    settings = Settings(model=ModelSettings(model=given))
+    backend = ScriptedBackend(lambda _: reply("Hi"))
+    app = create_app(settings, checkpoint, PromptBuilder(checkpoint, settings), backend, served_name(given, ""))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        for path, body in SURFACES.values():
+            answer = await http.post(path, json={**body, "model": asked})
+            assert answer.status_code == status, answer.text
+            assert status != 200 or answer.json()["model"] == asked
+        listed = [one["id"] for one in (await http.get("/v1/models")).json()["data"]]
+    assert listed == [served_name(given, "")]
 
 
 async def test_an_unknown_model_is_a_404_unless_any_name_is_served(serve: Serve, reply: Reply) -> None:
@@ -243,6 +274,59 @@ async def test_the_examples_of_the_openapi_document_fit_it(serve: Serve) -> None
     for example in chat["200"]["content"]["text/event-stream"]["examples"].values():
         for event in events_of(example["value"]):
             fits(document, "ErrorBody" if '"error"' in event else "ChatCompletionChunk", json.loads(event))
+
+
+async def test_bodies_of_conversations_and_their_items_are_typed(serve: Serve, state: ResponsesState) -> None:
+    """They were objects of any kind; what is sent and listed must fit what the document says of it."""
+    question = {"role": "user", "content": "Hi"}
+    call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "21"}]}
+    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    custom = {"type": "custom_tool_call", "call_id": "d", "name": "run", "input": "1"}
+    answer = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Yes"}]}
+    items = [
+        question,
+        thought,
+        call,
+        result,
+        custom,
+        {**result, "type": "custom_tool_call_output", "call_id": "d"},
+        answer,
+    ]
+    async with serve(state=state) as served:
+        document = (await served.http.get("/openapi.json")).json()
+        begun = (await served.http.post("/v1/conversations", json={"items": items, "metadata": {"a": "b"}})).json()
+        path = f"/v1/conversations/{begun['id']}"
+        listed = (await served.http.get(f"{path}/items", params={"order": "asc"})).json()
+        one = (await served.http.get(f"{path}/items/{listed['data'][0]['id']}")).json()
+    fits(document, "ConversationBody", {"items": items, "metadata": {"a": "b"}})
+    fits(document, "ItemList", listed)
+    assert len(listed["data"]) == len(items)
+    paths = document["paths"]
+    schema = paths["/v1/conversations/{id}/items/{item_id}"]["get"]["responses"]["200"]["content"]["application/json"]
+    jsonschema.Draft202012Validator({**schema["schema"], "components": document["components"]}).validate(one)
+    for path, bad in (
+        ("/v1/conversations", {"items": [{"role": "user"}]}),
+        ("/v1/conversations/{id}/items", {"items": [{"type": "function_call", "name": "look"}]}),
+        ("/v1/conversations/{id}", {"metadata": {"a": 1}}),
+    ):
+        body = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        assert body["examples"], path
+        validator = jsonschema.Draft202012Validator({**body["schema"], "components": document["components"]})
+        assert not validator.is_valid(bad), path
+
+
+async def test_the_route_of_responses_has_a_reply_and_a_stream_as_examples(serve: Serve) -> None:
+    async with serve() as served:
+        document = (await served.http.get("/openapi.json")).json()
+    content = document["paths"]["/v1/responses"]["post"]["responses"]["200"]["content"]
+    fits(document, "ResponseObject", content["application/json"]["example"])
+    frames = content["text/event-stream"]["example"].strip().split("\n\n")
+    events = [json.loads(frame.partition("data: ")[2]) for frame in frames]
+    assert [event["sequence_number"] for event in events] == [*range(len(events))]
+    assert (
+        events[-1]["type"] == "response.completed" and events[-1]["response"] == content["application/json"]["example"]
+    )
 
 
 SCHEMAS = {

@@ -1,15 +1,19 @@
 """Frames, pings, stalled clients, and clients that leave."""
 
 import asyncio
+import json
 import selectors
-from collections.abc import AsyncGenerator, MutableMapping
+from collections.abc import AsyncGenerator, Callable, MutableMapping
 from typing import Any
 
 import pytest
 
 import server.api.sse as sse
 from server.api.errors import ErrorBody, ErrorObject
-from server.errors import EngineDied
+from server.errors import EngineDied, ShuttingDown
+from tests.api.conftest import Serve
+from tests.api.test_surfaces import post
+from tests.backends.scripted import Script
 
 CHUNK = ErrorBody(ErrorObject("line\nbreak", "x", None, None))
 
@@ -50,6 +54,40 @@ async def test_an_error_is_an_event_before_the_end(error: Exception, code: bytes
     out = await written([CHUNK], error)
     assert code in out[1] and out[1].startswith(b'data: {"error":')
     assert out[2:] == [sse.DONE]
+
+
+CUT_OFF = "the server is shutting down; the reply was cut off"
+
+
+@pytest.mark.parametrize(
+    ("surface", "status"), [("chat", 503), ("completions", 503), ("responses", 503), ("messages", 529)]
+)
+async def test_a_reply_that_the_server_s_end_cuts_off_says_so_on_every_surface(
+    serve: Serve, reply: Callable[..., Script], surface: str, status: int
+) -> None:
+    """It read like a crash of the engine, and clients did not try again elsewhere."""
+    begun = [*reply("Hello there, you")[:3], ShuttingDown()]
+    for script in (begun, [ShuttingDown()]):
+        async with serve(script) as served:
+            whole = await post(served, surface)
+            assert whole.status_code == status and int(whole.headers["retry-after"]) >= 1, whole.text
+            streamed = await post(served, surface, stream=True)
+        assert streamed.status_code == (200 if script is begun else status)
+        for text in (whole.text, streamed.text):
+            assert CUT_OFF in text and "engine_died" not in text
+            if surface in ("chat", "completions"):
+                assert '"code":"shutting_down"' in text
+
+
+async def test_an_error_in_the_middle_of_a_message_has_the_id_of_its_request(
+    serve: Serve, reply: Callable[..., Script]
+) -> None:
+    """The envelope's `request_id` is what a user of Anthropic's client is asked for."""
+    async with serve([*reply("Hello there, you")[:3], EngineDied("gone")]) as served:
+        streamed = await post(served, "messages", stream=True)
+    *_, last = streamed.text.strip().split("\n\n")
+    body = json.loads(last.partition("data: ")[2])
+    assert body["type"] == "error" and body["request_id"] == streamed.headers["request-id"] != ""
 
 
 async def run(stream: sse.EventStream, send: Any) -> None:

@@ -44,18 +44,23 @@ WORDS = (
 MARKUP = {
     "hermes": (
         "<tool_call>", "</tool_call>", "<tools>", "</tools>", '{"name": "now"', '"arguments": {', '"}', "<input>\n",
+        "[tool_call]", "[/tool_call]", "<Tool_Call>",
     ),
     "qwen3_coder": (
         "<tool_call>", "</tool_call>", "<function=now>", "</function>", "<parameter=city>", "</parameter>",
-        "\n</parameter>\n",
+        "\n</parameter>\n", "<parameter>", "</parameters>", "[tool_call]", "[/tool_call]", "&lt;tool_call&gt;",
     ),
-    "glm4": ("<tool_call>now\n", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    "glm4": (
+        "<tool_call>now\n", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "[tool_call]",
+        "\nnow\n<arg_key>", "[/tool_call]",
+    ),
     "kimi_k2": (
         "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_end|>",
         "<|tool_call_argument_begin|>", "functions.now:0",
     ),
     "react": (
-        "\nAction: now\n", "\nAction Input:", "Action:", "\nObservation:", "\nThought: ", "Final Answer:", "\n```",
+        "\nAction: now\n", "\nAction Input:", "Action:", " Action:", "\nObservation:", "\nThought: ",
+        "Final Answer:", "\n```",
     ),
 }  # fmt: skip
 NONCE = re.compile(r"[QZ][0-9]{4}")

@@ -1,16 +1,22 @@
 """Tags as models distort them: every call is read as it was meant, or its text is kept as it was written."""
 
+import json
+import time
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.dialects.base import Dialect, Tool
+from server.dialects.base import Choice, Dialect, Tool
 from server.dialects.glm4 import GLM4
+from server.dialects.hermes import HERMES
 from server.dialects.qwen3_coder import QWEN3_CODER
+from server.dialects.react import REACT
 from server.dialects.registry import DIALECTS
 from tests.dialects.fuzz import write_call
 from tests.dialects.parse_helpers import Call, cut_evenly, parse_in_any_pieces, read, texts_and_calls
-from tests.dialects.random_walks import admits_beginning
+from tests.dialects.random_walks import admits_beginning, grammars, spec_for, spelled_ids_of
 
 WRITE = Tool(
     "write",
@@ -27,7 +33,8 @@ TWO = {"path": "src/a.py", "content": "print(1)"}
 HEAD = "<tool_call>\n<function=write>\n"
 PATH = "<parameter=path>\nsrc/a.py\n</parameter>\n"
 CONTENT = "<parameter=content>\nprint(1)\n</parameter>\n"
-END = "</function>\n</tool_call>"
+CLOSE = "</tool_call>"
+END = f"</function>\n{CLOSE}"
 GLM_HEAD, GLM_END = "<tool_call>write\n", "</tool_call>"
 GLM_PATH = "<arg_key>path</arg_key>\n<arg_value>src/a.py</arg_value>\n"
 GLM_CONTENT = "<arg_key>content</arg_key>\n<arg_value>print(1)</arg_value>\n"
@@ -67,9 +74,30 @@ QWEN_DISTORTED = {
     "a tag without > behind a lost one": f"{HEAD}<parameter=path>\nsrc/a.py\n<parameter=content\nprint(1)\n{END}",
     "the name of the tool in an attribute": f'<tool_call>\n<function name="write">\n{PATH}{CONTENT}{END}',
     "both closing tags at the end": f"{HEAD}<parameter=path>\nsrc/a.py\n{CONTENT}</parameter>\n{END}",
+    "</parameters>": f"{HEAD}{PATH}{CONTENT}{END}".replace("</parameter>", "</parameters>"),
+    "</parameters> behind the first": f"{HEAD}<parameter=path>\nsrc/a.py\n</parameters>\n{CONTENT}{END}",
+    "no / of closing tags": f"{HEAD}{PATH}{CONTENT}{END}".replace("</parameter>", "<parameter>"),
+    "no / of the first": f"{HEAD}<parameter=path>\nsrc/a.py\n<parameter>\n{CONTENT}{END}",
+    "no / of the last": f"{HEAD}{PATH}<parameter=content>\nprint(1)\n<parameter>\n{END}",
+    "no /, in a line": f"{HEAD}<parameter=path>src/a.py<parameter>\n<parameter=content>print(1)<parameter>\n{END}",
+    "<parameter> between arguments": f"{HEAD}{PATH}<parameter>\n{CONTENT}<parameter>\n{END}",
+    "<parameters> around the arguments": f"{HEAD}<parameters>\n{PATH}{CONTENT}</parameters>\n{END}",
+    "</param> behind </parameter>": f"{HEAD}{PATH}</param>\n{CONTENT}</param>\n{END}",
     "everything indented": "".join(f"  {line}\n" for line in f"{HEAD}{PATH}{CONTENT}{END}".split("\n")).replace(
         "  src/a.py", "src/a.py").replace("  print(1)", "print(1)"),
 }  # fmt: skip
+WRAPPERS = {
+    "in another case": ("<Tool_Call>", "</Tool_Call>"), "in capitals": ("<TOOL_CALL>", "</TOOL_CALL>"),
+    "in brackets": ("[tool_call]", "[/tool_call]"), "in brackets and capitals": ("[TOOL_CALL]", "[/TOOL_CALL]"),
+    "a plural": ("<tool_calls>", "</tool_calls>"), "without _": ("<toolcall>", "</toolcall>"),
+    "with -": ("<tool-call>", "</tool-call>"),
+    "a blank": ("< tool_call>", "</ tool_call>"), "the other blank": ("<tool_call >", "</tool_call >"),
+    "distorted at its beginning alone": ("[tool_call]", "</tool_call>"),
+}  # fmt: skip
+ESCAPED = {
+    "of HTML": ("&lt;tool_call&gt;", "&lt;/tool_call&gt;"),
+    "of Markdown": ("\\<tool_call\\>", "\\</tool_call\\>"),
+}
 GLM_DISTORTED = {
     "doubled key tags": f"{GLM_HEAD}<arg_key><arg_key>path</arg_key></arg_key>\n{GLM_PATH[24:]}{GLM_CONTENT}{GLM_END}",
     "doubled value tags": f"{GLM_HEAD}{GLM_PATH}<arg_key>content</arg_key>\n"
@@ -88,6 +116,12 @@ GLM_DISTORTED = {
     f"{GLM_CONTENT}{GLM_END}",
     "an argument behind the end": f"{GLM_HEAD}{GLM_PATH}</tool_call>\n{GLM_CONTENT}{GLM_END}",
     "a doubled beginning": f"<tool_call>{GLM_HEAD}{GLM_PATH}{GLM_CONTENT}{GLM_END}</tool_call>",
+    "no / of closing tags": f"{GLM_HEAD}{GLM_PATH}{GLM_CONTENT}{GLM_END}".replace("</arg_value>", "<arg_value>"),
+    "no / of the first": f"{GLM_HEAD}{GLM_PATH}".replace("</arg_value>", "<arg_value>") + f"{GLM_CONTENT}{GLM_END}",
+    "no <tool_call>": f"write\n{GLM_PATH}{GLM_CONTENT}{GLM_END}",
+    "no <tool_call>, behind a line break": f"\nwrite\n{GLM_PATH}{GLM_CONTENT}{GLM_END}",
+    "no <tool_call> and no line break": f"write{GLM_PATH}{GLM_CONTENT}{GLM_END}",
+    "no > of <tool_call>": f"<tool_call\nwrite\n{GLM_PATH}{GLM_CONTENT}{GLM_END}",
     "blanks in tags": f"{GLM_HEAD}<arg_key >path</ arg_key>\n< arg_value>src/a.py</arg_value>\n{GLM_CONTENT}{GLM_END}",
 }  # fmt: skip
 
@@ -97,6 +131,105 @@ def test_a_qwen_call_with_distorted_tags_is_the_call_that_was_meant(text: str) -
     """The tags became text of a value, or the whole call was text."""
     (call,) = parse_in_any_pieces(QWEN3_CODER, TOOLS, text)
     assert isinstance(call, Call) and call.value == TWO and call.flags == ("repaired",)
+
+
+@pytest.mark.parametrize("wrapper", [*WRAPPERS.values(), *ESCAPED.values()], ids=[*WRAPPERS, *ESCAPED])
+@pytest.mark.parametrize("words", ["", "Let me write it.\n"])
+@pytest.mark.parametrize("dialect", [QWEN3_CODER, GLM4], ids=lambda dialect: dialect.name)
+def test_a_distorted_tool_call_around_tags_is_no_text(dialect: Dialect, wrapper: tuple[str, str], words: str) -> None:
+    """Qwen's was shown to the user beside the call, and a whole call of GLM's was text."""
+    text = write_call(dialect.name, "write", TWO, 0).replace("<tool_call>", wrapper[0]).replace(CLOSE, wrapper[1])
+    *before, call = parse_in_any_pieces(dialect, TOOLS, words + text)
+    assert before == ([words.strip()] if words else [])
+    assert isinstance(call, Call) and call.value == TWO and call.flags == ("repaired",)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("space", ["", "\n"])
+def test_a_distorted_tool_call_around_json_is_a_call(wrapper: tuple[str, str], space: str) -> None:
+    """The whole call was text."""
+    call = json.dumps({"name": "write", "arguments": TWO})
+    words, found = parse_in_any_pieces(HERMES, TOOLS, f"Look:\n{wrapper[0]}{space}{call}{space}{wrapper[1]}")
+    assert words == "Look:" and isinstance(found, Call) and found.value == TWO and found.flags == ("repaired",)
+
+
+ESCAPED_CALL = "\n".join(f"{HEAD}{PATH}{CONTENT}{END}".splitlines())
+STAY_TEXT = [
+    *((QWEN3_CODER, text) for text in (
+        "Write [tool_call] before it, and [/tool_call] behind it.",
+        "<Tool_Call> is the tag.",
+        ESCAPED_CALL.replace("<", "&lt;").replace(">", "&gt;"),
+        ESCAPED_CALL.replace("<", "\\<").replace(">", "\\>"),
+        ESCAPED_CALL.replace("<", "[").replace(">", "]"),
+        "[tool_call]\n<function=unknown>\n</function>\n[/tool_call]",
+        "[tool_call]\n<Function=now>\n</Function>\n[/tool_call]",
+    )),
+    *((HERMES, text) for text in (
+        '&lt;tool_call&gt;{"name": "now", "arguments": {}}&lt;/tool_call&gt;',
+        '\\<tool_call\\>{"name": "now", "arguments": {}}\\</tool_call\\>',
+        '[tool_call]{"name": "rm", "arguments": {}}[/tool_call]',
+        '[tool_call]{"name": "write", "arguments": {"path": "a"}}[/tool_call]',
+        '[tool_call]{"name": "now", "arguments": {}} and so on[/tool_call]',
+        'Put it in [tool_call] and [/tool_call]: {"name": "now"}',
+        '[tool_call]\n{"name": "now", "arguments": {}}\n',
+    )),
+    *((GLM4, text) for text in (
+        "write\n<arg_key>mode</arg_key>\n<arg_value>x</arg_value>\n</tool_call>",
+        "write\n<arg_key>path</arg_key>\n<arg_value>a</arg_value>\n</tool_call>",
+        "write\n<arg_key>path</arg_key>\n<arg_value>a",
+        f"first write\n{GLM_PATH}{GLM_CONTENT}{GLM_END}",
+        f"rm\n{GLM_PATH}{GLM_CONTENT}{GLM_END}",
+        f"[tool_call]rm\n{GLM_PATH}{GLM_CONTENT}[/tool_call]",
+        "[tool_call] write [/tool_call]",
+        "now\n</tool_call>",
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dialect", "text"), STAY_TEXT)
+def test_what_may_be_meant_as_text_stays_text(dialect: Dialect, text: str) -> None:
+    """Escapes are how HTML and Markdown write a tag as text; no grammar holds a call that another opening begins."""
+    assert parse_in_any_pieces(dialect, TOOLS, text) == [text]
+
+
+@pytest.mark.parametrize("times", [120, 1500])
+def test_a_reply_of_many_beginnings_of_calls_is_read_in_time(times: int) -> None:
+    """Each beginning without its `<tool_call>` is read on to its end: a reply of them alone held up all others."""
+    text = "write\n<arg_key>path</arg_key>\n<arg_value>" * times + "</tool_call>" * 50
+    begun = time.process_time()
+    (found,) = texts_and_calls(read(GLM4, TOOLS, [text]))
+    assert found == text and time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize("opener", ["[tool_call]\n", "<Tool_Call>\n", "&lt;tool_call&gt;"])
+def test_the_grammar_holds_what_follows_a_distorted_tool_call(opener: str) -> None:
+    """What is read as a call must be held to its schema, whatever stands before it."""
+    constraint = QWEN3_CODER.constrain(spec_for(TOOLS, Choice("auto"), markers=False))
+    assert constraint is not None
+    for text, admitted in (("<parameter=path>\na", True), ("<parameter=mode>\nx", False), ("<parameter=no>", False)):
+        matcher = grammars().compile(constraint)
+        assert matcher.advance(spelled_ids_of(f"{opener}<function=write>\n{text}")) == admitted, text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Action: Action: write\nAction Input: ", "Action:\nAction: write\nAction Input: ",
+        "Action: write\nAction Input: Action Input: ", "Action: write\nAction Input:\nAction Input: ",
+        "Action:Action:Action: write\nAction Input:Action Input: ",
+    ],
+)  # fmt: skip
+def test_doubled_labels_of_react_are_labels(head: str) -> None:
+    """The whole call was text, or one of the labels was."""
+    words, call = parse_in_any_pieces(REACT, TOOLS, f"I write.\n{head}{json.dumps(TWO)}")
+    assert words == "I write." and isinstance(call, Call) and call.value == TWO and call.flags == ("repaired",)
+    text = f"{head.replace('write', 'rm')}{json.dumps(TWO)}"
+    assert parse_in_any_pieces(REACT, TOOLS, text) == [text]
+
+
+def test_a_number_behind_a_closing_tag_without_its_slash_is_a_number() -> None:
+    (call,) = parse_in_any_pieces(QWEN3_CODER, TOOLS, f"{HEAD}{PATH}{CONTENT}<parameter=mode>\n3\n<parameter>\n{END}")
+    assert isinstance(call, Call) and call.value == {**TWO, "mode": 3} and call.flags == ("repaired",)
 
 
 MODE = "3\n</parameter>\n"
@@ -215,6 +348,20 @@ def test_the_grammar_admits_no_qwen_value_with_a_tag_that_ends_it(tag: str) -> N
     assert admits_beginning(QWEN3_CODER, TOOLS, begun) and not admits_beginning(QWEN3_CODER, TOOLS, f"{begun}{tag}\nx")
 
 
+RULES: tuple[dict[str, Any], ...] = ({"maxLength": 4000}, {"pattern": "a"}, {"pattern": "^[^x]*$", "minLength": 1})
+
+
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_a_qwen_value_with_rules_admits_no_tag_right_behind_text(rules: dict[str, Any]) -> None:
+    """The grammar admitted a declared tag at the end of a line of text, where the parser ends the value."""
+    members = {"path": {"type": "string", **rules}, **{f"p{i}": {"type": "string"} for i in range(40)}}
+    tool = Tool("write", {"type": "object", "properties": members, "required": ["path"]})
+    begun = f"{HEAD}<parameter=path>\nsrc/a.py"
+    assert admits_beginning(QWEN3_CODER, [tool], f"{begun} <parameter> a < b")
+    assert admits_beginning(QWEN3_CODER, [tool], f"{begun} <parameter=p1> a") == ("pattern" not in rules)
+    assert not admits_beginning(QWEN3_CODER, [tool], f"{begun}<parameter=p1>")
+
+
 @pytest.mark.parametrize(
     "tag",
     ["</arg_value>\n<arg_key>", "</tool_call>\n<arg_key>", "<arg_key>mode</arg_key>", "</arg_value>\n</arg_value>"],
@@ -233,10 +380,15 @@ def test_the_grammar_admits_no_glm_value_with_a_tag_that_ends_it(tag: str) -> No
             "a\n</parameter></parameter>", 'say "<parameter=mode>"', "(<parameter=mode>)\nx", "a <parameter=mode>\nb",
             "</param>\n</function>\nx", "x</parameter>", "</Parameter>\n</function>", "a\n<parameter name=\"path\">",
             "a\n<parameter=mode", "\n<function=now>\n</function>\nx", "</tool_call>\nx", "x\r", "  </parameter>",
+            "<parameter>\nx", "<parameters>\nx", "<parameters>\nx\n</parameters>", "a\n<parameter>",
+            "a\n<parameter>\n</function>", "a\n<parameter>\n</function>\nb", "a\n<parameter>\n<parameter=other>\nb",
+            "a <parameter></parameter> b", "a\n</parameters>\n</function>\nx", "a\n<parameters=content>\nb",
+            "</param>\n</function>\n<parameters=content>\nx", "[tool_call]\n<function=now>\n</function>\n[/tool_call]",
         )),
         *((GLM4, value) for value in (
             "a <arg_key>other</arg_key> b", "<arg_key>x", "</arg_key>", "x</arg_value> mode</arg_key>",
-            "a <arg_value>",
+            "a <arg_value>", "a<arg_value> </tool_call> b", "a\n<arg_value>\n<arg_key>other</arg_key>\n<arg_value>b",
+            "[tool_call]now\n[/tool_call]", "a<arg_value></arg_key> b",
         )),
     ],
 )  # fmt: skip
@@ -270,6 +422,10 @@ EDITS = (
     lambda tag: tag.title(),
     lambda tag: tag.replace("</", "<"),
     lambda tag: tag.replace("parameter", "param"),
+    lambda tag: tag.replace("parameter", "parameters"),
+    lambda tag: tag.replace("<", "[").replace(">", "]"),
+    lambda tag: tag.replace("<", "&lt;").replace(">", "&gt;"),
+    lambda tag: tag.replace("=path", "").replace("=content", ""),
     lambda tag: tag.replace("\n", "\r\n"),
 )
 VALUES = st.sampled_from(

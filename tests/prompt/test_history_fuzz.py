@@ -43,7 +43,7 @@ class Agent:
         messages = [message for _ in range(self.draw.randint(1, 4)) for message in self.turn()]
         if self.draw.random() < 0.5:
             messages.insert(0, {"role": self.draw.choice(("system", "developer")), "content": self.content()})
-        for mangle in self.draw.sample((self.compact, self.interrupt, self.decorate, self.replay), 2):
+        for mangle in self.draw.sample((self.compact, self.interrupt, self.decorate, self.replay, self.translate), 2):
             messages = mangle(messages)
         messages.append({"role": "user", "content": self.content()})
         return {"model": "m", "messages": messages, "tools": [WEATHER]}
@@ -100,6 +100,11 @@ class Agent:
         """Other clients' fields."""
         return [{**self.draw.choice(EXTRAS), **message} for message in messages]
 
+    def translate(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Calls and results as other clients write them: without ids, without `function`, or as blocks."""
+        form = self.draw.choice((without_id, flat, as_blocks))
+        return [form(message) for message in messages]
+
     def replay(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Another server's replies: no content key, thoughts under other names, types left out."""
         for message in messages:
@@ -110,6 +115,30 @@ class Agent:
             if message.get("content") is None:
                 message.pop("content", None)
         return messages
+
+
+def without_id(message: dict[str, Any]) -> dict[str, Any]:
+    calls = [{key: value for key, value in call.items() if key != "id"} for call in message.get("tool_calls") or ()]
+    return {**message, **({"tool_calls": calls} if calls else {}), "tool_call_id": None}
+
+
+def flat(message: dict[str, Any]) -> dict[str, Any]:
+    calls = [{"id": call["id"], **call["function"]} for call in message.get("tool_calls") or ()]
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def as_blocks(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] == "tool":
+        block = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": message.get("content")}
+        return {"role": "user", "content": [block]}
+    calls = [
+        {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": call["function"]["arguments"]}
+        for call in message.get("tool_calls") or ()
+    ]
+    if not calls:
+        return message
+    words = [{"type": "text", "text": message["content"]}] if message.get("content") else []
+    return {**message, "content": [*words, *calls], "tool_calls": None}
 
 
 @pytest.fixture(scope="module", params=SOME_FAMILIES)

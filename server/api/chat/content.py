@@ -19,6 +19,11 @@ THOUGHT_NAMES = (
     "reasoningText", "summary",
 )  # fmt: skip
 TEXT_KINDS = ("text", "input_text", "output_text")
+CALL_KINDS = ("tool_use", "tool_call", "tool-call")  # of Anthropic, LangChain and the AI SDK
+RESULT_KINDS = ("tool_result", "tool-result")
+CALL_IDS = ("id", "toolCallId", "call_id")
+RESULT_IDS = ("tool_use_id", "toolCallId", "tool_call_id", "call_id")
+ERROR_HEAD = 100  # characters of a failed call's result that usually say that it failed
 
 
 def thought_in(value: Any) -> str:
@@ -48,6 +53,45 @@ def plain_parts(content: Any, thoughts: bool = False) -> Any:
         return content
     parts = [part for part in (content if isinstance(content, list) else [content]) if part is not None]
     return [_thought_part(part) if thoughts and is_thought(part) else plain_part(part) for part in parts]
+
+
+def is_call(part: Any) -> bool:
+    """Whether a part is a call, in Anthropic's form or that of a framework."""
+    return isinstance(part, dict) and part.get("type") in CALL_KINDS and bool({"name", "toolName"} & part.keys())
+
+
+def is_result(part: Any) -> bool:
+    """Whether a part is the result of a call, in Anthropic's form or that of a framework."""
+    return isinstance(part, dict) and part.get("type") in RESULT_KINDS
+
+
+def failed_text(text: str) -> str:
+    """The result of a call that failed, which says so."""
+    return text if "error" in text[:ERROR_HEAD].lower() else f"Error: {text}"
+
+
+def call_or_result(part: Any) -> Any:
+    """A call or a result as Anthropic's part; any other part as it is."""
+    if is_call(part):
+        return _call_part(part)
+    return _result_part(part) if is_result(part) else part
+
+
+def _call_part(part: dict[str, Any]) -> dict[str, Any]:
+    arguments = next((part[key] for key in ("input", "args", "arguments") if part.get(key) is not None), None)
+    call_id = next((part[key] for key in CALL_IDS if part.get(key) is not None), None)
+    return {"type": "tool_use", "id": call_id, "name": part.get("name", part.get("toolName")), "input": arguments}
+
+
+def _result_part(part: dict[str, Any]) -> dict[str, Any]:
+    content = next((part[key] for key in ("content", "output", "result") if part.get(key) is not None), None)
+    is_error = part.get("is_error", part.get("isError"))
+    if isinstance(content, dict) and "value" in content and isinstance(content.get("type"), str):  # the AI SDK's
+        is_error = is_error or content["type"].startswith("error")
+        content = content["value"]
+    call_id = next((part[key] for key in RESULT_IDS if part.get(key) is not None), None)
+    name = part.get("name", part.get("toolName"))
+    return {"type": "tool_result", "tool_use_id": call_id, "name": name, "content": content, "is_error": is_error}
 
 
 def _thought_part(part: Any) -> dict[str, str]:

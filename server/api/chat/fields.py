@@ -123,24 +123,27 @@ def name_of(longest: int) -> Callable[[str, ValidationInfo], str]:
 
 def tagged(name: str, supported: Sequence[str], unsupported: Callable[[str], str] | None = None) -> BeforeValidator:
     """A check that a value is an object whose `name` says which of several shapes it has."""
+    return BeforeValidator(lambda value: tag_checked(value, name, supported, unsupported))
 
-    def check(value: Any) -> Any:
-        if isinstance(value, PydanticModel):
-            return value
-        if not isinstance(value, dict):
-            raise wrong_type("an object", value)
-        kind = value.get(name)
-        if kind is None:
-            raise missing(f".{name}")
-        if not isinstance(kind, str):
-            raise wrong_type("a string", kind, f".{name}")
-        if unsupported is not None and (why := unsupported(kind)):
-            raise fault("invalid_value", why)
-        if kind not in supported:
-            raise not_supported_value(kind, supported, f".{name}")
+
+def tag_checked(
+    value: Any, name: str, supported: Sequence[str], unsupported: Callable[[str], str] | None = None
+) -> Any:
+    """The value, an object whose `name` is one of `supported`. Raises a fault."""
+    if isinstance(value, PydanticModel):
         return value
-
-    return BeforeValidator(check)
+    if not isinstance(value, dict):
+        raise wrong_type("an object", value)
+    kind = value.get(name)
+    if kind is None:
+        raise missing(f".{name}")
+    if not isinstance(kind, str):
+        raise wrong_type("a string", kind, f".{name}")
+    if unsupported is not None and (why := unsupported(kind)):
+        raise fault("invalid_value", why)
+    if kind not in supported:
+        raise not_supported_value(kind, supported, f".{name}")
+    return value
 
 
 def tag_by(name: str) -> Callable[[Any], str]:

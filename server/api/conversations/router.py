@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter
 from msgspec import UNSET, UnsetType
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,9 +22,9 @@ from server.api.chat.wire import Notes, noted
 from server.api.errors import json_response
 from server.api.openapi.operations import error_replies, json_body, json_reply
 from server.api.reply_handler import read_body
-from server.api.responses.items import read_items
+from server.api.responses.items import InputItem, read_items
 from server.api.responses.memory import ClientMemory, as_kept, no_store, no_such, to_kept_items
-from server.api.responses.pages import ItemList, page_of
+from server.api.responses.pages import EXAMPLE_ITEM, ITEM_SCHEMA, ItemList, page_of
 from server.api.responses.state import ResponsesState
 from server.notes import Note
 from server.store.database import KeptConversation
@@ -34,11 +34,32 @@ PATH = "/v1/conversations"
 MOST_NEW_ITEMS = 100
 
 
-class ConversationBody(Part):
-    """Body of POST /v1/conversations, /v1/conversations/{id} and /v1/conversations/{id}/items."""
+def _as_sent(value: Any) -> Any:
+    """Items are read apart from the body, as those of a request for a response are."""
+    return value
 
-    items: list[Any] = Field(default_factory=list, max_length=MOST_NEW_ITEMS)
-    metadata: Annotated[dict[str, str], Field(max_length=16), AfterValidator(read_metadata)] | None = None
+
+ShownItems = Annotated[list[InputItem], Field(max_length=MOST_NEW_ITEMS)]
+NewItems = Annotated[
+    list[Any], Field(max_length=MOST_NEW_ITEMS), BeforeValidator(_as_sent, json_schema_input_type=ShownItems)
+]
+ConversationMetadata = Annotated[dict[str, str], Field(max_length=16), AfterValidator(read_metadata)]
+
+
+class ConversationItemsBody(Part):
+    """Body of POST /v1/conversations/{id}/items."""
+
+    items: NewItems = Field(default_factory=list, description="Messages, calls, results of calls, thoughts.")
+
+
+class ConversationUpdateBody(Part):
+    """Body of POST /v1/conversations/{id}: metadata in the place of what there was."""
+
+    metadata: ConversationMetadata | None = None
+
+
+class ConversationBody(ConversationItemsBody, ConversationUpdateBody):
+    """Body of POST /v1/conversations."""
 
 
 class ConversationObject(msgspec.Struct, tag_field="object", tag="conversation"):
@@ -155,7 +176,12 @@ def conversations_router(handler: ConversationsHandler) -> APIRouter:
     router = APIRouter()
     one, item = f"{PATH}/{{id}}", f"{PATH}/{{id}}/items/{{item_id}}"
     conversation, page = json_reply(_CONVERSATION), json_reply(_PAGE)
-    any_item = {"description": "The item.", "content": {"application/json": {"schema": {"type": "object"}}}}
+    any_item = {"description": "The item.", "content": {"application/json": {"schema": ITEM_SCHEMA}}}
+    bodies = {
+        handler.create: json_body(ConversationBody, {"a question": {"items": [_QUESTION], "metadata": {"topic": "a"}}}),
+        handler.update: json_body(ConversationUpdateBody, {"a topic": {"metadata": {"topic": "b"}}}),
+        handler.add_items: json_body(ConversationItemsBody, {"a question": {"items": [_QUESTION]}}),
+    }
     for path, method, endpoint, operation, summary, reply in (
         (PATH, "POST", handler.create, "createConversation", "Begin a conversation.", conversation),
         (one, "GET", handler.retrieve, "getConversation", "A conversation.", conversation),
@@ -172,7 +198,7 @@ def conversations_router(handler: ConversationsHandler) -> APIRouter:
             methods=[method],
             operation_id=operation,
             summary=summary,
-            openapi_extra=_parameters(path) | (json_body(ConversationBody, {}) if method == "POST" else {}),
+            openapi_extra=_parameters(path) | bodies.get(endpoint, {}),
             responses={200: reply, **error_replies(400, 401, 404, 500, 503)},
         )
     return router
@@ -197,4 +223,5 @@ def _object_of(kept: KeptConversation, notes: Sequence[Note] = ()) -> Conversati
 
 
 _CONVERSATION = ConversationObject("conv_5yGqkD0w3XtZbN1cVfRmLpHs", 1790000000, {})
-_PAGE = ItemList([{"id": "msg_1", "type": "message"}], "msg_1", "msg_1", False)
+_QUESTION = {"role": "user", "content": "What is the weather in Paris?"}
+_PAGE = ItemList([EXAMPLE_ITEM], EXAMPLE_ITEM["id"], EXAMPLE_ITEM["id"], False)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from server.api.body import bad
+from server.api.chat.content import failed_text
 from server.api.chat.message_schemas import TextPart
-from server.api.history import repaired
+from server.api.history import Located, repaired, with_call_ids
 from server.api.messages.schemas import (
     Block,
     DocumentBlock,
@@ -25,8 +26,6 @@ from server.notes import Note
 
 BILLING_HEADER = "x-anthropic-billing-header"  # first word of a line for Anthropic's accounts, new in each request
 SIGNATURE = "toolwire-1."  # what our signatures begin with
-Located = tuple[int, Message]  # a message, and the position of the one that it was sent in
-ERROR_HEAD = 100  # characters of a failed call's result that usually say that it failed
 
 
 def signature_of(thought: str, omitted: bool) -> str:
@@ -50,7 +49,8 @@ class BlockReader:
         for index, message in enumerate(sent):
             for typed in self._typed(message, f"messages[{index}].content"):
                 located.append((index, typed))
-        located = _without_split_replies(located)
+        located, notes = with_call_ids(_without_split_replies(located))
+        self.notes += notes
         if self.repairs:
             places = [index for index, _ in located]
             whole, notes = repaired([message for _, message in located], lambda at: f"messages[{places[at]}]")
@@ -89,8 +89,7 @@ class BlockReader:
 
     def _result(self, block: ToolResultBlock, path: str) -> str:
         text = self._text_of(block.content or (), path)
-        failed_unsaid = block.is_error and "error" not in text[:ERROR_HEAD].lower()
-        return f"Error: {text}" if failed_unsaid else text
+        return failed_text(text) if block.is_error else text
 
     def _text_of(self, blocks: Sequence[Block], path: str) -> str:
         """The blocks' text: texts are joined as they stand, other blocks stand on lines of their own."""

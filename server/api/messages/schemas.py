@@ -8,7 +8,7 @@ from server.api.body import bad, kind_of
 from server.api.chat.constraints import AnswerConstraints, FormatField, read_flat_format
 from server.api.chat.content import OTHER_MODALITIES, is_part, is_thought, plain_part, plain_result, thought_in
 from server.api.chat.fields import Between, OwnOptions, Part, is_strict, or_unlimited, tag_by, tagged
-from server.api.chat.message_schemas import MAX_ITEMS, PastArguments, PastName, TextPart, with_name
+from server.api.chat.message_schemas import MAX_ITEMS, OwnId, PastArguments, PastName, TextPart, with_name, with_own
 from server.api.chat.schemas import EXTENSION, LONGEST_STOP, MOST_MESSAGES, NO_EFFECT
 from server.api.chat.thinking import (
     OTHER_NAME,
@@ -22,7 +22,7 @@ from server.api.chat.thinking import (
 from server.api.chat.tool_schemas import ToolName
 from server.api.chat.validation_errors import fault, unknown_key, validated, wrong_type
 from server.api.lenient import mend_schema, mend_tool_schemas, refuse_constraints, without_extra_body
-from server.api.tool_forms import tools_in_messages_form
+from server.api.tool_forms import history_in_messages_form, tools_in_messages_form
 from server.notes import Note
 
 MOST_STOP_SEQUENCES = 64
@@ -94,20 +94,23 @@ class ToolUseBlock(Part):
     """A call of an earlier reply."""
 
     type: Literal["tool_use"]
-    id: str
+    id: OwnId = ""
     name: PastName
     input: PastArguments = None
 
     _named = model_validator(mode="before")(with_name)
+    _identified = model_validator(mode="before")(with_own("id"))
 
 
 class ToolResultBlock(Part):
     """The result of the call `tool_use_id`."""
 
     type: Literal["tool_result"]
-    tool_use_id: str
+    tool_use_id: OwnId = ""
     content: "ResultContent | None" = None
     is_error: bool | None = None
+
+    _identified = model_validator(mode="before")(with_own("tool_use_id"))
 
 
 KNOWN_BLOCKS = ("text", "document", "search_result", "tool_reference", "thinking", "tool_use", "tool_result")
@@ -324,6 +327,7 @@ def read_messages_request(body: dict[str, Any], strict: bool) -> tuple[MessagesR
         body = without_extra_body(body)
         notes = (
             *tools_in_messages_form(body),
+            *history_in_messages_form(body),
             *mend_tool_schemas(body.get("tools"), "input_schema"),
             *mend_schema(body.get("output_config"), "output_config"),
         )

@@ -150,6 +150,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         is_known = self.url.partition(b"?")[0] in WEBSOCKET_PATHS and self.parser.get_method() == b"GET"
         return is_free and is_known and super()._should_upgrade()
 
+    def _get_upgrade(self) -> bytes | None:
+        """`websocket` where a GET offers that and nothing else, as every client of it does; None for other offers."""
+        options, offers = self._listed(b"connection"), self._listed(b"upgrade")
+        is_websocket = offers == [b"websocket"] and self.parser.get_method() == b"GET"
+        return b"websocket" if is_websocket and b"upgrade" in options else None
+
+    def _listed(self, header: bytes) -> list[bytes]:
+        """The items of a header in lower case, over all the lines of its name."""
+        lines = (value for name, value in self.headers if name == header)
+        return [item.strip().lower() for line in lines for item in line.split(b",")]
+
     def _offers_upgrade(self) -> bool:
         """Whether the parser stops behind a head that offers another protocol. A WebSocket is refused later."""
         if not self.parser.should_upgrade() or self.parser.get_method() == b"CONNECT":

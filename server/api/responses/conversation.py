@@ -152,6 +152,10 @@ class ConversationReader:
     def _add_call(self, call: PastCall, item: InputItem, param: str) -> str:
         """Add a call; return its id, a new one where it is another call's too."""
         sent_id = call.id
+        if not sent_id:
+            call = replace(call, id=f"call in {param}")
+            text = "A call without an id was given one; outputs without an id answer the calls of a reply in order."
+            self._notes.append(Note("history", f"{param}.call_id", text))
         if call.id in self._calls and not self._repairs:
             if self._strict:
                 text = f"Invalid '{param}.call_id': '{call.id}' is the id of another call as well; ids must be unique."
@@ -178,7 +182,7 @@ class ConversationReader:
             self._append(ToolMessage(item.output, item.call_id), param)
             self._results[item.call_id] = ToolMessage(item.output, item.call_id)
             return
-        if item.call_id not in self._calls:
+        if item.call_id not in self._waiting:
             text = f"No tool call found for function call output with call_id {item.call_id}."
             raise bad(text, param)
         waiting = self._waiting[item.call_id]

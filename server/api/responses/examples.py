@@ -1,10 +1,28 @@
-"""Examples of the OpenAPI document: requests for responses, a compact conversation."""
+"""Examples of the OpenAPI document: requests for responses, a response and its stream, a compact conversation."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from server.api.chat.wire import Notes
-from server.api.responses.wire import CompactedResponse, InputDetails, OutputDetails, ResponseUsage
+from server.api.responses.plan import frame_of
+from server.api.responses.wire import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    CompactedResponse,
+    FunctionCallItem,
+    InputDetails,
+    OutputDetails,
+    OutputItemAdded,
+    OutputItemDone,
+    ResponseCompleted,
+    ResponseCreated,
+    ResponseInProgress,
+    ResponseObject,
+    ResponseUsage,
+    StreamEvent,
+)
 from server.notes import Note
 
 _WEATHER = {
@@ -73,3 +91,35 @@ COMPACTED = CompactedResponse(
         ]
     ),
 )
+
+_BEGUN = ResponseObject(
+    id="resp_5yGqkD0w3XtZbN1cVfRmLpHs",
+    created_at=1_790_000_000,
+    status="in_progress",
+    model="toolwire-demo",
+    store=True,
+    text={"format": {"type": "text"}},
+    tool_choice="required",
+    tools=[_WEATHER],
+)
+_CALL = FunctionCallItem("fc_5yGqkD0w3XtZbN1cVfRmLpHs00", "in_progress", "call_b3Kd92mXqLw07TzVnRfYpGhA", "get_weather")
+_PIECES = ('{"city": "Paris", ', '"unit": "celsius"}')
+_CALLED = msgspec.structs.replace(_CALL, status="completed", arguments="".join(_PIECES))
+_ENDED = msgspec.structs.replace(
+    _BEGUN,
+    status="completed",
+    completed_at=1_790_000_001,
+    output=[_CALLED],
+    usage=ResponseUsage(180, InputDetails(160), 27, OutputDetails(0), 207),
+)
+_EVENTS: tuple[StreamEvent, ...] = (
+    ResponseCreated(0, _BEGUN),
+    ResponseInProgress(1, _BEGUN),
+    OutputItemAdded(2, 0, _CALL),
+    *(ArgumentsDelta(3 + place, 0, _CALL.id, piece) for place, piece in enumerate(_PIECES)),
+    ArgumentsDone(5, 0, _CALL.id, _CALLED.arguments),
+    OutputItemDone(6, 0, _CALLED),
+    ResponseCompleted(7, _ENDED),
+)
+REPLY: Mapping[str, Any] = msgspec.to_builtins(_ENDED)
+STREAM = b"".join(map(frame_of, _EVENTS)).decode()

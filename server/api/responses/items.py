@@ -20,7 +20,7 @@ from server.api.chat.content import (
     thought_in,
 )
 from server.api.chat.fields import Part, is_strict
-from server.api.chat.message_schemas import PastArguments, PastId, PastName
+from server.api.chat.message_schemas import OwnId, PastArguments, PastName
 from server.api.chat.validation_errors import fault, missing, not_supported_value, validated, wrong_type
 from server.api.errors import RequestRefused
 from server.api.responses.reasoning_seal import SUMMARY_PREFIX
@@ -121,7 +121,7 @@ class FunctionCallItemIn(Part):
     """An earlier call of a function tool."""
 
     type: Literal["function_call"]
-    call_id: PastId
+    call_id: OwnId
     name: PastName
     arguments: PastArguments = None
     namespace: str | None = None
@@ -132,7 +132,7 @@ class CustomCallItemIn(Part):
     """An earlier call of a custom tool."""
 
     type: Literal["custom_tool_call"]
-    call_id: PastId
+    call_id: OwnId
     name: PastName
     input: str
     namespace: str | None = None
@@ -142,7 +142,7 @@ class CallOutputItem(Part):
     """The result of a call."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
-    call_id: PastId
+    call_id: OwnId
     output: OutputText
 
     @model_validator(mode="before")
@@ -246,6 +246,7 @@ def _in_responses_form(item: Any) -> list[Any]:
         call_id = item.get("tool_call_id", item.get("id"))
         return [{"type": "function_call_output", "call_id": call_id, "output": item.get("content")}]
     calls = item.get("tool_calls")
+    calls = [calls] if isinstance(calls, dict) else calls
     if (
         item.get("role") != "assistant"
         or not isinstance(calls, list)
@@ -259,7 +260,10 @@ def _in_responses_form(item: Any) -> list[Any]:
 def _called(call: Mapping[str, Any]) -> dict[str, Any]:
     inner = call.get("custom", call.get("function"))
     kind = "custom_tool_call" if "custom" in call else "function_call"
-    return {**inner, "type": kind} if isinstance(inner, dict) else {"type": kind}
+    if isinstance(inner, dict):
+        return {**inner, "type": kind}
+    arguments = next((call[key] for key in ("arguments", "args", "input") if call.get(key) is not None), None)
+    return {"name": call.get("name"), "arguments": arguments, "type": kind}
 
 
 def kind_of_item(value: Mapping[str, Any]) -> Any:
@@ -291,8 +295,7 @@ def _read_item(value: Any, at: str, strict: bool) -> InputItem:
 def _instead_of(item: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What stands for members of a call or of its result that are missing."""
     yield "name", ""
-    if item.get("id") is not None:
-        yield "call_id", item["id"]
+    yield "call_id", item.get("id") or ""
 
 
 def _of_type(expected: str, value: Any, at: str) -> RequestRefused:

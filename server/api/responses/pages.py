@@ -1,23 +1,33 @@
 """Lists of items, a page at a time."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.api.body import bad
 from server.api.chat.wire import Notes
+from server.api.openapi.operations import ref
+from server.api.responses.items import InputItem
 from server.api.responses.memory import no_such
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 100
+ITEM_SCHEMA: dict[str, Any] = {"anyOf": [ref(kind) for kind in get_args(InputItem)]}  # kept items have an `id` as well
+EXAMPLE_ITEM: Mapping[str, Any] = {
+    "id": "msg_b3Kd92mXqLw07TzVnRfYpGhA",
+    "type": "message",
+    "role": "user",
+    "status": "completed",
+    "content": [{"type": "input_text", "text": "What is the weather in Paris?"}],
+}
 
 
 class ItemList(msgspec.Struct, tag_field="object", tag="list"):
     """A page of items. The ids are "" on a page without any."""
 
-    data: Sequence[Mapping[str, Any]]
+    data: Sequence[Annotated[Mapping[str, Any], msgspec.Meta(extra_json_schema=ITEM_SCHEMA)]]
     first_id: str
     last_id: str
     has_more: bool

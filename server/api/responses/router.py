@@ -19,9 +19,9 @@ from server.api.errors import RequestRefused, json_response
 from server.api.openapi.operations import REQUEST_ID, error_replies, json_body, json_reply, ref
 from server.api.reply_handler import TIMEOUT_PARAMETER, ReplyHandler, nothing
 from server.api.responses.compaction import CompactionPlan
-from server.api.responses.examples import COMPACT_REQUESTS, COMPACTED, REQUESTS
+from server.api.responses.examples import COMPACT_REQUESTS, COMPACTED, REPLY, REQUESTS, STREAM
 from server.api.responses.memory import ClientMemory
-from server.api.responses.pages import ItemList, page_of
+from server.api.responses.pages import EXAMPLE_ITEM, ItemList, page_of
 from server.api.responses.plan import ResponsePlan
 from server.api.responses.reader import PATH, LocalContext, RequestReader
 from server.api.responses.reasoning_seal import SUMMARY_PREFIX
@@ -282,11 +282,14 @@ _STREAM_PARAMETERS = [
     },
 ]
 _DELETED = Deleted("resp_5yGqkD0w3XtZbN1cVfRmLpHs", "response")
-_ITEMS = ItemList([{"id": "msg_1", "type": "message"}], "msg_1", "msg_1", False)
+_ITEMS = ItemList([EXAMPLE_ITEM], EXAMPLE_ITEM["id"], EXAMPLE_ITEM["id"], False)
 _EVENTS = "Named events; the last is `response.completed`, `response.incomplete` or `response.failed`."
-_JSON: dict[str, Any] = {"application/json": {"schema": ref(ResponseObject)}}
+_JSON: dict[str, Any] = {"application/json": {"schema": ref(ResponseObject), "example": REPLY}}
 _REPLY: dict[str, Any] = {
     "description": "The response, or with `stream` its events as server-sent events.",
     "headers": REQUEST_ID,
-    "content": {**_JSON, "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}}},
+    "content": {
+        **_JSON,
+        "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}, "example": STREAM},
+    },
 }

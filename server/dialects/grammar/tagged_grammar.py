@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llguidance import regex_to_lark
 
@@ -40,19 +40,22 @@ FORMATS = {
 }
 
 
+Beside = Literal["nothing", "a length", "an expression"]  # the other rules of a string, which share its lexer
+
+
 @dataclass(frozen=True, slots=True)
 class TagForm:
     """Markup of one argument: `head(name)`, the value, `tail`.
 
     `closing` is the tag that ends a raw value, and `ended` returns the pattern of the texts that are none, as something
-    in them may end a value; its argument are the names that are declared. `tags` are those of the format's tags that a
-    vocabulary may have as tokens.
+    in them may end a value; its arguments are the names that are declared and what else the text must match. `tags` are
+    those of the format's tags that a vocabulary may have as tokens.
     """
 
     head: Callable[[str], str]
     tail: str
     closing: str
-    ended: Callable[[Collection[str], bool], str]
+    ended: Callable[[Collection[str], Beside], str]
     tags: tuple[str, ...] = ()
 
 
@@ -68,9 +71,10 @@ def tagged_calls(spec: ConstraintSpec, form: TagForm, around: Callable[[Tool], t
     tools = callable_tools(spec)
     yield one_of_calls(tools)
     names = {name for tool in tools for name in declared_names(tool)}
-    ended = form.ended(names, False)
+    ended = form.ended(names, "nothing")
     yield f"RAW: /(?s:.*)/ & ~/{ended}/"
-    yield f"RULED: /(?s:.*)/ & ~/{form.ended(names, True)}/"
+    yield f"BOUNDED: /(?s:.*)/ & ~/{form.ended(names, 'a length')}/"
+    yield f"MATCHING: /(?s:.*)/ & ~/{form.ended(names, 'an expression')}/"
     yield from _raw_rules(spec, form, "raw_value", "RAW")
     for i, tool in enumerate(tools):
         before, after = around(tool)
@@ -188,16 +192,18 @@ class _TaggedValues:
         return " | ".join([f"{name.upper()} {self._literal(tail)}", *(self._literal(text + tail) for text in apart)])
 
     def _string(self, schema: Mapping[str, Any]) -> str:
-        rules = [rule for part in _parts(schema, 8) for rule in self._rules_of(part)]
+        expressions = [rule for part in _parts(schema, 8) for rule in self._expressions_of(part)]
+        rules = [*expressions, *(rule for part in _parts(schema, 8) for rule in _lengths_of(part))]
         if not rules:
             return "raw_value"
         name = self._name()
-        self.lines.append(f"{name.upper()}: RULED & {' & '.join(f'/{rule}/' for rule in rules)}")
+        kind = "MATCHING" if expressions else "BOUNDED"
+        self.lines.append(f"{name.upper()}: {kind} & {' & '.join(f'/{rule}/' for rule in rules)}")
         self.lines += _raw_rules(self._spec, self._form, name, name.upper())
         return name
 
-    def _rules_of(self, schema: Mapping[str, Any]) -> Iterator[str]:
-        """Yield regular expressions that a string of this schema matches."""
+    def _expressions_of(self, schema: Mapping[str, Any]) -> Iterator[str]:
+        """Yield regular expressions that a string of this schema matches, but for its length."""
         if "pattern" in schema:
             pattern = full_match(str(schema["pattern"]))
             if pattern is None and self._tool.strict:
@@ -205,8 +211,6 @@ class _TaggedValues:
                 code = "invalid_function_parameters"
                 raise BadSchema(f"Invalid schema for function '{self._tool.name}': {fault}", param="tools", code=code)
             yield from [pattern] if pattern is not None else []
-        if "minLength" in schema or "maxLength" in schema:
-            yield f"(?s:.){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
         if schema.get("format") in FORMATS:
             yield f"({FORMATS[schema['format']]})"
 
@@ -223,12 +227,18 @@ class _TaggedValues:
         return _literal(self._spec, self._form, text)
 
 
+def _lengths_of(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a regular expression of the texts that are as long as this schema says."""
+    if "minLength" in schema or "maxLength" in schema:
+        yield f"(?s:.){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}"
+
+
 def _input_rules(rule: str, spec: ConstraintSpec, tool: Tool, form: TagForm) -> Iterator[str]:
     """Yield rules by which `rule` is a custom tool's free text with its tail."""
     if tool.format is None:
         yield f"{rule}: raw_value"
     elif tool.format.syntax == "regex":
-        yield f"{rule.upper()}: RULED & /({regex_to_lark(tool.format.definition, '')})/"
+        yield f"{rule.upper()}: MATCHING & /({regex_to_lark(tool.format.definition, '')})/"
         yield from _raw_rules(spec, form, rule, rule.upper())
     else:
         yield f"{rule}: {raw_piece(tool.format)} {_literal(spec, form, form.tail)}"

@@ -19,7 +19,8 @@ class Tag:
     """One tag of a reply, between two positions. `word` is its word in lower case, `name` what an opening one names.
 
     `exact`: it is written as the format writes it. `complete`: it has its `>`. `loose`: it may well be another
-    language's: in another case, or with the name in an attribute (`name="x"`).
+    language's: in another case, or with the name in an attribute (`name="x"`). `bare`: an opening one that is nothing
+    but its word, where the format's own names something or stands behind a name.
     """
 
     kind: Kind
@@ -31,6 +32,7 @@ class Tag:
     exact: bool = True
     complete: bool = True
     loose: bool = False
+    bare: bool = False
 
     def opens(self, *kinds: Kind) -> bool:
         """Whether this is an opening tag of one of these kinds."""
@@ -51,16 +53,24 @@ class Lexer(Protocol):
 class TagLexer:
     """Lexer of single tags. Tags of the kinds `named` open with a name; `exact` are the words as the format has them.
 
-    A tag of a named kind without a name, such as XML's own `<parameter type="a">`, has None.
+    A tag of a named kind without a name, such as XML's own `<parameter type="a">`, has None. The words `nameless` open
+    with no name: with one, they are text.
     """
 
-    def __init__(self, kinds: Mapping[str, Kind], exact: Collection[str], named: Collection[Kind] = ()) -> None:
+    def __init__(
+        self,
+        kinds: Mapping[str, Kind],
+        exact: Collection[str],
+        named: Collection[Kind] = (),
+        nameless: Collection[str] = (),
+    ) -> None:
         self._kinds = kinds
         self._exact = exact
         self._named = named
+        self._nameless = nameless
         words = "|".join(sorted(kinds, key=len, reverse=True))
         longest = max(map(len, kinds))
-        self._head = re.compile(rf"<{BLANKS}(/?){BLANKS}({words})(?![\w-])", re.IGNORECASE)
+        self._head = re.compile(rf"<{BLANKS}(/?){BLANKS}((?ai:{words}))(?![\w-])")
         self._begun = re.compile(rf"<{BLANKS}/?{BLANKS}([A-Za-z_]{{0,{longest}}})")
 
     def search(self, buffer: TextBuffer, position: int) -> Tag | int:
@@ -92,11 +102,16 @@ class TagLexer:
         found = ATTRIBUTE.fullmatch(rest)
         if closes or kind not in self._named:
             is_tag = not rest.strip() or (closes and found is not None)  # some close `</parameter=x>`
-            return Tag(kind, closes, head.start(), end, word, None, exact and not rest, complete) if is_tag else None
+            bare = not closes and complete
+            tag = Tag(kind, closes, head.start(), end, word, None, exact and not rest, complete, bare=bare)
+            return tag if is_tag else None
         if rest.endswith("/"):
             return None
         if found is None:
-            return Tag(kind, False, head.start(), end, word, None, False, complete)
+            bare = complete and not rest.strip()
+            return Tag(kind, False, head.start(), end, word, None, False, complete, bare=bare)
+        if word in self._nameless:
+            return None
         attribute = found.group("equal") is None
         name = (found.group("named") if attribute else found.group("equal")).strip("\"' ")
         if not complete and name:

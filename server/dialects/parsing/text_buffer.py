@@ -5,6 +5,7 @@ it into the `feed` and `close` of the Parser protocol.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Sequence
 
 from server.dialects.base import Tool
@@ -244,19 +245,42 @@ def read_line(buffer: TextBuffer) -> Generator[None, None, str]:
 
 
 class Openers:
-    """Strings that end plain text."""
+    """Strings that end plain text; those of `any_case`, in ASCII, count in any case."""
 
-    def __init__(self, *words: str) -> None:
-        self._words = words
-        self._pattern = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
+    def __init__(self, *words: str, any_case: Iterable[str] = ()) -> None:
+        folded = [word.lower() for word in any_case]
+        self._words = sorted(words)
+        self._folded = sorted(folded)
+        self._longest = max(map(len, [*words, *folded]))
+        firsts = {word[0] for word in words} | {case for word in folded for case in (word[0], word[0].upper())}
+        self._first = re.compile("[" + "".join(map(re.escape, sorted(firsts))) + "]")
+        alternatives = [re.escape(word) for word in sorted(words, key=len, reverse=True)]
+        if folded:
+            alternatives.append(f"(?ai:{'|'.join(re.escape(word) for word in sorted(folded, key=len, reverse=True))})")
+        self._pattern = re.compile("|".join(alternatives))
 
     def search(self, text: str, at: int) -> re.Match[str] | None:
         """Find the first of them from `at` on."""
         return self._pattern.search(text, at)
 
+    def match(self, text: str, at: int) -> re.Match[str] | None:
+        """Find one that stands at `at`."""
+        return self._pattern.match(text, at)
+
     def overlap(self, text: str) -> int:
         """Return how many characters at the end of `text` may begin one."""
-        return max(overlap(text, word) for word in self._words)
+        tail = text[max(0, len(text) - self._longest + 1) :]
+        for first in self._first.finditer(tail):
+            piece = tail[first.start() :]
+            if _begins_one(piece, self._words) or (piece.isascii() and _begins_one(piece.lower(), self._folded)):
+                return len(piece)
+        return 0
+
+
+def _begins_one(piece: str, words: Sequence[str]) -> bool:
+    """Whether one of these sorted words begins with this text."""
+    place = bisect_left(words, piece)
+    return place < len(words) and words[place].startswith(piece)
 
 
 def overlap(text: str, word: str) -> int:

@@ -153,7 +153,8 @@ class ValueReader:
         is_own = self._own_closing(tag)
         if is_own and after is None:
             return (yield from self._is_key(tag.end, is_certain=False))
-        if is_own and after is not None and after.opens("argument") and after.name is None:
+        has_keys = self.format.words is not None
+        if is_own and has_keys and after is not None and after.opens("argument") and after.name is None:
             return (yield from self._is_key(after.end, is_certain=after.exact))
         if after is None:
             return False
@@ -171,7 +172,7 @@ class ValueReader:
             return not is_text and after.kind != "end" and (is_next or is_odd_next)
         is_certain = self.text.inline or self.text.has_own_line(tag)  # a constrained reply has it in no value
         behind = tag.end
-        while self._own_closing(after):
+        while self._own_closing(after) or (is_certain and after.kind == "argument" and (after.closes or after.bare)):
             # In a line the value's own closing tag does not follow text at once: the grammar has a line break there.
             is_doubled = is_certain or not self.format.by_line or after.start == behind
             if is_text or not is_doubled:
@@ -206,13 +207,18 @@ class ValueReader:
     def _judge_argument(self, tag: Tag) -> Generator[None, None, _Verdict]:
         context = self.context
         is_declared, is_new = tag.name in context.declared, self._is_new(tag.name)
+        if tag.bare and self.text.begun and context.budget.num_left > 0:
+            closing = replace(tag, closes=True, exact=False)  # that lost its slash
+            if (yield from self._ends(closing)):
+                return _Verdict("end", (yield from self._scan(tag, only_declared=True)) or closing)
         if context.is_json:
             return _Verdict("end" if is_declared else "text", tag)
         if not (self.text.at_line(tag) or (is_new and (yield from self._opens_block(tag)))):
             ends = is_new and tag.complete and (yield from self._ends_inline(tag))
             return _Verdict("end" if ends else "text", tag)
         # Once more the value's own tag: in GLM's format its value's opening tag, which names nothing.
-        is_own = not self.text.begun and (tag.name == context.name if is_declared else tag.name is None)
+        is_nameless = tag.name is None and not self.format.by_line
+        is_own = not self.text.begun and (tag.name == context.name if is_declared else is_nameless)
         is_weak = not (is_declared or is_own)
         if is_weak and not (tag.exact and PLAIN_NAME.fullmatch(tag.name or "") and tag.start >= self._scanned):
             return _Verdict("text", tag)

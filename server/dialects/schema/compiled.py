@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from server.dialects.base import ConstraintSpec, ResponseFormat, Tool
 from server.dialects.schema.cache import derived
 from server.dialects.schema.normalize import normalised, without_nulls
-from server.dialects.schema.references import Path
+from server.dialects.schema.patterns import full_match
+from server.dialects.schema.references import Path, definitions_of, resolved
 from server.dialects.schema.repair import SchemaNote, repaired
 from server.dialects.schema.satisfiable import SatisfiablePart, context, satisfiable
 from server.dialects.schema.supported import SupportedPart, find_supported
@@ -21,6 +22,7 @@ P = TypeVar("P")
 # Bytes of all parts together for each byte of JSON, measured on schemas of 70 KB: the validator takes 19, the Python
 # objects of a schema 6, in up to four forms.
 BYTES_PER_CHARACTER = 56
+MAX_PARTS_DEPTH = 8  # of the alternatives and parts of one argument, as in grammars
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,10 @@ class CompiledTool:
         """What is not enforced."""
         return self.repair_notes + self.supported(strict).notes
 
+    def notes_on_raw_strings(self, strict: bool) -> tuple[SchemaNote, ...]:
+        """Which patterns of arguments are not enforced where strings are raw text, not JSON."""
+        return self.part(("raw strings", strict), lambda: tuple(_unheld_patterns(self.supported(strict).schema)))
+
     @property
     def variants(self) -> list[dict[str, Any]]:
         """The normalised schema as plain objects, one for each alternative."""
@@ -149,14 +155,44 @@ def check_satisfiable(schema: Any, subject: str, param: str, code: str) -> None:
 
 
 def schema_notes(
-    tools: Sequence[Tool], callable_names: Container[str], answer: ResponseFormat | None
+    tools: Sequence[Tool], callable_names: Container[str], answer: ResponseFormat | None, raw_strings: bool = False
 ) -> Iterator[Note]:
-    """Yield what a constraint of these tools, of which some may be called, does not enforce of their schemas."""
+    """Yield what a constraint of these tools, of which some may be called, does not enforce of their schemas.
+
+    `raw_strings`: their format writes strings that are arguments as raw text.
+    """
     for tool in tools:
         if tool.name in callable_names and not tool.custom:
-            yield from _placed(compiled_tool(tool).notes(tool.strict), tool.param)
+            found = compiled_tool(tool)
+            notes = found.notes_on_raw_strings(tool.strict) if raw_strings else ()
+            yield from _placed((*found.notes(tool.strict), *notes), tool.param)
     if answer is not None and answer.schema is not None:
         yield from _placed(compiled(answer.schema).notes(answer.strict), answer.place or answer.param)
+
+
+def _unheld_patterns(schema: Any) -> Iterator[SchemaNote]:
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    shared = definitions_of(schema) if isinstance(schema, Mapping) else {}
+    for name, inner in properties.items() if isinstance(properties, Mapping) else ():
+        patterns = (part["pattern"] for part in _string_parts(inner, shared, MAX_PARTS_DEPTH) if "pattern" in part)
+        for pattern in dict.fromkeys(map(str, patterns)):
+            if full_match(pattern) is None:
+                shown = json.dumps(pattern, ensure_ascii=False)[:80]
+                text = f"the pattern {shown} is not enforced while it is written: this tool format cannot hold it"
+                yield SchemaNote(("properties", name), text)
+
+
+def _string_parts(schema: Any, shared: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
+    """Yield the schema of an argument and its alternatives and parts, which hold the argument itself."""
+    if not isinstance(schema, Mapping) or depth == 0:
+        return
+    if "$ref" in schema:
+        yield from _string_parts(resolved({**shared, **schema}), shared, depth - 1)
+        return
+    yield schema
+    for key in ("anyOf", "oneOf", "allOf"):
+        for part in schema.get(key) or ():
+            yield from _string_parts(part, shared, depth - 1)
 
 
 def _placed(notes: tuple[SchemaNote, ...], param: str) -> Iterator[Note]:

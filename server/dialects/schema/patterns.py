@@ -23,6 +23,7 @@ NAMED = re.compile(r"\\N\{(?:U\+([0-9A-Fa-f]{1,6})|([A-Za-z][A-Za-z0-9 -]*))\}")
 OCTAL = re.compile(r"\\o\{([0-7]{1,7})\}")
 PAIR = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")  # of surrogates, in JavaScript
 ESCAPES_IN_CLASS = {"h": r" \t", "e": r"\x1b", "0": r"\x00", "b": r"\x08", "<": "<", ">": ">"}
+MAX_SPREAD = 256  # alternatives of a pattern whose anchors stand in groups
 CLASS_ESCAPES = "dDwWsSpPh"  # stand for several characters, so that no range begins or ends with them
 
 
@@ -198,17 +199,71 @@ def _code_of(name: str) -> int | None:
 def full_match(pattern: str) -> str | None:
     """Convert a pattern, which may match anywhere, to a regular expression of whole texts, for a Lark grammar.
 
-    None where an anchor stands inside a group, or llguidance does not take it.
+    None where an anchor stands in the middle or in a group that repeats, where anchors in groups make too many
+    alternatives, and where llguidance does not take it.
     """
     flags = FLAGS.match(pattern, 1) if pattern.startswith("(") and _first_close(pattern) == len(pattern) - 1 else None
     if flags:
         found = full_match(pattern[1 + len(flags[0]) : -1])
         return None if found is None else f"(?{flags[1]}:{found})"
-    parts = [_anchored(part) for part in _alternatives(_without_group(pattern))]
+    whole = _alternatives(_without_group(pattern))
+    spread = [one for part in whole for one in _spread(part, MAX_SPREAD)]
+    parts = [_anchored(part) for part in spread] if len(spread) <= max(MAX_SPREAD, len(whole)) else [None]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
     return "|".join(f"({part})" for part in known) if len(known) > 1 else known[0]
+
+
+def _spread(pattern: str, most: int) -> list[str]:
+    """Write a pattern as alternatives that have no anchor in a group at either end, as `(^|,)x` is `^x` or `,x`.
+
+    More than `most` of them are not all returned.
+    """
+    if pattern.startswith("(") and _first_close(pattern) == len(pattern) - 1:
+        return [pattern]  # one group, whose content is looked at by itself
+    for before, inner, after in (_group_at_start(pattern), _group_at_end(pattern)):
+        if not any(char in "^$" for _, char in _outside(inner)):
+            continue
+        spread: list[str] = []
+        for part in _alternatives(inner):
+            head = before if not (before == "^" and part.startswith("^")) else ""
+            tail = after if not (after == "$" and _ends_in_anchor(part)) else ""
+            spread += _spread(f"{head}{part}{tail}", most - len(spread))
+            if len(spread) > most:
+                break
+        return spread
+    return [pattern]
+
+
+def _group_at_start(pattern: str) -> tuple[str, str, str]:
+    """Split a pattern around the group that it begins with, an anchor before it aside; empty where there is none."""
+    start = int(pattern.startswith("^"))
+    end = start + _first_close(pattern[start:])
+    if not pattern.startswith("(", start) or end < start or pattern[end + 1 : end + 2] in (*"*+?{",):
+        return "", "", ""
+    inner = _without_group(pattern[start : end + 1])
+    return (pattern[:start], inner, pattern[end + 1 :]) if inner != pattern[start : end + 1] else ("", "", "")
+
+
+def _group_at_end(pattern: str) -> tuple[str, str, str]:
+    """The same for the group that it ends with."""
+    end = len(pattern) - _ends_in_anchor(pattern)
+    depth, start = 0, -1
+    for at, char in _outside(pattern[:end]):
+        if char == "(":
+            start = at if depth == 0 else start
+            depth += 1
+        depth -= char == ")"
+    if start < 0 or depth or start + _first_close(pattern[start:end]) != end - 1:
+        return "", "", ""
+    inner = _without_group(pattern[start:end])
+    return (pattern[:start], inner, pattern[end:]) if inner != pattern[start:end] else ("", "", "")
+
+
+def _ends_in_anchor(pattern: str) -> bool:
+    outside = _outside(pattern)
+    return bool(outside) and outside[-1] == (len(pattern) - 1, "$")
 
 
 def _anchored(pattern: str) -> str | None:

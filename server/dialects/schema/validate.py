@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from server.dialects.base import Tool
@@ -18,6 +18,11 @@ class ToolSet:
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = {tool.name: tool for tool in tools}
         self._compiled: dict[str, CompiledTool] = {}
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the tools."""
+        return self._tools.keys()
 
     def find(self, name: str) -> Tool | None:
         """Return the tool of this name, None if the request has none."""

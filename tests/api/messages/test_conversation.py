@@ -194,7 +194,7 @@ REFUSED = {
         "send it back as it was received",
     ),
     "no messages": ([], "messages"),
-    "unknown role": ([{"role": "tool", "content": "x"}], "messages[0].role"),
+    "unknown role": ([{"role": "narrator", "content": "x"}], "messages[0].role"),
     "a number for text": ([user([{"type": "text", "text": 3}])], "messages[0].content[0].text"),
 }  # fmt: skip
 

@@ -60,6 +60,31 @@ async def test_an_offer_in_pieces_of_one_byte(peer: Peer) -> None:
     assert (await reply_to(peer, sent[-1:]))[0] == 200
 
 
+@pytest.mark.parametrize(
+    "offer",
+    [
+        b"connection: Upgrade\r\nupgrade: h2c, websocket\r\n",
+        b"connection: Upgrade\r\nupgrade: websocket, h2c\r\n",
+        b"connection: Upgrade\r\nupgrade: h2c\r\nupgrade: websocket\r\n",
+        b"connection: Upgrade\r\nupgrade: websocket\r\nupgrade: h2c\r\n",
+        b"connection: Upgrade\r\nconnection: HTTP2-Settings\r\nupgrade: h2c\r\n",
+        b"connection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\n",
+        b"connection: upgrade\r\nupgrade: TLS/1.0, HTTP/2.0\r\n",
+    ],
+    ids=["h2c, websocket", "websocket, h2c", "two lines", "two lines turned", "two options", "websocket", "others"],
+)
+@pytest.mark.parametrize("pause", [False, True], ids=["same packet", "second packet"])
+async def test_any_offer_beside_a_body_is_ignored_and_the_body_read(peer: Peer, offer: bytes, pause: bool) -> None:
+    """`websocket` among several offers, in the last line of them, lost the body."""
+    peer[1].write(HEAD + offer + WITH_LENGTH)
+    if pause:
+        await peer[1].drain()
+        await asyncio.sleep(0.1)
+    status, _, reply = await reply_to(peer, BODY)
+    assert status == 200 and reply["choices"][0]["message"]["content"] == "Hi"
+    assert (await reply_to(peer, HEAD + offer + WITH_LENGTH + BODY))[0] == 200  # the connection goes on
+
+
 async def test_an_offer_without_a_body_is_ignored(peer: Peer) -> None:
     status, _, _ = await reply_to(peer, b"GET /health HTTP/1.1\r\nhost: x\r\n" + OFFER + b"\r\n")
     assert status == 200

@@ -7,8 +7,9 @@ import pytest
 
 from server.dialects.base import Choice, Dialect, Tool
 from server.dialects.schema.check import check_parameters
-from server.dialects.schema.compiled import compiled
+from server.dialects.schema.compiled import compiled, schema_notes
 from server.dialects.schema.patterns import full_match, most_repeats, translated
+from server.dialects.schema.supported import compile_fault
 from server.dialects.schema.validate import fits
 from server.errors import BadSchema
 from tests.dialects.fuzz import write_call
@@ -42,6 +43,11 @@ TRANSLATED = {
     r"^[\b\h]+$": ("\x08 ", "b"),
     r"^$|^[a-z]+$": ("ab", "A"),
     r"(^$|^x$)": ("x", "xx"),
+    r"(^|,)x(,|$)": ("a,x", "ax"),
+    r"^(?:$|[a-z]+)$": ("ab", "A"),
+    r"^(a|b$)": ("ac", "bc"),
+    r"(?i)(^|,)x$": ("a,X", "ax"),
+    r"^(a|(b|^c))d": ("cdx", "xcd"),
     r"^\N\R?$": ("a", "ab"),
     r"^\N{2}$": ("ab", "a"),
     r"^\N{DEGREE SIGN}[\N{U+41}-Z]$": ("°B", "°b"),
@@ -104,6 +110,45 @@ def test_a_pattern_that_cannot_be_enforced_has_a_note_and_leaves_the_rest_enforc
         assert not accepts(dialect, spec, write_call(dialect.name, "f", {"s": "b", "n": "x"}, 0).strip()), pattern
         with pytest.raises(BadSchema, match="properties"):
             check_parameters(tool.parameters, strict=True, strict_flag=False)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["((^a)|b)c", "^a(?:$|b(?:$|c))", "^((a|$)|b)$", "a(b|$)", "(^|a)(b|$)", "^[(^]a($|b)", "(?:(?:^))a"],
+)
+def test_what_the_grammar_of_json_holds_is_held_as_raw_text_too(pattern: str) -> None:
+    """A pattern with an anchor in a group was dropped in silence where strings are raw text."""
+    assert compile_fault({"type": "string", "pattern": translated(pattern)}, lenient=False) == ""
+    assert full_match(translated(pattern)) is not None
+
+
+MANY = "|".join(f"^a{i}" for i in range(20)), "|".join(f"b{i}$" for i in range(20))
+TOO_MANY = f"({MANY[0]})({MANY[1]})"
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"type": "string", "pattern": TOO_MANY},
+        {"anyOf": [{"type": "string", "pattern": TOO_MANY}, {"type": "null"}]},
+        {"$ref": "#/$defs/code"},
+    ],
+    ids=["itself", "an alternative", "a reference"],
+)
+def test_a_pattern_that_raw_text_cannot_hold_has_a_note(member: dict[str, Any]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"s": member, "inner": {"type": "object", "properties": {"s": {"type": "string"}}}},
+        "$defs": {"code": {"type": "string", "pattern": TOO_MANY}},
+    }
+    tool = Tool("f", schema, param="tools[0].function.parameters")
+    (note,) = schema_notes([tool], {"f"}, None, raw_strings=True)
+    assert note.param == f"{tool.param}.properties.s" and "this tool format cannot hold it" in note.text
+    assert [*schema_notes([tool], {"f"}, None)] == []
+
+
+def test_a_list_of_many_whole_texts_is_held_as_raw_text() -> None:
+    assert full_match("|".join(f"^a{i}$" for i in range(400))) is not None
 
 
 def test_names_of_members_by_pattern_are_translated_too() -> None:
