@@ -110,7 +110,7 @@ function literal(text) {
 function withoutComments(text) {
   const [code, bare] = [[], []];
   const blank = (piece) => piece.replace(/[^\n]/g, " ");
-  for (const [piece] of text.matchAll(/#[^\n]*|("""|''')[\s\S]*?(?:\1|$)|"(?:\\[\s\S]|[^"\\\n])*"?|'(?:\\[\s\S]|[^'\\\n])*'?|[^#"']+/g)) {
+  for (const [piece] of text.matchAll(/#[^\n]*|("""|''')[\s\S]*?(?:\1|$)|"(?:[^"\\\n]+|\\[\s\S])*"?|'(?:[^'\\\n]+|\\[\s\S])*'?|[^#"']+/g)) {
     code.push(piece.startsWith("#") ? blank(piece) : piece);
     bare.push(/^[#"']/.test(piece) ? blank(piece) : piece);
   }
