@@ -23,7 +23,7 @@ export class ToolEditor {
     this.parts = el("div");
     this.answerParts = el("div");
     const name = el("input", { value: tool.name, spellcheck: "false" });
-    const nameLine = el("ul.problems", { role: "status" });
+    const nameLine = el("div.problems", { role: "status" });
     const showName = () => {
       const fault = problemOfName(tool.name) || (panel.isTaken(tool) ? "another tool has this name" : "");
       nameLine.replaceChildren(...(fault ? [problemLine({ text: fault, serious: true })] : []));
@@ -72,12 +72,12 @@ export class ToolEditor {
     const { tool } = this;
     const area = el("textarea.code", { rows: "10", spellcheck: "false" });
     area.value = JSON.stringify(tool.parameters, null, 2);
-    const problems = el("ul.problems", { role: "status" });
+    const problems = el("div.problems", { role: "status" });
     const check = () => {
       const found = checkText(area.value);
       problems.replaceChildren(...found.problems.map((one) => problemLine(one)));
       this.isRead = found.schema !== null;
-      if (!this.isRead) problems.append(el("li", {}, "until this is mended, the schema before it is offered"));
+      if (!this.isRead) problems.append(el("p", {}, "until this is mended, the schema before it is offered"));
       area.setAttribute("aria-invalid", String(!this.isRead));
       if (found.schema) this.set({ parameters: found.schema });
     };
@@ -129,5 +129,5 @@ export class ToolEditor {
 }
 
 function problemLine({ path, text, serious }) {
-  return el(serious ? "li.serious" : "li", {}, path ? el("code", {}, path) : null, path ? " " : null, text);
+  return el(serious ? "p.serious" : "p", {}, path ? el("code", {}, path) : null, path ? " " : null, text);
 }
