@@ -181,3 +181,105 @@ def test_metrics_are_summed_over_labels(page: Page) -> None:
     for share, edge in (("0.2", "0.5"), ("0.9", "Infinity")):
         assert call(page, "openmetrics.js", f"m.quantile({read}.buckets.get('h'), {share}) === {edge}", lines)
     assert call(page, "openmetrics.js", "m.quantile(undefined, 0.5)") is None
+
+
+def test_python_as_people_write_it(page: Page) -> None:
+    """An apostrophe or a bracket in a comment ended the signature; text in a docstring was read as a function."""
+    text = '''
+def first[T](
+    a: T,  # what's looked for (optional
+    *args: str,
+    kind: Literal["x", 1, None,] = "x",
+    span: tuple[int, ...] = (),
+    note: Annotated[str, Field(max_length=9, description="A note, with a comma")] = "a, b=c: d",
+    hook: Callable[[int], str] = lambda one: {"a": one},
+    **more: float,
+) -> dict[str, "Any: thing"]:  # it's done
+    """Do it.
+
+    def no(x): is an example
+
+    Parameters
+    ----------
+    a : T
+        The first
+        of all.
+    """
+
+async def zweite_größe(x, y: list[str] | None = None): 'One line: short.'
+'''
+    first, second = call(page, "python.js", "m.toolsOfPython(a)", text)
+    assert first["name"] == "first" and first["note"].startswith("*args is left out")
+    assert first["parameters"] == {
+        "type": "object",
+        "properties": {
+            "a": {"description": "The first of all."},
+            "kind": {"enum": ["x", 1, None], "default": "x"},
+            "span": {"type": "array", "items": {"type": "integer"}},
+            "note": {"type": "string", "description": "A note, with a comma", "default": "a, b=c: d"},
+            "hook": {},
+        },
+        "additionalProperties": {"type": "number"},
+        "required": ["a"],
+    }
+    assert (second["name"], second["description"]) == ("zweite_größe", "One line: short.")
+    assert second["parameters"]["required"] == ["x"]
+
+
+def test_openapi_documents_as_people_write_them(page: Page) -> None:
+    """Properties with names of keywords were left out, components with equal names taken for one another."""
+    schema = {
+        "type": "object",
+        "required": ["example", "size"],
+        "properties": {
+            "example": {"type": "string", "example": "left out"},
+            "size": {
+                "type": "integer",
+                "minimum": 1,
+                "exclusiveMinimum": True,
+                "maximum": 9,
+                "exclusiveMaximum": False,
+            },
+            "kind": {"type": "string", "enum": ["a"], "nullable": True, "default": {"$ref": "no reference"}},
+            "next": {"$ref": "#/components/schemas/A"},
+        },
+    }
+    document = {
+        "components": {"schemas": {"A": schema}, "responses": {"A": {"type": "boolean"}}, "a/b": {"c d": {}}},
+        "paths": {
+            "/a": {
+                "post": {
+                    "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/A"}}}},
+                    "parameters": [
+                        {"in": "query", "name": "q", "schema": {"$ref": "#/components/responses/A"}},
+                        {"in": "query", "name": "r", "schema": {"$ref": "#/components/a~1b/c%20d"}},
+                        {"in": "cookie", "name": "session"},
+                    ],
+                }
+            }
+        },
+    }
+    (tool,) = call(page, "openapi.js", "m.toolsOfOpenApi(JSON.stringify(a))", document)
+    assert tool["note"].endswith("left out: session")
+    properties, definitions = tool["parameters"]["properties"], tool["parameters"]["$defs"]
+    assert properties["example"] == {"type": "string"}
+    assert properties["size"] == {"type": "integer", "exclusiveMinimum": 1, "maximum": 9}
+    assert properties["kind"] == {"type": ["string", "null"], "enum": ["a", None], "default": {"$ref": "no reference"}}
+    assert definitions[properties["q"]["$ref"].rpartition("/")[2]] == {"type": "boolean"}
+    assert definitions[properties["next"]["$ref"].rpartition("/")[2]]["type"] == "object"
+    assert definitions[properties["r"]["$ref"].rpartition("/")[2]] == {}
+
+
+@pytest.mark.parametrize(
+    ("reply", "rate"),
+    [
+        ({"trace": {"steps": [{"at_s": 0.5, "tokens": 1}, {"at_s": 1, "tokens": 3}, {"at_s": 2.5, "tokens": 1}]}}, 2),
+        ({"trace": {"steps": [{"at_s": 0.5, "tokens": 9}]}, "times": {"first": 1, "end": 1.3}}, None),
+        ({"times": {"first": 1, "end": 1.3}, "usage": {"completion": 24}}, None),
+        ({"times": {"first": 1000, "end": 3000}, "usage": {"completion": 24}}, 12),
+        ({"times": {"first": 1000, "end": None}, "usage": None}, None),
+    ],
+)
+def test_a_rate_is_shown_where_it_was_measured(page: Page, reply: dict[str, Any], rate: float | None) -> None:
+    """A reply that arrived as one piece was said to have been written with 80000 tokens a second."""
+    assert call(page, "reply.js", "m.rateOf(a)", reply) == rate

@@ -36,16 +36,17 @@ def _find_fault(definition: CustomFormat) -> str:
     for grammar in (_grammar_alone(definition), _grammar(definition)):
         is_error, messages = with_deep_stack(partial(LLMatcher.validate_grammar_with_warnings, grammar))
         if is_error and TEMPLATES_FAULT in messages[0]:
-            return f"it uses templates of rules, which are not supported; write them out. {_one_line(messages[0])}"
+            return f"it uses templates of rules, which are not supported; write them out. {_with_lines(messages[0])}"
         if is_error:
-            return _one_line(messages[0])
+            return _with_lines(messages[0])
         if any("no tokenizer" in message for message in messages):
             return "it names tokens of the vocabulary; only texts are allowed."
     return ""
 
 
-def _one_line(message: str) -> str:
-    return " ".join(message.split())[:500]
+def _with_lines(message: str) -> str:
+    """The fault with its line breaks: its last lines are those of the grammar, with a caret below the place."""
+    return message.strip()[:500]
 
 
 def satisfies(definition: CustomFormat, text: str) -> bool:

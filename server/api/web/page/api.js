@@ -1,5 +1,7 @@
 /** Requests to the server that sent this page, with the key that the user gave for this session. */
 
+import { keptForTab } from "./store.js";
+
 const KEY = "toolwire.key";
 
 /** An error as the server, or the way to it, reported it. */
@@ -21,12 +23,12 @@ export function setKeyPrompt(prompt) {
 }
 
 export function storeKey(key) {
-  if (key) sessionStorage.setItem(KEY, key);
-  else sessionStorage.removeItem(KEY);
+  if (key) keptForTab.setItem(KEY, key);
+  else keptForTab.removeItem(KEY);
 }
 
 export function hasKey() {
-  return sessionStorage.getItem(KEY) !== null;
+  return keptForTab.getItem(KEY) !== null;
 }
 
 /** The address of a path of the server, wherever the page was loaded from. */
@@ -37,12 +39,12 @@ export function addressOf(path) {
 /** The reply to a request. Raises RequestError for every other status, after a key was asked for where one is missing. */
 export async function request(path, { body, signal, quiet = false } = {}) {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = keptForTab.getItem(KEY);
     const response = await send(path, body, signal, key);
     if (response.ok) return response;
     const error = await errorOf(response);
     if (error.status !== 401 || quiet) throw error;
-    if (sessionStorage.getItem(KEY) !== key) continue; // given meanwhile
+    if (keptForTab.getItem(KEY) !== key) continue; // given meanwhile
     storeKey(null);
     const given = await askForKey(error.message);
     if (!given) throw error;

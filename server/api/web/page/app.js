@@ -21,12 +21,12 @@ const options = new OptionsPanel(conversation);
 const tools = new ToolsPanel(conversation, useMessage);
 const server = new ServerView(() => document.body.dataset.side === "server" && sideIsShown());
 const thread = new Thread(conversation, {
-  retry: (index) => restart(index, () => loop.go()),
-  edit: (index, text) => restart(index, () => loop.say(text)),
+  shown: () => keepFocus(),
+  retry: (index) => run(restart(index, () => loop.go())),
+  edit: (index, text) => run(restart(index, () => loop.say(text))),
   answer: (index, call, text) => {
-    if (loop.busy && index < conversation.turns.length - 1) return;
-    if (!loop.busy) conversation.cutFrom(index + 1);
-    run(loop.answer(call, text));
+    const isLast = index === conversation.turns.length - 1;
+    run(isLast ? loop.answer(call, text) : restart(index + 1, () => loop.answer(call, text)));
   },
   inspect: (reply) => {
     inspector.show(reply);
@@ -34,6 +34,7 @@ const thread = new Thread(conversation, {
   },
 });
 
+const keepFocus = setUpFocus();
 setUpKey();
 setUpViews();
 setUpComposer();
@@ -46,16 +47,24 @@ conversation.addEventListener("restored", () => {
   tools.show();
   inspector.show(null);
 });
+conversation.onOtherTab((text) => {
+  if (loop.busy) showNotice("Another tab has changed this conversation. What is written here takes its place.");
+  else conversation.follow(text);
+});
 conversation.addEventListener("full", () => showNotice("This browser keeps no more: export the conversation, then begin a new one."));
 loop.addEventListener("reply", () => thread.update());
 loop.addEventListener("end", ({ detail: reply }) => {
   if (reply.error) server.addError(reply.error);
-  inspector.show(reply);
+  if (conversation.turns.includes(reply)) inspector.show(reply);
   thread.update();
 });
 loop.addEventListener("busy", () => showBusy());
+loop.addEventListener("limit", ({ detail }) => {
+  showNotice(`${detail} replies called tools without a word of yours: write something to go on.`);
+});
 byId("new").addEventListener("click", () => {
   loop.stop();
+  showNotice("");
   conversation.clear();
   inspector.show(null);
   byId("message").focus();
@@ -69,12 +78,12 @@ function run(work) {
   work.catch((error) => showNotice(error.message));
 }
 
-/** Drop what follows this turn, then go on; a reply that is being written ends first. */
-function restart(index, work) {
-  if (loop.busy) return;
+/** Drop the turns from this one on, then go on; a reply that is being written ends first. */
+async function restart(index, work) {
+  await loop.halt();
   conversation.cutFrom(index);
   loop.rounds = 0;
-  run(work());
+  await work();
 }
 
 async function showModel() {
@@ -150,6 +159,18 @@ function sideIsShown() {
   return byId("view-server").checkVisibility();
 }
 
+/** Where what had the focus is gone, go on at the message; on a touch screen that would open its keyboard. */
+function setUpFocus() {
+  let focused = null;
+  addEventListener("focusin", ({ target }) => (focused = target));
+  return () => {
+    const { activeElement } = document;
+    if (!focused || focused.checkVisibility() || (activeElement !== document.body && activeElement !== focused)) return;
+    const next = matchMedia("(pointer: coarse)").matches ? thread.node : byId("message");
+    next.focus({ preventScroll: true });
+  };
+}
+
 function setUpComposer() {
   const field = byId("message");
   byId("composer").addEventListener("submit", (event) => {
@@ -157,6 +178,7 @@ function setUpComposer() {
     const text = field.value.trim();
     if (!text || loop.busy) return;
     field.value = "";
+    showNotice("");
     run(loop.say(text));
     thread.toEnd();
   });
@@ -187,6 +209,7 @@ function showBusy() {
   byId("send").hidden = loop.busy;
   thread.node.dataset.busy = String(loop.busy);
   thread.update();
+  keepFocus();
 }
 
 function showNotice(text) {

@@ -1,6 +1,7 @@
 /** A call as a card: its arguments as they are written, its flags, and its result or a form for it. */
 
 import { button, el } from "./dom.js";
+import { indented } from "./json_text.js";
 import { isWhole } from "./reply.js";
 
 const FLAGS = {
@@ -74,14 +75,5 @@ export class CallCard {
       this.answer(this.call, area.value);
     };
     return el("form", { submit }, area, el("button.primary", { type: "submit" }, "Return this result"));
-  }
-}
-
-/** JSON with line breaks; any other text as it is. */
-export function indented(text) {
-  try {
-    return JSON.stringify(JSON.parse(text), null, 2);
-  } catch {
-    return text;
   }
 }

@@ -18,9 +18,10 @@ export function lastRequest(conversation, model) {
 }
 
 export function asCurl({ path, body }) {
-  const json = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
   return `curl -N ${addressOf(path)} \\
-  -H "Authorization: Bearer $${KEY}" -H 'Content-Type: application/json' -d '${json}'
+  -H "Authorization: Bearer $${KEY}" -H 'Content-Type: application/json' --data-binary @- <<'END_OF_REQUEST'
+${JSON.stringify(body, null, 2)}
+END_OF_REQUEST
 `;
 }
 

@@ -1,6 +1,7 @@
 /** What happened to one reply: its prompt, grammar, tokens and times; its request; its frames. */
 
 import { button, byId, copy, el, svg } from "./dom.js";
+import { rateOf } from "./reply.js";
 import { tellPrompt, tellReply, tokenList } from "./tokens.js";
 
 const MOST_FRAMES_SHOWN = 500;
@@ -52,7 +53,7 @@ function traceNodes(reply) {
   const { trace } = reply;
   const nodes = [figures(reply), ...noteNodes(reply)];
   if (!trace) {
-    const why = reply.raw ? "The reply ended before its trace came, or none was asked for." : "Traces are not kept when the page is left.";
+    const why = reply.raw ? "No trace came: it is the last that the server sends, and this reply was ended before, or asked for none." : "Traces of the last replies only are kept, until the page is left.";
     return [...nodes, el("p.caption", {}, why)];
   }
   const cached = trace.cached_tokens;
@@ -105,15 +106,16 @@ function stepDrawing({ steps, stages }) {
   return el("div", {}, drawing, el("p.caption", {}, text), el("ul.stages", {}, marks));
 }
 
-function figures({ usage, times, finish }) {
+function figures(reply) {
+  const { usage, times, finish } = reply;
   const rows = [["ended by", finish ?? "being written"]];
   if (times?.first) rows.push(["first token", `${Math.round(times.first - times.sent)} ms`]);
   if (times?.end) rows.push(["whole reply", `${Math.round(times.end - times.sent)} ms`]);
   if (usage) {
     rows.push(["prompt", `${usage.prompt} tokens, ${usage.cached} cached`]);
     rows.push(["reply", `${usage.completion} tokens, ${usage.reasoning} of thought`]);
-    const seconds = times?.first ? (times.end - times.first) / 1000 : 0;
-    if (seconds > 0 && usage.completion > 1) rows.push(["rate", `${(usage.completion / seconds).toFixed(1)} tokens/s`]);
+    const rate = rateOf(reply);
+    if (rate !== null) rows.push(["rate", `${rate.toFixed(1)} tokens/s`]);
   }
   return el("dl.figures", {}, rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 }
@@ -131,7 +133,7 @@ function noteNodes({ notes, error }) {
 }
 
 function requestNodes({ raw }) {
-  if (!raw) return [el("p.caption", {}, "Requests are not kept when the page is left.")];
+  if (!raw) return [el("p.caption", {}, "Requests of the last replies only are kept, until the page is left.")];
   const text = JSON.stringify(raw.body, null, 2);
   const pre = el("pre", { tabindex: "0" }, text);
   const line = el("p", {}, el("code", {}, `POST ${raw.url}`), raw.id ? ` request ${raw.id}` : null);
@@ -139,7 +141,7 @@ function requestNodes({ raw }) {
 }
 
 function frameNodes({ raw, times }) {
-  if (!raw) return [el("p.caption", {}, "Frames are not kept when the page is left.")];
+  if (!raw) return [el("p.caption", {}, "Frames of the last replies only are kept, until the page is left.")];
   const shown = raw.frames.slice(0, MOST_FRAMES_SHOWN);
   const hidden = raw.frames.length - shown.length + raw.dropped;
   const rows = shown.map((frame) => {

@@ -7,10 +7,12 @@ import { isWhole, newReply } from "./reply.js";
 import { runFunction } from "./runner.js";
 import { SURFACES } from "./surfaces.js";
 
+const ENDED = ["tool_calls", "stop"]; // by the model
 const MOST_ROUNDS = 20; // without a word of the user
 const MOST_FRAMES = 2_000_000; // characters of frames kept for one reply
+const MOST_RECORDED = 50; // replies whose traces and frames are kept
 
-/** Writes replies into a conversation. Its events: `reply` (it grew), `end`, `busy`. */
+/** Writes replies into a conversation. Its events: `reply` (it grew), `end`, `busy`, `limit` (of rounds). */
 export class Loop extends EventTarget {
   constructor(conversation) {
     super();
@@ -18,6 +20,7 @@ export class Loop extends EventTarget {
     this.model = "";
     this.abort = null;
     this.rounds = 0;
+    this.work = Promise.resolve(); // until nothing is written
   }
 
   get busy() {
@@ -43,15 +46,23 @@ export class Loop extends EventTarget {
     if (this.busy) return;
     this.abort = new AbortController();
     this.tell("busy");
+    const work = this.write();
+    this.work = work.catch(() => undefined); // who waits for it to end only; the fault goes to who began it
+    await work;
+  }
+
+  async write() {
+    const { signal } = this.abort;
     try {
       do {
         this.rounds += 1;
         const reply = await this.reply();
-        await this.answerCalls(reply);
+        await Promise.race([this.answerCalls(reply), aborted(signal)]);
+        if (signal.aborted) return;
         this.conversation.changed();
         if (!this.mayGoOn(reply)) return;
       } while (this.rounds < MOST_ROUNDS);
-      announce(`${MOST_ROUNDS} rounds without an answer`);
+      this.tell("limit", MOST_ROUNDS);
     } finally {
       this.abort = null;
       this.tell("busy");
@@ -63,21 +74,32 @@ export class Loop extends EventTarget {
     this.abort?.abort();
   }
 
+  /** Stop, and wait until nothing is written. */
+  async halt() {
+    this.stop();
+    await this.work;
+  }
+
   /** Record the result of a call that waited for the user, and go on once all calls of the reply have theirs. */
   async answer(call, text) {
     call.result = { text, source: "hand" };
     this.conversation.changed();
     const reply = this.conversation.turns.at(-1);
-    if (!this.busy && reply.calls?.includes(call) && this.mayGoOn(reply)) {
+    if (!this.busy && reply.calls?.includes(call) && this.isAnswered(reply)) {
       this.rounds = 0;
       await this.go();
     }
   }
 
+  /** Whether the loop goes on by itself: the model ended the reply, and all its calls are answered. */
   mayGoOn(reply) {
+    return ENDED.includes(reply.finish) && this.isAnswered(reply);
+  }
+
+  /** Whether all calls that can be answered are; a reply that was cut off goes on after the user's own results. */
+  isAnswered(reply) {
     const calls = reply.calls.filter(isWhole);
-    const ended = reply.finish === "tool_calls" || (reply.finish === "stop" && calls.length > 0);
-    return this.conversation.options.loop && ended && calls.length > 0 && calls.every((call) => call.result !== null);
+    return this.conversation.options.loop && calls.length > 0 && calls.every((call) => call.result !== null);
   }
 
   /** The next reply, whole or cut. */
@@ -89,6 +111,7 @@ export class Loop extends EventTarget {
     const reply = newReply();
     reply.raw = { url: addressOf(surface.path), body, frames: [], size: 0, dropped: 0 };
     turns.push(reply);
+    for (const old of turns.slice(0, -MOST_RECORDED)) Object.assign(old, old.raw ? { raw: null, trace: null } : {});
     conversation.changed();
     try {
       body.model ||= await this.readModel();
@@ -134,20 +157,28 @@ export class Loop extends EventTarget {
 
   /** Answer the calls of a reply that need nobody. */
   async answerCalls(reply) {
-    if (!["tool_calls", "stop"].includes(reply.finish)) return;
+    if (!ENDED.includes(reply.finish)) return;
     await Promise.all(reply.calls.filter((call) => isWhole(call)).map((call) => this.answerCall(call)));
   }
 
   async answerCall(call) {
     const tool = this.conversation.tools.find((one) => one.name === call.name);
     if (tool?.answer.mode === "value") call.result = { text: tool.answer.value, source: "value" };
-    if (tool?.answer.mode === "function") call.result = await functionResult(tool, call);
+    if (tool?.answer.mode === "function") {
+      const { signal } = this.abort;
+      const result = await functionResult(tool, call);
+      if (!signal.aborted) call.result = result;
+    }
     this.tell("reply");
   }
 
   tell(type, reply = null) {
     this.dispatchEvent(new CustomEvent(type, { detail: reply }));
   }
+}
+
+function aborted(signal) {
+  return new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
 }
 
 /** The result of a tool's function; its failure is a result too, which the model reads. */

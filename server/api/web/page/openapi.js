@@ -1,11 +1,14 @@
 /** Tools from an OpenAPI document: one for each operation. */
 
-import { isObject } from "./schema.js";
+import { decoded, isObject } from "./schema.js";
 
 const METHODS = ["get", "put", "post", "delete", "patch", "head", "options"];
 const MOST_NODES = 20_000;
+const LEFT_OUT = ["xml", "externalDocs", "example"]; // keywords of OpenAPI that say nothing to a model
+const MAPS = ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas"]; // their keys are names
+const VALUES = ["enum", "const", "default", "examples", "required"];
 
-/** The tools of a document. Raises Error with what is missing. */
+/** The tools of a document, with what is left out as `note`. Raises Error with what is missing. */
 export function toolsOfOpenApi(text) {
   let document;
   try {
@@ -13,6 +16,7 @@ export function toolsOfOpenApi(text) {
   } catch {
     throw new Error("This is no JSON. An OpenAPI document in YAML has to be converted first.");
   }
+  if (document?.swagger) throw new Error("This is Swagger 2: convert it to OpenAPI 3 first.");
   if (!isObject(document?.paths)) throw new Error("This is no OpenAPI document: it has no paths.");
   const tools = [];
   for (const [path, item] of Object.entries(document.paths)) {
@@ -35,6 +39,7 @@ function toolOf(document, path, method, item) {
     properties[parameter.name] = parameter.description ? { ...schema, description: parameter.description } : schema;
     if (parameter.required || parameter.in === "path") required.push(parameter.name);
   }
+  const left = parameters.filter((one) => isObject(one) && !["path", "query"].includes(one.in)).map((one) => one.name);
   const body = reader.resolved(operation.requestBody);
   const media = body?.content?.["application/json"];
   if (media?.schema) {
@@ -55,6 +60,7 @@ function toolOf(document, path, method, item) {
     name: nameOf(operation.operationId ?? method + path),
     description: [operation.summary, operation.description].filter(Boolean).join(". ").slice(0, 1000) || `${method.toUpperCase()} ${path}`,
     parameters: schema,
+    note: left.length ? `of headers and cookies are left out: ${left.join(", ")}` : "",
   };
 }
 
@@ -68,6 +74,7 @@ class SchemaReader {
   constructor(document) {
     this.document = document;
     this.definitions = Object.create(null);
+    this.names = new Map(); // of the definitions, by what refers to them
     this.numNodes = 0;
   }
 
@@ -83,35 +90,59 @@ class SchemaReader {
   }
 
   at(reference) {
+    if (!reference.startsWith("#")) throw new Error(`The document refers to another one: ${reference}.`);
     let node = this.document;
-    for (const part of reference.replace(/^#/, "").split("/").filter(Boolean)) {
-      node = node?.[part.replaceAll("~1", "/").replaceAll("~0", "~")];
+    for (const part of reference.slice(1).split("/").filter(Boolean)) {
+      const name = decoded(part).replaceAll("~1", "/").replaceAll("~0", "~");
+      node = isObject(node) || Array.isArray(node) ? (Object.hasOwn(node, name) ? node[name] : undefined) : undefined;
     }
     if (node === undefined) throw new Error(`The document has nothing at ${reference}.`);
     return node;
   }
 
+  /** A copy of a schema. */
   read(node) {
     this.numNodes += 1;
     if (this.numNodes > MOST_NODES) throw new Error("A schema of this document is too large for a tool.");
     if (Array.isArray(node)) return node.map((one) => this.read(one));
     if (!isObject(node)) return node;
     if (typeof node.$ref === "string") return { $ref: `#/$defs/${this.define(node.$ref)}` };
-    const copied = Object.entries(node).filter(([key]) => !["xml", "externalDocs", "example"].includes(key));
-    const copy = Object.fromEntries(copied.map(([key, value]) => [key, this.read(value)]));
-    if (copy.nullable === true && typeof copy.type === "string") {
-      copy.type = [copy.type, "null"];
-      delete copy.nullable;
-    }
-    return copy;
+    const copied = Object.entries(node).filter(([key]) => !LEFT_OUT.includes(key));
+    return asJsonSchema(Object.fromEntries(copied.map(([key, value]) => [key, this.readPart(key, value)])));
+  }
+
+  readPart(key, value) {
+    if (VALUES.includes(key)) return value;
+    if (!MAPS.includes(key) || !isObject(value)) return this.read(value);
+    return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, this.read(one)]));
   }
 
   define(reference) {
-    const name = nameOf(reference.split("/").at(-1));
-    if (!(name in this.definitions)) {
-      this.definitions[name] = {}; // a schema may refer to itself
-      this.definitions[name] = this.read(this.at(reference));
-    }
+    const known = this.names.get(reference);
+    if (known) return known;
+    const wanted = nameOf(reference.split("/").at(-1));
+    let name = wanted;
+    for (let number = 2; name in this.definitions; number += 1) name = `${wanted}_${number}`;
+    this.names.set(reference, name);
+    this.definitions[name] = {}; // a schema may refer to itself
+    this.definitions[name] = this.read(this.at(reference));
     return name;
   }
+}
+
+/** What OpenAPI 3.0 writes differently from JSON Schema. */
+function asJsonSchema(schema) {
+  if (schema.nullable === true && typeof schema.type === "string") {
+    schema.type = [schema.type, "null"];
+    if (Array.isArray(schema.enum) && !schema.enum.includes(null)) schema.enum = [...schema.enum, null];
+    delete schema.nullable;
+  }
+  for (const [exclusive, bound] of [["exclusiveMinimum", "minimum"], ["exclusiveMaximum", "maximum"]]) {
+    if (typeof schema[exclusive] !== "boolean") continue;
+    if (schema[exclusive] && typeof schema[bound] === "number") {
+      schema[exclusive] = schema[bound];
+      delete schema[bound];
+    } else delete schema[exclusive];
+  }
+  return schema;
 }

@@ -26,13 +26,16 @@ export class OptionsPanel {
     const names = offeredTools(this.conversation).map((tool) => tool.name);
     const known = ["auto", "required", "none", ...names];
     if (!known.includes(options.toolChoice)) options.toolChoice = "auto";
-    const key = JSON.stringify([options, names]);
+    const surface = SURFACES[options.surface];
+    const left = surface.leftOut?.({ options, tools: offeredTools(this.conversation) }) ?? [];
+    const key = JSON.stringify([options, names, left, this.conversation.system]);
     if (key === this.shown) return;
     this.shown = key;
     const focused = document.activeElement?.dataset?.option;
     byId("system").value = this.conversation.system;
     this.node.replaceChildren(
       labelled("Surface", this.choice("surface", Object.entries(SURFACES).map(([value, one]) => [value, one.name]))),
+      ...(left.length ? [el("p.chip.warn.wraps", { role: "status" }, `${surface.name} cannot send: ${left.join(", ")}`)] : []),
       labelled("Tool choice", this.choice("toolChoice", [...CHOICES, ...names.map((name) => [name, `call ${name}`])])),
       labelled("Thinking", this.choice("thinking", THINKING)),
       this.check("parallel", "several calls in one reply"),

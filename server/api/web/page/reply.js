@@ -1,5 +1,7 @@
 /** Replies as the page holds them, whatever surface they came by. */
 
+const LEAST_SECONDS = 0.2; // that say something about a rate
+
 /** An empty reply, which `read` fills. */
 export function newReply() {
   return {
@@ -32,6 +34,21 @@ export function takeNotes(reply, own) {
     const call = reply.calls[note.index];
     if (call) Object.assign(call, { flags: note.flags ?? [], raw: note.raw ?? "" });
   }
+}
+
+/** Tokens a second from the first step of a reply to its last, null where that was not measured.
+
+The trace tells when the steps came; the times of this page are those of arrival, and many tokens may arrive together.
+*/
+export function rateOf({ trace, times, usage }) {
+  const steps = trace?.steps ?? [];
+  if (steps.length > 1) {
+    const written = steps.slice(1).reduce((sum, step) => sum + step.tokens, 0);
+    const seconds = steps.at(-1).at_s - steps[0].at_s;
+    return seconds > 0 ? written / seconds : null;
+  }
+  const seconds = times?.first && times.end ? (times.end - times.first) / 1000 : 0;
+  return !trace && seconds >= LEAST_SECONDS && usage?.completion > 1 ? usage.completion / seconds : null;
 }
 
 /** Whether a call can be sent back: it is whole, and the reply was not stopped in it. */

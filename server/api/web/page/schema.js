@@ -107,9 +107,20 @@ function resolves(reference, root) {
   if (typeof reference !== "string" || !reference.startsWith("#")) return false;
   let node = root;
   for (const part of reference.slice(1).split("/").filter(Boolean)) {
-    node = node?.[decodeURIComponent(part).replaceAll("~1", "/").replaceAll("~0", "~")];
+    const name = decoded(part).replaceAll("~1", "/").replaceAll("~0", "~");
+    if (typeof node !== "object" || node === null || !Object.hasOwn(node, name)) return false;
+    node = node[name];
   }
-  return node !== undefined;
+  return true;
+}
+
+/** A part of an address without its escapes; as it is where these are none. */
+export function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 /** Words on a keyword that was probably meant. */

@@ -71,11 +71,12 @@ export class ServerView {
   }
 
   rates(newest) {
-    const rate = (name) => `${this.rate(name).toFixed(0)}/s`;
+    const rate = (name, digits = 0) => `${this.rate(name).toFixed(digits)}/s`;
     const cells = [
       ["output tokens", rate("engine_output_tokens_total")],
       ["prompt tokens", rate("engine_prompt_tokens_total")],
       ["cached tokens", rate("engine_cached_tokens_total")],
+      ["requests", rate("requests_total", 1)],
       ["running", of(newest, "sequences_running")],
       ["waiting", of(newest, "sequences_waiting")],
       ["engine", of(newest, "engine_up") ? "ready" : "down"],
@@ -127,8 +128,9 @@ function memoryNodes(sample) {
 function deviceBar(device) {
   const own = device.own ?? 0;
   const others = Math.max(0, device.used - own);
-  const busy = device.utilisation === null ? "" : `, ${Math.round(device.utilisation * 100)} % busy`;
-  return bar(`${device.name}${busy}`, [["engine", own], ["others", others], ["free", device.free]], size);
+  const { utilisation: busy = null, temperature_c: warm = null } = device;
+  const parts = [device.name, busy === null ? "" : `${Math.round(busy * 100)} % busy`, warm === null ? "" : `${Math.round(warm)} °C`];
+  return bar(parts.filter(Boolean).join(", "), [["engine", own], ["others", others], ["free", device.free]], size);
 }
 
 /** Parts of a whole as a bar, with its legend as text. */

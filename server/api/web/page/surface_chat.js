@@ -1,5 +1,6 @@
 /** Chat Completions. */
 
+import { isJson } from "./json_text.js";
 import { isWhole, newCall, takeNotes } from "./reply.js";
 
 export const name = "Chat Completions";
@@ -74,7 +75,7 @@ export function read(frame, reply) {
     for (const piece of delta.tool_calls ?? []) readCall(piece, reply);
     if (finish) {
       reply.finish = finish;
-      for (const call of reply.calls) call.done = true;
+      for (const call of reply.calls) call.done = finish !== "length" || call !== reply.calls.at(-1) || call.custom || isJson(call.arguments);
     }
   }
   takeNotes(reply, chunk.toolwire);

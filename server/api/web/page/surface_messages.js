@@ -4,7 +4,13 @@ import { isWhole, newCall, takeNotes } from "./reply.js";
 
 export const name = "Messages";
 export const path = "/v1/messages";
-const NO_LIMIT = -1; // the server's extension: what the window leaves
+const NO_LIMIT = 1_000_000; // tokens: what the window leaves. A number is required, and -1 is no other server's.
+
+/** What of these options and tools a request cannot say. */
+export function leftOut({ options, tools }) {
+  const custom = tools.filter((tool) => tool.custom).map((tool) => tool.name);
+  return [...custom, ...(options.seed === null ? [] : ["the seed"]), ...(options.logprobs ? ["probabilities"] : [])];
+}
 
 /** The body of a request for the next reply. */
 export function build({ system, turns, tools, options }, model) {
@@ -35,8 +41,12 @@ function messagesOf(turn) {
     content.push({ type: "tool_use", id: call.id, name: call.name, input: inputOf(call) });
   }
   if (!turn.text && !calls.length) return [];
-  const results = calls.map((call) => ({ type: "tool_result", tool_use_id: call.id, content: call.result.text }));
+  const results = calls.map(resultOf);
   return [{ role: "assistant", content }, ...(calls.length ? [{ role: "user", content: results }] : [])];
+}
+
+function resultOf({ id, result }) {
+  return { type: "tool_result", tool_use_id: id, content: result.text, ...(result.failed && { is_error: true }) };
 }
 
 function inputOf(call) {
@@ -56,7 +66,7 @@ export function toolOf(tool) {
 
 function choiceOf(chosen, tools) {
   if (chosen === "required") return { type: "any" };
-  return tools.some((tool) => tool.name === chosen) ? { type: "tool", name: chosen } : { type: chosen };
+  return ["auto", "none"].includes(chosen) ? { type: chosen } : { type: "tool", name: chosen };
 }
 
 const FINISH = { end_turn: "stop", stop_sequence: "stop", tool_use: "tool_calls" };

@@ -83,7 +83,7 @@ export function read(frame, reply) {
       reply.calls.at(-1).arguments += event.delta;
       break;
     case "response.output_item.done":
-      if (event.item.call_id) reply.calls.find((call) => call.id === event.item.call_id).done = true;
+      if (event.item.call_id) reply.calls.find((call) => call.id === event.item.call_id).done = event.item.status !== "incomplete";
       break;
     case "error":
       reply.error = event;

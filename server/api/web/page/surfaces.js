@@ -4,5 +4,5 @@ import * as chat from "./surface_chat.js";
 import * as messages from "./surface_messages.js";
 import * as responses from "./surface_responses.js";
 
-/** Each has `name`, `path`, `build(conversation, model)` and `read(frame, reply)`. */
+/** Each has `name`, `path`, `build(conversation, model)`, `read(frame, reply)`, and may have `leftOut(conversation)`. */
 export const SURFACES = { chat, responses, messages };

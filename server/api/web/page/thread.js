@@ -3,6 +3,7 @@
 import { CallCard } from "./call_card.js";
 import { button, byId, el, oncePerFrame } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
+import { rateOf } from "./reply.js";
 
 const NEAR_END = 80; // pixels: a reader this near to the end follows what is written
 const FINISHES = {
@@ -12,7 +13,7 @@ const FINISHES = {
   error: "failed",
 };
 
-/** Shows the turns. `actions`: `retry(index)`, `edit(index, text)`, `answer(call, text)`, `inspect(reply)`. */
+/** Shows the turns. `actions`: `retry(index)`, `edit(index, text)`, `answer(call, text)`, `inspect(reply)`, `shown()`. */
 export class Thread {
   constructor(conversation, actions) {
     this.conversation = conversation;
@@ -29,8 +30,9 @@ export class Thread {
   show() {
     const follows = this.node.scrollHeight - this.node.scrollTop - this.node.clientHeight < NEAR_END;
     const { turns } = this.conversation;
+    const shown = new Set(turns);
     for (const [turn, view] of this.views) {
-      if (!turns.includes(turn)) {
+      if (!shown.has(turn)) {
         view.node.remove();
         this.views.delete(turn);
       }
@@ -46,6 +48,7 @@ export class Thread {
     });
     byId("welcome").hidden = turns.length > 0;
     if (follows) this.node.scrollTop = this.node.scrollHeight;
+    this.actions.shown();
   }
 
   toEnd() {
@@ -59,8 +62,8 @@ class UserView {
     this.thread = thread;
     this.turn = turn;
     this.body = el("div.text.plain", { dir: "auto" });
-    const edit = button("Edit", () => this.openForm(), { "aria-label": "Edit this message and go on from it" });
-    this.node = el("article.turn.user", { "aria-label": "You" }, el("header", {}, el("h3", {}, "You"), edit), this.body);
+    this.edit = button("Edit", () => this.openForm(), { "aria-label": "Edit this message and go on from it" });
+    this.node = el("article.turn.user", { "aria-label": "You" }, el("header", {}, el("h3", {}, "You"), this.edit), this.body);
   }
 
   update(index) {
@@ -75,9 +78,11 @@ class UserView {
     const close = () => {
       this.form = null;
       this.body.textContent = this.turn.text;
+      this.edit.focus();
     };
     const submit = (event) => {
       event.preventDefault();
+      if (!area.value.trim()) return;
       close();
       this.thread.actions.edit(this.index, area.value);
     };
@@ -134,7 +139,7 @@ class ReplyView {
         this.cards[at] = new CallCard(call, tool, answer);
         this.calls.append(this.cards[at].node);
       }
-      this.cards[at].update(ended, this.thread.busy);
+      this.cards[at].update(ended, this.thread.busy && this.index === this.thread.conversation.turns.length - 1);
     });
   }
 }
@@ -149,13 +154,12 @@ function faultText({ message, param, code }) {
 }
 
 /** The end of a reply, its tokens and its times, in a line. */
-export function figuresOf({ finish, usage, times }) {
+export function figuresOf(reply) {
+  const { finish, usage, times } = reply;
   const parts = FINISHES[finish] ? [FINISHES[finish]] : [];
   if (usage) parts.push(`${usage.completion} tokens`);
-  if (times?.first && usage?.completion > 1) {
-    const seconds = (times.end - times.first) / 1000;
-    if (seconds > 0) parts.push(`${(usage.completion / seconds).toFixed(0)} tokens/s`);
-  }
+  const rate = rateOf(reply);
+  if (rate !== null) parts.push(`${rate.toFixed(0)} tokens/s`);
   if (times?.first) parts.push(`first after ${Math.round(times.first - times.sent)} ms`);
   return parts.join(" · ");
 }
