@@ -7,8 +7,6 @@ API replicas connect to the engines themselves and choose by prefix, as with `to
 engine is lost goes on at another one. docs/scaling.md describes it.
 """
 
-from functools import partial
-
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -43,9 +41,7 @@ def app(options: Options) -> Application:
             metrics_interval_s=METRICS_INTERVAL_S,
             upscale_delay_s=options.upscale_delay_s,
             downscale_delay_s=options.downscale_delay_s,
-            policy=AutoscalingPolicy(
-                policy_function=partial(engines_for_load, requests_per_engine=options.requests_per_engine)
-            ),
+            policy=AutoscalingPolicy(policy_function=engines_for_load),
         ),
         health_check_period_s=HEALTH_INTERVAL_S,
         graceful_shutdown_wait_loop_s=0.1,

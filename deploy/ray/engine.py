@@ -28,6 +28,7 @@ from server.errors import CannotStart
 logger = logging.getLogger("ray.serve")
 
 METRICS = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"}
+TARGET = "requests_per_engine"
 TIMEOUT_S = 2.0
 READY_POLL_S = 0.2
 KILL_TIMEOUT_S = 10.0
@@ -98,7 +99,8 @@ class Engine:
         async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
             text = (await client.get(f"{self._address}/metrics", headers=headers)).text
         samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
-        return {name: sum(one.value for one in samples if one.name == metric) for name, metric in METRICS.items()}
+        found = {name: sum(one.value for one in samples if one.name == metric) for name, metric in METRICS.items()}
+        return {**found, TARGET: self._options.requests_per_engine}
 
     def __del__(self) -> None:
         """Called by Serve before it ends the replica: no new request, and what runs ends or goes on elsewhere."""
@@ -137,10 +139,17 @@ def environment(options: Options, key: str) -> dict[str, str]:
     return {**os.environ, name: key}
 
 
-def engines_for_load(context: AutoscalingContext, requests_per_engine: float) -> tuple[int, dict[str, Any]]:
-    """Autoscaling policy: as many engines as the requests need that run and wait on all of them together."""
-    totals = [sum(by_replica.values()) for by_replica in (context.aggregated_metrics or {}).values()]
-    return max(1, math.ceil(sum(totals) / requests_per_engine)), {}
+def engines_for_load(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+    """Autoscaling policy: as many engines as the requests need that run and wait on all of them together.
+
+    Serve calls it in its controller, which has no options: the replicas report the target beside their load.
+    """
+    reported = context.aggregated_metrics or {}
+    target = max(reported.get(TARGET, {}).values(), default=0.0)
+    if not target:  # no replica has reported yet
+        return context.target_num_replicas, {}
+    num_requests = sum(sum(reported.get(name, {}).values()) for name in METRICS)
+    return math.ceil(num_requests / target), {}
 
 
 def _free_port() -> int:
