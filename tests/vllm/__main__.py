@@ -87,10 +87,11 @@ def main() -> None:
     parser.add_argument("program", help="path of the program `vllm`")
     parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "toolwire-vllm.log")
     chosen, others = parser.parse_known_args()
-    paths = [*(f"tests/contract/{name}.py" for name in CONTRACT), "tests/vllm"]
+    has_paths = any(one.startswith("tests/") for one in others)
+    paths = [] if has_paths else [*(f"tests/contract/{name}.py" for name in CONTRACT), "tests/vllm"]
     left_out = [f"--deselect=tests/contract/test_c93_messages.py::{name}" for name in NOT_OF_ENGINES_ELSEWHERE]
     with running(chosen.program, chosen.log) as url:
-        options = ["-n", "0", f"--engine={url}", *left_out, *(others or paths)]
+        options = ["-n", "0", f"--engine={url}", *left_out, *others, *paths]
         ended = subprocess.run(
             [sys.executable, "-m", "pytest", *options], cwd=ROOT, env={**os.environ, "TOOLWIRE_ENGINE_KEY": KEY}
         )
