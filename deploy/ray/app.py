@@ -20,13 +20,6 @@ METRICS_INTERVAL_S = 1.0
 MAX_REQUESTS = 10_000  # of one API replica: its own limits (--max-pending-requests, the engines' queues) are lower
 
 
-class Ingress:
-    """The API; its routes are those of the application in it."""
-
-    def __init__(self, *_: object) -> None:  # Serve keeps a deployment up that is bound to this one
-        return
-
-
 def app(options: Options) -> Application:
     """The application, for `serve run`, `serve deploy` and `serve.run`."""
     stop_s = options.drain_timeout_s + 15
@@ -48,7 +41,7 @@ def app(options: Options) -> Application:
         graceful_shutdown_timeout_s=stop_s,
     )
     api = serve.deployment(
-        serve.ingress(Api(options))(Ingress),
+        serve.ingress(Api(options))(),
         name="Api",
         num_replicas=options.api_replicas,
         ray_actor_options={"num_cpus": options.api_cpus},
@@ -56,4 +49,4 @@ def app(options: Options) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=stop_s,
     )
-    return api.bind(engines.bind(options))
+    return api.bind(engines.bind(options))  # it sends the engines nothing; bound, both are one application
