@@ -47,7 +47,7 @@ test-agents: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.agents $(ARGS)
 
 test-vllm: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
-	$(BIN)/python -m tests.vllm $(VLLM_VENV)/bin/vllm $(ARGS)
+	$(BIN)/python -m tests.vllm $(VLLM_VENV)/bin/python $(ARGS)
 
 test-ray: $(RAY_VENV)/.installed
 	$(RAY_VENV)/bin/python -m pytest -n 0 --ray tests/ray $(ARGS)

@@ -56,7 +56,7 @@ class Application:
     @property
     def live(self) -> Live:
         """The same as a running server."""
-        return Live(f"http://127.0.0.1:{self.port}", self.process, self._log)  # type: ignore[arg-type]
+        return Live(f"http://127.0.0.1:{self.port}", self.process, self._log)
 
     def deploy(self, **arguments: Any) -> None:
         """Deploy it with other arguments; returns at once, Serve replaces the replicas."""
@@ -187,8 +187,8 @@ def test_a_killed_engine_or_replica_loses_no_reply(
     process = engine_process(url)
 
     def kill() -> None:
-        if killed == "replica":
-            process.parent().kill()
+        if killed == "replica" and (replica := process.parent()) is not None:
+            replica.kill()
         process.kill()
 
     check(asyncio.run(stream_all(application.live, requests(NUM_STREAMS), kill)), expected)

