@@ -265,7 +265,7 @@ async def test_an_engine_that_speaks_something_else_is_refused(handle: Handle, w
 
 @contextmanager
 def cut_off(target: str, num_bytes: int) -> Iterator[str]:
-    """The address of a proxy that cuts off its first connection after this number of bytes from the engine, and then ends."""
+    """The address of a proxy that ends its only connection after this number of bytes from the engine."""
     host, _, port = target.removeprefix("http://").partition(":")
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
