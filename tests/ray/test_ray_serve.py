@@ -46,11 +46,12 @@ class Application:
         self.port = free_port()
         self._file = folder / "serve.yaml"
         self._log = folder / "log"
+        self._environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
         self._write({})
         with self._log.open("wb") as out:
             self.process = subprocess.Popen(
                 [_program("serve"), "run", str(self._file)], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
-                env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}, start_new_session=True,
+                env=self._environment, start_new_session=True,
             )  # fmt: skip
 
     @property
@@ -59,9 +60,13 @@ class Application:
         return Live(f"http://127.0.0.1:{self.port}", self.process, self._log)
 
     def deploy(self, **arguments: Any) -> None:
-        """Deploy it with other arguments; returns at once, Serve replaces the replicas."""
+        """Deploy it with other arguments on the Ray that runs; returns at once, Serve replaces the replicas."""
         self._write(arguments)
-        subprocess.run([_program("serve"), "deploy", str(self._file)], cwd=ROOT, check=True, capture_output=True)
+        with self._log.open("ab") as out:
+            subprocess.run(
+                [_program("serve"), "run", "--non-blocking", str(self._file)], cwd=ROOT, check=True, env=self._environment,
+                stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
 
     def _write(self, arguments: dict[str, Any]) -> None:
         application = {
