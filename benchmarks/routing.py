@@ -148,10 +148,15 @@ class TimedEngine:
         step_s = self._times.step_s + self._times.step_per_sequence_s * self._num_decoding
         left = request.sampling.max_tokens - len(request.reply_ids)
         self._put(Delta(request.id, [1], None, "length" if left == 1 else None, cached))
-        half = (left - 1) // 2  # two messages for the rest, so that some are lost in the middle
+        # The second id at once: a request that may have killed an engine is on trial until then, and others wait. Then
+        # two messages for the rest, so that some replies are lost in the middle.
+        if left > 2:
+            self._loop.call_later(step_s, self._put, Delta(request.id, [1]))
+        rest = left - 2 if left > 2 else left - 1
+        half = rest // 2
         if half:
-            self._loop.call_later(half * step_s, self._put, Delta(request.id, [1] * half))
-        self._loop.call_later((left - 1) * step_s, self._finished, request, left - 1 - half)
+            self._loop.call_later((1 + half) * step_s, self._put, Delta(request.id, [1] * half))
+        self._loop.call_later((left - 1) * step_s, self._finished, request, rest - half)
 
     def _finished(self, request: Generate, left: int) -> None:
         self._num_decoding -= 1

@@ -100,6 +100,7 @@ class ChatRequest:
     raw_prompts: tuple[RawPrompt, ...] = ()
     prompt_logprobs: int | None = None
     trace: bool = False  # the reply says how its tokens came about
+    session: tuple[tuple[str, str], ...] = ()  # headers that name the client's session
 
     @property
     def answers_result(self) -> bool:

@@ -114,6 +114,7 @@ class Generate(Message, frozen=True, tag="generate"):
     num_scored: int = 1
     num_volatile: int = 0
     trace: bool = False  # its Deltas say how their ids came about
+    session: tuple[tuple[str, str], ...] = ()  # HTTP headers that name the client's session; for routers on the way
 
 
 class Abort(Message, frozen=True, tag="abort"):

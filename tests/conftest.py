@@ -39,7 +39,10 @@ SLOW_FIRST = (
     "tests/test_isolation.py",
 )
 
-PAGE_TESTS = Path(__file__).parent / "page"
+# Tests that need what `make test` does not install, by the option that runs them.
+OPT_IN = {
+    option: Path(__file__).parent / name for option, name in {"page": "page", "engine": "vllm", "ray": "ray"}.items()
+}
 TESTS_OF_MODELS = ("tests/model/", "tests/engine/test_real_models.py", "tests/memory/test_out_of_memory.py")
 
 
@@ -47,11 +50,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run tests marked long too, and the others with more cases")
     parser.addoption("--page", action="store_true", help="run the tests of the page, which need Chromium")
     parser.addoption("--pictures", action="store_true", help="let them take the pictures of the documents")
+    parser.addoption("--ray", action="store_true", help="run the tests of the Ray Serve application, which need Ray")
+    parser.addoption("--engine", metavar="URL", help="let the shared server compute there, and run the tests of vLLM")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave the tests of the page out of runs without `--page`: they are run by `make test-page`."""
-    return True if collection_path == PAGE_TESTS and not config.getoption("page") else None
+    """Leave the tests of other programs out of runs without their option: they have targets of their own."""
+    left_out = [folder for option, folder in OPT_IN.items() if not config.getoption(option)]
+    return True if collection_path in left_out else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -131,9 +137,10 @@ def _models_of_one_module() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def built_in_server() -> Iterator[SharedServer]:
+def built_in_server(request: pytest.FixtureRequest) -> Iterator[SharedServer]:
     """What `live` starts: one server a worker, restarted after a test that stops it."""
-    shared = SharedServer()
+    engine = request.config.getoption("engine")
+    shared = SharedServer(*(["--engine", engine] if engine else []))
     yield shared
     shared.close()
 

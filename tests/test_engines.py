@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import os
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,13 @@ import httpx
 import pytest
 
 from benchmarks.engine_faults import Streamed, requests, stream_all
+from server.backends.protocol import PROTOCOL
+from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.cli.banner import EXAMPLE_TOOL
 from server.cli.engines import change_file
 from server.offline import Chat
+from tests.backends.remote_engines import foreign_server
+from tests.backends.test_remote import Handle, sends, welcomes
 from tests.live import ROOT, Live, live_engine, live_server
 
 # In float32 replies are the same in every batch, and so on every engine.
@@ -199,3 +207,97 @@ def test_a_server_with_another_key_does_not_start(cluster: Cluster) -> None:
     ended = run("serve", "--port", "0", "--engine", cluster.engines[1].url, "--engine-key", "another")
     assert ended.returncode == 2
     assert "no engine can be used" in ended.stderr and "--engine-key" in ended.stderr
+
+
+def other_checkpoint(folder: Path, part: str) -> Path:
+    """A copy of the built-in model that differs in this part."""
+    copy = folder / part
+    shutil.copytree(BUILT_IN_FOLDER, copy)
+    if part == "weights":
+        with (copy / "model.safetensors").open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x7f")
+        return copy
+    path = copy / {"config.json": "config.json", "vocabulary": "tokenizer.json"}[part]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if part == "vocabulary":
+        added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+        content["added_tokens"].append({"id": 2048, "content": "a token more", **added})
+    else:
+        content["rms_norm_eps"] = 1e-5
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return copy
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "vocabulary",
+        pytest.param("config.json", marks=pytest.mark.long),
+        pytest.param("weights", marks=pytest.mark.long),
+    ],
+)
+def test_an_engine_of_another_checkpoint_is_refused(cluster: Cluster, tmp_path: Path, part: str) -> None:
+    """Its ids would be decoded by another vocabulary, or its replies be another model's."""
+    model = other_checkpoint(tmp_path, part)
+    ended = run(
+        "serve", "--port", "0", "--model", str(model), "--no-self-test", "--engine", cluster.engines[1].url,
+        "--engine-key", KEY,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert f"it serves another checkpoint: its {part} differs" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("handle", "words"),
+    [
+        (welcomes(protocol=PROTOCOL - 1), f"it speaks protocol {PROTOCOL - 1}, this server {PROTOCOL}"),
+        pytest.param(sends(b"\xff\xfe"), "it is no toolwire engine of this version", marks=pytest.mark.long),
+    ],
+)
+async def test_an_engine_that_speaks_something_else_is_refused(handle: Handle, words: str) -> None:
+    """By the real command: one line, and the exit code of a mistake at the start."""
+    async with foreign_server(handle) as url:
+        ended = await asyncio.to_thread(run, "serve", "--port", "0", "--no-self-test", "--engine", url)
+    assert ended.returncode == 2
+    assert words in ended.stderr and "Traceback" not in ended.stderr
+
+
+@contextmanager
+def cut_off(target: str, num_bytes: int) -> Iterator[str]:
+    """The address of a proxy that ends its only connection after this number of bytes from the engine."""
+    host, _, port = target.removeprefix("http://").partition(":")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def forward() -> None:
+            client, _ = listener.accept()
+            with client, socket.create_connection((host, int(port))) as engine:
+                threading.Thread(target=_copy, args=(client, engine), daemon=True).start()
+                left = num_bytes
+                while left > 0 and (data := engine.recv(min(left, 4096))):
+                    client.sendall(data)
+                    left -= len(data)
+
+        threading.Thread(target=forward, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(4096):
+            target.sendall(data)
+
+
+def test_a_connection_that_stops_in_the_middle_of_a_reply_loses_none(cluster: Cluster) -> None:
+    """Behind the engine's greeting, heartbeats and the first tokens of 8 replies; they go on at the other engine."""
+    bodies = requests(8)
+    _, second = cluster.engines
+    with cut_off(second.url, 12_000) as cut:
+        addresses = ("--engine", cut, "--engine", second.url)
+        with live_server(*addresses, "--no-self-test", TOOLWIRE_ENGINE_KEY=KEY) as server:
+            wait_for_states(server, **{cut: "up", second.url: "up"})
+            found = asyncio.run(stream_all(server, bodies, None))
+            assert engines_of(server)[cut]["state"] == "unreachable", "it was to be cut off"
+    whole = asyncio.run(stream_all(cluster.server, bodies, None))
+    assert [one.end for one in found] == ["complete"] * 8
+    assert [number for number in range(8) if _others(found[number], whole[number])] == []

@@ -18,6 +18,7 @@ from server.api.metrics import Metrics
 from server.api.middleware.auth import salt_of
 from server.api.middleware.request_log import prompt_logger
 from server.api.middleware.request_spans import RequestSpans
+from server.api.session_headers import STATE as SESSION_HEADERS
 from server.api.sse import EventStream, Framing, unless_gone
 from server.chat_request import ChatRequest, PartTokens
 from server.errors import ServeError
@@ -146,6 +147,8 @@ class ReplyHandler:
         chat_request = plan.request
         if not self.settings.share_cache_between_keys:
             chat_request = dataclasses.replace(chat_request, cache_salt=salt_of(state, chat_request.cache_salt))
+        if session := getattr(state, SESSION_HEADERS, ()):
+            chat_request = dataclasses.replace(chat_request, session=session)
         observers = [state.place, self.metrics.observe(), RequestSpans(), *plan.observers()]
         return await self._service.start(chat_request, deadline_s, observers)
 

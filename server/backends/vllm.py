@@ -146,8 +146,8 @@ class VllmConnection:
     async def _stream(self, request: Generate) -> None:
         began_s = time.monotonic()
         body = body_of(request, self._model)
-        timeout = httpx.Timeout(TIMEOUT_S, read=None)
-        async with self._client.stream("POST", GENERATE, json=body, timeout=timeout) as reply:
+        timeout, headers = httpx.Timeout(TIMEOUT_S, read=None), dict(request.session)
+        async with self._client.stream("POST", GENERATE, json=body, timeout=timeout, headers=headers) as reply:
             if reply.status_code != 200:
                 self._put(_refusal(request, reply.status_code, _message_of(await reply.aread())))
                 return

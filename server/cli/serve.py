@@ -14,26 +14,21 @@ import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
-from server.api.app import create_app
-from server.api.logs import configure_logging
+from server.api.hosting import host_api, log_as_configured
 from server.api.middleware.auth import ApiKeys
 from server.api.middleware.http_protocol import BoundedHttpProtocol
 from server.api.middleware.tracing import send_traces
 from server.api.middleware.websocket_protocol import BoundedWebSocketProtocol
-from server.api.responses.state import open_state
 from server.backends.base import Backend
 from server.backends.engine_process import EngineProcess
 from server.checkpoint.checkpoint import Checkpoint
-from server.checkpoint.locate import served_name
 from server.cli.banner import LoadingBar, print_ready
 from server.cli.interruption import Interruption
 from server.cli.process import announce, loop_factory, raise_open_file_limit, reachable
 from server.errors import CannotStart
-from server.messages import Ready
-from server.prompt.builder import PromptBuilder
 from server.runtime.byte_budget import ByteBudget
 from server.settings import ApiSettings, Settings
-from server.startup import build_backend, open_checkpoint
+from server.startup import open_checkpoint
 
 logger = logging.getLogger("toolwire")
 
@@ -57,8 +52,7 @@ def serve(
     """
     api = settings.api
     keys = ApiKeys(api.api_key, api.api_key_file, api.monitoring_key)
-    engine_keys = [settings.remote.engine_key] if settings.remote.engine_key else []
-    configure_logging(api.log_format, log_prompts=api.log_prompts, secrets=lambda: [*keys.secrets(), *engine_keys])
+    log_as_configured(settings, keys)
     warn_if_open_to_all(api)
     raise_open_file_limit()
     with contextlib.ExitStack() as at_the_end:
@@ -79,17 +73,11 @@ async def _serve(
     engine: EngineProcess | None,
     interruption: Interruption,
 ) -> None:
-    name = served_name(settings.model.model, settings.model.served_model_name)
-    builder = PromptBuilder(checkpoint, settings)
     console = Console()
     bar = LoadingBar(console)
-
-    def on_engine_ready(ready: Ready) -> None:
-        builder.window.narrow(ready.max_model_len)
-
-    state = open_state(settings.api)
-    backend = build_backend(settings, checkpoint, engine, bar.show, on_engine_ready)
-    server = http_server(create_app(settings, checkpoint, builder, backend, name, keys, state), settings.api)
+    hosted = host_api(settings, checkpoint, keys, engine, bar.show)
+    backend = hosted.backend
+    server = http_server(hosted.app, settings.api)
     sockets = [listener, *(listener.dup() for _ in range(ACCEPTS_PER_TURN - 1))]
     http = asyncio.create_task(server.serve(sockets=sockets))
     try:
@@ -106,16 +94,15 @@ async def _serve(
         else:
             ready = await starting
             _freeze_heap()
-            print_ready(console, f"http://{reachable(host)}:{port}", name, ready, checkpoint.notes)
+            print_ready(console, f"http://{reachable(host)}:{port}", hosted.name, ready, checkpoint.notes)
         await http
-        await state.runs.drained(settings.api.drain_timeout_s)
+        await hosted.state.runs.drained(settings.api.drain_timeout_s)
     finally:
         server.should_exit = True
         await backend.close()
         with contextlib.suppress(asyncio.CancelledError):
             await http
-        await state.runs.close()
-        await state.store.close()
+        await hosted.close()
 
 
 def _freeze_heap() -> None:

@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
-from server.backends.protocol import PATH, decode_requests, encode
+from server.backends.protocol import PATH, PROTOCOL, decode_requests, encode
 from server.checkpoint.fingerprint import Fingerprint
 from server.messages import Delta, Pulse, StageTime
 from tests.backends.remote_engines import (
@@ -73,8 +73,8 @@ def answers(write: Callable[[str], object]) -> Handle:
         (welcomes(fingerprint=Fingerprint("other", "vocabulary")), "another checkpoint: its config.json differs"),
         (welcomes(fingerprint=Fingerprint("config", "other")), "its vocabulary differs"),
         (welcomes(fingerprint=Fingerprint("config", "vocabulary", "other")), "its weights differs"),
-        (welcomes(protocol=0), "speaks protocol 0, this server 1: run the same version"),
-        (sends('{"protocol": 1}'), "no toolwire engine of this version"),
+        (welcomes(protocol=0), f"speaks protocol 0, this server {PROTOCOL}: run the same version"),
+        (sends(f'{{"protocol": {PROTOCOL}}}'), "no toolwire engine of this version"),
         (sends(b"\xff\xfe"), "no toolwire engine of this version"),
         (sends("hello"), "no toolwire engine of this version"),
     ],

@@ -82,7 +82,7 @@ async def vllm(checkpoint: Checkpoint, write: Write, **replies: Any) -> AsyncIte
 
         @app.post("/inference/v1/generate")
         async def generate(asked: Request) -> Response:
-            bodies.append(await asked.json())
+            bodies.append({**await asked.json(), "headers": dict(asked.headers)})
             return write(bodies[-1])
 
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
@@ -119,7 +119,8 @@ async def test_a_reply_is_told_and_read_as_vllm_writes_it(checkpoint: Checkpoint
         )
 
     sampling = sampled(num_logprobs=1, logit_bias={9: -2.0}, top_k=3, min_tokens=1)
-    asked = request(constraint=CONSTRAINT, cache_salt="salt", sampling=sampling)
+    session = (("x-session-id", "one"),)
+    asked = request(constraint=CONSTRAINT, cache_salt="salt", sampling=sampling, session=session)
     async with vllm(checkpoint, write) as (url, bodies), routing(checkpoint, url) as backend:
         deltas = [delta async for delta in backend.generate(asked)]
         pulse = await backend.health()
@@ -133,6 +134,7 @@ async def test_a_reply_is_told_and_read_as_vllm_writes_it(checkpoint: Checkpoint
     assert (status.kind, status.state) == ("vllm", "up")
     (body,) = bodies
     assert (body["model"], body["token_ids"], body["cache_salt"], body["stream"]) == ("served", [1, 2, 3], "salt", True)
+    assert body["headers"].items() >= {"x-session-id": "one", "authorization": f"Bearer {KEY}"}.items()
     assert body["sampling_params"].items() >= {
         "max_tokens": 8, "temperature": 0.5, "seed": 7, "top_k": 3, "min_tokens": 1, "logprobs": 1,
         "stop_token_ids": [2, 5], "ignore_eos": False, "logit_bias": {"9": -2.0},

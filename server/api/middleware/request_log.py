@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import Envelope
 from server.api.logs import PROMPT_LOGGER, request_id_in_logs
+from server.api.session_headers import STATE as SESSION_HEADERS
+from server.api.session_headers import session_headers
 
 access_logger = logging.getLogger("toolwire.access")
 prompt_logger = logging.getLogger(PROMPT_LOGGER)
@@ -45,11 +47,13 @@ class RequestLogMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        sent = Headers(scope=scope).get("x-request-id", "")
+        headers_sent = Headers(scope=scope)
+        sent = headers_sent.get("x-request-id", "")
         request_id = sent if REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(16)}"
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["envelope"] = self._envelope_of(scope)
+        state[SESSION_HEADERS] = session_headers(headers_sent)
         started_s = time.perf_counter()
         status, num_bytes, complete = 500, 0, False  # an exception that gets so far is answered 500 by Starlette
 

@@ -1,0 +1,158 @@
+"""Deployment of engines: each replica runs one engine program, says where it listens, and how much it has to do."""
+
+import logging
+import math
+import os
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import ray
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import AutoscalingContext
+
+from deploy.ray.options import Options
+from deploy.ray.registry import REPORT_INTERVAL_S, open_registry
+from server.checkpoint.locate import locate
+from server.errors import CannotStart
+
+logger = logging.getLogger("ray.serve")
+
+METRICS = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"}
+TARGET = "requests_per_engine"
+TIMEOUT_S = 2.0
+READY_POLL_S = 0.2
+KILL_TIMEOUT_S = 10.0
+# Runs the program behind it, which gets SIGTERM when this replica dies, whatever it dies of.
+END_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the replica has ended")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Engine:
+    """One engine. Serve sends it no requests: API replicas connect to its address."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._registry = open_registry(serve.get_replica_context().app_name)
+        proposed = os.environ.get("TOOLWIRE_ENGINE_KEY", "") or secrets.token_urlsafe(32)
+        self._key: str = ray.get(self._registry.key.remote(proposed))
+        host, port = ray.util.get_node_ip_address(), _free_port()
+        self._address = f"http://{host}:{port}"
+        starter = [sys.executable, "-c", END_WITH_PARENT, str(os.getpid())]
+        self._process = subprocess.Popen(
+            [*starter, *command(options, host, port)], env=environment(options, self._key), stdin=subprocess.DEVNULL
+        )
+        self._is_ending = threading.Event()
+        self._reporter = threading.Thread(target=self._report, name="report to the registry", daemon=True)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._process.kill()
+            raise
+        self._reporter.start()
+
+    def _wait_until_ready(self) -> None:
+        path = "/ready" if self._options.engine == "toolwire" else "/health"
+        with httpx.Client(timeout=TIMEOUT_S) as client:
+            while True:
+                if self._process.poll() is not None:
+                    raise RuntimeError(f"the engine ended with exit code {self._process.returncode}; see its output")
+                try:
+                    if client.get(self._address + path).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass  # it does not listen yet
+                time.sleep(READY_POLL_S)
+
+    def _report(self) -> None:
+        """Tell the registry once a second that the engine is there."""
+        while not self._is_ending.wait(REPORT_INTERVAL_S) and self._process.poll() is None:
+            try:
+                ray.get(self._registry.report.remote(self._address, self._key))
+            except RayError:  # it is being restarted
+                logger.exception("the engine at %s cannot be reported", self._address)
+
+    def check_health(self) -> None:
+        """Called by Serve: raises where the engine has ended, and the replica is replaced."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"the engine ended with exit code {self._process.returncode}")
+        if not self._reporter.is_alive():
+            raise RuntimeError("the engine is no longer reported to the registry")
+
+    async def record_autoscaling_stats(self) -> Mapping[str, float]:
+        """Called by Serve: the requests that the engine has, running and waiting."""
+        headers = {"Authorization": f"Bearer {self._key}"}
+        async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+            text = (await client.get(f"{self._address}/metrics", headers=headers)).text
+        samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
+        found = {name: sum(one.value for one in samples if one.name == metric) for name, metric in METRICS.items()}
+        return {**found, TARGET: self._options.requests_per_engine}
+
+    def __del__(self) -> None:
+        """Called by Serve before it ends the replica: no new request, and what runs ends or goes on elsewhere."""
+        if not hasattr(self, "_reporter") or self._is_ending.is_set():  # it was never started, or has ended
+            return
+        self._is_ending.set()
+        try:
+            ray.get(self._registry.withdraw.remote(self._address), timeout=TIMEOUT_S)
+        except RayError:
+            logger.exception("the engine at %s cannot be withdrawn", self._address)
+        self._process.terminate()
+        try:
+            self._process.wait(self._options.drain_timeout_s + KILL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def command(options: Options, host: str, port: int) -> list[str]:
+    """The command line of an engine that listens there."""
+    more = shlex.split(options.engine_options)
+    if options.engine == "toolwire":
+        own = ["--model", options.model, "--drain-timeout-s", str(options.drain_timeout_s)]
+        return [sys.executable, "-m", "server", "engine", "--listen", f"{host}:{port}", *own, *more]
+    try:
+        model = str(locate(options.model))
+    except CannotStart as error:
+        raise RuntimeError(str(error)) from error
+    grammars = ["--enable-scale-out", "--structured-outputs-config", '{"backend": "guidance"}']
+    program = options.engine_program or "vllm"
+    return [program, "serve", model, "--host", host, "--port", str(port), *grammars, *more]
+
+
+def environment(options: Options, key: str) -> dict[str, str]:
+    """The engine's environment: that of the replica, in which Ray names the GPUs, and the key."""
+    name = "TOOLWIRE_ENGINE_KEY" if options.engine == "toolwire" else "VLLM_API_KEY"
+    return {**os.environ, name: key}
+
+
+def engines_for_load(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+    """Autoscaling policy: as many engines as the requests need that run and wait on all of them together.
+
+    Serve calls it in its controller, which has no options: the replicas report the target beside their load.
+    """
+    reported = context.aggregated_metrics or {}
+    target = max(reported.get(TARGET, {}).values(), default=0.0)
+    if not target:  # no replica has reported yet
+        return context.target_num_replicas, {}
+    num_requests = sum(sum(reported.get(name, {}).values()) for name in METRICS)
+    return math.ceil(num_requests / target), {}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
