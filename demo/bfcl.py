@@ -3,7 +3,7 @@
     pip install --no-deps bfcl-eval                  its questions and its checker, without what these do not need
     python -m demo.bfcl http://127.0.0.1:8000/v1     100 questions of each category, with `tool_choice: auto`
 
-A question is right if the package's own checker says so, by the syntax tree, without executing anything; of irrelevance,
+A question is right if the package's own checker says so, by the syntax tree and without executing it; of irrelevance,
 if nothing is called. BFCL is a yardstick: no lesson of `demo` is made from it.
 """
 

@@ -36,11 +36,16 @@ def write_adapter(network: Network, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def read_sizes(folder: Path) -> tuple[int, float]:
+    """Rank and alpha of an adapter."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return config["r"], config["lora_alpha"]
+
+
 def read_adapter(network: Network, folder: Path) -> None:
     """Load an adapter of the same rank and alpha into the network. Raises ValueError for another one."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if (config["r"], config["lora_alpha"]) != (network.rank, network.alpha):
-        raise ValueError(f"{folder} has rank {config['r']} and alpha {config['lora_alpha']}")
+    if read_sizes(folder) != (network.rank, network.alpha):
+        raise ValueError(f"{folder} has rank and alpha {read_sizes(folder)}, not {network.rank} and {network.alpha}")
     stored = load_file(folder / WEIGHTS)
     own = _tensors(network)
     if stored.keys() != own.keys():
