@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from demo.adapter.chat import read_chat
 from demo.adapter.invented import invent
 from demo.adapter.requests import OfferedTool, Request, fill, offer, request
 from demo.adapter.sketches import Sketch, Wording
@@ -17,6 +18,7 @@ REFUSALS = (
     "None of my tools can do that.", "I'm sorry, I have no tool for that.", "I can't do that with the tools I have.",
     "Sorry, that is beyond what my tools can do.",
 )  # fmt: skip
+CHAT_SHARE = 0.04  # of lessons
 DONE = ("Done.", "That's done.", "All set.", "Okay, done.")
 JOINED = (" and ", " and ", ". Also ", ", and then ", "; ", ". Then ")
 SMALL_TALK = (
@@ -54,8 +56,11 @@ class Teacher:
         self._invented_share = 0.3 if invents else 0.0
 
     def lesson(self, num_conversations: int = 8) -> Lesson:
-        """One lesson: one to eight tools, most of them few."""
+        """One lesson: one to eight tools, most of them few; now and then none, and chat."""
         rng = self.rng
+        if read_chat() and rng.random() < CHAT_SHARE:
+            chosen = rng.sample(read_chat(), min(num_conversations, len(read_chat())))
+            return Lesson((), tuple((user(question), assistant(reply)) for question, reply in chosen))
         count = rng.choice((1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8))
         tools = self._offered(count)
         system = rng.choice(
