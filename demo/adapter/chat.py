@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 
 QUESTIONS, REPLIES = (Path(__file__).parent / name for name in ("questions.txt", "chat.jsonl"))
-MAX_TOKENS = 110
+MAX_TOKENS = 160
 
 
 @cache

@@ -55,13 +55,18 @@ class Teacher:
         self._sketches = tuple(sketches)
         self._invented_share = 0.3 if invents else 0.0
 
-    def lesson(self, num_conversations: int = 8) -> Lesson:
-        """One lesson: one to eight tools, most of them few; now and then none, and chat."""
+    def lesson(self, num_conversations: int | None = None) -> Lesson:
+        """One lesson: one to eight tools, most of them few; now and then none, and chat.
+
+        A longer list of tools has more conversations behind it, where their number is not given.
+        """
         rng = self.rng
         if read_chat() and rng.random() < CHAT_SHARE:
-            chosen = rng.sample(read_chat(), min(num_conversations, len(read_chat())))
+            chosen = rng.sample(read_chat(), min(num_conversations or 8, len(read_chat())))
             return Lesson((), tuple((user(question), assistant(reply)) for question, reply in chosen))
-        count = rng.choice((1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8))
+        count = rng.choice((1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 8))
+        if num_conversations is None:
+            num_conversations = 6 + count
         tools = self._offered(count)
         system = rng.choice(
             ("", "", "You are a helpful assistant.", "You are an assistant that helps with everyday tasks.")
