@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from demo.adapter.attention import HeadShape
-from demo.adapter.conversations import Teacher
+from demo.adapter.conversations import COUNTS, Teacher
 from demo.adapter.network import Gradients, Network, Scores, Shape
 from demo.adapter.optimizer import AdamW
 from demo.adapter.packing import TEMPLATE, PackedLesson, Packer
@@ -36,7 +36,7 @@ from server.gguf.header import read_header
 from server.model.loading.gguf_weights import GgufWeights
 
 HELD_OUT = 12  # one sketch of so many is never trained on
-WARM_UP_STEPS = 30
+WARM_UP_STEPS = 20
 LONGEST_ROW = 1_500  # tokens; a longer lesson is left out
 EVALUATION_SEED = 4_711
 
@@ -50,13 +50,14 @@ class Run:
     minutes: float
     seed: int = 0
     threads: int = 2
-    tokens_per_step: int = 4_000
+    tokens_per_step: int = 2_000
     rate: float = 8e-4
     rank: int = 16
     alpha: float = 32
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
+    counts: tuple[int, ...] = COUNTS
     max_steps: int = 1_000_000
-    evaluate_every_s: float = 600
+    evaluate_every_s: float = 900
     resume: bool = False
     start_from: Path | None = None
 
@@ -202,8 +203,8 @@ class Training:
 
     def evaluation_rows(self) -> dict[str, list[PackedLesson]]:
         """Held-out tools, and the trials written by hand."""
-        teacher = Teacher(self._held, EVALUATION_SEED, invents=False)
-        held = [self.packer.pack(teacher.lesson(6)) for _ in range(14)]
+        teacher = Teacher(self._held, EVALUATION_SEED, invents=False, counts=(1, 2, 3, 4))
+        held = [self.packer.pack(teacher.lesson(6)) for _ in range(6)]
         return {
             "held-out tools": [one for one in held if one.num_tokens <= LONGEST_ROW],
             "trials": [self.packer.pack(trial.lesson()) for trial in read_trials()],
@@ -212,10 +213,9 @@ class Training:
     def go(self) -> None:
         """Train to the end of the time."""
         run, progress = self.run, self.progress
-        teacher = Teacher(self._trained, 1_000_003 * run.seed + progress.step)
+        teacher = Teacher(self._trained, 1_000_003 * run.seed + progress.step, counts=run.counts)
         source = batches(self.packer, teacher, run.tokens_per_step)
         rows_to_judge = self.evaluation_rows()
-        self.evaluate(rows_to_judge)
         last = evaluated = time.monotonic()
         smoothed = 0.0
         while progress.seconds < 60 * run.minutes and progress.step < run.max_steps:
@@ -231,7 +231,7 @@ class Training:
             now = time.monotonic()
             progress.seconds += now - last
             last = now
-            if progress.step % 10 == 0:
+            if progress.step % 5 == 0:
                 speed = progress.tokens / progress.seconds
                 self.log(
                     f"step {progress.step} min {progress.seconds / 60:.1f} loss {smoothed:.4f} norm {norm:.2f} "
@@ -290,24 +290,28 @@ class Training:
 
 def main() -> None:
     """Train with the options of the command line."""
+    defaults = Run(Path(), Path(), 90)
     parser = argparse.ArgumentParser(description="Trains the adapter of the first model.")
     parser.add_argument("--base", type=Path, required=True, help="GGUF file of the base model")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=Run.rate)
-    parser.add_argument("--tokens-per-step", type=int, default=Run.tokens_per_step)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--max-steps", type=int, default=Run.max_steps)
-    parser.add_argument("--evaluate-every", type=float, default=600, help="seconds between evaluations")
+    parser.add_argument("--rate", type=float, default=defaults.rate)
+    parser.add_argument("--tokens-per-step", type=int, default=defaults.tokens_per_step)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=defaults.dtype)
+    parser.add_argument("--max-steps", type=int, default=defaults.max_steps)
+    parser.add_argument(
+        "--evaluate-every", type=float, default=defaults.evaluate_every_s, help="seconds between evaluations"
+    )
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of tools, to draw from")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     parser.add_argument("--start-from", type=Path, help="folder of an adapter to begin with")
     options = parser.parse_args()
     run = Run(
         options.base, options.run, options.minutes, options.seed, options.threads, options.tokens_per_step,
-        options.rate, dtype=options.dtype, max_steps=options.max_steps, evaluate_every_s=options.evaluate_every,
-        resume=options.resume, start_from=options.start_from,
+        options.rate, dtype=options.dtype,  max_steps=options.max_steps, evaluate_every_s=options.evaluate_every,
+        counts=tuple(options.counts), resume=options.resume, start_from=options.start_from,
     )  # fmt: skip
     Training(run).go()
 
