@@ -35,7 +35,7 @@ from server.gguf.config import model_config
 from server.gguf.header import read_header
 from server.model.loading.gguf_weights import GgufWeights
 
-HELD_OUT = 12  # one sketch of so many is never trained on
+HELD_OUT = 12  # every twelfth sketch is never trained on
 WARM_UP_STEPS = 20
 LONGEST_ROW = 1_500  # tokens; a longer lesson is left out
 EVALUATION_SEED = 4_711
