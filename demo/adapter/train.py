@@ -36,6 +36,7 @@ from server.gguf.header import read_header
 from server.model.loading.gguf_weights import GgufWeights
 
 HELD_OUT = 12  # every twelfth sketch is never trained on
+SAVE_EVERY_S = 300
 WARM_UP_STEPS = 20
 LONGEST_ROW = 1_500  # tokens; a longer lesson is left out
 EVALUATION_SEED = 4_711
@@ -216,7 +217,7 @@ class Training:
         teacher = Teacher(self._trained, 1_000_003 * run.seed + progress.step, counts=run.counts)
         source = batches(self.packer, teacher, run.tokens_per_step)
         rows_to_judge = self.evaluation_rows()
-        last = evaluated = time.monotonic()
+        last = evaluated = saved = time.monotonic()
         smoothed = 0.0
         while progress.seconds < 60 * run.minutes and progress.step < run.max_steps:
             rows = next(source)
@@ -239,7 +240,11 @@ class Training:
                 )
             if now - evaluated > run.evaluate_every_s:
                 self.evaluate(rows_to_judge)
-                evaluated = time.monotonic()
+                evaluated = saved = time.monotonic()
+            elif now - saved > SAVE_EVERY_S:
+                self.save()
+                saved = now
+        self.save()
         self.evaluate(rows_to_judge)
 
     def evaluate(self, rows: dict[str, list[PackedLesson]]) -> None:
@@ -253,8 +258,7 @@ class Training:
         if score >= self.progress.best:
             self.progress.best = score
             write_adapter(self.network, self.run.folder / "best")
-        write_adapter(self.network, self.run.folder / "newest")
-        self._save()
+        self.save()
 
     def log(self, line: str) -> None:
         """Print a line, and append it to the log."""
@@ -262,7 +266,9 @@ class Training:
         with (self.run.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the checkpoint and the newest adapter."""
+        write_adapter(self.network, self.run.folder / "newest")
         optimizer = self.optimizer
         content: dict[str, Any] = {
             "parameters": optimizer.parameters,
