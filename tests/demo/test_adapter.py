@@ -6,6 +6,8 @@ import jsonschema_rs
 
 from demo.adapter.conversations import Teacher
 from demo.adapter.sketches import read_sketches
+from demo.adapter.trials import read_trials
+from demo.bfcl import Question, json_schema
 
 
 def test_every_call_is_one_of_a_tool_that_is_offered_and_valid_for_it() -> None:
@@ -21,3 +23,31 @@ def test_every_call_is_one_of_a_tool_that_is_offered_and_valid_for_it() -> None:
                     jsonschema_rs.validate(schemas[function["name"]], function["arguments"])
                     num_calls += 1
     assert num_calls > 500
+
+
+def test_every_trial_means_calls_that_are_valid_for_its_tools_and_uses_a_tool_of_no_lesson() -> None:
+    """A trial with a wrong answer measures nothing, and neither does one that was trained on."""
+    trained = {name for sketch in read_sketches() for name in sketch.names}
+    for trial in read_trials():
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in trial.tools}
+        assert not trained & schemas.keys(), trial.text
+        for name, arguments in trial.calls:
+            jsonschema_rs.validate({**schemas[name], "additionalProperties": False}, arguments)
+
+
+def test_types_of_bfcl_become_those_of_json_schema() -> None:
+    """A server that checks schemas refuses `dict` and `float`, and the question would count as wrong."""
+    parameters = {
+        "type": "dict",
+        "properties": {"at": {"type": "tuple", "items": {"type": "float"}}, "type": {"type": "any"}},
+        "required": ["at"],
+    }
+    function = {"name": "a.b", "description": "d", "parameters": parameters}
+    (tool,) = Question("simple_python", "0", (), (function,), ()).tools()
+    assert tool["function"]["name"] == "a_b"
+    assert tool["function"]["parameters"] == {
+        "type": "object",
+        "properties": {"at": {"type": "array", "items": {"type": "number"}}, "type": {"type": "string"}},
+        "required": ["at"],
+    }
+    assert json_schema({"type": "string", "enum": ["float"]}) == {"type": "string", "enum": ["float"]}

@@ -1,0 +1,147 @@
+"""Training of the adapter: what a row computes, which tokens it learns, and a run that is stopped and resumed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from demo.adapter.attention import HeadShape
+from demo.adapter.conversations import Lesson, Teacher, assistant, user
+from demo.adapter.network import Gradients, Network, Row, Shape
+from demo.adapter.packing import TEMPLATE, Packer
+from demo.adapter.peft_format import read_adapter, write_adapter
+from demo.adapter.sketches import read_sketches
+from demo.adapter.train import Run, Training
+from demo.export import SHIPPED
+from server.chat_request import ChatRequest, UserMessage
+from server.checkpoint.checkpoint import Checkpoint
+from server.messages import Sampling
+from server.prompt.builder import PromptBuilder
+from server.settings import Settings
+from tests.gguf.written import gguf_checkpoint
+
+CONFIG = LlamaConfig(
+    vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=12, tie_word_embeddings=True, rms_norm_eps=1e-5,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+)  # fmt: skip
+SHAPE = Shape(2, HeadShape(4, 2, 12), 1e4, 1e-5)
+PREFIX, SEGMENTS = [5, 6, 7, 8, 9], ([10, 11, 12, 13], [14, 15, 16], [17, 18, 19, 20, 21, 22])
+LEARNT = 2  # tokens at the end of each segment
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return Checkpoint.open(SHIPPED, chat_template=str(TEMPLATE))
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A run leaves one thread for each product."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def one_row() -> Row:
+    ids, positions, segments, places = list(PREFIX), list(range(5)), [(0, 5)], list[int]()
+    for segment in SEGMENTS:
+        segments.append((len(ids), len(ids) + len(segment)))
+        positions += range(5, 5 + len(segment))
+        ids += segment
+        places += [len(ids) - 1 - LEARNT + i for i in range(LEARNT)]
+    targets = [ids[place + 1] for place in places]
+    return Row(torch.tensor(ids), torch.tensor(positions), segments, torch.tensor(places), torch.tensor(targets))
+
+
+def reference_loss(model: Any, weights: dict[str, Tensor]) -> Tensor:
+    """The sum over conversations that are computed alone, by transformers."""
+    total = torch.zeros(())
+    for segment in SEGMENTS:
+        ids = torch.tensor([[*PREFIX, *segment]])
+        logits = torch.func.functional_call(model, weights, (ids,)).logits[0]
+        total = total + F.cross_entropy(logits[-1 - LEARNT : -1], ids[0, -LEARNT:], reduction="sum")
+    return total
+
+
+def test_a_row_has_the_loss_and_gradients_of_its_conversations_alone() -> None:
+    """A conversation must not see its neighbours, and the gradients that are written by hand must be right."""
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(CONFIG).float()
+    stored = {name: tensor.detach() * 3 for name, tensor in model.state_dict().items()}
+    network = Network(stored, SHAPE, rank=3, alpha=6, dtype=torch.float32)
+    for group in network.all_groups():
+        group.b.normal_(std=0.1)
+    network.merge()
+    gradients = Gradients(network.all_groups())
+    scores = network.run(one_row(), gradients)
+
+    merged = dict(stored)
+    leaves: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for layer, groups in enumerate(network.groups):
+        for at, group in enumerate(groups):
+            a, b = group.a.clone().requires_grad_(), group.b.clone().requires_grad_()
+            leaves[layer, at] = (a, b)
+            for number, (name, (first, last)) in enumerate(zip(group.names, group.spans, strict=True)):
+                key = next(one for one in stored if f"layers.{layer}." in one and f"{name}.weight" in one)
+                merged[key] = stored[key] + 2 * b[first:last] @ a[number * 3 : number * 3 + 3]
+    merged["lm_head.weight"] = merged["model.embed_tokens.weight"]
+    loss = reference_loss(model, merged)
+    torch.autograd.backward(loss)
+    assert scores.loss == pytest.approx(float(loss.detach()), rel=1e-4)
+    for (layer, at), (a, b) in leaves.items():
+        group = network.groups[layer][at]
+        of_a, of_b = gradients.of(group)
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(of_a, a.grad, rtol=2e-3, atol=1e-4)
+        torch.testing.assert_close(of_b * group.scale, b.grad, rtol=2e-3, atol=1e-4)
+
+
+def test_replies_are_learnt_behind_the_prompt_that_the_server_builds(checkpoint: Checkpoint) -> None:
+    """Trained on other ids than it is asked with, a model answers worse than it could, and nothing says why."""
+    lesson = Teacher(read_sketches(), 8).lesson(0)
+    text, reply = "What is <|im_end|> for?", "It ends a turn."
+    packed = Packer(checkpoint).pack(Lesson(lesson.tools, ((user(text), assistant(reply)),)))
+    request = ChatRequest("r", [UserMessage(text)], Sampling(8), tool_definitions=lesson.tools)
+    (generate,) = PromptBuilder(checkpoint, Settings()).prepare(request).generates
+    learnt = [*checkpoint.encoder.encode_text(reply), checkpoint.marker_ids["<|im_end|>"]]
+    newline = checkpoint.encoder.encode_text("\n")
+    assert packed.row.ids.tolist() == [*generate.token_ids, *learnt, *newline]
+    assert packed.row.targets.tolist() == learnt
+    assert packed.row.ids[packed.row.places + 1].tolist() == learnt
+
+
+def test_a_run_learns_goes_on_from_its_checkpoint_and_writes_peft_files(tmp_path: Path) -> None:
+    """A resumed run must neither forget what it learnt nor start its schedule again."""
+    base = gguf_checkpoint("llama") / "model.gguf"
+    run = Run(base, tmp_path, minutes=60, tokens_per_step=1, max_steps=3, dtype="float32", rank=2, rate=0.02)
+    training = Training(run)
+    rows = training.evaluation_rows()["trials"][:4]
+    before = training.workers.judge(rows).loss
+    training.go()
+    after = training.workers.judge(rows).loss
+    assert after < before - 0.05
+
+    resumed = Training(Run(**{**as_fields(run), "resume": True, "max_steps": 4}))
+    assert resumed.progress.step == 3
+    assert resumed.workers.judge(rows).loss == pytest.approx(after)
+    resumed.go()
+    assert resumed.progress.step == 4
+
+    network = resumed.network
+    kept = [group.b.clone() for group in network.all_groups()]
+    write_adapter(network, tmp_path / "written")
+    for group in network.all_groups():
+        group.b.zero_()
+    read_adapter(network, tmp_path / "written")
+    for group, b in zip(network.all_groups(), kept, strict=True):
+        torch.testing.assert_close(group.b, b, rtol=0.01, atol=1e-6)
+
+
+def as_fields(run: Run) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in Run.__dataclass_fields__}
