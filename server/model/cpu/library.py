@@ -11,7 +11,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 3  # of the functions and structures, as in `cpp/step.h`
+INTERFACE = 4  # of the functions and structures, as in `cpp/step.h`
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon")  # the fastest first
 
 
@@ -72,8 +72,20 @@ class StepStruct(ctypes.Structure):
     _fields_ = _fields(
         "num_tokens num_rows num_threads block_size",
         "",
-        "rows keys values slots convolutions states embedded cosines sines results scratch",
-    )
+        "rows keys values slots convolutions states embedded cosines sines results scratch adapters",
+    ) + _fields("max_rank", "", "")
+
+
+class LowRankStruct(ctypes.Structure):
+    """What an adapter adds to one projection (`cpp/adapters.h`)."""
+
+    _fields_ = _fields("rank", "", "down up")
+
+
+class AdapterLayerStruct(ctypes.Structure):
+    """An adapter's parts of one layer, in the order of `ADAPTER_PARTS`."""
+
+    _fields_ = [("parts", LowRankStruct * 8)]
 
 
 class AttentionStruct(ctypes.Structure):
