@@ -1,7 +1,7 @@
 """Folder of a LoRA adapter, as PEFT saves it: its name here, its configuration, and the names of its weights.
 
-Both processes read it; every fault is a CannotStart of one line that names the folder. Adapters that change anything but
-the products of a decoder's linear layers are refused.
+Both processes read it; every fault is a CannotStart of one line that names the folder. Adapters that change anything
+but the products of a decoder's linear layers are refused.
 """
 
 import json

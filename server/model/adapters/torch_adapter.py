@@ -60,7 +60,7 @@ class LayerAdapters:
         return LayerAdapters(self.step.window(first, count), self.layer)
 
     def add(self, inputs: Tensor, outputs: Tensor, sizes: Mapping[str, int]) -> None:
-        """As `add_share`, for linear layers of these inputs; `sizes` are those of their outputs, one behind the other."""
+        """As `add_share`, for linear layers of these inputs; `sizes`: of their outputs, one behind the other."""
         begin = 0
         for module, size in sizes.items():
             add_share(self.step, PartName(self.layer, module), inputs, outputs[:, begin : begin + size])

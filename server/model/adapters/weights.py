@@ -88,8 +88,11 @@ def find_targets(decoder: Any) -> Targets:
     return found
 
 
-def read_adapter(folder: Path, targets: Targets, dtype: torch.dtype) -> AdapterWeights:
-    """The adapter in this folder, for a model of this type. Raises CannotStart if it is broken, or of another model."""
+def read_adapter(folder: Path, targets: Targets | None, dtype: torch.dtype) -> AdapterWeights:
+    """The adapter in this folder, for a model of this type. Raises CannotStart if it is broken, or of another model.
+
+    `targets` are that model's linear layers; None leaves it to the caller to compare them.
+    """
     config = read_adapter_config(folder)
     try:
         digest = digest_of(folder)
@@ -113,7 +116,9 @@ def digest_of(folder: Path) -> bytes:
     return digest.digest()
 
 
-def _read_factors(config: AdapterConfig, targets: Targets, dtype: torch.dtype) -> Iterator[tuple[PartName, Factors]]:
+def _read_factors(
+    config: AdapterConfig, targets: Targets | None, dtype: torch.dtype
+) -> Iterator[tuple[PartName, Factors]]:
     path = config.folder / WEIGHTS
     with safe_open(path, framework="pt") as file:
         names: dict[PartName, dict[str, str]] = {}
@@ -125,13 +130,13 @@ def _read_factors(config: AdapterConfig, targets: Targets, dtype: torch.dtype) -
         for part, own in names.items():
             if missing := {"A", "B"} - own.keys():
                 raise CannotStart(f"{path} holds only one factor of {part}: lora_{missing.pop()} is missing")
-            size = targets.get(part)
-            if size is None:
+            if targets is not None and part not in targets:
                 raise CannotStart(f"{path} is an adapter of another model: this one has no {part}")
             down, up = (file.get_slice(own[side]) for side in ("A", "B"))
             rank = config.rank_of(f"model.{part}")
             if rank > MAX_RANK:
                 raise CannotStart(f"{path} has a rank of {rank} for {part}; {MAX_RANK} is the most")
+            size = LayerSize(down.get_shape()[-1], up.get_shape()[0]) if targets is None else targets[part]
             for factor, expected in ((down, [rank, size.inputs]), (up, [size.outputs, rank])):
                 _check_factor(path, part, factor, expected)
             found = Factors(down[:], up[:], config.scale_of(f"model.{part}", rank))
