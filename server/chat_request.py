@@ -100,6 +100,8 @@ class ChatRequest:
     raw_prompts: tuple[RawPrompt, ...] = ()
     prompt_logprobs: int | None = None
     trace: bool = False  # the reply says how its tokens came about
+    model: str = ""  # as the client wrote it
+    adapter: str = ""  # that answers; empty: the base model alone
 
     @property
     def answers_result(self) -> bool:

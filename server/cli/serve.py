@@ -16,7 +16,7 @@ from rich.console import Console
 
 from server.api.app import create_app
 from server.api.logs import configure_logging
-from server.api.middleware.auth import ApiKeys
+from server.api.middleware.auth import ApiKeys, keys_of
 from server.api.middleware.http_protocol import BoundedHttpProtocol
 from server.api.middleware.tracing import send_traces
 from server.api.middleware.websocket_protocol import BoundedWebSocketProtocol
@@ -56,7 +56,7 @@ def serve(
     `interruption` has the signals until the event loop has them.
     """
     api = settings.api
-    keys = ApiKeys(api.api_key, api.api_key_file, api.monitoring_key)
+    keys = keys_of(api)
     engine_keys = [settings.remote.engine_key] if settings.remote.engine_key else []
     configure_logging(api.log_format, log_prompts=api.log_prompts, secrets=lambda: [*keys.secrets(), *engine_keys])
     warn_if_open_to_all(api)

@@ -220,6 +220,7 @@ class PromptBuilder:
                 cache_salt=request.cache_salt,
                 num_volatile=num_volatile,
                 trace=request.trace,
+                adapter=request.adapter,
             )
             for i in range(request.n)
         )
