@@ -90,7 +90,8 @@ class Chat:
 
         `tools` are plain functions (annotations and docstring describe them) or OpenAI tool objects; calls are
         returned, not made. `fields` are further keys of a chat completion request (`temperature`, `tool_choice`,
-        `response_format`, …), except `n`; `model` may name an adapter. Raises BadRequest and the other errors of `server.errors`.
+        `response_format`, …; `model` may name an adapter), except `n`. Raises BadRequest and the other errors of
+        `server.errors`.
         """
         if fields.get("n") not in (None, 1):
             raise BadRequest("one reply at a time here; ask again for another", param="n")
