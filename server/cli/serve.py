@@ -106,7 +106,8 @@ async def _serve(
         else:
             ready = await starting
             _freeze_heap()
-            print_ready(console, f"http://{reachable(host)}:{port}", name, ready, checkpoint.notes)
+            adapters = [option.partition("=")[0] for option in settings.engine.adapter]
+            print_ready(console, f"http://{reachable(host)}:{port}", name, ready, checkpoint.notes, adapters)
         await http
         await state.runs.drained(settings.api.drain_timeout_s)
     finally:

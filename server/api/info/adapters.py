@@ -1,6 +1,7 @@
 """Routes that load and unload adapters while the server runs, by vLLM's names, behind a key of their own."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from server.messages import LoadAdapter, UnloadAdapter
 from server.prompt.window import Window
 from server.service import until
 from server.settings import ApiSettings
+
+logger = logging.getLogger("toolwire.api")
 
 STATUSES = (400, 401, 408, 413, 429, 500, 503, 504)
 
@@ -82,11 +85,13 @@ class AdapterHandler:
     async def _load(self, name: str, path: Path) -> Response:
         await self._local().change_adapter(LoadAdapter(name, str(path)))
         self._models.add(name)
+        logger.info("adapter %s is loaded", name)
         return json_response(adapter_card(self._models, name, self._window.limit))
 
     async def _unload(self, name: str) -> Response:
         await self._local().change_adapter(UnloadAdapter(name))
         self._models.remove(name)
+        logger.info("adapter %s is unloaded", name)
         return json_response(UnloadedAdapter(name))
 
     async def _finish(self, change: Coroutine[Any, Any, Response]) -> Response:
