@@ -39,6 +39,7 @@ REFUSED_FIELDS: Mapping[str, str] = {
     "fan_in_fan_out": "transposed weights",
     "alora_invocation_tokens": "only the tokens behind an invocation",
     "arrow_config": "a choice among several adapters",
+    "monteclora_config": "weights that are drawn",
 }
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal")  # of `init_lora_weights`, beside true and false
 # `base_model.model.` is taken off before.
@@ -87,10 +88,10 @@ class AdapterConfig:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def _of(self, patterns: Mapping[str, Any], module: str, default: float) -> float:
-        """As PEFT's `get_pattern_key`: the first pattern that matches the end of the name, or all of it with a `^`."""
+        """As PEFT's `get_pattern_key`: the first pattern that matches the end of the name, from one of its parts on."""
         for pattern, value in patterns.items():
             try:
-                found = re.match(pattern if pattern.startswith("^") else rf"(.*\.)?({pattern})$", module)
+                found = re.match(rf"(.*\.)?({pattern})$", module)
             except re.error as error:
                 raise CannotStart(f"{self.folder / CONFIG}: {pattern[:60]!r} is no pattern: {error}") from error
             if found:

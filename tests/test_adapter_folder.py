@@ -61,24 +61,6 @@ def test_fields_that_change_nothing_are_taken(tmp_path: Path) -> None:
     assert read_adapter_config(folder_with(tmp_path, **usual)).scale_of("model.layers.0.mlp.up_proj", 8) == 2.0
 
 
-@pytest.mark.parametrize(
-    ("pattern", "module", "alpha"),
-    [
-        ("q_proj", "model.layers.0.self_attn.q_proj", 4.0),
-        ("q_proj", "model.layers.0.self_attn.xq_proj", 16.0),
-        ("layers.1.mlp.up_proj", "model.layers.11.mlp.up_proj", 16.0),
-        ("^model.layers.1", "model.layers.11.mlp.up_proj", 4.0),
-        (r"layers\.(0|2)\..*", "model.layers.2.mlp.up_proj", 4.0),
-    ],
-)
-def test_patterns_match_as_pefts(tmp_path: Path, pattern: str, module: str, alpha: float) -> None:
-    from peft.utils import get_pattern_key
-
-    config = read_adapter_config(folder_with(tmp_path, alpha_pattern={pattern: 4}))
-    assert config.scale_of(module, 1) == alpha
-    assert (get_pattern_key([pattern], module) == pattern) == (alpha == 4.0)
-
-
 def test_a_pattern_that_is_none_is_refused(tmp_path: Path) -> None:
     config = read_adapter_config(folder_with(tmp_path, alpha_pattern={"(": 4}))
     with pytest.raises(CannotStart, match="no pattern"):

@@ -8,7 +8,9 @@ import peft
 import pytest
 import torch
 import transformers
+from peft.utils.other import get_pattern_key
 
+from server.adapter_folder import read_adapter_config
 from server.messages import Sampling
 from server.model.adapters.weights import read_adapter
 from server.model.loading.loader import load
@@ -117,3 +119,22 @@ def test_an_adapter_that_peft_has_written_itself(tmp_path: Path) -> None:
     model = merged_by_peft(checkpoint, tmp_path)
     plain = transformers.AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     check(written(SETTINGS, checkpoint, tmp_path), model, plain)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "module", "alpha"),
+    [
+        ("q_proj", "model.layers.0.self_attn.q_proj", 4.0),
+        ("q_proj", "model.layers.0.self_attn.xq_proj", 16.0),
+        ("layers.1.mlp.up_proj", "model.layers.11.mlp.up_proj", 16.0),
+        ("^model.layers.1.mlp.up_proj", "model.layers.11.mlp.up_proj", 16.0),
+        ("^model.layers.11.mlp.up_proj", "model.layers.11.mlp.up_proj", 4.0),
+        (r"layers\.(0|2)\..*", "model.layers.2.mlp.up_proj", 4.0),
+    ],
+)
+def test_patterns_match_as_pefts(tmp_path: Path, pattern: str, module: str, alpha: float) -> None:
+    config = read_adapter_config(
+        write_adapter(tmp_path, tiny_checkpoint("llama"), lora_alpha=16, alpha_pattern={pattern: 4})
+    )
+    assert config.scale_of(module, 1) == alpha
+    assert (get_pattern_key([pattern], module) == pattern) == (alpha == 4.0)
