@@ -72,7 +72,7 @@ def test_a_row_does_not_depend_on_the_other_rows_on_chunks_or_on_threads(
     has_slots = runner.states is not None
     together = streams(has_slots=has_slots)
     run(runner, together)
-    assert len({tuple(stream.written) for stream in together[:4]}) == 4, "each adapter writes something else"
+    assert len({repr(outcome(stream)) for stream in together[:4]}) == 4, "each adapter writes something else"
     for alone in streams(has_slots=has_slots):
         run(runner, [alone])
         assert outcome(alone) == outcome(together[alone.adapter + 4 * (len(alone.prompt) != 20)])
