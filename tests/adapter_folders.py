@@ -34,9 +34,10 @@ def write_adapter(
     rank: int = 8,
     modules: Collection[str] = ATTENTION_AND_MLP,
     dtype: torch.dtype = torch.float32,
+    strength: float = 0.3,
     **fields: Any,
 ) -> Path:
-    """A LoRA adapter of this checkpoint, large enough to change what it writes; `fields` go to its configuration."""
+    """A LoRA adapter of this checkpoint; `strength` is how much it changes, `fields` go to its configuration."""
     generator = torch.Generator().manual_seed(seed)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -54,7 +55,7 @@ def write_adapter(
         if part.module in modules:
             own = int(next((r for end, r in config.get("rank_pattern", {}).items() if name.endswith(end)), rank))
             down = torch.randn((own, inputs), generator=generator) / inputs**0.5
-            up = 0.3 * torch.randn((outputs, own), generator=generator) / own**0.5
+            up = strength * torch.randn((outputs, own), generator=generator) / own**0.5
             for factor, values in (("A", down), ("B", up)):
                 tensors[f"base_model.model.{name}.lora_{factor}.weight"] = values.to(dtype)
     assert tensors, "the checkpoint has none of these modules"

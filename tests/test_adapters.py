@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of adapters: one and two for the start, three and others to load, one of another model."""
     root: Path = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(("one", "two", "three", "four"), 1):
-        write_adapter(root / name, BUILT_IN_FOLDER, seed=seed, rank=4)
+        write_adapter(root / name, BUILT_IN_FOLDER, seed=seed, rank=4, strength=3.0)
     write_adapter(root / "foreign", tiny_checkpoint("qwen2"))
     (root / "empty").mkdir()
     (root / "out").symlink_to("/")
@@ -49,20 +49,21 @@ def server(shared: SharedServer) -> Live:
 
 
 def post(server: Live, path: str, body: dict[str, Any], key: str = "client") -> httpx.Response:
-    return httpx.post(server.url + path, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.post(server.url + path, json=body, headers=headers, timeout=120)
 
 
 def completion(server: Live, model: str, prompt: str = TEXT, **fields: Any) -> dict[str, Any]:
-    body = {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 1, **fields}
+    body = {"model": model, "prompt": prompt, "max_tokens": 24, "temperature": 0, **fields}
     reply = post(server, "/v1/completions", body)
     assert reply.status_code == 200, reply.text
     found: dict[str, Any] = reply.json()
     return found
 
 
-def outcome(reply: dict[str, Any]) -> Any:
-    """Text and log probabilities."""
-    return reply["choices"][0]["text"], reply["choices"][0]["logprobs"]["token_logprobs"]
+def outcome(reply: dict[str, Any]) -> str:
+    """Its text."""
+    return str(reply["choices"][0]["text"])
 
 
 def load(server: Live, name: str, path: str, key: str = "manager") -> httpx.Response:
@@ -153,13 +154,13 @@ def test_adapters_come_and_go_while_replies_are_written(server: Live) -> None:
         assert loaded.status_code == 200, loaded.text
         assert loaded.json()["id"] == "three" and loaded.json()["parent"] == BASE
         alone = outcome(completion(server, "three", max_tokens=200))
-        assert alone[0] != expected[0]
+        assert alone != expected
         assert outcome(runs.result()) == expected
         started = threading.Event()
         of_three = pool.submit(_stream, server, "three", started)
         assert started.wait(30)
         assert unload(server, "three").json() == {"id": "three", "object": "model", "deleted": True}
-        assert of_three.result() == alone[0]
+        assert of_three.result() == alone
     assert "three" not in names(server)
     assert post(server, "/v1/completions", {"model": "three", "prompt": "x"}).status_code == 404
     assert unload(server, "three").status_code == 404

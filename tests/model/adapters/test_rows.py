@@ -1,6 +1,7 @@
 """Rows of several adapters and of none in one batch: each writes what it writes alone, bit by bit."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from server.model.runner import Runner
 from server.settings import EngineSettings
 from tests.adapter_folders import ATTENTION_AND_MLP, LINEAR_ATTENTION, write_adapter
 from tests.checkpoints import Kind
-from tests.model.cpu.test_native import checkpoint
+from tests.model.cpu.test_native import checkpoint, logits
 from tests.model.drive import BLOCK_SIZE, Stream, prompt_of, run
 
 SAMPLING = Sampling(max_tokens=6, temperature=0.0, num_logprobs=3)
 BLOCKS_OF_ONE = 6
+PROMPTS = [20, 20, 17, 3, 33, 5, 47, 1]  # tokens of eight rows
 
 
 def nothing(fraction: float) -> None:
@@ -55,9 +57,20 @@ def streams(chunk: int = 1 << 20, *, has_slots: bool) -> list[Stream]:
     ]
 
 
-def outcome(stream: Stream) -> Any:
-    """Ids and log probabilities, to the last bit."""
-    return stream.written, stream.logprobs
+def rows(lengths: Sequence[int], starts: Sequence[int], *, has_slots: bool) -> list[Row]:
+    """Eight rows with logits for each token: two of the base model, two of each adapter."""
+    return [
+        Row(
+            [token % 1000 for token in prompt_of(60, seed=index)][start : start + length],
+            start,
+            range(index * BLOCKS_OF_ONE, (index + 1) * BLOCKS_OF_ONE),
+            length,
+            RowSampling(SAMPLING, 0, [], []),
+            index if has_slots else None,
+            adapter=index % 4,
+        )
+        for index, (length, start) in enumerate(zip(lengths, starts, strict=True))
+    ]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3_5"])
@@ -70,20 +83,32 @@ def test_a_row_does_not_depend_on_the_other_rows_on_chunks_or_on_threads(
         pytest.skip("no kernels are compiled for this CPU")
     runner = runner_with(tmp_path, kind, EngineSettings(device="cpu", dtype=dtype))
     has_slots = runner.states is not None
-    together = streams(has_slots=has_slots)
-    run(runner, together)
-    assert len({repr(outcome(stream)) for stream in together[:4]}) == 4, "each adapter writes something else"
-    for alone in streams(has_slots=has_slots):
-        run(runner, [alone])
-        assert outcome(alone) == outcome(together[alone.adapter + 4 * (len(alone.prompt) != 20)])
+    prompts = rows(PROMPTS, [0] * 8, has_slots=has_slots)
+    following = rows([1] * 8, PROMPTS, has_slots=has_slots)
+    together = [torch.split(logits(runner, *prompts), PROMPTS), torch.split(logits(runner, *following), [1] * 8)]
+    same_prompt = [dataclasses.replace(prompts[0], adapter=adapter) for adapter in range(4)]
+    found = [logits(runner, one) for one in same_prompt]
+    assert all(not torch.equal(found[i], found[j]) for i in range(4) for j in range(i)), "adapters change the logits"
     threads = torch.get_num_threads()
-    try:
+    for index in range(8):
+        alone = [logits(runner, prompts[index]), logits(runner, following[index])]
         torch.set_num_threads(1)
-        chunked = streams(chunk=7, has_slots=has_slots)
-        run(runner, chunked)
-    finally:
-        torch.set_num_threads(threads)
-    assert [outcome(stream) for stream in chunked] == [outcome(stream) for stream in together]
+        try:
+            parts = [logits(runner, part) for part in (*_chunks(prompts[index], 7), following[index])]
+        finally:
+            torch.set_num_threads(threads)
+        for whole in (alone, [torch.cat(parts[:-1]), parts[-1]]):
+            assert torch.equal(whole[0], together[0][index]) and torch.equal(whole[1], together[1][index]), index
+
+
+def _chunks(row: Row, size: int) -> list[Row]:
+    """The row in several steps."""
+    starts = range(0, len(row.token_ids), size)
+    parts = [row.token_ids[start : start + size] for start in starts]
+    return [
+        dataclasses.replace(row, token_ids=ids, start=start, num_logits=len(ids))
+        for start, ids in zip(starts, parts, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("isa", available_isas())
@@ -107,7 +132,7 @@ def test_quantized_models_take_adapters_beside(tmp_path: Path) -> None:
     together, base = streams(has_slots=False), streams(has_slots=False)[:1]
     run(runner, together)
     run(runner, base)
-    assert outcome(base[0]) == outcome(together[0])
+    assert base[0].written == together[0].written
     assert len({tuple(stream.written) for stream in together[:4]}) == 4
 
 
@@ -121,7 +146,7 @@ def test_drafts_of_a_row_with_an_adapter_are_verified_by_it(tmp_path: Path) -> N
         drafted = streams(has_slots=False)[1]
         drafted.drafter = lambda written, drafts=drafts: drafts[len(written) : len(written) + 3]
         run(runner, [drafted])
-        assert outcome(drafted)[0] == plain.written
+        assert drafted.written == plain.written
 
 
 def test_a_dropped_adapter_is_gone(tmp_path: Path) -> None:
