@@ -13,7 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api.app import served_models
+from server.api.info.adapters import check_adapter_folder
 from server.checkpoint.locate import BUILT_IN_FOLDER
+from server.errors import CannotStart
+from server.settings import resolve
 from tests.adapter_folders import write_adapter
 from tests.checkpoints import tiny_checkpoint
 from tests.live import ROOT, Live, SharedServer
@@ -242,10 +246,7 @@ def test_an_engine_that_is_started_again_has_the_adapters_again(shared: SharedSe
     ("arguments", "words"),
     [
         (["--adapter", "five={}/foreign"], "another model"),
-        (["--adapter", "five={}/empty"], "adapter_config.json"),
-        (["--adapter", f"{BASE}={{}}/one"], "is taken"),
         (["--merge-adapter", "{}/foreign"], "another model"),
-        (["--adapter-key", "x"], "--adapter-folder"),
         (["--adapter", "one={}/one", "--engine", "http://127.0.0.1:1"], "engine here"),
     ],
     ids=str,
@@ -256,3 +257,30 @@ def test_a_start_that_is_refused_is_one_line_and_exit_code_2(folder: Path, argum
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert ended.returncode == 2, ended.stderr
     assert words in ended.stderr.splitlines()[-1] and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"adapter": ["five={}/empty"]}, "adapter_config.json"),
+        ({"adapter": [f"{BASE}={{}}/one"]}, "is taken"),
+        ({"adapter": ["built-in={}/one"]}, "is taken"),
+        ({"adapter_key": "x"}, "--adapter-folder"),
+        ({"adapter_folder": "{}"}, "--adapter-key"),
+        ({"adapter_key": "x", "adapter_folder": "{}/nowhere"}, "no folder"),
+        ({"adapter_key": ","}, "--adapter-folder"),
+    ],
+    ids=str,
+)
+def test_options_that_end_the_start_before_an_engine_has_loaded(
+    folder: Path, fields: dict[str, Any], words: str
+) -> None:
+    given = {
+        name: [one.format(folder) for one in value] if isinstance(value, list) else value.format(folder)
+        for name, value in fields.items()
+    }
+    settings = resolve(given, {}, {}).settings
+    with pytest.raises(CannotStart, match=words) as refused:
+        served_models(settings, BASE)
+        check_adapter_folder(settings.api)
+    assert "\n" not in str(refused.value)

@@ -137,13 +137,13 @@ def _read_factors(
             if rank > MAX_RANK:
                 raise CannotStart(f"{path} has a rank of {rank} for {part}; {MAX_RANK} is the most")
             size = LayerSize(down.get_shape()[-1], up.get_shape()[0]) if targets is None else targets[part]
-            for factor, expected in ((down, [rank, size.inputs]), (up, [size.outputs, rank])):
-                _check_factor(path, part, factor, expected)
-            found = Factors(down[:], up[:], config.scale_of(f"model.{part}", rank))
-            for factor in (found.down.to(dtype), found.scaled_up(dtype)):
+            for stored, expected in ((down, [rank, size.inputs]), (up, [size.outputs, rank])):
+                _check_factor(path, part, stored, expected)
+            factors = Factors(down[:], up[:], config.scale_of(f"model.{part}", rank))
+            for factor in (factors.down.to(dtype), factors.scaled_up(dtype)):
                 if not bool(factor.isfinite().all()):
                     raise CannotStart(f"{path} holds numbers of {part} that are not finite, or not in {dtype}")
-            yield part, found
+            yield part, factors
 
 
 def _foreign(path: Path, name: str) -> str:
