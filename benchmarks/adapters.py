@@ -1,6 +1,6 @@
 """Decoding with LoRA adapters: eight rows of four adapters against eight rows of the model alone.
 
-    python -m benchmarks.adapters CHECKPOINT [--rank 16] [--rounds 5] [--steps 24]
+    python -m benchmarks.adapters CHECKPOINT [--rank 16] [--rounds 5] [--steps 24] [--threads 0] [--cpu-time]
 
 CHECKPOINT is a folder. Adapters of random numbers for every linear layer are written to a temporary folder. Both cases
 use one loaded model; rounds alternate, and the medians of their tokens a second are compared.
@@ -11,7 +11,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ BLOCK_SIZE = 32
 PROMPT_TOKENS = 64
 SAMPLING = Sampling(max_tokens=1 << 20, temperature=0.0)
 BAR = 0.8
+Clock = Callable[[], float]
 
 
 def write_adapter(folder: Path, loaded: LoadedModel, rank: int, seed: int) -> Path:
@@ -49,7 +50,7 @@ def write_adapter(folder: Path, loaded: LoadedModel, rank: int, seed: int) -> Pa
     return folder
 
 
-def measure(runner: Runner, adapters: Sequence[int], steps: int) -> float:
+def measure(runner: Runner, adapters: Sequence[int], steps: int, clock: Clock = time.perf_counter) -> float:
     """Tokens a second of decoding rows with these adapters, behind prompts that are not counted."""
     blocks = 1 + (PROMPT_TOKENS + steps + 1) // BLOCK_SIZE
     tables = [range(index * blocks, (index + 1) * blocks) for index in range(len(adapters))]
@@ -59,7 +60,7 @@ def measure(runner: Runner, adapters: Sequence[int], steps: int) -> float:
     began_s = 0.0
     for step in range(steps + 1):
         if step == 1:
-            began_s = time.perf_counter()
+            began_s = clock()
         slots = range(len(adapters)) if runner.states is not None else [None] * len(adapters)
         batch = Batch(
             tuple(
@@ -70,7 +71,7 @@ def measure(runner: Runner, adapters: Sequence[int], steps: int) -> float:
         start += len(ids[0])
         sampled = runner.sample(runner.launch(batch), batch, None).read()
         ids = [list(one.token_ids) for one in sampled]
-    return steps * len(adapters) / (time.perf_counter() - began_s)
+    return steps * len(adapters) / (clock() - began_s)
 
 
 def main() -> None:
@@ -80,10 +81,12 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time of all threads, for a busy machine")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quantize", default="none")
     arguments = parser.parse_args()
-    settings = EngineSettings(dtype=arguments.dtype, quantize=arguments.quantize)
+    settings = EngineSettings(dtype=arguments.dtype, quantize=arguments.quantize, threads=arguments.threads)
     loaded = load(arguments.checkpoint, settings, lambda fraction: None)
     blocks = ROWS * (2 + (PROMPT_TOKENS + arguments.steps + 1) // BLOCK_SIZE)
     runner = Runner(loaded, blocks, BLOCK_SIZE, ROWS if loaded.recurrent else 0)
@@ -101,7 +104,8 @@ def main() -> None:
         measure(runner, adapters, 2)  # memory is touched, threads are started
     for _ in range(arguments.rounds):
         for name, adapters in cases.items():
-            rates[name].append(measure(runner, adapters, arguments.steps))
+            clock = time.process_time if arguments.cpu_time else time.perf_counter
+            rates[name].append(measure(runner, adapters, arguments.steps, clock))
     base, *others = (statistics.median(found) for found in rates.values())
     print(f"{arguments.checkpoint}, rank {arguments.rank}, {loaded.dtype}, {torch.get_num_threads()} threads")
     for name, rate in zip(rates, (base, *others), strict=True):
