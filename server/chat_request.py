@@ -101,6 +101,8 @@ class ChatRequest:
     prompt_logprobs: int | None = None
     trace: bool = False  # the reply says how its tokens came about
     session: tuple[tuple[str, str], ...] = ()  # headers that name the client's session
+    model: str = ""  # as the client wrote it
+    adapter: str = ""  # that answers; empty: the base model alone
 
     @property
     def answers_result(self) -> bool:

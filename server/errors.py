@@ -7,7 +7,8 @@ ServeError
 │   ├── PromptTooLong       prompt and reply exceed the context window
 │   ├── BadSchema           a tool's parameters or a response format are not a usable schema or grammar
 │   ├── ConstraintFailed    the engine could not compile the constraint of the reply
-│   └── Unsupported         not supported by this model or server
+│   ├── Unsupported         not supported by this model or server
+│   └── UnknownModel        the model, or the adapter, is not served here
 ├── Busy                the request is valid; a retry may succeed
 │   ├── QueueFull           the queue is full
 │   ├── NoMemory            the device has no memory left for it
@@ -63,6 +64,10 @@ class ConstraintFailed(Rejected):
 
 class Unsupported(Rejected):
     """Not supported by this model or server."""
+
+
+class UnknownModel(Rejected):
+    """The model, or the adapter, is not served here, or no more."""
 
 
 class Busy(ServeError):

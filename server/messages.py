@@ -13,6 +13,7 @@ FailureKind = Literal[
     "too_long",  # the prompt and its reply can never fit: 400
     "bad_constraint",  # the constraint does not compile, or is too large to: 400
     "unsupported",  # not supported by this model or engine: 400
+    "unknown_model",  # the adapter is not loaded, or no more: 404
     "queue_full",  # the queue is full: 429
     "no_memory",  # not enough memory now; a retry may succeed: 503
     "request_failed",  # only this request failed: 500
@@ -115,6 +116,30 @@ class Generate(Message, frozen=True, tag="generate"):
     num_volatile: int = 0
     trace: bool = False  # its Deltas say how their ids came about
     session: tuple[tuple[str, str], ...] = ()  # HTTP headers that name the client's session; for routers on the way
+    adapter: str = ""  # name of a loaded adapter; empty: the base model alone
+
+
+class LoadAdapter(Message, frozen=True, tag="load_adapter"):
+    """Load the adapter in this folder under a new name; answered by an AdapterChanged.
+
+    Requests for it may be sent at once.
+    """
+
+    name: str
+    folder: str
+
+
+class UnloadAdapter(Message, frozen=True, tag="unload_adapter"):
+    """Take an adapter away from new requests; answered by an AdapterChanged. Those under way keep it."""
+
+    name: str
+
+
+class AdapterChanged(Message, frozen=True, tag="adapter_changed"):
+    """An adapter is loaded or unloaded, or `fault` says why it is not."""
+
+    name: str
+    fault: str = ""
 
 
 class Abort(Message, frozen=True, tag="abort"):
@@ -268,5 +293,5 @@ class Pulse(Message, frozen=True, tag="pulse"):
     memory: MemoryReport | None = None
 
 
-ToEngine = Generate | Abort | Shutdown
-FromEngine = Delta | Failed | Progress | Ready | EngineFailed | Pulse
+ToEngine = Generate | Abort | LoadAdapter | UnloadAdapter | Shutdown
+FromEngine = Delta | Failed | AdapterChanged | Progress | Ready | EngineFailed | Pulse

@@ -12,6 +12,7 @@ separate process; only HTTP is missing.
 import asyncio
 import atexit
 import contextlib
+import dataclasses
 import json
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 import msgspec
 
 from clients.functions import Toolbox, as_tool
+from server.adapter_folder import parse_adapters
 from server.api.body import read_body_object
 from server.api.chat.schemas import read_request
 from server.api.chat.to_reply import ReplyStyle, chunks_of, whole_reply
@@ -49,6 +51,7 @@ class Chat:
     def __init__(self, model: str = BUILT_IN_MODEL, **options: Any) -> None:
         settings = resolve({"model": model, **options}, {}, {}).settings
         self._model = served_name(settings.model.model, settings.model.served_model_name)
+        self._adapters = {one.name for one in parse_adapters(settings.engine.adapter, (self._model,))}
         with contextlib.ExitStack() as undo:
             # imports while the checkpoint is read
             engine = None if settings.remote.is_used else undo.enter_context(EngineProcess())
@@ -87,7 +90,8 @@ class Chat:
 
         `tools` are plain functions (annotations and docstring describe them) or OpenAI tool objects; calls are
         returned, not made. `fields` are further keys of a chat completion request (`temperature`, `tool_choice`,
-        `response_format`, …), except `n`. Raises BadRequest and the other errors of `server.errors`.
+        `response_format`, …; `model` may name an adapter), except `n`. Raises BadRequest and the other errors of
+        `server.errors`.
         """
         if fields.get("n") not in (None, 1):
             raise BadRequest("one reply at a time here; ask again for another", param="n")
@@ -136,6 +140,8 @@ class Chat:
             body, notes = read_body_object(raw, self._mapper.strict)
             sent, more = read_request(body, self._mapper.strict)
             request = self._mapper.to_request(sent, notes + more)
+            if request.model in self._adapters:
+                request = dataclasses.replace(request, adapter=request.model)
         except RequestRefused as refused:
             raise BadRequest(str(refused), param=refused.error.param, code=refused.error.code) from refused
         return await self._service.start(request), self._mapper.style(sent)

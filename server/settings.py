@@ -59,6 +59,10 @@ class EngineSettings:
     quantize: Literal["none", "int8", "int4"] = option(
         "none", "Bits of the weights of a plain checkpoint, quantized while it loads."
     )
+    adapter: tuple[str, ...] = option(
+        (), "LoRA adapter as PEFT saves it, NAME=FOLDER: requests write NAME in `model`; may be given several times."
+    )
+    merge_adapter: str = option("", "Folder of a LoRA adapter that is folded into the weights while they load.")
     memory_fraction: Annotated[float, Meta(ge=0.01, le=1.0)] = option(
         0.9, "Share of the device's memory that weights, activations and KV may take."
     )
@@ -194,6 +198,10 @@ class ApiSettings:
         "Host names that requests may carry where no key is required, beside addresses and local names, separated by "
         "commas; * is any.",
     )
+    adapter_key: str = option(
+        "", "Key for loading and unloading adapters while the server runs; empty: nobody may.", secret=True
+    )
+    adapter_folder: str = option("", "Folder that the adapters lie in which are loaded while the server runs.")
     forwarded_allow_ips: str = option(
         "", "Addresses or networks of proxies whose X-Forwarded-For names the client, separated by commas. Empty: none."
     )

@@ -81,7 +81,7 @@ def build_backend(
     return RoutingBackend(
         EngineList(remote.engine, remote.engines_file),
         partial(connect_engine, checkpoint, remote.engine_key),
-        fingerprint(checkpoint.path, checkpoint.tokenizer),
+        fingerprint(checkpoint.path, checkpoint.tokenizer, settings.engine.merge_adapter),
         settings.engine.seed,
         on_progress,
         on_ready,

@@ -9,8 +9,10 @@ import psutil
 import pytest
 
 from server.backends.local import LocalBackend
+from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.errors import BadRequest, CannotStart, PromptTooLong
 from server.offline import Chat
+from tests.adapter_folders import write_adapter
 from tests.live import Live
 
 QUESTION: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
@@ -26,9 +28,10 @@ def get_weather(city: str) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def chat() -> Iterator[Chat]:
-    """The built-in model, loaded once for this file."""
-    with Chat() as loaded:
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+    """The built-in model with an adapter, loaded once for this file."""
+    folder = write_adapter(tmp_path_factory.mktemp("adapter") / "one", BUILT_IN_FOLDER, rank=4, strength=3.0)
+    with Chat(adapter=[f"one={folder}"]) as loaded:
         yield loaded
 
 
@@ -63,6 +66,11 @@ def test_it_answers_as_the_server_does(chat: Chat, live: Live) -> None:
         model="toolwire-demo", messages=QUESTION, max_tokens=40, temperature=0
     )
     assert here["content"] == reply.choices[0].message.content
+
+
+def test_model_names_an_adapter(chat: Chat) -> None:
+    replies = {model: chat.chat(QUESTION, max_tokens=20, temperature=0, model=model) for model in ("one", "any")}
+    assert replies["one"] != replies["any"] == chat.chat(QUESTION, max_tokens=20, temperature=0)
 
 
 def test_the_loop_makes_the_calls_and_ends_in_words(chat: Chat) -> None:

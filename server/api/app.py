@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from server.adapter_folder import parse_adapters
 from server.api.chat.router import ChatHandler, chat_router
 from server.api.chat.schemas import ChatCompletionRequest
 from server.api.chat.to_request import RequestMapper
@@ -33,6 +34,13 @@ from server.api.errors import (
     error_response,
     not_allowed,
     not_found,
+)
+from server.api.info.adapters import (
+    AdapterHandler,
+    LoadAdapterRequest,
+    UnloadAdapterRequest,
+    UnloadedAdapter,
+    adapters_router,
 )
 from server.api.info.engines import EngineCards, EngineGauges, engines_router
 from server.api.info.health import Health, NotReady, Readiness, health_router
@@ -60,7 +68,7 @@ from server.api.messages.wire import (
 )
 from server.api.metrics import Metrics
 from server.api.middleware.admission import Admission, AdmissionMiddleware
-from server.api.middleware.auth import ApiKeys, AuthMiddleware
+from server.api.middleware.auth import ApiKeys, AuthMiddleware, keys_of
 from server.api.middleware.content_encoding import ContentEncodingMiddleware
 from server.api.middleware.error_boundary import ErrorBoundary
 from server.api.middleware.host_origin import HostOriginMiddleware
@@ -80,6 +88,7 @@ from server.api.responses.state import ResponsesState, state_of
 from server.api.responses.to_request import ResponsesMapper
 from server.api.responses.wire import CompactedResponse, ResponseObject
 from server.api.sampling import SamplingMapper
+from server.api.served_models import ServedModels
 from server.api.sse import ClientGone
 from server.api.web.router import web_router
 from server.backends.base import Backend
@@ -97,14 +106,14 @@ REQUESTS = (
     ChatCompletionRequest, ResponsesRequest, ConversationBody, ConversationItemsBody, ConversationUpdateBody,
     MessagesRequest, CountTokensRequest, CompletionsRequest,
     TokenizeRequest,
-    DetokenizeRequest,
+    DetokenizeRequest, LoadAdapterRequest, UnloadAdapterRequest,
 )  # fmt: skip
 REPLIES = (
     ChatCompletion, ChatCompletionChunk, ResponseObject, ErrorBody, InputTokens, Tokenized, Detokenized, ModelCard,
     ModelList, Memory, Deleted, ResponseInputTokens, CompactedResponse, ItemList, ConversationObject,
     DeletedConversation, EngineCards, Health, Readiness, NotReady,
     MessageReply, *get_args(MessageEvent), TokensCount, AnthropicErrorBody, AnthropicModel, AnthropicModelList,
-    Completion,
+    Completion, UnloadedAdapter,
 )  # fmt: skip
 OWN_ROUTES: dict[str, Any] = {
     "openapi_url": None,
@@ -141,8 +150,8 @@ def create_app(
     service = build_service(checkpoint, prompter, backend)
     sampling = SamplingMapper(checkpoint.defaults, checkpoint.tokenizer.get_vocab_size())
     mapper = RequestMapper(sampling, api.strict, api.named_finish, api.must_answer, api.repair_history)
-    names = {name} if settings.model.served_model_name else {name, settings.model.model}
-    replies = ReplyHandler(api, names, service, metrics)
+    models = served_models(settings, name)
+    replies = ReplyHandler(api, models, service, metrics)
     chat = ChatHandler(replies, mapper)
     state = state or state_of(ResponseStore(None))
     app = DocumentedApp(
@@ -152,7 +161,8 @@ def create_app(
             messages_router(MessagesHandler(replies, MessagesMapper(sampling, api.must_answer, api.repair_history))),
             completions_router(CompletionsHandler(replies, CompletionsMapper(checkpoint, sampling))),
             tokens_router(replies, chat, service, checkpoint, window),
-            models_router(name, names, window, checkpoint.notes),
+            models_router(models, window, checkpoint.notes),
+            adapters_router(replies, AdapterHandler(api, models, backend, window)),
             memory_router(backend),
             *_routers_of_engines(backend, metrics),
             health_router(backend, metrics, lambda: state.store.state),
@@ -167,8 +177,15 @@ def create_app(
     )
     _add_document(app)
     _add_error_handlers(app)
-    _add_middleware(app, api, metrics, keys or ApiKeys(api.api_key, api.api_key_file, api.monitoring_key))
+    _add_middleware(app, api, metrics, keys or keys_of(api))
     return app
+
+
+def served_models(settings: Settings, name: str) -> ServedModels:
+    """The base model and the adapters of the settings. Raises CannotStart for adapters that cannot be served."""
+    aliases = () if settings.model.served_model_name else (settings.model.model,)
+    adapters = [source.name for source in parse_adapters(settings.engine.adapter, (name, *aliases))]
+    return ServedModels(name, aliases, adapters, any_name=settings.api.allow_any_model)
 
 
 def _routers_of_responses(

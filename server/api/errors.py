@@ -102,6 +102,7 @@ _TABLE: Mapping[type[errors.ServeError], _Row] = {
     errors.BadSchema: _Row(400, code="invalid_function_parameters"),
     errors.ConstraintFailed: _Row(400, code="invalid_function_parameters"),
     errors.Unsupported: _Row(400, code="unsupported_value"),
+    errors.UnknownModel: _Row(404, code="model_not_found", param="model"),
     errors.Rejected: _Row(400),
     errors.QueueFull: _Row(429, "requests", "rate_limit_exceeded"),
     errors.NoMemory: _Row(503, "server_error", "no_memory"),

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from server.api.app import create_app
 from server.api.logs import configure_logging
-from server.api.middleware.auth import ApiKeys
+from server.api.middleware.auth import ApiKeys, keys_of
 from server.api.responses.state import ResponsesState, open_state
 from server.backends.base import Backend
 from server.backends.engine_process import EngineProcess
@@ -74,7 +74,7 @@ async def running_app(settings: Settings) -> AsyncIterator[FastAPI]:
     """
     if not settings.remote.is_used:
         raise CannotStart("an application in another server computes elsewhere: name its engines")
-    keys = ApiKeys(settings.api.api_key, settings.api.api_key_file, settings.api.monitoring_key)
+    keys = keys_of(settings.api)
     log_as_configured(settings, keys)
     hosted = host_api(settings, open_checkpoint(settings), keys)
     try:

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ from server.api.metrics import Metrics
 from server.api.middleware.auth import salt_of
 from server.api.middleware.request_log import prompt_logger
 from server.api.middleware.request_spans import RequestSpans
+from server.api.served_models import ServedModels
 from server.api.session_headers import STATE as SESSION_HEADERS
 from server.api.sse import EventStream, Framing, unless_gone
 from server.chat_request import ChatRequest, PartTokens
@@ -101,7 +102,7 @@ class PromptCount:
 class ReplyHandler:
     """Answers requests for replies: what is common to all surfaces."""
 
-    def __init__(self, settings: ApiSettings, models: Collection[str], service: ChatService, metrics: Metrics) -> None:
+    def __init__(self, settings: ApiSettings, models: ServedModels, service: ChatService, metrics: Metrics) -> None:
         self.settings = settings
         self._models = models
         self._service = service
@@ -144,7 +145,9 @@ class ReplyHandler:
 
     async def start(self, plan: ReplyPlan[E], deadline_s: float | None, state: State) -> Generation:
         """The admitted generation of a plan, under the salt of the client's key. Raises its first refusal."""
-        chat_request = plan.request
+        self.check_model(plan.request.model)  # an adapter may be gone since the request was read
+        adapter = self._models.adapter_of(plan.request.model)
+        chat_request = dataclasses.replace(plan.request, adapter=adapter) if adapter else plan.request
         if not self.settings.share_cache_between_keys:
             chat_request = dataclasses.replace(chat_request, cache_salt=salt_of(state, chat_request.cache_salt))
         if session := getattr(state, SESSION_HEADERS, ()):
@@ -183,7 +186,7 @@ class ReplyHandler:
 
     def check_model(self, name: Any) -> None:
         """Raise RequestRefused (404) for a model that is not served."""
-        if name not in self._models and not self.settings.allow_any_model:
+        if not self._models.is_served(name):
             raise RequestRefused(no_such_model(str(name)))
 
     def deadline(self, request: Request) -> float | None:

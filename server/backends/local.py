@@ -17,20 +17,23 @@ import zmq
 import zmq.asyncio
 
 from server.backends.engine_process import ENGINE, EngineProcess
-from server.backends.open_requests import OpenRequests, Seeds, error_of
+from server.backends.open_requests import AdapterChanges, OpenRequests, Seeds, error_of
 from server.errors import CannotStart, EngineDied, ShuttingDown, Starting
 from server.messages import (
     Abort,
+    AdapterChanged,
     Delta,
     EngineFailed,
     Failed,
     FromEngine,
     Generate,
+    LoadAdapter,
     Message,
     Progress,
     Pulse,
     Ready,
     Shutdown,
+    UnloadAdapter,
 )
 
 logger = logging.getLogger("toolwire.engine")
@@ -104,6 +107,8 @@ class LocalBackend:
         self._num_starts = 0
         self._supervisor: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        self._adapters = AdapterChanges()
+        self._due_changes: list[LoadAdapter | UnloadAdapter] = []
 
     async def start(self) -> Ready:
         """Load the model; raises CannotStart with the engine's message."""
@@ -143,9 +148,21 @@ class LocalBackend:
             raise EngineDied(f"the engine has been silent for {silence_s:.0f} s")
         return self._pulse
 
+    async def change_adapter(self, message: LoadAdapter | UnloadAdapter) -> None:
+        """Load or unload an adapter, one at a time. Raises BadRequest with the engine's reason if it does not.
+
+        An engine that is started again changes its adapters in the same way.
+        """
+        async with self._adapters.turn:
+            self._require_ready()
+            answer = self._adapters.expect(message)
+            await self._send(message)
+            await answer
+
     async def close(self) -> None:
         """End the engine process; running generators raise ShuttingDown."""
         self._closing.set()
+        self._adapters.fail(ShuttingDown())
         self._requests.fail_all(ShuttingDown())
         if self._supervisor is not None:
             if self._is_up():  # an engine that is still loading has nothing to finish
@@ -168,6 +185,7 @@ class LocalBackend:
                 logger.exception("the engine process cannot be supervised")
                 reason = f"{type(error).__name__}: {error}"
             was_up, self._socket = self._is_up(), None
+            self._adapters.fail(EngineDied(reason))
             num_under_way = self._requests.engine_died()
             if self._on_loss is not None:
                 self._requests.fail_all(EngineDied(reason))
@@ -259,8 +277,11 @@ class LocalBackend:
             case Progress():
                 self._progress = message
                 self._on_progress(message)
+            case AdapterChanged():
+                self._adapters.resolve(message)
             case Ready():
                 self._socket = socket
+                self._due_changes = self._adapters.made()
                 self._on_ready(message)
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(message)
@@ -270,6 +291,9 @@ class LocalBackend:
     async def _send_due(self) -> None:
         """Send what may be sent, if an engine runs."""
         if self._is_up():
+            due, self._due_changes = self._due_changes, []
+            for change in due:  # before the requests, which may be for these adapters
+                await self._send(change)
             for one in self._requests.due():
                 await self._send(one.message())
 

@@ -2,10 +2,12 @@
 
 A request whose engine has died is sent again with the ids that it has written, and goes on behind them. One that may
 have been in the failed step is a suspect: suspects are sent one at a time, each after the one before has got through
-`PROOF_DELTAS` steps, and new requests wait. So an engine that dies again has died of the suspect sent last.
+`PROOF_DELTAS` steps, and new requests wait. So an engine that dies again has died of the suspect sent last. Changes of
+its adapters are made again before.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,15 +16,28 @@ from itertools import count
 import msgspec
 
 from server.errors import (
+    BadRequest,
     ConstraintFailed,
     NoMemory,
     PromptTooLong,
     QueueFull,
     RequestFailed,
     ServeError,
+    UnknownModel,
     Unsupported,
 )
-from server.messages import Delta, Failed, FailureKind, Generate, StageTime
+from server.messages import (
+    AdapterChanged,
+    Delta,
+    Failed,
+    FailureKind,
+    Generate,
+    LoadAdapter,
+    StageTime,
+    UnloadAdapter,
+)
+
+logger = logging.getLogger("toolwire.engine")
 
 PROOF_DELTAS = 2  # the first has the id that the failed step was to write, the second is decoded behind it
 MAX_DEATHS = 4  # of engines that died while several requests might have been the reason
@@ -188,6 +203,53 @@ class OpenRequests:
         self._unsent = deque(sorted(self._unsent, key=lambda one: not one.is_suspect))
 
 
+class AdapterChanges:
+    """Changes of an engine's adapters, one at a time; an engine that is started again has to make them too."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self._made: list[LoadAdapter | UnloadAdapter] = []
+        self._pending: tuple[LoadAdapter | UnloadAdapter, asyncio.Future[None]] | None = None
+
+    def made(self) -> list[LoadAdapter | UnloadAdapter]:
+        """What the next engine process is to change, in order."""
+        return list(self._made)
+
+    def expect(self, message: LoadAdapter | UnloadAdapter) -> asyncio.Future[None]:
+        """The outcome of this change, which is about to be sent; a BadRequest has the engine's reason."""
+        answer = asyncio.get_running_loop().create_future()
+        self._pending = message, answer
+        return answer
+
+    def resolve(self, changed: AdapterChanged) -> None:
+        """Record what the engine says of a change: the one that is expected, or one that it has made again."""
+        if self._pending is None or self._pending[0].name != changed.name:
+            if changed.fault:
+                logger.error("the engine that was started again has no adapter %s: %s", changed.name, changed.fault)
+            return
+        (message, answer), self._pending = self._pending, None
+        if not changed.fault:
+            self._record(message)
+        if not answer.done():
+            if changed.fault:
+                answer.set_exception(BadRequest(changed.fault, param="lora_name"))
+            else:
+                answer.set_result(None)
+
+    def fail(self, error: ServeError) -> None:
+        """End the change under way, if there is one, with this error."""
+        if self._pending is not None and not self._pending[1].done():
+            self._pending[1].set_exception(error)
+        self._pending = None
+
+    def _record(self, message: LoadAdapter | UnloadAdapter) -> None:
+        loads = [one for one in self._made if isinstance(one, LoadAdapter) and one.name == message.name]
+        if isinstance(message, UnloadAdapter) and loads:
+            self._made.remove(loads[-1])
+        else:
+            self._made.append(message)
+
+
 class Seeds:
     """Seeds of requests that bring none: an engine that takes a reply over must draw the same numbers."""
 
@@ -211,6 +273,8 @@ def error_of(failed: Failed) -> ServeError:
             return ConstraintFailed(failed.text)
         case "unsupported":
             return Unsupported(failed.text)
+        case "unknown_model":
+            return UnknownModel(failed.text, param="model", code="model_not_found")
         case "queue_full":
             return QueueFull(failed.text, retry_after_s=failed.retry_after_s or 1.0)
         case "no_memory":
@@ -228,6 +292,8 @@ def failure_of(error: ServeError) -> tuple[FailureKind, float | None] | None:
             return "bad_constraint", None
         case Unsupported():
             return "unsupported", None
+        case UnknownModel():
+            return "unknown_model", None
         case QueueFull(retry_after_s=retry_after_s):
             return "queue_full", retry_after_s
         case NoMemory(retry_after_s=retry_after_s):

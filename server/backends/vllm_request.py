@@ -48,6 +48,8 @@ def body_of(request: Generate, model: str) -> dict[str, Any]:
 def unsupported(request: Generate) -> str:
     """What vLLM cannot be told of this request, in words; empty if there is nothing."""
     sampling, phase = request.sampling, request.reasoning_phase
+    if request.adapter:
+        return "an adapter's name"
     if sampling.max_tokens < 1:
         return "to write nothing (max_tokens: 0)"
     if request.prompt_logprobs is not None:

@@ -32,13 +32,19 @@ class Fingerprint(msgspec.Struct, frozen=True):
         return "weights" if self.weights and other.weights and self.weights != other.weights else ""
 
 
-def fingerprint(path: Path, tokenizer: Tokenizer) -> Fingerprint:
-    """The fingerprint of the checkpoint in this folder or GGUF file. Raises CannotStart if it cannot be read."""
+def fingerprint(path: Path, tokenizer: Tokenizer, merged_adapter: str = "") -> Fingerprint:
+    """The fingerprint of the checkpoint in this folder or GGUF file, into which the adapter of a folder is merged.
+
+    Raises CannotStart if it cannot be read.
+    """
     try:
         fields = read_config(path) if path.is_file() else read_json(path / "config.json")
         config = {key: value for key, value in fields.items() if key not in REMARKS}
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        return Fingerprint(_digest(config), _digest(vocabulary), _digest_of_weights(path))
+        weights = _digest_of_weights(path)
+        if merged_adapter:
+            config["merged_adapter"] = _digest_of_weights(Path(merged_adapter).expanduser())
+        return Fingerprint(_digest(config), _digest(vocabulary), weights)
     except OSError as error:
         raise CannotStart(f"cannot read {path}: {error}") from error
 

@@ -51,13 +51,16 @@ class LoadingBar:
             self._bars.stop()
 
 
-def print_ready(console: Console, url: str, model: str, ready: Ready, notes: Sequence[str] = ()) -> None:
+def print_ready(
+    console: Console, url: str, model: str, ready: Ready, notes: Sequence[str] = (), adapters: Sequence[str] = ()
+) -> None:
     """URL, model, device, sizes, notes on the checkpoint, and a curl command that can be pasted as it is."""
     remark = "  (a small demonstration model: it calls tools, it knows nothing)" if model == BUILT_IN_NAME else ""
     table = Table.grid(padding=(0, 2))
     rows = (
         ("URL", f"{url}/v1"),
         ("Model", f"{model}{remark}"),
+        *([("Adapters", ", ".join(adapters))] if adapters else ()),
         ("Device", f"{ready.device}, {ready.dtype}"),
         ("Context", f"{ready.max_model_len:,} tokens"),
         ("KV cache", f"{ready.num_blocks * ready.block_size:,} tokens"),

@@ -49,7 +49,7 @@ async def _serve(
     engine: EngineProcess,
     interruption: Interruption,
 ) -> None:
-    identity = fingerprint(checkpoint.path, checkpoint.tokenizer)
+    identity = fingerprint(checkpoint.path, checkpoint.tokenizer, settings.engine.merge_adapter)
     server = EngineServer(identity, settings.remote.engine_key, _metrics_renderer())
     console = Console()
     bar = LoadingBar(console)

@@ -24,6 +24,7 @@ TITLES: Mapping[str, str] = {
     "remote": "Engines elsewhere",
     "api": "Server",
 }
+METAVARS = {"adapter": "NAME=FOLDER"}  # of options whose type says too little
 # Options of `toolwire engine`, beside those of its own group: it knows no clients and no other engine.
 ENGINE_OPTIONS = {
     "model", "chat_template", "dialect", "generation_config", "max_model_len", "engine_key", "drain_timeout_s",
@@ -75,7 +76,11 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, title: str) -> inspect.
     shown = "none" if field.default in ("", ()) else field.default
     text = f"{field.metadata['help']} [default: {shown}] [env: {ENV_PREFIX}{field.name.upper()}]"
     info = typer.Option(
-        declaration, help=_escape(text), rich_help_panel=title, metavar=_metavar(hint), show_default=False
+        declaration,
+        help=_escape(text),
+        rich_help_panel=title,
+        metavar=METAVARS.get(field.name) or _metavar(hint),
+        show_default=False,
     )
     taken: Any = bool if hint is bool else list[str] if hint == TEXTS else str
     annotation = Annotated[taken | None, info]

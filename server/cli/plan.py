@@ -19,6 +19,7 @@ from server.checkpoint.folder import check_files
 from server.checkpoint.locate import BUILT_IN_FOLDER, locate_cached_gguf
 from server.config_json import read_config
 from server.errors import CannotStart
+from server.memory.adapters import count_numbers
 from server.memory.budget import GIB, MIB, DeviceMemory, Plan, demand_of, device_memory_of, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.probe import DeviceSelector
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = str(BUILT_IN_FOLDER) if options.model == BUILT_IN_MODEL else options.model
         shape, tensors = _read_model(model)
         device, overhead = _device_memory(engine, options.gpu_memory)
-        found = plan(shape, tensors, demand_of(engine, max_model_len, shape), device, overhead)
+        demand = demand_of(engine, max_model_len, shape, count_numbers(engine.adapter))
+        found = plan(shape, tensors, demand, device, overhead)
     except CannotStart as error:
         Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
         return EXIT_DOES_NOT_FIT
@@ -83,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         flag = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=_help_of(field))
+        elif isinstance(field.default, tuple):
+            parser.add_argument(flag, metavar="X", action="append", help=_help_of(field))
         else:
             parser.add_argument(flag, metavar="X", help=_help_of(field))
     return parser

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from server.api.hosting import host_api, log_as_configured
-from server.api.middleware.auth import ApiKeys
+from server.api.middleware.auth import ApiKeys, keys_of
 from server.api.middleware.http_protocol import BoundedHttpProtocol
 from server.api.middleware.tracing import send_traces
 from server.api.middleware.websocket_protocol import BoundedWebSocketProtocol
@@ -51,7 +51,7 @@ def serve(
     `interruption` has the signals until the event loop has them.
     """
     api = settings.api
-    keys = ApiKeys(api.api_key, api.api_key_file, api.monitoring_key)
+    keys = keys_of(api)
     log_as_configured(settings, keys)
     warn_if_open_to_all(api)
     raise_open_file_limit()
@@ -94,7 +94,8 @@ async def _serve(
         else:
             ready = await starting
             _freeze_heap()
-            print_ready(console, f"http://{reachable(host)}:{port}", hosted.name, ready, checkpoint.notes)
+            adapters = [option.partition("=")[0] for option in settings.engine.adapter]
+            print_ready(console, f"http://{reachable(host)}:{port}", hosted.name, ready, checkpoint.notes, adapters)
         await http
         await hosted.state.runs.drained(settings.api.drain_timeout_s)
     finally:

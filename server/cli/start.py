@@ -39,6 +39,8 @@ def start_engine(settings: Settings, listen: str) -> None:
     limit_arenas()
     host, port = _host_and_port(listen)
     refuse_open_engine(host, settings.remote.engine_key)
+    if settings.engine.adapter:
+        raise CannotStart("--adapter: an engine for servers elsewhere serves the model alone; use `toolwire serve`")
     with bind(host, port, "--listen") as listener, EngineProcess() as engine:
         with _permanent_imports():
             from server.cli.engine import serve_engine
@@ -64,7 +66,10 @@ def refuse_options_of_engines_elsewhere(resolved: Resolved) -> None:
     """Raise CannotStart for options of an engine where there is none in this process, rather than ignore them."""
     if not resolved.settings.remote.is_used:
         return
-    fields = (field.name for field in dataclasses.fields(EngineSettings) if field.name != "seed")
+    if resolved.settings.engine.adapter:
+        raise CannotStart("--adapter: adapters need an engine here; engines elsewhere serve the model alone")
+    # An adapter that is merged is part of the model, whose engines are compared with it.
+    fields = (field.name for field in dataclasses.fields(EngineSettings) if field.name not in ("seed", "merge_adapter"))
     if given := [name for name in fields if resolved.origins[name] == "command line"]:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise CannotStart(f"{options}: an option of the engine, which is elsewhere; give it to `toolwire engine`")

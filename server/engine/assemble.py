@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from server.engine.adapters.holder import HeldAdapter, ModelAdapters
+from server.engine.adapters.loader import AdapterLoader, install_all
+from server.engine.adapters.table import AdapterTable
 from server.engine.blocks import Blocks
 from server.engine.budget import Limits
 from server.engine.compiler import Compiler
@@ -56,12 +59,14 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A loaded model, its memory plan, its runner and its grammar compiler."""
+    """A loaded model, its memory plan, its runner, its grammar compiler and its adapters."""
 
     loaded: LoadedModel
     plan: Plan
     runner: Runner
     grammars: LlguidanceGrammars
+    holder: ModelAdapters
+    adapters: tuple[tuple[str, HeldAdapter], ...]  # of the start, by name
 
 
 def assemble(config: EngineConfig, mailbox: Mailbox) -> Engine:
@@ -73,8 +78,11 @@ def assemble(config: EngineConfig, mailbox: Mailbox) -> Engine:
     watcher = Watcher(probe)
     guard = Guard.for_engine(parts.plan, _guard_io(device, watcher))
     compiler = Compiler(parts.grammars, mailbox.wake, time.monotonic)
-    scheduler = _build_scheduler(config.engine, parts)
-    step_parts = EngineParts(parts.runner, parts.runner, parts.grammars, guard)
+    table = AdapterTable()
+    install_all(parts.holder, table, parts.adapters)
+    scheduler = _build_scheduler(config.engine, parts, table)
+    loader = AdapterLoader(parts.holder, table, guard.reserve, mailbox.wake)
+    step_parts = EngineParts(parts.runner, parts.runner, parts.grammars, guard, loader)
     limits = scheduler.limits
     ready = Ready(
         device=_name(device),
@@ -83,13 +91,14 @@ def assemble(config: EngineConfig, mailbox: Mailbox) -> Engine:
         max_model_len=min(limits.max_model_len, limits.cache_tokens),
         num_blocks=parts.plan.num_blocks,
         block_size=config.engine.block_size,
-        weight_bytes=parts.loaded.weight_bytes,
+        weight_bytes=parts.plan.weights,
         load_s=time.monotonic() - began_s,
     )
 
     def close() -> None:
         watcher.close()
         compiler.close()
+        loader.close()
 
     return Engine(Loop(mailbox, scheduler, step_parts, compiler, time.monotonic), ready, close)
 
@@ -104,14 +113,18 @@ def _load_parts(config: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
         loaded = load(checkpoint, settings, lambda fraction: mailbox.send([Progress("loading weights", fraction)]))
         rows = most_rows(settings.max_batch_tokens, settings.max_running, _draft_tokens(settings, loaded.device))
         largest = StepSize(settings.max_batch_tokens, rows, settings.block_size, max(sizes, default=0))
-        measured = Measured(loaded.weight_bytes, measure_step(loaded, largest))
+        holder = ModelAdapters(loaded, settings.max_batch_tokens)
+        adapters = tuple(holder.read_all(settings.adapter))
+        weight_bytes = loaded.weight_bytes + sum(adapter.num_bytes for _, adapter in adapters)
+        measured = Measured(weight_bytes, measure_step(loaded, largest))
         grammars = indexing.result()  # before memory is read: it must include everything that stays allocated
         trim_heap()
         plan = replan(estimate, probe.read()[0], measured)
         runner = Runner(loaded, plan.num_blocks, settings.block_size, plan.num_slots)
+        holder.use(runner)
         if sizes:
             runner.capture_graphs(sizes)
-        return Parts(loaded, plan, runner, grammars)
+        return Parts(loaded, plan, runner, grammars, holder, adapters)
 
 
 def read_tokenizer(checkpoint: Path) -> bytes:
@@ -121,7 +134,7 @@ def read_tokenizer(checkpoint: Path) -> bytes:
     return (checkpoint / "tokenizer.json").read_bytes()
 
 
-def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:
+def _build_scheduler(settings: EngineSettings, parts: Parts, adapters: AdapterTable) -> Scheduler:
     plan = parts.plan
     limits = Limits(
         max_batch_tokens=settings.max_batch_tokens,
@@ -140,7 +153,7 @@ def _build_scheduler(settings: EngineSettings, parts: Parts) -> Scheduler:
         num_snapshots = plan.num_slots // 2 if settings.prefix_cache else 0
         slots = Slots(plan.num_slots - num_snapshots, num_snapshots)
     blocks = Blocks(plan.num_blocks, settings.block_size, caching=settings.prefix_cache)
-    return Scheduler(limits, blocks, slots, time.monotonic)
+    return Scheduler(limits, blocks, slots, time.monotonic, adapters)
 
 
 def _draft_tokens(settings: EngineSettings, device: torch.device) -> int:

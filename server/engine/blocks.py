@@ -18,9 +18,12 @@ from itertools import islice
 ROOT_HASH = b""  # parent of a first block
 
 
-def root_hash(salt: str) -> bytes:
-    """Parent of a first block: chains of different salts have no hash in common."""
-    return hashlib.blake2b(salt.encode(), digest_size=16).digest() if salt else ROOT_HASH
+def root_hash(salt: str, adapter: bytes = b"") -> bytes:
+    """Parent of a first block: chains of different salts, or of adapters with different digests, share no hash.
+
+    The digest is a key of the hash, so that no salt stands for an adapter.
+    """
+    return hashlib.blake2b(salt.encode(), digest_size=16, key=adapter).digest() if salt or adapter else ROOT_HASH
 
 
 def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:

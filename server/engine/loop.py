@@ -7,12 +7,23 @@ every refusal comes before that, so that the API can still answer with a status.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.engine.adapters.loader import AdapterLoader
 from server.engine.compiler import Compiled, Compiler
 from server.engine.overlap import Pipeline
 from server.engine.ports import Allowance, Grammars, Guard, Mailbox, Model, Pool
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.messages import Abort, EngineFailed, FromEngine, Generate, Pulse, Shutdown
+from server.messages import (
+    Abort,
+    AdapterChanged,
+    EngineFailed,
+    FromEngine,
+    Generate,
+    LoadAdapter,
+    Pulse,
+    Shutdown,
+    UnloadAdapter,
+)
 
 PULSE_S = 1.0
 SHORTEST_PULSE_S = 0.1  # between two pulses, however often the allowance changes
@@ -22,12 +33,13 @@ BLOCKED_S = 0.02  # poll interval while sequences wait for memory
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """Model, memory pool, grammars and memory guard of an engine."""
+    """Model, memory pool, grammars and memory guard of an engine; None: no adapter is loaded while it runs."""
 
     model: Model
     pool: Pool
     grammars: Grammars
     guard: Guard
+    adapters: AdapterLoader | None = None
 
 
 class Loop:
@@ -72,9 +84,12 @@ class Loop:
                 case Generate():
                     self._accept(message)
                 case Abort(id=id):
-                    self._scheduler.abort(id)
+                    self._abort(id)
+                case LoadAdapter() | UnloadAdapter():
+                    self._change_adapter(message)
                 case Shutdown():
                     self._closing = True
+        self._finish_adapters()
         self._compiler.wait()
         began_s = self._clock()
         for sequence, compiled in self._compiler.finished():
@@ -88,7 +103,33 @@ class Loop:
             return 0.0
         return BLOCKED_S if self._scheduler.has_work else max(0.0, self._pulsed_s + PULSE_S - self._clock())
 
+    def _change_adapter(self, message: LoadAdapter | UnloadAdapter) -> None:
+        loader = self._parts.adapters
+        if loader is None:
+            changed: AdapterChanged | None = AdapterChanged(message.name, "this engine loads no adapters")
+        else:
+            changed = loader.load(message) if isinstance(message, LoadAdapter) else loader.unload(message.name)
+        if changed is not None:
+            self._mailbox.send([changed])
+
+    def _finish_adapters(self) -> None:
+        """Begin to use what has been read, with the requests that waited for it."""
+        if self._parts.adapters is None:
+            return
+        changed, requests = self._parts.adapters.finish()
+        if changed:
+            self._mailbox.send([*changed])
+        for request in requests:
+            self._accept(request)
+
+    def _abort(self, id: str) -> None:
+        self._scheduler.abort(id)
+        if self._parts.adapters is not None:
+            self._parts.adapters.abort(id)
+
     def _accept(self, request: Generate) -> None:
+        if self._parts.adapters is not None and self._parts.adapters.defer(request):
+            return
         sequence = self._scheduler.add(request)
         if sequence is not None:
             self._compiler.submit(sequence)

@@ -119,7 +119,7 @@ def plan_next(scheduler: Scheduler, step: Step) -> tuple[Step, tuple[int, ...]] 
         if not scheduler.cache.grow(sequence, start + 1):
             return None
         scheduled.append(ScheduledRow(sequence, 1, ()))
-        rows.append(Row((0,), start, sequence.blocks, 1, None))
+        rows.append(Row((0,), start, sequence.blocks, 1, None, adapter=sequence.adapter_handle))
         lines.append(line)
     if not rows or num_alive < len(scheduler.running):
         return None

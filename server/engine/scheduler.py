@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from server.engine.adapters.table import AdapterTable
 from server.engine.blocks import Blocks
 from server.engine.budget import MAX_STARTED, Limits, PrefillBudget, StepBudget, find_refusal, limit_mask_time
 from server.engine.cache import Cache
@@ -30,8 +31,16 @@ MAX_SKIPPED_PROMPTS = 8  # long prompts that shorter ones may overtake in one st
 class Scheduler:
     """Owns every sequence from `add` to its end. Not thread-safe."""
 
-    def __init__(self, limits: Limits, blocks: Blocks, slots: Slots | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        blocks: Blocks,
+        slots: Slots | None,
+        clock: Callable[[], float],
+        adapters: AdapterTable | None = None,
+    ) -> None:
         self.limits = limits
+        self.adapters = adapters or AdapterTable()
         self.cache = Cache(blocks, slots, copying=limits.copies_blocks)
         self.blocks = blocks
         self.counts = StepCounts()
@@ -58,6 +67,9 @@ class Scheduler:
         failed = find_refusal(request, self.limits)
         if failed is None and request.id in self._alive:
             failed = Failed(request.id, "request_failed", f"a request with the id {request.id} is running already")
+        adapter = self.adapters.find(request.adapter) if request.adapter else None
+        if failed is None and request.adapter and adapter is None:
+            failed = Failed(request.id, "unknown_model", f"the adapter {request.adapter} is not loaded")
         places = self.limits.max_queue + max(0, self.max_running - len(self.running))
         if failed is None and len(self.queue) >= places:
             text = f"{len(self.queue)} requests are waiting already"
@@ -66,7 +78,9 @@ class Scheduler:
             self._mail.append(failed)
             return None
         reply = OutputState(request, fast_forward=self.limits.fast_forward)
-        sequence = Sequence(request, self._num_arrived, self._clock, reply)
+        sequence = Sequence(request, self._num_arrived, self._clock, reply, adapter)
+        if adapter is not None:
+            self.adapters.hold(adapter)
         self._num_arrived += 1
         self._alive[request.id] = sequence
         self.queue.join(sequence)
@@ -270,6 +284,8 @@ class Scheduler:
         (self.running if sequence.state == "running" else self.queue.sequences).remove(sequence)
         sequence.state = "ended"
         del self._alive[sequence.id]
+        if sequence.adapter is not None:
+            self.adapters.release(sequence.adapter)
 
     def _report_admission(self, sequence: Sequence, num_cached: int) -> None:
         if not sequence.admitted:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from typing import Literal
 
+from server.engine.adapters.table import Adapter
 from server.engine.blocks import chain_hash, root_hash
 from server.engine.drafter import Drafter
 from server.engine.reply import OutputState
@@ -22,8 +23,17 @@ State = Literal["compiling", "waiting", "running", "ended"]
 class Sequence:
     """State of one sequence; the scheduler changes its state, blocks and slot."""
 
-    def __init__(self, request: Generate, arrival: int, clock: Callable[[], float], reply: OutputState) -> None:
+    def __init__(
+        self,
+        request: Generate,
+        arrival: int,
+        clock: Callable[[], float],
+        reply: OutputState,
+        adapter: Adapter | None = None,
+    ) -> None:
         self.request = request
+        self.adapter = adapter
+        self.adapter_handle = 0 if adapter is None else adapter.handle
         self.id = request.id
         self.arrival = arrival
         self.arrived_s = clock()
@@ -33,7 +43,7 @@ class Sequence:
         self.prompt_ids = request.token_ids
         self.history = TokenHistory()
         self.ids = [*request.token_ids, *request.reply_ids]
-        self.root_hash = root_hash(request.cache_salt)
+        self.root_hash = root_hash(request.cache_salt, b"" if adapter is None else adapter.digest)
         self.hashes: list[bytes] = []  # of the full blocks of `ids`, as far as they were needed
         self.num_computed = 0
         self.num_scored = len(self.prompt_ids) if request.prompt_logprobs is None else request.num_scored
@@ -95,12 +105,13 @@ class Sequence:
         end = start + count
         targets = self._targets(start, end)
         if end < len(self.ids) or not self.request.sampling.max_tokens:
-            return Row(self.ids[start:end], start, self.blocks, 0, None, self.slot, targets)
+            return Row(self.ids[start:end], start, self.blocks, 0, None, self.slot, targets, self.adapter_handle)
         reply = self.reply
         sampling = RowSampling(
             self.request.sampling, self.seed, self.prompt_ids, reply.written_ids, reply.banned_ids, self.history
         )
-        return Row([*self.ids[start:], *drafts], start, self.blocks, 1 + len(drafts), sampling, self.slot, targets)
+        ids, num_logits = [*self.ids[start:], *drafts], 1 + len(drafts)
+        return Row(ids, start, self.blocks, num_logits, sampling, self.slot, targets, self.adapter_handle)
 
     def _targets(self, start: int, end: int) -> PromptTargets | None:
         """The prompt ids to score behind the tokens `start .. end`."""

@@ -48,6 +48,7 @@ class Demand:
     draft_tokens: int = 0
     prefix_cache: bool = True
     memory_fraction: float = 0.9
+    adapter_numbers: int = 0  # in all adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,8 @@ class Plan:
         return self.missing == 0
 
 
-def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape) -> Demand:
-    """The settings that decide memory; dtype "auto" is the checkpoint's own."""
+def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape, adapter_numbers: int = 0) -> Demand:
+    """The settings that decide memory; dtype "auto" is the checkpoint's own. `adapter_numbers`: as in Demand."""
     return Demand(
         dtype=shape.dtype if engine.dtype == "auto" else engine.dtype,
         quantize=engine.quantize,
@@ -112,6 +113,7 @@ def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape) -> Deman
         draft_tokens=max(0, engine.draft_tokens),
         prefix_cache=engine.prefix_cache,
         memory_fraction=engine.memory_fraction,
+        adapter_numbers=adapter_numbers,
     )
 
 
@@ -136,6 +138,7 @@ def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, device: Device
         keeps_float8=keeps_float8,
         on_host=device.is_host,
     )
+    weights += demand.adapter_numbers * DTYPE_BYTES[demand.dtype]
     return divide(shape, demand, device, weights, activation_bytes(shape, demand), max(overhead, device.own))
 
 

@@ -16,10 +16,11 @@ Limits fall at once and rise only after memory has been free for `RECOVER_S`, so
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from server.memory.budget import Plan, headroom
+from server.memory.report import size
 from server.memory.watcher import Latest
 from server.messages import DeviceReading, MemoryReport
 
@@ -140,6 +141,24 @@ class Guard:
         self._used = -1  # recompute the next allowance
         self._set_allowed(min(self._allowed, self._blocks_with(pool - self._penalty)))
         self._note(f"a step ran out of memory ({self._ooms} so far); {self._allowed} blocks allowed")
+
+    def reserve(self, num_bytes: int) -> str:
+        """Take memory for weights from what blocks may have; below 0 it is given back.
+
+        Returns why it cannot be had, or nothing. Half of the KV cache stays as it is.
+        """
+        limits, reading = self._limits, self._io.latest()[0]
+        if num_bytes > 0 and reading.total and reading.own is not None:
+            spare = headroom(reading.total) // 2
+            kept = limits.num_blocks * limits.block_bytes // 2
+            need = limits.fixed + self._allowed * limits.block_bytes
+            left = reading.free + min(reading.own, need) - limits.fixed - self._penalty - spare - kept
+            if num_bytes > (left := min(left, limits.room - limits.fixed - kept)):
+                return f"there is no memory for it: it takes {size(num_bytes)}, and {size(max(0, left))} are left"
+        self._limits = replace(limits, weights=limits.weights + num_bytes, fixed=limits.fixed + num_bytes)
+        self._judge(reading, self._io.clock())
+        self._used = -1  # compute the next allowance again
+        return ""
 
     def _lose_sight(self, now: float) -> None:
         """Keep a share of the pool free, as after running out of memory, until there is a new reading."""

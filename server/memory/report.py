@@ -7,7 +7,7 @@ from server.config_json import QUANTIZED_WIDTHS
 from server.errors import CannotStart
 from server.memory.budget import GIB, MIB, Demand, Plan, context_in, plan
 from server.memory.headers import Tensor, is_quantized
-from server.memory.shape import Shape
+from server.memory.shape import DTYPE_BYTES, Shape
 
 SHORTEST_OFFER = 256  # tokens; a shorter context is not offered
 SMALL_BATCH, FEW_RUNNING, LARGE_FRACTION = 512, 16, 0.95
@@ -32,6 +32,7 @@ def rows(found: Plan) -> tuple[ReportRow, ...]:
         ReportRow(
             "weights", size(found.weights), demand.dtype + ("" if demand.quantize == "none" else f", {demand.quantize}")
         ),
+        *_adapter_row(demand),
         ReportRow(
             "activations",
             size(found.activations),
@@ -55,6 +56,12 @@ def rows(found: Plan) -> tuple[ReportRow, ...]:
     else:
         lines.append(ReportRow("missing", size(found.missing), f"for {found.least_tokens} tokens of context"))
     return tuple(lines)
+
+
+def _adapter_row(demand: Demand) -> tuple[ReportRow, ...]:
+    if not demand.adapter_numbers:
+        return ()
+    return (ReportRow("adapters", size(demand.adapter_numbers * DTYPE_BYTES[demand.dtype]), "among the weights"),)
 
 
 def as_text(lines: tuple[ReportRow, ...]) -> str:

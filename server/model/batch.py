@@ -59,6 +59,7 @@ class Row:
     sampling: RowSampling | None  # None: num_logits is 0, or the overlapped step's row turned out to be unneeded
     slot: int | None = None
     targets: PromptTargets | None = None
+    adapter: int = 0  # handle of an installed adapter; 0 is the base model alone
 
     @property
     def has_result(self) -> bool:

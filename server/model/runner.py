@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from server.model.adapters.step import AdaptedModel, step_adapters
 from server.model.attention.base import PoolShape
 from server.model.attention.cpu import BlockMemory, KvPool
 from server.model.attention.gpu import CudaKvPool
@@ -60,6 +61,16 @@ class Runner:
         shape = loaded.recurrent
         self.states = StatePool(shape, num_slots, loaded.dtype, loaded.device) if shape else None
         self._decode: DecodePath | None = None
+        self._adapters: dict[int, AdaptedModel] = {}
+
+    def add_adapter(self, handle: int, adapter: AdaptedModel) -> None:
+        """Compute rows of this handle with an adapter that the model's backbone has made."""
+        assert handle > 0, "0 is the base model alone"
+        self._adapters[handle] = adapter
+
+    def drop_adapter(self, handle: int) -> None:
+        """Free an adapter; no row of a later step has its handle."""
+        del self._adapters[handle]
 
     def capture_graphs(self, sizes: Sequence[int], *, samplers: bool = False) -> bool:
         """Capture decode steps padded to these numbers of rows as CUDA graphs. Overwrites the pool's content.
@@ -138,7 +149,8 @@ class Runner:
 
     def _launch(self, rows: Sequence[Row], ids: Tensor | None) -> Ticket:
         """`ids` [rows] on the device replace the rows' token ids where the host does not know them yet."""
-        if self._decode is not None and is_pure_decode(rows):
+        # Recorded steps know the base model alone.
+        if self._decode is not None and is_pure_decode(rows) and not any(row.adapter for row in rows):
             with as_memory_error(), torch.inference_mode():
                 decoded = self._decode.launch(rows, ids)
             if decoded is not None:
@@ -175,6 +187,7 @@ class Runner:
             to_device(positions, device),
             self.pool.arrange(plans, self._layer_of),
             self._plan_states(rows),
+            step_adapters(rows, self._adapters),
         )
 
     def _plan_states(self, rows: Sequence[Row]) -> RecurrentStep | None:
@@ -204,9 +217,12 @@ def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:
     return PoolShape(block_size, len(kv.layer_indices), kv.kv_heads, kv.head_dim, loaded.dtype)
 
 
-def _sort_key(row: Row) -> tuple[int, bool]:
-    """The order that attention and recurrent layers expect: short rows first, by length, new sequences last."""
-    return min(len(row.token_ids), MAX_SHORT_TOKENS + 1), row.start == 0
+def _sort_key(row: Row) -> tuple[int, bool, int]:
+    """The order that attention and recurrent layers expect: short rows first, by length, new sequences last.
+
+    Of those, rows with the same adapter are together.
+    """
+    return min(len(row.token_ids), MAX_SHORT_TOKENS + 1), row.start == 0, row.adapter
 
 
 def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> NDArray[np.int64]:

@@ -221,6 +221,7 @@ class PromptBuilder:
                 num_volatile=num_volatile,
                 trace=request.trace,
                 session=request.session,
+                adapter=request.adapter,
             )
             for i in range(request.n)
         )

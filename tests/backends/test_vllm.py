@@ -147,6 +147,7 @@ async def test_a_reply_is_told_and_read_as_vllm_writes_it(checkpoint: Checkpoint
     [
         ({"sampling": Sampling(max_tokens=0)}, "max_tokens: 0"),
         ({"prompt_logprobs": 2}, "logprobs of a prompt"),
+        ({"adapter": "sql"}, "an adapter"),
         ({"reasoning_phase": ReasoningPhase(9, limit=100)}, "budget"),
         ({"reply_ids": [4], "constraint": CONSTRAINT}, "under a grammar"),
         ({"reply_ids": [4], "sampling": sampled(presence_penalty=0.5)}, "under penalties"),

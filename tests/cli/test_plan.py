@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.cli.plan import main, read_size
 from server.errors import CannotStart
+from server.memory.adapters import adapter_numbers
 from server.memory.budget import GIB, MIB, Demand, DeviceMemory, Plan, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.report import as_text, refuse, remedies, rows, size
 from server.memory.start import refuse_early
 from server.messages import DeviceReading
 from server.settings import EngineSettings
+from tests.adapter_folders import write_adapter
 from tests.memory.shapes import real_model, write_headers
 
 ROOT = Path(__file__).parents[2]
@@ -249,3 +252,20 @@ def test_hybrid_models_show_their_state_in_the_table() -> None:
     assert "state per sequence" not in plan_rows(
         plan(shape, tensors, Demand("bfloat16"), DeviceMemory(24 * GIB, 24 * GIB))
     )
+
+
+def test_adapters_are_counted_among_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From their headers, in the model's type; one that cannot be served is refused here as at the start."""
+    model = str(BUILT_IN_FOLDER)
+    for name in ("one", "two"):
+        write_adapter(tmp_path / name, BUILT_IN_FOLDER, rank=16)
+    numbers = adapter_numbers(tmp_path / "one")
+    assert main([model, *CARD]) == 0
+    plain = capsys.readouterr().out
+    options = [f"--adapter=one={tmp_path}/one", f"--adapter=two={tmp_path}/two", "--dtype", "bfloat16"]
+    assert main([model, *CARD, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "adapters" not in plain
+    assert re.search(rf"adapters +{size(2 * numbers * 2)} ", printed), printed
+    assert main([model, *CARD, f"--adapter=one={tmp_path}/three"]) == 2
+    assert "no folder" in capsys.readouterr().err

@@ -245,3 +245,30 @@ def test_what_is_allowed_always_fits_and_calm_means_everything(
         assert not (allowance.admit and used > allowance.blocks)
         assert not allowance.preempt or used > allowance.blocks
         assert (world.level == "calm") == (allowance.blocks == BLOCKS)
+
+
+def test_weights_that_come_later_take_from_the_blocks(world: World) -> None:
+    """An adapter that nothing counts would be written into memory that the KV cache is going to write as well."""
+    assert world.guard.reserve(2 * GIB) == ""  # within what is free at rest
+    assert world.guard.allowance(0).blocks == BLOCKS
+    assert world.guard.report().weight_bytes == 17 * GIB
+    assert world.guard.reserve(GIB) == ""
+    world.pass_time(0.5)
+    allowed = world.guard.allowance(0).blocks
+    assert BLOCKS // 2 <= allowed < BLOCKS
+    refusal = world.guard.reserve(GIB)  # half of the pool, and what is in use, would be more than this engine's room
+    assert "no memory" in refusal and "1.00 GiB" in refusal
+    assert world.guard.report().weight_bytes == 18 * GIB, "what is refused is not counted"
+    assert world.guard.reserve(-3 * GIB) == ""
+    world.pass_time(0.1)
+    world.guard.allowance(0)
+    world.pass_time(RECOVER_S)
+    assert world.guard.allowance(0).blocks == BLOCKS
+    assert world.guard.report().weight_bytes == 15 * GIB
+
+
+def test_weights_do_not_come_where_others_hold_the_memory(world: World) -> None:
+    world.others = SLACK_AT_REST + 3 * GIB
+    world.pass_time(0.5)
+    world.guard.allowance(0)
+    assert "no memory" in world.guard.reserve(GIB)

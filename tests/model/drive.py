@@ -70,6 +70,7 @@ class Stream:
     sampling: Sampling = GREEDY
     seed: int = 0
     slot: int | None = None
+    adapter: int = 0
     chunk: int = 1 << 20
     drafter: Callable[[list[int]], list[int]] | None = None
     num_computed: int = 0
@@ -85,10 +86,11 @@ class Stream:
         ids = [*self.prompt, *self.written]
         taken = ids[self.num_computed : self.num_computed + self.chunk]
         if self.num_computed + len(taken) < len(ids):
-            return Row(taken, self.num_computed, self.blocks, 0, None, self.slot)
+            return Row(taken, self.num_computed, self.blocks, 0, None, self.slot, adapter=self.adapter)
         drafts = self.drafter(self.written) if self.drafter and self.written else []
         sampling = RowSampling(self.sampling, self.seed, self.prompt, list(self.written))
-        return Row([*taken, *drafts], self.num_computed, self.blocks, 1 + len(drafts), sampling, self.slot)
+        ids, num_logits = [*taken, *drafts], 1 + len(drafts)
+        return Row(ids, self.num_computed, self.blocks, num_logits, sampling, self.slot, adapter=self.adapter)
 
 
 def compute(runner: Runner, rows: Sequence[Row], masks: Any = None) -> list[SampledTokens]:

@@ -45,6 +45,7 @@ class RequestMapper:
         thinking = request.switch(request.thinking, request.reasoning, request.reasoning_effort)
         return ChatRequest(
             id=secrets.token_hex(12),
+            model=request.model,
             messages=messages,
             sampling=self.sampling.sampling(request, limit, (request.top_logprobs or 0) if request.logprobs else None),
             max_tokens=limit,

@@ -28,6 +28,7 @@ class CompletionsMapper:
         limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         return ChatRequest(
             id=secrets.token_hex(12),
+            model=request.model,
             messages=(),
             sampling=self.sampling.sampling(request, limit, request.logprobs),
             max_tokens=limit,

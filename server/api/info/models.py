@@ -1,11 +1,11 @@
-"""`/v1/models`: the one model that is served here; in Anthropic's shape for its clients."""
+"""`/v1/models`: the model that is served here, and its adapters; in Anthropic's shape for its clients."""
 
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,12 +13,13 @@ from server.api.errors import RequestRefused, json_response, no_such_model
 from server.api.messages.errors import VERSION_HEADER
 from server.api.messages.wire import AnthropicModel, AnthropicModelList
 from server.api.openapi.operations import error_replies, json_reply
+from server.api.served_models import ServedModels
 from server.prompt.window import Window
 
 
 class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
     """A model that requests may name. Extensions: `max_model_len` limits the tokens of prompt and reply together;
-    `notes` say what of the checkpoint is served otherwise than it is stored.
+    `notes` say what of the checkpoint is served otherwise than it is stored; `parent` is the model of an adapter.
     """
 
     id: str
@@ -26,6 +27,7 @@ class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
     owned_by: str
     max_model_len: int
     notes: Sequence[str] = ()
+    parent: str | UnsetType = UNSET
 
 
 # Codex sends what a model's entry has here in place of its own instructions, and takes no entry without it.
@@ -86,30 +88,38 @@ class ModelList(msgspec.Struct, tag_field="object", tag="list"):
 _EXAMPLE = ModelCard("toolwire-demo", 1790000000, "toolwire", 2048)
 
 
-def models_router(name: str, names: Collection[str], window: Window, notes: Sequence[str]) -> APIRouter:
-    """Routes that describe `name`, found by any of `names`; the window may narrow until the engine is ready."""
+def adapter_card(models: ServedModels, name: str, max_model_len: int) -> ModelCard:
+    """An adapter, with its parent."""
+    return ModelCard(name, models.adapters[name], "toolwire", max_model_len, parent=models.name)
+
+
+def models_router(models: ServedModels, window: Window, notes: Sequence[str]) -> APIRouter:
+    """Routes that describe the models; the window may narrow until the engine is ready."""
     router = APIRouter()
-    created = int(time.time())
 
-    def described() -> ModelCard:
-        return ModelCard(name, created, "toolwire", window.limit, notes)
+    def described(name: str) -> ModelCard:
+        if name in models.adapters:
+            return adapter_card(models, name, window.limit)
+        return ModelCard(models.name, models.created, "toolwire", window.limit, notes)
 
-    def described_to_anthropic() -> AnthropicModel:
-        at = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
-        return AnthropicModel(name, name, at, window.limit, window.limit)
+    def described_to_anthropic(name: str) -> AnthropicModel:
+        card = described(name)
+        at = datetime.fromtimestamp(card.created, UTC).isoformat().replace("+00:00", "Z")
+        return AnthropicModel(card.id, card.id, at, window.limit, window.limit)
 
     @router.get(
         "/v1/models",
         operation_id="listModels",
-        summary="List the models served here: one.",
+        summary="List the models served here: one, and its adapters.",
         responses={200: json_reply(ModelList([_EXAMPLE])), **error_replies(401, 500)},
     )
     @router.head("/v1/models", include_in_schema=False)
     async def list_models(request: Request) -> Response:
+        names = [models.name, *models.adapters]
         if VERSION_HEADER in request.headers:
-            return json_response(AnthropicModelList([described_to_anthropic()], name, name))
-        codex = CodexModel(name, name, "Served by toolwire.", window.limit)
-        return json_response(ModelList([described()], [codex]))
+            return json_response(AnthropicModelList([*map(described_to_anthropic, names)], names[0], names[-1]))
+        codex = [CodexModel(name, name, "Served by toolwire.", window.limit) for name in names]
+        return json_response(ModelList([*map(described, names)], codex))
 
     @router.get(
         "/v1/models/{id:path}",  # an id may hold slashes
@@ -119,10 +129,10 @@ def models_router(name: str, names: Collection[str], window: Window, notes: Sequ
     )
     @router.head("/v1/models/{id:path}", include_in_schema=False)
     async def retrieve_model(id: str, request: Request) -> Response:
-        if id not in names:
+        if not models.is_known(id):
             raise RequestRefused(no_such_model(id))
         if VERSION_HEADER in request.headers:
-            return json_response(described_to_anthropic())
-        return json_response(described())
+            return json_response(described_to_anthropic(id))
+        return json_response(described(id))
 
     return router

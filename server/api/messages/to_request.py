@@ -42,6 +42,7 @@ class MessagesMapper:
         thinking = request.switch(native, request.reasoning, request.reasoning_effort)
         return ChatRequest(
             id=secrets.token_hex(12),
+            model=request.model,
             messages=messages,
             sampling=self.sampling.sampling(request, request.max_tokens),
             max_tokens=request.max_tokens,

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import ApiError, RequestRefused, error_response, too_large
 from server.errors import CannotStart
+from server.settings import ApiSettings
 
 logger = logging.getLogger("toolwire.api")
 
@@ -21,6 +22,7 @@ CLIENT = "client_key"  # key in a scope's state: hexadecimal digest of the key t
 KEY_CHECK = "key_check"  # key in a WebSocket's state: raises RequestRefused once the key of the connection is removed
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 OPEN_PREFIX = "/web/"  # files of the page, which asks for the key
+LOAD_PATH, UNLOAD_PATH = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"  # with a key of their own alone
 FIGURES_PATHS = frozenset({"/metrics", "/v1/memory", "/v1/engines"})  # sums over the requests of all keys
 MONITORING_PATHS = frozenset({*FIGURES_PATHS, "/tokenize", "/detokenize", "/docs", "/openapi.json"})
 
@@ -33,9 +35,17 @@ class ApiKeys:
     Raises CannotStart for a file that cannot be read, and for a list of keys without a key.
     """
 
-    def __init__(self, listed: str, path: str, monitoring: str = "") -> None:
-        self._listed, self._monitoring = _keys(listed.split(",")), _keys([monitoring])
-        for name, value, keys in (("api_key", listed, self._listed), ("monitoring_key", monitoring, self._monitoring)):
+    def __init__(self, listed: str, path: str, monitoring: str = "", adapters: str = "") -> None:
+        self._listed, self._monitoring, self._adapters = (
+            _keys(listed.split(",")),
+            _keys([monitoring]),
+            _keys([adapters]),
+        )
+        for name, value, keys in (
+            ("api_key", listed, self._listed),
+            ("monitoring_key", monitoring, self._monitoring),
+            ("adapter_key", adapters, self._adapters),
+        ):
             if value and not keys:
                 raise CannotStart(f"{name} is {value!r}: no key at all; set a key, or leave the option out")
         self._path = Path(path) if path else None
@@ -66,7 +76,7 @@ class ApiKeys:
 
     def secrets(self) -> Collection[str]:
         """The keys themselves, to be redacted in logs."""
-        return self._listed | self._from_file | self._monitoring
+        return self._listed | self._from_file | self._monitoring | self._adapters
 
     def accept(self, key: bytes) -> bool:
         """Whether this key, as it was sent, is one of them."""
@@ -76,6 +86,15 @@ class ApiKeys:
     def accept_monitoring(self, key: bytes) -> bool:
         """Whether this is the key of the figures."""
         return _matches(key, _digests(self._monitoring))
+
+    @property
+    def has_adapter_key(self) -> bool:
+        """Whether anybody may load adapters."""
+        return bool(self._adapters)
+
+    def accept_for_adapters(self, key: bytes) -> bool:
+        """Whether this is the key of those who load adapters."""
+        return _matches(key, _digests(self._adapters))
 
     def _reload(self) -> None:
         now_s = time.monotonic()
@@ -149,6 +168,12 @@ class AuthMiddleware:
         if is_figures and keys.has_monitoring_key:
             _require(key, keys.accept_monitoring(key))
             return
+        if scope["path"] in (LOAD_PATH, UNLOAD_PATH):
+            if not keys.has_adapter_key:
+                text = "Nobody may load adapters here. Name a key in --adapter-key, and a folder in --adapter-folder."
+                raise RequestRefused(ApiError(403, text, code="adapter_key_required"))
+            _require(key, keys.accept_for_adapters(key))
+            return
         if not keys.required:
             return
         _require(key, keys.accept(key))
@@ -158,6 +183,11 @@ class AuthMiddleware:
         scope["state"][CLIENT] = hashlib.sha256(key).hexdigest()
         if scope["type"] == "websocket":
             scope["state"][KEY_CHECK] = lambda: _require(key, keys.accept(key))
+
+
+def keys_of(settings: ApiSettings) -> ApiKeys:
+    """The keys of the settings. Raises CannotStart as ApiKeys does."""
+    return ApiKeys(settings.api_key, settings.api_key_file, settings.monitoring_key, settings.adapter_key)
 
 
 def _require(key: bytes, accepted: bool) -> None:

@@ -55,6 +55,7 @@ class ResponsesMapper:
         strict = self.chat.strict
         request = ChatRequest(
             id=secrets.token_hex(12),
+            model=sent.model,
             messages=messages,
             sampling=sampling,
             max_tokens=sent.max_output_tokens,

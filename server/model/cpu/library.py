@@ -11,7 +11,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 3  # of the functions and structures, as in `cpp/step.h`
+INTERFACE = 4  # of the functions and structures, as in `cpp/step.h`
 ISAS = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon")  # the fastest first
 # Intel's CPUs start a bfloat16 product every second cycle and two of float32 in each (docs/internals/lablog.md).
 INTEL_ISAS = ("amx", "avx512_vnni", "avx512_bf16", "avx512", "avx2")
@@ -75,8 +75,20 @@ class StepStruct(ctypes.Structure):
     _fields_ = _fields(
         "num_tokens num_rows num_threads block_size",
         "",
-        "rows keys values slots convolutions states embedded cosines sines results scratch",
-    )
+        "rows keys values slots convolutions states embedded cosines sines results scratch adapters",
+    ) + _fields("max_rank", "", "")
+
+
+class LowRankStruct(ctypes.Structure):
+    """What an adapter adds to one projection (`cpp/adapters.h`)."""
+
+    _fields_ = _fields("rank", "", "down up")
+
+
+class AdapterLayerStruct(ctypes.Structure):
+    """An adapter's parts of one layer, in the order of `ADAPTER_PARTS`."""
+
+    _fields_ = [("parts", LowRankStruct * 8)]
 
 
 class AttentionStruct(ctypes.Structure):

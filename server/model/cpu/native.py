@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from server.model.adapters.step import AdaptedModel, StepAdapters
+from server.model.adapters.weights import AdapterWeights
 from server.model.attention.base import AttentionStep, PoolShape
 from server.model.attention.cpu import BlockMemory
 from server.model.attention.step_plan import RowPlan
+from server.model.cpu.adapters import NativeAdapter, addresses_of
 from server.model.cpu.layer_reader import (
     DTYPES,
     SIZE_MULTIPLE,
@@ -78,7 +81,14 @@ class NativeBackbone:
         model.key_dim, model.value_dim = mixer.head_k_dim, mixer.head_v_dim
         model.kernel, model.is_grouped = mixer.conv_kernel_size, is_grouped(mixer)
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        paged: AttentionStep,
+        recurrent: RecurrentStep | None,
+        adapters: StepAdapters | None = None,
+    ) -> Tensor:
         """As `Backbone`."""
         assert isinstance(paged, NativeStep), "the pool is in the kernels' layout"
         embedded: Tensor = self._embedding(ids)
@@ -98,6 +108,9 @@ class NativeBackbone:
             sines=sines.data_ptr(),
             results=results.data_ptr(),
         )
+        of_tokens = None if adapters is None else addresses_of(adapters, len(ids))
+        if adapters is not None and of_tokens is not None:
+            step.adapters, step.max_rank = of_tokens.ctypes.data, max(run.adapter.max_rank for run in adapters.runs)
         states = NativeStates(recurrent, len(self._layers)) if recurrent else None
         if states:
             step.slots = states.slots.ctypes.data
@@ -107,6 +120,10 @@ class NativeBackbone:
         step.scratch = scratch.data_ptr()
         self._library.toolwire_compute(model, ctypes.byref(step))
         return results
+
+    def adapt(self, weights: AdapterWeights) -> AdaptedModel:
+        """As `Backbone`."""
+        return NativeAdapter(weights, len(self._layers), torch.bfloat16 if self._model.is_bf16 else torch.float32)
 
 
 class NativeStates:

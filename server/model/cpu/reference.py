@@ -3,6 +3,7 @@
 Modules have transformers' names. The recurrent state is computed token by token, as its definition says.
 """
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.config_json import LEAST_OUTPUTS
+from server.model.adapters.weights import AdapterWeights, Factors, find_targets
 from server.model.layers.recurrent import RecurrentShape
 from server.model.quantization.linear import QuantizedLinear
 from server.model.quantization.quantize import quantize
@@ -20,6 +22,7 @@ HIDDEN, INNER = 64, 544  # short rows and long ones
 KEY_HEADS, VALUE_HEADS, KEY_DIM, VALUE_DIM, KERNEL = 2, 4, 16, 48, 4  # of recurrent states
 EXPERTS, SHARED = 4, 32
 NUM_IDS = 17
+RANKS = (5, 19)  # of adapters
 EPSILON = 1e-6
 KEYS, VALUES = KEY_HEADS * KEY_DIM, VALUE_HEADS * VALUE_DIM
 STATE = RecurrentShape((0,), 2 * KEYS + VALUES, KERNEL, VALUE_HEADS, KEY_DIM, VALUE_DIM)
@@ -52,6 +55,27 @@ def quantized(decoder: Any) -> Any:
                 if found.out_features >= LEAST_OUTPUTS:
                     setattr(part, name, QuantizedLinear(quantize(found.weight, 4), found.bias))
     return decoder
+
+
+def random_adapter(decoder: Any, dtype: torch.dtype) -> AdapterWeights:
+    """An adapter of every linear layer that one may change, of ranks below and above a register."""
+    factors = {}
+    for number, (part, size) in enumerate(find_targets(decoder).items()):
+        rank = RANKS[number % len(RANKS)]
+        down, up = torch.randn(rank, size.inputs) / size.inputs**0.5, torch.randn(size.outputs, rank) / rank**0.5
+        factors[part] = Factors(down.to(dtype), up.to(dtype), 0.5)  # an exact scale in every type
+    return AdapterWeights(factors, b"")
+
+
+def with_adapter(decoder: Any, adapter: AdapterWeights) -> Any:
+    """A copy of a decoder that is not quantized, with an adapter in its weights, in float64."""
+    changed = copy.deepcopy(decoder)
+    for part, factors in adapter.factors.items():
+        parent, _, own = part.module.partition(".")
+        linear = getattr(getattr(changed.layers[part.layer], parent), own)
+        share = (factors.up.double() @ factors.down.double()) * factors.scale
+        linear.weight = nn.Parameter(linear.weight.double() + share, requires_grad=False)
+    return changed
 
 
 def compute(decoder: Any, ids: Tensor, positions: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Forms: products with weights in rows and in panels, in one stretch and in two, for every size of a tile, and those of
 few bits (`quantized_check.py`); greedy ids; attention over the cache; whole layers with biases, norms, rotary
-positions, experts and recurrent states, plain and quantized.
+positions, adapters, experts and recurrent states, plain and quantized.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from server.model.adapters.step import AdapterRun, StepAdapters
+from server.model.adapters.weights import AdapterWeights
 from server.model.attention.base import PoolShape
 from server.model.attention.step_plan import RowPlan
 from server.model.cpu.layer_reader import DTYPES
@@ -29,6 +31,8 @@ from server.model.cpu.reference import (
     hybrid_decoder,
     linear,
     quantized,
+    random_adapter,
+    with_adapter,
 )
 from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow
 
@@ -59,6 +63,9 @@ def _differing(library: CDLL) -> Iterator[str]:
             yield f"layers in {name}"
         if not _layers_agree(library, dtype, quantized(dense_decoder(dtype))):
             yield f"layers of few bits in {name}"
+        decoder = dense_decoder(dtype)
+        if not _layers_agree(library, dtype, decoder, random_adapter(decoder, dtype)):
+            yield f"adapters in {name}"
         for decoder in (hybrid_decoder(dtype, grouped=False), quantized(hybrid_decoder(dtype, grouped=True))):
             if not _layers_agree(library, dtype, decoder):
                 yield f"layers with experts and recurrent states in {name}"
@@ -95,22 +102,25 @@ def _attention_agrees(library: CDLL, dtype: torch.dtype, block_size: int) -> boo
     return _is_close(torch.cat(parts), expected, TOLERANCES[dtype])
 
 
-def _layers_agree(library: CDLL, dtype: torch.dtype, decoder: Any) -> bool:
-    """A prompt, then one token behind it."""
+def _layers_agree(library: CDLL, dtype: torch.dtype, decoder: Any, adapter: AdapterWeights | None = None) -> bool:
+    """A prompt, then one token behind it, with an adapter or without."""
     ids = positions = torch.arange(NUM_IDS)
-    expected = compute(decoder, ids, positions)  # first: the kernels replace short rows by panels
+    # First: the kernels replace short rows by panels.
+    expected = compute(decoder if adapter is None else with_adapter(decoder, adapter), ids, positions)
     last = len(decoder.layers) - 1  # the one with attention
     pool = NativePool(PoolShape(BLOCK_SIZES[0], 1, KV_HEADS, HEAD_DIM, dtype), 3, library)
     states = StatePool(STATE, 2, dtype, torch.device("cpu"))
     for part in (*states.convolution.values(), *states.recurrent.values()):
         part.fill_(torch.nan)
     backbone = NativeBackbone(decoder, library)
+    adapted = None if adapter is None else backbone.adapt(adapter)
     parts = []
     for begin, end in ((0, NUM_IDS - 1), (NUM_IDS - 1, NUM_IDS)):
         own = slice(begin, end)
         step = pool.arrange([RowPlan(end - begin, begin, [2, 1])], {last: 0})
         recurrent = RecurrentStep(states, [StateRow(end - begin, begin, 1)])
-        parts.append(backbone(ids[own], positions[own], step, recurrent if last else None))
+        adapters = None if adapted is None else StepAdapters((AdapterRun(0, end - begin, adapted),))
+        parts.append(backbone(ids[own], positions[own], step, recurrent if last else None, adapters))
     return _is_close(torch.cat(parts), expected, TOLERANCES[dtype])
 
 

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from server.model.adapters.step import AdaptedModel, StepAdapters
+from server.model.adapters.torch_adapter import AdapterHooks, LayerAdapters, TorchAdapter
+from server.model.adapters.weights import AdapterWeights
 from server.model.attention.base import AttentionStep
 from server.model.layers.packed_linear import MergedProjection
 from server.model.layers.recurrent import RecurrentStep
@@ -28,8 +31,18 @@ CHUNK_TOKENS = 512
 class Backbone(Protocol):
     """Token ids -> hidden states: the model without its output head."""
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        paged: AttentionStep,
+        recurrent: RecurrentStep | None,
+        adapters: StepAdapters | None = None,
+    ) -> Tensor:
         """Ids and positions [num_tokens], all rows concatenated -> hidden states [num_tokens, hidden]."""
+
+    def adapt(self, weights: AdapterWeights) -> AdaptedModel:
+        """An adapter as this backbone computes it; may be called in another thread than steps."""
 
 
 class LayerOps(Protocol):
@@ -59,20 +72,37 @@ def open_backbone(decoder: Any) -> Backbone:
 class TransformersBackbone:
     """transformers' own decoder."""
 
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: Any) -> None:
         self._decoder = decoder
+        self._hooks = AdapterHooks(decoder)
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        paged: AttentionStep,
+        recurrent: RecurrentStep | None,
+        adapters: StepAdapters | None = None,
+    ) -> Tensor:
         """As `Backbone`."""
-        output = self._decoder(
-            input_ids=ids.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-            paged=paged,
-            recurrent=recurrent,
-        )
+        if adapters is not None:
+            self._hooks.prepare()
+        with self._hooks.using(adapters):
+            output = self._decoder(
+                input_ids=ids.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                use_cache=False,
+                paged=paged,
+                recurrent=recurrent,
+                adapters=self._hooks,
+            )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
+
+    def adapt(self, weights: AdapterWeights) -> AdaptedModel:
+        """As `Backbone`."""
+        weight = self._decoder.norm.weight
+        return TorchAdapter(weights, weight.dtype, weight.device)
 
 
 class CompactBackbone:
@@ -89,7 +119,14 @@ class CompactBackbone:
         self._signs = torch.ones(2 * half, dtype=self.norm.weight.dtype, device=self.norm.weight.device)
         self._signs[:half] = -1
 
-    def __call__(self, ids: Tensor, positions: Tensor, paged: AttentionStep, recurrent: RecurrentStep | None) -> Tensor:
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        paged: AttentionStep,
+        recurrent: RecurrentStep | None,
+        adapters: StepAdapters | None = None,
+    ) -> Tensor:
         """As `Backbone`."""
         hidden: Tensor = self._embedding(ids)
         cos, sin = self._rotary(hidden, positions.unsqueeze(0))
@@ -97,8 +134,12 @@ class CompactBackbone:
         angles = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)
         stream = ResidualStream(hidden, self.ops)
         for index, layer in enumerate(self.layers):
-            layer.forward(index, stream, angles, paged)
+            layer.forward(index, stream, angles, paged, adapters)
         return stream.normed(self.norm)
+
+    def adapt(self, weights: AdapterWeights) -> AdaptedModel:
+        """As `Backbone`."""
+        return TorchAdapter(weights, self.norm.weight.dtype, self.norm.weight.device)
 
 
 class ResidualStream:
@@ -181,26 +222,40 @@ class DecoderLayer:
         self._head_norms = HeadNorms(attention, self._heads, self._kv_heads) if has_norms else None
         self._output: Projection = attention.o_proj.forward
         is_dense = hasattr(layer.mlp, "gate_proj")
-        self._mlp: Projection = Mlp(layer.mlp, ops) if is_dense else BatchedModule(layer.mlp)
+        self._mlp: Mlp | BatchedModule = Mlp(layer.mlp, ops) if is_dense else BatchedModule(layer.mlp)
         on_cpu = self._attention_norm.weight.device.type == "cpu"
         self._chunk_tokens = CHUNK_TOKENS if on_cpu and is_dense else sys.maxsize
 
-    def forward(self, index: int, stream: ResidualStream, angles: tuple[Tensor, Tensor], paged: AttentionStep) -> None:
+    def forward(
+        self,
+        index: int,
+        stream: ResidualStream,
+        angles: tuple[Tensor, Tensor],
+        paged: AttentionStep,
+        adapters: StepAdapters | None = None,
+    ) -> None:
         """Advance the stream by this layer. `index`: the layer's index in the model; `angles`: cos and sin."""
-        stream.added = self._attend(index, stream, angles, paged)
+        own = None if adapters is None else LayerAdapters(adapters, index)
+        stream.added = self._attend(index, stream, angles, paged, own)
         if stream.hidden.shape[0] <= self._chunk_tokens:
-            stream.added = self._mlp(stream.normed(self._mlp_norm))
+            stream.added = self._mlp(stream.normed(self._mlp_norm), own)
             return
         stream.hidden += stream.added
         stream.added = None
-        for chunk in torch.split(stream.hidden, self._chunk_tokens):
-            chunk += self._mlp(self._mlp_norm(chunk))
+        for number, chunk in enumerate(torch.split(stream.hidden, self._chunk_tokens)):
+            of_chunk = None if own is None else own.window(number * self._chunk_tokens, len(chunk))
+            chunk += self._mlp(self._mlp_norm(chunk), of_chunk)
 
     def _attend(
-        self, index: int, stream: ResidualStream, angles: tuple[Tensor, Tensor], paged: AttentionStep
+        self,
+        index: int,
+        stream: ResidualStream,
+        angles: tuple[Tensor, Tensor],
+        paged: AttentionStep,
+        adapters: LayerAdapters | None,
     ) -> Tensor:
         num_tokens, num_rotated = stream.hidden.shape[0], self._heads + self._kv_heads
-        projected = self._project(stream.normed(self._attention_norm)).view(num_tokens, -1, self.head_dim)
+        projected = self._projected(stream.normed(self._attention_norm), adapters)
         rotated, value = projected[:, :num_rotated], projected[:, num_rotated:]
         if num_tokens <= self._chunk_tokens:
             rotated = self._ops.norm_and_rotate(rotated, self._head_norms, *angles)
@@ -209,8 +264,20 @@ class DecoderLayer:
             for chunk, cos, sin in zip(*chunks, strict=True):
                 chunk.copy_(self._ops.norm_and_rotate(chunk, self._head_norms, cos, sin))
         query, key = rotated[:, : self._heads], rotated[:, self._heads :]
-        attended = paged.attend(index, query, key, value, self._scaling)
-        return self._output(attended.reshape(num_tokens, -1))
+        attended = paged.attend(index, query, key, value, self._scaling).reshape(num_tokens, -1)
+        output = self._output(attended)
+        if adapters is not None:
+            adapters.add(attended, output, {"self_attn.o_proj": output.shape[1]})
+        return output
+
+    def _projected(self, normed: Tensor, adapters: LayerAdapters | None) -> Tensor:
+        """Queries, keys and values of all heads, [num_tokens, heads, head_dim]."""
+        projected = self._project(normed)
+        if adapters is not None:
+            queries, keys = self._heads * self.head_dim, self._kv_heads * self.head_dim
+            sizes = {"self_attn.q_proj": queries, "self_attn.k_proj": keys, "self_attn.v_proj": keys}
+            adapters.add(normed, projected, sizes)
+        return projected.view(len(normed), -1, self.head_dim)
 
 
 class Mlp:
@@ -222,13 +289,21 @@ class Mlp:
         self._down: Projection = mlp.down_proj.forward
         self._activate: Projection | None = None if is_silu(mlp.act_fn) else mlp.act_fn
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, hidden: Tensor, adapters: LayerAdapters | None = None) -> Tensor:
         """[num_tokens, hidden] -> the same."""
         both = self._open(hidden)
+        if adapters is not None:
+            inner = both.shape[1] // 2
+            adapters.add(hidden, both, {"mlp.gate_proj": inner, "mlp.up_proj": inner})
         if self._activate is None:
-            return self._down(self._ops.silu_and_mul(both))
-        gate, up = both.chunk(2, -1)
-        return self._down(self._activate(gate) * up)
+            opened = self._ops.silu_and_mul(both)
+        else:
+            gate, up = both.chunk(2, -1)
+            opened = self._activate(gate) * up
+        output = self._down(opened)
+        if adapters is not None:
+            adapters.add(opened, output, {"mlp.down_proj": output.shape[1]})
+        return output
 
 
 class BatchedModule:
@@ -237,8 +312,8 @@ class BatchedModule:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """[num_tokens, hidden] -> the same."""
+    def __call__(self, hidden: Tensor, adapters: LayerAdapters | None = None) -> Tensor:
+        """[num_tokens, hidden] -> the same; no adapter changes experts (`weights.MODULES`)."""
         result: Tensor = self._module(hidden.unsqueeze(0))[0]
         return result
 

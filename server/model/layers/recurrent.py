@@ -8,6 +8,7 @@ computed together, every other row alone, and the cache object gives the layer a
 import math
 import mmap
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from server.model.adapters.torch_adapter import AdapterHooks
 from server.model.device import to_device
 
 MIXER = "linear_attn"  # attribute of transformers' decoder layers
@@ -135,11 +137,14 @@ class RowwiseMixer(nn.Module):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """[1, num_tokens, hidden] -> the same shape; advances the state of every row."""
         step: RecurrentStep = kwargs["recurrent"]
+        adapters: AdapterHooks | None = kwargs.get("adapters")
         parts = []
         for group in step.groups:
-            end = group.first_token + group.num_rows * group.num_tokens
-            own = hidden_states[0, group.first_token : end].view(group.num_rows, group.num_tokens, -1)
-            parts.append(self.mixer(own, cache_params=group.states).flatten(0, 1))
+            count = group.num_rows * group.num_tokens
+            own = hidden_states[0, group.first_token : group.first_token + count]
+            with nullcontext() if adapters is None else adapters.window(group.first_token, count):
+                part = self.mixer(own.view(group.num_rows, group.num_tokens, -1), cache_params=group.states)
+            parts.append(part.flatten(0, 1))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from server.config_json import QUANTIZED_WIDTHS, read_config
+from server.model.adapters.merging import open_merged_adapter
 from server.model.loading.gguf_weights import GgufWeights
 from server.model.loading.loaded_model import LoadedModel, OnProgress
 from server.model.loading.plain import convert, expected_shapes, open_plain, read_plain_config
@@ -29,7 +30,8 @@ def load_gguf(
     stored.check(expected_shapes(config))
     width = QUANTIZED_WIDTHS.get(settings.quantize, 0)
     weights: dict[str, Tensor | PackedWeight] = {}
-    converted = convert(stored, config, width, dtype, kernels, lambda fraction: None)
+    merge = open_merged_adapter(settings.merge_adapter)
+    converted = convert(stored, config, width, dtype, kernels, lambda fraction: None, merge)
     for number, (name, weight) in enumerate(converted, 1):
         weights[name] = weight
         on_progress(0.9 * number / len(stored))

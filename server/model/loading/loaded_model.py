@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from ctypes import CDLL
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from server.model.adapters.weights import Targets
 from server.model.layers.decoder import Backbone
 from server.model.layers.packed_linear import PackedLinear
 from server.model.layers.recurrent import RecurrentShape
@@ -39,6 +40,7 @@ class LoadedModel:
     weight_bytes: int
     load_s: float
     kernels: CDLL | None = None  # compiled CPU kernels, which compute attention where they can
+    targets: Targets = field(default_factory=dict)  # linear layers that adapters may change
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from server.config_json import QUANTIZED_WIDTHS, bare_name, can_be_packed, is_quantizable, read_config
+from server.model.adapters.merging import MergedAdapter, open_merged_adapter
+from server.model.adapters.weights import find_targets
 from server.model.cpu.layer_reader import supports_decoder
 from server.model.cpu.native import NativeBackbone, NativeHead
 from server.model.cpu.quantized import choose_look_up, choose_product
@@ -77,7 +79,8 @@ def load_plain(
     if quantization and settings.dtype == "auto" and dtype == torch.float16 and kernels is not None:
         dtype = torch.bfloat16  # in which the kernels compute the whole decoder; the codes stay as they are
     width = QUANTIZED_WIDTHS.get(settings.quantize, 0)
-    weights = dict(convert(weights, config, width, dtype, kernels, on_progress))
+    merge = open_merged_adapter(settings.merge_adapter)
+    weights = dict(convert(weights, config, width, dtype, kernels, on_progress, merge))
     return open_plain(config, weights, kernels, on_progress, began_s)
 
 
@@ -86,7 +89,7 @@ def open_plain(
 ) -> LoadedModel:
     """The model of these weights, on the kernels where they compute it."""
     model = PlainModel(config, weights, kernels)
-    layers = model.model.layers
+    layers, targets = model.model.layers, find_targets(model.model)
     backbone: Backbone
     head: nn.Module
     if kernels is not None and supports_decoder(model.model, model.lm_head):
@@ -110,6 +113,7 @@ def open_plain(
         weight_bytes=count_bytes(model),
         load_s=time.monotonic() - began_s,
         kernels=kernels,
+        targets=targets,
     )
 
 
@@ -124,10 +128,17 @@ def convert(
     dtype: torch.dtype,
     kernels: CDLL | None,
     on_progress: OnProgress,
+    merge: MergedAdapter | None = None,
 ) -> Iterator[tuple[str, Tensor | PackedWeight]]:
-    """The weights in `dtype`, or with `width` bits; the output matrix, tied or not, has eight then."""
+    """The weights in `dtype`, or with `width` bits; the output matrix, tied or not, has eight then.
+
+    An adapter is merged into each before.
+    """
     head = EMBEDDING if config.tie_word_embeddings else HEAD
-    for number, (name, weight) in enumerate(weights.items()):
+    for number, (name, stored) in enumerate(weights.items()):
+        weight = stored if merge is None else merge.merged(name, stored, dtype)
+        if weight is not stored and isinstance(stored, Tensor):
+            release_mapped_pages(stored)
         if isinstance(weight, Tensor):
             bits = 8 if name == head and can_be_packed(weight.shape) else width * is_quantizable(name, weight.shape)
             if width and bits:
@@ -137,6 +148,8 @@ def convert(
                 continue
             weight = weight.to(dtype)
         yield name, weight
+    if merge is not None:
+        merge.finish()
 
 
 def read_plain_config(fields: Mapping[str, Any]) -> PlainConfig | None:

@@ -18,6 +18,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from server.config_json import QUANTIZED_WIDTHS, WRAPPERS, can_be_packed, computes_float8, read_config
 from server.errors import CannotStart
+from server.model.adapters.merging import open_merged_adapter
+from server.model.adapters.weights import Targets, find_targets
 from server.model.attention.base import paged_attention
 from server.model.cpu.layer_reader import supports_decoder
 from server.model.cpu.native import NativeBackbone, NativeHead
@@ -63,23 +65,36 @@ def load_pretrained(
     _choose_float8(config, device)
     quantization = _quantization(settings, device, kernels)
     streaming = quantization if getattr(config, "quantization_config", None) is None else None
+    merge = open_merged_adapter(settings.merge_adapter)
+    if streaming is not None:
+        streaming.merge = merge
     model = _load_model(checkpoint, config, settings, device, streaming, on_progress)
+    if merge is not None:
+        merge.merge_into(model.get_decoder())
     if quantization is not None:
         _quantize_rest(model, quantization)
+    targets = find_targets(model.get_decoder())
     if getattr(model, "hf_quantizer", None) is None and not (kernels and _suits_kernels(model)):
         pack_linears(model)
-    return wrap_model(model, device, began_s, kernels)
+    return wrap_model(model, device, began_s, kernels, targets)
 
 
-def wrap_model(model: Any, device: torch.device, began_s: float, kernels: CDLL | None = None) -> LoadedModel:
+def wrap_model(
+    model: Any,
+    device: torch.device,
+    began_s: float,
+    kernels: CDLL | None = None,
+    targets: Targets | None = None,
+) -> LoadedModel:
     """Wrap a transformers model that uses ATTENTION_NAME, with packed linear layers or without.
 
-    `kernels`: the compiled CPU kernels, if they may be used.
+    `kernels`: the compiled CPU kernels, if they may be used. `targets` were found before layers were packed.
     """
     text = model.config.get_text_config()
     recurrent = recurrent_shape(text) if text.model_type in RECURRENT_MODELS else None
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     native = kernels if kernels and _suits_kernels(model) else None
+    targets = find_targets(decoder) if targets is None else targets
     if recurrent and not native:
         wrap_linear_attention(decoder)
     return LoadedModel(
@@ -94,6 +109,7 @@ def wrap_model(model: Any, device: torch.device, began_s: float, kernels: CDLL |
         weight_bytes=count_bytes(model),
         load_s=time.monotonic() - began_s,
         kernels=kernels,
+        targets=targets,
     )
 
 

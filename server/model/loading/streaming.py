@@ -6,6 +6,7 @@ Registered as a quantization method of transformers, which then reads one tensor
 from ctypes import CDLL
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -13,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from server.config_json import is_quantizable, is_quantizable_expert
+from server.model.adapters.merging import MergedAdapter
 from server.model.layers.packed_linear import release_mapped_pages
 from server.model.quantization.experts import QuantizedExperts
 from server.model.quantization.linear import Product, QuantizedLinear
@@ -35,6 +37,7 @@ class StreamingConfig(QuantizationConfigMixin):
         self.kernels = kernels
         self.product = product
         self.experts = experts
+        self.merge: MergedAdapter | None = None  # into each weight, before it is quantized
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StreamingConfig":
         """Itself: a library cannot be copied, and nothing here changes."""
@@ -87,8 +90,11 @@ class QuantizeWeight(ConversionOps):
         self, input_dict: dict[str, Any], model: Any, full_layer_name: str, missing_keys: set[str], **unused: Any
     ) -> dict[str, Tensor]:
         """Quantize the only weight of `input_dict`; nothing is left for transformers to set."""
-        (weight,) = input_dict.values()
-        replace(model, full_layer_name, weight[0] if isinstance(weight, list) else weight, self._config)
+        (found,) = input_dict.values()
+        weight = found[0] if isinstance(found, list) else found
+        if self._config.merge is not None:
+            weight = self._config.merge.merged(full_layer_name, weight, torch.float32)
+        replace(model, full_layer_name, weight, self._config)
         missing_keys.discard(full_layer_name)
         return {}
 

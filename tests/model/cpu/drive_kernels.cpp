@@ -90,6 +90,7 @@ template <class E> struct Decoder {
     Layer layers[2] = {};
     Mixer mixer;
     Experts experts[2];
+    AdapterLayer adapter[2] = {};
     Model model = {};
 
     // Dense, or with experts, gated attention and, in the first layer, a recurrent state.
@@ -110,7 +111,31 @@ template <class E> struct Decoder {
                 layer.up = memory.weights(INNER, HIDDEN);
                 layer.down = memory.weights(HIDDEN, INNER);
             }
+            add_adapter(adapter[&layer - layers], layer, is_hybrid);
         }
+    }
+
+    // Of all projections but one, of ranks below and above a register.
+    void add_adapter(AdapterLayer& to, const Layer& layer, bool is_gated) {
+        const DeltaPlaces places{model.delta};
+        const long heads = HEADS * HEAD_DIM * (1 + is_gated), kept = KV_HEADS * HEAD_DIM;
+        if (layer.mixer) {
+            to.parts[0] = low_rank(5, HIDDEN, layer.mixer->gate ? places.channels() : places.gated());
+            to.parts[2] = low_rank(2, HIDDEN, VALUE_HEADS * (layer.mixer->decay ? 1 : 2));
+            to.parts[MIXED_OUTPUT] = low_rank(19, places.values(), HIDDEN);
+        } else {
+            to.parts[0] = low_rank(5, HIDDEN, heads);
+            to.parts[2] = low_rank(19, HIDDEN, kept);
+            to.parts[MIXED_OUTPUT] = low_rank(3, HEADS * HEAD_DIM, HIDDEN);
+        }
+        if (layer.experts) return;
+        to.parts[MLP_GATE] = low_rank(16, HIDDEN, INNER);
+        to.parts[MLP_UP] = low_rank(7, HIDDEN, INNER);
+        to.parts[MLP_DOWN] = low_rank(8, INNER, HIDDEN);
+    }
+
+    LowRank low_rank(long rank, long inputs, long outputs) {
+        return {rank, memory.random(rank * inputs, 0.2f), memory.random(rounded_up(outputs, GROUP) * rank, 0.2f)};
     }
 
     void add_attention(Layer& layer, bool is_gated) {
@@ -151,7 +176,7 @@ template <class E> struct Decoder {
     }
 };
 
-// Hidden states of a sequence whose tokens are computed in steps that end at `ends`.
+// Hidden states of a sequence whose tokens are computed in steps that end at `ends`; every third token has the adapter.
 template <class E> std::vector<float> run(const Decoder<E>& decoder, const E* embedded, std::vector<long> ends) {
     const Model& model = decoder.model;
     const long block = KV_HEADS * HEAD_DIM * BLOCK_SIZE, channels = DeltaPlaces{model.delta}.channels();
@@ -172,10 +197,13 @@ template <class E> std::vector<float> run(const Decoder<E>& decoder, const E* em
         }
         const Row row = {0, count, begin, blocks};
         std::vector<E> results(count * HIDDEN);
+        std::vector<const AdapterLayer*> adapters(count);
+        for (long token = 0; token < count; token++)
+            adapters[token] = (begin + token) % 3 == 1 ? decoder.adapter : nullptr;
         Step step = {.num_tokens = count, .num_rows = 1, .num_threads = 2, .block_size = BLOCK_SIZE, .rows = &row,
                      .keys = keys, .values = values, .slots = &slot, .convolutions = convolutions, .states = states,
                      .embedded = embedded + begin * HIDDEN, .cosines = cosines.data(), .sines = sines.data(),
-                     .results = results.data(), .scratch = nullptr};
+                     .results = results.data(), .scratch = nullptr, .adapters = adapters.data(), .max_rank = 19};
         std::vector<char> scratch(toolwire_step_bytes(&model, &step) + 64);
         step.scratch = (void*)rounded_up((intptr_t)scratch.data(), 64);
         toolwire_compute(&model, &step);

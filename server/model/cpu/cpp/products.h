@@ -249,17 +249,23 @@ void project_each(Operand<E> inputs, long tokens, long size, const E* weights, l
     });
 }
 
+// What sums become before they are used (`Adapted` in adapters.h): `change(token, column, sums)` gets a register at a
+// time.
+struct Unchanged {
+    Floats operator()(long, long, Floats sums) const { return sums; }
+};
+
 // results = inputs times weights, plus a bias.
-template <class E, class R>
+template <class E, class R, class Change = Unchanged>
 void project(Operand<E> inputs, long tokens, long size, const E* weights, const E* bias, long outputs, R* results,
-             long stride) {
+             long stride, Change change = {}) {
     project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
         if (bias) {
             alignas(64) E own[LANES] = {};
             std::memcpy(own, bias + column, count * sizeof(E));
             sum = sum + load(own);
         }
-        store(results + token * stride + column, sum, count);
+        store(results + token * stride + column, change(token, column, sum), count);
     });
 }
 
@@ -281,11 +287,12 @@ void project_to_peaks(Operand<E> inputs, long tokens, long size, const E* weight
 }
 
 // stream += inputs times weights.
-template <class E>
-void project_onto(Operand<E> inputs, long tokens, long size, const E* weights, long outputs, float* stream) {
+template <class E, class Change = Unchanged>
+void project_onto(Operand<E> inputs, long tokens, long size, const E* weights, long outputs, float* stream,
+                  Change change = {}) {
     project_each(inputs, tokens, size, weights, outputs, [=](long token, long column, int count, Floats sum) {
         float* at = stream + token * outputs + column;
-        store(at, load(at, count) + sum, count);
+        store(at, load(at, count) + change(token, column, sum), count);
     });
 }
 
@@ -295,13 +302,14 @@ template <class R> inline void store_gated(R* results, Floats gates, Floats valu
 }
 
 // results = silu(inputs times gate) * (inputs times up); both in elements, or both quantized.
-template <class E>
+template <class E, class Change = Unchanged>
 void project_gated(Operand<E> inputs, long tokens, long size, const E* gate, const E* up, long outputs,
-                   Input<E>* results) {
+                   Input<E>* results, Change change_gate = {}, Change change_up = {}) {
     if (const Quantized* quantized = as_quantized(gate))
         return project_both(inputs.rows, tokens, *quantized, *as_quantized(up),
                             [=](long token, long column, int count, Floats gates, Floats values) {
-                                store_gated(results + token * outputs + column, gates, values, count);
+                                store_gated(results + token * outputs + column, change_gate(token, column, gates),
+                                            change_up(token, column, values), count);
                             });
     in_their_form(gate, size, [=](auto gate) {
         using Form = decltype(gate);
@@ -314,7 +322,8 @@ void project_gated(Operand<E> inputs, long tokens, long size, const E* gate, con
             for (int i = 0; i < m; i++)
                 by_registers(count, [&](int first, int own) {
                     Input<E>* at = results + (token + i) * outputs + column + first;
-                    store_gated(at, load(gates[i] + first), load(ups[i] + first), own);
+                    store_gated(at, change_gate(token + i, column + first, load(gates[i] + first)),
+                                change_up(token + i, column + first, load(ups[i] + first)), own);
                 });
         });
     });

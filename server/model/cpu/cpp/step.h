@@ -12,6 +12,7 @@
 
 #pragma once
 
+#include "adapters.h"
 #include "attention.h"
 #include "delta.h"
 #include "experts.h"
@@ -56,6 +57,8 @@ struct Step {
     const float *cosines, *sines;       // [num_tokens, rotated]
     void* results;                      // [num_tokens, hidden]
     void* scratch;                      // toolwire_step_bytes
+    const AdapterLayer* const* adapters;  // each token's adapter, or null; null: no token has one
+    int64_t max_rank;                     // of these adapters
 };
 
 struct Attention {  // of one layer
@@ -77,7 +80,7 @@ Heads heads_of(const Model& model, long block_size) {
 
 // Intermediate results of a step in its scratch memory.
 template <class E> struct Places {
-    float *stream, *projected, *attention;
+    float *stream, *projected, *attention, *squeezed;
     Input<E> *normed, *queries, *attended, *opened, *tiles;
     char* feeding;  // where those of a layer's experts begin
     long bytes = 0;
@@ -86,6 +89,7 @@ template <class E> struct Places {
         const long tokens = step.num_tokens, query_size = model.heads * model.head_dim;
         const long values = model.delta.value_heads * model.delta.value_dim;
         stream = take<float>(tokens * model.hidden);
+        squeezed = take<float>(AT_ONCE * tokens * step.max_rank);
         // Queries replace the normed stream once they are computed, and results of attention the queries.
         const long widest = std::max({(long)model.hidden, query_size, values});
         normed = queries = attended = take<Input<E>>(tokens * widest);
@@ -128,7 +132,8 @@ template <class E> class Worker {
           tokens(step.num_tokens), hidden(model.hidden), query_size(model.heads * model.head_dim),
           key_size(model.kv_heads * model.head_dim), width(Places<E>::attention_width(model)),
           query_stride(model.head_dim * (1 + model.has_gates)),
-          scratch(places.attention + omp_get_thread_num() * scratch_floats<E>(heads)) {}
+          scratch(places.attention + omp_get_thread_num() * scratch_floats<E>(heads)),
+          adapters{step.adapters, places.squeezed, tokens, (long)step.max_rank, 0} {}
 
     void run() const {
         const E* embedded = (const E*)step.embedded;
@@ -137,9 +142,10 @@ template <class E> class Worker {
             store(places.stream + i, load(embedded + i));
         for (long index = 0; index < model.num_layers; index++) {
             const Layer& layer = model.layers[index];
-            if (layer.mixer) mix(layer, (E*)step.convolutions[index], step.states[index]);
-            else attend(layer, (E*)step.keys[index], (E*)step.values[index]);
-            feed_forward(layer);
+            const Adapters<E> own = adapters.at(index);
+            if (layer.mixer) mix(layer, own, (E*)step.convolutions[index], step.states[index]);
+            else attend(layer, own, (E*)step.keys[index], (E*)step.values[index]);
+            feed_forward(layer, own);
         }
         norm(places.stream, tokens, hidden, model.norm, model.epsilon, (E*)step.results);
     }
@@ -152,29 +158,34 @@ template <class E> class Worker {
     const DeltaPlaces delta;
     const long tokens, hidden, query_size, key_size, width, query_stride;
     float* scratch;
+    const Adapters<E> adapters;
 
-    // The normed stream, which `make(weights, bias, outputs, place)` multiplies to a place of each token's `stride`
-    // projected numbers.
-    auto projecting(const Layer& layer, long stride) const {
+    // The normed stream, which `make(part, weights, bias, outputs, place)` multiplies to a place of each token's
+    // `stride` projected numbers.
+    auto projecting(const Layer& layer, const Adapters<E>& adapters, long stride) const {
         norm(places.stream, tokens, hidden, layer.attention_norm, model.epsilon, places.normed);
         const Operand<E> inputs = operand<E>(places.normed, tokens, hidden, places.tiles);
-        return [=, this](const void* weights, const void* bias, long size, long at) {
-            project(inputs, tokens, hidden, (const E*)weights, (const E*)bias, size, places.projected + at, stride);
+        adapters.squeeze(places.normed, hidden, PROJECTED, AT_ONCE);
+        return [=, this, &adapters](int part, const void* weights, const void* bias, long size, long at) {
+            project(inputs, tokens, hidden, (const E*)weights, (const E*)bias, size, places.projected + at, stride,
+                    Adapted<E>{adapters, PROJECTED + part, part});
         };
     }
 
     // stream += the layer's results times weights.
-    void add_output(const void* weights, long size) const {
+    void add_output(const void* weights, const Adapters<E>& adapters, long size) const {
         const Operand<E> inputs = operand<E>(places.attended, tokens, size, places.tiles);
-        project_onto(inputs, tokens, size, (const E*)weights, hidden, places.stream);
+        adapters.squeeze(places.attended, size, MIXED_OUTPUT, 1);
+        project_onto(inputs, tokens, size, (const E*)weights, hidden, places.stream,
+                     Adapted<E>{adapters, MIXED_OUTPUT});
 #pragma omp barrier
     }
 
-    void attend(const Layer& layer, E* keys, E* values) const {
-        const auto make = projecting(layer, width);
-        make(layer.query, layer.query_bias, width - 2 * key_size, 0);
-        make(layer.key, layer.key_bias, key_size, width - 2 * key_size);
-        make(layer.value, layer.value_bias, key_size, width - key_size);
+    void attend(const Layer& layer, const Adapters<E>& adapters, E* keys, E* values) const {
+        const auto make = projecting(layer, adapters, width);
+        make(0, layer.query, layer.query_bias, width - 2 * key_size, 0);
+        make(1, layer.key, layer.key_bias, key_size, width - 2 * key_size);
+        make(2, layer.value, layer.value_bias, key_size, width - key_size);
 #pragma omp barrier
 #pragma omp for schedule(static)
         for (long token = 0; token < tokens; token++) place(layer, token, keys, values);
@@ -183,7 +194,7 @@ template <class E> class Worker {
 #pragma omp for schedule(static)
             for (long token = 0; token < tokens; token++) gate(token);
         }
-        add_output(layer.output, query_size);
+        add_output(layer.output, adapters, query_size);
     }
 
     // Norms and rotates one token's queries and keys, and stores queries, keys and values for attention.
@@ -211,15 +222,15 @@ template <class E> class Worker {
         }
     }
 
-    void mix(const Layer& layer, E* convolutions, float* states) const {
+    void mix(const Layer& layer, const Adapters<E>& adapters, E* convolutions, float* states) const {
         const Mixer& mixer = *layer.mixer;
         const DeltaShape& shape = model.delta;
         const long mixed = shape.is_grouped ? delta.gated() : delta.channels(), stride = delta.width();
-        const auto make = projecting(layer, stride);
-        make(mixer.mixed, nullptr, mixed, 0);
-        if (mixer.gate) make(mixer.gate, nullptr, delta.values(), mixed);
-        make(mixer.rates, nullptr, shape.value_heads * (mixer.decay ? 1 : 2), delta.gated());
-        if (mixer.decay) make(mixer.decay, nullptr, shape.value_heads, delta.gated() + shape.value_heads);
+        const auto make = projecting(layer, adapters, stride);
+        make(0, mixer.mixed, nullptr, mixed, 0);
+        if (mixer.gate) make(1, mixer.gate, nullptr, delta.values(), mixed);
+        make(2, mixer.rates, nullptr, shape.value_heads * (mixer.decay ? 1 : 2), delta.gated());
+        if (mixer.decay) make(3, mixer.decay, nullptr, shape.value_heads, delta.gated() + shape.value_heads);
 #pragma omp barrier
         const long num_heads = 2 * shape.key_heads + shape.value_heads;
 #pragma omp for schedule(dynamic, 1)
@@ -242,10 +253,10 @@ template <class E> class Worker {
         for (long token = 0; token < tokens; token++)
             norm_gated(delta, places.projected + token * stride, mixer.norm, model.epsilon,
                        places.attended + token * delta.values());
-        add_output(mixer.output, delta.values());
+        add_output(mixer.output, adapters, delta.values());
     }
 
-    void feed_forward(const Layer& layer) const {
+    void feed_forward(const Layer& layer, const Adapters<E>& adapters) const {
         const long inner = model.inner;
         norm(places.stream, tokens, hidden, layer.mlp_norm, model.epsilon, places.normed);
         if (layer.experts) {
@@ -256,10 +267,14 @@ template <class E> class Worker {
             return;
         }
         const Operand<E> normed = operand<E>(places.normed, tokens, hidden, places.tiles);
-        project_gated(normed, tokens, hidden, (const E*)layer.gate, (const E*)layer.up, inner, places.opened);
+        adapters.squeeze(places.normed, hidden, MLP_GATE, 2);
+        project_gated(normed, tokens, hidden, (const E*)layer.gate, (const E*)layer.up, inner, places.opened,
+                      Adapted<E>{adapters, MLP_GATE, 0}, Adapted<E>{adapters, MLP_UP, 1});
 #pragma omp barrier
         const Operand<E> opened = operand<E>(places.opened, tokens, inner, places.tiles);
-        project_onto(opened, tokens, inner, (const E*)layer.down, hidden, places.stream);
+        adapters.squeeze(places.opened, inner, MLP_DOWN, 1);
+        project_onto(opened, tokens, inner, (const E*)layer.down, hidden, places.stream,
+                     Adapted<E>{adapters, MLP_DOWN});
 #pragma omp barrier
     }
 };
@@ -382,9 +397,10 @@ int find_peaks(const void* inputs, long tokens, long size, const void* weights, 
 extern "C" {
 
 // Changes with the functions and structures (`INTERFACE` in server/model/cpu/library.py).
-int toolwire_interface() { return 3; }
+int toolwire_interface() { return 4; }
 
-// Bytes of scratch that a step needs; reads only the model, its numbers of tokens and threads, and its block size.
+// Bytes of scratch that a step needs; reads only the model, its numbers of tokens and threads, its block size and the
+// greatest rank of its adapters.
 int64_t toolwire_step_bytes(const Model* model, const Step* step) {
     return model->is_bf16 ? Places<Bf16>(*model, *step).bytes : Places<float>(*model, *step).bytes;
 }
