@@ -6,14 +6,15 @@ Also the rules about its weights by which one part loads them and another estima
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from server.errors import CannotStart
 from server.gguf.config import model_config
-from server.gguf.header import read_header
+from server.gguf.header import BlockType, read_header
+from server.gguf.weights import StoredWeight
 
 # Prefixes of torch.compile, peft and DistributedDataParallel in front of every tensor's name.
 WRAPPERS = ("_orig_mod.", "base_model.model.", "module.")
@@ -188,6 +189,39 @@ def quantized_bytes(width: int, shape: Sequence[int]) -> int:
     groups = inputs // quantized_group(width, inputs)
     scales = groups * 2 if width == 8 else groups * 2 + groups // super_group(groups) * 8
     return outputs * (inputs * width // 8 + scales)
+
+
+DENSE = ("llama", "qwen2", "qwen3")  # decoders that are loaded without transformers
+
+
+def kept_codes(config: Mapping[str, Any], weights: Iterable[StoredWeight]) -> dict[str, BlockType]:
+    """The weights of a GGUF file whose codes a CPU multiplies as they are stored, with their types.
+
+    These are the matrices of dense decoders; gate and up of a layer both or neither, as their product is one.
+    """
+    rope = config.get("rope_parameters") or {}
+    if config.get("model_type") not in DENSE or rope.get("rope_type") != "default":
+        return {}
+    found = {
+        weight.name: weight.tensors[0].type
+        for weight in weights
+        if len(weight.tensors) == 1 and weight.tensors[0].type.code_bits and can_be_packed(weight.shape)
+    }
+    for name in list(found):
+        other = name.replace("gate_proj", "up_proj") if "gate_proj" in name else name.replace("up_proj", "gate_proj")
+        if other not in found:
+            del found[name]
+    return found
+
+
+def is_requantized(name: str, shape: Sequence[int], bits: int, width: int) -> bool:
+    """Whether `--quantize` of this width, or 0, is for a weight whose codes have so many bits."""
+    return 0 < width < bits and is_quantizable(name, shape)
+
+
+def kept_bytes(block: BlockType, shape: Sequence[int]) -> int:
+    """Bytes in memory of a matrix [outputs, inputs] of such codes, in panels."""
+    return math.ceil(shape[0] / 16) * 16 * shape[1] // block.elements * block.packed_bytes
 
 
 def computes_float8(*, on_host: bool) -> bool:

@@ -53,6 +53,11 @@ class StoredWeight:
     arithmetic: Arithmetic = "none"
 
     @property
+    def type_name(self) -> str:
+        """How its numbers are stored: Q4_K, or Q4_K and Q6_K where its tensors differ."""
+        return " and ".join(dict.fromkeys(tensor.type.name for tensor in self.tensors))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape in transformers: convolutions and the gate of the shared expert have a side of 1 there."""
         shape, count = self.tensors[0].shape, len(self.tensors)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from server.config_json import QUANTIZED_WIDTHS
 from server.errors import CannotStart
 from server.memory.budget import GIB, MIB, Demand, Plan, context_in, plan
-from server.memory.headers import Tensor, is_quantized
+from server.memory.headers import Tensor, quantizable_bits
 from server.memory.shape import Shape
 
 SHORTEST_OFFER = 256  # tokens; a shorter context is not offered
@@ -82,7 +82,8 @@ def remedies(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan) -> tuple[
     )
     small_flags = f"--max-batch-tokens {smaller.max_batch_tokens} --max-running {smaller.max_running}"
     fraction = max(LARGE_FRACTION, demand.memory_fraction)
-    widths = () if is_quantized(tensors) or demand.quantize == "int4" else tuple(QUANTIZED_WIDTHS)
+    most_bits = 0 if demand.quantize == "int4" else quantizable_bits(tensors, on_host=refused.device.is_host)
+    widths = tuple(name for name, width in QUANTIZED_WIDTHS.items() if width < most_bits)
     narrowest = widths[-1] if widths else demand.quantize
     single = [
         ("", demand),

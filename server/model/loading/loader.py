@@ -1,6 +1,5 @@
 """Loads a checkpoint folder or GGUF file: plain dense decoders directly, all others through transformers."""
 
-import logging
 import time
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from server.model.loading.gguf import load_gguf
 from server.model.loading.loaded_model import LoadedModel, OnProgress
 from server.model.loading.plain import load_plain
 from server.settings import EngineSettings
-
-log = logging.getLogger(__name__)
 
 SMALL_MODEL_BYTES = 64 << 20
 
@@ -41,8 +38,6 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
 
         loaded = load_pretrained(checkpoint, settings, device, kernels, on_progress, began_s)
     _choose_threads(settings.threads, loaded)
-    if settings.quantize != "none" and device.type == "cpu" and kernels is None:
-        log.warning("there are no kernels for this CPU: torch unpacks weights of few bits for every product, slowly")
     on_progress(1.0)
     return loaded
 

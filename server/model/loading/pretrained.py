@@ -29,7 +29,7 @@ from server.model.layers.recurrent import recurrent_shape, wrap_linear_attention
 from server.model.loading.gguf_weights import GgufWeights
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
 from server.model.loading.streaming import METHOD, StreamingConfig, StreamingQuantizer, replace
-from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear
+from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear, warn_of_unpacking
 from server.model.quantization.quantize import quantize
 from server.settings import EngineSettings
 
@@ -66,6 +66,8 @@ def load_pretrained(
     model = _load_model(checkpoint, config, settings, device, streaming, on_progress)
     if quantization is not None:
         _quantize_rest(model, quantization)
+        if device.type == "cpu" and kernels is None:
+            warn_of_unpacking()
     if getattr(model, "hf_quantizer", None) is None and not (kernels and _suits_kernels(model)):
         pack_linears(model)
     return wrap_model(model, device, began_s, kernels)
