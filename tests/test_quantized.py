@@ -1,4 +1,7 @@
-"""A server with weights of four bits: forced calls are valid, and greedy replies the same alone and in a crowd."""
+"""A server with weights of four bits and a cache of eight.
+
+Forced calls are valid, and greedy replies the same alone and in a crowd.
+"""
 
 import json
 from collections.abc import Iterator
@@ -25,8 +28,8 @@ TOOLS: Any = [{"type": "function", "function": {"name": "forecast", "description
 
 @pytest.fixture(scope="module")
 def quantized() -> Iterator[Live]:
-    """The built-in model, whose weights are plain, in four bits."""
-    with live_server("--quantize", "int4", "--threads", "2") as server:
+    """The built-in model, whose weights are plain, in four bits; its keys and values in eight."""
+    with live_server("--quantize", "int4", "--kv-dtype", "int8", "--threads", "2") as server:
         yield server
 
 

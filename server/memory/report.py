@@ -41,7 +41,8 @@ def rows(found: Plan) -> tuple[ReportRow, ...]:
         ReportRow(
             "KV per 1k tokens",
             size(1024 * found.token_bytes),
-            f"{size(found.block_bytes)} a block of {demand.block_size}",
+            f"{size(found.block_bytes)} a block of {demand.block_size}"
+            + ("" if demand.kv_dtype == "auto" else f", {demand.kv_dtype}"),
         ),
     ]
     if found.state_bytes:
@@ -89,6 +90,7 @@ def remedies(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan) -> tuple[
         ("", demand),
         ("--dtype bfloat16", dataclasses.replace(demand, dtype="bfloat16")),
         *((f"--quantize {name}", dataclasses.replace(demand, quantize=name)) for name in widths),
+        ("--kv-dtype int8", dataclasses.replace(demand, kv_dtype="int8")),
         (small_flags, smaller),
         (f"--memory-fraction {fraction:g}", dataclasses.replace(demand, memory_fraction=fraction)),
     ]

@@ -1,6 +1,7 @@
 """Paged attention as Triton kernels that read keys and values in place, block by block.
 
     keys, values  [num_blocks, block_size, kv_heads, head_dim], the layout of gpu.py
+    bytes         of each block [block_size, kv_heads, head_dim], then their scales [block_size, kv_heads] in float32
 
 One program computes one tile (a few consecutive tokens of one row, all query heads of one KV head) over one split of
 its context. Where contexts are split, so that a few rows occupy the whole card, a second kernel combines the splits by
@@ -39,13 +40,45 @@ def _write_kernel(
     tl.store(values + offset, tl.load(value + token * value_stride + at, mask=own), mask=own)
 
 
+@triton.jit
+def _write_bytes(numbers, to, scales, slot, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH: tl.constexpr):
+    """Round one head's numbers so that the greatest magnitude is 127; what is not finite makes the scale NaN."""
+    at = tl.arange(0, WIDTH)
+    own = tl.load(numbers + at, mask=at < HEAD_DIM, other=0.0).to(tl.float32)
+    broken = tl.sum(own * 0.0, 0)  # 0 or NaN
+    most = tl.max(tl.abs(own), 0)
+    inverse = tl.where(most > 1e-30, 127.0 / most, 0.0)
+    whole = tl.floor(tl.where(broken == 0.0, own * inverse, 0.0) + 0.5)
+    line = slot % BLOCK_SIZE * KV_HEADS + head
+    block = slot // BLOCK_SIZE * (BLOCK_SIZE * KV_HEADS)
+    tl.store(to + block * (HEAD_DIM + 4) + line * HEAD_DIM + at, whole.to(tl.int8), mask=at < HEAD_DIM)
+    place = (block * (HEAD_DIM + 4) + BLOCK_SIZE * KV_HEADS * HEAD_DIM) // 4 + line
+    tl.store(scales + place, tl.where(most > 1e-30, most / 127.0, 0.0) + broken)
+
+
+@triton.jit
+def _write_bytes_kernel(
+    key, value, keys, values, key_scales, value_scales, slots, key_stride, value_stride, KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Programs: (token, KV head). Strides as those of `_write_kernel`."""
+    token, head = tl.program_id(0), tl.program_id(1)
+    slot = tl.load(slots + token).to(tl.int64)
+    own_key, own_value = key + token * key_stride + head * HEAD_DIM, value + token * value_stride + head * HEAD_DIM
+    _write_bytes(own_key, keys, key_scales, slot, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH)
+    _write_bytes(own_value, values, value_scales, slot, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH)
+
+
 @triton.jit(do_not_specialize=["num_splits", "num_tokens"])
 def _attend_kernel(
-    query, keys, values, tiles, tables, result, lse, scaling, num_tokens, num_splits, token_stride, head_stride,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    LINES: tl.constexpr, WIDTH: tl.constexpr, POSITIONS: tl.constexpr, IS_SPLIT: tl.constexpr,
+    query, keys, values, key_scales, value_scales, tiles, tables, result, lse, scaling, num_tokens, num_splits,
+    token_stride, head_stride, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, LINES: tl.constexpr, WIDTH: tl.constexpr, POSITIONS: tl.constexpr,
+    IS_SPLIT: tl.constexpr, OF_BYTES: tl.constexpr,
 ):  # fmt: skip
     """Programs: (tile, KV head, split). Line i of a tile is query head i % GROUP of its token i // GROUP.
+
+    Scales of bytes multiply scores and weights; they are not read for other keys and values.
 
     Without splits, `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32 [splits, num_tokens, ...].
     """
@@ -69,9 +102,13 @@ def _attend_kernel(
         position = at + tl.arange(0, POSITIONS)
         is_there = position < stop  # never read beyond: stale data there may be NaN
         block = tl.load(table + position // BLOCK_SIZE, mask=is_there, other=0).to(tl.int64)
-        source = ((block * BLOCK_SIZE + position % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
-        keys_here = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0.0)
-        scores = tl.dot(own, keys_here, input_precision="ieee") * scaling
+        place = position % BLOCK_SIZE * KV_HEADS + kv_head
+        source = block * (BLOCK_SIZE * KV_HEADS * (HEAD_DIM + 4 * OF_BYTES)) + place * HEAD_DIM
+        scale = block * (BLOCK_SIZE * KV_HEADS * (HEAD_DIM + 4) // 4) + BLOCK_SIZE * KV_HEADS * HEAD_DIM // 4 + place
+        keys_here = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0)
+        scores = tl.dot(own, keys_here.to(own.dtype), input_precision="ieee") * scaling
+        if OF_BYTES:
+            scores *= tl.load(key_scales + scale, mask=is_there, other=0.0)[None, :]
         is_visible = is_there[None, :] & (position[None, :] <= start + token[:, None])
         scores = tl.where(is_visible, scores, float("-inf"))
         new_max = tl.maximum(running_max, tl.max(scores, 1))
@@ -81,8 +118,10 @@ def _attend_kernel(
         rescale = tl.exp2(running_max - base)
         total = total * rescale + tl.sum(weights, 1)
         is_value = is_there[:, None] & is_dim[None, :]
-        values_here = tl.load(values + source[:, None] + dim[None, :], mask=is_value, other=0.0)
-        sums = sums * rescale[:, None] + tl.dot(weights.to(values_here.dtype), values_here, input_precision="ieee")
+        values_here = tl.load(values + source[:, None] + dim[None, :], mask=is_value, other=0).to(own.dtype)
+        if OF_BYTES:
+            weights *= tl.load(value_scales + scale, mask=is_there, other=0.0)[None, :]
+        sums = sums * rescale[:, None] + tl.dot(weights.to(own.dtype), values_here, input_precision="ieee")
         running_max = new_max
     total = tl.where(total == 0.0, 1.0, total)  # line without a visible position: sums are 0, running_max stays -inf
     sums = sums / total[:, None]
@@ -112,6 +151,13 @@ def write(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tenso
     """Write new keys and values [num_tokens, kv_heads, head_dim] to their slots [num_tokens]."""
     num_tokens, kv_heads, head_dim = key.shape
     key, value = _contiguous_heads(key), _contiguous_heads(value)
+    if keys.dtype == torch.int8:
+        width = triton.next_power_of_2(head_dim)
+        _write_bytes_kernel[(num_tokens, kv_heads)](
+            key, value, keys, values, _scales(keys), _scales(values), slots, key.stride(0), value.stride(0),
+            kv_heads, head_dim, keys.shape[1], width,
+        )  # fmt: skip
+        return
     width = triton.next_power_of_2(kv_heads * head_dim)
     _write_kernel[(num_tokens,)](
         key, value, keys, values, slots, key.stride(0), value.stride(0), kv_heads, head_dim, width
@@ -133,15 +179,23 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
     if num_splits > 1:
         parts = torch.empty((num_splits, num_tokens, heads, head_dim), dtype=torch.float32, device=query.device)
         lse = torch.empty((num_splits, num_tokens, heads), dtype=torch.float32, device=query.device)
+    of_bytes = keys.dtype == torch.int8
+    key_scales, value_scales = (_scales(keys), _scales(values)) if of_bytes else (keys, values)
     _attend_kernel[(tiles.table.shape[0], kv_heads, num_splits)](
-        query, keys, values, tiles.table, tiles.blocks, parts, lse, scaling * LOG2_E, num_tokens,
-        num_splits, query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
-        lines, width, POSITIONS if width * keys.element_size() <= 256 else POSITIONS_OF_WIDE_HEADS, num_splits > 1,
+        query, keys, values, key_scales, value_scales, tiles.table, tiles.blocks, parts, lse, scaling * LOG2_E,
+        num_tokens, num_splits, query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
+        lines, width, POSITIONS if width * query.element_size() <= 256 else POSITIONS_OF_WIDE_HEADS,
+        num_splits > 1, of_bytes,
         num_warps=8 if is_large else 4, num_stages=2 if is_large else 3,
     )  # fmt: skip
     if num_splits > 1:
         num_lines = num_tokens * heads
         _combine_kernel[(num_lines,)](parts, lse, result, num_lines, num_splits, MAX_SPLITS, head_dim, width)
+
+
+def _scales(part: Tensor) -> Tensor:
+    """The memory of a layer's keys or values as float32: scales have places in it."""
+    return part.view(torch.float32)
 
 
 def _contiguous_heads(part: Tensor) -> Tensor:

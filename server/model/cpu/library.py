@@ -11,7 +11,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 3  # of the functions and structures, as in `cpp/step.h`
+INTERFACE = 4  # of the functions and structures, as in `cpp/step.h`
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon")  # the fastest first
 
 
@@ -70,7 +70,7 @@ class StepStruct(ctypes.Structure):
     """One step of a whole decoder."""
 
     _fields_ = _fields(
-        "num_tokens num_rows num_threads block_size",
+        "num_tokens num_rows num_threads block_size of_bytes",
         "",
         "rows keys values slots convolutions states embedded cosines sines results scratch",
     )
@@ -80,7 +80,7 @@ class AttentionStruct(ctypes.Structure):
     """One layer's attention in a step."""
 
     _fields_ = _fields(
-        "is_bf16 heads kv_heads head_dim num_tokens num_rows num_threads block_size",
+        "is_bf16 heads kv_heads head_dim num_tokens num_rows num_threads block_size of_bytes",
         "scaling",
         "rows queries new_keys new_values keys values results scratch",
     )

@@ -76,6 +76,12 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return attended
 
 
+def round_to_bytes(numbers: Tensor) -> Tensor:
+    """Keys or values [..., HEAD_DIM] as a cache of bytes gives them back, in float32."""
+    most = numbers.float().abs().amax(-1, keepdim=True)
+    return (numbers.float() * (127 / most)).round() * (most / 127)
+
+
 def linear(inputs: int, outputs: int, dtype: torch.dtype, has_bias: bool = False) -> nn.Linear:
     """A layer with random weights."""
     return nn.Linear(inputs, outputs, has_bias, dtype=dtype).requires_grad_(False)

@@ -1,8 +1,8 @@
 """Comparison of the compiled CPU kernels with float64, on small random sizes, at every start.
 
 Forms: products with weights in rows and in panels, in one stretch and in two, for every size of a tile, and those of
-few bits (`quantized_check.py`); greedy ids; attention over the cache; whole layers with biases, norms, rotary
-positions, experts and recurrent states, plain and quantized.
+few bits (`quantized_check.py`); greedy ids; attention over the cache, of elements and of bytes; whole layers with
+biases, norms, rotary positions, experts and recurrent states, plain and quantized.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ from server.model.cpu.reference import (
     hybrid_decoder,
     linear,
     quantized,
+    round_to_bytes,
 )
 from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow
 
@@ -53,8 +54,9 @@ def _differing(library: CDLL) -> Iterator[str]:
         for form, size in SIZES.items():
             if not _products_agree(library, dtype, size):
                 yield f"{form} of {name}"
-        if not all(_attention_agrees(library, dtype, block_size) for block_size in BLOCK_SIZES):
-            yield f"attention in {name}"
+        for of_bytes, form in ((False, "attention"), (True, "attention over bytes")):
+            if not all(_attention_agrees(library, dtype, block_size, of_bytes) for block_size in BLOCK_SIZES):
+                yield f"{form} in {name}"
         if not _layers_agree(library, dtype, dense_decoder(dtype)):
             yield f"layers in {name}"
         if not _layers_agree(library, dtype, quantized(dense_decoder(dtype))):
@@ -77,13 +79,13 @@ def _products_agree(library: CDLL, dtype: torch.dtype, size: int) -> bool:
     return is_close and is_equal and torch.equal(head.greedy_ids(inputs), found.argmax(-1))
 
 
-def _attention_agrees(library: CDLL, dtype: torch.dtype, block_size: int) -> bool:
+def _attention_agrees(library: CDLL, dtype: torch.dtype, block_size: int, of_bytes: bool) -> bool:
     """A prompt, then one token and eight behind it; what else is in the cache is NaN."""
     num_tokens, num_blocks = 2 * block_size + 5, 4
-    shape = PoolShape(block_size, 1, KV_HEADS, HEAD_DIM, dtype)
+    shape = PoolShape(block_size, 1, KV_HEADS, HEAD_DIM, dtype, of_bytes)
     pool = NativePool(shape, num_blocks, library)
     for part in (*pool.keys, *pool.values):
-        part.fill_(torch.nan)
+        part.fill_(-1 if of_bytes else torch.nan)  # four bytes of -1 are a scale of NaN
     sizes = (HEADS, KV_HEADS, KV_HEADS)
     queries, keys, values = (torch.randn(num_tokens, count, HEAD_DIM).to(dtype) for count in sizes)
     parts = []
@@ -91,6 +93,8 @@ def _attention_agrees(library: CDLL, dtype: torch.dtype, block_size: int) -> boo
         own = slice(begin, end)
         step = pool.arrange([RowPlan(end - begin, begin, [3, 0, 2])], {0: 0})
         parts.append(step.attend(0, queries[own], keys[own], values[own], HEAD_DIM**-0.5))
+    if of_bytes:
+        keys, values = round_to_bytes(keys), round_to_bytes(values)
     expected = attend(queries.double(), keys.double(), values.double())
     return _is_close(torch.cat(parts), expected, TOLERANCES[dtype])
 

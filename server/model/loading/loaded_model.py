@@ -39,6 +39,7 @@ class LoadedModel:
     weight_bytes: int
     load_s: float
     kernels: CDLL | None = None  # compiled CPU kernels, which compute attention where they can
+    kv_in_bytes: bool = False  # whether keys and values are kept as bytes (`--kv-dtype int8`)
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -1,6 +1,7 @@
 """Loads a checkpoint folder or GGUF file: plain dense decoders directly, all others through transformers."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
         _refuse_quantized_twice(checkpoint, settings)
     loaded = None
     kernels = choose_library(settings.cpu_isa) if device.type == "cpu" else None
+    if settings.kv_dtype == "int8" and device.type == "cpu" and kernels is None:
+        raise CannotStart("--kv-dtype int8 takes the compiled CPU kernels, and there are none; use --kv-dtype auto")
     if device.type == "cpu":
         load_dense = load_gguf if checkpoint.is_file() else load_plain
         loaded = load_dense(checkpoint, settings, kernels, on_progress, began_s)
@@ -39,7 +42,7 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
         loaded = load_pretrained(checkpoint, settings, device, kernels, on_progress, began_s)
     _choose_threads(settings.threads, loaded)
     on_progress(1.0)
-    return loaded
+    return replace(loaded, kv_in_bytes=settings.kv_dtype == "int8")
 
 
 def _check_folder(folder: Path) -> None:
