@@ -191,37 +191,37 @@ def quantized_bytes(width: int, shape: Sequence[int]) -> int:
     return outputs * (inputs * width // 8 + scales)
 
 
-DENSE = ("llama", "qwen2", "qwen3")  # decoders that are loaded without transformers
-
-
-def kept_codes(config: Mapping[str, Any], weights: Iterable[StoredWeight]) -> dict[str, BlockType]:
+def kept_codes(weights: Iterable[StoredWeight]) -> dict[str, BlockType]:
     """The weights of a GGUF file whose codes a CPU multiplies as they are stored, with their types.
 
-    These are the matrices of dense decoders; gate and up of a layer both or neither, as their product is one.
+    These are matrices, and experts of a layer, both of their weights or neither. Gate and up of a layer, whose product
+    is one, are kept both or neither.
     """
-    rope = config.get("rope_parameters") or {}
-    if config.get("model_type") not in DENSE or rope.get("rope_type") != "default":
-        return {}
-    found = {
-        weight.name: weight.tensors[0].type
-        for weight in weights
-        if len(weight.tensors) == 1 and weight.tensors[0].type.code_bits and can_be_packed(weight.shape)
-    }
-    for name in list(found):
-        other = name.replace("gate_proj", "up_proj") if "gate_proj" in name else name.replace("up_proj", "gate_proj")
-        if other not in found:
-            del found[name]
+    found = {weight.name: weight.tensors[0].type for weight in weights if _keeps_codes(weight)}
+    pairs = (("mlp.gate_proj", "mlp.up_proj"), ("shared_expert.gate_proj", "shared_expert.up_proj"))
+    for one, other in (*pairs, ("experts.gate_up_proj", "experts.down_proj")):
+        for name in list(found):
+            partner = name.replace(one, other) if one in name else name.replace(other, one)
+            if partner not in found:
+                del found[name]
     return found
+
+
+def _keeps_codes(weight: StoredWeight) -> bool:
+    types = {tensor.type for tensor in weight.tensors}
+    fits = can_be_packed(weight.shape) or is_quantizable_expert(weight.name, weight.shape)
+    is_router = weight.name.endswith("mlp.gate.weight")
+    return len(types) == 1 and all(type.code_bits for type in types) and weight.keeps_rows and fits and not is_router
 
 
 def is_requantized(name: str, shape: Sequence[int], bits: int, width: int) -> bool:
     """Whether `--quantize` of this width, or 0, is for a weight whose codes have so many bits."""
-    return 0 < width < bits and is_quantizable(name, shape)
+    return 0 < width < bits and (is_quantizable(name, shape) or is_quantizable_expert(name, shape))
 
 
 def kept_bytes(block: BlockType, shape: Sequence[int]) -> int:
-    """Bytes in memory of a matrix [outputs, inputs] of such codes, in panels."""
-    return math.ceil(shape[0] / 16) * 16 * shape[1] // block.elements * block.packed_bytes
+    """Bytes in memory of matrices [..., inputs] of such codes, in panels."""
+    return math.ceil(math.prod(shape[:-1]) / 16) * 16 * shape[-1] // block.elements * block.packed_bytes
 
 
 def computes_float8(*, on_host: bool) -> bool:

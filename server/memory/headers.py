@@ -22,7 +22,6 @@ from server.config_json import (
     quantized_bytes,
 )
 from server.errors import CannotStart
-from server.gguf.config import model_config
 from server.gguf.header import TYPES, read_header
 from server.gguf.weights import stored_weights
 from server.memory.shape import DTYPE_BYTES
@@ -65,10 +64,8 @@ def read_headers(folder: Path) -> tuple[Tensor, ...]:
     Raises CannotStart if there is none or one is broken.
     """
     if folder.is_file():
-        header = read_header(folder)
-        stored = stored_weights(header)
-        kept = kept_codes(model_config(header), stored)
-        types = {name: block.name for name, block in kept.items()}
+        stored = stored_weights(read_header(folder))
+        types = {name: block.name for name, block in kept_codes(stored).items()}
         return tuple(Tensor(weight.name, types.get(weight.name, "F32"), weight.shape) for weight in stored)
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:

@@ -92,6 +92,7 @@ def write_gguf(
     types: Sequence[Type] | Callable[[str], Type],
     *,
     tokenizer: bool = True,
+    experts_as: Type = Type.BF16,
     **writer_options: Any,
 ) -> dict[str, Numbers]:
     """Write a checkpoint's weights as these types, one after the other or by name; returns the numbers written.
@@ -107,9 +108,9 @@ def write_gguf(
     numbers: dict[str, Numbers] = {}
     experts: dict[str, list[NDArray[Any]]] = {}
     for number, (name, weight) in enumerate(sorted(load_file(source / "model.safetensors").items())):
-        if ".experts." in name:  # of a layer together, and their columns fill no blocks
-            experts.setdefault(_expert_name(name), []).append(quantize(weight, Type.BF16))
-            numbers[name] = dequantize(experts[_expert_name(name)][-1], Type.BF16)
+        if ".experts." in name:  # of a layer together
+            experts.setdefault(_expert_name(name), []).append(quantize(weight, experts_as))
+            numbers[name] = dequantize(experts[_expert_name(name)][-1], experts_as)
             continue
         change = Change(kind, name, config)
         stored = change.to_file(weight)
@@ -121,7 +122,7 @@ def write_gguf(
         numbers[name] = change.from_file(dequantize(blocks, block_type)).reshape(weight.shape)
         writer.add_tensor(gguf_name(name, kind), blocks, raw_dtype=block_type)
     for name, parts in experts.items():
-        writer.add_tensor(name, np.stack(parts), raw_dtype=Type.BF16)
+        writer.add_tensor(name, np.stack(parts), raw_dtype=experts_as)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -4,7 +4,7 @@ They are multiplied out, or, where the kernels multiply their codes as they are,
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from ctypes import CDLL
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,29 +58,37 @@ class GgufWeights(Mapping[str, Tensor]):
                 )
 
     def packed(self, name: str, kernels: CDLL | None) -> PackedWeight:
-        """The codes of a matrix of one tensor as they are stored; `kernels` lay them out faster than torch.
+        """The codes of a weight as they are stored, whose rows are those of its tensors; `kernels` lay them out.
 
-        Raises CannotStart for scales that are not finite.
+        Without kernels torch does. Raises CannotStart for scales that are not finite.
         """
         weight = self.stored[name]
-        (tensor,) = weight.tensors
-        raw = self._raw(tensor)
-        rows = raw.view(tensor.shape[0], -1)
-        if weight.order is not None:
-            rows = self._reordered(name, rows, weight.order)
-        step = max(PANEL, PIECE // tensor.shape[-1] // PANEL * PANEL)
-        starts = range(0, len(rows), step)
-        pieces = (unpack(tensor.type.name, rows[at : at + step]).pack(kernels) for at in starts)
+        type_name = weight.tensors[0].type.name
+        pieces = (unpack(type_name, rows).pack(kernels) for rows in self._some_rows(weight))
         try:
-            return PackedWeight.join(pieces, len(rows))
+            return PackedWeight.join(pieces, math.prod(weight.shape[:-1]))
         except ValueError as error:
-            raise CannotStart(f"{self.path}: {tensor.name} cannot be read: {error}") from error
+            raise CannotStart(f"{self.path}: {weight.tensors[0].name} cannot be read: {error}") from error
         finally:
-            release_mapped_pages(raw)
+            for tensor in weight.tensors:
+                release_mapped_pages(self._raw(tensor))
 
-    def lazy(self) -> dict[str, "LazyWeight"]:
-        """The weights for a loader that indexes each when it needs it."""
-        return {name: LazyWeight(self, name) for name in self}
+    def _some_rows(self, weight: StoredWeight) -> Iterator[Tensor]:
+        """Rows of blocks, some at a time; of experts in two tensors the first one's of both, then the next one's."""
+        parts = [self._raw(tensor).view(*tensor.shape[:-1], -1) for tensor in weight.tensors]
+        if weight.order is not None:
+            parts = [self._reordered(weight.name, part, weight.order) for part in parts]
+        if len(parts) > 1:
+            matrices = [matrix for of_expert in zip(*parts, strict=True) for matrix in of_expert]
+        else:
+            matrices = [parts[0].flatten(0, -2)]
+        step = max(PANEL, PIECE // weight.shape[-1] // PANEL * PANEL)
+        for rows in matrices:
+            yield from (rows[at : at + step] for at in range(0, len(rows), step))
+
+    def lazy(self, kept: Container[str] = ()) -> dict[str, "LazyWeight"]:
+        """The weights for a loader that indexes each when it needs it; those `kept` are zeros that take no memory."""
+        return {name: LazyWeight(self, name, name in kept) for name in self}
 
     def _read(self, weight: StoredWeight) -> Tensor:
         """One weight; a view of the mapped file where that is of the wanted type already."""
@@ -120,8 +128,11 @@ class LazyWeight:
 
     weights: GgufWeights
     name: str
+    is_replaced: bool  # by its codes, as soon as it is read
 
     def __getitem__(self, key: Any) -> Tensor:
+        if self.is_replaced:
+            return torch.zeros((), dtype=self.weights.dtype).expand(self.weights.stored[self.name].shape)[key]
         return self.weights[self.name][key]
 
 

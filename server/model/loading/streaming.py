@@ -1,6 +1,7 @@
 """Quantization inside transformers' loading: a weight is quantized as soon as it is read, and freed before the next.
 
-Registered as a quantization method of transformers, which then reads one tensor at a time.
+Weights whose codes a GGUF file has are replaced by these in the same way. Registered as a quantization method of
+transformers, which then reads one tensor at a time.
 """
 
 from ctypes import CDLL
@@ -14,6 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from server.config_json import is_quantizable, is_quantizable_expert
 from server.model.layers.packed_linear import release_mapped_pages
+from server.model.loading.gguf_codes import StoredCodes
 from server.model.quantization.experts import QuantizedExperts
 from server.model.quantization.linear import Product, QuantizedLinear
 from server.model.quantization.quantize import quantize
@@ -24,21 +26,29 @@ STACKED = ("gate_up_proj", "down_proj")  # weights of experts
 
 @register_quantization_config(METHOD)
 class StreamingConfig(QuantizationConfigMixin):
-    """Bits of the projections, the compiled CPU kernels if there are some, and the product of the layers.
+    """Bits of the projections or 0, the compiled CPU kernels if there are some, and the product of the layers.
 
     `experts`: whether those of experts are quantized, too; on a GPU their loop would keep steps out of CUDA graphs.
+    `stored`: of a GGUF file, with the codes that are kept.
     """
 
-    def __init__(self, width: int, kernels: CDLL | None, product: Product, experts: bool) -> None:
+    def __init__(
+        self, width: int, kernels: CDLL | None, product: Product, experts: bool, stored: StoredCodes | None = None
+    ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]  # transformers reads any name that is registered
         self.width = width
         self.kernels = kernels
         self.product = product
         self.experts = experts
+        self.stored = stored
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StreamingConfig":
         """Itself: a library cannot be copied, and nothing here changes."""
         return self
+
+    def keeps(self, name: str) -> bool:
+        """Whether the weight of this name is replaced by the codes of a file."""
+        return self.stored is not None and name in self.stored.kept
 
     def to_dict(self) -> dict[str, Any]:
         """What transformers logs and saves."""
@@ -56,6 +66,11 @@ class StreamingQuantizer(HfQuantizer):
         path, _, name = param_name.rpartition(".")
         module = model.get_submodule(path)
         shape = getattr(module, name).shape
+        if self.quantization_config.keeps(param_name):
+            is_linear = type(module) is nn.Linear and module is not model.get_output_embeddings()
+            return is_linear or is_stacked(module)
+        if not self.quantization_config.width:
+            return False
         if type(module) is nn.Linear:
             is_head = module is model.get_output_embeddings()
             return name == "weight" and not is_head and is_quantizable(param_name, shape)
@@ -94,15 +109,18 @@ class QuantizeWeight(ConversionOps):
 
 
 def replace(model: Any, name: str, weight: Tensor, config: StreamingConfig) -> None:
-    """Quantize the weight of this name, and replace its layer; that of experts once both their weights are quantized.
+    """Quantize the weight of this name, or take its codes, and replace its layer; that of experts once it has both.
 
     A layer's bias must have been read: transformers reads in the order of names.
     """
     path, _, own = name.rpartition(".")
     parent_path, _, part = path.rpartition(".")
     parent, module = model.get_submodule(parent_path), model.get_submodule(path)
-    packed = quantize(weight.flatten(0, -2), config.width, name, config.kernels)
-    release_mapped_pages(weight)
+    if config.stored is not None and config.keeps(name):
+        packed = config.stored.packed(name)
+    else:
+        packed = quantize(weight.flatten(0, -2), config.width, name, config.kernels)
+        release_mapped_pages(weight)
     if type(module) is nn.Linear:
         setattr(parent, part, QuantizedLinear(packed, module.bias, config.product))
         return

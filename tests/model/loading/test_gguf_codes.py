@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from server.config_json import DENSE, kept_bytes
+from server.config_json import kept_bytes
 from server.errors import CannotStart
 from server.gguf.header import TYPES
 from server.memory.headers import quantizable_bits, read_headers, weight_bytes
@@ -21,7 +21,6 @@ from server.model.cpu.quantized_check import ROUNDED
 from server.model.loading.gguf_blocks import UNPACKINGS, unpack
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
-from server.model.loading.plain import ARCHITECTURES
 from server.model.profile import AllocationMeter
 from server.model.quantization.packed_weight import PackedWeight
 from server.settings import EngineSettings
@@ -144,7 +143,7 @@ def test_the_memory_is_planned_and_said_at_start(mixed: Path, caplog: pytest.Log
     assert planned(file, on_host=False) == pytest.approx(planned(mixed), rel=0.01) and planned(file) < 0.4 * planned(
         mixed
     )
-    lines = [record.getMessage() for record in caplog.records if record.name == "server.model.loading.gguf"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "server.model.loading.gguf_codes"]
     assert [line.partition(",")[0] for line in lines] == [
         "Q4_K: codes as stored",
         "Q6_K: codes as stored",
@@ -185,5 +184,31 @@ def test_broken_scales_are_named(tmp_path: Path) -> None:
         loaded_by("torch", file, "bfloat16")
 
 
-def test_the_plan_knows_the_decoders_that_are_loaded_without_transformers() -> None:
-    assert set(DENSE) == set(ARCHITECTURES)
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.gguf of a mixture of experts, and the checkpoint of the same numbers."""
+    folder = tmp_path_factory.mktemp("mixture")
+    sizes: Any = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 1003}
+    heads: Any = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    experts: Any = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(**sizes, **heads, **experts, norm_topk_prob=True, max_position_embeddings=512)
+    transformers.Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    types = [Type.Q8_0, Type.Q4_1, Type.Q5_0]
+    numbers = write_gguf(folder, folder / "model.gguf", types, tokenizer=False, experts_as=Type.Q4_0)
+    save_file(numbers, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_experts_of_a_file_keep_their_codes(isa: str, mixture: Path) -> None:
+    """Gates and ups of an expert lie in two tensors; multiplied out, they took four times the memory."""
+    ours, theirs = (loaded_by(isa, path, "float32") for path in (mixture / "model.gguf", mixture))
+    assert isinstance(ours.backbone, NativeBackbone) and ours.weight_bytes < 0.3 * theirs.weight_bytes
+    assert planned(mixture / "model.gguf", "float32") == pytest.approx(ours.weight_bytes, rel=0.02)
+    found, expected = (logits(poisoned(one, 16, 16), row(IDS[:77], 0, range(8, 16))) for one in (ours, theirs))
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)
+    runner = poisoned(ours, 16, 16)
+    mates = [row(IDS[at : at + 9], 0, [at]) for at in range(3)]
+    assert torch.equal(logits(runner, row(IDS[:77], 0, range(8, 16)), *mates)[:77], found)
+    alone = [logits(runner, row(IDS[at : at + 1], at, range(8, 16))) for at in (3, 76)]
+    assert torch.equal(torch.cat(alone), found[[3, 76]])
