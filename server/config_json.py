@@ -215,7 +215,7 @@ def _keeps_codes(weight: StoredWeight) -> bool:
 
 
 def is_requantized(name: str, shape: Sequence[int], bits: int, width: int) -> bool:
-    """Whether `--quantize` of this width, or 0, is for a weight whose codes have so many bits."""
+    """Whether `--quantize` of this width, or 0, is for a weight whose codes have this number of bits."""
     return 0 < width < bits and (is_quantizable(name, shape) or is_quantizable_expert(name, shape))
 
 

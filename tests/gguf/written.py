@@ -115,8 +115,8 @@ def write_gguf(
         change = Change(kind, name, config)
         stored = change.to_file(weight)
         is_small = stored.ndim == 1 or ".mlp.gate." in name or "conv1d" in name or stored.shape[-1] % 32
-        wanted = types(name) if callable(types) else types[number % len(types)]
-        block_type = Type.F32 if is_small else wanted
+        chosen = types(name) if callable(types) else types[number % len(types)]
+        block_type = Type.F32 if is_small else chosen
         is_k = block_type.name in K_TYPES
         blocks = balanced_blocks(block_type, *stored.shape) if is_k else quantize(stored, block_type)
         numbers[name] = change.from_file(dequantize(blocks, block_type)).reshape(weight.shape)

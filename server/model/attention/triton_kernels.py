@@ -49,11 +49,9 @@ def _write_bytes(numbers, to, scales, slot, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE
     most = tl.max(tl.abs(own), 0)
     inverse = tl.where(most > 1e-30, 127.0 / most, 0.0)
     whole = tl.floor(tl.where(broken == 0.0, own * inverse, 0.0) + 0.5)
-    line = slot % BLOCK_SIZE * KV_HEADS + head
-    block = slot // BLOCK_SIZE * (BLOCK_SIZE * KV_HEADS)
-    tl.store(to + block * (HEAD_DIM + 4) + line * HEAD_DIM + at, whole.to(tl.int8), mask=at < HEAD_DIM)
-    place = (block * (HEAD_DIM + 4) + BLOCK_SIZE * KV_HEADS * HEAD_DIM) // 4 + line
-    tl.store(scales + place, tl.where(most > 1e-30, most / 127.0, 0.0) + broken)
+    place, scale = _places(slot // BLOCK_SIZE, slot % BLOCK_SIZE, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, True)
+    tl.store(to + place + at, whole.to(tl.int8), mask=at < HEAD_DIM)
+    tl.store(scales + scale, tl.where(most > 1e-30, most / 127.0, 0.0) + broken)
 
 
 @triton.jit
@@ -69,6 +67,22 @@ def _write_bytes_kernel(
     _write_bytes(own_value, values, value_scales, slot, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH)
 
 
+@triton.jit
+def _places(block, offset, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, OF_BYTES: tl.constexpr):
+    """Where a head's numbers begin at this offset of a block, and where in float32 the scale of bytes is."""
+    first, line = block * (BLOCK_SIZE * KV_HEADS), offset * KV_HEADS + head
+    scale = (first * (HEAD_DIM + 4) + BLOCK_SIZE * KV_HEADS * HEAD_DIM) // 4 + line
+    return first * (HEAD_DIM + 4 * OF_BYTES) + line * HEAD_DIM, scale
+
+
+@triton.jit
+def _scaled(numbers, scales, is_there, OF_BYTES: tl.constexpr):
+    """Scores or weights of some positions times the scales of bytes; others have none."""
+    if OF_BYTES:
+        numbers *= tl.load(scales, mask=is_there, other=0.0)[None, :]
+    return numbers
+
+
 @triton.jit(do_not_specialize=["num_splits", "num_tokens"])
 def _attend_kernel(
     query, keys, values, key_scales, value_scales, tiles, tables, result, lse, scaling, num_tokens, num_splits,
@@ -77,8 +91,6 @@ def _attend_kernel(
     IS_SPLIT: tl.constexpr, OF_BYTES: tl.constexpr,
 ):  # fmt: skip
     """Programs: (tile, KV head, split). Line i of a tile is query head i % GROUP of its token i // GROUP.
-
-    Scales of bytes multiply scores and weights; they are not read for other keys and values.
 
     Without splits, `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32 [splits, num_tokens, ...].
     """
@@ -95,33 +107,28 @@ def _attend_kernel(
     end = start + own_tokens
     length = tl.cdiv(tl.cdiv(end, num_splits), POSITIONS) * POSITIONS
     first, stop = split * length, tl.minimum(split * length + length, end)
-    running_max = tl.full([LINES], float("-inf"), tl.float32)
-    total = tl.zeros([LINES], tl.float32)
+    running_max, total = tl.full([LINES], float("-inf"), tl.float32), tl.zeros([LINES], tl.float32)
     sums = tl.zeros([LINES, WIDTH], tl.float32)
     for at in range(first, stop, POSITIONS):
         position = at + tl.arange(0, POSITIONS)
         is_there = position < stop  # never read beyond: stale data there may be NaN
         block = tl.load(table + position // BLOCK_SIZE, mask=is_there, other=0).to(tl.int64)
-        place = position % BLOCK_SIZE * KV_HEADS + kv_head
-        source = block * (BLOCK_SIZE * KV_HEADS * (HEAD_DIM + 4 * OF_BYTES)) + place * HEAD_DIM
-        scale = block * (BLOCK_SIZE * KV_HEADS * (HEAD_DIM + 4) // 4) + BLOCK_SIZE * KV_HEADS * HEAD_DIM // 4 + place
+        source, scale = _places(block, position % BLOCK_SIZE, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, OF_BYTES)
         keys_here = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0)
         scores = tl.dot(own, keys_here.to(own.dtype), input_precision="ieee") * scaling
-        if OF_BYTES:
-            scores *= tl.load(key_scales + scale, mask=is_there, other=0.0)[None, :]
-        is_visible = is_there[None, :] & (position[None, :] <= start + token[:, None])
-        scores = tl.where(is_visible, scores, float("-inf"))
+        scores = _scaled(scores, key_scales + scale, is_there, OF_BYTES)
+        scores = tl.where(is_there[None, :] & (position[None, :] <= start + token[:, None]), scores, float("-inf"))
         new_max = tl.maximum(running_max, tl.max(scores, 1))
         # A line without a visible position so far has no maximum: subtract 0 instead of -inf.
         base = tl.where(new_max == float("-inf"), 0.0, new_max)
         weights = tl.exp2(scores - base[:, None])
         rescale = tl.exp2(running_max - base)
         total = total * rescale + tl.sum(weights, 1)
-        is_value = is_there[:, None] & is_dim[None, :]
-        values_here = tl.load(values + source[:, None] + dim[None, :], mask=is_value, other=0).to(own.dtype)
-        if OF_BYTES:
-            weights *= tl.load(value_scales + scale, mask=is_there, other=0.0)[None, :]
-        sums = sums * rescale[:, None] + tl.dot(weights.to(own.dtype), values_here, input_precision="ieee")
+        values_here = tl.load(
+            values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim[None, :], other=0
+        )
+        weights = _scaled(weights, value_scales + scale, is_there, OF_BYTES).to(own.dtype)
+        sums = sums * rescale[:, None] + tl.dot(weights, values_here.to(own.dtype), input_precision="ieee")
         running_max = new_max
     total = tl.where(total == 0.0, 1.0, total)  # line without a visible position: sums are 0, running_max stays -inf
     sums = sums / total[:, None]

@@ -59,7 +59,7 @@ template <class E> struct ExpertPlaces {
     }
 };
 
-// The matrix of this number, of matrices with so many elements or of descriptions, in which case it is marked, too.
+// The matrix of this number; `elements` are those of one. A description of it where weights are marked, marked, too.
 template <class E> inline const E* matrix_of(const void* weights, long index, long elements) {
     if (const Quantized* first = as_quantized(weights)) return (const E*)((intptr_t)(first + index) | 1);
     return (const E*)weights + index * elements;
