@@ -124,9 +124,7 @@ def _attend_kernel(
         weights = tl.exp2(scores - base[:, None])
         rescale = tl.exp2(running_max - base)
         total = total * rescale + tl.sum(weights, 1)
-        values_here = tl.load(
-            values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim[None, :], other=0
-        )
+        values_here = tl.load(values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim, other=0)
         weights = _scaled(weights, value_scales + scale, is_there, OF_BYTES).to(own.dtype)
         sums = sums * rescale[:, None] + tl.dot(weights, values_here.to(own.dtype), input_precision="ieee")
         running_max = new_max
