@@ -151,7 +151,7 @@ def _load_model(
     config: Any,
     settings: EngineSettings,
     device: torch.device,
-    quantization: Any,
+    quantization: StreamingConfig | None,
     stored: StoredCodes | None,
     on_progress: OnProgress,
 ) -> Any:
@@ -180,14 +180,13 @@ def _load_model(
             quantization_config=quantization,
             output_loading_info=True,
         )
-    except CannotStart:
-        raise
     except ImportError as error:
         raise CannotStart(_missing_package(config, error)) from error
     except torch.OutOfMemoryError as error:
         raise CannotStart(f"the weights do not fit into the memory of {device}: {_first_line(error)}") from error
     except Exception as error:  # as above, and those of safetensors and of quantization packages
-        raise CannotStart(f"transformers cannot load {checkpoint}: {_first_line(error)}") from error
+        fault = CannotStart(f"transformers cannot load {checkpoint}: {_first_line(error)}")
+        raise (quantization and quantization.fault) or fault from error
     finally:
         stop.set()
         watch.join()

@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from server.config_json import is_quantizable, is_quantizable_expert
+from server.errors import CannotStart
 from server.model.layers.packed_linear import release_mapped_pages
 from server.model.loading.gguf_codes import StoredCodes
 from server.model.quantization.experts import QuantizedExperts
@@ -41,6 +42,7 @@ class StreamingConfig(QuantizationConfigMixin):
         self.product = product
         self.experts = experts
         self.stored = stored
+        self.fault: CannotStart | None = None  # transformers raises another error in its place
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StreamingConfig":
         """Itself: a library cannot be copied, and nothing here changes."""
@@ -103,7 +105,11 @@ class QuantizeWeight(ConversionOps):
     ) -> dict[str, Tensor]:
         """Quantize the only weight of `input_dict`; nothing is left for transformers to set."""
         (weight,) = input_dict.values()
-        replace(model, full_layer_name, weight[0] if isinstance(weight, list) else weight, self._config)
+        try:
+            replace(model, full_layer_name, weight[0] if isinstance(weight, list) else weight, self._config)
+        except CannotStart as error:
+            self._config.fault = error
+            raise
         missing_keys.discard(full_layer_name)
         return {}
 
@@ -111,11 +117,15 @@ class QuantizeWeight(ConversionOps):
 def replace(model: Any, name: str, weight: Tensor, config: StreamingConfig) -> None:
     """Quantize the weight of this name, or take its codes, and replace its layer; that of experts once it has both.
 
-    A layer's bias must have been read: transformers reads in the order of names.
+    A layer's bias must have been read: transformers reads in the order of names. Raises CannotStart for a weight of
+    another shape than the layer's, which transformers does not look at here, or with numbers that are not finite.
     """
     path, _, own = name.rpartition(".")
     parent_path, _, part = path.rpartition(".")
     parent, module = model.get_submodule(parent_path), model.get_submodule(path)
+    expected = getattr(module, own).shape
+    if weight.shape != expected:
+        raise CannotStart(f"{name} has the shape {list(weight.shape)}; the configuration says {list(expected)}")
     if config.stored is not None and config.keeps(name):
         packed = config.stored.packed(name)
     else:

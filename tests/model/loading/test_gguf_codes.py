@@ -1,6 +1,8 @@
 """Codes of GGUF files on the kernels: as they are stored, for every type, in files of several types."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +214,14 @@ def test_experts_of_a_file_keep_their_codes(isa: str, mixture: Path) -> None:
     assert torch.equal(logits(runner, row(IDS[:77], 0, range(8, 16)), *mates)[:77], found)
     alone = [logits(runner, row(IDS[at : at + 1], at, range(8, 16))) for at in (3, 76)]
     assert torch.equal(torch.cat(alone), found[[3, 76]])
+
+
+def test_codes_of_another_shape_than_the_configurations_are_named(tmp_path: Path, mixture: Path) -> None:
+    """transformers does not compare shapes of what a quantization method replaces: kernels would read beyond them."""
+    folder = tmp_path / "m"
+    shutil.copytree(mixture, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"moe_intermediate_size": 32}))
+    write_gguf(folder, folder / "model.gguf", [Type.Q8_0], tokenizer=False, experts_as=Type.Q4_0)
+    with pytest.raises(CannotStart, match=r"experts\.\w+ has the shape \[6, .*\]; the configuration says \[6, "):
+        loaded_by("torch", folder / "model.gguf", "bfloat16")
