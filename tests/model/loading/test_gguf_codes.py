@@ -125,10 +125,11 @@ def test_a_mixed_file_computes_equal_bits_alone_and_in_a_crowd(isa: str, mixed: 
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_files_of_many_types_run_on_the_kernels(isa: str, kind: Kind) -> None:
+def test_files_of_many_types_run_where_their_numbers_do(isa: str, kind: Kind) -> None:
     """A gate of few bits beside a plain up would leave the whole decoder to torch: both are multiplied out."""
-    loaded = loaded_by(isa, gguf_checkpoint(kind) / "model.gguf", "bfloat16")
-    assert isinstance(loaded.backbone, NativeBackbone)
+    folder = gguf_checkpoint(kind)
+    loaded, plain = (loaded_by(isa, path, "bfloat16") for path in (folder / "model.gguf", folder))
+    assert type(loaded.backbone) is type(plain.backbone)
     assert logits(poisoned(loaded, 16, 16), row(IDS[:40], 0, range(3))).isfinite().all()
 
 
