@@ -197,7 +197,7 @@ def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool |
     if loaded.device.type == "cpu":
         if loaded.kernels is not None and supports_pool(shape):
             return NativePool(shape, num_blocks, loaded.kernels)
-        _refuse_bytes(shape, f"the CPU kernels, which do not compute this model in {shape.dtype}")
+        _refuse_bytes(shape, f"the CPU kernels, which do not compute heads of {shape.head_dim} in {shape.dtype}")
         return KvPool(shape, num_blocks)
     kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
     if kernels is None:

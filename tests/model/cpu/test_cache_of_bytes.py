@@ -80,9 +80,9 @@ def test_greedy_replies_are_the_same_with_drafts(isa: str) -> None:
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3_5"])
 def test_it_takes_the_memory_that_is_planned(isa: str, kind: Kind) -> None:
-    shape = read_shape(read_config(tiny_checkpoint(kind)))
+    shape = read_shape(read_config(checkpoint(kind)))
     settings = EngineSettings(device="cpu", cpu_isa=isa, dtype="bfloat16", kv_dtype="int8")  # type: ignore[arg-type]
-    pool = Runner(load(tiny_checkpoint(kind), settings, lambda fraction: None), 3, 16, num_slots=1).pool
+    pool = Runner(load(checkpoint(kind), settings, lambda fraction: None), 3, 16, num_slots=1).pool
     assert isinstance(pool, NativePool)
     planned, plain = (Demand("bfloat16", kv_dtype=kind).token_bytes(shape) for kind in ("int8", "auto"))
     assert pool.shape.bytes_per_block == 16 * planned == 16 * plain * (shape.head_dim + 4) // (2 * shape.head_dim)
@@ -93,5 +93,5 @@ def test_what_does_not_read_bytes_refuses_them(isa: str) -> None:
     with pytest.raises(CannotStart, match="--kv-dtype int8 takes the compiled CPU kernels"):
         load(folder, EngineSettings(device="cpu", cpu_isa="torch", kv_dtype="int8"), lambda fraction: None)
     settings = EngineSettings(device="cpu", cpu_isa=isa, dtype="float16", kv_dtype="int8")  # type: ignore[arg-type]
-    with pytest.raises(CannotStart, match=r"do not compute this model in torch\.float16"):
+    with pytest.raises(CannotStart, match=r"do not compute heads of \d+ in torch\.float16"):
         Runner(load(folder, settings, lambda fraction: None), 4, BLOCK_SIZE)
