@@ -46,12 +46,13 @@ def _write_bytes(numbers, to, scales, slot, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE
     at = tl.arange(0, WIDTH)
     own = tl.load(numbers + at, mask=at < HEAD_DIM, other=0.0).to(tl.float32)
     broken = tl.sum(own * 0.0, 0)  # 0 or NaN
-    most = tl.max(tl.abs(own), 0)
-    inverse = tl.where(most > 1e-30, 127.0 / most, 0.0)
-    whole = tl.floor(tl.where(broken == 0.0, own * inverse, 0.0) + 0.5)
+    finite = tl.where(own * 0.0 == 0.0, own, 0.0)
+    most = tl.max(tl.abs(finite), 0)
+    is_rounded = most > 1e-30  # whose reciprocal is finite
+    whole = tl.floor(finite * tl.where(is_rounded, 127.0 / tl.where(is_rounded, most, 1.0), 0.0) + 0.5)
     place, scale = _places(slot // BLOCK_SIZE, slot % BLOCK_SIZE, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, True)
     tl.store(to + place + at, whole.to(tl.int8), mask=at < HEAD_DIM)
-    tl.store(scales + scale, tl.where(most > 1e-30, most / 127.0, 0.0) + broken)
+    tl.store(scales + scale, tl.where(is_rounded, most / 127.0, 0.0) + broken)
 
 
 @triton.jit
