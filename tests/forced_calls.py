@@ -28,6 +28,7 @@ def forced_call(server: Live, seed: int, temperature: float = 1.0, model: str = 
         messages=[{"role": "user", "content": f"How will the weather be in Oslo on day {seed}?"}],
         tools=TOOLS,
         tool_choice="required",
+        parallel_tool_calls=False,
         temperature=temperature,
         seed=seed,
         max_tokens=100,

@@ -105,7 +105,7 @@ def test_interpreted_kernels_read_and_write_bytes(heads: int, kv_heads: int, hea
         results.append(pool.arrange(rows, {0: 0}).attend(0, query, key, value, head_dim**-0.5).float())
         pools.append(pool)
     assert results[0].isfinite().all()
-    assert torch.allclose(*results, atol=1e-2, rtol=0)  # halves are rounded up or down: a step of 1 / 32
+    assert torch.allclose(results[0], results[1], atol=1e-2, rtol=0)  # halves are rounded up or down: a step of 1 / 32
     ours, theirs = (pool.keys[0][: NUM_BLOCKS - 1].flatten(1).int() for pool in pools)
     own = slice(8 * kv_heads * head_dim)
     assert int((ours - theirs)[:, own].abs().max()) <= 1 and int((ours != theirs)[:, own].sum()) <= 4
