@@ -1,13 +1,15 @@
 """llama.cpp's side of `benchmarks/gguf_text.py`; run with the interpreter of its environment.
 
-    PEERS_DIR/llamacpp-sync/bin/python -m benchmarks.gguf_llamacpp FILE.gguf < REQUEST.json > ANSWER.json
+    PEERS_DIR/llamacpp/bin/python -m benchmarks.gguf_llamacpp FILE.gguf < REQUEST.json > ANSWER.json
 
 Decodes greedily behind each prompt and scores windows of a text, on one thread a core, with llama.cpp's own products.
+Times are those of `llama_decode` alone.
 """
 
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +29,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Greedy ids, and by how many logits each was ahead of the second."""
+    """Greedy ids, by how many logits each was ahead of the second, and the seconds that those behind the first took."""
 
     ids: list[int]
     margins: list[float]
+    seconds: float = 0.0
 
 
 class LlamaCpp:
@@ -38,12 +41,12 @@ class LlamaCpp:
 
     def __init__(self, path: str, length: int) -> None:
         # Here, not at the top: it is installed beside llama.cpp alone.
-        from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+        import llama_cpp
 
-        self._ffi, self._lib = get_ffi(), get_lib()
+        self._lib: Any = llama_cpp
         self._lib.llama_backend_init()
         self._model = self._lib.llama_model_load_from_file(path.encode(), self._lib.llama_model_default_params())
-        if self._model == self._ffi.NULL:
+        if not self._model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         parameters = self._lib.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = length
@@ -52,11 +55,12 @@ class LlamaCpp:
         self._vocabulary = self._lib.llama_model_get_vocab(self._model)
         self._size = self._lib.llama_vocab_n_tokens(self._vocabulary)
         self._position = 0
+        self.seconds = 0.0
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text."""
         raw = text.encode()
-        ids = self._ffi.new("llama_token[]", len(raw) + 8)
+        ids = (self._lib.llama_token * (len(raw) + 8))()
         count = self._lib.llama_tokenize(self._vocabulary, raw, len(raw), ids, len(raw) + 8, False, False)
         return list(ids[0:count])
 
@@ -73,12 +77,14 @@ class LlamaCpp:
             batch.token[place], batch.pos[place] = token_id, self._position + place
             batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
             batch.logits[place] = of_all or place == len(token_ids) - 1
+        began_s = time.perf_counter()
         if self._lib.llama_decode(self._context, batch):
             raise SystemExit("llama.cpp cannot decode this batch")
+        self.seconds += time.perf_counter() - began_s
         self._position += len(token_ids)
         places = range(len(token_ids)) if of_all else [len(token_ids) - 1]
         pointers = [self._lib.llama_get_logits_ith(self._context, place) for place in places]
-        rows = [np.frombuffer(self._ffi.buffer(one, 4 * self._size), np.float32).astype(np.float64) for one in pointers]
+        rows = [np.ctypeslib.as_array(pointer, (self._size,)).astype(np.float64) for pointer in pointers]
         self._lib.llama_batch_free(batch)
         return np.stack(rows)
 
@@ -86,15 +92,16 @@ class LlamaCpp:
 def decode(model: LlamaCpp, prompt: list[int], count: int) -> Decoded:
     """Greedy ids behind a prompt, and by how much each was ahead of the second."""
     model.begin()
-    decoded = Decoded([], [])
-    pending = prompt
-    for _ in range(count):
+    ids, margins, pending = list[int](), list[float](), prompt
+    for place in range(count):
+        if place == 1:
+            model.seconds = 0.0
         logits = model.logits(pending)[0]
         second, first = np.argsort(logits)[-2:]
-        decoded.ids.append(int(first))
-        decoded.margins.append(float(logits[first] - logits[second]))
+        ids.append(int(first))
+        margins.append(float(logits[first] - logits[second]))
         pending = [int(first)]
-    return decoded
+    return Decoded(ids, margins, model.seconds)
 
 
 def score(model: LlamaCpp, window: list[int]) -> float:

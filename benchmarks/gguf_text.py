@@ -1,12 +1,13 @@
-"""Comparison of a GGUF file's text here and in llama.cpp: token ids, 64 greedy tokens of each prompt, perplexity.
+"""Comparison of a GGUF file here and in llama.cpp: token ids, 64 greedy tokens of each prompt, perplexity, speed.
 
-    python -m venv PEERS_DIR/llamacpp-sync
-    PEERS_DIR/llamacpp-sync/bin/pip install llama-cpp-py-sync numpy        (prebuilt: no compiler)
+    python -m venv PEERS_DIR/llamacpp
+    PEERS_DIR/llamacpp/bin/pip install llama-cpp-python numpy        (compiles llama.cpp for this CPU)
     python -m benchmarks.gguf_text FILE.gguf [--peers-dir PEERS_DIR] [--dtype auto]
 
 Prompts are twenty short beginnings and questions in the file's own template; the text is this project's documentation.
 Exit code 1 if ids differ, if the perplexities differ by more than 0.2 %, or if a first difference is no near tie: that
-is, if the token that was not taken is more than TIE behind on either side.
+is, if the token that was not taken is more than TIE behind on either side. Speed is that of one stream without drafts:
+the steps alone, the fastest of the first prompts, one program after the other on all cores.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from server.settings import EngineSettings
 
 ROOT = Path(__file__).parents[1]
 COUNT, WINDOW, NUM_WINDOWS, BLOCK = 64, 512, 8, 32
+TIMED = 3  # prompts whose decoding is timed
 TIE = 0.5  # in logits: llama.cpp rounds activations to eight bits, and we weights or sums to sixteen
 LARGEST_DIFFERENCE = 0.002  # of the perplexities
 PAGES = ("docs/memory.md", "docs/api.md", "docs/walk.md")
@@ -50,16 +53,18 @@ def main() -> int:
     parser.add_argument("--dtype", default="auto", help="type of the weights here")
     options = parser.parse_args()
     request = make_request(options.file)
-    python = options.peers_dir / "llamacpp-sync" / "bin" / "python"
+    python = options.peers_dir / "llamacpp" / "bin" / "python"
     command = [python.absolute(), "-m", "benchmarks.gguf_llamacpp", options.file.absolute()]
     done = subprocess.run(command, input=json.dumps(asdict(request)), capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     theirs = json.loads(done.stdout)
     runner = make_runner(options.file, options.dtype)
+    decoded = [Decoded(**one) for one in theirs["decoded"]]
+    compare_speed([decode_alone(runner, prompt) for prompt in request.prompts[:TIMED]], decoded[:TIMED])
     checks = (
         compare_ids(options.file, request.texts, theirs["encoded"]),
-        compare_greedy(decode(runner, request), [Decoded(**one) for one in theirs["decoded"]]),
+        compare_greedy(decode(runner, request), decoded),
         compare_perplexity([score(runner, window) for window in request.windows], theirs["scores"]),
     )
     return 0 if all(checks) else 1
@@ -111,6 +116,18 @@ def decode(runner: Runner, request: Request) -> list[Decoded]:
     return decoded
 
 
+def decode_alone(runner: Runner, prompt: list[int]) -> float:
+    """Seconds of the greedy steps behind the first of one prompt."""
+    greedy, pending, seconds = RowSampling(Sampling(max_tokens=COUNT, temperature=0.0), 0, [], []), (prompt, 0), 0.0
+    for place in range(COUNT):
+        began_s = time.perf_counter()
+        batch = Batch((Row(pending[0], pending[1], blocks_of(0), 1, greedy),))
+        (result,) = runner.sample(runner.launch(batch), batch, None).read()
+        seconds += (time.perf_counter() - began_s) * (place > 0)
+        pending = (list(result.token_ids), pending[1] + len(pending[0]))
+    return seconds
+
+
 def score(runner: Runner, window: list[int]) -> float:
     """Log probability of the ids of a window behind its first."""
 
@@ -145,6 +162,12 @@ def compare_greedy(ours: list[Decoded], theirs: list[Decoded]) -> bool:
         print(f"{where}: ahead by {margins[0]:.3f} here, {margins[1]:.3f} in llama.cpp")
     print(f"greedy text: {num_same} of {len(ours)} prompts give the same {COUNT} tokens")
     return is_good
+
+
+def compare_speed(ours: list[float], theirs: list[Decoded]) -> None:
+    """Print both speeds."""
+    mine, other = (COUNT - 1) / min(ours), (COUNT - 1) / min(one.seconds for one in theirs)
+    print(f"one stream: {mine:.1f} tok/s here, {other:.1f} in llama.cpp ({mine / other:.2f} x)")
 
 
 def compare_perplexity(ours: list[float], theirs: list[float]) -> bool:

@@ -1,6 +1,7 @@
 """Compares the compiled CPU kernels of each instruction set with torch on the same weights, in turns in one process.
 
-    python -m benchmarks.kernels /tmp/qwen3-0.6b [--isas avx2,torch] [--quantize none,int4] [--rounds 9]
+    python -m benchmarks.kernels /tmp/qwen3-0.6b [--isas avx2,torch] [--quantize none,int4]
+        [--kv-dtype auto,int8] [--rounds 9]
 
 The checkpoint is any that toolwire serves; `benchmarks.checkpoint` writes those of published shapes, also 30B-A3B's
 layers (`30B-A3B-2`) and a hybrid. Tokens differ, so that experts do.
@@ -12,6 +13,7 @@ instructions that it knows, unless ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_I
 import argparse
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -63,23 +65,31 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--isas", type=lambda text: text.split(","), default=[*available_isas(), "torch"])
     parser.add_argument("--quantize", type=lambda text: text.split(","), default=["none"])
+    parser.add_argument("--kv-dtype", type=lambda text: text.split(","), default=["auto"])
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="measure the steps whose name contains this")
     options = parser.parse_args()
     runners = []
-    columns = [(isa, quantize) for isa in options.isas for quantize in options.quantize]
-    for isa, quantize in columns:
+    columns = list(product(options.isas, options.quantize, options.kv_dtype))
+    names = [" ".join(part for part in column if part not in ("none", "auto")) for column in columns]
+    for name, (isa, quantize, kv_dtype) in zip(names, columns, strict=True):
         settings = EngineSettings(
-            device="cpu", dtype=options.dtype, cpu_isa=isa, threads=options.threads, quantize=quantize
+            device="cpu",
+            dtype=options.dtype,
+            cpu_isa=isa,
+            threads=options.threads,
+            quantize=quantize,
+            kv_dtype=kv_dtype,
         )
         loaded = load(options.checkpoint, settings, lambda fraction: None)
         form = f"{type(loaded.backbone).__name__} in {loaded.dtype}, {loaded.weight_bytes >> 20} MiB"
-        print(f"{isa} {quantize}: {form}, loaded in {loaded.load_s:.2f} s")
+        print(f"{name}: {form}, loaded in {loaded.load_s:.2f} s")
         runners.append(Runner(loaded, NUM_BLOCKS, BLOCK_SIZE, num_slots=64))
-    names = (isa if quantize == "none" else f"{isa} {quantize}" for isa, quantize in columns)
-    print(f"{torch.get_num_threads()} threads\n\n{'step':26}" + "".join(f" {name:>12}" for name in names))
+    widths = [max(12, len(name)) for name in names]
+    heads = (f" {name:>{width}}" for name, width in zip(names, widths, strict=True))
+    print(f"{torch.get_num_threads()} threads\n\n{'step':26}" + "".join(heads))
     for name, rows in steps().items():
         if options.only not in name:
             continue
@@ -87,7 +97,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for runner, own in zip(runners, times, strict=True):
                 own.append(1e3 * seconds(runner, rows))
-        print(f"{name:26}" + "".join(f" {min(own):12.2f}" for own in times), flush=True)
+        least = (f" {min(own):{width}.2f}" for own, width in zip(times, widths, strict=True))
+        print(f"{name:26}" + "".join(least), flush=True)
 
 
 if __name__ == "__main__":

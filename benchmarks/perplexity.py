@@ -1,18 +1,22 @@
 """Measures the perplexity of a checkpoint at each width of its weights, on the pages of the documentation or on a text.
 
-    python -m benchmarks.perplexity MODEL [--text FILE] [--quantize none,int8,int4] [--tokens 4096] [--window 512]
+    python -m benchmarks.perplexity MODEL [--text FILE] [--quantize none,int8,int4] [--kv-dtype auto,int8]
+        [--tokens 4096] [--window 512]
 
+MODEL is a folder or a GGUF file. Every loss is compared with the first width and the first type of keys and values.
 The text is cut into windows, each computed from its own beginning; a window's first half is context and does not count.
 """
 
 import argparse
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
+from server.engine.assemble import read_tokenizer
 from server.model.batch import Batch, PromptTargets, Row
 from server.model.loading.loader import load
 from server.model.runner import Runner
@@ -38,23 +42,27 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--quantize", type=lambda text: text.split(","), default=["none", "int8", "int4"])
+    parser.add_argument("--kv-dtype", type=lambda text: text.split(","), default=["auto"])
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
-    tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
+    tokenizer = Tokenizer.from_buffer(read_tokenizer(options.model))
     ids = tokenizer.encode(read_text(options.text), add_special_tokens=False).ids[: options.tokens]
     plain = 0.0
-    for quantize in options.quantize:
-        settings = EngineSettings(device="cpu", cpu_isa=options.isa, dtype=options.dtype, quantize=quantize)
+    for quantize, kv_dtype in product(options.quantize, options.kv_dtype):
+        settings = EngineSettings(
+            device="cpu", cpu_isa=options.isa, dtype=options.dtype, quantize=quantize, kv_dtype=kv_dtype
+        )
         loaded = load(options.model, settings, lambda fraction: None)
         runner = Runner(loaded, options.window // BLOCK_SIZE + 1, BLOCK_SIZE)
         losses = [loss for window in windows(ids, options.window) for loss in losses_of(runner, window)]
         found = math.exp(sum(losses) / len(losses))
         plain = plain or found
         change = f"{100 * (found / plain - 1):+.2f} %"
-        print(f"{quantize:6} {loaded.weight_bytes >> 20:6} MiB  perplexity {found:9.4f}  {change}", flush=True)
+        size = loaded.weight_bytes >> 20
+        print(f"{quantize:6} KV {kv_dtype:5} {size:6} MiB  perplexity {found:9.4f}  {change}", flush=True)
 
 
 def losses_of(runner: Runner, window: Sequence[int]) -> list[float]:

@@ -6,14 +6,15 @@ Also the rules about its weights by which one part loads them and another estima
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from server.errors import CannotStart
 from server.gguf.config import model_config
-from server.gguf.header import read_header
+from server.gguf.header import BlockType, read_header
+from server.gguf.weights import StoredWeight
 
 # Prefixes of torch.compile, peft and DistributedDataParallel in front of every tensor's name.
 WRAPPERS = ("_orig_mod.", "base_model.model.", "module.")
@@ -188,6 +189,39 @@ def quantized_bytes(width: int, shape: Sequence[int]) -> int:
     groups = inputs // quantized_group(width, inputs)
     scales = groups * 2 if width == 8 else groups * 2 + groups // super_group(groups) * 8
     return outputs * (inputs * width // 8 + scales)
+
+
+def kept_codes(weights: Iterable[StoredWeight]) -> dict[str, BlockType]:
+    """The weights of a GGUF file whose codes a CPU multiplies as they are stored, with their types.
+
+    These are matrices, and experts of a layer, both of their weights or neither. Gate and up of a layer, whose product
+    is one, are kept both or neither.
+    """
+    found = {weight.name: weight.tensors[0].type for weight in weights if _keeps_codes(weight)}
+    pairs = (("mlp.gate_proj", "mlp.up_proj"), ("shared_expert.gate_proj", "shared_expert.up_proj"))
+    for one, other in (*pairs, ("experts.gate_up_proj", "experts.down_proj")):
+        for name in list(found):
+            partner = name.replace(one, other) if one in name else name.replace(other, one)
+            if partner not in found:
+                del found[name]
+    return found
+
+
+def _keeps_codes(weight: StoredWeight) -> bool:
+    types = {tensor.type for tensor in weight.tensors}
+    fits = can_be_packed(weight.shape) or is_quantizable_expert(weight.name, weight.shape)
+    is_router = weight.name.endswith("mlp.gate.weight")
+    return len(types) == 1 and all(type.code_bits for type in types) and weight.keeps_rows and fits and not is_router
+
+
+def is_requantized(name: str, shape: Sequence[int], bits: int, width: int) -> bool:
+    """Whether `--quantize` of this width, or 0, is for a weight whose codes have this number of bits."""
+    return 0 < width < bits and (is_quantizable(name, shape) or is_quantizable_expert(name, shape))
+
+
+def kept_bytes(block: BlockType, shape: Sequence[int]) -> int:
+    """Bytes in memory of matrices [..., inputs] of such codes, in panels."""
+    return math.ceil(math.prod(shape[:-1]) / 16) * 16 * shape[-1] // block.elements * block.packed_bytes
 
 
 def computes_float8(*, on_host: bool) -> bool:

@@ -69,6 +69,9 @@ class EngineSettings:
     kv_cache_tokens: Annotated[int, Meta(ge=0, le=1 << 40)] = option(
         0, "Size of the KV cache in tokens; 0 takes what memory-fraction leaves."
     )
+    kv_dtype: Literal["auto", "int8"] = option(
+        "auto", "Type of the cached keys and values: auto is the model's, int8 takes half the memory of bfloat16."
+    )
     memory_probe: Literal["auto", "nvml", "host"] = option(
         "auto",
         "Whose memory the guard watches: auto is the device's own; nvml the first visible GPU's, host main memory.",

@@ -39,11 +39,17 @@ PART = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", r
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """How numbers are stored: `elements` of one row together in `num_bytes`."""
+    """How numbers are stored: `elements` of one row together in `num_bytes`.
+
+    Codes take `packed_bytes` in the kernels' layout (`model/quantization/packed_weight.py`): scales of four to eight
+    bits are bytes there, and the numbers that multiply those of a block float32.
+    """
 
     name: str
     elements: int
     num_bytes: int
+    code_bits: int = 0  # 0: plain numbers
+    packed_bytes: int = 0
 
 
 # By the numbers of ggml's `enum ggml_type`. Those without a size here are not served.
@@ -51,14 +57,14 @@ TYPES: Mapping[int, BlockType] = {
     0: BlockType("F32", 1, 4),
     1: BlockType("F16", 1, 2),
     30: BlockType("BF16", 1, 2),
-    2: BlockType("Q4_0", 32, 18),
-    3: BlockType("Q4_1", 32, 20),
-    6: BlockType("Q5_0", 32, 22),
-    7: BlockType("Q5_1", 32, 24),
-    8: BlockType("Q8_0", 32, 34),
-    12: BlockType("Q4_K", 256, 144),
-    13: BlockType("Q5_K", 256, 176),
-    14: BlockType("Q6_K", 256, 210),
+    2: BlockType("Q4_0", 32, 18, 4, 18),
+    3: BlockType("Q4_1", 32, 20, 4, 20),
+    6: BlockType("Q5_0", 32, 22, 5, 22),
+    7: BlockType("Q5_1", 32, 24, 5, 24),
+    8: BlockType("Q8_0", 32, 34, 8, 34),
+    12: BlockType("Q4_K", 256, 144, 4, 152),
+    13: BlockType("Q5_K", 256, 176, 5, 184),
+    14: BlockType("Q6_K", 256, 210, 6, 212),
 }
 OTHER_TYPES: Mapping[int, str] = {
     9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",

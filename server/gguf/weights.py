@@ -53,6 +53,16 @@ class StoredWeight:
     arithmetic: Arithmetic = "none"
 
     @property
+    def keeps_rows(self) -> bool:
+        """Whether every row is one of its tensors', as it is stored."""
+        return self.arithmetic == "none" and (self.order is None or not self.order.of_columns)
+
+    @property
+    def type_name(self) -> str:
+        """How its numbers are stored: Q4_K, or Q4_K and Q6_K where its tensors differ."""
+        return " and ".join(dict.fromkeys(tensor.type.name for tensor in self.tensors))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape in transformers: convolutions and the gate of the shared expert have a side of 1 there."""
         shape, count = self.tensors[0].shape, len(self.tensors)

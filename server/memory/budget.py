@@ -40,6 +40,7 @@ class Demand:
 
     dtype: str
     quantize: str = "none"
+    kv_dtype: str = "auto"
     max_model_len: int = 0
     kv_cache_tokens: int = 0
     block_size: int = EngineSettings().block_size
@@ -49,6 +50,10 @@ class Demand:
     prefix_cache: bool = True
     memory_fraction: float = 0.9
     adapter_numbers: int = 0  # in all adapters
+
+    def token_bytes(self, shape: Shape) -> int:
+        """Keys and values of one token."""
+        return shape.kv_token_bytes(DTYPE_BYTES[self.dtype], in_bytes=self.kv_dtype == "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,7 @@ def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape, adapter_
     return Demand(
         dtype=shape.dtype if engine.dtype == "auto" else engine.dtype,
         quantize=engine.quantize,
+        kv_dtype=engine.kv_dtype,
         max_model_len=max_model_len,
         kv_cache_tokens=engine.kv_cache_tokens,
         block_size=engine.block_size,
@@ -145,7 +151,7 @@ def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, device: Device
 def divide(shape: Shape, demand: Demand, device: DeviceMemory, weights: int, activations: int, overhead: int) -> Plan:
     """Divide the remaining memory into recurrent slots and KV blocks; sizes estimated or measured."""
     element = DTYPE_BYTES[demand.dtype]
-    token_bytes, state_bytes = shape.kv_token_bytes(element), shape.state_bytes(element)
+    token_bytes, state_bytes = demand.token_bytes(shape), shape.state_bytes(element)
     usable = device.usable(demand.memory_fraction)
     fixed = overhead + device.growth + weights + activations
     left = max(0, usable - fixed)
@@ -228,11 +234,11 @@ class _Cost:
     def pool(self, num_blocks: int) -> int:
         """The blocks and their scratch."""
         tokens = num_blocks * self.demand.block_size
-        return tokens * self.shape.kv_token_bytes(self.element) + self.scratch(num_blocks)
+        return tokens * self.demand.token_bytes(self.shape) + self.scratch(num_blocks)
 
     def blocks_in(self, num_bytes: int) -> int:
         """The most blocks that cost no more than this: `pool` grows with every block, so halving finds it."""
-        low, high = 0, max(0, num_bytes) // (self.shape.kv_token_bytes(self.element) * self.demand.block_size) + 1
+        low, high = 0, max(0, num_bytes) // (self.demand.token_bytes(self.shape) * self.demand.block_size) + 1
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.pool(middle) <= num_bytes else (low, middle)
@@ -257,7 +263,7 @@ def _useful_blocks(shape: Shape, demand: Demand, device: DeviceMemory, left: int
     longest = demand.max_model_len or shape.max_positions
     tokens = demand.max_running * longest
     if device.is_host:
-        share = int(HOST_KV_SHARE * left) // shape.kv_token_bytes(DTYPE_BYTES[demand.dtype])
+        share = int(HOST_KV_SHARE * left) // demand.token_bytes(shape)
         tokens = min(tokens, max(longest, MOST_HOST_TOKENS), share)
     return max(tokens // demand.block_size, math.ceil(least / demand.block_size))
 

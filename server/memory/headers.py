@@ -16,10 +16,13 @@ from server.config_json import (
     can_be_packed,
     is_quantizable,
     is_quantizable_expert,
+    is_requantized,
+    kept_bytes,
+    kept_codes,
     quantized_bytes,
 )
 from server.errors import CannotStart
-from server.gguf.header import read_header
+from server.gguf.header import TYPES, read_header
 from server.gguf.weights import stored_weights
 from server.memory.shape import DTYPE_BYTES
 
@@ -36,6 +39,8 @@ SCALE_SUFFIX = "_scale_inv"  # of a float8 weight: one number a block of 128 x 1
 PACKED_ZEROS = (".qzeros", ".weight_zero_point")  # of quantized checkpoints: minimums of float32 are made of them
 PACKED_SCALES = (".scales", ".weight_scale")  # kept as float32
 PLACES = (".g_idx", ".weight_g_idx", ".weight_shape")  # read once
+CODES = {block.name: block for block in TYPES.values() if block.code_bits}  # of GGUF files
+PLAIN_BITS = 16  # of a projection that is not quantized
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
@@ -44,7 +49,7 @@ class Tensor:
     """One entry of a header."""
 
     name: str
-    dtype: str  # as the format spells it: BF16, F32, I8, …
+    dtype: str  # as the format spells it: BF16, F32, I8, …, or Q4_K for codes that are kept
     shape: tuple[int, ...]
 
     @property
@@ -54,13 +59,14 @@ class Tensor:
 
 
 def read_headers(folder: Path) -> tuple[Tensor, ...]:
-    """Every tensor of the folder's safetensors files, or of a GGUF file, whose blocks are multiplied out when loaded.
+    """Every tensor of the folder's safetensors files, or of a GGUF file: as F32 unless a CPU keeps its codes.
 
     Raises CannotStart if there is none or one is broken.
     """
     if folder.is_file():
         stored = stored_weights(read_header(folder))
-        return tuple(Tensor(weight.name, "F32", weight.shape) for weight in stored)
+        types = {name: block.name for name, block in kept_codes(stored).items()}
+        return tuple(Tensor(weight.name, types.get(weight.name, "F32"), weight.shape) for weight in stored)
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise CannotStart(f"{folder} has no *.safetensors file; other weight formats are not read")
@@ -80,11 +86,14 @@ def weight_bytes(
 
     With `quantize` the matrices inside the layers take that many bits and their scales, those of experts only
     `on_host`; the output matrix takes eight. A tied one is counted once, also where the file holds it twice. Unless
-    `keeps_float8`, float8 weights are multiplied out to `dtype` and their scales go.
+    `keeps_float8`, float8 weights are multiplied out to `dtype` and their scales go; so are codes of a GGUF file unless
+    `on_host`.
     """
     head = EMBEDDING if tied else HEAD
     if not keeps_float8:
         tensors = _multiplied_out(tensors)
+    if not on_host:
+        tensors = (replace(tensor, dtype="F32") if tensor.dtype in CODES else tensor for tensor in tensors)
     return sum(
         _loaded_bytes(tensor, dtype, _width(tensor, quantize, head, on_host))
         for tensor in tensors
@@ -98,13 +107,20 @@ def _multiplied_out(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
             yield replace(tensor, dtype="BF16") if tensor.dtype in FLOAT8 else tensor
 
 
-def is_quantized(tensors: Iterable[Tensor]) -> bool:
-    """Whether the projections of the layers are of few bits already."""
-    return any(tensor.name.endswith((".qweight", ".weight_packed")) or tensor.dtype == "I8" for tensor in tensors)
+def quantizable_bits(tensors: Iterable[Tensor], *, on_host: bool) -> int:
+    """The most bits of a projection that `--quantize` can narrow; 0 for checkpoints of few bits, which it refuses."""
+    own = list(tensors)
+    if any(tensor.name.endswith((".qweight", ".weight_packed")) or tensor.dtype == "I8" for tensor in own):
+        return 0
+    kept = {tensor: CODES[tensor.dtype].code_bits for tensor in own if tensor.dtype in CODES and on_host}
+    return max((kept.get(one, PLAIN_BITS) for one in own if is_quantizable(one.name, one.shape)), default=PLAIN_BITS)
 
 
 def _width(tensor: Tensor, quantize: str, head: str, on_host: bool) -> int:
     """Bits of a weight that is quantized while it is loaded, or 0."""
+    if tensor.dtype in CODES:
+        width = QUANTIZED_WIDTHS.get(quantize, 0)
+        return width if is_requantized(tensor.name, tensor.shape, CODES[tensor.dtype].code_bits, width) else 0
     if quantize == "none" or tensor.dtype not in CAST:
         return 0
     if tensor.name.endswith(head) and can_be_packed(tensor.shape):
@@ -116,6 +132,8 @@ def _width(tensor: Tensor, quantize: str, head: str, on_host: bool) -> int:
 def _loaded_bytes(tensor: Tensor, dtype: str, width: int) -> int:
     if width:
         return quantized_bytes(width, tensor.shape)
+    if tensor.dtype in CODES:
+        return kept_bytes(CODES[tensor.dtype], tensor.shape)
     if tensor.name.endswith(PLACES):
         return 0
     if tensor.name.endswith(PACKED_SCALES):

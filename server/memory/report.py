@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from server.config_json import QUANTIZED_WIDTHS
 from server.errors import CannotStart
 from server.memory.budget import GIB, MIB, Demand, Plan, context_in, plan
-from server.memory.headers import Tensor, is_quantized
+from server.memory.headers import Tensor, quantizable_bits
 from server.memory.shape import DTYPE_BYTES, Shape
 
 SHORTEST_OFFER = 256  # tokens; a shorter context is not offered
@@ -42,7 +42,8 @@ def rows(found: Plan) -> tuple[ReportRow, ...]:
         ReportRow(
             "KV per 1k tokens",
             size(1024 * found.token_bytes),
-            f"{size(found.block_bytes)} a block of {demand.block_size}",
+            f"{size(found.block_bytes)} a block of {demand.block_size}"
+            + ("" if demand.kv_dtype == "auto" else f", {demand.kv_dtype}"),
         ),
     ]
     if found.state_bytes:
@@ -89,12 +90,14 @@ def remedies(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan) -> tuple[
     )
     small_flags = f"--max-batch-tokens {smaller.max_batch_tokens} --max-running {smaller.max_running}"
     fraction = max(LARGE_FRACTION, demand.memory_fraction)
-    widths = () if is_quantized(tensors) or demand.quantize == "int4" else tuple(QUANTIZED_WIDTHS)
+    most_bits = 0 if demand.quantize == "int4" else quantizable_bits(tensors, on_host=refused.device.is_host)
+    widths = tuple(name for name, width in QUANTIZED_WIDTHS.items() if width < most_bits)
     narrowest = widths[-1] if widths else demand.quantize
     single = [
         ("", demand),
         ("--dtype bfloat16", dataclasses.replace(demand, dtype="bfloat16")),
         *((f"--quantize {name}", dataclasses.replace(demand, quantize=name)) for name in widths),
+        ("--kv-dtype int8", dataclasses.replace(demand, kv_dtype="int8")),
         (small_flags, smaller),
         (f"--memory-fraction {fraction:g}", dataclasses.replace(demand, memory_fraction=fraction)),
     ]

@@ -16,6 +16,7 @@ DEFAULT_POSITIONS = 32768
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAST_TILE = 8  # tokens of a chunk that attend at a time; see model.plan
 SMALLEST_BLOCK = 16  # tokens; sums are kept for each block, smaller ones are not usual
+KV_SCALE_BYTES = 4  # of each token's key or value of a head, where the cache is in bytes
 FLOAT32_BYTES = 4  # attention scores and the gated delta rule's state are float32, whatever the weights are
 
 
@@ -48,9 +49,10 @@ class Shape:
         """Channels of a linear layer's convolution: queries, keys and values."""
         return 2 * self.linear_key_heads * self.linear_key_dim + self.linear_value_heads * self.linear_value_dim
 
-    def kv_token_bytes(self, kv_bytes: int) -> int:
-        """Keys and values of one token, over the full-attention layers; `kv_bytes` an element."""
-        return self.attention_layers * 2 * self.num_kv_heads * self.head_dim * kv_bytes
+    def kv_token_bytes(self, element: int, *, in_bytes: bool = False) -> int:
+        """Keys and values of one token, over the full-attention layers; `in_bytes`: a byte and a scale each head."""
+        head = self.head_dim + KV_SCALE_BYTES if in_bytes else self.head_dim * element
+        return self.attention_layers * 2 * self.num_kv_heads * head
 
     def gathered_token_bytes(self, element: int) -> int:
         """Scratch of attention for each cached token read while decoding: its keys and values, its scores, and its

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from server.errors import CannotStart
 from server.model.adapters.step import AdaptedModel, step_adapters
 from server.model.attention.base import PoolShape
 from server.model.attention.cpu import BlockMemory, KvPool
@@ -201,20 +202,32 @@ class Runner:
 
 
 def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool | NativePool | CudaKvPool:
-    """Allocate the KV pool in the layout of the model's device."""
+    """Allocate the KV pool in the layout of the model's device.
+
+    Raises CannotStart for a pool of bytes where no kernels read it.
+    """
     shape = pool_shape(loaded, block_size)
     if loaded.device.type == "cpu":
         if loaded.kernels is not None and supports_pool(shape):
             return NativePool(shape, num_blocks, loaded.kernels)
+        _refuse_bytes(shape, f"the CPU kernels, which do not compute heads of {shape.head_dim} in {shape.dtype}")
         return KvPool(shape, num_blocks)
     kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
+    if kernels is None:
+        _refuse_bytes(shape, "the Triton kernels, which are off here: the log says why")
     return CudaKvPool(shape, num_blocks, loaded.device, kernels, tile_sizes(shape, loaded.kv.heads))
+
+
+def _refuse_bytes(shape: PoolShape, reason: str) -> None:
+    if shape.in_bytes:
+        raise CannotStart(f"--kv-dtype int8 takes {reason}; use --kv-dtype auto")
 
 
 def pool_shape(loaded: LoadedModel, block_size: int) -> PoolShape:
     """The size of one of the model's KV blocks."""
     kv = loaded.kv
-    return PoolShape(block_size, len(kv.layer_indices), kv.kv_heads, kv.head_dim, loaded.dtype)
+    layers = len(kv.layer_indices)
+    return PoolShape(block_size, layers, kv.kv_heads, kv.head_dim, loaded.dtype, loaded.kv_in_bytes)
 
 
 def _sort_key(row: Row) -> tuple[int, bool, int]:

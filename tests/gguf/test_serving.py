@@ -1,38 +1,32 @@
-"""A server whose model is one GGUF file."""
+"""A server whose model is one GGUF file, with codes of many types."""
 
-import json
+from collections.abc import Iterator
 
-from openai.types.chat import ChatCompletionToolParam
+import pytest
 
+from tests.forced_calls import calls_alone_and_in_a_crowd, invalid_calls
 from tests.gguf.written import gguf_checkpoint
-from tests.live import live_server
-
-WEATHER: ChatCompletionToolParam = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"enum": ["Paris", "Oslo"]}},
-            "required": ["city"],
-            "additionalProperties": False,
-        },
-    },
-}
+from tests.live import Live, live_server
 
 
-def test_a_server_calls_tools_with_the_model_of_a_file() -> None:
+@pytest.fixture(scope="module")
+def served() -> Iterator[Live]:
     """Both processes read the file: prompts and grammars have the same ids."""
-    with live_server("--model", str(gguf_checkpoint("qwen3") / "model.gguf"), "--kv-cache-tokens", "4096") as server:
-        client = server.client()
-        assert [model.id for model in client.models.list()] == ["model"]
-        reply = client.chat.completions.create(
-            model="model",
-            messages=[{"role": "user", "content": "What is the weather in Oslo?"}],
-            tools=[WEATHER],
-            tool_choice="required",
-            seed=1,
-        )
-        calls = reply.choices[0].message.tool_calls
-        assert calls and calls[0].type == "function" and calls[0].function.name == "get_weather"
-        assert json.loads(calls[0].function.arguments)["city"] in ("Paris", "Oslo")
+    with live_server("--model", str(gguf_checkpoint("qwen3") / "model.gguf"), "--kv-cache-tokens", "16384") as server:
+        yield server
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_forced_calls_are_valid(served: Live, count: int) -> None:
+    assert [model.id for model in served.client().models.list()] == ["model"]
+    assert invalid_calls(served, count, "model") == []
+
+
+def test_greedy_replies_are_the_same_alone_and_in_a_crowd(served: Live) -> None:
+    """Codes are multiplied in other tiles for one token than for many."""
+    alone, crowd = calls_alone_and_in_a_crowd(served, "model")
+    assert crowd == alone
+
+
+def test_the_log_says_what_became_of_each_type(served: Live) -> None:
+    assert "Q8_0: codes as stored" in served.output() and "F32: numbers of bfloat16" in served.output()

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,33 @@ SMALLEST = {
     "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rms_norm_eps": 1e-6, "vocab_size": 5,
 }  # fmt: skip
+# Bytes of the half-precision numbers in a block of these types: the scale, and what multiplies minimums. The package
+# cannot quantize to them.
+K_TYPES: dict[str, tuple[int, ...]] = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+HALVES: dict[str, tuple[int, ...]] = K_TYPES | {"Q4_1": (0, 2), "Q5_1": (0, 2)}
 EXPERT = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
+
+
+def random_blocks(block_type: Type, rows: int, columns: int, scale: float = 1.0) -> NDArray[np.uint8]:
+    """Rows of blocks of random bytes, with scales of about this size: every bit of a code has its place."""
+    elements, num_bytes = gguf.GGML_QUANT_SIZES[block_type]
+    chance = np.random.default_rng(rows * columns)
+    raw = chance.integers(0, 256, (rows, columns // elements, num_bytes), dtype=np.uint8)
+    for at in HALVES.get(block_type.name, (0,)):
+        halves = chance.normal(size=(*raw.shape[:2], 1)) * scale
+        raw[..., at : at + 2] = halves.astype(np.float16).view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def balanced_blocks(block_type: Type, rows: int, columns: int) -> NDArray[np.uint8]:
+    """Rows of random blocks of a K type whose numbers are as large as a trained matrix's, and positive and negative."""
+    elements, num_bytes = gguf.GGML_QUANT_SIZES[block_type]
+    raw = random_blocks(block_type, rows, columns).reshape(rows, columns // elements, num_bytes)
+    greatest = {"Q4_K": 15, "Q5_K": 31}.get(block_type.name, 0)  # code; scales and minimums are random alike
+    scale = columns**-0.5 / (17 * greatest if greatest else 1350)
+    for at, own in zip(K_TYPES[block_type.name], (scale, scale * greatest / 2), strict=False):
+        raw[..., at : at + 2] = np.full((*raw.shape[:2], 1), own, np.float16).view(np.uint8)
+    return raw.reshape(rows, -1)
 
 
 def gguf_checkpoint(kind: Kind) -> Path:
@@ -61,9 +87,18 @@ def _write_both(kind: Kind, folder: Path) -> None:
 
 
 def write_gguf(
-    source: Path, target: Path, types: Sequence[Type], *, tokenizer: bool = True, **writer_options: Any
+    source: Path,
+    target: Path,
+    types: Sequence[Type] | Callable[[str], Type],
+    *,
+    tokenizer: bool = True,
+    experts_as: Type = Type.BF16,
+    **writer_options: Any,
 ) -> dict[str, Numbers]:
-    """Write a checkpoint's weights as these types, one after the other; returns the numbers that were written."""
+    """Write a checkpoint's weights as these types, one after the other or by name; returns the numbers written.
+
+    Those of K types are random, not the checkpoint's.
+    """
     config = json.loads((source / "config.json").read_text())
     kind = config["model_type"].removesuffix("_text")
     writer = gguf.GGUFWriter(target, ARCHITECTURES[kind], **writer_options)
@@ -73,19 +108,21 @@ def write_gguf(
     numbers: dict[str, Numbers] = {}
     experts: dict[str, list[NDArray[Any]]] = {}
     for number, (name, weight) in enumerate(sorted(load_file(source / "model.safetensors").items())):
-        if ".experts." in name:  # of a layer together, and their columns fill no blocks
-            experts.setdefault(_expert_name(name), []).append(quantize(weight, Type.BF16))
-            numbers[name] = dequantize(experts[_expert_name(name)][-1], Type.BF16)
+        if ".experts." in name:  # of a layer together
+            experts.setdefault(_expert_name(name), []).append(quantize(weight, experts_as))
+            numbers[name] = dequantize(experts[_expert_name(name)][-1], experts_as)
             continue
         change = Change(kind, name, config)
         stored = change.to_file(weight)
         is_small = stored.ndim == 1 or ".mlp.gate." in name or "conv1d" in name or stored.shape[-1] % 32
-        block_type = Type.F32 if is_small else types[number % len(types)]
-        blocks = quantize(stored, block_type)
+        chosen = types(name) if callable(types) else types[number % len(types)]
+        block_type = Type.F32 if is_small else chosen
+        is_k = block_type.name in K_TYPES
+        blocks = balanced_blocks(block_type, *stored.shape) if is_k else quantize(stored, block_type)
         numbers[name] = change.from_file(dequantize(blocks, block_type)).reshape(weight.shape)
         writer.add_tensor(gguf_name(name, kind), blocks, raw_dtype=block_type)
     for name, parts in experts.items():
-        writer.add_tensor(name, np.stack(parts), raw_dtype=Type.BF16)
+        writer.add_tensor(name, np.stack(parts), raw_dtype=experts_as)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

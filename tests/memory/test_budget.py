@@ -58,6 +58,8 @@ def test_kv_counts_grouped_heads_and_full_attention_layers_only(name: str) -> No
     shape, _, config = real_model(name)
     assert shape.kv_token_bytes(2) == TOKEN_KIB[name] * 1024
     assert shape.attention_layers + shape.linear_layers == config["num_hidden_layers"]
+    in_bytes = Demand("bfloat16", kv_dtype="int8").token_bytes(shape)  # with a scale of four bytes for each head
+    assert in_bytes * 2 * shape.head_dim == TOKEN_KIB[name] * 1024 * (shape.head_dim + 4)
 
 
 def test_hybrid_models_also_pay_for_every_sequence() -> None:

@@ -20,6 +20,11 @@ class MergedAdapter:
         self._folder = folder
         self._left = dict(read_adapter(folder, None, torch.float32).factors)
 
+    def changes(self, name: str) -> bool:
+        """Whether the weight of this name has a part of the adapter that is left."""
+        part = weight_part(name)
+        return part is not None and part in self._left
+
     def merged(self, name: str, weight: Any, dtype: torch.dtype) -> Any:
         """The weight of this name with its part of the adapter, in `dtype`; as it is where the adapter has none."""
         part = weight_part(name)

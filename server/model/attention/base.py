@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+SCALE_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class PoolShape:
@@ -15,17 +17,28 @@ class PoolShape:
     layers: int
     kv_heads: int
     head_dim: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of queries and results, and of what is stored unless it is in bytes
+    in_bytes: bool = False  # signed bytes, with a scale of float32 for each token's key and value of a head
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The type of the pool's tensors; scales lie between bytes."""
+        return torch.int8 if self.in_bytes else self.dtype
+
+    @property
+    def row_elements(self) -> int:
+        """Elements stored for one token's key (or value) of a head."""
+        return self.head_dim + (SCALE_BYTES if self.in_bytes else 0)
 
     @property
     def part_elements(self) -> int:
         """Elements of one block's keys (or values) in one layer."""
-        return self.kv_heads * self.head_dim * self.block_size
+        return self.kv_heads * self.row_elements * self.block_size
 
     @property
     def layer_bytes(self) -> int:
         """Bytes of one block in one layer: keys and values."""
-        return 2 * self.part_elements * self.dtype.itemsize
+        return 2 * self.part_elements * self.stored.itemsize
 
     @property
     def bytes_per_block(self) -> int:

@@ -41,7 +41,7 @@ class BlockMemory:
         self._memory = mmap.mmap(
             -1, max(1, num_blocks * shape.bytes_per_block + tail_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         )
-        storage = torch.frombuffer(self._memory, dtype=shape.dtype)[
+        storage = torch.frombuffer(self._memory, dtype=shape.stored)[
             : num_blocks * 2 * shape.layers * shape.part_elements
         ]
         parts = storage.view(shape.layers, 2, num_blocks, shape.part_elements)
@@ -55,7 +55,7 @@ class BlockMemory:
 
     def release(self, first_block: int) -> None:
         """Return the pages of all blocks from this one on to the system; they read as zeros afterwards."""
-        part_bytes = self.shape.part_elements * self.shape.dtype.itemsize
+        part_bytes = self.shape.part_elements * self.shape.stored.itemsize
         page = mmap.PAGESIZE
         for part in range(2 * self.shape.layers):
             begin = (part * self.num_blocks + first_block) * part_bytes
@@ -73,6 +73,7 @@ class KvPool(BlockMemory):
     """KV cache in the layout for torch."""
 
     def __init__(self, shape: PoolShape, num_blocks: int) -> None:
+        assert not shape.in_bytes, "torch reads elements"
         super().__init__(shape, num_blocks)
         each = (num_blocks, shape.kv_heads)
         self.keys = [part.view(*each, shape.head_dim, shape.block_size) for part in self.keys]

@@ -4,6 +4,9 @@ Layout of each layer, the token-contiguous one of paged attention kernels:
 
     keys, values  [num_blocks, block_size, kv_heads, head_dim]
 
+Of bytes a block has [block_size, kv_heads, head_dim], then their scales [block_size, kv_heads] in float32; the tensor
+has the shape above, with `PoolShape.row_elements` in the place of head_dim.
+
 Kernels for the device read the blocks in place. Without kernels, rows of one length are gathered through a padded block
 table and passed to torch's scaled_dot_product_attention. Nothing here is specific to CUDA: the tests run it on the CPU.
 
@@ -53,10 +56,10 @@ class CudaKvPool:
         self.kernels = kernels
         self.num_moves = 0  # addresses of keys and values are invalid once it has changed
         self._most_blocks = num_blocks
-        size = (num_blocks + 1, shape.block_size, shape.kv_heads, shape.head_dim)
+        size = (num_blocks + 1, shape.block_size, shape.kv_heads, shape.row_elements)
         # Zeros, because a NaN in uninitialized memory would spread: 0 * NaN is NaN.
-        self.keys = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
-        self.values = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
+        self.keys = [torch.zeros(size, dtype=shape.stored, device=device) for _ in range(shape.layers)]
+        self.values = [torch.zeros(size, dtype=shape.stored, device=device) for _ in range(shape.layers)]
 
     def release(self, first_block: int) -> None:
         """Free the memory of all blocks from this one on; their content is lost."""
@@ -86,6 +89,7 @@ class CudaKvPool:
         if self.kernels is not None:
             plan = plan_tiles(rows, block_size, self.shape.kv_heads, self.tile_sizes, device)
             return TiledStep(self, layer_of, plan, self.kernels)
+        assert not self.shape.in_bytes, "torch reads elements"
         blocks, offsets = write_locations(rows, block_size)
         partial_blocks = partially_written(rows, block_size)
         groups: list[GatheredRows] = []

@@ -1,6 +1,7 @@
 """Paged attention as Triton kernels that read keys and values in place, block by block.
 
     keys, values  [num_blocks, block_size, kv_heads, head_dim], the layout of gpu.py
+    bytes         of each block [block_size, kv_heads, head_dim], then their scales [block_size, kv_heads] in float32
 
 One program computes one tile (a few consecutive tokens of one row, all query heads of one KV head) over one split of
 its context. Where contexts are split, so that a few rows occupy the whole card, a second kernel combines the splits by
@@ -39,11 +40,56 @@ def _write_kernel(
     tl.store(values + offset, tl.load(value + token * value_stride + at, mask=own), mask=own)
 
 
+@triton.jit
+def _write_bytes(numbers, to, scales, slot, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH: tl.constexpr):
+    """Round one head's numbers so that the greatest magnitude is 127; what is not finite makes the scale NaN."""
+    at = tl.arange(0, WIDTH)
+    own = tl.load(numbers + at, mask=at < HEAD_DIM, other=0.0).to(tl.float32)
+    broken = tl.sum(own * 0.0, 0)  # 0 or NaN
+    finite = tl.where(own * 0.0 == 0.0, own, 0.0)
+    most = tl.max(tl.abs(finite), 0)
+    is_rounded = most > 1e-30  # whose reciprocal is finite
+    whole = tl.floor(finite * tl.where(is_rounded, 127.0 / tl.where(is_rounded, most, 1.0), 0.0) + 0.5)
+    place, scale = _places(slot // BLOCK_SIZE, slot % BLOCK_SIZE, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, True)
+    tl.store(to + place + at, whole.to(tl.int8), mask=at < HEAD_DIM)
+    tl.store(scales + scale, tl.where(is_rounded, most / 127.0, 0.0) + broken)
+
+
+@triton.jit
+def _write_bytes_kernel(
+    key, value, keys, values, key_scales, value_scales, slots, key_stride, value_stride, KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Programs: (token, KV head). Strides as those of `_write_kernel`."""
+    token, head = tl.program_id(0), tl.program_id(1)
+    slot = tl.load(slots + token).to(tl.int64)
+    own_key, own_value = key + token * key_stride + head * HEAD_DIM, value + token * value_stride + head * HEAD_DIM
+    _write_bytes(own_key, keys, key_scales, slot, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH)
+    _write_bytes(own_value, values, value_scales, slot, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH)
+
+
+@triton.jit
+def _places(block, offset, head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, OF_BYTES: tl.constexpr):
+    """Where a head's numbers begin at this offset of a block, and where in float32 the scale of bytes is."""
+    first, line = block * (BLOCK_SIZE * KV_HEADS), offset * KV_HEADS + head
+    scale = (first * (HEAD_DIM + 4) + BLOCK_SIZE * KV_HEADS * HEAD_DIM) // 4 + line
+    return first * (HEAD_DIM + 4 * OF_BYTES) + line * HEAD_DIM, scale
+
+
+@triton.jit
+def _scaled(numbers, scales, is_there, OF_BYTES: tl.constexpr):
+    """Scores or weights of some positions times the scales of bytes; others have none."""
+    if OF_BYTES:
+        numbers *= tl.load(scales, mask=is_there, other=0.0)[None, :]
+    return numbers
+
+
 @triton.jit(do_not_specialize=["num_splits", "num_tokens"])
 def _attend_kernel(
-    query, keys, values, tiles, tables, result, lse, scaling, num_tokens, num_splits, token_stride, head_stride,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    LINES: tl.constexpr, WIDTH: tl.constexpr, POSITIONS: tl.constexpr, IS_SPLIT: tl.constexpr,
+    query, keys, values, key_scales, value_scales, tiles, tables, result, lse, scaling, num_tokens, num_splits,
+    token_stride, head_stride, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, LINES: tl.constexpr, WIDTH: tl.constexpr, POSITIONS: tl.constexpr,
+    IS_SPLIT: tl.constexpr, OF_BYTES: tl.constexpr,
 ):  # fmt: skip
     """Programs: (tile, KV head, split). Line i of a tile is query head i % GROUP of its token i // GROUP.
 
@@ -62,27 +108,26 @@ def _attend_kernel(
     end = start + own_tokens
     length = tl.cdiv(tl.cdiv(end, num_splits), POSITIONS) * POSITIONS
     first, stop = split * length, tl.minimum(split * length + length, end)
-    running_max = tl.full([LINES], float("-inf"), tl.float32)
-    total = tl.zeros([LINES], tl.float32)
+    running_max, total = tl.full([LINES], float("-inf"), tl.float32), tl.zeros([LINES], tl.float32)
     sums = tl.zeros([LINES, WIDTH], tl.float32)
     for at in range(first, stop, POSITIONS):
         position = at + tl.arange(0, POSITIONS)
         is_there = position < stop  # never read beyond: stale data there may be NaN
         block = tl.load(table + position // BLOCK_SIZE, mask=is_there, other=0).to(tl.int64)
-        source = ((block * BLOCK_SIZE + position % BLOCK_SIZE) * KV_HEADS + kv_head) * HEAD_DIM
-        keys_here = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0.0)
-        scores = tl.dot(own, keys_here, input_precision="ieee") * scaling
-        is_visible = is_there[None, :] & (position[None, :] <= start + token[:, None])
-        scores = tl.where(is_visible, scores, float("-inf"))
+        source, scale = _places(block, position % BLOCK_SIZE, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, OF_BYTES)
+        keys_here = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0)
+        scores = tl.dot(own, keys_here.to(own.dtype), input_precision="ieee") * scaling
+        scores = _scaled(scores, key_scales + scale, is_there, OF_BYTES)
+        scores = tl.where(is_there[None, :] & (position[None, :] <= start + token[:, None]), scores, float("-inf"))
         new_max = tl.maximum(running_max, tl.max(scores, 1))
         # A line without a visible position so far has no maximum: subtract 0 instead of -inf.
         base = tl.where(new_max == float("-inf"), 0.0, new_max)
         weights = tl.exp2(scores - base[:, None])
         rescale = tl.exp2(running_max - base)
         total = total * rescale + tl.sum(weights, 1)
-        is_value = is_there[:, None] & is_dim[None, :]
-        values_here = tl.load(values + source[:, None] + dim[None, :], mask=is_value, other=0.0)
-        sums = sums * rescale[:, None] + tl.dot(weights.to(values_here.dtype), values_here, input_precision="ieee")
+        values_here = tl.load(values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim, other=0)
+        weights = _scaled(weights, value_scales + scale, is_there, OF_BYTES).to(own.dtype)
+        sums = sums * rescale[:, None] + tl.dot(weights, values_here.to(own.dtype), input_precision="ieee")
         running_max = new_max
     total = tl.where(total == 0.0, 1.0, total)  # line without a visible position: sums are 0, running_max stays -inf
     sums = sums / total[:, None]
@@ -112,6 +157,13 @@ def write(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tenso
     """Write new keys and values [num_tokens, kv_heads, head_dim] to their slots [num_tokens]."""
     num_tokens, kv_heads, head_dim = key.shape
     key, value = _contiguous_heads(key), _contiguous_heads(value)
+    if keys.dtype == torch.int8:
+        width = triton.next_power_of_2(head_dim)
+        _write_bytes_kernel[(num_tokens, kv_heads)](
+            key, value, keys, values, _scales(keys), _scales(values), slots, key.stride(0), value.stride(0),
+            kv_heads, head_dim, keys.shape[1], width,
+        )  # fmt: skip
+        return
     width = triton.next_power_of_2(kv_heads * head_dim)
     _write_kernel[(num_tokens,)](
         key, value, keys, values, slots, key.stride(0), value.stride(0), kv_heads, head_dim, width
@@ -133,15 +185,23 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
     if num_splits > 1:
         parts = torch.empty((num_splits, num_tokens, heads, head_dim), dtype=torch.float32, device=query.device)
         lse = torch.empty((num_splits, num_tokens, heads), dtype=torch.float32, device=query.device)
+    of_bytes = keys.dtype == torch.int8
+    key_scales, value_scales = (_scales(keys), _scales(values)) if of_bytes else (keys, values)
     _attend_kernel[(tiles.table.shape[0], kv_heads, num_splits)](
-        query, keys, values, tiles.table, tiles.blocks, parts, lse, scaling * LOG2_E, num_tokens,
-        num_splits, query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
-        lines, width, POSITIONS if width * keys.element_size() <= 256 else POSITIONS_OF_WIDE_HEADS, num_splits > 1,
+        query, keys, values, key_scales, value_scales, tiles.table, tiles.blocks, parts, lse, scaling * LOG2_E,
+        num_tokens, num_splits, query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
+        lines, width, POSITIONS if width * query.element_size() <= 256 else POSITIONS_OF_WIDE_HEADS,
+        num_splits > 1, of_bytes,
         num_warps=8 if is_large else 4, num_stages=2 if is_large else 3,
     )  # fmt: skip
     if num_splits > 1:
         num_lines = num_tokens * heads
         _combine_kernel[(num_lines,)](parts, lse, result, num_lines, num_splits, MAX_SPLITS, head_dim, width)
+
+
+def _scales(part: Tensor) -> Tensor:
+    """The memory of a layer's keys or values as float32: scales have places in it."""
+    return part.view(torch.float32)
 
 
 def _contiguous_heads(part: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from server.model.cpu.library import ExpertsStruct, LayerStruct, MixerStruct
+from server.model.cpu.library import ExpertsStruct, LayerStruct, MixerStruct, QuantizedStruct
 from server.model.cpu.quantized import Described
 from server.model.layers.decoder import is_silu
 from server.model.layers.recurrent import MIXER
+from server.model.quantization.experts import QuantizedExperts
 from server.model.quantization.linear import QuantizedLinear
+from server.model.quantization.packed_weight import PackedWeight
 
 DTYPES = (torch.bfloat16, torch.float32)
 SIZE_MULTIPLE = 32  # of every dimension that products sum over
@@ -66,14 +68,20 @@ def _supports_mlp(mlp: Any, dtype: torch.dtype) -> bool:
 
 def _supports_experts(mlp: Any, dtype: torch.dtype) -> bool:
     experts, shared = mlp.experts, getattr(mlp, "shared_expert", None)
-    stacked = [getattr(experts, name, None) for name in ("gate_up_proj", "down_proj")]
     return (
-        all(_is_plain(weight, dtype) and weight.dim() == 3 for weight in stacked)  # type: ignore[union-attr]
+        _reads_stacked(experts, dtype)
         and _is_plain(mlp.gate.weight, dtype)
         and len(mlp.gate.weight) <= MAX_EXPERTS
         and is_silu(experts.act_fn)
         and (shared is None or (_supports_mlp(shared, dtype) and _is_plain(mlp.shared_expert_gate.weight, dtype)))
     )
+
+
+def _reads_stacked(experts: Any, dtype: torch.dtype) -> bool:
+    if isinstance(experts, QuantizedExperts):
+        return bool(experts.gate_up.packed.codes.device.type == "cpu")
+    stacked = [getattr(experts, name, None) for name in ("gate_up_proj", "down_proj")]
+    return all(_is_plain(weight, dtype) and weight.dim() == 3 for weight in stacked)  # type: ignore[union-attr]
 
 
 def _supports_mixer(mixer: Any, dtype: torch.dtype) -> bool:
@@ -186,18 +194,22 @@ class LayerReader:
 
     def _experts(self, mlp: Any) -> ExpertsStruct:
         experts, shared = mlp.experts, getattr(mlp, "shared_expert", None)
-        count, outputs, _ = experts.gate_up_proj.shape
+        count = len(mlp.gate.weight)
         routers = [mlp.gate.weight] if shared is None else [mlp.gate.weight, mlp.shared_expert_gate.weight]
         found = ExpertsStruct(
             count=count,
             chosen=mlp.gate.top_k,
-            inner=outputs // 2,
             shared_inner=0 if shared is None else shared.down_proj.in_features,
             normalizes=getattr(mlp.gate, "norm_topk_prob", True),
             router=self._address(_pack(torch.cat([weight.detach() for weight in routers]), self._library)),
-            gate_up=self._stacked(experts, "gate_up_proj"),
-            down=self._stacked(experts, "down_proj"),
         )
+        if isinstance(experts, QuantizedExperts):
+            found.inner = experts.down.packed.inputs
+            found.gate_up = self._described(experts.gate_up.packed, 2 * count)
+            found.down = self._described(experts.down.packed, count)
+        else:
+            found.inner = experts.down_proj.shape[-1]
+            found.gate_up, found.down = self._stacked(experts, "gate_up_proj"), self._stacked(experts, "down_proj")
         if shared is not None:
             found.shared_gate, found.shared_up, found.shared_down = self._mlp(shared)
         return found
@@ -225,6 +237,14 @@ class LayerReader:
         packed = _pack(getattr(experts, name).detach().flatten(0, 1), self._library)
         setattr(experts, name, nn.Parameter(packed, requires_grad=False))
         return self._address(packed)
+
+    def _described(self, packed: PackedWeight, count: int) -> int:
+        """Matrices of few bits, one below the other: the marked address of their descriptions."""
+        size = packed.outputs // count
+        parts = [Described(packed.part(index * size, size)) for index in range(count)]
+        structs = (QuantizedStruct * count)(*(part.struct for part in parts))
+        self._kept += [*parts, structs]
+        return ctypes.addressof(structs) | 1
 
     def _vector(self, values: Tensor) -> int:
         return self._address(values.float())

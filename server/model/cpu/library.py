@@ -73,7 +73,7 @@ class StepStruct(ctypes.Structure):
     """One step of a whole decoder."""
 
     _fields_ = _fields(
-        "num_tokens num_rows num_threads block_size",
+        "num_tokens num_rows num_threads block_size of_bytes",
         "",
         "rows keys values slots convolutions states embedded cosines sines results scratch adapters",
     ) + _fields("max_rank", "", "")
@@ -95,7 +95,7 @@ class AttentionStruct(ctypes.Structure):
     """One layer's attention in a step."""
 
     _fields_ = _fields(
-        "is_bf16 heads kv_heads head_dim num_tokens num_rows num_threads block_size",
+        "is_bf16 heads kv_heads head_dim num_tokens num_rows num_threads block_size of_bytes",
         "scaling",
         "rows queries new_keys new_values keys values results scratch",
     )

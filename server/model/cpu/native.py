@@ -100,6 +100,7 @@ class NativeBackbone:
             num_rows=len(paged.rows),
             num_threads=torch.get_num_threads(),
             block_size=paged.pool.shape.block_size,
+            of_bytes=paged.pool.shape.in_bytes,
             rows=paged.rows.ctypes.data,
             keys=ctypes.addressof(keys),
             values=ctypes.addressof(values),
@@ -184,7 +185,7 @@ class NativeHead(nn.Module):
 
 
 class NativePool(BlockMemory):
-    """KV cache in the kernels' layout (`cpp/attention.h`)."""
+    """KV cache in the kernels' layout (`cpp/cache.h`)."""
 
     def __init__(self, shape: PoolShape, num_blocks: int, library: CDLL) -> None:
         assert shape.block_size % 2 == 0, "values are stored in pairs of tokens"
@@ -241,6 +242,7 @@ class NativeStep:
             num_rows=len(self.rows),
             num_threads=torch.get_num_threads(),
             block_size=pool.shape.block_size,
+            of_bytes=pool.shape.in_bytes,
             scaling=scaling,
             rows=self.rows.ctypes.data,
             queries=query.data_ptr(),

@@ -14,7 +14,8 @@ from torch.nn import functional
 from server.config_json import LEAST_OUTPUTS
 from server.model.adapters.weights import AdapterWeights, Factors, find_targets
 from server.model.layers.recurrent import RecurrentShape
-from server.model.quantization.linear import QuantizedLinear
+from server.model.quantization.experts import QuantizedExperts
+from server.model.quantization.linear import QuantizedLinear, multiply_unpacked
 from server.model.quantization.quantize import quantize
 
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 32
@@ -48,8 +49,12 @@ def hybrid_decoder(dtype: torch.dtype, *, grouped: bool) -> Any:
 
 
 def quantized(decoder: Any) -> Any:
-    """The same with the linear layers of attention, MLPs and recurrent states in four bits."""
+    """The same with the linear layers of attention, MLPs and recurrent states, and the experts, in four bits."""
     for layer in decoder.layers:
+        if hasattr(layer.mlp, "experts"):
+            stacked = (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj)
+            gate_up, down = (quantize(weight.flatten(0, 1), 4) for weight in stacked)
+            layer.mlp.experts = QuantizedExperts(gate_up, down, functional.silu, multiply_unpacked)
         for part in vars(layer).values():
             for name, found in [one for one in vars(part).items() if isinstance(one[1], nn.Linear)]:
                 if found.out_features >= LEAST_OUTPUTS:
@@ -98,6 +103,12 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     future = torch.ones(len(queries), len(queries), dtype=torch.bool).triu(1)
     attended: Tensor = torch.einsum("hqk,khd->qhd", scores.masked_fill(future, -torch.inf).softmax(-1), values)
     return attended
+
+
+def round_to_bytes(numbers: Tensor) -> Tensor:
+    """Keys or values [..., HEAD_DIM] as a cache of bytes gives them back, in float32."""
+    most = numbers.float().abs().amax(-1, keepdim=True)
+    return (numbers.float() * (127 / most)).round() * (most / 127)
 
 
 def linear(inputs: int, outputs: int, dtype: torch.dtype, has_bias: bool = False) -> nn.Linear:
@@ -232,8 +243,14 @@ def _expert_results(mlp: Any, normed: Tensor) -> Tensor:
     portions, chosen = (normed @ gate.weight.double().T).softmax(-1).topk(gate.top_k)
     if gate.norm_topk_prob:
         portions = portions / portions.sum(-1, keepdim=True)
-    opening, up = torch.einsum("th,eoh->teo", normed, experts.gate_up_proj.double()).chunk(2, -1)
-    each = torch.einsum("tei,ehi->teh", functional.silu(opening) * up, experts.down_proj.double())
+    if isinstance(experts, QuantizedExperts):
+        gate_up, down = (
+            part.packed.unpack().view(EXPERTS, -1, part.packed.inputs) for part in (experts.gate_up, experts.down)
+        )
+    else:
+        gate_up, down = experts.gate_up_proj, experts.down_proj
+    opening, up = torch.einsum("th,eoh->teo", normed, gate_up.double()).chunk(2, -1)
+    each = torch.einsum("tei,ehi->teh", functional.silu(opening) * up, down.double())
     results: Tensor = (each.gather(1, chosen[..., None].expand(-1, -1, HIDDEN)) * portions[..., None]).sum(1)
     if hasattr(mlp, "shared_expert"):
         results = results + _project(mlp.shared_expert_gate, normed).sigmoid() * _fed(mlp.shared_expert, normed)

@@ -4,15 +4,18 @@
     scale, minimum: of a group of 16 or 32 codes; in the K types 4- to 8-bit integers times a half-precision number of
     the block of 256
 
-Codes are unpacked here without rounding. `multiply_out` computes in float32, in the order of ggml's own code, so that
-its results equal those of llama.cpp and of the `gguf` package bit by bit.
+Codes are unpacked here without rounding, and laid out for the kernels as they are. `multiply_out` computes in float32,
+in the order of ggml's own code, so that its results equal those of llama.cpp and of the `gguf` package bit by bit.
 """
 
 from collections.abc import Callable, Mapping
+from ctypes import CDLL
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from server.model.quantization.packed_weight import PackedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,20 @@ class Codes:
         if self.minimums is not None:
             found -= _factored(self.minimums, self.minimum_factors)[..., None]
         return found.view(rows, columns)
+
+    def pack(self, kernels: CDLL | None) -> PackedWeight:
+        """The same numbers in the kernels' layout. Raises ValueError for scales that are not finite."""
+        return PackedWeight.pack(
+            self.codes,
+            self.scales,
+            width=self.width,
+            group=self.codes.shape[1] // self.scales.shape[1],
+            offset=self.offset,
+            minimums=self.minimums,
+            super_scales=self.scale_factors,
+            super_minimums=self.minimum_factors,
+            kernels=kernels,
+        )
 
 
 def unpack(type_name: str, raw: Tensor) -> Codes:

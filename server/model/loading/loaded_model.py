@@ -41,6 +41,7 @@ class LoadedModel:
     load_s: float
     kernels: CDLL | None = None  # compiled CPU kernels, which compute attention where they can
     targets: Targets = field(default_factory=dict)  # linear layers that adapters may change
+    kv_in_bytes: bool = False  # whether keys and values are kept as bytes (`--kv-dtype int8`)
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """Loads a checkpoint folder or GGUF file: plain dense decoders directly, all others through transformers."""
 
-import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,8 +14,6 @@ from server.model.loading.gguf import load_gguf
 from server.model.loading.loaded_model import LoadedModel, OnProgress
 from server.model.loading.plain import load_plain
 from server.settings import EngineSettings
-
-log = logging.getLogger(__name__)
 
 SMALL_MODEL_BYTES = 64 << 20
 
@@ -32,6 +30,8 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
         _refuse_quantized_twice(checkpoint, settings)
     loaded = None
     kernels = choose_library(settings.cpu_isa) if device.type == "cpu" else None
+    if settings.kv_dtype == "int8" and device.type == "cpu" and kernels is None:
+        raise CannotStart("--kv-dtype int8 takes the compiled CPU kernels, and there are none; use --kv-dtype auto")
     if device.type == "cpu":
         load_dense = load_gguf if checkpoint.is_file() else load_plain
         loaded = load_dense(checkpoint, settings, kernels, on_progress, began_s)
@@ -41,10 +41,8 @@ def load(checkpoint: Path, settings: EngineSettings, on_progress: OnProgress) ->
 
         loaded = load_pretrained(checkpoint, settings, device, kernels, on_progress, began_s)
     _choose_threads(settings.threads, loaded)
-    if settings.quantize != "none" and device.type == "cpu" and kernels is None:
-        log.warning("there are no kernels for this CPU: torch unpacks weights of few bits for every product, slowly")
     on_progress(1.0)
-    return loaded
+    return replace(loaded, kv_in_bytes=settings.kv_dtype == "int8")
 
 
 def _check_folder(folder: Path) -> None:

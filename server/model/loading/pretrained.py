@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from server.config_json import QUANTIZED_WIDTHS, WRAPPERS, can_be_packed, computes_float8, read_config
 from server.errors import CannotStart
-from server.model.adapters.merging import open_merged_adapter
+from server.model.adapters.merging import MergedAdapter, open_merged_adapter
 from server.model.adapters.weights import Targets, find_targets
 from server.model.attention.base import paged_attention
 from server.model.cpu.layer_reader import supports_decoder
@@ -28,10 +28,12 @@ from server.model.kernel_selection import choose_backbone, choose_quantized_prod
 from server.model.layers.decoder import COMPACT_MODEL_TYPES
 from server.model.layers.packed_linear import pack_linears
 from server.model.layers.recurrent import recurrent_shape, wrap_linear_attention
-from server.model.loading.gguf_weights import GgufWeights
+from server.model.loading.gguf_codes import StoredCodes
+from server.model.loading.gguf_weights import LazyWeight
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
+from server.model.loading.plain import EMBEDDING, HEAD
 from server.model.loading.streaming import METHOD, StreamingConfig, StreamingQuantizer, replace
-from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear
+from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear, warn_of_unpacking
 from server.model.quantization.quantize import quantize
 from server.settings import EngineSettings
 
@@ -63,16 +65,19 @@ def load_pretrained(
     config = _read_config(checkpoint)
     _refuse_unsupported(config)
     _choose_float8(config, device)
-    quantization = _quantization(settings, device, kernels)
-    streaming = quantization if getattr(config, "quantization_config", None) is None else None
     merge = open_merged_adapter(settings.merge_adapter)
+    stored = _read_stored(checkpoint, config, settings, device, kernels, merge) if checkpoint.is_file() else None
+    quantization = _quantization(settings, device, kernels, stored)
+    streaming = quantization if getattr(config, "quantization_config", None) is None else None
     if streaming is not None:
         streaming.merge = merge
-    model = _load_model(checkpoint, config, settings, device, streaming, on_progress)
+    model = _load_model(checkpoint, config, settings, device, streaming, stored, on_progress)
     if merge is not None:
         merge.merge_into(model.get_decoder())
     if quantization is not None:
         _quantize_rest(model, quantization)
+        if device.type == "cpu" and kernels is None:
+            warn_of_unpacking()
     targets = find_targets(model.get_decoder())
     if getattr(model, "hf_quantizer", None) is None and not (kernels and _suits_kernels(model)):
         pack_linears(model)
@@ -162,17 +167,18 @@ def _load_model(
     config: Any,
     settings: EngineSettings,
     device: torch.device,
-    quantization: Any,
+    quantization: StreamingConfig | None,
+    stored: StoredCodes | None,
     on_progress: OnProgress,
 ) -> Any:
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
     dtype: Any = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    if checkpoint.is_file():  # transformers is given the weights, and reads each when it needs it
-        dtype = config.dtype if dtype == "auto" else dtype
-        loader, source = getattr(transformers, config.architectures[0]), None
-        weights = GgufWeights(checkpoint, dtype).lazy()
-    else:
-        loader, source, weights = transformers.AutoModelForCausalLM, checkpoint, None
+    loader: Any = transformers.AutoModelForCausalLM
+    source: Path | None = checkpoint
+    weights: dict[str, LazyWeight] | None = None
+    if stored is not None:  # transformers is given the weights, and reads each when it needs it
+        loader, source, dtype = getattr(transformers, config.architectures[0]), None, stored.numbers.dtype
+        weights = stored.numbers.lazy(stored.kept)
     stop = threading.Event()
     watch = threading.Thread(target=_watch_loading, args=(checkpoint, device, on_progress, stop), daemon=True)
     watch.start()
@@ -195,7 +201,8 @@ def _load_model(
     except torch.OutOfMemoryError as error:
         raise CannotStart(f"the weights do not fit into the memory of {device}: {_first_line(error)}") from error
     except Exception as error:  # as above, and those of safetensors and of quantization packages
-        raise CannotStart(f"transformers cannot load {checkpoint}: {_first_line(error)}") from error
+        fault = CannotStart(f"transformers cannot load {checkpoint}: {_first_line(error)}")
+        raise (quantization and quantization.fault) or fault from error
     finally:
         stop.set()
         watch.join()
@@ -245,26 +252,53 @@ def _missing_package(config: Any, error: ImportError) -> str:
     return f"this checkpoint needs a package that is not installed: {_first_line(error)}"
 
 
-def _quantization(settings: EngineSettings, device: torch.device, kernels: CDLL | None) -> StreamingConfig | None:
-    if settings.quantize == "none":
+def _read_stored(
+    checkpoint: Path,
+    config: Any,
+    settings: EngineSettings,
+    device: torch.device,
+    kernels: CDLL | None,
+    merge: MergedAdapter | None,
+) -> StoredCodes:
+    """The weights of a GGUF file, of which a CPU keeps the codes."""
+    dtype = config.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    return StoredCodes(checkpoint, dtype, settings, kernels, on_host=device.type == "cpu", merge=merge)
+
+
+def _quantization(
+    settings: EngineSettings, device: torch.device, kernels: CDLL | None, stored: StoredCodes | None
+) -> StreamingConfig | None:
+    if settings.quantize == "none" and (stored is None or not stored.kept):
         return None
     dtype = torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     product = choose_quantized_product(device, kernels, dtype)
-    return StreamingConfig(QUANTIZED_WIDTHS[settings.quantize], kernels, product, experts=device.type == "cpu")
+    width = QUANTIZED_WIDTHS.get(settings.quantize, 0)
+    return StreamingConfig(width, kernels, product, experts=device.type == "cpu", stored=stored)
 
 
 def _quantize_rest(model: Any, config: StreamingConfig) -> None:
-    """Quantize projections that are still plain, as those that were float8, and the output head to eight bits."""
+    """Quantize projections that are still plain, as those that were float8, and the output head to eight bits.
+
+    Embedding and head are replaced by the codes of a file where these are kept.
+    """
     if _method(model) == METHOD:
         del model.hf_quantizer
-    head = model.get_output_embeddings()
     quantizer = StreamingQuantizer(config, pre_quantized=False)
     # Names, and no weights: a list of these would keep them all.
     for name in [name for name, _ in model.named_parameters() if quantizer.param_needs_quantization(model, name)]:
         replace(model, name, model.get_parameter(name).detach(), config)
-    if can_be_packed(head.weight.shape):
+    head, embedding, packed = model.get_output_embeddings(), model.get_input_embeddings(), None
+    is_tied = head.weight is embedding.weight
+    if config.stored is not None and config.keeps(EMBEDDING):
+        packed = config.stored.packed(EMBEDDING)
+        model.set_input_embeddings(QuantizedEmbedding(packed, model.dtype, choose_look_up(config.kernels)))
+    if config.stored is not None and config.keeps(HEAD):
+        model.set_output_embeddings(QuantizedLinear(config.stored.packed(HEAD), head.bias, config.product))
+    elif is_tied and packed is not None:
+        model.set_output_embeddings(QuantizedLinear(packed, head.bias, config.product))
+    elif config.width and can_be_packed(head.weight.shape):
         packed = quantize(head.weight.detach(), 8, "the output matrix", config.kernels)
-        if head.weight is model.get_input_embeddings().weight:
+        if is_tied:
             model.set_input_embeddings(QuantizedEmbedding(packed, model.dtype, choose_look_up(config.kernels)))
         model.set_output_embeddings(QuantizedLinear(packed, head.bias, config.product))
 

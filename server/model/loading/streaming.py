@@ -1,6 +1,7 @@
 """Quantization inside transformers' loading: a weight is quantized as soon as it is read, and freed before the next.
 
-Registered as a quantization method of transformers, which then reads one tensor at a time.
+Weights whose codes a GGUF file has are replaced by these in the same way. Registered as a quantization method of
+transformers, which then reads one tensor at a time.
 """
 
 from ctypes import CDLL
@@ -14,8 +15,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from server.config_json import is_quantizable, is_quantizable_expert
+from server.errors import CannotStart
 from server.model.adapters.merging import MergedAdapter
 from server.model.layers.packed_linear import release_mapped_pages
+from server.model.loading.gguf_codes import StoredCodes
 from server.model.quantization.experts import QuantizedExperts
 from server.model.quantization.linear import Product, QuantizedLinear
 from server.model.quantization.quantize import quantize
@@ -26,22 +29,31 @@ STACKED = ("gate_up_proj", "down_proj")  # weights of experts
 
 @register_quantization_config(METHOD)
 class StreamingConfig(QuantizationConfigMixin):
-    """Bits of the projections, the compiled CPU kernels if there are some, and the product of the layers.
+    """Bits of the projections or 0, the compiled CPU kernels if there are some, and the product of the layers.
 
     `experts`: whether those of experts are quantized, too; on a GPU their loop would keep steps out of CUDA graphs.
+    `stored`: of a GGUF file, with the codes that are kept.
     """
 
-    def __init__(self, width: int, kernels: CDLL | None, product: Product, experts: bool) -> None:
+    def __init__(
+        self, width: int, kernels: CDLL | None, product: Product, experts: bool, stored: StoredCodes | None = None
+    ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]  # transformers reads any name that is registered
         self.width = width
         self.kernels = kernels
         self.product = product
         self.experts = experts
         self.merge: MergedAdapter | None = None  # into each weight, before it is quantized
+        self.stored = stored
+        self.fault: CannotStart | None = None  # transformers raises another error in its place
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StreamingConfig":
         """Itself: a library cannot be copied, and nothing here changes."""
         return self
+
+    def keeps(self, name: str) -> bool:
+        """Whether the weight of this name is replaced by the codes of a file."""
+        return self.stored is not None and name in self.stored.kept
 
     def to_dict(self) -> dict[str, Any]:
         """What transformers logs and saves."""
@@ -59,6 +71,11 @@ class StreamingQuantizer(HfQuantizer):
         path, _, name = param_name.rpartition(".")
         module = model.get_submodule(path)
         shape = getattr(module, name).shape
+        if self.quantization_config.keeps(param_name):
+            is_linear = type(module) is nn.Linear and module is not model.get_output_embeddings()
+            return is_linear or is_stacked(module)
+        if not self.quantization_config.width:
+            return False
         if type(module) is nn.Linear:
             is_head = module is model.get_output_embeddings()
             return name == "weight" and not is_head and is_quantizable(param_name, shape)
@@ -92,23 +109,34 @@ class QuantizeWeight(ConversionOps):
         """Quantize the only weight of `input_dict`; nothing is left for transformers to set."""
         (found,) = input_dict.values()
         weight = found[0] if isinstance(found, list) else found
-        if self._config.merge is not None:
-            weight = self._config.merge.merged(full_layer_name, weight, torch.float32)
-        replace(model, full_layer_name, weight, self._config)
+        try:
+            if self._config.merge is not None:
+                weight = self._config.merge.merged(full_layer_name, weight, torch.float32)
+            replace(model, full_layer_name, weight, self._config)
+        except CannotStart as error:
+            self._config.fault = error
+            raise
         missing_keys.discard(full_layer_name)
         return {}
 
 
 def replace(model: Any, name: str, weight: Tensor, config: StreamingConfig) -> None:
-    """Quantize the weight of this name, and replace its layer; that of experts once both their weights are quantized.
+    """Quantize the weight of this name, or take its codes, and replace its layer; that of experts once it has both.
 
-    A layer's bias must have been read: transformers reads in the order of names.
+    A layer's bias must have been read: transformers reads in the order of names. Raises CannotStart for a weight of
+    another shape than the layer's, which transformers does not look at here, or with numbers that are not finite.
     """
     path, _, own = name.rpartition(".")
     parent_path, _, part = path.rpartition(".")
     parent, module = model.get_submodule(parent_path), model.get_submodule(path)
-    packed = quantize(weight.flatten(0, -2), config.width, name, config.kernels)
-    release_mapped_pages(weight)
+    expected = getattr(module, own).shape
+    if weight.shape != expected:
+        raise CannotStart(f"{name} has the shape {list(weight.shape)}; the configuration says {list(expected)}")
+    if config.stored is not None and config.keeps(name):
+        packed = config.stored.packed(name)
+    else:
+        packed = quantize(weight.flatten(0, -2), config.width, name, config.kernels)
+        release_mapped_pages(weight)
     if type(module) is nn.Linear:
         setattr(parent, part, QuantizedLinear(packed, module.bias, config.product))
         return

@@ -18,7 +18,7 @@ class QuantizedExperts(nn.Module):
         super().__init__()
         self.gate_up, self.down = PackedModule(gate_up), PackedModule(down)
         self._inner, self._hidden = down.inputs, gate_up.inputs
-        self._activation = activation
+        self.act_fn = activation
         self._product = product
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class QuantizedExperts(nn.Module):
             token, place = (top_k_index == expert).nonzero(as_tuple=True)
             both = self._product(gate_up.part(expert * 2 * self._inner, 2 * self._inner), hidden_states[token])
             gate, up = both.float().chunk(2, -1)
-            opened = (self._activation(gate) * up).to(hidden_states.dtype)
+            opened = (self.act_fn(gate) * up).to(hidden_states.dtype)
             made = self._product(down.part(expert * self._hidden, self._hidden), opened)
             results.index_add_(0, token, made.float() * top_k_weights[token, place, None])
         return results.to(hidden_states.dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from server.errors import CannotStart
-from server.model.quantization.packed_weight import BLOCK, PackedWeight, split
+from server.model.quantization.packed_weight import PackedWeight, fits, split
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _packed(
         raise ValueError(f"scales {tuple(scales.shape)} and zero points {tuple(zeros.shape)} for {tuple(codes.shape)}")
     group = inputs // scales.shape[1]
     in_order = torch.arange(inputs) // group
-    if (places is not None and not torch.equal(places.long(), in_order)) or group % BLOCK:
+    if (places is not None and not torch.equal(places.long(), in_order)) or not fits(inputs, group):
         log.warning("a weight of %d bits in groups of another order takes 16 bits instead", width)
         own = in_order if places is None else places.long()
         return (codes.float() - zeros.float()[:, own]) * scales.float()[:, own]

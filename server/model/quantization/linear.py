@@ -1,5 +1,6 @@
 """Linear layers and embeddings with packed weights, in the place of torch's."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -10,11 +11,18 @@ from torch.nn import functional
 
 from server.model.quantization.packed_weight import PANEL, PackedWeight
 
+log = logging.getLogger(__name__)
+
 UNPACKED_AT_A_TIME = 1 << 22  # weights that torch's product unpacks, in float32
 # A packed weight and [tokens, inputs] -> [tokens, outputs].
 Product = Callable[[PackedWeight, Tensor], Tensor]
 # A packed weight and some ids of outputs -> their weights, [ids, inputs] in float32.
 LookUp = Callable[[PackedWeight, Tensor], Tensor]
+
+
+def warn_of_unpacking() -> None:
+    """Log why a CPU without kernels is slow with such weights."""
+    log.warning("there are no kernels for this CPU: torch unpacks weights of few bits for every product, slowly")
 
 
 def multiply_unpacked(packed: PackedWeight, hidden: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ each half of a pair of inputs; a word holds the codes of 16 / width pairs, the f
 and six bits are split: their low four bits as those of four, behind them the high ones, as codes of one and two bits.
 """
 
+from collections.abc import Iterable
 from ctypes import CDLL
 from dataclasses import dataclass, replace
 
@@ -79,6 +80,25 @@ class PackedWeight:
             super_scales=None if super_scales is None else _by_panels(super_scales.float()),
             super_minimums=None if super_minimums is None else _by_panels(super_minimums.float()),
         )
+
+    @staticmethod
+    def join(pieces: Iterable["PackedWeight"], outputs: int) -> "PackedWeight":
+        """The weight of this many outputs made of pieces of one form, of which only the last may end within a panel.
+
+        One piece is in memory at a time, beside the whole.
+        """
+        whole: PackedWeight | None = None
+        panel = 0
+        for piece in pieces:
+            if whole is None:
+                panels = -(-outputs // PANEL)
+                parts = {name: part.new_empty((panels, *part.shape[1:])) for name, part in piece.tensors().items()}
+                whole = replace(piece, outputs=outputs, **parts)  # type: ignore[arg-type]
+            for name, part in piece.tensors().items():
+                whole.tensors()[name][panel : panel + len(part)] = part
+            panel += len(piece.codes)
+        assert whole is not None and panel == len(whole.codes), "the pieces have all outputs"
+        return whole
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by name."""

@@ -33,6 +33,7 @@ SHAPES = [  # one block's shape, and the number of query heads
     (PoolShape(32, 1, 2, 256, torch.bfloat16), 16),  # Qwen3.5
     (PoolShape(32, 1, 8, 128, torch.bfloat16), 32),  # Qwen3-8B
     (PoolShape(32, 1, 2, 64, torch.float16), 14),  # Qwen2.5-0.5B
+    (PoolShape(32, 1, 8, 128, torch.bfloat16, in_bytes=True), 32),  # Qwen3-8B with --kv-dtype int8
 ]
 
 

@@ -5,6 +5,7 @@ The interpreter does not support bfloat16 products; these are compared on a card
 
 import importlib.util
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,34 @@ def test_interpreted_kernels_equal_gathering(heads: int, kv_heads: int, head_dim
     check_against_gathering(triton_kernels, PoolShape(8, 1, kv_heads, head_dim, dtype), heads, heads, CPU)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
+def test_interpreted_kernels_read_and_write_bytes(heads: int, kv_heads: int, head_dim: int) -> None:
+    """A scale of another token or head; NaN of a broken token, which must stay NaN and stay in its own block."""
+    dtype = torch.float16 if heads == 7 else torch.float32
+    shape = PoolShape(8, 1, kv_heads, head_dim, dtype, in_bytes=True)
+    rows, generator = rows_at_random(heads, 8), torch.Generator().manual_seed(heads)
+    context = torch.randn((2, (NUM_BLOCKS + 1) * 8, kv_heads, head_dim), generator=generator).to(dtype)
+    context[:, (NUM_BLOCKS - 1) * 8 :] = torch.nan  # foreign blocks
+    count = sum(row.num_tokens for row in rows)
+    query, key, value = (
+        torch.randn((count, n, head_dim), generator=generator).to(dtype) for n in (heads, kv_heads, kv_heads)
+    )
+    results, pools = [], []
+    for kernels in (reference_kernels, triton_kernels):
+        pool = CudaKvPool(shape, NUM_BLOCKS, CPU, kernels, (MIN_TILE_TOKENS,))
+        slots = torch.arange(context.shape[1], dtype=torch.int32)
+        kernels.write(context[0], context[1], pool.keys[0], pool.values[0], slots)
+        results.append(pool.arrange(rows, {0: 0}).attend(0, query, key, value, head_dim**-0.5).float())
+        pools.append(pool)
+    assert results[0].isfinite().all()
+    assert torch.allclose(results[0], results[1], atol=1e-2, rtol=0)  # halves are rounded up or down: a step of 1 / 32
+    ours, theirs = (pool.keys[0][: NUM_BLOCKS - 1].flatten(1).int() for pool in pools)
+    own = slice(8 * kv_heads * head_dim)
+    assert int((ours - theirs)[:, own].abs().max()) <= 1 and int((ours != theirs)[:, own].sum()) <= 4
+    assert pools[1].keys[0][NUM_BLOCKS - 1].flatten()[8 * kv_heads * head_dim :].view(torch.float32).isnan().all()
+    assert compare_attention(reference_kernels, shape, heads, CPU).is_small
+
+
 def test_splits_of_a_long_context_are_combined_when_some_are_empty() -> None:
     """The last splits of a short row beside a long one are empty and must have no weight."""
     shape = PoolShape(16, 1, 2, 64, torch.float32)
@@ -145,3 +174,4 @@ def test_on_the_gpu_kernels_equal_gathering(heads: int, kv_heads: int, head_dim:
         check_against_gathering(triton_kernels, shape, heads, seed, cuda)
     assert importlib.util.find_spec("triton") is not None
     assert choose_kernels(shape, heads, cuda) is triton_kernels, "the engine uses them on this card"
+    assert choose_kernels(replace(shape, in_bytes=True), heads, cuda) is triton_kernels, "over bytes, too"

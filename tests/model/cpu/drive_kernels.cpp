@@ -177,7 +177,8 @@ template <class E> struct Decoder {
 };
 
 // Hidden states of a sequence whose tokens are computed in steps that end at `ends`; every third token has the adapter.
-template <class E> std::vector<float> run(const Decoder<E>& decoder, const E* embedded, std::vector<long> ends) {
+template <class E>
+std::vector<float> run(const Decoder<E>& decoder, const E* embedded, std::vector<long> ends, bool of_bytes = false) {
     const Model& model = decoder.model;
     const long block = KV_HEADS * HEAD_DIM * BLOCK_SIZE, channels = DeltaPlaces{model.delta}.channels();
     std::vector<std::vector<E>> cache(4, std::vector<E>(3 * block + 64));
@@ -200,7 +201,8 @@ template <class E> std::vector<float> run(const Decoder<E>& decoder, const E* em
         std::vector<const AdapterLayer*> adapters(count);
         for (long token = 0; token < count; token++)
             adapters[token] = (begin + token) % 3 == 1 ? decoder.adapter : nullptr;
-        Step step = {.num_tokens = count, .num_rows = 1, .num_threads = 2, .block_size = BLOCK_SIZE, .rows = &row,
+        Step step = {.num_tokens = count, .num_rows = 1, .num_threads = 2, .block_size = BLOCK_SIZE,
+                     .of_bytes = of_bytes, .rows = &row,
                      .keys = keys, .values = values, .slots = &slot, .convolutions = convolutions, .states = states,
                      .embedded = embedded + begin * HIDDEN, .cosines = cosines.data(), .sines = sines.data(),
                      .results = results.data(), .scratch = nullptr, .adapters = adapters.data(), .max_rank = 19};
@@ -219,6 +221,9 @@ template <class E> void drive_decoder(bool is_hybrid, bool is_grouped) {
     const std::vector<float> whole = run(decoder, embedded, {TOKENS});
     for (float value : whole) demand(std::isfinite(value), "results that are not finite");
     demand(whole == run(decoder, embedded, {1, 2, 9, 17, 18, TOKENS}), "results in other steps");
+    const std::vector<float> rounded = run(decoder, embedded, {TOKENS}, true);
+    for (float value : rounded) demand(std::isfinite(value), "results over bytes that are not finite");
+    demand(rounded == run(decoder, embedded, {1, 2, 9, 17, 18, TOKENS}, true), "results over bytes in other steps");
     keep_results(whole);
 }
 

@@ -101,7 +101,7 @@ def poisoned(loaded: LoadedModel, block_size: int, num_blocks: int) -> Runner:
     """A runner whose cache and states are full of NaN, as a broken sequence leaves them."""
     runner = Runner(loaded, num_blocks, block_size, num_slots=SLOTS)
     for part in (*runner.pool.keys, *runner.pool.values):
-        part.fill_(torch.nan)
+        part.fill_(-1 if part.dtype == torch.int8 else torch.nan)  # four bytes of -1 are a scale of NaN
     if runner.states is not None:
         for state in (*runner.states.convolution.values(), *runner.states.recurrent.values()):
             state.fill_(torch.nan)

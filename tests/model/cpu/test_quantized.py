@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from server.model.cpu.library import available_isas, open_library
 from server.model.cpu.native import NativeBackbone, NativeHead
 from server.model.cpu.quantized import look_up, project
 from server.model.cpu.quantized_check import ROUNDED, random_weight
 from server.model.layers.decoder import CompactBackbone
-from server.model.loading import plain
+from server.model.loading import plain, pretrained, streaming
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.quantization import quantize as quantization
@@ -23,6 +27,7 @@ from server.settings import EngineSettings
 from tests.checkpoints import Kind
 from tests.model.cpu.test_native import IDS, WITHOUT, checkpoint, logits, poisoned, row
 from tests.model.drive import Stream, run
+from tests.model.loading.test_plain import nothing
 
 WIDTHS = (4, 5, 6, 8)
 COUNTS = (1, 2, 3, 4, 5, 7, 8, 9, 13, 40, 96, 97, 150)  # tokens: direct, unpacked, one strip and more
@@ -160,6 +165,26 @@ def test_greedy_replies_are_the_same_alone_and_in_a_crowd(isa: str) -> None:
     prompts = [IDS[:50], IDS[100:130], IDS[200:260]]
     alone = [replies(1 << 20, prompt)[0] for prompt in prompts]
     assert replies(1 << 20, *prompts) == alone and replies(7, *prompts) == alone
+
+
+def test_a_mixture_of_experts_runs_on_the_kernels(isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was left to torch, expert by expert; torch multiplies the same weights, which it quantized."""
+    by_torch = quantization.quantize
+    for module in (streaming, pretrained):
+        monkeypatch.setattr(module, "quantize", lambda weight, width, name, kernels: by_torch(weight, width, name))
+    sizes: Any = {"hidden_size": 96, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 1003}
+    heads: Any = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    experts: Any = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    torch.manual_seed(0)
+    transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**sizes, **heads, **experts)).save_pretrained(tmp_path)
+    settings = EngineSettings(device="cpu", dtype="float32", threads=2, quantize="int4")
+    ours, theirs = (load(tmp_path, replace(settings, cpu_isa=one), nothing) for one in (isa, "torch"))  # type: ignore[arg-type]
+    assert isinstance(ours.backbone, NativeBackbone) and not isinstance(theirs.backbone, NativeBackbone)
+    found, expected = (logits(poisoned(loaded, 16, 16), row(IDS[:77], 0, range(8, 16))) for loaded in (ours, theirs))
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)
+    runner = poisoned(ours, 16, 16)
+    parts = [logits(runner, row(IDS[low:high], low, range(8, 16))) for low, high in ((0, 1), (1, 40), (40, 77))]
+    assert torch.equal(torch.cat(parts), found)
 
 
 def test_where_no_kernels_are_torch_computes() -> None:

@@ -91,6 +91,7 @@ def whole_rows(grid: Grid) -> tuple[dict[str, Any], dict[str, Tensor]]:
 CASES = {
     "gptq of 4": lambda: (grid := Grid(4), gptq(grid)),
     "gptq of 8, symmetric": lambda: (grid := Grid(8, symmetric=True), gptq(grid)),
+    "gptq of 4, in groups of 16": lambda: (grid := Grid(4, group=16), gptq(grid)),
     "gptq_v2": lambda: (grid := Grid(4), gptq(grid, "gptq_v2")),
     "awq": lambda: (grid := Grid(4), awq(grid)),
     "compressed-tensors of 4, symmetric": lambda: (grid := Grid(4, symmetric=True), compressed(grid, True)),

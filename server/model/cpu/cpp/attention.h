@@ -1,61 +1,9 @@
-// Attention over the paged KV cache with an online softmax over the blocks (Dao et al., FlashAttention).
-//
-// Cache layout of a layer, where PAIR is the number of elements that a lane multiplies at once:
-//     keys    [num_blocks, kv_heads, head_dim / PAIR, block_size, PAIR]   scores of LANES tokens fill a register
-//     values  [num_blocks, kv_heads, block_size / PAIR, head_dim, PAIR]   LANES dimensions fill a register
-// 64 bytes after the last block must be readable.
+// Attention over the paged KV cache (`cache.h`) with an online softmax over the blocks (Dao et al., FlashAttention).
 #pragma once
 
-#include "products.h"
+#include "cache.h"
 
 namespace toolwire {
-
-extern "C" {
-struct Row {  // tokens of one sequence
-    int64_t first_token, num_tokens;
-    int64_t start;  // cached tokens before them
-    const int32_t* blocks;
-};
-}
-
-struct Place {
-    long block, offset;
-};
-
-// Block and offset of a token of the step.
-inline Place place_of(const Row* row, long token, long block_size) {
-    while (token >= row->first_token + row->num_tokens) row++;
-    long position = row->start + token - row->first_token;
-    return {row->blocks[position / block_size], position % block_size};
-}
-
-struct Heads {
-    long heads, kv_heads, head_dim, block_size;
-    float scaling;
-
-    long group() const { return heads / kv_heads; }
-    long block_lanes() const { return rounded_up(block_size, LANES); }
-    long block_elements() const { return kv_heads * head_dim * block_size; }
-};
-
-// Stores one token's key and value [kv_heads, head_dim] in its block.
-template <class E, class S>
-inline void keep(const Heads& heads, const S* key, const S* value, E* keys, E* values, Place at) {
-    constexpr int PAIR = Elements<E>::PAIR;
-    for (long head = 0; head < heads.kv_heads; head++) {
-        long begin = at.block * heads.block_elements() + head * heads.head_dim * heads.block_size;
-        E* of_keys = keys + begin + at.offset * PAIR;
-        E* of_values = values + begin + at.offset / PAIR * heads.head_dim * PAIR + at.offset % PAIR;
-        for (long d = 0; d < heads.head_dim; d += LANES) {
-            E held[LANES];
-            store(held, load(key + head * heads.head_dim + d));
-            for (int i = 0; i < LANES; i += PAIR)
-                std::memcpy(of_keys + (d + i) / PAIR * heads.block_size * PAIR, held + i, PAIR * sizeof(E));
-            store(held, load(value + head * heads.head_dim + d));
-            for (int i = 0; i < LANES; i++) of_values[(d + i) * PAIR] = held[i];
-        }
-    }
-}
 
 // Scores of N queries with LANES * U tokens.
 template <class E, int N, int U>
@@ -80,11 +28,23 @@ inline void score(const Input<E>* const queries[], const E* keys, const Heads& h
 // Queries that are computed together; a set with products of its own specializes it.
 template <class E> constexpr int queries_at_once = QUERIES;
 
+// Of one thread: sums, scores and shares of a tile, and its queries and results if they are copied.
+template <class E> inline long tile_floats(const Heads& heads) {
+    return rounded_up(queries_at_once<E> * (2 * heads.head_dim + 2 * heads.block_lanes()), 16);
+}
+
+// Of one thread: those of a tile, and behind them the room of an open block.
+template <class E> inline long scratch_floats(const Heads& heads) {
+    return tile_floats<E>(heads) + rounded_up(OpenBlock<E>::room_floats(heads), 16);
+}
+
 // A query's scores of a block's first `wide` tokens become its shares of these tokens' values, none from `visible` on,
-// and the sums and their total fade to the highest score so far.
+// and the sums and their total fade to the highest score so far. Keys and values of bytes have scales.
 template <class E>
 inline void soften(float* scores, long visible, long wide, Input<E>* shares, float& highest, float& total, float* sums,
-                   long head_dim) {
+                   long head_dim, const OpenBlock<E>& block) {
+    if (block.key_scales)
+        for (long t = 0; t < wide; t += LANES) store(scores + t, load(scores + t) * load(block.key_scales + t));
     if (visible < wide) {
         Floats none = all(-__builtin_inff());
         for (long t = visible < 0 ? 0 : visible / LANES * LANES; t < wide; t += LANES) {
@@ -100,7 +60,7 @@ inline void soften(float* scores, long visible, long wide, Input<E>* shares, flo
     for (long t = 0; t < wide; t += LANES) {
         Floats share = exponential(load(scores + t) - level);
         sum = sum + share;
-        store(shares + t, share);
+        store(shares + t, block.value_scales ? share * load(block.value_scales + t) : share);
     }
     Floats fade = exponential(all(before - now));
     total = total * fade[0] + sum_of(sum);
@@ -112,7 +72,8 @@ inline void soften(float* scores, long visible, long wide, Input<E>* shares, flo
 // at most `most`. results [N] of head_dim.
 template <class E, int N>
 void attend_tile(const Heads& heads, const Input<E>* const queries[], const long seen[], long most,
-                 const int32_t* blocks, const E* keys, const E* values, Input<E>* const results[], float* scratch) {
+                 const int32_t* blocks, const void* keys, const void* values, Input<E>* const results[],
+                 float* scratch) {
     using Es = Elements<E>;
     constexpr int PAIR = Es::PAIR;
     long head_dim = heads.head_dim, size = heads.block_size;
@@ -125,17 +86,16 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
     for (long i = 0; i < N * head_dim; i += LANES) store(sums + i, Floats{});
 
     for (long first = 0; first < most; first += size) {
-        const E* own_keys = keys + blocks[first / size] * heads.block_elements();
-        const E* own_values = values + blocks[first / size] * heads.block_elements();
         long here = at_most(size, most - first), wide = rounded_up(here, LANES);
+        const OpenBlock<E> block(heads, keys, values, blocks[first / size], here, scratch + tile_floats<E>(heads));
         long token = 0;
         for (; token + 2 * LANES <= wide; token += 2 * LANES)
-            score<E, N, 2>(queries, own_keys + token * PAIR, heads, scores + token, stride);
-        if (token < wide) score<E, N, 1>(queries, own_keys + token * PAIR, heads, scores + token, stride);
+            score<E, N, 2>(queries, block.keys + token * PAIR, heads, scores + token, stride);
+        if (token < wide) score<E, N, 1>(queries, block.keys + token * PAIR, heads, scores + token, stride);
 
         for (int q = 0; q < N; q++)
             soften<E>(scores + q * stride, at_most(seen[q] - first, here), wide, shares + q * stride, highest[q],
-                      total[q], sums + q * head_dim, head_dim);
+                      total[q], sums + q * head_dim, head_dim, block);
 
         for (long d = 0; d < head_dim; d += 2 * LANES) {
             Floats sum[N][2];
@@ -144,7 +104,7 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
             for (long t = 0; t < here; t += PAIR) {
                 typename Es::Bits value[2];
                 for (int u = 0; u < 2; u++) {
-                    value[u] = Es::load(own_values + t * head_dim + (d + u * LANES) * PAIR);
+                    value[u] = Es::load(block.values + t * head_dim + (d + u * LANES) * PAIR);
                     // Stale data in the block may be NaN, and 0 * NaN is NaN.
                     if (t + PAIR > here) value[u] = Es::first_of_pairs(value[u]);
                 }
@@ -165,7 +125,7 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
 
 template <class E, int N = queries_at_once<E>>
 inline void attend_some(int count, const Heads& heads, const Input<E>* const queries[], const long seen[], long most,
-                        const int32_t* blocks, const E* keys, const E* values, Input<E>* const results[],
+                        const int32_t* blocks, const void* keys, const void* values, Input<E>* const results[],
                         float* scratch) {
     if constexpr (N > 0) {
         if (count == N) return attend_tile<E, N>(heads, queries, seen, most, blocks, keys, values, results, scratch);
@@ -176,20 +136,15 @@ inline void attend_some(int count, const Heads& heads, const Input<E>* const que
 // How `count` queries attend; a set with products of its own specializes it.
 template <class E>
 inline void attend_together(int count, const Heads& heads, const Input<E>* const queries[], const long seen[], long most,
-                            const int32_t* blocks, const E* keys, const E* values, Input<E>* const results[],
-                            float* scratch) {
+                            const int32_t* blocks, const void* keys, const void* values,
+                            Input<E>* const results[], float* scratch) {
     attend_some<E>(count, heads, queries, seen, most, blocks, keys, values, results, scratch);
-}
-
-// Of one thread: sums, scores and shares of a tile, and its queries and results if they are copied.
-template <class E> inline long scratch_floats(const Heads& heads) {
-    return queries_at_once<E> * (2 * heads.head_dim + 2 * heads.block_lanes());
 }
 
 // queries [tokens, heads, head_dim] -> results of the same shape. Tiles of one KV head are consecutive, so that rows
 // with common blocks find them in the CPU's caches.
 template <class E, class Q>
-void attend(const Heads& heads, const Row* rows, long num_rows, const Q* queries, const E* keys, const E* values,
+void attend(const Heads& heads, const Row* rows, long num_rows, const Q* queries, const void* keys, const void* values,
             Q* results, float* scratch) {
     constexpr bool WIDENS = !std::is_same_v<Q, Input<E>>;
     constexpr int QUERIES = queries_at_once<E>;
@@ -208,14 +163,15 @@ void attend(const Heads& heads, const Row* rows, long num_rows, const Q* queries
         for (long q = 0; q < count; q++) {
             long token = (first + q) / group, query = head * group + (first + q) % group;
             places[q] = ((row->first_token + token) * heads.heads + query) * head_dim;
-            float* copy = scratch + scratch_floats<E>(heads) - (q + 1) * head_dim;
+            float* copy = scratch + tile_floats<E>(heads) - (q + 1) * head_dim;
             own[q] = as_input<E>(queries + places[q], head_dim, copy);
             if constexpr (WIDENS) to[q] = copy;  // when the query is no longer read
             else to[q] = results + places[q];
             seen[q] = most = row->start + token + 1;
         }
-        long offset = head * head_dim * heads.block_size;
-        attend_together<E>((int)count, heads, own, seen, most, row->blocks, keys + offset, values + offset, to, scratch);
+        const long offset = head * heads.head_bytes(sizeof(E));
+        attend_together<E>((int)count, heads, own, seen, most, row->blocks, (const char*)keys + offset,
+                           (const char*)values + offset, to, scratch);
         if constexpr (WIDENS)
             for (long q = 0; q < count; q++)
                 for (long d = 0; d < head_dim; d += LANES) store(results + places[q] + d, load(to[q] + d));

@@ -17,7 +17,7 @@ struct Experts {  // of a layer
     int64_t inner, shared_inner;  // shared_inner: of the expert that every token passes through, or 0
     int64_t normalizes;  // the weights of a token's experts sum to 1
     const void* router;  // [count, hidden], followed by the row of the shared expert's gate
-    const void *gate_up, *down;  // [count, 2, inner, hidden], [count, hidden, inner]
+    const void *gate_up, *down;  // [count, 2, inner, hidden], [count, hidden, inner]; marked: descriptions, one a matrix
     const void *shared_gate, *shared_up, *shared_down;  // or null
 };
 }
@@ -58,6 +58,12 @@ template <class E> struct ExpertPlaces {
         return (T*)place;
     }
 };
+
+// The matrix of this number; `elements` are those of one. A description of it where weights are marked, marked, too.
+template <class E> inline const E* matrix_of(const void* weights, long index, long elements) {
+    if (const Quantized* first = as_quantized(weights)) return (const E*)((intptr_t)(first + index) | 1);
+    return (const E*)weights + index * elements;
+}
 
 // A token's experts of the greatest scores, of equal ones those of the lowest ids, and their portions of its result: the
 // softmax of all scores. Ids are valid where scores are NaN, too.
@@ -133,23 +139,25 @@ void feed_experts(const Experts& experts, const Input<E>* normed, long tokens, l
                 act(id, count, Operand<E>{rows + at.begins[id] * size, copy});
             }
     };
-    auto lay_out = [&](const Input<E>* rows, long size) {
+    auto lay_out = [&](const Input<E>* rows, long size, const void* weights) {
         if constexpr (Formats<E>::LAYS_OUT) {
+            if (as_quantized(weights)) return;  // read from rows
             each(rows, size, [&](long, long count, Operand<E> own) {
                 Formats<E>::lay_out(own.rows, count, size, (Input<E>*)own.tiles);
             });
 #pragma omp barrier
         }
     };
-    lay_out(at.gathered, hidden);
+    lay_out(at.gathered, hidden, experts.gate_up);
     each(at.gathered, hidden, [&](long id, long count, Operand<E> own) {
-        const E* gate = (const E*)experts.gate_up + id * 2 * inner * hidden;
-        project_gated(own, count, hidden, gate, gate + inner * hidden, inner, at.opened + at.begins[id] * inner);
+        const E* gate = matrix_of<E>(experts.gate_up, 2 * id, inner * hidden);
+        const E* up = matrix_of<E>(experts.gate_up, 2 * id + 1, inner * hidden);
+        project_gated(own, count, hidden, gate, up, inner, at.opened + at.begins[id] * inner);
     });
 #pragma omp barrier
-    lay_out(at.opened, inner);
+    lay_out(at.opened, inner, experts.down);
     each(at.opened, inner, [&](long id, long count, Operand<E> own) {
-        project(own, count, inner, (const E*)experts.down + id * hidden * inner, (const E*)nullptr, hidden,
+        project(own, count, inner, matrix_of<E>(experts.down, id, hidden * inner), (const E*)nullptr, hidden,
                 at.results + at.begins[id] * hidden, hidden);
     });
 #pragma omp barrier

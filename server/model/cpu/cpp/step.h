@@ -47,7 +47,7 @@ struct Model {
 };
 
 struct Step {
-    int64_t num_tokens, num_rows, num_threads, block_size;
+    int64_t num_tokens, num_rows, num_threads, block_size, of_bytes;  // of_bytes: the KV cache (`cache.h`)
     const Row* rows;                    // in the order of their tokens
     void *const *keys, *const *values;  // each layer's part of the KV cache
     const int64_t* slots;               // of each row's recurrent state, or null
@@ -62,7 +62,7 @@ struct Step {
 };
 
 struct Attention {  // of one layer
-    int64_t is_bf16, heads, kv_heads, head_dim, num_tokens, num_rows, num_threads, block_size;
+    int64_t is_bf16, heads, kv_heads, head_dim, num_tokens, num_rows, num_threads, block_size, of_bytes;
     float scaling;
     const Row* rows;
     const void *queries, *new_keys, *new_values;  // [num_tokens, heads or kv_heads, head_dim]
@@ -74,8 +74,9 @@ struct Attention {  // of one layer
 
 namespace {
 
-Heads heads_of(const Model& model, long block_size) {
-    return {(long)model.heads, (long)model.kv_heads, (long)model.head_dim, block_size, model.scaling};
+Heads heads_of(const Model& model, const Step& step) {
+    return {(long)model.heads, (long)model.kv_heads, (long)model.head_dim, (long)step.block_size, model.scaling,
+            step.of_bytes != 0};
 }
 
 // Intermediate results of a step in its scratch memory.
@@ -97,7 +98,7 @@ template <class E> struct Places {
         // Attention and MLP of a layer reuse the same memory.
         const long shared = bytes;
         projected = take<float>(tokens * std::max(attention_width(model), DeltaPlaces{model.delta}.width()));
-        attention = take<float>(step.num_threads * scratch_floats<E>(heads_of(model, step.block_size)));
+        attention = take<float>(step.num_threads * scratch_floats<E>(heads_of(model, step)));
         long most = bytes;
         bytes = shared;
         opened = take<Input<E>>(tokens * model.inner);
@@ -128,7 +129,7 @@ template <class E> struct Places {
 template <class E> class Worker {
   public:
     Worker(const Model& model, const Step& step, const Places<E>& places)
-        : model(model), step(step), places(places), heads(heads_of(model, step.block_size)), delta{model.delta},
+        : model(model), step(step), places(places), heads(heads_of(model, step)), delta{model.delta},
           tokens(step.num_tokens), hidden(model.hidden), query_size(model.heads * model.head_dim),
           key_size(model.kv_heads * model.head_dim), width(Places<E>::attention_width(model)),
           query_stride(model.head_dim * (1 + model.has_gates)),
@@ -144,7 +145,7 @@ template <class E> class Worker {
             const Layer& layer = model.layers[index];
             const Adapters<E> own = adapters.at(index);
             if (layer.mixer) mix(layer, own, (E*)step.convolutions[index], step.states[index]);
-            else attend(layer, own, (E*)step.keys[index], (E*)step.values[index]);
+            else attend(layer, own, step.keys[index], step.values[index]);
             feed_forward(layer, own);
         }
         norm(places.stream, tokens, hidden, model.norm, model.epsilon, (E*)step.results);
@@ -181,7 +182,7 @@ template <class E> class Worker {
 #pragma omp barrier
     }
 
-    void attend(const Layer& layer, const Adapters<E>& adapters, E* keys, E* values) const {
+    void attend(const Layer& layer, const Adapters<E>& adapters, void* keys, void* values) const {
         const auto make = projecting(layer, adapters, width);
         make(0, layer.query, layer.query_bias, width - 2 * key_size, 0);
         make(1, layer.key, layer.key_bias, key_size, width - 2 * key_size);
@@ -198,7 +199,7 @@ template <class E> class Worker {
     }
 
     // Norms and rotates one token's queries and keys, and stores queries, keys and values for attention.
-    void place(const Layer& layer, long token, E* keys, E* values) const {
+    void place(const Layer& layer, long token, void* keys, void* values) const {
         float *own = places.projected + token * width, *key = own + width - 2 * key_size;
         const float *cosines = step.cosines + token * model.rotated, *sines = step.sines + token * model.rotated;
         const long dim = heads.head_dim;
@@ -210,7 +211,7 @@ template <class E> class Worker {
         }
         for (long head = 0; head < heads.kv_heads; head++)
             turn(key + head * dim, dim, model.rotated, layer.key_norm, model.epsilon, cosines, sines);
-        keep(heads, key, key + key_size, keys, values, place_of(step.rows, token, heads.block_size));
+        keep<E>(heads, key, key + key_size, keys, values, place_of(step.rows, token, heads.block_size));
     }
 
     // Multiplies one token's results of attention by the sigmoid of their gates.
@@ -315,19 +316,19 @@ template <class E> void compute(const Model& model, const Step& step) {
 
 template <class E> void attend_alone(const Attention& step) {
     const Heads heads = {(long)step.heads, (long)step.kv_heads, (long)step.head_dim, (long)step.block_size,
-                         step.scaling};
+                         step.scaling, step.of_bytes != 0};
     const long key_size = heads.kv_heads * heads.head_dim;
     const E *new_keys = (const E*)step.new_keys, *new_values = (const E*)step.new_values;
-    E *keys = (E*)step.keys, *values = (E*)step.values;
 #pragma omp parallel num_threads((int)step.num_threads)
     {
 #pragma omp for schedule(static)
         for (long token = 0; token < step.num_tokens; token++) {
             const Place at = place_of(step.rows, token, heads.block_size);
-            keep(heads, new_keys + token * key_size, new_values + token * key_size, keys, values, at);
+            keep<E>(heads, new_keys + token * key_size, new_values + token * key_size, step.keys, step.values, at);
         }
         float* scratch = (float*)step.scratch + omp_get_thread_num() * scratch_floats<E>(heads);
-        attend<E>(heads, step.rows, step.num_rows, (const E*)step.queries, keys, values, (E*)step.results, scratch);
+        attend<E>(heads, step.rows, step.num_rows, (const E*)step.queries, step.keys, step.values, (E*)step.results,
+                  scratch);
     }
 }
 
@@ -399,7 +400,7 @@ extern "C" {
 // Changes with the functions and structures (`INTERFACE` in server/model/cpu/library.py).
 int toolwire_interface() { return 4; }
 
-// Bytes of scratch that a step needs; reads only the model, its numbers of tokens and threads, its block size and the
+// Bytes of scratch that a step needs; reads only the model, its numbers of tokens and threads, its blocks and the
 // greatest rank of its adapters.
 int64_t toolwire_step_bytes(const Model* model, const Step* step) {
     return model->is_bf16 ? Places<Bf16>(*model, *step).bytes : Places<float>(*model, *step).bytes;
@@ -411,7 +412,7 @@ void toolwire_compute(const Model* model, const Step* step) {
 }
 
 int64_t toolwire_attention_bytes(const Attention* step) {
-    const Heads heads = {1, 1, (long)step->head_dim, (long)step->block_size, 1.0f};
+    const Heads heads = {1, 1, (long)step->head_dim, (long)step->block_size, 1.0f, step->of_bytes != 0};
     const long floats = step->is_bf16 ? scratch_floats<Bf16>(heads) : scratch_floats<float>(heads);
     return step->num_threads * floats * sizeof(float);
 }

@@ -45,7 +45,7 @@ inline void add_in_tiles(const Bf16* shares, long stride, const Bf16* values, lo
 
 template <>
 inline void attend_together<Bf16>(int count, const Heads& heads, const Bf16* const queries[], const long seen[],
-                                  long most, const int32_t* blocks, const Bf16* keys, const Bf16* values,
+                                  long most, const int32_t* blocks, const void* keys, const void* values,
                                   Bf16* const results[], float* scratch) {
     const long head_dim = heads.head_dim, size = heads.block_size;
     if (size % TILE_INPUTS || head_dim > MOST_DIMENSIONS) {
@@ -66,19 +66,18 @@ inline void attend_together<Bf16>(int count, const Heads& heads, const Bf16* con
     std::memset(sums, 0, count * head_dim * sizeof(float));
     configure_tiles(count);
     for (long first = 0; first < most; first += size) {
-        const Bf16* own_keys = keys + blocks[first / size] * heads.block_elements();
-        const Bf16* own_values = values + blocks[first / size] * heads.block_elements();
         const long here = at_most(size, most - first), wide = rounded_up(here, TILE_INPUTS);
+        const OpenBlock<Bf16> block(heads, keys, values, blocks[first / size], here, scratch + tile_floats<Bf16>(heads));
         for (long t = 0; t < wide; t += TILE_INPUTS)
-            score_in_tiles(own, own_keys + 2 * t, heads, scores + t, stride);
+            score_in_tiles(own, block.keys + 2 * t, heads, scores + t, stride);
         for (int q = 0; q < count; q++) {
             float* mine = scores + q * stride;
             for (long t = 0; t < wide; t += LANES) store(mine + t, load(mine + t) * all(heads.scaling));
             soften<Bf16>(mine, at_most(seen[q] - first, here), wide, shares + q * stride, highest[q], total[q],
-                         sums + q * head_dim, head_dim);
+                         sums + q * head_dim, head_dim, block);
         }
         for (long t = 0; t < wide; t += TILE_INPUTS) {
-            const Bf16* from = own_values + t * head_dim;
+            const Bf16* from = block.values + t * head_dim;
             if (t + TILE_INPUTS > here) {
                 // Stale data in the block may be NaN, and 0 * NaN is NaN.
                 std::memset(padded, 0, TILE_INPUTS * head_dim * sizeof(Bf16));
