@@ -34,10 +34,14 @@ template <class E> struct Operand {
     const Input<E>* tiles;  // a copy in the layout of the set's own products, if it has any (`Formats`)
 };
 
-template <class E> struct Formats;
+// The register of a row's next 64 bytes that is multiplied as number PART.
+template <class E> struct InOrder {
+    template <int PART> static auto part(const E* line) { return Elements<E>::load(line + PART * Elements<E>::STEP); }
+};
 
-// Weights as in the checkpoint, row by row. A register holds inputs of one output, which are summed at the end.
-template <class E> struct Rows {
+// Weights as in the checkpoint, row by row. A register holds inputs of one output, which are summed at the end; `Order`
+// says which ones.
+template <class E, class Order> struct OrderedRows {
     static constexpr int TOKENS = ROW_TOKENS, UNIT = 1;
 
     const E* weights;
@@ -95,13 +99,15 @@ template <class E> struct Rows {
         using Es = Elements<E>;
         asm volatile("" ::: "memory");  // without it, loads move up until registers are spilled: a quarter slower
         typename Es::Bits weight[N];
-        for (int n = 0; n < N; n++) weight[n] = Formats<E>::template part<PART>(rows[n] + line);
+        for (int n = 0; n < N; n++) weight[n] = Order::template part<PART>(rows[n] + line);
         for (int m = 0; m < M; m++) {
             typename Es::Bits input = Es::load(inputs + m * size + PART * Es::STEP);
             for (int n = 0; n < N; n++) sum[m][n] = Es::dot(sum[m][n], input, weight[n]);
         }
     }
 };
+
+template <class E> struct Rows : OrderedRows<E, InOrder<E>> {};
 
 // Weights packed into panels of sixteen outputs: [panels, inputs / PAIR, GROUP, PAIR]. A register holds one input (a
 // pair in bfloat16 products) of several outputs, so that no horizontal sums are needed, which would cost as much as the
@@ -160,9 +166,6 @@ inline int threads_for(long products, long fetched, long threads) {
 template <class E> struct Formats {
     using Long = Rows<E>;
     static constexpr long SHORT = 512;  // weights with at most this many inputs are packed into panels
-
-    // The register of a row's next 64 bytes that is multiplied as number `part`.
-    template <int PART> static auto part(const E* line) { return Elements<E>::load(line + PART * Elements<E>::STEP); }
 
     // Inputs [tokens, size] are copied to another layout, if LAYS_OUT: elements of the copy, and the copy itself, made
     // by all threads of a parallel region, which needs a barrier afterwards.

@@ -6,16 +6,21 @@
 
 namespace toolwire {
 
-// Inputs are copied to the same order: in each 64 bytes of weights, register by register, the even ones, then the odd.
-template <> struct Formats<Bf16> {
-    using Long = Rows<Bf16>;
-    static constexpr long SHORT = 512;
-    static constexpr bool LAYS_OUT = true;
-
+// Of each register's weights the even ones, then the odd ones.
+struct ByHalves {
     template <int PART> static Floats part(const Bf16* line) {
         const Bf16* pairs = line + PART / 2 * 2 * LANES;
         return PART % 2 ? odd_of_pairs(pairs) : even_of_pairs(pairs);
     }
+};
+template <class E> struct SplitRows : OrderedRows<E, ByHalves> {};
+
+// Inputs are copied to the same order.
+template <> struct Formats<Bf16> {
+    using Long = SplitRows<Bf16>;
+    static constexpr long SHORT = 512;
+    static constexpr bool LAYS_OUT = true;
+
     static long elements(long tokens, long size) { return tokens * size; }
     static void lay_out(const float* rows, long tokens, long size, float* copy) {
         if (size <= SHORT) return;
