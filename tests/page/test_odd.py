@@ -207,7 +207,7 @@ def test_a_full_store_is_reported_each_time_it_fills(visitor: Visitor, scripted:
 
 
 def test_a_browser_that_refuses_its_storage(visitor: Visitor, scripted: ScriptedModel) -> None:
-    """With cookies blocked for a site its storage throws when it is looked up: the page showed a server that does not answer."""
+    """With cookies blocked its storage throws when it is looked up: the page showed a server that does not answer."""
     scripted.plays("Here.")
     visitor.context.add_init_script("""for (const name of ["localStorage", "sessionStorage"]) {
       Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } });
