@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from tests.contract.scripted import ScriptedModel, call_of
 from tests.page.conftest import Visitor, add_example, say, wait_for_end
@@ -232,7 +232,7 @@ def test_a_conversation_of_somebody_else(visitor: Visitor, scripted: ScriptedMod
     page = visitor.open(scripted.url)
     page.get_by_role("button", name="Export").click()
     for number, text in enumerate(("[]", '{"version": 1, "turns": [null], "tools": []}', json.dumps(saved))):
-        file = {"name": "a.json", "mimeType": "application/json", "buffer": text.encode()}
+        file = FilePayload(name="a.json", mimeType="application/json", buffer=text.encode())
         page.locator("#export-open").set_input_files(file)
         if number < 2:
             expect(page.locator("#export-problem")).to_contain_text("no conversation of this page")
