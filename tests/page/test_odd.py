@@ -167,6 +167,9 @@ def test_two_tabs_show_the_same_conversation(visitor: Visitor, scripted: Scripte
     say(second, "Again")
     expect(first.locator("article.model").last).to_contain_text("Three.")
     expect(first.get_by_role("textbox", name="Instructions for the model")).to_have_value("Be brief.")
+    second.evaluate("localStorage.setItem('toolwire.conversation', '{')")
+    expect(first.locator("#notice")).to_contain_text("cannot be read")
+    expect(first.locator("article.model").last).to_contain_text("Three.")
 
 
 def test_a_tab_that_writes_says_that_another_has_changed_the_conversation(
