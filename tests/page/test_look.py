@@ -89,6 +89,7 @@ def test_axe_finds_nothing_serious_on_any_screen(
             page.get_by_role("textbox", name="Parameters (JSON Schema)").fill('{"type": "text"}')
             page.get_by_role("combobox", name="Surface", exact=True).select_option("messages")
             page.get_by_role("spinbutton", name="Seed").fill("1")
+            page.keyboard.press("Enter")
             expect(page.locator("#options .chip")).to_be_visible()
             assert findings(page, axe) == [], "faults of a tool"
     for name in ("Export", "Paste tools"):
@@ -153,14 +154,14 @@ def test_devices_are_shown_as_toolwire_top_shows_them(visitor: Visitor, live: Li
     """Their temperature was left out. Nobody has such devices here, so the report of memory is made."""
     report = httpx.get(f"{live.url}/v1/memory").json()
     known = {"total": 2**34, "used": 2**33, "free": 2**33, "own": 2**32}
-    busy = {**known, "name": "first GPU", "utilisation": 0.5, "temperature_c": 61.4}
-    report["devices"] = [busy, {**known, "name": "second GPU", "utilisation": None, "temperature_c": None}]
+    busy = {**known, "name": "GPU A", "utilisation": 0.5, "temperature_c": 61.4}
+    report["devices"] = [busy, {**known, "name": "GPU B", "utilisation": None, "temperature_c": None}]
     page = visitor.open(live.url)
     page.route("**/v1/memory", lambda route: route.fulfill(json=report))
     page.get_by_role("button", name="Server", exact=True).click()
     titles = page.locator("#server-body figcaption")
-    expect(titles.filter(has_text="first")).to_have_text("first GPU, 50 % busy, 61 °C")
-    expect(titles.filter(has_text="second")).to_have_text("second GPU")
+    expect(titles.filter(has_text="GPU A")).to_have_text("GPU A, 50 % busy, 61 °C")
+    expect(titles.filter(has_text="GPU B")).to_have_text("GPU B")
 
 
 def test_a_long_conversation_is_neither_rendered_again_nor_slow_to_scroll(

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from tests.contract.scripted import ScriptedModel, call_of
 from tests.page.conftest import Visitor, add_example, say, wait_for_end
@@ -167,6 +167,9 @@ def test_two_tabs_show_the_same_conversation(visitor: Visitor, scripted: Scripte
     say(second, "Again")
     expect(first.locator("article.model").last).to_contain_text("Three.")
     expect(first.get_by_role("textbox", name="Instructions for the model")).to_have_value("Be brief.")
+    second.evaluate("localStorage.setItem('toolwire.conversation', '{')")
+    expect(first.locator("#notice")).to_contain_text("cannot be read")
+    expect(first.locator("article.model").last).to_contain_text("Three.")
 
 
 def test_a_tab_that_writes_says_that_another_has_changed_the_conversation(
@@ -207,7 +210,7 @@ def test_a_full_store_is_reported_each_time_it_fills(visitor: Visitor, scripted:
 
 
 def test_a_browser_that_refuses_its_storage(visitor: Visitor, scripted: ScriptedModel) -> None:
-    """With cookies blocked for a site, asking for its storage throws: the page showed a server that does not answer."""
+    """With cookies blocked its storage throws when it is looked up: the page showed a server that does not answer."""
     scripted.plays("Here.")
     visitor.context.add_init_script("""for (const name of ["localStorage", "sessionStorage"]) {
       Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } });
@@ -232,7 +235,7 @@ def test_a_conversation_of_somebody_else(visitor: Visitor, scripted: ScriptedMod
     page = visitor.open(scripted.url)
     page.get_by_role("button", name="Export").click()
     for number, text in enumerate(("[]", '{"version": 1, "turns": [null], "tools": []}', json.dumps(saved))):
-        file = {"name": "a.json", "mimeType": "application/json", "buffer": text.encode()}
+        file = FilePayload(name="a.json", mimeType="application/json", buffer=text.encode())
         page.locator("#export-open").set_input_files(file)
         if number < 2:
             expect(page.locator("#export-problem")).to_contain_text("no conversation of this page")

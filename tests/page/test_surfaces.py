@@ -76,6 +76,7 @@ def test_what_a_surface_cannot_send_is_named(visitor: Visitor, scripted: Scripte
     page = visitor.open(scripted.url)
     add_example(page, "A date, by a grammar")
     page.get_by_role("spinbutton", name="Seed").fill("7")
+    page.keyboard.press("Enter")
     page.get_by_role("combobox", name="Tool choice", exact=True).select_option("day_of_week")
     warning = page.locator("#options .chip")
     expect(warning).to_have_count(0)

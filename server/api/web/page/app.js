@@ -48,8 +48,12 @@ conversation.addEventListener("restored", () => {
   inspector.show(null);
 });
 conversation.onOtherTab((text) => {
-  if (loop.busy) showNotice("Another tab has changed this conversation. What is written here takes its place.");
-  else conversation.follow(text);
+  if (loop.busy) return showNotice("Another tab has changed this conversation. What is written here takes its place.");
+  try {
+    return conversation.follow(text);
+  } catch (error) {
+    return showNotice(`What another tab has kept cannot be read: ${error.message}`);
+  }
 });
 conversation.addEventListener("full", () => showNotice("This browser keeps no more: export the conversation, then begin a new one."));
 loop.addEventListener("reply", () => thread.update());

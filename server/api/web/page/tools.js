@@ -121,6 +121,7 @@ export class ToolsPanel {
 }
 
 function kindOf(tool) {
-  if (!tool.custom) return `${Object.keys(tool.parameters.properties ?? {}).length} parameters`;
+  const count = Object.keys(tool.parameters.properties ?? {}).length;
+  if (!tool.custom) return count === 1 ? "1 parameter" : `${count} parameters`;
   return tool.definition ? `text of a ${tool.syntax === "lark" ? "grammar" : "pattern"}` : "free text";
 }
