@@ -63,10 +63,8 @@ class Application:
         """Deploy it with other arguments on the Ray that runs; returns at once, Serve replaces the replicas."""
         self._write(arguments)
         with self._log.open("ab") as out:
-            subprocess.run(
-                [_program("serve"), "run", "--non-blocking", str(self._file)], cwd=ROOT, check=True, env=self._environment,
-                stdout=out, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            command = [_program("serve"), "run", "--non-blocking", str(self._file)]
+            subprocess.run(command, cwd=ROOT, check=True, env=self._environment, stdout=out, stderr=subprocess.STDOUT)
 
     def _write(self, arguments: dict[str, Any]) -> None:
         application = {
