@@ -6,12 +6,12 @@
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -40,19 +40,18 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::Reso
 
 
 class Application:
-    """`serve run` with a config file, as docs/scaling.md says; deployed again it is updated."""
+    """The application on a Ray of its own; deployed again it is updated."""
 
-    def __init__(self, folder: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self.port = free_port()
-        self._file = folder / "serve.yaml"
         self._log = folder / "log"
-        self._environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
-        self._write({})
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
         with self._log.open("wb") as out:
             self.process = subprocess.Popen(
-                [_program("serve"), "run", str(self._file)], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
-                env=self._environment, start_new_session=True,
+                [sys.executable, "-m", "tests.ray.driver", str(self.port)], cwd=ROOT, env=environment,
+                stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
+        self.deploy()
 
     @property
     def live(self) -> Live:
@@ -60,21 +59,11 @@ class Application:
         return Live(f"http://127.0.0.1:{self.port}", self.process, self._log)
 
     def deploy(self, **arguments: Any) -> None:
-        """Deploy it with other arguments on the Ray that runs; returns at once, Serve replaces the replicas."""
-        self._write(arguments)
-        with self._log.open("ab") as out:
-            command = [_program("serve"), "run", "--non-blocking", str(self._file)]
-            subprocess.run(command, cwd=ROOT, check=True, env=self._environment, stdout=out, stderr=subprocess.STDOUT)
-
-    def _write(self, arguments: dict[str, Any]) -> None:
-        application = {
-            "name": "toolwire",
-            "route_prefix": "/",
-            "import_path": "deploy.ray.app:app",
-            "args": {**ARGUMENTS, "api": {"response_store": "none"}, **arguments},
-        }
-        config = {"http_options": {"host": "127.0.0.1", "port": self.port}, "applications": [application]}
-        self._file.write_text(json.dumps(config))  # JSON is YAML
+        """Deploy it with these arguments; returns at once, Serve replaces the replicas."""
+        assert self.process.stdin is not None
+        given = {**ARGUMENTS, "api": {"response_store": "none"}, **arguments}
+        self.process.stdin.write(json.dumps(given).encode() + b"\n")
+        self.process.stdin.flush()
 
     def engines(self) -> list[dict[str, Any]]:
         """The engines that the API has, as it reports them; none while it does not answer."""
@@ -100,16 +89,13 @@ class Application:
 
     def close(self) -> None:
         """End it, and the Ray that it has started."""
-        self.process.send_signal(signal.SIGINT)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         try:
-            self.process.wait(90)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        subprocess.run([_program("ray"), "stop", "--force"], capture_output=True)
-
-
-def _program(name: str) -> str:
-    return str(os.path.join(os.path.dirname(sys.executable), name))  # noqa: PTH118, PTH120
+            self.process.terminate()
+            self.process.wait()
 
 
 @pytest.fixture(scope="module")
