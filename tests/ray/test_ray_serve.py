@@ -36,7 +36,7 @@ ARGUMENTS = {
     "requests_per_engine": 1000,
     "upscale_delay_s": 1,
 }
-pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
 class Application:
@@ -77,7 +77,7 @@ class Application:
         """The addresses of those that take requests."""
         return {one["url"] for one in self.engines() if one["state"] == "up"}
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float = 180) -> None:
+    def wait(self, condition: Callable[[], bool], timeout_s: float = 400) -> None:
         """Wait for it. Raises AssertionError with the output."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
