@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -184,39 +185,40 @@ def test_a_killed_engine_or_replica_loses_no_reply(
     application.wait(lambda: len(application.urls()) == 2 and application.urls() != before)
 
 
-def test_a_rolling_update_loses_no_reply(application: Application, expected: list[Streamed]) -> None:
-    """Every replica of engines and API is replaced while streams come one after another."""
-    application.wait(lambda: len(application.urls()) == 2)
-    before, rounds, over = application.urls(), list[list[Streamed]](), threading.Event()
+@contextmanager
+def streaming(application: Application, bodies: list[dict[str, Any]]) -> Iterator[list[list[Streamed]]]:
+    """Rounds of these streams, one after another, until the block is left; the list has all of them then."""
+    rounds, over = list[list[Streamed]](), threading.Event()
 
     def stream() -> None:
         while not over.is_set():
-            rounds.append(asyncio.run(stream_all(application.live, requests(NUM_STREAMS), None)))
+            rounds.append(asyncio.run(stream_all(application.live, bodies, None)))
 
-    streaming = threading.Thread(target=stream)
-    streaming.start()
+    thread = threading.Thread(target=stream)
+    thread.start()
     try:
-        application.deploy(engine_options=f"{ARGUMENTS['engine_options']} --max-queue 1000")
-        application.wait(lambda: len(application.urls()) == 2 and not application.urls() & before)
+        yield rounds
     finally:
         over.set()
-        streaming.join()
+        thread.join()
+
+
+def test_a_rolling_update_loses_no_reply(application: Application, expected: list[Streamed]) -> None:
+    """Every replica of engines and API is replaced, and no request finds the application without an engine."""
+    application.wait(lambda: len(application.urls()) == 2)
+    before = application.urls()
+    with streaming(application, requests(NUM_STREAMS)) as rounds:
+        application.deploy(engine_options=f"{ARGUMENTS['engine_options']} --max-queue 1000")
+        application.wait(lambda: len(application.urls()) == 2 and not application.urls() & before)
     assert len(rounds) >= 2
     for found in rounds:
         check(found, expected)
 
 
 def test_waiting_requests_bring_another_engine(application: Application) -> None:
+    before = application.urls()
     application.deploy(requests_per_engine=2, downscale_delay_s=1000)
-    application.wait(lambda: len(application.urls()) == 2)
-    bodies = [
-        {"model": "toolwire-demo", "messages": [{"role": "user", "content": f"Hello {number}!"}], "stream": True,
-         "max_tokens": 4000, "ignore_eos": True}
-        for number in range(12)
-    ]  # fmt: skip
-    streaming = threading.Thread(target=lambda: asyncio.run(stream_all(application.live, bodies, None)))
-    streaming.start()
-    try:
+    application.wait(lambda: len(application.urls()) == 2 and not application.urls() & before)
+    bodies = [{**body, "max_tokens": 1000} for body in requests(12)]
+    with streaming(application, bodies):
         application.wait(lambda: len(application.urls()) == 3)
-    finally:
-        streaming.join()
