@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -214,9 +213,9 @@ def other_checkpoint(folder: Path, part: str) -> Path:
     copy = folder / part
     shutil.copytree(BUILT_IN_FOLDER, copy)
     if part == "weights":
-        with (copy / "model.safetensors").open("r+b") as file:
-            file.seek(-1, os.SEEK_END)
-            file.write(b"\x7f")
+        with (copy / "model.safetensors").open("r+b") as file:  # where a fingerprint has one of its samples
+            file.seek((copy / "model.safetensors").stat().st_size // 2)
+            file.write(bytes(64))
         return copy
     path = copy / {"config.json": "config.json", "vocabulary": "tokenizer.json"}[part]
     content = json.loads(path.read_text(encoding="utf-8"))

@@ -59,13 +59,14 @@ async def running(options: Options) -> AsyncIterator[FastAPI]:
     key: str = await registry.key.remote(proposed)
     with tempfile.TemporaryDirectory(prefix="toolwire-engines-") as folder:
         file = Path(folder) / "engines.txt"
-        while not (engines := await registry.engines.remote()):  # noqa: ASYNC110
+        name = secrets.token_hex(8)
+        while not (engines := await registry.engines.remote(name)):  # noqa: ASYNC110
             await asyncio.sleep(REPORT_INTERVAL_S)
         _write(file, engines)
         own = {"model": options.model, "engines_file": str(file), "engine_key": key}
         given = {"drain_timeout_s": options.drain_timeout_s, **options.api}
         settings = resolve({**given, **own}, read_environment(), {}).settings
-        following = asyncio.create_task(_follow(registry, file, engines), name="engines of the registry")
+        following = asyncio.create_task(_follow(registry, name, file, engines), name="engines of the registry")
         try:
             async with running_app(settings) as app:
                 yield app
@@ -74,13 +75,13 @@ async def running(options: Options) -> AsyncIterator[FastAPI]:
             await asyncio.gather(following, return_exceptions=True)
 
 
-async def _follow(registry: ActorHandle, file: Path, engines: Sequence[str]) -> None:
+async def _follow(registry: ActorHandle, name: str, file: Path, engines: Sequence[str]) -> None:
     """Keep the file equal to the registry. An empty one changes nothing: it has been restarted, or all are lost."""
     written = list(engines)
     while True:
         await asyncio.sleep(REPORT_INTERVAL_S)
         try:
-            listed = await registry.engines.remote()
+            listed = await registry.engines.remote(name)
             if listed and listed != written:
                 _write(file, listed)
                 written = listed

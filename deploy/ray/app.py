@@ -16,7 +16,7 @@ from deploy.ray.engine import Engine, engines_for_load
 from deploy.ray.options import Options
 
 HEALTH_INTERVAL_S = 2.0
-METRICS_INTERVAL_S = 1.0
+METRICS_INTERVAL_S, LOOK_BACK_S = 1.0, 5.0
 MAX_REQUESTS = 10_000  # of one API replica: its own limits (--max-pending-requests, the engines' queues) are lower
 
 
@@ -32,6 +32,7 @@ def app(options: Options) -> Application:
             initial_replicas=options.min_engines,
             max_replicas=options.max_engines,
             metrics_interval_s=METRICS_INTERVAL_S,
+            look_back_period_s=LOOK_BACK_S,
             upscale_delay_s=options.upscale_delay_s,
             downscale_delay_s=options.downscale_delay_s,
             policy=AutoscalingPolicy(policy_function=engines_for_load),

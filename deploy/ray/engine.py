@@ -31,6 +31,8 @@ METRICS = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests
 TARGET = "requests_per_engine"
 TIMEOUT_S = 2.0
 READY_POLL_S = 0.2
+KNOWN_TIMEOUT_S = 30.0
+CONNECT_S = 3.0  # that an API replica needs at most to read its list again and to connect
 KILL_TIMEOUT_S = 10.0
 # Runs the program behind it, which gets SIGTERM when this replica dies, whatever it dies of.
 END_WITH_PARENT = """
@@ -60,10 +62,11 @@ class Engine:
         self._reporter = threading.Thread(target=self._report, name="report to the registry", daemon=True)
         try:
             self._wait_until_ready()
+            self._reporter.start()
+            self._wait_until_known()
         except BaseException:
             self._process.kill()
             raise
-        self._reporter.start()
 
     def _wait_until_ready(self) -> None:
         path = "/ready" if self._options.engine == "toolwire" else "/health"
@@ -77,6 +80,14 @@ class Engine:
                 except httpx.TransportError:
                     pass  # it does not listen yet
                 time.sleep(READY_POLL_S)
+
+    def _wait_until_known(self) -> None:
+        """Return when the API replicas use this engine: then Serve stops one that it replaces, perhaps the last one."""
+        deadline_s = time.monotonic() + KNOWN_TIMEOUT_S
+        ray.get(self._registry.report.remote(self._address, self._key))
+        while not ray.get(self._registry.is_known.remote(self._address)) and time.monotonic() < deadline_s:
+            time.sleep(READY_POLL_S)
+        time.sleep(CONNECT_S)
 
     def _report(self) -> None:
         """Tell the registry once a second that the engine is there."""

@@ -10,6 +10,7 @@ from ray.actor import ActorHandle
 
 NAMESPACE = "toolwire"
 REPORT_INTERVAL_S = 1.0
+READER_S = 5.0  # an API replica that has not read for so long has ended
 LEASE_S = 10.0  # an engine that has not reported for so long is no longer listed; its connections may live on
 
 
@@ -19,6 +20,7 @@ class EngineRegistry:
     def __init__(self) -> None:
         self._key = ""
         self._reported_s: dict[str, float] = {}
+        self._read: dict[str, tuple[float, list[str]]] = {}  # by API replica: when, and what it was told
 
     def key(self, proposed: str) -> str:
         """The key of the engines: the first one that was proposed."""
@@ -34,11 +36,18 @@ class EngineRegistry:
         """List this engine no longer: it gets no new request, and finishes those that it has."""
         self._reported_s.pop(address, None)
 
-    def engines(self) -> list[str]:
-        """The addresses of the engines."""
+    def engines(self, reader: str) -> list[str]:
+        """The addresses of the engines, for the API replica of this name."""
         now_s = time.monotonic()
         self._reported_s = {one: at_s for one, at_s in self._reported_s.items() if now_s - at_s < LEASE_S}
+        self._read[reader] = now_s, sorted(self._reported_s)
         return sorted(self._reported_s)
+
+    def is_known(self, address: str) -> bool:
+        """Whether every API replica that lives has been told of this engine."""
+        now_s = time.monotonic()
+        self._read = {name: read for name, read in self._read.items() if now_s - read[0] < READER_S}
+        return all(address in listed for _, listed in self._read.values())
 
 
 def open_registry(application: str) -> ActorHandle:

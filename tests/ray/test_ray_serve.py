@@ -6,12 +6,13 @@
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,23 +37,22 @@ ARGUMENTS = {
     "requests_per_engine": 1000,
     "upscale_delay_s": 1,
 }
-pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
 class Application:
-    """`serve run` with a config file, as docs/scaling.md says; deployed again it is updated."""
+    """The application on a Ray of its own; deployed again it is updated."""
 
-    def __init__(self, folder: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self.port = free_port()
-        self._file = folder / "serve.yaml"
         self._log = folder / "log"
-        self._environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
-        self._write({})
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
         with self._log.open("wb") as out:
             self.process = subprocess.Popen(
-                [_program("serve"), "run", str(self._file)], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
-                env=self._environment, start_new_session=True,
+                [sys.executable, "-m", "tests.ray.driver", str(self.port)], cwd=ROOT, env=environment,
+                stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
+        self.deploy()
 
     @property
     def live(self) -> Live:
@@ -60,23 +60,11 @@ class Application:
         return Live(f"http://127.0.0.1:{self.port}", self.process, self._log)
 
     def deploy(self, **arguments: Any) -> None:
-        """Deploy it with other arguments on the Ray that runs; returns at once, Serve replaces the replicas."""
-        self._write(arguments)
-        with self._log.open("ab") as out:
-            subprocess.run(
-                [_program("serve"), "run", "--non-blocking", str(self._file)], cwd=ROOT, check=True, env=self._environment,
-                stdout=out, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    def _write(self, arguments: dict[str, Any]) -> None:
-        application = {
-            "name": "toolwire",
-            "route_prefix": "/",
-            "import_path": "deploy.ray.app:app",
-            "args": {**ARGUMENTS, "api": {"response_store": "none"}, **arguments},
-        }
-        config = {"http_options": {"host": "127.0.0.1", "port": self.port}, "applications": [application]}
-        self._file.write_text(json.dumps(config))  # JSON is YAML
+        """Deploy it with these arguments; returns at once, Serve replaces the replicas."""
+        assert self.process.stdin is not None
+        given = {**ARGUMENTS, "api": {"response_store": "none"}, **arguments}
+        self.process.stdin.write(json.dumps(given).encode() + b"\n")
+        self.process.stdin.flush()
 
     def engines(self) -> list[dict[str, Any]]:
         """The engines that the API has, as it reports them; none while it does not answer."""
@@ -90,7 +78,7 @@ class Application:
         """The addresses of those that take requests."""
         return {one["url"] for one in self.engines() if one["state"] == "up"}
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float = 180) -> None:
+    def wait(self, condition: Callable[[], bool], timeout_s: float = 400) -> None:
         """Wait for it. Raises AssertionError with the output."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
@@ -102,16 +90,13 @@ class Application:
 
     def close(self) -> None:
         """End it, and the Ray that it has started."""
-        self.process.send_signal(signal.SIGINT)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         try:
-            self.process.wait(90)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        subprocess.run([_program("ray"), "stop", "--force"], capture_output=True)
-
-
-def _program(name: str) -> str:
-    return str(os.path.join(os.path.dirname(sys.executable), name))  # noqa: PTH118, PTH120
+            self.process.terminate()
+            self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -200,39 +185,40 @@ def test_a_killed_engine_or_replica_loses_no_reply(
     application.wait(lambda: len(application.urls()) == 2 and application.urls() != before)
 
 
-def test_a_rolling_update_loses_no_reply(application: Application, expected: list[Streamed]) -> None:
-    """Every replica of engines and API is replaced while streams come one after another."""
-    application.wait(lambda: len(application.urls()) == 2)
-    before, rounds, over = application.urls(), list[list[Streamed]](), threading.Event()
+@contextmanager
+def streaming(application: Application, bodies: list[dict[str, Any]]) -> Iterator[list[list[Streamed]]]:
+    """Rounds of these streams, one after another, until the block is left; the list has all of them then."""
+    rounds, over = list[list[Streamed]](), threading.Event()
 
     def stream() -> None:
         while not over.is_set():
-            rounds.append(asyncio.run(stream_all(application.live, requests(NUM_STREAMS), None)))
+            rounds.append(asyncio.run(stream_all(application.live, bodies, None)))
 
-    streaming = threading.Thread(target=stream)
-    streaming.start()
+    thread = threading.Thread(target=stream)
+    thread.start()
     try:
-        application.deploy(engine_options=f"{ARGUMENTS['engine_options']} --max-queue 1000")
-        application.wait(lambda: len(application.urls()) == 2 and not application.urls() & before)
+        yield rounds
     finally:
         over.set()
-        streaming.join()
+        thread.join()
+
+
+def test_a_rolling_update_loses_no_reply(application: Application, expected: list[Streamed]) -> None:
+    """Every replica of engines and API is replaced, and no request finds the application without an engine."""
+    application.wait(lambda: len(application.urls()) == 2)
+    before = application.urls()
+    with streaming(application, requests(NUM_STREAMS)) as rounds:
+        application.deploy(engine_options=f"{ARGUMENTS['engine_options']} --max-queue 1000")
+        application.wait(lambda: len(application.urls()) == 2 and not application.urls() & before)
     assert len(rounds) >= 2
     for found in rounds:
         check(found, expected)
 
 
 def test_waiting_requests_bring_another_engine(application: Application) -> None:
+    before = application.urls()
     application.deploy(requests_per_engine=2, downscale_delay_s=1000)
-    application.wait(lambda: len(application.urls()) == 2)
-    bodies = [
-        {"model": "toolwire-demo", "messages": [{"role": "user", "content": f"Hello {number}!"}], "stream": True,
-         "max_tokens": 4000, "ignore_eos": True}
-        for number in range(12)
-    ]  # fmt: skip
-    streaming = threading.Thread(target=lambda: asyncio.run(stream_all(application.live, bodies, None)))
-    streaming.start()
-    try:
+    application.wait(lambda: len(application.urls()) == 2 and not application.urls() & before)
+    bodies = [{**body, "max_tokens": 1000} for body in requests(12)]
+    with streaming(application, bodies):
         application.wait(lambda: len(application.urls()) == 3)
-    finally:
-        streaming.join()
