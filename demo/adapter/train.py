@@ -120,12 +120,12 @@ class Workers:
 
     def learn(self, rows: Sequence[PackedLesson]) -> float:
         """Compute the gradients of the mean loss; returns that."""
-        num_targets = sum(len(one.row.targets) for one in rows)
+        weight = sum(float(one.row.weights.sum()) for one in rows)
         for gradients in self._all:
             gradients.clear()
         longest_first = sorted(rows, key=lambda one: -one.num_tokens)
-        scores = self._pool.map(lambda one: self._learn(one, 1 / num_targets), longest_first)
-        return sum(one.loss for one in scores) / num_targets
+        scores = self._pool.map(lambda one: self._learn(one, 1 / weight), longest_first)
+        return sum(one.loss for one in scores) / weight
 
     def _learn(self, packed: PackedLesson, scale: float) -> Scores:
         gradients: Gradients = self._own.gradients
@@ -155,7 +155,7 @@ class Workers:
         for packed, scores in zip(rows, verdicts, strict=True):
             exact += [bool(scores.right[first:last].all()) for first, last in packed.replies]
             kind += [bool(scores.right[first]) for first, _ in packed.replies]
-            loss, targets = loss + scores.loss, targets + len(scores.right)
+            loss, targets = loss + scores.loss, targets + float(packed.row.weights.sum())
         return Verdict(sum(exact) / len(exact), sum(kind) / len(kind), loss / targets)
 
 

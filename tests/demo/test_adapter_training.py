@@ -32,6 +32,7 @@ CONFIG = LlamaConfig(
 )  # fmt: skip
 SHAPE = Shape(2, HeadShape(4, 2, 12), 1e4, 1e-5)
 PREFIX, SEGMENTS = [5, 6, 7, 8, 9], ([10, 11, 12, 13], [14, 15, 16], [17, 18, 19, 20, 21, 22])
+WEIGHT = 3.0  # of the first of them
 LEARNT = 2  # tokens at the end of each segment
 
 
@@ -56,7 +57,10 @@ def one_row() -> Row:
         ids += segment
         places += [len(ids) - 1 - LEARNT + i for i in range(LEARNT)]
     targets = [ids[place + 1] for place in places]
-    return Row(torch.tensor(ids), torch.tensor(positions), segments, torch.tensor(places), torch.tensor(targets))
+    weights = torch.tensor([WEIGHT, 1.0] * len(SEGMENTS))
+    return Row(
+        torch.tensor(ids), torch.tensor(positions), segments, torch.tensor(places), torch.tensor(targets), weights
+    )
 
 
 def reference_loss(model: Any, weights: dict[str, Tensor]) -> Tensor:
@@ -65,7 +69,8 @@ def reference_loss(model: Any, weights: dict[str, Tensor]) -> Tensor:
     for segment in SEGMENTS:
         ids = torch.tensor([[*PREFIX, *segment]])
         logits = torch.func.functional_call(model, weights, (ids,)).logits[0]
-        total = total + F.cross_entropy(logits[-1 - LEARNT : -1], ids[0, -LEARNT:], reduction="sum")
+        losses = F.cross_entropy(logits[-1 - LEARNT : -1], ids[0, -LEARNT:], reduction="none")
+        total = total + losses @ torch.tensor([WEIGHT, 1.0])
     return total
 
 
