@@ -35,7 +35,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: `ids` and `positions` [tokens]; tokens at `places` are followed by `targets`, whose losses have `weights`."""
+    """One row: `ids` and `positions` [tokens]; those at `places` precede `targets`, whose losses have `weights`."""
 
     ids: Tensor
     positions: Tensor
