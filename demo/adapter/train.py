@@ -145,18 +145,14 @@ class Workers:
 
     def judge(self, rows: Sequence[PackedLesson]) -> Verdict:
         """How many replies come out as they should."""
-        verdicts, exact, kind, loss, targets = (
-            self._pool.map(lambda one: self._network.run(one.row), rows),
-            [],
-            [],
-            0.0,
-            0,
-        )
-        for packed, scores in zip(rows, verdicts, strict=True):
+        exact: list[bool] = []
+        kind: list[bool] = []
+        loss = weight = 0.0
+        for packed, scores in zip(rows, self._pool.map(lambda one: self._network.run(one.row), rows), strict=True):
             exact += [bool(scores.right[first:last].all()) for first, last in packed.replies]
             kind += [bool(scores.right[first]) for first, _ in packed.replies]
-            loss, targets = loss + scores.loss, targets + float(packed.row.weights.sum())
-        return Verdict(sum(exact) / len(exact), sum(kind) / len(kind), loss / targets)
+            loss, weight = loss + scores.loss, weight + float(packed.row.weights.sum())
+        return Verdict(sum(exact) / len(exact), sum(kind) / len(kind), loss / weight)
 
 
 def parameters(network: Network) -> list[Tensor]:
