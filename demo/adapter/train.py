@@ -207,12 +207,11 @@ class Training:
             "trials": [self.packer.pack(trial.lesson()) for trial in read_trials()],
         }
 
-    def go(self) -> None:
-        """Train to the end of the time."""
+    def go(self, rows_to_judge: dict[str, list[PackedLesson]]) -> None:
+        """Train to the end of the time; the rows are those of evaluations."""
         run, progress = self.run, self.progress
         teacher = Teacher(self._trained, 1_000_003 * run.seed + progress.step, counts=run.counts)
         source = batches(self.packer, teacher, run.tokens_per_step)
-        rows_to_judge = self.evaluation_rows()
         last = evaluated = saved = time.monotonic()
         smoothed = 0.0
         while progress.seconds < 60 * run.minutes and progress.step < run.max_steps:
@@ -315,7 +314,8 @@ def main() -> None:
         options.rate, dtype=options.dtype,  max_steps=options.max_steps, evaluate_every_s=options.evaluate_every,
         counts=tuple(options.counts), resume=options.resume, start_from=options.start_from,
     )  # fmt: skip
-    Training(run).go()
+    training = Training(run)
+    training.go(training.evaluation_rows())
 
 
 if __name__ == "__main__":

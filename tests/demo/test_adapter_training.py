@@ -17,6 +17,7 @@ from demo.adapter.packing import TEMPLATE, Packer
 from demo.adapter.peft_format import read_adapter, write_adapter
 from demo.adapter.sketches import read_sketches
 from demo.adapter.train import Run, Training
+from demo.adapter.trials import read_trials
 from demo.export import SHIPPED
 from server.chat_request import ChatRequest, UserMessage
 from server.checkpoint.checkpoint import Checkpoint
@@ -126,16 +127,16 @@ def test_a_run_learns_goes_on_from_its_checkpoint_and_writes_peft_files(tmp_path
     base = gguf_checkpoint("llama") / "model.gguf"
     run = Run(base, tmp_path, minutes=60, tokens_per_step=1, max_steps=3, dtype="float32", rank=2, rate=0.02)
     training = Training(run)
-    rows = training.evaluation_rows()["trials"][:4]
+    rows = [training.packer.pack(trial.lesson()) for trial in read_trials()[:4]]
     before = training.workers.judge(rows).loss
-    training.go()
+    training.go({"trials": rows})
     after = training.workers.judge(rows).loss
     assert after < before - 0.05
 
     resumed = Training(Run(**{**as_fields(run), "resume": True, "max_steps": 4}))
     assert resumed.progress.step == 3
     assert resumed.workers.judge(rows).loss == pytest.approx(after)
-    resumed.go()
+    resumed.go({"trials": rows})
     assert resumed.progress.step == 4
 
     network = resumed.network
