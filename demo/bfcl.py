@@ -26,7 +26,7 @@ PACKAGE = "bfcl_eval"
 CATEGORIES = ("simple_python", "multiple", "parallel", "live_simple", "irrelevance")
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}  # BFCL's -> JSON Schema's
 # What the checker imports and does not need for questions in Python: clients of models, and other languages' parsers.
-STAND_INS = {
+STAND_INS: Mapping[str, Mapping[str, Any]] = {
     "constants.model_config": {"MODEL_CONFIG_MAPPING": {"server": SimpleNamespace(underscore_to_dot=True)}},
     "eval_checker.ast_eval.type_convertor.java_type_converter": {"java_type_converter": None},
     "eval_checker.ast_eval.type_convertor.js_type_converter": {"js_type_converter": None},
@@ -134,11 +134,12 @@ class Checker:
 
 def ask(client: openai.OpenAI, model: str, question: Question, choice: str, max_tokens: int) -> tuple[Calls, str]:
     """Calls and text of a greedy reply; calls whose arguments are no object of JSON count as none, with their text."""
-    reply = client.chat.completions.create(
+    create: Any = client.chat.completions.create  # what the package's files hold has no type
+    reply = create(
         model=model,
-        messages=list(question.messages),  # type: ignore[arg-type]
-        tools=question.tools(),  # type: ignore[arg-type]
-        tool_choice=choice,  # type: ignore[arg-type]
+        messages=question.messages,
+        tools=question.tools(),
+        tool_choice=choice,
         temperature=0,
         max_tokens=max_tokens,
     )

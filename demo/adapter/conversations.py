@@ -100,15 +100,15 @@ class Teacher:
 
     def _conversation(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
         chance = self.rng.random()
-        if chance < 0.52:
+        if chance < 0.45:
             return self._one_call(tools)
-        if chance < 0.72:
+        if chance < 0.60:
             return self._parallel(tools)
-        if chance < 0.87:
+        if chance < 0.85:
             return self._none_fits(tools)
-        if chance < 0.91:
+        if chance < 0.90:
             return self._missing(tools)
-        if chance < 0.93:
+        if chance < 0.94:
             return self._small_talk()
         return self._several_turns(tools)
 

@@ -35,13 +35,14 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of tokens: `ids` and `positions` [tokens]; the tokens at `places` are followed by `targets`."""
+    """One row: `ids` and `positions` [tokens]; those at `places` precede `targets`, whose losses have `weights`."""
 
     ids: Tensor
     positions: Tensor
     segments: Segments
     places: Tensor
     targets: Tensor
+    weights: Tensor
 
 
 class Group:
@@ -148,26 +149,27 @@ class _Gate(Function):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of the targets of a row: the sum of their losses, and which are the most probable token."""
+    """Of the targets of a row: the sum of their weighted losses, and which are the most probable token."""
 
     loss: float
     right: Tensor
 
 
 class _Loss(Function):
-    """Sum of the cross entropies of rows [targets, width]; its gradient is computed with it."""
+    """Weighted sum of the cross entropies of [targets, width]; its gradient is computed with it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, embedding: Tensor, targets: Tensor, right: list[Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, embedding: Tensor, row: Row, right: list[Tensor]) -> Tensor:
         total = torch.zeros(())
         gradients = []
-        for rows, wanted in zip(x.split(CHUNK), targets.split(CHUNK), strict=True):
+        parts = (x.split(CHUNK), row.targets.split(CHUNK), row.weights[:, None].split(CHUNK))
+        for rows, wanted, weights in zip(*parts, strict=True):
             logits = F.linear(rows, embedding).float()
             right.append(logits.argmax(-1) == wanted)
             logits = logits.log_softmax(-1)
             picked = wanted[:, None]
-            total -= logits.gather(1, picked).sum()
-            logits = logits.exp_().scatter_add_(1, picked, torch.full(picked.shape, -1.0))
+            total -= (logits.gather(1, picked) * weights).sum()
+            logits = logits.exp_().scatter_add_(1, picked, torch.full(picked.shape, -1.0)).mul_(weights)
             gradients.append(logits.to(rows.dtype) @ embedding)
         ctx.gradient = torch.cat(gradients)
         return total
@@ -223,7 +225,7 @@ class Network:
         with torch.set_grad_enabled(gradients is not None):
             hidden = self._hidden(row, gradients)
             rows = _Norm.apply(hidden[row.places], self.final_norm, self.shape.epsilon)
-            loss = _Loss.apply(rows, self.embedding, row.targets, right)
+            loss = _Loss.apply(rows, self.embedding, row, right)
             if gradients is not None:
                 torch.autograd.backward(loss * loss_scale)
         return Scores(float(loss.detach()), torch.cat(right))

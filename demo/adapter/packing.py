@@ -19,6 +19,7 @@ from server.prompt.render import Renderer
 
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 REPLY = "assistant\n"
+FIRST_WEIGHT = 6.0  # of a reply's first token: with it, words or a call are chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,14 @@ def _join(parts: list[Encoded]) -> PackedLesson:
         segments.append((segments[-1][1], segments[-1][1] + len(part.ids)))
     aimed = [index for index, flag in enumerate(learnt) if flag]
     starts = [place for place, index in enumerate(aimed) if not learnt[index - 1]]
+    weights = torch.ones(len(aimed))
+    weights[starts] = FIRST_WEIGHT
     row = Row(
         ids=torch.tensor(ids),
         positions=torch.tensor(positions),
         segments=tuple(segments),
         places=torch.tensor(aimed) - 1,
         targets=torch.tensor([ids[index] for index in aimed]),
+        weights=weights,
     )
     return PackedLesson(row, tuple(pairwise([*starts, len(aimed)])))

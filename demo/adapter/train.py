@@ -120,12 +120,12 @@ class Workers:
 
     def learn(self, rows: Sequence[PackedLesson]) -> float:
         """Compute the gradients of the mean loss; returns that."""
-        num_targets = sum(len(one.row.targets) for one in rows)
+        weight = sum(float(one.row.weights.sum()) for one in rows)
         for gradients in self._all:
             gradients.clear()
         longest_first = sorted(rows, key=lambda one: -one.num_tokens)
-        scores = self._pool.map(lambda one: self._learn(one, 1 / num_targets), longest_first)
-        return sum(one.loss for one in scores) / num_targets
+        scores = self._pool.map(lambda one: self._learn(one, 1 / weight), longest_first)
+        return sum(one.loss for one in scores) / weight
 
     def _learn(self, packed: PackedLesson, scale: float) -> Scores:
         gradients: Gradients = self._own.gradients
@@ -145,18 +145,14 @@ class Workers:
 
     def judge(self, rows: Sequence[PackedLesson]) -> Verdict:
         """How many replies come out as they should."""
-        verdicts, exact, kind, loss, targets = (
-            self._pool.map(lambda one: self._network.run(one.row), rows),
-            [],
-            [],
-            0.0,
-            0,
-        )
-        for packed, scores in zip(rows, verdicts, strict=True):
+        exact: list[bool] = []
+        kind: list[bool] = []
+        loss = weight = 0.0
+        for packed, scores in zip(rows, self._pool.map(lambda one: self._network.run(one.row), rows), strict=True):
             exact += [bool(scores.right[first:last].all()) for first, last in packed.replies]
             kind += [bool(scores.right[first]) for first, _ in packed.replies]
-            loss, targets = loss + scores.loss, targets + len(scores.right)
-        return Verdict(sum(exact) / len(exact), sum(kind) / len(kind), loss / targets)
+            loss, weight = loss + scores.loss, weight + float(packed.row.weights.sum())
+        return Verdict(sum(exact) / len(exact), sum(kind) / len(kind), loss / weight)
 
 
 def parameters(network: Network) -> list[Tensor]:
@@ -211,12 +207,11 @@ class Training:
             "trials": [self.packer.pack(trial.lesson()) for trial in read_trials()],
         }
 
-    def go(self) -> None:
-        """Train to the end of the time."""
+    def go(self, rows_to_judge: dict[str, list[PackedLesson]]) -> None:
+        """Train to the end of the time; the rows are those of evaluations."""
         run, progress = self.run, self.progress
         teacher = Teacher(self._trained, 1_000_003 * run.seed + progress.step, counts=run.counts)
         source = batches(self.packer, teacher, run.tokens_per_step)
-        rows_to_judge = self.evaluation_rows()
         last = evaluated = saved = time.monotonic()
         smoothed = 0.0
         while progress.seconds < 60 * run.minutes and progress.step < run.max_steps:
@@ -319,7 +314,8 @@ def main() -> None:
         options.rate, dtype=options.dtype,  max_steps=options.max_steps, evaluate_every_s=options.evaluate_every,
         counts=tuple(options.counts), resume=options.resume, start_from=options.start_from,
     )  # fmt: skip
-    Training(run).go()
+    training = Training(run)
+    training.go(training.evaluation_rows())
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ GENOME = tool("gc_content", "Share of G and C in a DNA sequence.", sequence=told
 MOORING = tool("book_berth", "Book a berth in the marina.", boat=TEXT, nights=WHOLE)
 SUBTITLE = tool("shift_subtitles", "Moves subtitles in time.", file=TEXT, seconds=told(REAL, "May be negative."))
 
-TRIALS = (
+TRIALS: tuple[tuple[Any, ...], ...] = (
     ("Let the fountain run for 25 minutes.", (FOUNTAIN,), ("run_fountain", {"minutes": 25})),
     ("The guests love the fountain, 10 more minutes please", (FOUNTAIN, OVEN), ("run_fountain", {"minutes": 10})),
     ("Ease the jib to 35 degrees", (SAIL,), ("trim_sail", {"sail": "jib", "angle": 35})),

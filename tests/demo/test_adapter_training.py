@@ -17,6 +17,7 @@ from demo.adapter.packing import TEMPLATE, Packer
 from demo.adapter.peft_format import read_adapter, write_adapter
 from demo.adapter.sketches import read_sketches
 from demo.adapter.train import Run, Training
+from demo.adapter.trials import read_trials
 from demo.export import SHIPPED
 from server.chat_request import ChatRequest, UserMessage
 from server.checkpoint.checkpoint import Checkpoint
@@ -32,6 +33,7 @@ CONFIG = LlamaConfig(
 )  # fmt: skip
 SHAPE = Shape(2, HeadShape(4, 2, 12), 1e4, 1e-5)
 PREFIX, SEGMENTS = [5, 6, 7, 8, 9], ([10, 11, 12, 13], [14, 15, 16], [17, 18, 19, 20, 21, 22])
+WEIGHT = 3.0  # of the first of them
 LEARNT = 2  # tokens at the end of each segment
 
 
@@ -56,7 +58,10 @@ def one_row() -> Row:
         ids += segment
         places += [len(ids) - 1 - LEARNT + i for i in range(LEARNT)]
     targets = [ids[place + 1] for place in places]
-    return Row(torch.tensor(ids), torch.tensor(positions), segments, torch.tensor(places), torch.tensor(targets))
+    weights = torch.tensor([WEIGHT, 1.0] * len(SEGMENTS))
+    return Row(
+        torch.tensor(ids), torch.tensor(positions), segments, torch.tensor(places), torch.tensor(targets), weights
+    )
 
 
 def reference_loss(model: Any, weights: dict[str, Tensor]) -> Tensor:
@@ -65,7 +70,8 @@ def reference_loss(model: Any, weights: dict[str, Tensor]) -> Tensor:
     for segment in SEGMENTS:
         ids = torch.tensor([[*PREFIX, *segment]])
         logits = torch.func.functional_call(model, weights, (ids,)).logits[0]
-        total = total + F.cross_entropy(logits[-1 - LEARNT : -1], ids[0, -LEARNT:], reduction="sum")
+        losses = F.cross_entropy(logits[-1 - LEARNT : -1], ids[0, -LEARNT:], reduction="none")
+        total = total + losses @ torch.tensor([WEIGHT, 1.0])
     return total
 
 
@@ -121,16 +127,16 @@ def test_a_run_learns_goes_on_from_its_checkpoint_and_writes_peft_files(tmp_path
     base = gguf_checkpoint("llama") / "model.gguf"
     run = Run(base, tmp_path, minutes=60, tokens_per_step=1, max_steps=3, dtype="float32", rank=2, rate=0.02)
     training = Training(run)
-    rows = training.evaluation_rows()["trials"][:4]
+    rows = [training.packer.pack(trial.lesson()) for trial in read_trials()[:4]]
     before = training.workers.judge(rows).loss
-    training.go()
+    training.go({"trials": rows})
     after = training.workers.judge(rows).loss
     assert after < before - 0.05
 
     resumed = Training(Run(**{**as_fields(run), "resume": True, "max_steps": 4}))
     assert resumed.progress.step == 3
     assert resumed.workers.judge(rows).loss == pytest.approx(after)
-    resumed.go()
+    resumed.go({"trials": rows})
     assert resumed.progress.step == 4
 
     network = resumed.network
