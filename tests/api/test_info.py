@@ -201,7 +201,8 @@ async def test_the_openapi_document_describes_every_route_and_resolves(serve: Se
         "/v1/responses", "/v1/responses/{id}", "/v1/responses/{id}/cancel", "/v1/responses/{id}/input_items",
         "/v1/responses/input_tokens", "/v1/responses/compact",
         "/v1/conversations", "/v1/conversations/{id}", "/v1/conversations/{id}/items",
-        "/v1/conversations/{id}/items/{item_id}", "/v1/completions",
+        "/v1/conversations/{id}/items/{item_id}", "/v1/completions", "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
     }  # fmt: skip
     assert document["info"]["version"] == version()
 

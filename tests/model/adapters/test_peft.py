@@ -42,7 +42,7 @@ def merged_by_peft(checkpoint: Path, folder: Path) -> Any:
 def scores(model: Any, ids: list[int]) -> torch.Tensor:
     """Log probabilities of all ids behind each, by transformers."""
     with torch.no_grad():
-        return model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)  # type: ignore[no-any-return]
+        return model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
 
 def written(settings: EngineSettings, checkpoint: Path, adapter: Path | None) -> Stream:

@@ -27,7 +27,11 @@ def targets_of(checkpoint: Path) -> Targets:
 
 def raw(content: bytes) -> Change:
     """Write this in place of the weights."""
-    return lambda folder: (folder / WEIGHTS).write_bytes(content) and None
+
+    def apply(folder: Path) -> None:
+        (folder / WEIGHTS).write_bytes(content)
+
+    return apply
 
 
 def header(entries: Any) -> bytes:
