@@ -43,9 +43,9 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 def random_weight(name: str, rows: int, columns: int) -> tuple[PackedWeight, torch.Tensor]:
     """Random blocks of a type as the kernels hold them, and the numbers that the `gguf` package makes of them."""
-    blocks = random_blocks(Type[name], rows, columns, scale=0.01)
+    blocks = random_blocks(gguf.GGMLQuantizationType[name], rows, columns, scale=0.01)
     return unpack(name, torch.from_numpy(blocks)).pack(None), torch.from_numpy(
-        gguf.quants.dequantize(blocks, Type[name])
+        gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
     )
 
 
@@ -57,7 +57,7 @@ def test_every_number_is_kept_bit_by_bit(name: str) -> None:
     block = next(block for block in TYPES.values() if block.name == name)
     assert packed.num_bytes == kept_bytes(block, (39, 768))
     halves = [
-        unpack(name, torch.from_numpy(random_blocks(Type[name], 39, 768, 0.01))[own])
+        unpack(name, torch.from_numpy(random_blocks(gguf.GGMLQuantizationType[name], 39, 768, 0.01))[own])
         for own in (slice(32), slice(32, 39))
     ]
     joined = PackedWeight.join((half.pack(None) for half in halves), 39)
