@@ -168,14 +168,11 @@ def judge(client: openai.OpenAI, model: str, checker: Checker, question: Questio
     return Outcome(question, calls, text, checker.complaint(question, calls))
 
 
-def write_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
-    """A row for each category."""
-    lines = ["| category | questions | right | with a call |", "| --- | ---: | ---: | ---: |"]
-    for category, some in outcomes.items():
-        right = sum(not one.complaint for one in some) / len(some)
-        called = sum(bool(one.calls) for one in some) / len(some)
-        lines.append(f"| {category} | {len(some)} | {right:.0%} | {called:.0%} |")
-    return "\n".join(lines)
+def write_row(category: str, outcomes: Sequence[Outcome]) -> str:
+    """The row of a category in the table."""
+    right = sum(not one.complaint for one in outcomes) / len(outcomes)
+    called = sum(bool(one.calls) for one in outcomes) / len(outcomes)
+    return f"| {category} | {len(outcomes)} | {right:.0%} | {called:.0%} |"
 
 
 def main() -> None:
@@ -196,18 +193,18 @@ def main() -> None:
     folder, checker = find_package(), Checker()
     client = openai.OpenAI(base_url=options.url, api_key=options.api_key, timeout=600)
     model = options.model or client.models.list().data[0].id
-    outcomes = {}
+    failures: list[Outcome] = []
     began = time.monotonic()
+    print("| category | questions | right | with a call |\n| --- | ---: | ---: | ---: |", flush=True)
     with ThreadPoolExecutor(options.clients) as pool:
         for category in options.categories:
             questions = read_questions(folder, category, options.limit)
-            outcomes[category] = list(
-                pool.map(lambda question: judge(client, model, checker, question, options), questions)
-            )
-            for one in [one for one in outcomes[category] if one.complaint][: options.failures]:
-                print(f"[{one.question.id}] {one.question.messages[-1]['content']}")
-                print(f"    {one.calls} {one.text!r}\n    {one.complaint[:300]}")
-    print(write_table(outcomes))
+            outcomes = list(pool.map(lambda question: judge(client, model, checker, question, options), questions))
+            print(write_row(category, outcomes), flush=True)
+            failures += [one for one in outcomes if one.complaint][: options.failures]
+    for one in failures:
+        print(f"[{one.question.id}] {one.question.messages[-1]['content']}")
+        print(f"    {one.calls} {one.text!r}\n    {one.complaint[:300]}")
     print(f"model {model}, tool_choice {options.tool_choice}, {time.monotonic() - began:.0f} s")
 
 
