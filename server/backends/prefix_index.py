@@ -18,7 +18,7 @@ FINE_BLOCK, COARSE_BLOCK = 32, 256  # tokens
 FINE_TOKENS = 4096  # up to here blocks are fine: where conversations of the same tools part
 HASH_BYTES = 8
 ENTRY_BYTES = 180  # of an index: the hash, and its place in the ordered dictionary
-# An engine that has this many times the mean number of requests, and so many more than the mean, gets no new one,
+# An engine that has LOAD_FACTOR times the mean number of requests, and LOAD_MARGIN more than it, gets no new one,
 # whatever prefix it holds. A few more are cheaper than a prompt that is computed again.
 LOAD_FACTOR, LOAD_MARGIN = 1.25, 4
 
