@@ -1,5 +1,6 @@
 """Options and environment of a run, and one server with the built-in model that tests share."""
 
+import asyncio
 import os
 import signal
 import tempfile
@@ -68,6 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     would every server that a test starts.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    asyncio.set_event_loop(None)  # else pytest-asyncio makes one that nobody closes
     os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="toolwire-state-"))  # none of the user's own
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -24,6 +24,7 @@ HEADROOM_SHARE = 0.02  # of the device, left to other processes, so that they ca
 LEAST_HEADROOM = 32 * MIB
 SHORTEST_CONTEXT = 2048  # tokens; least context to start with if none was requested
 MOST_HOST_TOKENS = 1 << 20  # a CPU fills no more, and each block has some bytes of bookkeeping
+EXPERT_TOKENS, COPIED_TOGETHER = 512, 16  # as in server/model/cpu/cpp/experts.h
 MOST_READ = 32_768  # tokens that attention reads in one product; see model.plan
 HOST_GROWTH = 96 * MIB  # a process grows in main memory: threads, grammars, gaps in the heap
 HOST_KV_SHARE = 0.5  # of what a host has left; the rest is left to the page cache and other programs
@@ -145,7 +146,8 @@ def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, device: Device
         on_host=device.is_host,
     )
     weights += demand.adapter_numbers * DTYPE_BYTES[demand.dtype]
-    return divide(shape, demand, device, weights, activation_bytes(shape, demand), max(overhead, device.own))
+    activations = activation_bytes(shape, demand, on_host=device.is_host)
+    return divide(shape, demand, device, weights, activations, max(overhead, device.own))
 
 
 def divide(shape: Shape, demand: Demand, device: DeviceMemory, weights: int, activations: int, overhead: int) -> Plan:
@@ -182,15 +184,19 @@ def divide(shape: Shape, demand: Demand, device: DeviceMemory, weights: int, act
     )
 
 
-def activation_bytes(shape: Shape, demand: Demand) -> int:
+def activation_bytes(shape: Shape, demand: Demand, *, on_host: bool = False) -> int:
     """Estimate of the largest sum of temporary tensors in one step: the widest layer, or logits and sampling.
 
-    Used for early refusal and for devices that are not present; a started engine measures.
+    Used for early refusal and for devices that are not present; a started engine measures. `on_host`: with the CPU
+    kernels' copies of a product's inputs.
     """
     element, tokens = DTYPE_BYTES[demand.dtype], demand.max_batch_tokens
     rows = most_rows(tokens, demand.max_running, demand.draft_tokens)
     widest = max(_attention_bytes(shape, element), _mlp_bytes(shape, element), _linear_bytes(shape, element))
-    return max(tokens * widest, tokens * shape.hidden_size * element + sampling_bytes(shape.vocab_size, rows, element))
+    copied = _copied_bytes(shape, tokens) if on_host else 0
+    return max(
+        tokens * widest + copied, tokens * shape.hidden_size * element + sampling_bytes(shape.vocab_size, rows, element)
+    )
 
 
 def most_rows(max_batch_tokens: int, max_running: int, draft_tokens: int) -> int:
@@ -266,6 +272,17 @@ def _useful_blocks(shape: Shape, demand: Demand, device: DeviceMemory, left: int
         share = int(HOST_KV_SHARE * left) // demand.token_bytes(shape)
         tokens = min(tokens, max(longest, MOST_HOST_TOKENS), share)
     return max(tokens // demand.block_size, math.ceil(least / demand.block_size))
+
+
+def _copied_bytes(shape: Shape, tokens: int) -> int:
+    """Inputs of a product in another order, in float32 (`Formats` in server/model/cpu/cpp/products.h)."""
+    widest = max(shape.hidden_size, shape.num_heads * shape.head_dim, shape.linear_value_heads * shape.linear_value_dim)
+    copied = tokens * max(widest, shape.intermediate_size) * FLOAT32_BYTES
+    if shape.num_experts:
+        rows = min(tokens, EXPERT_TOKENS) * shape.experts_per_token
+        rows += min(rows, shape.num_experts) * (COPIED_TOGETHER - 1)
+        copied += rows * max(shape.hidden_size, shape.expert_size) * FLOAT32_BYTES
+    return copied
 
 
 def _attention_bytes(shape: Shape, element: int) -> int:

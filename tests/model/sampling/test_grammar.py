@@ -208,8 +208,10 @@ def test_each_grammar_s_masks_have_a_time_of_their_own() -> None:
     fast = lark('start: "fast" /[a-z]+/')
     for _ in range(60):
         assert slow.advance(ids_of("y"))
-    for _ in range(3):
+    for _ in range(20):  # on a busy machine one time may include another process's turn
         grammars().masks([(slow, ()), (fast, ()), (slow.copy(), ())], [None] * 3)
+        if slow.mask_s > 3 * fast.mask_s:
+            break
     assert slow.mask_s > 3 * fast.mask_s
     assert slow.copy().mask_s == slow.mask_s
 
