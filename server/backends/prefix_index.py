@@ -102,10 +102,16 @@ C = TypeVar("C", bound=Candidate)
 def choose_by_prefix(candidates: Collection[C], hashes: Sequence[bytes]) -> C:
     """The engine that holds most of the prompt, of those whose load is within the bound; of equals the least loaded.
 
-    `candidates` must not be empty.
+    Less than half of the prompt counts as nothing: what many conversations begin with would gather them all at one
+    engine, whose cache does not hold them. `candidates` must not be empty.
     """
     loads = [one.load for one in candidates]
     mean = (sum(loads) + 1) / len(loads)
     limit = math.ceil(max(LOAD_FACTOR * mean, LOAD_MARGIN + mean))
     free = [one for one, load in zip(candidates, loads, strict=True) if load < limit]
-    return min(free, key=lambda one: (-one.index.match(hashes), one.load, len(one.index)))
+
+    def rank(one: C) -> tuple[int, int, int]:
+        held = one.index.match(hashes)
+        return (-held if 2 * held >= len(hashes) else 0, one.load, len(one.index))
+
+    return min(free, key=rank)

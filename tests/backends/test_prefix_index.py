@@ -66,6 +66,13 @@ def test_a_conversation_goes_on_where_its_prefix_is() -> None:
     assert choose_by_prefix(engines, prefix_hashes(prompt((1, 200), (2, 50)))).name == "b"
 
 
+def test_what_many_conversations_begin_with_does_not_gather_them() -> None:
+    """All agents went to the engine that had the first one's instructions, whose cache did not hold them."""
+    engines = [Engine("a", load=1), Engine("b")]
+    engines[0].index.insert(prefix_hashes(prompt((1, 200), (2, 400))))
+    assert choose_by_prefix(engines, prefix_hashes(prompt((1, 200), (3, 400)))).name == "b"
+
+
 def test_an_overloaded_engine_gets_nothing_new_although_it_holds_the_prefix() -> None:
     """Every agent has the same tools: without a bound all of them would wait at the engine that had the first."""
     engines = [Engine("a", load=12), Engine("b", load=2), Engine("c", load=2)]

@@ -64,6 +64,7 @@ def test_qwens_tokenizer_comes_back() -> None:
     assert template == (qwen_tokenizer() / "chat_template.jinja").read_text()
 
 
+@pytest.mark.long
 def test_transformers_reads_the_same_tokenizer() -> None:
     """On composed text: transformers' reading leaves out that Qwen's tokenizer composes characters first."""
     import transformers

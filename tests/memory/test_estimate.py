@@ -19,13 +19,13 @@ from server.memory.headers import read_headers, weight_bytes
 from server.memory.shape import Shape, read_shape
 from server.messages import Sampling
 from server.model.batch import Batch, Row, RowSampling
-from server.model.cpu.library import available_isas
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.profile import AllocationMeter, StepSize, measure_step
 from server.model.runner import Runner
 from server.settings import EngineSettings
 from tests.caches import latest
+from tests.model.cpu.isas import TESTED_ISAS
 
 CPU = Path("/proc/cpuinfo")
 HAS_BFLOAT16 = CPU.exists() and "avx512_bf16" in CPU.read_text()
@@ -101,7 +101,7 @@ def test_the_widest_layer_is_estimated_within_three_percent(checkpoint: Callable
     assert headers == pytest.approx(loaded.weight_bytes, rel=0.03)
 
 
-@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("isa", TESTED_ISAS)
 @pytest.mark.parametrize("name", ["Qwen3-0.6B", "Qwen3-MoE"])
 def test_the_compiled_kernels_take_no_more_than_is_estimated(
     checkpoint: Callable[..., Loaded], name: str, isa: str

@@ -10,20 +10,20 @@ from server.config_json import read_config
 from server.errors import CannotStart
 from server.memory.budget import Demand
 from server.memory.shape import read_shape
-from server.model.cpu.library import available_isas
 from server.model.cpu.native import NativePool
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
 from tests.checkpoints import Kind, tiny_checkpoint
-from tests.model.cpu.test_native import IDS, WITHOUT, checkpoint, logits, mixed, poisoned, row
+from tests.model.cpu.isas import TESTED_ISAS
+from tests.model.cpu.test_native import IDS, checkpoint, logits, mixed, poisoned, row
 from tests.model.drive import BLOCK_SIZE, Stream, run
 
 
-@pytest.fixture(params=available_isas() or [WITHOUT])
+@pytest.fixture(params=TESTED_ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
-    """Each instruction set of this CPU."""
+    """The best instruction set of this CPU; with `--long` each."""
     return str(request.param)
 
 

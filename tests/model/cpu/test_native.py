@@ -33,6 +33,7 @@ from server.model.runner import Runner
 from server.model.sampling.sampler import NOT_FINITE
 from server.settings import EngineSettings
 from tests.checkpoints import Kind, tiny_checkpoint
+from tests.model.cpu.isas import TESTED_ISAS
 from tests.model.drive import GREEDY, prompt_of
 
 CPU = Path("/proc/cpuinfo")
@@ -46,12 +47,11 @@ FLAGS = {
     "neon_bf16": {"asimd", "bf16"},
     "neon": {"asimd"},
 }
-WITHOUT = pytest.param("", marks=pytest.mark.skip(reason="no kernels for this CPU"))
 
 
-@pytest.fixture(params=available_isas() or [WITHOUT])
+@pytest.fixture(params=TESTED_ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
-    """Each instruction set of this CPU."""
+    """The best instruction set of this CPU; with `--long` each."""
     return str(request.param)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from server.model.cpu.library import available_isas, open_library
+from server.model.cpu.library import open_library
 from server.model.cpu.native import NativeBackbone, NativeHead
 from server.model.cpu.quantized import look_up, project
 from server.model.cpu.quantized_check import ROUNDED, random_weight
@@ -25,7 +25,8 @@ from server.model.quantization.packed_weight import SCALE_DTYPES
 from server.model.runner import Runner
 from server.settings import EngineSettings
 from tests.checkpoints import Kind
-from tests.model.cpu.test_native import IDS, WITHOUT, checkpoint, logits, poisoned, row
+from tests.model.cpu.isas import TESTED_ISAS
+from tests.model.cpu.test_native import IDS, checkpoint, logits, poisoned, row
 from tests.model.drive import Stream, run
 from tests.model.loading.test_plain import nothing
 
@@ -33,9 +34,9 @@ WIDTHS = (4, 5, 6, 8)
 COUNTS = (1, 2, 3, 4, 5, 7, 8, 9, 13, 40, 96, 97, 150)  # tokens: direct, unpacked, one strip and more
 
 
-@pytest.fixture(params=available_isas() or [WITHOUT])
+@pytest.fixture(params=TESTED_ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
-    """Each instruction set of this CPU."""
+    """The best instruction set of this CPU; with `--long` each."""
     return str(request.param)
 
 

@@ -16,7 +16,7 @@ from server.config_json import kept_bytes
 from server.errors import CannotStart
 from server.gguf.header import TYPES
 from server.memory.headers import quantizable_bits, read_headers, weight_bytes
-from server.model.cpu.library import available_isas, open_library
+from server.model.cpu.library import open_library
 from server.model.cpu.native import NativeBackbone
 from server.model.cpu.quantized import look_up, project
 from server.model.cpu.quantized_check import ROUNDED
@@ -28,14 +28,15 @@ from server.model.quantization.packed_weight import PackedWeight
 from server.settings import EngineSettings
 from tests.checkpoints import Kind
 from tests.gguf.written import Type, gguf_checkpoint, random_blocks, write_gguf
-from tests.model.cpu.test_native import IDS, WITHOUT, logits, poisoned, row
+from tests.model.cpu.isas import TESTED_ISAS
+from tests.model.cpu.test_native import IDS, logits, poisoned, row
 from tests.model.loading.test_plain import PLAIN, nothing
 
 COUNTS = (1, 2, 5, 8, 9, 40)  # tokens: codes read directly, and unpacked before
 HIDDEN, INNER = 256, 512
 
 
-@pytest.fixture(params=available_isas() or [WITHOUT])
+@pytest.fixture(params=TESTED_ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
     """Each instruction set of this CPU."""
     return str(request.param)
