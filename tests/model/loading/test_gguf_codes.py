@@ -38,7 +38,7 @@ HIDDEN, INNER = 256, 512
 
 @pytest.fixture(params=TESTED_ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
-    """Each instruction set of this CPU."""
+    """The best instruction set of this CPU; with `--long` each."""
     return str(request.param)
 
 
