@@ -24,7 +24,7 @@ from server.notes import Note, NoteKind
 from server.prompt.builder import PromptBuilder
 from server.reply.decoder import ParsedEvent, ReplyDecoder, ReplyFormat
 from server.reply.text import Vocabulary
-from server.reply.trace import RequestTrace, TracedVocabulary, TraceRecorder
+from server.reply.trace import TraceDelta, TracedVocabulary, TraceRecorder
 from server.runtime.worker_pool import WorkerPool
 
 PREPARE_THREADS = 2
@@ -237,11 +237,6 @@ class Generation:
         )
 
     @property
-    def trace(self) -> RequestTrace | None:
-        """What happened so far, where the request is traced."""
-        return None if self._trace is None else self._trace.close(self.usage.cached_tokens)
-
-    @property
     def n(self) -> int:
         """Number of choices."""
         return len(self._decoders)
@@ -260,13 +255,20 @@ class Generation:
         firsts = self._firsts[:: self.n // self.prepared.num_prompts]
         self._cached_tokens = sum(delta.cached or 0 for _, delta in firsts)
         self._record_stages(self._firsts)
+        if self._trace is not None:
+            self._trace.open(self.usage.cached_tokens)
         for observer in self._observers:
             observer.admitted(self)
+
+    def take_trace(self) -> TraceDelta | None:
+        """What the trace has gained since the last call; None if nothing, or if the request is not traced."""
+        return None if self._trace is None else self._trace.take()
 
     async def events(self) -> AsyncGenerator[list[ChoiceEvent], None]:
         """The events of all choices, a list for what arrives together; ends when every choice has ended.
 
-        Raises the ServeError that ends the reply.
+        A list may be empty where the request is traced: tokens came that settle no event yet. Raises the ServeError
+        that ends the reply.
         """
         waiting: dict[asyncio.Task[Delta], int] = {}
         arrived = self._firsts
@@ -275,6 +277,7 @@ class Generation:
                 if events := await self._decode(arrived):
                     for observer in self._observers:
                         observer.received(events)
+                if events or self._trace is not None:
                     yield events
                 if not self._streams:
                     break
@@ -289,18 +292,28 @@ class Generation:
             await self.aclose()
 
     async def written(
-        self, opened: list[E], feed: Callable[[ChoiceEvent], list[E]], close: Callable[[TokenUsage], list[E]]
+        self,
+        opened: list[E],
+        feed: Callable[[ChoiceEvent], list[E]],
+        close: Callable[[TokenUsage], list[E]],
+        show_trace: Callable[[TraceDelta], E] | None = None,
     ) -> AsyncGenerator[list[E], None]:
         """What a surface writes of the events, behind what it opens with; a list for what is sent together.
 
-        Raises the ServeError that ends the reply.
+        `show_trace` writes what the trace of a traced request has gained, before what its tokens have written. Raises
+        the ServeError that ends the reply.
         """
+
+        def traced() -> list[E]:
+            delta = self.take_trace()
+            return [] if delta is None or show_trace is None else [show_trace(delta)]
+
         try:
-            if opened:
-                yield opened
+            if out := [*opened, *traced()]:
+                yield out
             async with contextlib.aclosing(self.events()) as arrivals:
                 async for events in arrivals:
-                    if out := [one for event in events for one in feed(event)]:
+                    if out := [*traced(), *(one for event in events for one in feed(event))]:
                         yield out
             if closed := close(self.usage):
                 yield closed

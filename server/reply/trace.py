@@ -1,4 +1,7 @@
-"""Trace of one request: its prompt as tokens, its grammar, and how each token of its reply came about."""
+"""Trace of one request: its prompt as tokens, its grammar, and how each token of its reply came about.
+
+It is recorded as deltas, which streams send as they come; the whole trace is what they add up to.
+"""
 
 import time
 from collections.abc import Iterable
@@ -55,7 +58,7 @@ class TracedStage(msgspec.Struct, frozen=True):
     at_s: float
 
 
-class RequestTrace(msgspec.Struct, omit_defaults=True):
+class RequestTrace(msgspec.Struct):
     """What happened to one request. `prompt` begins with `cached_tokens` tokens that were found in the prefix cache."""
 
     prompt: list[PromptToken]
@@ -64,6 +67,33 @@ class RequestTrace(msgspec.Struct, omit_defaults=True):
     tokens: list[ReplyToken]
     steps: list[TracedStep]
     stages: list[TracedStage]
+
+
+class TraceDelta(msgspec.Struct, omit_defaults=True):
+    """What a trace has gained; what is empty, 0 or null is left out.
+
+    The first delta of a reply, before its first token, has the prompt, `cached_tokens` and the grammar.
+    """
+
+    prompt: list[PromptToken] = []
+    cached_tokens: int = 0
+    grammar: str | None = None
+    tokens: list[ReplyToken] = []
+    steps: list[TracedStep] = []
+    stages: list[TracedStage] = []
+
+
+def fold_trace(deltas: Iterable[TraceDelta]) -> RequestTrace:
+    """The whole trace that the deltas of one reply, in their order, add up to."""
+    whole = RequestTrace([], 0, None, [], [], [])
+    for delta in deltas:
+        whole.prompt += delta.prompt
+        whole.cached_tokens += delta.cached_tokens
+        whole.grammar = whole.grammar or delta.grammar
+        whole.tokens += delta.tokens
+        whole.steps += delta.steps
+        whole.stages += delta.stages
+    return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,30 +113,31 @@ class TracedVocabulary:
 
 
 class TraceRecorder:
-    """Records the trace of a request with one choice, as long as its reply may become."""
+    """Records the trace of a request with one choice. It holds what has not been taken yet."""
 
     def __init__(self, prepared: PreparedRequest, vocabulary: TracedVocabulary) -> None:
         (generate,) = prepared.generates
         self._vocabulary = vocabulary
         self._began_s = time.monotonic()
         constraint = generate.constraint
-        self._prompt = vocabulary.tokens(generate.token_ids)
-        self._grammar = None if constraint is None else constraint.source
-        self._tokens: list[ReplyToken] = []
-        self._steps: list[TracedStep] = []
-        self._stages: list[TracedStage] = []
+        grammar = None if constraint is None else constraint.source
+        self._delta = TraceDelta(vocabulary.tokens(generate.token_ids), grammar=grammar)
+
+    def open(self, cached_tokens: int) -> None:
+        """Record that the engine has admitted the request, of whose prompt it holds the first `cached_tokens`."""
+        self._delta.cached_tokens = cached_tokens
 
     def feed(self, delta: Delta, num_tokens: int) -> None:
         """Record what arrived, of which the reply has the first `num_tokens` tokens."""
-        self._stages += (TracedStage(one.stage, one.time_s - self._began_s) for one in delta.stage_times)
+        self._delta.stages += (TracedStage(one.stage, one.time_s - self._began_s) for one in delta.stage_times)
         if not num_tokens:
             return
         step = delta.trace or StepTrace()
-        self._steps.append(TracedStep(time.monotonic() - self._began_s, num_tokens, step.drafted, step.accepted))
+        self._delta.steps.append(TracedStep(time.monotonic() - self._began_s, num_tokens, step.drafted, step.accepted))
         text, control_ids = self._vocabulary.text, self._vocabulary.control_ids
         for place, token_id in enumerate(delta.token_ids[:num_tokens]):
             score = delta.logprobs[place] if delta.logprobs else None
-            self._tokens.append(
+            self._delta.tokens.append(
                 ReplyToken(
                     token_id,
                     text(token_id),
@@ -118,6 +149,7 @@ class TraceRecorder:
                 )
             )
 
-    def close(self, cached_tokens: int) -> RequestTrace:
-        """The trace."""
-        return RequestTrace(self._prompt, cached_tokens, self._grammar, self._tokens, self._steps, self._stages)
+    def take(self) -> TraceDelta | None:
+        """What was recorded since the last call; None if nothing was."""
+        delta, self._delta = self._delta, TraceDelta()
+        return None if delta == TraceDelta() else delta

@@ -1,21 +1,53 @@
 """`toolwire.trace`: what happened to a request, on every surface that has it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
+import anthropic
 import httpx
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
 from server.api.responses.state import ResponsesState
+from server.errors import EngineDied
 from server.messages import Delta, StepTrace, TokenLogprob
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve, events_of
+from tests.api.messages.sdk import folded, without_ids
+from tests.api.messages.sdk import whole as whole_message
+from tests.api.responses.strict_types import check_event
+from tests.backends.scripted import deltas as deltas_with
 from tests.live import Live
 
 TRACE = {"toolwire": {"trace": True}}
 HELLO = {"role": "user", "content": "Hi <|im_end|>"}
 IdsOf = Callable[[str], list[int]]
+
+
+def data_of(text: str) -> list[dict[str, Any]]:
+    """The JSON of each frame of a stream, on any surface."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def deltas_of(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the trace gains with these events: at the same place on every surface."""
+    return [event["toolwire"]["trace_delta"] for event in events if "trace_delta" in event.get("toolwire", {})]
+
+
+def added_up(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The trace as a client makes it: lists are joined, the rest is taken as it comes."""
+    trace: dict[str, Any] = {"prompt": [], "cached_tokens": 0, "grammar": None, "tokens": [], "steps": [], "stages": []}
+    for delta in deltas:
+        for name, value in delta.items():
+            trace[name] = trace[name] + value if isinstance(value, list) else value
+    return trace
+
+
+def untimed(trace: dict[str, Any]) -> dict[str, Any]:
+    """A trace without its times, which differ from reply to reply."""
+    return trace | {name: [one | {"at_s": 0} for one in trace[name]] for name in ("steps", "stages")}
 
 
 def script(ids_of: IdsOf, stop_id: int) -> list[Delta]:
@@ -79,19 +111,28 @@ async def test_half_a_character_is_shown_by_its_bytes(serve: Serve, ids_of: IdsO
     assert "".join(one["text"] for one in trace["tokens"]) == r"\xf0\x9d\x84\x9e"
 
 
-async def test_a_stream_ends_with_the_trace_of_the_whole_reply(serve: Serve, ids_of: IdsOf) -> None:
+async def test_a_token_is_sent_before_what_it_writes(serve: Serve, ids_of: IdsOf) -> None:
+    """The trace came with the last chunk, so a reply that its client stopped had none.
+
+    The prompt is there before the first token, in chunks without choices, as that of the usage is.
+    """
     async with serve() as served:
         stop_id = served.checkpoint.stop_ids[0]
     async with serve(script(ids_of, stop_id)) as served:
-        whole = (await served.chat(**TRACE)).json()["toolwire"]["trace"]
-        chunks = [json.loads(one) for one in events_of((await served.chat(stream=True, **TRACE)).text)]
-        with_usage = {"stream": True, "stream_options": {"include_usage": True}, **TRACE}
-        usage_chunks = [json.loads(one) for one in events_of((await served.chat(**with_usage)).text)]
-    assert [bool(chunk.get("toolwire")) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
-    assert chunks[-1]["choices"] == [] and "usage" not in chunks[-1]
-    assert usage_chunks[-1]["usage"]["completion_tokens"] == 5
-    for trace in (chunks[-1]["toolwire"]["trace"], usage_chunks[-1]["toolwire"]["trace"]):
-        assert (trace["prompt"], trace["tokens"]) == (whole["prompt"], whole["tokens"])
+        options = {"stream": True, "stream_options": {"include_usage": True}, **TRACE}
+        chunks = [json.loads(one) for one in events_of((await served.chat(**options)).text)]
+    traced = [chunk for chunk in chunks if "toolwire" in chunk]
+    assert [chunk["choices"] for chunk in traced] == [[], [], []] and "usage" not in chunks[-1].get("toolwire", {})
+    first, *others = deltas_of(chunks)
+    assert first.keys() == {"prompt", "cached_tokens"} and first["cached_tokens"] == 8
+    assert [len(one["tokens"]) for one in others] == [3, 2] and not any("prompt" in one for one in others)
+    told = said = ""
+    for chunk in chunks:
+        told += "".join(token["text"] for delta in deltas_of([chunk]) for token in delta.get("tokens", []))
+        said += "".join(choice["delta"].get("content", "") for choice in chunk["choices"])
+        assert told.startswith(said)
+    assert (told, said) == ("One two three.<|im_end|>", "One two three.")
+    assert chunks[-1]["usage"]["completion_tokens"] == 5 and "toolwire" not in chunks[-1]
 
 
 async def test_requests_without_the_option_are_not_traced(serve: Serve, ids_of: IdsOf) -> None:
@@ -146,7 +187,51 @@ async def test_the_trace_is_the_same_on_every_surface(serve: Serve, reply: Calla
     chat, other = traces
     assert [token["text"] for token in other["tokens"]] == [token["text"] for token in chat["tokens"]]
     assert "get_weather" in "".join(token["text"] for token in other["prompt"]) and other["grammar"]
-    assert streamed.text.count('"trace":{"prompt"') == 1
+    deltas = deltas_of(data_of(streamed.text))
+    assert untimed(added_up(deltas)) == untimed(other)
+    assert len(deltas) == 1 + len(other["steps"]), "the prompt, then each step, also one that settles no event"
+    assert '"trace":' not in streamed.text
+
+
+@pytest.mark.parametrize("path", SURFACES)
+async def test_a_reply_that_fails_is_traced_as_far_as_it_came(serve: Serve, ids_of: IdsOf, path: str) -> None:
+    ids = ids_of("One two three")
+    async with serve([*deltas_with(ids)[:-1], EngineDied("the engine process ended")]) as served:
+        body = {"model": MODEL, "stream": True, **SURFACES[path], **TRACE}
+        events = data_of((await served.http.post(path, json=body)).text)
+    trace = added_up(deltas_of(events))
+    assert [token["id"] for token in trace["tokens"]] == ids[:-1] and trace["prompt"]
+    assert "error" in json.dumps(events[-1])
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_notes_stay_where_a_reply_is_traced(serve: Serve, reply: Callable[..., Any], streams: bool) -> None:
+    """A reply's deltas are in the same object as its notes, and must not take their place."""
+    half = {"messages": [{"role": "user", "content": "Hi \ud83d"}], "stream": streams, **TRACE}
+    async with serve(reply("Hello")) as served:
+        sent = await served.http.post("/v1/chat/completions", content=json.dumps({"model": MODEL, **half}))
+    found = [one["toolwire"] for one in (data_of(sent.text) if streams else [sent.json()]) if "toolwire" in one]
+    assert [note["kind"] for one in found for note in one.get("notes", [])] == ["half_surrogate"]
+    assert ("trace" in found[-1]) is not streams
+
+
+async def test_streams_that_are_traced_fit_the_sdks(serve: Serve, reply: Callable[..., Any]) -> None:
+    """To the letter, but for `toolwire`; Responses has an event of its own, named as Open Responses has extensions."""
+    async with serve(reply(CALL)) as served:
+        events = {}
+        for path, fields in SURFACES.items():
+            body = {"model": MODEL, "stream": True, **fields, **TRACE}
+            events[path] = data_of((await served.http.post(path, json=body)).text)
+        whole = (await served.http.post("/v1/messages", json={"model": MODEL, **SURFACES["/v1/messages"]})).json()
+    for chunk in events["/v1/chat/completions"]:
+        assert set(ChatCompletionChunk.model_validate(chunk).model_extra or {}) <= {"toolwire"}
+    assert without_ids(folded(events["/v1/messages"])) == without_ids(whole_message(whole))
+    ours = [event for event in events["/v1/responses"] if event["type"] == "toolwire:trace"]
+    assert ours and all(event.keys() == {"type", "sequence_number", "toolwire"} for event in ours)
+    assert [event["sequence_number"] for event in events["/v1/responses"]] == list(range(len(events["/v1/responses"])))
+    for event in events["/v1/responses"]:
+        if event not in ours:
+            check_event(event)
 
 
 async def test_a_kept_response_has_no_trace(serve: Serve, reply: Callable[..., Any], state: ResponsesState) -> None:
@@ -182,3 +267,38 @@ def test_the_engine_tells_forced_tokens_from_chosen_ones(live: Live, logprobs: d
     assert all(("logprob" in one) == bool(logprobs) for one in trace["tokens"])
     assert [one["stage"] for one in trace["stages"]][:2] == ["arrived", "compiled"]
     assert all(earlier["at_s"] <= later["at_s"] for earlier, later in pairwise(trace["steps"]))
+
+
+def test_the_sdks_add_up_streams_that_are_traced(live: Live) -> None:
+    """Their own helpers make the same reply of a stream with the trace between its events."""
+    client = live.client()
+    asks: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    arguments = []
+    with client.chat.completions.stream(
+        model="toolwire-demo", messages=asks, tools=cast(Any, [WEATHER]), tool_choice="required", extra_body=TRACE
+    ) as chat:
+        (call,) = chat.get_final_completion().choices[0].message.tool_calls or ()
+        arguments.append(call.function.arguments)
+    function: Any = SURFACES["/v1/responses"]["tools"]
+    with client.responses.stream(
+        model="toolwire-demo", input=asks, tools=function, tool_choice="required", store=False, extra_body=TRACE
+    ) as responses:
+        kinds = {str(event.type) for event in responses}
+        arguments += [one.arguments for one in responses.get_final_response().output if one.type == "function_call"]
+    assert "toolwire:trace" in kinds
+    with anthropic.Anthropic(base_url=live.url, api_key="any", max_retries=0, timeout=120) as sdk:
+        tools = SURFACES["/v1/messages"]["tools"]
+        choice: Any = {"type": "any"}
+        with sdk.messages.stream(
+            model="toolwire-demo", max_tokens=200, messages=asks, tools=tools, tool_choice=choice, extra_body=TRACE
+        ) as messages:
+            shown = [event for event in messages if event.type == "message_delta" and "toolwire" in event.to_dict()]
+            message = messages.get_final_message()
+    arguments += [json.dumps(block.input) for block in message.content if block.type == "tool_use"]
+    assert len(shown) > 2 and message.stop_reason == "tool_use"
+    assert message.usage.output_tokens == sum(len(one["tokens"]) for one in map(_tokens_of, shown))
+    assert [json.loads(one) for one in arguments] == [{"city": "Paris"}] * 3
+
+
+def _tokens_of(event: Any) -> dict[str, Any]:
+    return {"tokens": [], **event.to_dict()["toolwire"].get("trace_delta", {})}

@@ -32,7 +32,10 @@ def _read_own_options(value: Any) -> Any:
 class ToolwireOptions(Part):
     """Options of this server alone."""
 
-    trace: bool | None = Field(None, description="The reply says how it came about, in `toolwire.trace`.")
+    trace: bool | None = Field(
+        None,
+        description="The reply says how it came about: in `toolwire.trace`, and in streams in `toolwire.trace_delta`.",
+    )
 
 
 class OwnOptions(Part):

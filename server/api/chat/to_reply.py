@@ -39,7 +39,7 @@ from server.api.errors import encode
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
 from server.notes import Note
 from server.reply.decoder import ScoredToken
-from server.reply.trace import RequestTrace
+from server.reply.trace import TraceDelta, fold_trace
 from server.service import ChoiceEvent, Generation, TokenUsage
 
 ID_LENGTH = 24
@@ -105,14 +105,19 @@ class Chunker:
             case Ended():
                 return [self._finish(index, event)]
 
-    def close(self, usage: TokenUsage, trace: RequestTrace | None = None) -> list[ChatCompletionChunk]:
-        """The chunk of usage and trace, where one of them was asked for."""
-        if not self._style.include_usage and trace is None:
+    def show_trace(self, delta: TraceDelta) -> ChatCompletionChunk:
+        """The chunk of what the trace has gained, without choices."""
+        chunk = self._new([])
+        chunk.toolwire = Notes(trace_delta=delta)
+        return chunk
+
+    def close(self, usage: TokenUsage) -> list[ChatCompletionChunk]:
+        """The usage chunk, where it was asked for."""
+        if not self._style.include_usage:
             return []
         chunk = self._new([], usage=usage_of(usage))
-        notes = Notes(notes=self._request_notes, trace=trace)
-        if notes != Notes():
-            chunk.toolwire = notes
+        if self._request_notes:
+            chunk.toolwire = Notes(notes=self._request_notes)
         return [chunk]
 
     def _new(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
@@ -190,7 +195,7 @@ def chunks_of(generation: Generation, style: ReplyStyle) -> AsyncGenerator[list[
     prepared = generation.prepared
     chunker = Chunker(style, prepared.dropped_messages, prepared.notes)
     opened = chunker.open(generation.n)
-    return generation.written(opened, chunker.feed, lambda usage: chunker.close(usage, generation.trace))
+    return generation.written(opened, chunker.feed, chunker.close, chunker.show_trace)
 
 
 async def whole_reply(generation: Generation, style: ReplyStyle) -> ChatCompletion:
@@ -215,6 +220,7 @@ def fold(chunks: Iterable[ChatCompletionChunk], usage: TokenUsage, style: ReplyS
     """The whole reply that these chunks of one stream, all of them, add up to."""
     choices: dict[int, _Choice] = {}
     notes = Notes()
+    deltas: list[TraceDelta] = []
     first: ChatCompletionChunk | None = None
     for chunk in chunks:
         first = first or chunk
@@ -226,13 +232,16 @@ def fold(chunks: Iterable[ChatCompletionChunk], usage: TokenUsage, style: ReplyS
                 notes.calls + new.calls,
                 max(notes.dropped_messages, new.dropped_messages),
                 notes.uncalled + new.uncalled,
-                new.notes,
-                new.trace,
+                new.notes or notes.notes,
             )
+            if new.trace_delta is not None:
+                deltas.append(new.trace_delta)
     assert first is not None, "a stream begins with its role chunks"
     whole = [_whole_choice(index, choices[index], style) for index in sorted(choices)]
     reply = ChatCompletion(first.id, first.created, first.model, whole, usage_of(usage))
     reply.service_tier = first.service_tier
+    if deltas:
+        notes.trace = fold_trace(deltas)
     if notes != Notes():
         reply.toolwire = notes
     return reply

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.notes import Note
-from server.reply.trace import RequestTrace
+from server.reply.trace import RequestTrace, TraceDelta
 
 Finish = Literal["stop", "length", "tool_calls", "function_call"]
 
@@ -127,13 +127,17 @@ class MissedToolCallNote(msgspec.Struct):
 
 
 class Notes(msgspec.Struct, omit_defaults=True):
-    """The `toolwire` object (extension): absent when there is nothing to report. `notes` are the request's."""
+    """The `toolwire` object (extension): absent when there is nothing to report. `notes` are the request's.
+
+    Where the request asks for its trace, whole replies have `trace`, and streams `trace_delta`, which add up to it.
+    """
 
     calls: list[CallNote] = []
     dropped_messages: int = 0
     uncalled: list[MissedToolCallNote] = []
     notes: list[Note] = []
-    trace: RequestTrace | None = None  # where the request asks for it
+    trace: RequestTrace | None = None
+    trace_delta: TraceDelta | None = None
 
 
 def noted(notes: Sequence[Note]) -> Notes | UnsetType:

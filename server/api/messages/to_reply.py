@@ -35,7 +35,7 @@ from server.api.messages.wire import (
     ThinkingTokens,
 )
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Event, Text, Thought
-from server.reply.trace import RequestTrace
+from server.reply.trace import TraceDelta, fold_trace
 from server.service import ChoiceEvent, Generation, TokenUsage
 
 EMPTY_INPUT = msgspec.Raw(b"{}")
@@ -99,10 +99,13 @@ class MessageWriter:
             case _:
                 assert_never(event)
 
-    def close(self, usage: TokenUsage, trace: RequestTrace | None = None) -> list[MessageEvent]:
+    def show_trace(self, delta: TraceDelta, usage: TokenUsage) -> MessageEvent:
+        """What the trace has gained: a `message_delta` without a reason to stop, with the usage so far."""
+        return MessageDelta(StopDelta(None, None), usage_of(usage), Notes(trace_delta=delta))
+
+    def close(self, usage: TokenUsage) -> list[MessageEvent]:
         """The end of the message, behind its last event."""
         assert self._ended is not None, "a reply ends with Ended"
-        self.notes.trace = trace
         delta = StopDelta(self._stop_reason(self._ended), self._ended.stop)
         notes = UNSET if self.notes == Notes() else self.notes
         return [MessageDelta(delta, usage_of(usage), notes), MessageStop()]
@@ -147,14 +150,17 @@ def message_events(generation: Generation, style: MessageStyle) -> AsyncGenerato
     def feed(received: ChoiceEvent) -> list[MessageEvent]:
         return writer.feed(received.parsed.event)
 
-    opened = writer.open(generation.usage)
-    return generation.written(opened, feed, lambda usage: writer.close(usage, generation.trace))
+    def show_trace(delta: TraceDelta) -> MessageEvent:
+        return writer.show_trace(delta, generation.usage)
+
+    return generation.written(writer.open(generation.usage), feed, writer.close, show_trace)
 
 
 def fold_message(events: Iterable[MessageEvent]) -> MessageReply:
     """The whole message that the events of one stream, all of them, add up to."""
     reply: MessageReply | None = None
     pieces: list[str] = []  # of the open block
+    deltas: list[TraceDelta] = []
     for event in events:
         if isinstance(event, MessageStart):
             reply = msgspec.structs.replace(event.message, content=[])
@@ -173,7 +179,12 @@ def fold_message(events: Iterable[MessageEvent]) -> MessageReply:
             case MessageDelta(delta, usage, notes):
                 reply.stop_reason, reply.stop_sequence = delta.stop_reason, delta.stop_sequence
                 reply.usage, reply.toolwire = usage, notes
+                if notes is not UNSET and notes.trace_delta is not None:
+                    deltas.append(notes.trace_delta)
     assert reply is not None, "a stream has events"
+    if deltas:
+        notes = Notes() if reply.toolwire is UNSET else reply.toolwire
+        reply.toolwire = msgspec.structs.replace(notes, trace=fold_trace(deltas))
     return reply
 
 

@@ -114,14 +114,14 @@ class ContentBlockStop(msgspec.Struct, tag_field="type", tag="content_block_stop
 
 
 class StopDelta(msgspec.Struct):
-    """The end of a message."""
+    """The end of a message; without a reason where it has not ended."""
 
-    stop_reason: StopReason
+    stop_reason: StopReason | None
     stop_sequence: str | None
 
 
 class MessageDelta(msgspec.Struct, tag_field="type", tag="message_delta"):
-    """The last event but one; its usage is that of the whole request."""
+    """The last event but one, with the usage of the whole request; or a delta of the trace, with the usage so far."""
 
     delta: StopDelta
     usage: MessageUsage

@@ -27,6 +27,7 @@ from server.dialects.base import Choice
 from server.errors import ServeError
 from server.events import Ended, Text
 from server.notes import Note
+from server.reply.trace import fold_trace
 from server.service import Generation, RequestObserver
 
 WINDOW_SHARE = 4  # of the window: what the summary may take, and the messages of the user that stay
@@ -95,9 +96,9 @@ class CompactionPlan:
         id_ = new_id()
         item = CompactionItem(f"cmp_{id_}", self._seal.seal(summary))
         prepared = generation.prepared
-        all_notes = Notes(
-            dropped_messages=prepared.dropped_messages, notes=[*notes, *prepared.notes], trace=generation.trace
-        )
+        all_notes = Notes(dropped_messages=prepared.dropped_messages, notes=[*notes, *prepared.notes])
+        if (trace := generation.take_trace()) is not None:
+            all_notes.trace = fold_trace([trace])
         return CompactedResponse(
             id=f"resp_{id_}",
             created_at=int(time.time()),

@@ -13,12 +13,12 @@ from server.api.middleware.request_log import prompt_logger
 from server.api.responses.memory import Item
 from server.api.responses.to_reply import ResponseWriter
 from server.api.responses.to_request import MappedResponse
-from server.api.responses.wire import EndEvent, ResponseObject, StreamEvent, StreamFault
+from server.api.responses.wire import EndEvent, ResponseObject, StreamEvent, StreamFault, TraceGained
 from server.api.sse import PING
 from server.chat_request import ChatRequest
 from server.errors import PromptTooLong, ServeError
 from server.notes import Note
-from server.reply.trace import RequestTrace
+from server.reply.trace import fold_trace
 from server.service import Generation, RequestObserver
 
 # Keeps a response; returns why it could not be kept, or "".
@@ -102,12 +102,15 @@ class ResponsePlan:
     async def events(self, generation: Generation) -> AsyncGenerator[list[StreamEvent], None]:
         """The events. A reply that fails ends with `response.failed`, and then raises its ServeError."""
         try:
-            yield self._writer.open()
+            yield [*self._writer.open(), *self._traced(generation)]
             async with aclosing(generation.events()) as arrivals:
                 async for events in arrivals:
-                    if self._generates and (written := [one for event in events for one in self._writer.feed(event)]):
+                    written = self._traced(generation)
+                    if self._generates:
+                        written += [one for event in events for one in self._writer.feed(event)]
+                    if written:
                         yield written
-            yield [_traced(await self._ended(self._close(generation)), generation.trace)]
+            yield [await self._ended(self._close(generation))]
         except ServeError as error:
             yield [await self._ended(self._writer.fail(error, generation.usage))]
             raise
@@ -115,9 +118,12 @@ class ResponsePlan:
             await generation.aclose()
 
     def encode(self, events: Sequence[StreamEvent], generation: Generation) -> bytes:
-        """JSON of the response, which the last event holds."""
+        """JSON of the response, which the last event holds, with its trace, which is not kept."""
         last = events[-1]
         assert isinstance(last, EndEvent), "the last event holds the response"
+        gained = [event.toolwire.trace_delta for event in events if isinstance(event, TraceGained)]
+        if deltas := [delta for delta in gained if delta is not None]:
+            last = _with_notes(last, msgspec.structs.replace(_notes_of(last), trace=fold_trace(deltas)))
         return encode(last.response)
 
     def queue(self) -> Sequence[StreamEvent]:
@@ -131,6 +137,11 @@ class ResponsePlan:
     def cancel(self) -> EndEvent:
         """The last event of a background response that its client cancelled."""
         return self._writer.cancel()
+
+    def _traced(self, generation: Generation) -> list[StreamEvent]:
+        """The event of what the trace has gained, where it has."""
+        delta = generation.take_trace()
+        return [] if delta is None else [self._writer.show_trace(delta)]
 
     def _close(self, generation: Generation) -> EndEvent:
         prepared, usage = generation.prepared, generation.usage
@@ -152,11 +163,6 @@ def not_kept(event: EndEvent, fault: str) -> EndEvent:
     notes = _notes_of(event)
     note = Note("not_kept", "store", f"the response could not be kept: {fault}")
     return _with_notes(event, msgspec.structs.replace(notes, notes=[*notes.notes, note]))
-
-
-def _traced(event: EndEvent, trace: RequestTrace | None) -> EndEvent:
-    """The last event with the trace of its request, which is not kept."""
-    return event if trace is None else _with_notes(event, msgspec.structs.replace(_notes_of(event), trace=trace))
 
 
 def _notes_of(event: EndEvent) -> Notes:

@@ -52,11 +52,13 @@ from server.api.responses.wire import (
     SummaryTextDone,
     TextDelta,
     TextDone,
+    TraceGained,
 )
 from server.errors import Busy, PromptTooLong, Rejected, ServeError, ShuttingDown
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
 from server.notes import Note
 from server.reply.decoder import ScoredToken
+from server.reply.trace import TraceDelta
 from server.service import ChoiceEvent, TokenUsage
 
 RESPONSE = "resp_"
@@ -140,6 +142,10 @@ class ResponseWriter:
                 return self._close_call(event)
             case Ended():
                 return self._end(event)
+
+    def show_trace(self, delta: TraceDelta) -> StreamEvent:
+        """The event of what the trace has gained."""
+        return TraceGained(self._number(), Notes(trace_delta=delta))
 
     def close(self, usage: TokenUsage, notes: Iterable[Note], dropped_messages: int) -> EndEvent:
         """The last event, with the whole response. The reply has ended."""

@@ -352,6 +352,12 @@ class CustomInputDone(ItemEvent, tag="response.custom_tool_call_input.done"):
     input: str
 
 
+class TraceGained(StreamEvent, tag="toolwire:trace"):
+    """What the trace of a request that asks for it has gained (extension, as Open Responses has its types named)."""
+
+    toolwire: Notes
+
+
 class StreamFault(StreamEvent, tag="error"):
     """An unhandled exception, which ends a stream without its response."""
 

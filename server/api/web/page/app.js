@@ -55,6 +55,9 @@ conversation.onOtherTab((text) => {
     return showNotice(`What another tab has kept cannot be read: ${error.message}`);
   }
 });
+addEventListener("pagehide", () => {
+  if (loop.busy) conversation.keep(); // a reply that the page is left in, as far as it came
+});
 conversation.addEventListener("full", () => showNotice("This browser keeps no more: export the conversation, then begin a new one."));
 loop.addEventListener("reply", () => thread.update());
 loop.addEventListener("end", ({ detail: reply }) => {

@@ -53,8 +53,7 @@ function traceNodes(reply) {
   const { trace } = reply;
   const nodes = [figures(reply), ...noteNodes(reply)];
   if (!trace) {
-    const why = reply.raw ? "No trace came: it is the last that the server sends, and this reply was ended before, or asked for none." : "Traces of the last replies only are kept, until the page is left.";
-    return [...nodes, el("p.caption", {}, why)];
+    return [...nodes, el("p.caption", {}, whyNoTrace(reply))];
   }
   const cached = trace.cached_tokens;
   nodes.push(
@@ -69,6 +68,11 @@ function traceNodes(reply) {
   );
   if (trace.grammar) nodes.push(el("details", {}, el("summary", {}, `Grammar: ${trace.grammar.length} characters`), el("pre", { tabindex: "0" }, trace.grammar)));
   return nodes;
+}
+
+function whyNoTrace({ raw }) {
+  if (!raw) return "Traces of the last replies only are kept, until the page is left.";
+  return raw.body.toolwire ? "No trace came: the server had not begun this reply." : "This reply was asked for without a trace.";
 }
 
 function promptClasses(token, place, cached) {
@@ -94,16 +98,17 @@ function legend(entries) {
 
 /** Tokens over time: a bar a step. */
 function stepDrawing({ steps, stages }) {
-  if (!steps.length) return el("p.caption", {}, "none");
+  const marks = stages.filter((one) => one.at_s >= 0).map((one) => el("li", {}, `${one.stage} ${(one.at_s * 1000).toFixed(0)} ms`));
+  const reached = el("ul.stages", {}, marks);
+  if (!steps.length) return el("div", {}, el("p.caption", {}, "none"), reached);
   const end = steps.at(-1).at_s || 1;
   const most = Math.max(...steps.map((step) => step.tokens));
   const bars = steps.map((step) =>
     svg("rect", { x: (step.at_s / end) * 592, y: 56 - (step.tokens / most) * 50, width: 3, height: (step.tokens / most) * 50, class: "bar" }),
   );
   const text = `${steps.length} steps in ${end.toFixed(2)} s, at most ${most} tokens in one`;
-  const marks = stages.filter((one) => one.at_s >= 0).map((one) => el("li", {}, `${one.stage} ${(one.at_s * 1000).toFixed(0)} ms`));
   const drawing = svg("svg", { viewBox: "0 0 600 60", role: "img", "aria-label": text, class: "steps" }, bars);
-  return el("div", {}, drawing, el("p.caption", {}, text), el("ul.stages", {}, marks));
+  return el("div", {}, drawing, el("p.caption", {}, text), reached);
 }
 
 function figures(reply) {
@@ -113,7 +118,8 @@ function figures(reply) {
   if (times?.end) rows.push(["whole reply", `${Math.round(times.end - times.sent)} ms`]);
   if (usage) {
     rows.push(["prompt", `${usage.prompt} tokens, ${usage.cached} cached`]);
-    rows.push(["reply", `${usage.completion} tokens, ${usage.reasoning} of thought`]);
+    const thought = usage.reasoning === null ? "" : `, ${usage.reasoning} of thought`; // a trace does not tell
+    rows.push(["reply", `${usage.completion} tokens${thought}`]);
     const rate = rateOf(reply);
     if (rate !== null) rows.push(["rate", `${rate.toFixed(1)} tokens/s`]);
   }
@@ -146,7 +152,7 @@ function frameNodes({ raw, times }) {
   const hidden = raw.frames.length - shown.length + raw.dropped;
   const rows = shown.map((frame) => {
     const at = `${(frame.at - times.sent).toFixed(0)} ms`;
-    return el("li", {}, el("span.caption", {}, at, frame.event && ` ${frame.event}`), el("pre", {}, frame.data.slice(0, 20_000)));
+    return el("li", {}, el("span.caption", {}, at, frame.event && ` ${frame.event}`), el("pre", {}, frame.data));
   });
   const text = `${raw.frames.length + raw.dropped} frames${hidden ? `, the last ${hidden} not shown` : ""}`;
   return [el("p.caption", {}, text), el("ol.frames", {}, rows)];

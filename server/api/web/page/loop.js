@@ -3,13 +3,14 @@
 import { addressOf, framesOf, request, requestJson, RequestError } from "./api.js";
 import { offeredTools } from "./conversation.js";
 import { announce } from "./dom.js";
-import { isWhole, newReply } from "./reply.js";
+import { countTrace, isWhole, newReply } from "./reply.js";
 import { runFunction } from "./runner.js";
 import { SURFACES } from "./surfaces.js";
 
 const ENDED = ["tool_calls", "stop"]; // by the model
 const MOST_ROUNDS = 20; // without a word of the user
 const MOST_FRAMES = 2_000_000; // characters of frames kept for one reply
+const LONGEST_FRAME = 20_000; // characters kept of one frame
 const MOST_RECORDED = 50; // replies whose traces and frames are kept
 
 /** Writes replies into a conversation. Its events: `reply` (it grew), `end`, `busy`, `limit` (of rounds). */
@@ -120,7 +121,7 @@ export class Loop extends EventTarget {
       for await (const frame of framesOf(response)) {
         keepFrame(reply.raw, frame);
         surface.read(frame, reply);
-        if (reply.text || reply.thoughts || reply.calls.length) reply.times.first ??= performance.now();
+        if (hasBegun(reply)) reply.times.first ??= performance.now();
         this.tell("reply", reply);
       }
       if (reply.error) reply.finish = "error";
@@ -128,6 +129,7 @@ export class Loop extends EventTarget {
     } catch (error) {
       this.cut(reply, error);
     }
+    reply.usage ??= countTrace(reply.trace);
     reply.times.end = performance.now();
     this.tell("end", reply);
     announce(summary(reply));
@@ -191,9 +193,17 @@ export async function functionResult(tool, call) {
   }
 }
 
-function keepFrame(raw, frame) {
-  raw.size += frame.data.length;
-  if (raw.size < MOST_FRAMES) raw.frames.push({ ...frame, at: performance.now() });
+/** Whether its first token is there, which need not have written anything yet. */
+function hasBegun({ text, thoughts, calls, trace }) {
+  return text !== "" || thoughts !== "" || calls.length > 0 || trace?.tokens.length > 0;
+}
+
+/** Keep a frame, a long one, such as that of a long prompt, in part. */
+function keepFrame(raw, { event, data }) {
+  const cut = data.length - LONGEST_FRAME;
+  const kept = cut > 0 ? `${data.slice(0, LONGEST_FRAME)} … ${cut} characters more` : data;
+  raw.size += kept.length;
+  if (raw.size < MOST_FRAMES) raw.frames.push({ event, data: kept, at: performance.now() });
   else raw.dropped += 1;
 }
 

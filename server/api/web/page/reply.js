@@ -13,7 +13,7 @@ export function newReply() {
     signature: null,
     usage: null, // { prompt, cached, completion, reasoning }
     notes: null, // the server's `toolwire` object, without the trace
-    trace: null,
+    trace: null, // what its deltas add up to so far
     error: null,
     times: { sent: performance.now(), first: null, end: null },
   };
@@ -24,16 +24,32 @@ export function newCall(id, name, custom) {
   return { id, name, custom, arguments: "", done: false, flags: [], raw: "", result: null };
 }
 
-/** Keep the server's own object of a reply: notes, flags of calls, the trace. */
+/** Keep the server's own object of a reply: notes, flags of calls, what its trace has gained. */
 export function takeNotes(reply, own) {
   if (!own) return;
-  const { trace, ...notes } = own;
-  if (trace) reply.trace = trace;
+  const { trace_delta: gained, ...notes } = own;
+  if (gained) addTrace((reply.trace ??= newTrace()), gained);
   if (Object.keys(notes).length) reply.notes = { ...reply.notes, ...notes };
   for (const note of notes.calls ?? []) {
     const call = reply.calls[note.index];
     if (call) Object.assign(call, { flags: note.flags ?? [], raw: note.raw ?? "" });
   }
+}
+
+function newTrace() {
+  return { prompt: [], cached_tokens: 0, grammar: null, tokens: [], steps: [], stages: [] };
+}
+
+function addTrace(trace, gained) {
+  for (const name of ["prompt", "tokens", "steps", "stages"]) for (const one of gained[name] ?? []) trace[name].push(one);
+  trace.cached_tokens += gained.cached_tokens ?? 0;
+  trace.grammar ??= gained.grammar ?? null;
+}
+
+/** The tokens of a reply that ended before the server counted them, as far as its trace came. */
+export function countTrace(trace) {
+  if (!trace) return null;
+  return { prompt: trace.prompt.length, cached: trace.cached_tokens, completion: trace.tokens.length, reasoning: null };
 }
 
 /** Tokens a second from the first step of a reply to its last, null where that was not measured.

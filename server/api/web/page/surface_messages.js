@@ -87,7 +87,7 @@ export function read(frame, reply) {
       for (const call of reply.calls) call.done = true;
       break;
     case "message_delta":
-      reply.finish = FINISH[event.delta.stop_reason] ?? "length";
+      if (event.delta.stop_reason) reply.finish = FINISH[event.delta.stop_reason] ?? "length";
       reply.usage = usageOf(event.usage);
       takeNotes(reply, event.toolwire);
       break;

@@ -85,6 +85,9 @@ export function read(frame, reply) {
     case "response.output_item.done":
       if (event.item.call_id) reply.calls.find((call) => call.id === event.item.call_id).done = event.item.status !== "incomplete";
       break;
+    case "toolwire:trace":
+      takeNotes(reply, event.toolwire);
+      break;
     case "error":
       reply.error = event;
       break;
