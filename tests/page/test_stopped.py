@@ -1,4 +1,4 @@
-"""What happened to replies that do not end by themselves: their traces, as far as they came."""
+"""Traces of replies that do not end by themselves, as far as they came."""
 
 import signal
 import time
