@@ -1,7 +1,6 @@
 """Traces of replies that do not end by themselves, as far as they came."""
 
 import signal
-import time
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -75,11 +74,7 @@ def test_a_reply_that_is_stopped_before_its_first_token_shows_its_prompt(visitor
         page = visitor.open(silent.url)
         say(page, "Tell me")
         inspector = page.locator("#inspector")
-        deadline_s = time.monotonic() + 9
-        while "Prompt:" not in (inspector.text_content() or ""):
-            assert time.monotonic() < deadline_s, "the prompt does not come before the first token"
-            page.locator("article.model").get_by_role("button", name="What happened").click()
-            time.sleep(0.05)
+        expect(inspector).to_contain_text("Prompt:")
         page.get_by_role("button", name="Stop").click()
         expect(page.locator("article.model .figures")).to_have_text("stopped · 0 tokens")
         expect(inspector).to_contain_text("Reply: 0 tokens in 0 steps")
@@ -129,3 +124,28 @@ def test_a_reply_that_the_page_is_left_in_is_kept_as_far_as_it_came(visitor: Vis
     expect(page.locator("#inspector")).to_contain_text("until the page is left")
     reply.get_by_role("button", name="Retry").click()
     expect(reply).to_contain_text("Again.")
+
+
+def test_tokens_are_shown_as_they_are_written(visitor: Visitor, slow: ScriptedModel) -> None:
+    """The one that is pointed at stays so; and who looks at another reply meanwhile goes on looking at it."""
+    slow.plays("One.", "Two three four five six seven eight nine ten.", "Eleven twelve thirteen fourteen fifteen.")
+    page = visitor.open(slow.url)
+    say(page, "One")
+    wait_for_end(page)
+    say(page, "Two")
+    inspector, tokens = page.locator("#inspector"), page.get_by_role("listbox", name=REPLY)
+    expect(inspector).to_contain_text("being written")
+    expect(tokens).to_contain_text("Two three")
+    tokens.locator(".token").first.hover()
+    assert "nine" not in told(page, REPLY)
+    expect(tokens).to_contain_text("nine ten.")
+    expect(tokens.locator("[aria-selected=true]")).to_have_count(1)
+    wait_for_end(page)
+    expect(tokens.locator("[aria-selected=true]")).to_have_count(1)
+    expect(inspector).not_to_contain_text("being written")
+    say(page, "Three")
+    expect(tokens).to_contain_text("Eleven")
+    page.locator("article.model").first.get_by_role("button", name="What happened").click()
+    expect(tokens).to_contain_text("One.")
+    wait_for_end(page)
+    expect(tokens).to_contain_text("One.")

@@ -59,10 +59,13 @@ addEventListener("pagehide", () => {
   if (loop.busy) conversation.keep(); // a reply that the page is left in, as far as it came
 });
 conversation.addEventListener("full", () => showNotice("This browser keeps no more: export the conversation, then begin a new one."));
-loop.addEventListener("reply", () => thread.update());
+loop.addEventListener("reply", ({ detail: reply }) => {
+  thread.update();
+  if (conversation.turns.includes(reply)) inspector.follow(reply);
+});
 loop.addEventListener("end", ({ detail: reply }) => {
   if (reply.error) server.addError(reply.error);
-  if (conversation.turns.includes(reply)) inspector.show(reply);
+  if (conversation.turns.includes(reply)) inspector.end(reply);
   thread.update();
 });
 loop.addEventListener("busy", () => showBusy());

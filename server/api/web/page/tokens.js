@@ -1,46 +1,66 @@
 /** Tokens as text that can be read and walked through: control tokens, cached, forced, accepted, probabilities. */
 
-import { el, newId } from "./dom.js";
+import { button, el, newId } from "./dom.js";
 
 const MOST_SHOWN = 3000; // more only when asked for
 const KEYS = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 20, ArrowUp: -20 };
 
-/** A list of tokens; the one under the pointer, or chosen by the keyboard, is described in `line`. */
-export function tokenList(label, tokens, classesOf, tellOf) {
-  const prefix = newId("t");
-  const line = el("output.token-line", {}, "Point at a token, or walk with the arrow keys.");
-  const list = el("div.tokens", { role: "listbox", tabindex: "0", "aria-label": label });
-  let chosen = -1;
-  const choose = (place) => {
+/** A list of tokens; the one under the pointer, or chosen by the keyboard, is described below it. */
+export class TokenList {
+  constructor(label, tokens, classesOf, tellOf) {
+    Object.assign(this, { tokens, classesOf, tellOf });
+    this.prefix = newId("t");
+    this.most = MOST_SHOWN;
+    this.chosen = -1;
+    this.line = el("output.token-line", {}, "Point at a token, or walk with the arrow keys.");
+    this.list = el("div.tokens", { role: "listbox", tabindex: "0", "aria-label": label });
+    this.list.addEventListener("pointerover", ({ target }) => {
+      if (target.parentNode === this.list) this.choose([...this.list.children].indexOf(target));
+    });
+    this.list.addEventListener("keydown", (event) => this.walk(event));
+    this.more = button("", () => this.showAll());
+    this.node = el("div.token-box", {}, this.list, this.more, this.line);
+    this.grow();
+  }
+
+  /** Show the tokens that came behind those that are shown. */
+  grow() {
+    const { tokens, list } = this;
+    const from = list.children.length;
+    list.append(...tokens.slice(from, this.most).map((token, at) => this.nodeOf(token, from + at)));
+    const hidden = tokens.length - list.children.length;
+    this.more.hidden = !hidden;
+    this.more.textContent = `Show the other ${hidden}`;
+  }
+
+  showAll() {
+    this.most = Infinity;
+    this.grow();
+  }
+
+  nodeOf(token, place) {
+    return tokenNode(token, `${this.prefix}-${place}`, this.classesOf(token, place));
+  }
+
+  choose(place) {
+    const { list, chosen } = this;
     if (place < 0 || place >= list.children.length) return;
     list.children[chosen]?.setAttribute("aria-selected", "false");
-    chosen = place;
+    this.chosen = place;
     const node = list.children[place];
     node.setAttribute("aria-selected", "true");
     list.setAttribute("aria-activedescendant", node.id);
-    line.replaceChildren(...tellOf(tokens[place], place));
-  };
-  const append = (from, to) => {
-    list.append(...tokens.slice(from, to).map((token, at) => tokenNode(token, `${prefix}-${from + at}`, classesOf(token, from + at))));
-  };
-  append(0, MOST_SHOWN);
-  list.addEventListener("pointerover", ({ target }) => {
-    if (target.parentNode === list) choose([...list.children].indexOf(target));
-  });
-  list.addEventListener("keydown", (event) => {
-    const step = KEYS[event.key];
-    const place = event.key === "Home" ? 0 : event.key === "End" ? list.children.length - 1 : chosen + step;
+    this.line.replaceChildren(...this.tellOf(this.tokens[place], place));
+  }
+
+  walk(event) {
+    const last = this.list.children.length - 1;
+    const place = event.key === "Home" ? 0 : event.key === "End" ? last : this.chosen + KEYS[event.key];
     if (Number.isNaN(place)) return;
     event.preventDefault();
-    choose(Math.max(0, Math.min(place, list.children.length - 1)));
-    list.children[chosen]?.scrollIntoView({ block: "nearest" });
-  });
-  const more = tokens.length > MOST_SHOWN ? el("button", { type: "button" }, `Show the other ${tokens.length - MOST_SHOWN}`) : null;
-  more?.addEventListener("click", () => {
-    append(MOST_SHOWN, tokens.length);
-    more.remove();
-  });
-  return el("div.token-box", {}, list, more, line);
+    this.choose(Math.max(0, Math.min(place, last)));
+    this.list.children[this.chosen]?.scrollIntoView({ block: "nearest" });
+  }
 }
 
 function tokenNode(token, id, classes) {
