@@ -99,7 +99,7 @@ def test_names_flags_and_errors_of_a_hostile_server(visitor: Visitor, scripted: 
     own = {
         "calls": [{"choice": 0, "index": 0, "flags": ["repaired", HOSTILE], "raw": HOSTILE}],
         "notes": [{"kind": HOSTILE, "param": HOSTILE, "text": HOSTILE}],
-        "trace": trace,
+        "trace_delta": trace,
     }
     call = {"index": 0, "id": HOSTILE, "type": "function", "function": {"name": HOSTILE, "arguments": HOSTILE}}
     chunks = [
