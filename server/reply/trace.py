@@ -82,6 +82,11 @@ class TraceDelta(msgspec.Struct, omit_defaults=True):
     steps: list[TracedStep] = []
     stages: list[TracedStage] = []
 
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the first of its reply."""
+        return bool(self.prompt)
+
 
 def fold_trace(deltas: Iterable[TraceDelta]) -> RequestTrace:
     """The whole trace that the deltas of one reply, in their order, add up to."""

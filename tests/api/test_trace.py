@@ -204,15 +204,18 @@ async def test_a_reply_that_fails_is_traced_as_far_as_it_came(serve: Serve, ids_
     assert "error" in json.dumps(events[-1])
 
 
-@pytest.mark.parametrize("streams", [True, False])
-async def test_notes_stay_where_a_reply_is_traced(serve: Serve, reply: Callable[..., Any], streams: bool) -> None:
-    """A reply's deltas are in the same object as its notes, and must not take their place."""
-    half = {"messages": [{"role": "user", "content": "Hi \ud83d"}], "stream": streams, **TRACE}
+@pytest.mark.parametrize("path", SURFACES)
+async def test_notes_come_with_the_prompt_and_at_the_end(serve: Serve, reply: Callable[..., Any], path: str) -> None:
+    """A reply that is stopped had none of its request's notes. A delta must not take the place of those at the end."""
+    fields = json.dumps({"model": MODEL, **SURFACES[path], **TRACE}).replace('"Hi"', '"Hi \\ud83d"')
     async with serve(reply("Hello")) as served:
-        sent = await served.http.post("/v1/chat/completions", content=json.dumps({"model": MODEL, **half}))
-    found = [one["toolwire"] for one in (data_of(sent.text) if streams else [sent.json()]) if "toolwire" in one]
-    assert [note["kind"] for one in found for note in one.get("notes", [])] == ["half_surrogate"]
-    assert ("trace" in found[-1]) is not streams
+        whole = (await served.http.post(path, content=fields)).json()["toolwire"]
+        events = data_of((await served.http.post(path, content=fields[:-1] + ', "stream": true}')).text)
+    first, *others = [event["toolwire"] for event in events if "trace_delta" in event.get("toolwire", {})]
+    assert [note["kind"] for note in first["notes"]] == ["half_surrogate"]
+    assert others and not any("notes" in one for one in others)
+    assert whole["notes"] == first["notes"] and "trace" in whole and "trace_delta" not in whole
+    assert json.dumps(events).count("half_surrogate") == 2, "and at the end"
 
 
 async def test_streams_that_are_traced_fit_the_sdks(serve: Serve, reply: Callable[..., Any]) -> None:

@@ -34,6 +34,7 @@ from server.api.chat.wire import (
     ReplyMessage,
     TopLogprob,
     Usage,
+    traced,
 )
 from server.api.errors import encode
 from server.events import CallArguments, CallClosed, CallOpened, Ended, Text, Thought
@@ -108,7 +109,7 @@ class Chunker:
     def show_trace(self, delta: TraceDelta) -> ChatCompletionChunk:
         """The chunk of what the trace has gained, without choices."""
         chunk = self._new([])
-        chunk.toolwire = Notes(trace_delta=delta)
+        chunk.toolwire = traced(delta, self._request_notes, self._dropped_messages)
         return chunk
 
     def close(self, usage: TokenUsage) -> list[ChatCompletionChunk]:

@@ -140,6 +140,13 @@ class Notes(msgspec.Struct, omit_defaults=True):
     trace_delta: TraceDelta | None = None
 
 
+def traced(delta: TraceDelta, notes: Sequence[Note], dropped_messages: int) -> Notes:
+    """The `toolwire` object of what a trace has gained; the first one says what is noted of the request, too."""
+    if delta.is_first:
+        return Notes(dropped_messages=dropped_messages, notes=list(notes), trace_delta=delta)
+    return Notes(trace_delta=delta)
+
+
 def noted(notes: Sequence[Note]) -> Notes | UnsetType:
     """The `toolwire` object of a reply that has no more to report than these notes."""
     return Notes(notes=list(notes)) if notes else UNSET

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from server.api.chat.to_reply import new_id
-from server.api.chat.wire import CallNote, MissedToolCallNote, Notes
+from server.api.chat.wire import CallNote, MissedToolCallNote, Notes, traced
 from server.api.messages.conversation import signature_of
 from server.api.messages.wire import (
     BlockInput,
@@ -101,7 +101,8 @@ class MessageWriter:
 
     def show_trace(self, delta: TraceDelta, usage: TokenUsage) -> MessageEvent:
         """What the trace has gained: a `message_delta` without a reason to stop, with the usage so far."""
-        return MessageDelta(StopDelta(None, None), usage_of(usage), Notes(trace_delta=delta))
+        notes = traced(delta, self.notes.notes, self.notes.dropped_messages)
+        return MessageDelta(StopDelta(None, None), usage_of(usage), notes)
 
     def close(self, usage: TokenUsage) -> list[MessageEvent]:
         """The end of the message, behind its last event."""

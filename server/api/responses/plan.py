@@ -140,8 +140,8 @@ class ResponsePlan:
 
     def _traced(self, generation: Generation) -> list[StreamEvent]:
         """The event of what the trace has gained, where it has."""
-        delta = generation.take_trace()
-        return [] if delta is None else [self._writer.show_trace(delta)]
+        delta, prepared = generation.take_trace(), generation.prepared
+        return [] if delta is None else [self._writer.show_trace(delta, prepared.notes, prepared.dropped_messages)]
 
     def _close(self, generation: Generation) -> EndEvent:
         prepared, usage = generation.prepared, generation.usage

@@ -1,14 +1,14 @@
 """Events of a reply become the events of a response's stream; the last of them holds the whole response."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import UNSET
 
 from server.api.chat.to_reply import ID_LENGTH, logprob_of, new_id
-from server.api.chat.wire import CallNote, ChatCompletionTokenLogprob, MissedToolCallNote, Notes
+from server.api.chat.wire import CallNote, ChatCompletionTokenLogprob, MissedToolCallNote, Notes, traced
 from server.api.errors import error_of
 from server.api.responses.wire import (
     ArgumentsDelta,
@@ -143,9 +143,9 @@ class ResponseWriter:
             case Ended():
                 return self._end(event)
 
-    def show_trace(self, delta: TraceDelta) -> StreamEvent:
-        """The event of what the trace has gained."""
-        return TraceGained(self._number(), Notes(trace_delta=delta))
+    def show_trace(self, delta: TraceDelta, notes: Sequence[Note], dropped_messages: int) -> StreamEvent:
+        """The event of what the trace has gained; with the first one comes what is noted of the request."""
+        return TraceGained(self._number(), traced(delta, notes, dropped_messages))
 
     def close(self, usage: TokenUsage, notes: Iterable[Note], dropped_messages: int) -> EndEvent:
         """The last event, with the whole response. The reply has ended."""
