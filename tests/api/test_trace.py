@@ -280,8 +280,7 @@ def test_the_sdks_add_up_streams_that_are_traced(live: Live) -> None:
     with client.chat.completions.stream(
         model="toolwire-demo", messages=asks, tools=cast(Any, [WEATHER]), tool_choice="required", extra_body=TRACE
     ) as chat:
-        (call,) = chat.get_final_completion().choices[0].message.tool_calls or ()
-        arguments.append(call.function.arguments)
+        arguments += [one.function.arguments for one in chat.get_final_completion().choices[0].message.tool_calls or ()]
     function: Any = SURFACES["/v1/responses"]["tools"]
     with client.responses.stream(
         model="toolwire-demo", input=asks, tools=function, tool_choice="required", store=False, extra_body=TRACE
