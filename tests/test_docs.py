@@ -16,7 +16,7 @@ import pytest
 from server.api.chat.schemas import ChatCompletionRequest, StreamOptions
 from server.api.chat.wire import CallNote, MissedToolCallNote, Notes
 from server.settings import GROUPS
-from tests.live import ROOT, Live
+from tests.live import MODEL, ROOT, Live
 
 PAGES = ("*.md", "docs/*.md", "docs/internals/*.md", "demo/*.md", "clients/*.md")
 DOCUMENTS = sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
@@ -40,7 +40,7 @@ def test_a_block_of_the_documents_runs(language: str, text: str, live: Live, tmp
         text=True,
         timeout=120,
         cwd=ROOT,
-        env={"PATH": path, "HOME": str(tmp_path)},
+        env={"PATH": path, "HOME": str(tmp_path), **MODEL},
     )
     assert ended.returncode == 0, ended.stderr
     assert '"error"' not in ended.stdout
