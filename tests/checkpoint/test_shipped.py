@@ -13,7 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
+from server.adapter_folder import WEIGHTS, PartName, read_adapter_config, tensor_part
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER, locate, other_names, served_name
 from server.checkpoint.shipped import BASE_BYTES, BASE_NAME, CHAT_TEMPLATE, FIRST_FOLDER, choose_model
@@ -23,6 +25,7 @@ from server.settings import EngineSettings, ModelSettings, Settings
 from tests.live import ROOT
 
 MAX_ADAPTER_BYTES = 12_000_000
+NUM_LAYERS, WIDTH = 30, 576  # of SmolLM2-135M
 CONTENT = b"GGUF and so on"
 
 
@@ -113,8 +116,15 @@ def test_names_that_requests_may_use() -> None:
         assert locate(model) == BUILT_IN_FOLDER
 
 
-def test_the_adapter_is_small() -> None:
+def test_the_adapter_is_small_and_changes_every_projection_of_its_base() -> None:
+    """A checkout without the base cannot serve it, and would not see that it is one of another model."""
     assert sum(path.stat().st_size for path in FIRST_FOLDER.iterdir()) <= MAX_ADAPTER_BYTES
+    read_adapter_config(FIRST_FOLDER)
+    with safe_open(FIRST_FOLDER / WEIGHTS, framework="numpy") as file:
+        shapes = {tensor_part(name): file.get_slice(name).get_shape() for name in list(file.keys())}
+    assert len(shapes) == NUM_LAYERS * 7 * 2
+    (down,) = (shape for part, shape in shapes.items() if part == (PartName(0, "mlp.up_proj"), "A"))
+    assert down[1] == WIDTH
 
 
 def wheel(path: Path, member: str = MEMBER) -> Path:
