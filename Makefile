@@ -1,4 +1,4 @@
-# make serve       set up and serve the built-in model      make serve PORT=8001 ARGS='--model ./my-model'
+# make serve       set up and serve a first model      make serve PORT=8001 ARGS='--model ./my-model'
 # make test        set up and run every check but the long ones, on JOBS=3 workers
 # make test-long   the tests with --long (50,000 fuzzed replies, trainings, 2,000 requests), then ten minutes of faults
 # make test-hostile   ten minutes of hostile requests, checkpoints and conversations, as one table
@@ -10,7 +10,7 @@
 # make test-arm    the CPU kernels for ARM, cross-compiled, on an emulated CPU
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone      make install TORCH_INDEX_URL=… takes torch from that index (docs/running.md)
-# make first-model   fetch SmolLM2-135M-Instruct (98 MB), for `--model smollm2` and for the training in demo/adapter
+# make first-model   try again to fetch SmolLM2-135M-Instruct (98 MB), which `make install` fetches
 # make bfcl    BFCL's questions of one turn against a server      make bfcl ARGS='http://127.0.0.1:8000/v1'
 # make sglang-calls   SGLang's own tests of tool calls against a server      make sglang-calls ARGS='http://127.0.0.1:8000/v1'
 # make wheel       a wheel in dist/ with the compiled CPU kernels of this architecture, for machines without a compiler
@@ -143,15 +143,16 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard server/mo
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || $(MAKE) -s announce
 	@$(if $(TORCH_INDEX_URL),$(PIP) install -c constraints.txt --index-url "$(TORCH_INDEX_URL)" torch)
 	@$(PIP) install -c constraints.txt -e .
+	@$(BIN)/toolwire fetch >/dev/null || true  # it says what is missing then
 	@$(BIN)/python -m compileall -q server clients
 	@touch $@
 
 # Before the first download: how much comes, and how to have less.
 announce:
 	@echo "making the environment in $(VENV), which takes a minute or two and a download of:"
-	@if [ -n "$(TORCH_INDEX_URL)" ]; then echo "  torch from $(TORCH_INDEX_URL) (for CPUs: about 0.2 GB), and 0.2 GB of other packages"; \
+	@if [ -n "$(TORCH_INDEX_URL)" ]; then echo "  torch from $(TORCH_INDEX_URL) (for CPUs: about 0.2 GB), and 0.3 GB of other packages and a first model"; \
 	else echo "  about 3 GB, most of it torch's libraries for NVIDIA cards, where pip's index has them (Linux on x86-64)."; \
-	  [ -e /dev/nvidia0 ] || { echo "  No NVIDIA card was found here. Without these libraries it is about 0.4 GB: stop this (Ctrl-C), then"; \
+	  [ -e /dev/nvidia0 ] || { echo "  No NVIDIA card was found here. Without these libraries it is about 0.5 GB: stop this (Ctrl-C), then"; \
 	    echo "  make clean serve TORCH_INDEX_URL=URL, with the URL that https://pytorch.org/get-started/locally gives for CPU"; }; fi
 
 $(VENV)/.installed-dev: $(VENV)/.installed | system-test

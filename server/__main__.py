@@ -41,7 +41,7 @@ def options(
 @app.command("serve")
 @takes_settings
 def serve(resolved: Resolved) -> None:
-    """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
+    """Serve a model over HTTP; without options one that comes with toolwire, on 127.0.0.1:8000."""
     from server.cli.start import start
 
     start(resolved)

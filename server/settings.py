@@ -33,7 +33,7 @@ class ModelSettings:
     """The checkpoint, and how its prompts are written and its replies parsed."""
 
     model: str = option(
-        TINY_MODEL,
+        AUTO_MODEL,
         "Folder, GGUF file or hub id of the checkpoint (ORG/NAME:Q4_K_M for a GGUF file on the hub). Two come with "
         "toolwire: smollm2 and tiny; auto is smollm2 where its base has been fetched, else tiny.",
     )
