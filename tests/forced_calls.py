@@ -21,7 +21,7 @@ SCHEMA = {
 TOOLS: Any = [{"type": "function", "function": {"name": "forecast", "description": "Weather.", "parameters": SCHEMA}}]
 
 
-def forced_call(server: Live, seed: int, temperature: float = 1.0, model: str = "built-in") -> str:
+def forced_call(server: Live, seed: int, temperature: float = 1.0, model: str = "tiny") -> str:
     """The arguments of a forced call."""
     reply = server.client().chat.completions.create(
         model=model,
@@ -38,7 +38,7 @@ def forced_call(server: Live, seed: int, temperature: float = 1.0, model: str = 
     return str(calls[0].function.arguments)
 
 
-def invalid_calls(server: Live, count: int, model: str = "built-in") -> list[str]:
+def invalid_calls(server: Live, count: int, model: str = "tiny") -> list[str]:
     """The arguments that do not match the schema, of this many sampled calls from sixteen clients."""
     validator = Draft202012Validator(SCHEMA)
     with ThreadPoolExecutor(16) as pool:
@@ -46,7 +46,7 @@ def invalid_calls(server: Live, count: int, model: str = "built-in") -> list[str
     return [text for text in found if not validator.is_valid(json.loads(text))]
 
 
-def calls_alone_and_in_a_crowd(server: Live, model: str = "built-in") -> tuple[list[str], list[str]]:
+def calls_alone_and_in_a_crowd(server: Live, model: str = "tiny") -> tuple[list[str], list[str]]:
     """Greedy calls one after the other, and each of them four times among 24 at once."""
     alone = [forced_call(server, seed, 0.0, model) for seed in range(6)]
     with ThreadPoolExecutor(16) as pool:

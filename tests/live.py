@@ -17,6 +17,9 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 120.0
+MODEL = {
+    "TOOLWIRE_MODEL": "tiny"
+}  # of servers whose tests name none: it starts and replies fastest, and is always here
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ def _listening(*arguments: str, **environment: str) -> Iterator[Live]:
         command = [sys.executable, "-m", "server", *arguments]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **environment}
+                command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**MODEL, **os.environ, **environment}
             )
         try:
             with ExitStack() as clients:

@@ -264,7 +264,7 @@ def test_a_start_that_is_refused_is_one_line_and_exit_code_2(folder: Path, argum
     [
         ({"adapter": ["five={}/empty"]}, "adapter_config.json"),
         ({"adapter": [f"{BASE}={{}}/one"]}, "is taken"),
-        ({"adapter": ["built-in={}/one"]}, "is taken"),
+        ({"model": "tiny", "adapter": ["tiny={}/one"]}, "is taken"),
         ({"adapter_key": "x"}, "--adapter-folder"),
         ({"adapter_folder": "{}"}, "--adapter-key"),
         ({"adapter_key": "x", "adapter_folder": "{}/nowhere"}, "no folder"),

@@ -116,7 +116,7 @@ def test_only_what_the_image_is_made_of_is_sent_to_the_builder() -> None:
 def test_compose_profiles() -> None:
     services = load("docker-compose.yml")["services"]
     assert services["cpu"]["profiles"] == ["cpu"]
-    assert services["cpu"]["environment"]["TOOLWIRE_MODEL"].endswith(":-built-in}")
+    assert services["cpu"]["environment"]["TOOLWIRE_MODEL"].endswith(":-auto}")
     devices = services["gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices[0]["capabilities"] == ["gpu"]
     for name in ("cpu", "gpu"):

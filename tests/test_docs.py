@@ -4,10 +4,12 @@ The address `http://127.0.0.1:8000` in them is replaced by that of the test's ow
 """
 
 import dataclasses
+import json
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,35 +17,62 @@ import pytest
 
 from server.api.chat.schemas import ChatCompletionRequest, StreamOptions
 from server.api.chat.wire import CallNote, MissedToolCallNote, Notes
+from server.checkpoint.shipped import find_base
 from server.settings import GROUPS
-from tests.live import ROOT, Live
+from tests.live import MODEL, ROOT, Live, SharedServer
 
 PAGES = ("*.md", "docs/*.md", "docs/internals/*.md", "demo/*.md", "clients/*.md")
 DOCUMENTS = sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
 BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = [
-    pytest.param(language, text, id=f"{path.relative_to(ROOT)}-{number}")
+    pytest.param(path.relative_to(ROOT).as_posix(), language, text, id=f"{path.relative_to(ROOT)}-{number}")
     for path in DOCUMENTS
     for number, (language, text) in enumerate(BLOCK.findall(path.read_text(encoding="utf-8")))
 ]
 
 
-@pytest.mark.parametrize(("language", "text"), BLOCKS)
-def test_a_block_of_the_documents_runs(language: str, text: str, live: Live, tmp_path: Path) -> None:
-    """A command that a reader pastes must not fail."""
-    script = _with_free_ports(text.replace("http://127.0.0.1:8000", live.url), live.url)
+@pytest.fixture(scope="module")
+def default_server() -> Iterator[SharedServer]:
+    """What `make serve` serves: SmolLM2 where its base could be fetched, else the tiny model."""
+    shared = SharedServer("--model", "auto")
+    yield shared
+    shared.close()
+
+
+@pytest.mark.parametrize(("page", "language", "text"), BLOCKS)
+def test_a_block_of_the_documents_runs(
+    page: str, language: str, text: str, live: Live, default_server: SharedServer, tmp_path: Path
+) -> None:
+    """A command that a reader pastes must not fail. The README's are sent to the model that a newcomer has."""
+    printed = run_block(language, text, default_server.get() if page == "README.md" else live, tmp_path)
+    assert '"error"' not in printed
+
+
+def run_block(language: str, text: str, server: Live, home: Path) -> str:
+    """What a block prints; fails unless it ends with exit code 0."""
+    script = _with_free_ports(text.replace("http://127.0.0.1:8000", server.url), server.url)
     runners = {"python": [sys.executable, "-c", script], "bash": ["bash", "-ec", script]}
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    ended = subprocess.run(
-        runners[language],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        env={"PATH": path, "HOME": str(tmp_path)},
-    )
+    environment = {"PATH": path, "HOME": str(home), **MODEL}
+    ended = subprocess.run(runners[language], capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
     assert ended.returncode == 0, ended.stderr
-    assert '"error"' not in ended.stdout
+    return ended.stdout
+
+
+def test_the_first_requests_of_the_readme_make_the_call_that_it_shows(
+    default_server: SharedServer, tmp_path: Path
+) -> None:
+    """A newcomer's first reply decides whether there is a second. Without its base the tiny model serves."""
+    server = default_server.get()
+    expected = "toolwire-smollm2" if find_base() else "toolwire-demo"
+    assert [model.id for model in server.client().models.list().data] == [expected]
+    assert ("serving the tiny model, for want of" in server.output()) is (find_base() is None)
+    (_, first), (_, second), *_ = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    (call,) = json.loads(run_block("bash", first, server, tmp_path))["choices"][0]["message"]["tool_calls"]
+    shown = re.search(r"print\(call.name, call.arguments\)  # (.*)\n", second)
+    assert shown is not None
+    assert f"{call['function']['name']} {call['function']['arguments']}" == shown[1]
+    assert run_block("python", second, server, tmp_path) == shown[1] + '\n{"city": "Paris"}'
 
 
 def _with_free_ports(script: str, ours: str) -> str:

@@ -153,7 +153,7 @@ def test_the_engines_are_shown_and_counted(cluster: Cluster) -> None:
 
 
 def test_offline_chat_computes_elsewhere_too(cluster: Cluster) -> None:
-    with Chat(engine=(cluster.engines[0].url,), engine_key=KEY) as chat:
+    with Chat("tiny", engine=(cluster.engines[0].url,), engine_key=KEY) as chat:
         assert chat.chat([{"role": "user", "content": "Hello!"}], max_tokens=8)["role"] == "assistant"
 
 

@@ -31,7 +31,7 @@ def get_weather(city: str) -> dict[str, object]:
 def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
     """The built-in model with an adapter, loaded once for this file."""
     folder = write_adapter(tmp_path_factory.mktemp("adapter") / "one", BUILT_IN_FOLDER, rank=4, strength=3.0)
-    with Chat(adapter=[f"one={folder}"]) as loaded:
+    with Chat("tiny", adapter=[f"one={folder}"]) as loaded:
         yield loaded
 
 

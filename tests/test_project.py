@@ -112,7 +112,7 @@ def test_the_wheel_holds_every_module_and_file_that_the_packages_need(wheel_file
         modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
         assert {name for name in modules if "node_modules" not in name} - wheel_files == set()
         assert f"{package}/py.typed" in wheel_files
-    for folder in ("server/demo_model", "server/checkpoint/templates", "server/api/web/page"):
+    for folder in ("server/demo_model", "server/first_model", "server/checkpoint/templates", "server/api/web/page"):
         files = {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir() if path.is_file()}
         assert files and files - wheel_files == set()
 

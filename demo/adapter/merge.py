@@ -45,6 +45,7 @@ def write_merged(base: Path, adapter: Path, into: Path) -> None:
     (into / "config.json").write_text(json.dumps(model_config(header), indent=2) + "\n", encoding="utf-8")
     (into / "tokenizer.json").write_text(tokenizer_json(header), encoding="utf-8")
     config = {name: value for name, value in tokenizer_config(header).items() if name != "chat_template"}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # else guessed by the model, which splits text otherwise
     (into / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(TEMPLATE, into / "chat_template.jinja")
 

@@ -17,7 +17,8 @@ from server.checkpoint.template import RenderedText
 from server.prompt.normalize import NormalizedMessage
 from server.prompt.render import Renderer
 
-TEMPLATE = Path(__file__).parent / "chat_template.jinja"
+SHIPPED = Path(__file__).parents[2] / "server" / "first_model"  # the adapter, its template, where its base comes from
+TEMPLATE = SHIPPED / "chat_template.jinja"
 REPLY = "assistant\n"
 FIRST_WEIGHT = 6.0  # of a reply's first token: with it, words or a call are chosen
 

@@ -1,6 +1,6 @@
 """One Ray Serve application: the API as ingress, engines as a deployment that grows with the requests that wait.
 
-    serve run deploy.ray.app:app                                            two engines of the built-in model
+    serve run deploy.ray.app:app                                            two engines of the tiny model
     serve run deploy.ray.app:app model=Qwen/Qwen3-8B engine_gpus=1 max_engines=8
 
 API replicas connect to the engines themselves and choose by prefix, as with `toolwire serve --engine`: a reply whose

@@ -6,12 +6,12 @@ from pydantic import BaseModel, Field, model_validator
 
 
 class Options(BaseModel, extra="forbid"):
-    """What `serve run` may be given; the defaults start two engines of the built-in model on a laptop.
+    """What `serve run` may be given; the defaults start two engines of the tiny model on a laptop.
 
     Options of the API are also `TOOLWIRE_...` variables of its replicas' environment.
     """
 
-    model: str = "built-in"
+    model: str = "tiny"
     engine: Literal["toolwire", "vllm"] = "toolwire"  # the program that computes
     engine_program: str = ""  # path of `vllm`; empty: found by its name
     engine_options: str = ""  # further ones, as on the command line: "--max-model-len 32768"

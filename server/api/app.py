@@ -94,6 +94,7 @@ from server.api.web.router import web_router
 from server.backends.base import Backend
 from server.backends.routing import RoutingBackend
 from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.locate import other_names
 from server.errors import ServeError
 from server.prompt.builder import PromptBuilder
 from server.prompt.window import Window
@@ -183,7 +184,7 @@ def create_app(
 
 def served_models(settings: Settings, name: str) -> ServedModels:
     """The base model and the adapters of the settings. Raises CannotStart for adapters that cannot be served."""
-    aliases = () if settings.model.served_model_name else (settings.model.model,)
+    aliases = other_names(settings.model.model, settings.model.served_model_name)
     adapters = [source.name for source in parse_adapters(settings.engine.adapter, (name, *aliases))]
     return ServedModels(name, aliases, adapters, any_name=settings.api.allow_any_model)
 

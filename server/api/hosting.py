@@ -17,6 +17,7 @@ from server.backends.base import Backend
 from server.backends.engine_process import EngineProcess
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import served_name
+from server.checkpoint.shipped import choose_model
 from server.errors import CannotStart
 from server.messages import Progress, Ready
 from server.prompt.builder import PromptBuilder
@@ -76,6 +77,7 @@ async def running_app(settings: Settings) -> AsyncIterator[FastAPI]:
         raise CannotStart("an application in another server computes elsewhere: name its engines")
     keys = keys_of(settings.api)
     log_as_configured(settings, keys)
+    settings = choose_model(settings)
     hosted = host_api(settings, open_checkpoint(settings), keys)
     try:
         await hosted.backend.start()

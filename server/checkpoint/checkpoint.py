@@ -6,7 +6,7 @@ Read without transformers, by its rules, and without the weights. Every fault is
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -95,15 +95,17 @@ class Checkpoint:
         path: Path,
         chat_template: str = "",
         dialect: str = "auto",
-        generation_config: Literal["auto", "none"] = "auto",
+        generation_config: str = "auto",
         max_model_len: int = 0,
     ) -> "Checkpoint":
         """Read the folder or GGUF file; `chat_template` is a file that replaces the checkpoint's template.
 
+        `generation_config`: auto, none, or a folder whose generation_config.json replaces the checkpoint's.
+
         Raises CannotStart naming the file that is missing or broken, or the option that does not fit.
         """
         RENDERER.start()  # while the files are read
-        texts = read_texts(path, with_generation=generation_config == "auto")
+        texts = read_texts(path, generation_config)
         generation = _check_generation(texts)
         tokenizer = load_tokenizer(texts.tokenizer_path, texts.tokenizer_json, texts.tokenizer_config)
         control = control_tokens(tokenizer)

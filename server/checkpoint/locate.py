@@ -11,11 +11,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from server.checkpoint.shipped import HOW_TO_FETCH, TINY_NAMES, find_base, is_shipped
 from server.errors import CannotStart
-from server.settings import BUILT_IN_MODEL
+from server.settings import SMOLLM2_MODEL
 
 BUILT_IN_FOLDER = Path(__file__).parents[1] / "demo_model"
-BUILT_IN_NAME = "toolwire-demo"
+BUILT_IN_NAME, SMOLLM2_NAME = "toolwire-demo", "toolwire-smollm2"
 PROJECTORS = "*mmproj*"  # GGUF files of vision towers
 TEXT_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
@@ -25,8 +26,10 @@ def locate(model: str, *, weights: bool = True) -> Path:
 
     Raises CannotStart naming what to change.
     """
-    if model == BUILT_IN_MODEL:
+    if model in TINY_NAMES:
         return BUILT_IN_FOLDER
+    if model == SMOLLM2_MODEL:
+        return _base()
     path = Path(model).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -42,6 +45,13 @@ def locate(model: str, *, weights: bool = True) -> Path:
         patterns = _gguf_patterns(model, kind)
         return _choose_gguf(_download(model, repository, patterns), patterns, model)
     return _download(model, repository, [*TEXT_FILES, "*.safetensors"] if weights else TEXT_FILES)
+
+
+def _base() -> Path:
+    base = find_base()
+    if base is None:
+        raise CannotStart(f"--model {SMOLLM2_MODEL}: SmolLM2-135M-Instruct is not here; {HOW_TO_FETCH}")
+    return base
 
 
 def locate_cached_gguf(model: str) -> Path:
@@ -99,8 +109,8 @@ def _choose_gguf(folder: Path, patterns: Sequence[str], model: str) -> Path:
 
 def served_name(model: str, chosen: str) -> str:
     """The name that clients use: the operator's choice, or the last part of the path or id."""
-    if chosen or model == BUILT_IN_MODEL:
-        return chosen or BUILT_IN_NAME
+    if chosen or is_shipped(model):
+        return chosen or (SMOLLM2_NAME if model == SMOLLM2_MODEL else BUILT_IN_NAME)
     path = Path(model).expanduser()
     if path.is_file():
         return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", path.name, flags=re.IGNORECASE)
@@ -108,3 +118,13 @@ def served_name(model: str, chosen: str) -> str:
     if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):  # of the hub's cache
         return path.parents[1].name.rpartition("--")[2]
     return path.name or model
+
+
+def other_names(model: str, chosen: str) -> tuple[str, ...]:
+    """Further names that requests may use: the value of --model; none beside a name that the operator chose.
+
+    The two models that come with toolwire share one, so that the documents' requests fit whichever is served.
+    """
+    if chosen:
+        return ()
+    return (model, BUILT_IN_NAME) if model == SMOLLM2_MODEL else (model,)

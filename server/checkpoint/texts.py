@@ -1,15 +1,17 @@
 """Texts of a checkpoint: configuration, tokenizer and sampling defaults, from its folder or from its GGUF file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from server.checkpoint.folder import check_folder, read_json_if_present, read_text
-from server.config_json import read_config
+from server.config_json import read_config, read_json
+from server.errors import CannotStart
 from server.gguf.header import read_header
 from server.gguf.tokenizer import tokenizer_config, tokenizer_json
 
+GENERATION = "generation_config.json"
 SAMPLING_KEY = "general.sampling."
 SAMPLING = {  # keys of a GGUF file behind that -> fields of generation_config.json
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
@@ -28,14 +30,24 @@ class CheckpointTexts:
     generation: Mapping[str, Any]
 
 
-def read_texts(path: Path, *, with_generation: bool) -> CheckpointTexts:
-    """The texts of a folder or of a GGUF file; those about sampling unless they are ignored. Raises CannotStart."""
-    return _of_gguf(path, with_generation) if path.is_file() else _of_folder(path, with_generation)
+def read_texts(path: Path, generation_config: str) -> CheckpointTexts:
+    """The texts of a folder or of a GGUF file. Raises CannotStart.
+
+    Those about sampling are its own for "auto", empty for "none", else those of another folder.
+    """
+    is_own = generation_config == "auto"
+    texts = _of_gguf(path, is_own) if path.is_file() else _of_folder(path, is_own)
+    if generation_config in ("auto", "none"):
+        return texts
+    generation_path = Path(generation_config).expanduser() / GENERATION
+    if not generation_path.is_file():
+        raise CannotStart(f"--generation-config {generation_config}: give auto, none, or a folder with {GENERATION}")
+    return replace(texts, generation_path=generation_path, generation=read_json(generation_path))
 
 
 def _of_folder(folder: Path, with_generation: bool) -> CheckpointTexts:
     check_folder(folder)
-    generation_path = folder / "generation_config.json"
+    generation_path = folder / GENERATION
     return CheckpointTexts(
         config=read_config(folder),
         tokenizer_path=folder / "tokenizer.json",

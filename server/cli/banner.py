@@ -8,10 +8,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from server.checkpoint.locate import BUILT_IN_NAME
+from server.checkpoint.locate import BUILT_IN_NAME, SMOLLM2_NAME
 from server.messages import Progress as Loading
 from server.messages import Ready
 
+# What a user may expect of the models that come with toolwire.
+REMARKS = {
+    BUILT_IN_NAME: "a tiny demonstration model: it calls tools, it knows nothing",
+    SMOLLM2_NAME: "SmolLM2-135M with an adapter: English, simple tools, little knowledge",
+}
 EXAMPLE_TOOL = {
     "type": "function",
     "function": {
@@ -55,7 +60,7 @@ def print_ready(
     console: Console, url: str, model: str, ready: Ready, notes: Sequence[str] = (), adapters: Sequence[str] = ()
 ) -> None:
     """URL, model, device, sizes, notes on the checkpoint, and a curl command that can be pasted as it is."""
-    remark = "  (a small demonstration model: it calls tools, it knows nothing)" if model == BUILT_IN_NAME else ""
+    remark = f"  ({REMARKS[model]})" if model in REMARKS else ""
     table = Table.grid(padding=(0, 2))
     rows = (
         ("URL", f"{url}/v1"),

@@ -4,8 +4,10 @@ from rich.console import Console
 
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import locate
+from server.checkpoint.shipped import choose_model
 from server.errors import CannotStart
 from server.self_test import self_test
+from server.settings import ModelSettings, Settings
 
 
 def check_model(model: str, chat_template: str, dialect: str) -> None:
@@ -13,7 +15,10 @@ def check_model(model: str, chat_template: str, dialect: str) -> None:
 
     Raises CannotStart if the checkpoint cannot be read or a case of the self-test fails.
     """
-    checkpoint = Checkpoint.open(locate(model, weights=False), chat_template=chat_template, dialect=dialect)
+    chosen = choose_model(Settings(ModelSettings(model, chat_template=chat_template, dialect=dialect))).model
+    checkpoint = Checkpoint.open(
+        locate(chosen.model, weights=False), chosen.chat_template, chosen.dialect, chosen.generation_config
+    )
     console = Console(highlight=False)
     console.print(f"dialect {checkpoint.dialect.name}, context {checkpoint.max_model_len:,} tokens")
     for note in checkpoint.notes:

@@ -16,6 +16,7 @@ from server.backends.engine_process import EngineProcess
 from server.backends.engine_server import EngineServer
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.fingerprint import fingerprint
+from server.checkpoint.shipped import choose_model
 from server.checkpoint.template import RENDERER
 from server.cli.banner import LoadingBar
 from server.cli.interruption import Interruption
@@ -33,6 +34,7 @@ def serve_engine(
     """Serve until a signal ends it; returns after a drained shutdown. Raises CannotStart."""
     key = settings.remote.engine_key
     configure_logging(settings.api.log_format, secrets=lambda: [key] if key else [])
+    settings = choose_model(settings)
     raise_open_file_limit()
     checkpoint = read_checkpoint(settings)
     RENDERER.close()  # no prompt is written here

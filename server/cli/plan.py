@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from server.checkpoint.folder import check_files
-from server.checkpoint.locate import BUILT_IN_FOLDER, locate_cached_gguf
+from server.checkpoint.locate import locate, locate_cached_gguf
+from server.checkpoint.shipped import choose_model, is_shipped
 from server.config_json import read_config
 from server.errors import CannotStart
-from server.memory.adapters import count_numbers
+from server.memory.adapters import count_numbers, with_merged
 from server.memory.budget import GIB, MIB, DeviceMemory, Plan, demand_of, device_memory_of, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.probe import DeviceSelector
@@ -27,8 +28,8 @@ from server.memory.report import remedies, rows, size
 from server.memory.shape import Shape, read_shape
 from server.memory.start import open_probe
 from server.settings import (
-    BUILT_IN_MODEL,
     EngineSettings,
+    Settings,
     config_path_from_environment,
     read_environment,
     read_file,
@@ -46,16 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR)
     console = Console(highlight=False)
     try:
-        engine, max_model_len = _settings(options)
-        model = str(BUILT_IN_FOLDER) if options.model == BUILT_IN_MODEL else options.model
-        shape, tensors = _read_model(model)
+        settings = choose_model(_settings(options))
+        model, engine = settings.model.model, settings.engine
+        shape, stored = _read_model(str(locate(model)) if is_shipped(model) else model)
+        tensors = with_merged(stored, engine.merge_adapter)
         device, overhead = _device_memory(engine, options.gpu_memory)
-        demand = demand_of(engine, max_model_len, shape, count_numbers(engine.adapter))
+        demand = demand_of(engine, settings.model.max_model_len, shape, count_numbers(engine.adapter))
         found = plan(shape, tensors, demand, device, overhead)
     except CannotStart as error:
         Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
         return EXIT_DOES_NOT_FIT
-    _show(console, options.model, found, () if found.fits else remedies(shape, tensors, found))
+    _show(console, model, found, () if found.fits else remedies(shape, tensors, found))
     return 0 if found.fits else EXIT_DOES_NOT_FIT
 
 
@@ -96,13 +98,12 @@ def _help_of(field: "dataclasses.Field[object]") -> str:
     return f"{field.metadata['help']} [default: {field.default}]".replace("%", "%%")
 
 
-def _settings(options: argparse.Namespace) -> tuple[EngineSettings, int]:
+def _settings(options: argparse.Namespace) -> Settings:
     given = vars(options).copy()
-    for name in ("model", "gpu_memory", "config"):
+    for name in ("gpu_memory", "config"):
         del given[name]
     file = read_file(options.config or config_path_from_environment())
-    settings = resolve(given, read_environment(), file).settings
-    return settings.engine, settings.model.max_model_len
+    return resolve(given, read_environment(), file).settings
 
 
 def _device_memory(engine: EngineSettings, gpu_memory: str | None) -> tuple[DeviceMemory, int]:

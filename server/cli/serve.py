@@ -22,6 +22,7 @@ from server.api.middleware.websocket_protocol import BoundedWebSocketProtocol
 from server.backends.base import Backend
 from server.backends.engine_process import EngineProcess
 from server.checkpoint.checkpoint import Checkpoint
+from server.checkpoint.shipped import choose_model
 from server.cli.banner import LoadingBar, print_ready
 from server.cli.interruption import Interruption
 from server.cli.process import announce, loop_factory, raise_open_file_limit, reachable
@@ -53,6 +54,7 @@ def serve(
     api = settings.api
     keys = keys_of(api)
     log_as_configured(settings, keys)
+    settings = choose_model(settings)
     warn_if_open_to_all(api)
     raise_open_file_limit()
     with contextlib.ExitStack() as at_the_end:

@@ -222,6 +222,17 @@ def test_generation_config_can_be_ignored(folder: Path) -> None:
     assert Checkpoint.open(folder).defaults.temperature == 0.0
 
 
+def test_generation_config_of_another_folder(folder: Path, tmp_path: Path) -> None:
+    """A GGUF file has no file beside it that an operator could change."""
+    other = tmp_path / "other"
+    other.mkdir()
+    update(folder / "generation_config.json", temperature=0.6)
+    update(other / "generation_config.json", top_p=0.5)
+    assert Checkpoint.open(folder, generation_config=str(other)).defaults == SamplingDefaults(top_p=0.5)
+    with pytest.raises(CannotStart, match=r"--generation-config .*sampling: give auto, none, or a folder"):
+        Checkpoint.open(folder, generation_config="sampling")
+
+
 def test_tokens_listed_only_in_tokenizer_config_are_control_tokens(folder: Path) -> None:
     """transformers adds them; otherwise the template's own tags would be encoded as text."""
     config = json.loads((folder / "tokenizer_config.json").read_text())

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from demo.adapter.attention import HeadShape
 from demo.adapter.conversations import Lesson, Teacher, assistant, user
+from demo.adapter.merge import write_merged
+from demo.adapter.merge_gguf import write_merged_gguf
 from demo.adapter.network import Gradients, Network, Row, Shape
 from demo.adapter.packing import TEMPLATE, Packer
 from demo.adapter.peft_format import read_adapter, write_adapter
@@ -22,8 +25,10 @@ from demo.export import SHIPPED
 from server.chat_request import ChatRequest, UserMessage
 from server.checkpoint.checkpoint import Checkpoint
 from server.messages import Sampling
+from server.model.loading.gguf_weights import GgufWeights
 from server.prompt.builder import PromptBuilder
 from server.settings import Settings
+from tests.adapter_folders import write_adapter as adapter_of
 from tests.gguf.written import gguf_checkpoint
 
 CONFIG = LlamaConfig(
@@ -151,3 +156,21 @@ def test_a_run_learns_goes_on_from_its_checkpoint_and_writes_peft_files(tmp_path
 
 def as_fields(run: Run) -> dict[str, Any]:
     return {name: getattr(run, name) for name in Run.__dataclass_fields__}
+
+
+def test_a_merged_gguf_file_holds_the_numbers_of_the_merged_folder(tmp_path: Path) -> None:
+    """Rows of queries and keys have an order of their own in such files: in another one it computes nonsense."""
+    folder = gguf_checkpoint("llama")
+    adapter = adapter_of(tmp_path / "one", folder, rank=2)
+    write_merged(folder / "model.gguf", adapter, tmp_path / "merged")
+    write_merged_gguf(folder / "model.gguf", adapter, tmp_path / "merged.gguf")
+    found = GgufWeights(tmp_path / "merged.gguf", torch.bfloat16)
+    expected = load_file(tmp_path / "merged" / "model.safetensors")
+    base = GgufWeights(folder / "model.gguf", torch.bfloat16)
+    assert found.keys() >= expected.keys()
+    assert all(torch.equal(found[name], weight.to(torch.bfloat16)) for name, weight in expected.items())
+    assert not torch.equal(
+        found["model.layers.1.self_attn.q_proj.weight"], base["model.layers.1.self_attn.q_proj.weight"]
+    )
+    opened = [Checkpoint.open(tmp_path / name) for name in ("merged", "merged.gguf")]
+    assert opened[0].template.source == opened[1].template.source == TEMPLATE.read_text(encoding="utf-8")
