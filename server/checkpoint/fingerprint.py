@@ -3,10 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from tokenizers import Tokenizer
 
+from server.adapter_folder import read_adapter_config
 from server.config_json import read_config, read_json
 from server.errors import CannotStart
 
@@ -43,10 +45,17 @@ def fingerprint(path: Path, tokenizer: Tokenizer, merged_adapter: str = "") -> F
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         weights = _digest_of_weights(path)
         if merged_adapter:
-            config["merged_adapter"] = _digest_of_weights(Path(merged_adapter).expanduser())
+            config["merged_adapter"] = _identity_of_adapter(Path(merged_adapter).expanduser())
         return Fingerprint(_digest(config), _digest(vocabulary), weights)
     except OSError as error:
         raise CannotStart(f"cannot read {path}: {error}") from error
+
+
+def _identity_of_adapter(folder: Path) -> list[Any]:
+    """What decides how it changes the weights."""
+    own = read_adapter_config(folder)
+    patterns = [dict(own.rank_pattern), dict(own.alpha_pattern)]
+    return [_digest_of_weights(folder), own.rank, own.alpha, own.use_rslora, *patterns]
 
 
 def _digest(value: object) -> str:
