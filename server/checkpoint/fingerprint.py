@@ -3,7 +3,6 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from tokenizers import Tokenizer
@@ -19,7 +18,10 @@ REMARKS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """Digests of a checkpoint's parts, in hexadecimal. `weights` is empty where the folder holds none."""
+    """Digests of a checkpoint's parts, in hexadecimal. `weights` is empty where the folder holds none.
+
+    `config` is also of the adapter that is merged.
+    """
 
     config: str
     vocabulary: str
@@ -30,7 +32,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
         if self.vocabulary != other.vocabulary:
             return "vocabulary"
         if self.config != other.config:
-            return "config.json"
+            return "config.json or --merge-adapter"
         return "weights" if self.weights and other.weights and self.weights != other.weights else ""
 
 
@@ -51,11 +53,11 @@ def fingerprint(path: Path, tokenizer: Tokenizer, merged_adapter: str = "") -> F
         raise CannotStart(f"cannot read {path}: {error}") from error
 
 
-def _identity_of_adapter(folder: Path) -> list[Any]:
-    """What decides how it changes the weights."""
+def _identity_of_adapter(folder: Path) -> str:
+    """Over what decides how it changes the weights."""
     own = read_adapter_config(folder)
     patterns = [dict(own.rank_pattern), dict(own.alpha_pattern)]
-    return [_digest_of_weights(folder), own.rank, own.alpha, own.use_rslora, *patterns]
+    return _digest([_digest_of_weights(folder), own.rank, own.alpha, own.use_rslora, *patterns])
 
 
 def _digest(value: object) -> str:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from server.adapter_folder import WEIGHTS, PartName, parse_adapters, read_adapter_config, tensor_part
 from server.errors import CannotStart
 
-SQUEEZED_BYTES = 4 * 4  # of a token and a number of the rank: four layers of one input at once, in float32
+LOW_RANK_BYTES = 4 * 4  # of a token and a number of the rank: four layers of one input at once, in float32
 
 
 def count_numbers(options: Iterable[str]) -> int:

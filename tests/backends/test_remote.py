@@ -70,7 +70,7 @@ def answers(write: Callable[[str], object]) -> Handle:
 @pytest.mark.parametrize(
     ("handle", "words"),
     [
-        (welcomes(fingerprint=Fingerprint("other", "vocabulary")), "another checkpoint: its config.json differs"),
+        (welcomes(fingerprint=Fingerprint("other", "vocabulary")), "its config.json or --merge-adapter differs"),
         (welcomes(fingerprint=Fingerprint("config", "other")), "its vocabulary differs"),
         (welcomes(fingerprint=Fingerprint("config", "vocabulary", "other")), "its weights differs"),
         (welcomes(protocol=0), f"speaks protocol 0, this server {PROTOCOL}: run the same version"),

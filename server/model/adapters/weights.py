@@ -108,7 +108,7 @@ def _digest_of(factors: Mapping[PartName, Factors]) -> bytes:
         one = factors[part]
         for factor in (one.down, one.up):
             digest.update(f"{part} {one.scale!r} {factor.dtype} {list(factor.shape)}\n".encode())
-            digest.update(factor.view(torch.uint8).numpy())
+            digest.update(factor.view(torch.uint8).numpy().tobytes())
     return digest.digest()
 
 
