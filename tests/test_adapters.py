@@ -1,6 +1,7 @@
 """Adapters over HTTP with a real server: every surface, batches, cached prefixes, loading and unloading, restarts."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -194,6 +195,7 @@ def _stream(server: Live, model: str, started: threading.Event) -> str:
         ("five", "out/etc", "must lie in"),
         ("five", ".", "must lie in"),
         ("five", "a\0b", "no path"),
+        ("five", "x" * 300, "File name too long"),
         ("one", "three", "is taken"),
         (BASE, "three", "is taken"),
         ("", "three", "1 to 256"),
@@ -222,9 +224,17 @@ def test_only_the_adapter_key_changes_adapters(server: Live, live: Live) -> None
         assert refused.status_code == 403 and "--adapter-key" in refused.text
 
 
-def test_an_engine_that_is_started_again_has_the_adapters_again(shared: SharedServer, server: Live) -> None:
-    """Loaded while it ran, and unloaded: both are made again before the first request."""
+def test_an_engine_that_is_started_again_has_the_adapters_again(
+    shared: SharedServer, server: Live, folder: Path
+) -> None:
+    """Loaded while it ran, and unloaded: both are made again before the first request.
+
+    What cannot be loaded again can be unloaded, or its name would be taken for ever.
+    """
     assert load(server, "four", "four").status_code == 200
+    write_adapter(folder / "gone", BUILT_IN_FOLDER)
+    assert load(server, "gone", "gone").status_code == 200
+    shutil.rmtree(folder / "gone")
     assert unload(server, "two").status_code == 200
     expected = outcome(completion(server, "four"))
     try:
@@ -238,6 +248,8 @@ def test_an_engine_that_is_started_again_has_the_adapters_again(shared: SharedSe
         assert outcome(completion(server, "four")) == expected
         assert post(server, "/v1/completions", {"model": "two", "prompt": "x"}).status_code == 404
         assert load(server, "two", "two").status_code == 200
+        assert post(server, "/v1/completions", {"model": "gone", "prompt": "x"}).status_code == 404
+        assert unload(server, "gone").status_code == 200 and "gone" not in names(server)
     finally:
         shared.close()
 

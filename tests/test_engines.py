@@ -244,7 +244,7 @@ def test_an_engine_of_another_checkpoint_is_refused(cluster: Cluster, tmp_path: 
         "--engine-key", KEY,
     )  # fmt: skip
     assert ended.returncode == 2
-    assert f"it serves another checkpoint: its {part} differs" in ended.stderr and "Traceback" not in ended.stderr
+    assert f"it serves another checkpoint: its {part}" in ended.stderr and "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class ToolwireConnection:
         self._welcome = welcome
         self._silence_s = silence_s
         self._ahead_s = time.monotonic() - welcome.clock_s  # of the engine's clock
-        self._unsent: list[ToRemote] = []
+        self._unsent: list[msgspec.Raw] = []
         self._has_unsent = asyncio.Event()
         self._sender = asyncio.create_task(self._send_all(), name="messages to an engine")
 
@@ -68,8 +68,8 @@ class ToolwireConnection:
         return self._welcome.fingerprint
 
     def send(self, message: ToRemote) -> None:
-        """Send soon, with what else is to be sent."""
-        self._unsent.append(message)
+        """Send soon, with what else is to be sent. What cannot be encoded is raised here, to its own request."""
+        self._unsent.append(msgspec.Raw(encode(message)))
         self._has_unsent.set()
 
     async def receive(self) -> list[FromRemote]:
@@ -91,10 +91,12 @@ class ToolwireConnection:
     async def close(self) -> None:
         """End it; the engine aborts what runs."""
         self._sender.cancel()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._socket.close()
-        self._socket.transport.abort()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._socket.close()
+        finally:  # the engine may have been removed from the list, which cancels this
+            self._socket.transport.abort()
         await asyncio.gather(self._sender, return_exceptions=True)
 
     async def _send_all(self) -> None:

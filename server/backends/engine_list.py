@@ -88,7 +88,7 @@ class EngineList:
         port = parts.port or 80
         try:
             hosts = self._resolve(parts.hostname or "", port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for parts of a name that are too long
             known = self._resolved.get(address, [])
             if known or address not in self._resolved:
                 logger.warning("%s cannot be resolved: %s; engines known by it: %d", address, error, len(known))
@@ -117,8 +117,8 @@ def read_engines(path: Path) -> dict[str, bool]:
 
 def address_of(text: str) -> str:
     """The address in its one form. Raises CannotStart for anything but http(s)://HOST[:PORT][/PATH] and dns+http://..."""
-    parts = urlsplit(text.strip())
     try:
+        parts = urlsplit(text.strip())
         is_address = parts.scheme in ("http", "https", DNS) and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_address = False

@@ -79,10 +79,6 @@ class PrefixIndex:
         while len(self._known) > self.max_entries:
             self._known.popitem(last=False)
 
-    def clear(self) -> None:
-        """Forget everything: the engine has lost its cache."""
-        self._known.clear()
-
 
 class Candidate(Protocol):
     """An engine that may be chosen."""

@@ -189,6 +189,7 @@ class RoutingBackend:
         """Place the requests of an engine that is lost."""
         for one in requests:
             routed = self._routed[one.request.id]
+            routed.declined_by.clear()  # an engine that was busy then may be the only one left
             self.counts.moved["begun" if one.is_admitted else "not begun"] += 1
             self._place(routed)
         if engine.is_leaving:

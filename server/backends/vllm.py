@@ -9,14 +9,14 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import httpx
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.backends.protocol import FromRemote, OtherLoad, ToRemote
+from server.backends.protocol import UNREADABLE, FromRemote, OtherLoad, ToRemote
 from server.backends.remote import EngineLost, EngineRefused
 from server.backends.vllm_request import body_of
 from server.errors import Unsupported
@@ -140,8 +140,11 @@ class VllmConnection:
             self._put(lost)
         except httpx.HTTPError as error:
             self._put(EngineLost(f"a request broke off: {_text(error)}"))
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, *UNREADABLE) as error:
             self._put(EngineRefused(f"it sends what is no event of its token route: {_text(error)}"))
+        except Exception as error:  # the edge of a request: it fails alone
+            logger.exception("a request to a vLLM server failed")
+            self._put(Failed(request.id, "request_failed", f"{type(error).__name__}: {error}"))
 
     async def _stream(self, request: Generate) -> None:
         began_s = time.monotonic()
@@ -152,9 +155,7 @@ class VllmConnection:
                 self._put(_refusal(request, reply.status_code, _message_of(await reply.aread())))
                 return
             times: tuple[StageTime, ...] = (StageTime("arrived", began_s),)
-            async for line in reply.aiter_lines():
-                if len(line) > MAX_LINE:
-                    raise ValueError("an event without an end")
+            async for line in _lines(reply):
                 if not line.startswith("data:") or (data := line.removeprefix("data:").strip()) == "[DONE]":
                     continue
                 event = msgspec.json.decode(data, type=VllmEvent)
@@ -179,7 +180,7 @@ class VllmConnection:
                 self._put(pulse)
                 self._put(OtherLoad(max(0, pulse.running + pulse.waiting - len(self._replies))))
                 num_missed = 0
-            except (httpx.HTTPError, ValueError) as error:
+            except (httpx.HTTPError, ValueError, OverflowError) as error:
                 num_missed += 1
                 if num_missed >= MAX_MISSED_POLLS:
                     self._put(EngineLost(f"it has not answered {METRICS} for {num_missed} s: {_text(error)}"))
@@ -230,6 +231,17 @@ async def connect_vllm(
         )
         on_error.pop_all()
         return VllmConnection(client, card["id"], ready)
+
+
+async def _lines(reply: httpx.Response) -> AsyncIterator[str]:
+    """The lines of a stream, of which no more than the last is held. Raises ValueError for one without an end."""
+    held = ""
+    async for piece in reply.aiter_text():
+        *lines, held = (held + piece).split("\n")
+        if len(held) > MAX_LINE:
+            raise ValueError("an event without an end")
+        for line in lines:
+            yield line
 
 
 def _json(reply: httpx.Response) -> Any:
@@ -289,7 +301,7 @@ def _message_of(body: bytes) -> str:
 
 
 def _pulse_of(text: str) -> Pulse:
-    """A heartbeat from vLLM's metrics; raises ValueError for what are none."""
+    """A heartbeat from vLLM's metrics; raises ValueError and OverflowError for what are none."""
     sums: dict[str, float] = {}
     blocks = 0
     for family in text_string_to_metric_families(text):

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer
 
+from server.adapter_folder import read_adapter_config
 from server.config_json import read_config, read_json
 from server.errors import CannotStart
 
@@ -17,7 +18,10 @@ REMARKS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """Digests of a checkpoint's parts, in hexadecimal. `weights` is empty where the folder holds none."""
+    """Digests of a checkpoint's parts, in hexadecimal. `weights` is empty where the folder holds none.
+
+    `config` is also of the adapter that is merged.
+    """
 
     config: str
     vocabulary: str
@@ -28,7 +32,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
         if self.vocabulary != other.vocabulary:
             return "vocabulary"
         if self.config != other.config:
-            return "config.json"
+            return "config.json or --merge-adapter"
         return "weights" if self.weights and other.weights and self.weights != other.weights else ""
 
 
@@ -43,10 +47,17 @@ def fingerprint(path: Path, tokenizer: Tokenizer, merged_adapter: str = "") -> F
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         weights = _digest_of_weights(path)
         if merged_adapter:
-            config["merged_adapter"] = _digest_of_weights(Path(merged_adapter).expanduser())
+            config["merged_adapter"] = _identity_of_adapter(Path(merged_adapter).expanduser())
         return Fingerprint(_digest(config), _digest(vocabulary), weights)
     except OSError as error:
         raise CannotStart(f"cannot read {path}: {error}") from error
+
+
+def _identity_of_adapter(folder: Path) -> str:
+    """Over what decides how it changes the weights."""
+    own = read_adapter_config(folder)
+    patterns = [dict(own.rank_pattern), dict(own.alpha_pattern)]
+    return _digest([_digest_of_weights(folder), own.rank, own.alpha, own.use_rslora, *patterns])
 
 
 def _digest(value: object) -> str:

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from huggingface_hub import get_safetensors_metadata, hf_hub_download, try_to_load_from_cache
@@ -15,12 +15,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafete
 from rich.console import Console
 from rich.table import Table
 
+from server.adapter_folder import PartName
 from server.checkpoint.folder import check_files
 from server.checkpoint.locate import locate, locate_cached_gguf
 from server.checkpoint.shipped import choose_model, is_shipped
 from server.config_json import read_config
 from server.errors import CannotStart
-from server.memory.adapters import count_numbers, with_merged
+from server.memory.adapters import count_numbers, merged_parts
 from server.memory.budget import GIB, MIB, DeviceMemory, Plan, demand_of, device_memory_of, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.probe import DeviceSelector
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = choose_model(_settings(options))
         model, engine = settings.model.model, settings.engine
-        shape, stored = _read_model(str(locate(model)) if is_shipped(model) else model)
-        tensors = with_merged(stored, engine.merge_adapter)
+        folder = str(locate(model)) if is_shipped(model) else model
+        shape, tensors = _read_model(folder, merged_parts(engine.merge_adapter))
         device, overhead = _device_memory(engine, options.gpu_memory)
         demand = demand_of(engine, settings.model.max_model_len, shape, count_numbers(engine.adapter))
         found = plan(shape, tensors, demand, device, overhead)
@@ -122,18 +123,21 @@ def _device_memory(engine: EngineSettings, gpu_memory: str | None) -> tuple[Devi
     return device_memory_of(open_probe("cpu", "auto", selector).read()[0]), 0
 
 
-def _read_model(model: str) -> tuple[Shape, tuple[Tensor, ...]]:
-    """Shape and tensors from a folder or file, the hub's local cache, or the headers of the files on the hub."""
+def _read_model(model: str, merged: Collection[PartName]) -> tuple[Shape, tuple[Tensor, ...]]:
+    """Shape and tensors from a folder or file, the hub's local cache, or the headers of the files on the hub.
+
+    `merged`: as in `read_headers`.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         check_files(path)
     if path.exists():
-        return read_shape(read_config(path)), read_headers(path)
+        return read_shape(read_config(path)), read_headers(path, merged)
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise CannotStart(f"{model} does not exist; give a folder, a GGUF file, or a hub id such as Qwen/Qwen3-0.6B")
     if ":" in model:
         path = locate_cached_gguf(model)
-        return read_shape(read_config(path)), read_headers(path)
+        return read_shape(read_config(path)), read_headers(path, merged)
     try:
         cached = try_to_load_from_cache(model, "config.json")
         if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):

@@ -93,8 +93,9 @@ def stored_weights(header: GgufHeader) -> tuple[StoredWeight, ...]:
         found[name].append(tensor)
         inner_names[name] = match["name"] if match else tensor.name
     for name, tensors in found.items():
-        if len({tensor.shape for tensor in tensors}) > 1 or (name.endswith("gate_up_proj") and len(tensors) != 2):
-            raise CannotStart(f"{header.path} holds gates and ups of experts that do not fit together: {name}")
+        if len({tensor.shape for tensor in tensors}) > 1 or len(tensors) != (2 if name.endswith("gate_up_proj") else 1):
+            names = ", ".join(ascii(tensor.name[:60]) for tensor in tensors)
+            raise CannotStart(f"{header.path} holds tensors for {name} that do not make one weight: {names}")
     return tuple(
         StoredWeight(name, tuple(tensors), orders.get(inner_names[name]), _arithmetic(inner_names[name], is_shifted))
         for name, tensors in found.items()

@@ -148,12 +148,14 @@ class Guard:
         Returns why it cannot be had, or nothing. Half of the KV cache stays as it is.
         """
         limits, reading = self._limits, self._io.latest()[0]
-        if num_bytes > 0 and reading.total and reading.own is not None:
-            spare = headroom(reading.total) // 2
+        if num_bytes > 0:
             kept = limits.num_blocks * limits.block_bytes // 2
-            need = limits.fixed + self._allowed * limits.block_bytes
-            left = reading.free + min(reading.own, need) - limits.fixed - self._penalty - spare - kept
-            if num_bytes > (left := min(left, limits.room - limits.fixed - kept)):
+            left = limits.room - limits.fixed - kept
+            if reading.total and reading.own is not None:
+                need = limits.fixed + self._allowed * limits.block_bytes
+                have = reading.free + min(reading.own, need) - limits.fixed - self._penalty
+                left = min(left, have - headroom(reading.total) // 2 - kept)
+            if num_bytes > left:
                 return f"there is no memory for it: it takes {size(num_bytes)}, and {size(max(0, left))} are left"
         self._limits = replace(limits, weights=limits.weights + num_bytes, fixed=limits.fixed + num_bytes)
         self._judge(reading, self._io.clock())
@@ -191,6 +193,7 @@ class Guard:
 
     def _judge(self, reading: DeviceReading, now: float) -> None:
         """Adjust the number of allowed blocks to the device: down at once, up after `RECOVER_S`."""
+        self._set_allowed(min(self._allowed, self._most_blocks()))
         if not reading.total or reading.own is None:
             return  # no figures: keep the current limit
         if self._penalty and now - self._penalty_since > PENALTY_S:
@@ -207,8 +210,7 @@ class Guard:
                 self._io.release_caches()
             self._set_allowed(min(self._allowed, self._blocks_with(have - spare_room // 2)))
             return
-        most = self._blocks_with(self._limits.num_blocks * self._limits.block_bytes - self._penalty)
-        blocks = min(most, self._blocks_with(have - spare_room // 2))
+        blocks = min(self._most_blocks(), self._blocks_with(have - spare_room // 2))
         if blocks <= self._allowed:
             self._roomy_since = None
             return
@@ -216,6 +218,13 @@ class Guard:
         if now - self._roomy_since >= RECOVER_S:
             self._roomy_since = now
             self._set_allowed(blocks)
+
+    def _most_blocks(self) -> int:
+        """Blocks that the penalty leaves, and the engine's room: weights that came since the start take from it."""
+        limits = self._limits
+        return self._blocks_with(
+            min(limits.num_blocks * limits.block_bytes - self._penalty, limits.room - limits.fixed)
+        )
 
     def _blocks_with(self, num_bytes: int) -> int:
         """Blocks that this much memory holds, in whole slabs; every block where it holds them all."""

@@ -6,10 +6,11 @@ tensor names to dtype, shape and place; see the format's description in the safe
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from server.adapter_folder import PartName, weight_part
 from server.config_json import (
     QUANTIZED_WIDTHS,
     bare_name,
@@ -58,14 +59,16 @@ class Tensor:
         return math.prod(self.shape)
 
 
-def read_headers(folder: Path) -> tuple[Tensor, ...]:
+def read_headers(folder: Path, merged: Collection[PartName] = ()) -> tuple[Tensor, ...]:
     """Every tensor of the folder's safetensors files, or of a GGUF file: as F32 unless a CPU keeps its codes.
 
-    Raises CannotStart if there is none or one is broken.
+    `merged`: the layers that an adapter is merged into. Raises CannotStart if there is none or one is broken.
     """
     if folder.is_file():
         stored = stored_weights(read_header(folder))
-        types = {name: block.name for name, block in kept_codes(stored).items()}
+        types = {
+            name: block.name for name, block in kept_codes(stored, lambda name: weight_part(name) in merged).items()
+        }
         return tuple(Tensor(weight.name, types.get(weight.name, "F32"), weight.shape) for weight in stored)
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:

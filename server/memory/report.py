@@ -97,7 +97,7 @@ def remedies(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan) -> tuple[
         ("", demand),
         ("--dtype bfloat16", dataclasses.replace(demand, dtype="bfloat16")),
         *((f"--quantize {name}", dataclasses.replace(demand, quantize=name)) for name in widths),
-        ("--kv-dtype int8", dataclasses.replace(demand, kv_dtype="int8")),
+        *([("--kv-dtype int8", dataclasses.replace(demand, kv_dtype="int8"))] if _takes_bytes(shape, refused) else []),
         (small_flags, smaller),
         (f"--memory-fraction {fraction:g}", dataclasses.replace(demand, memory_fraction=fraction)),
     ]
@@ -112,6 +112,11 @@ def remedies(shape: Shape, tensors: tuple[Tensor, ...], refused: Plan) -> tuple[
     flags = f"--dtype {together.dtype} " + f"--quantize {narrowest} " * bool(widths) + small_flags
     last = _offer(shape, tensors, refused, flags, together)
     return (last,) if last else ()
+
+
+def _takes_bytes(shape: Shape, refused: Plan) -> bool:
+    """Whether the kernels of the device may keep keys and values as bytes (`supports_pool` of model/cpu/native.py)."""
+    return not refused.device.is_host or (refused.demand.dtype != "float16" and shape.head_dim % 32 == 0)
 
 
 def size(num_bytes: int) -> str:

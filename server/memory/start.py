@@ -13,7 +13,7 @@ from typing import Literal
 
 from server.config_json import read_config
 from server.errors import CannotStart
-from server.memory.adapters import count_numbers, with_merged
+from server.memory.adapters import count_numbers, merged_parts
 from server.memory.budget import Plan, demand_of, device_memory_of, divide, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.host import HostProbe
@@ -59,8 +59,7 @@ def open_probe(device: str, choice: Literal["auto", "nvml", "host"], selector: D
 
 def refuse_early(checkpoint: Path, max_model_len: int, engine: EngineSettings, reading: DeviceReading) -> Estimate:
     """Estimate the plan from headers and configuration; raises CannotStart with the table if it does not fit."""
-    shape = read_shape(read_config(checkpoint))
-    tensors = with_merged(read_headers(checkpoint), engine.merge_adapter)
+    shape, tensors = read_shape(read_config(checkpoint)), read_headers(checkpoint, merged_parts(engine.merge_adapter))
     demand = demand_of(engine, max_model_len, shape, count_numbers(engine.adapter))
     found = plan(shape, tensors, demand, device_memory_of(reading))
     if not found.fits:

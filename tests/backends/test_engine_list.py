@@ -47,7 +47,7 @@ def test_a_file_with_a_mistake_changes_nothing(tmp_path: Path, text: str) -> Non
     "text",
     [
         "", "10.0.0.5:8100", "ftp://a", "http://", "http://a:x", "http://a:70000", "http://a?b", "http://u:p@a",
-        "http://a/#x", "http://a:0",
+        "http://a/#x", "http://a:0", "http://[::1",
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
@@ -77,6 +77,11 @@ def test_a_name_stands_for_an_engine_at_each_of_its_addresses() -> None:
         engines._resolved_s = 0.0
         engines.refresh()
         assert list(engines.engines) == known
+
+
+def test_a_name_that_is_none_has_no_address() -> None:
+    """The codec for such names raises no OSError."""
+    assert EngineList([f"dns+http://{'x' * 64}.default:8100"]).engines == {}
 
 
 def test_an_empty_file_is_refused_at_the_start(tmp_path: Path) -> None:

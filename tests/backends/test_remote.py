@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from server.backends.protocol import PATH, PROTOCOL, decode_requests, encode
 from server.checkpoint.fingerprint import Fingerprint
-from server.messages import Delta, Pulse, StageTime
+from server.messages import Constraint, Delta, Pulse, StageTime
 from tests.backends.remote_engines import (
     KEY,
     MODEL,
@@ -70,7 +70,7 @@ def answers(write: Callable[[str], object]) -> Handle:
 @pytest.mark.parametrize(
     ("handle", "words"),
     [
-        (welcomes(fingerprint=Fingerprint("other", "vocabulary")), "another checkpoint: its config.json differs"),
+        (welcomes(fingerprint=Fingerprint("other", "vocabulary")), "its config.json or --merge-adapter differs"),
         (welcomes(fingerprint=Fingerprint("config", "other")), "its vocabulary differs"),
         (welcomes(fingerprint=Fingerprint("config", "vocabulary", "other")), "its weights differs"),
         (welcomes(protocol=0), f"speaks protocol 0, this server {PROTOCOL}: run the same version"),
@@ -208,3 +208,12 @@ async def test_the_api_process_takes_the_weights_of_its_first_engine() -> None:
     ):
         use(backend, {engine.url: False, second.url: False})
         await until(lambda: states(backend)[second.url] == "refused")
+
+
+async def test_a_request_that_cannot_be_encoded_fails_alone() -> None:
+    """In the task that sends for all requests, it would end that one, and every later request would wait for ever."""
+    odd = msgspec.structs.replace(counting("odd", 5, 2), constraint=Constraint("\ud800"))
+    async with running_engine() as engine, routing(engine.url) as backend, asyncio.timeout(5):
+        with pytest.raises(UnicodeEncodeError):
+            await ids_of(backend, odd)
+        assert await ids_of(backend, counting("next", 5, 2)) == [6, 7]

@@ -10,7 +10,7 @@ from websockets.asyncio.server import ServerConnection
 from server.backends.protocol import decode_requests, encode
 from server.backends.routing import RoutingBackend
 from server.errors import CannotStart, QueueFull, RequestFailed, Starting
-from server.messages import Delta, Generate
+from server.messages import Delta, Failed, Generate
 from tests.backends.remote_engines import (
     WELCOME,
     counting,
@@ -147,6 +147,37 @@ async def test_a_busy_engine_s_request_goes_elsewhere_and_the_last_refusal_is_th
         assert refused.value.retry_after_s == 3.0
         assert routed(backend) == [1, 1]
         assert await ids_of(backend, counting("next", 5, 2)) == [6, 7]
+
+
+async def test_an_engine_that_was_too_busy_is_asked_again_when_the_other_one_is_lost() -> None:
+    """The reply would wait for a third engine, and fail after a minute, beside one that is idle."""
+    asked: list[Generate] = []
+
+    async def busy_once(connection: ServerConnection) -> None:
+        await say(connection, WELCOME)
+        while True:
+            frame = await connection.recv()
+            assert isinstance(frame, bytes)
+            for message in decode_requests(frame):
+                if isinstance(message, Generate):
+                    asked.append(message)
+                    ids = [one for one in (11, 12, 13) if one not in message.reply_ids]
+                    busy, reply = Failed(message.id, "queue_full", "full", 1.0), Delta(message.id, ids, finish="length")
+                    await connection.send(encode([busy if len(asked) == 1 else reply]))
+
+    async def dies(connection: ServerConnection) -> None:
+        await say(connection, WELCOME)
+        frame = await connection.recv()
+        assert isinstance(frame, bytes)
+        (message,) = decode_requests(frame)
+        await connection.send(encode([Delta(message.id, [11], cached=0)]))
+        connection.transport.abort()
+
+    async with foreign_server(busy_once) as busy, foreign_server(dies) as dying, routing(busy, dying) as backend:
+        await until(lambda: set(states(backend).values()) == {"up"})
+        async with asyncio.timeout(5):
+            assert await ids_of(backend, counting("r", 10, 3)) == [11, 12, 13]
+    assert [one.reply_ids for one in asked] == [[], [11]]
 
 
 async def test_an_engine_that_ends_takes_nothing_new_and_finishes_what_it_has() -> None:

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from server.backends.connector import connect_engine
 from server.backends.engine_list import EngineList
 from server.backends.routing import RoutingBackend
+from server.backends.vllm import MAX_LINE
 from server.backends.vllm_request import body_of, grammar_of, unsupported
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
@@ -225,11 +226,24 @@ async def test_a_vllm_server_that_cannot_be_used_is_told_in_one_line(
         assert words in backend.engines()[0].detail
 
 
-async def test_events_that_are_none_take_the_server_out(checkpoint: Checkpoint) -> None:
-    reply = events(end="data: {broken\n\n")
+@pytest.mark.parametrize(
+    "text",
+    ["data: {broken\n\n", f'data: {{"error": {{"x": {"[" * 5000}', "data: " + "x" * (MAX_LINE + 1)],
+    ids=["broken", "deep", "endless"],
+)
+async def test_events_that_are_none_take_the_server_out(checkpoint: Checkpoint, text: str) -> None:
+    """Each once left the request waiting for ever, or held whatever the server sent."""
+    held_open = asyncio.Event()
+
+    async def lines() -> AsyncIterator[str]:
+        yield text if text.endswith("\n") or "x" * 9 in text else f"{text}\n"
+        await held_open.wait()
+
+    reply = StreamingResponse(lines(), media_type="text/event-stream")
     async with vllm(checkpoint, lambda _: reply) as (url, _), routing(checkpoint, url) as backend:
         reading = asyncio.create_task(ids_of(backend, request()))
         await until(lambda: states(backend)[url] == "refused")
+        held_open.set()
         reading.cancel()
 
 

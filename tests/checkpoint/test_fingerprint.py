@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from server.checkpoint.fingerprint import Fingerprint, fingerprint
 from server.checkpoint.locate import BUILT_IN_FOLDER
+from tests.adapter_folders import write_adapter
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_fine_tune_of_the_same_shape_is_another_model(copy: Path) -> None:
 
 def test_another_vocabulary_or_shape_is_named(copy: Path) -> None:
     change_json(copy / "config.json", rope_theta=12345.0)
-    assert of(copy).difference(of(BUILT_IN_FOLDER)) == "config.json"
+    assert of(copy).difference(of(BUILT_IN_FOLDER)) == "config.json or --merge-adapter"
     tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
     tokenizer.add_tokens(["<|new|>"])
     assert fingerprint(copy, tokenizer).difference(of(BUILT_IN_FOLDER)) == "vocabulary"
@@ -54,3 +55,14 @@ def test_a_machine_without_weights_serves_the_same_model(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     assert of(copy).weights == ""
     assert of(copy).difference(of(BUILT_IN_FOLDER)) == of(BUILT_IN_FOLDER).difference(of(copy)) == ""
+
+
+def test_a_merged_adapter_with_another_scale_is_another_model(tmp_path: Path) -> None:
+    """Its weights are the same; the sum is not."""
+    tokenizer = Tokenizer.from_file(str(BUILT_IN_FOLDER / "tokenizer.json"))
+    one, other, same = (
+        fingerprint(BUILT_IN_FOLDER, tokenizer, str(write_adapter(tmp_path / name, BUILT_IN_FOLDER, lora_alpha=alpha)))
+        for name, alpha in (("one", 8), ("other", 16), ("same", 8))
+    )
+    assert one == same and one.difference(other) == "config.json or --merge-adapter"
+    assert one.difference(of(BUILT_IN_FOLDER)) == "config.json or --merge-adapter"

@@ -97,6 +97,18 @@ def test_every_remedy_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str], n
     capsys.readouterr()
 
 
+def test_keys_and_values_in_bytes_are_offered_where_kernels_keep_them() -> None:
+    """What was offered and then refused at the start helped nobody."""
+    shape, tensors, _ = real_model("Qwen3-8B")
+    offered = []
+    for dtype, is_host in (("bfloat16", False), ("float16", False), ("bfloat16", True), ("float16", True)):
+        device = DeviceMemory(24 * GIB, 24 * GIB, is_host=is_host)
+        found = plan(shape, tensors, Demand(dtype, max_model_len=40_000, max_running=4), device, 512 * MIB)
+        assert not found.fits
+        offered.append(any("--kv-dtype int8" in one for one in remedies(shape, tensors, found)))
+    assert offered == [True, True, True, False]
+
+
 def test_a_model_that_no_option_makes_fit_says_so() -> None:
     shape, tensors, _ = real_model("Qwen3-32B")
     found = plan(shape, tensors, Demand("bfloat16"), DeviceMemory(8 * GIB, 8 * GIB))

@@ -115,6 +115,8 @@ class ToyHolder:
     def size_of_adapter(self, folder: str) -> int:
         if folder == "missing":
             raise CannotStart("there is no such folder")
+        if folder == "odd":
+            raise OSError("a fault nobody thought of")
         return 10
 
     def read_adapter(self, folder: str) -> ToyAdapter:
@@ -195,10 +197,25 @@ def test_loads_that_cannot_begin(setting: Setting) -> None:
         fault = setting.loader.load(again)
         assert fault is not None and "already" in fault.fault
     assert "being loaded" in setting.loader.unload("one").fault
-    assert "no adapter two" in setting.loader.unload("two").fault
+    fault = setting.loader.load(LoadAdapter("two", "odd"))  # which would end the engine's loop
+    assert fault is not None and "nobody thought of" in fault.fault
     setting.room = 5
     fault = setting.loader.load(LoadAdapter("two", "folder"))
     assert fault is not None and "no memory" in fault.fault
+
+
+def test_an_adapter_that_is_larger_than_its_header_said_is_refused_where_there_is_no_memory(setting: Setting) -> None:
+    """Installed although nothing was counted for the rest, it took memory of others, and gave back too much later."""
+    setting.room = 11
+    assert setting.loader.load(LoadAdapter("one", "folder")) is None
+    (changed,), _ = setting.finish()
+    assert "no memory" in changed.fault
+    assert setting.room == 11 and setting.holder.installed == {} and setting.table.find("one") is None
+
+
+def test_an_adapter_that_is_not_there_can_be_unloaded(setting: Setting) -> None:
+    """An engine that was started again could not load it: else its name could be neither unloaded nor loaded."""
+    assert setting.loader.unload("one") == AdapterChanged("one")
 
 
 def test_a_refusal_names_the_adapter() -> None:

@@ -108,6 +108,17 @@ def test_a_tensor_that_the_model_has_not_is_named() -> None:
         model_config(header_with("qwen3", {}, strange))
 
 
+@pytest.mark.parametrize(("shape", "end"), [((64,), "attn_norm"), ((64, 64), "attn_q")])
+def test_two_tensors_of_one_weight_are_refused(shape: tuple[int, ...], end: str) -> None:
+    """Only gates and ups of experts are joined; `blk.00` is another spelling of `blk.0`."""
+    embedding = GgufTensor("token_embd.weight", BF16, (100, 64), Path("m.gguf"), 0, 12_800)
+    twice = [GgufTensor(f"blk.{layer}.{end}.weight", F32, shape, Path("m.gguf"), 0, 256) for layer in ("0", "00")]
+    stored = stored_weights(header_with("qwen3", {}, embedding, *twice[:1]))
+    assert [weight.shape for weight in stored] == [(100, 64), shape]
+    with pytest.raises(CannotStart, match=r"do not make one weight: 'blk\.0\..*, 'blk\.00\."):
+        [weight.shape for weight in stored_weights(header_with("qwen3", {}, embedding, *twice))]
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_tensor_has_its_name_in_transformers(kind: Kind) -> None:
     folder = gguf_checkpoint(kind)

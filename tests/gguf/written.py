@@ -1,8 +1,9 @@
-"""GGUF files of the checkpoints that tests make, by the `gguf` package's writer, and their numbers as safetensors."""
+"""GGUF files of checkpoints, by the `gguf` package's writer, for tests and benchmarks, and their numbers."""
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from tests.checkpoints import Kind, cache_folder, make_once, tiny_checkpoint
 
@@ -99,18 +101,35 @@ def write_gguf(
 
     Those of K types are random, not the checkpoint's.
     """
+    return dict(_written(source, target, types, tokenizer, experts_as, **writer_options))
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write a checkpoint's matrices in bfloat16, one at a time, and all else in float32, as llama.cpp requires."""
+    for _ in _written(source, target, lambda name: Type.BF16, True, Type.BF16, use_temp_file=True):
+        pass
+
+
+def _written(
+    source: Path,
+    target: Path,
+    types: Sequence[Type] | Callable[[str], Type],
+    tokenizer: bool,
+    experts_as: Type,
+    **writer_options: Any,
+) -> Iterator[tuple[str, Numbers]]:
+    """Each weight's numbers as it is handed to the writer; the file is there when all are."""
     config = json.loads((source / "config.json").read_text())
     kind = config["model_type"].removesuffix("_text")
     writer = gguf.GGUFWriter(target, ARCHITECTURES[kind], **writer_options)
     write_sizes(writer, kind, config)
     if tokenizer:
         write_tokenizer(writer, source, config["vocab_size"])
-    numbers: dict[str, Numbers] = {}
     experts: dict[str, list[NDArray[Any]]] = {}
-    for number, (name, weight) in enumerate(sorted(load_file(source / "model.safetensors").items())):
+    for number, (name, weight) in enumerate(_weights_of(source)):
         if ".experts." in name:  # of a layer together
             experts.setdefault(_expert_name(name), []).append(quantize(weight, experts_as))
-            numbers[name] = dequantize(experts[_expert_name(name)][-1], experts_as)
+            yield name, dequantize(experts[_expert_name(name)][-1], experts_as)
             continue
         change = Change(kind, name, config)
         stored = change.to_file(weight)
@@ -119,15 +138,25 @@ def write_gguf(
         block_type = Type.F32 if is_small else chosen
         is_k = block_type.name in K_TYPES
         blocks = balanced_blocks(block_type, *stored.shape) if is_k else quantize(stored, block_type)
-        numbers[name] = change.from_file(dequantize(blocks, block_type)).reshape(weight.shape)
         writer.add_tensor(gguf_name(name, kind), blocks, raw_dtype=block_type)
+        yield name, change.from_file(dequantize(blocks, block_type)).reshape(weight.shape)
     for name, parts in experts.items():
         writer.add_tensor(name, np.stack(parts), raw_dtype=experts_as)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return numbers
+
+
+def _weights_of(source: Path) -> Iterator[tuple[str, Numbers]]:
+    """Names and numbers of a checkpoint's weights, in the order of the names."""
+    with ExitStack() as files:
+        found: dict[str, Any] = {}
+        for path in source.glob("*.safetensors"):
+            file = files.enter_context(safe_open(path, framework="pt"))
+            found |= dict.fromkeys(file.keys(), file)
+        for name in sorted(found):
+            yield name, found[name].get_tensor(name).float().numpy()
 
 
 def write_smallest(path: Path, architecture: str = "qwen3", **sampling: float) -> Path:

@@ -249,13 +249,15 @@ def test_what_is_allowed_always_fits_and_calm_means_everything(
 
 def test_weights_that_come_later_take_from_the_blocks(world: World) -> None:
     """An adapter that nothing counts would be written into memory that the KV cache is going to write as well."""
-    assert world.guard.reserve(2 * GIB) == ""  # within what is free at rest
+    assert world.guard.reserve(GIB) == ""  # all that this engine's room leaves beside the blocks
     assert world.guard.allowance(0).blocks == BLOCKS
-    assert world.guard.report().weight_bytes == 17 * GIB
-    assert world.guard.reserve(GIB) == ""
+    assert world.guard.report().weight_bytes == 16 * GIB
+    assert world.guard.reserve(2 * GIB) == ""
     world.pass_time(0.5)
     allowed = world.guard.allowance(0).blocks
     assert BLOCKS // 2 <= allowed < BLOCKS
+    report = world.guard.report()
+    assert report.fixed_bytes + allowed * BLOCK <= report.room_bytes, "what --memory-fraction leaves holds all of it"
     refusal = world.guard.reserve(GIB)  # half of the pool, and what is in use, would be more than this engine's room
     assert "no memory" in refusal and "1.00 GiB" in refusal
     assert world.guard.report().weight_bytes == 18 * GIB, "what is refused is not counted"

@@ -271,6 +271,24 @@ def test_openapi_documents_as_people_write_them(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
+    ("media", "names", "note"),
+    [
+        ("application/json; charset=utf-8", ["q", "x"], ""),
+        ("application/merge-patch+json", ["q", "x"], ""),
+        ("multipart/form-data", ["q"], "a body of multipart/form-data is left out"),
+    ],
+)
+def test_bodies_of_an_operation_are_read_or_named(page: Page, media: str, names: list[str], note: str) -> None:
+    """A form was left out without a word, and so was JSON with a character set."""
+    body = {"content": {media: {"schema": {"type": "object", "properties": {"x": {"type": "integer"}}}}}}
+    filters = {"in": "query", "name": "q", "content": {"application/json": {"schema": {"type": "object"}}}}
+    document = {"paths": {"/a": {"post": {"requestBody": body, "parameters": [filters]}}}}
+    (tool,) = call(page, "openapi.js", "m.toolsOfOpenApi(JSON.stringify(a))", document)
+    assert (sorted(tool["parameters"]["properties"]), tool["note"]) == (names, note)
+    assert tool["parameters"]["properties"]["q"] == {"type": "object"}
+
+
+@pytest.mark.parametrize(
     ("reply", "rate"),
     [
         ({"trace": {"steps": [{"at_s": 0.5, "tokens": 1}, {"at_s": 1, "tokens": 3}, {"at_s": 2.5, "tokens": 1}]}}, 2),

@@ -98,13 +98,13 @@ class AdapterHandler:
         """The outcome of a change, which is made to its end even if its client leaves."""
         task = asyncio.create_task(change, name="change of an adapter")
         self._changes.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(self._end)
         return await asyncio.shield(task)
 
-    def _forget(self, task: asyncio.Task[Response]) -> None:
+    def _end(self, task: asyncio.Task[Response]) -> None:
         self._changes.discard(task)
-        if not task.cancelled():
-            task.exception()  # its client has it, or has left
+        if not task.cancelled() and (error := task.exception()) is not None:  # its client may have left
+            logger.warning("an adapter is not changed: %s", error)
 
     def _local(self) -> LocalBackend:
         if not isinstance(self._backend, LocalBackend):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.adapter_folder import parse_adapters, read_adapter_config
-from server.memory.adapters import SQUEEZED_BYTES, adapter_numbers
+from server.memory.adapters import LOW_RANK_BYTES, adapter_numbers
 from server.model.adapters.step import AdaptedModel
 from server.model.adapters.weights import read_adapter
 from server.model.device import as_memory_error
@@ -62,4 +62,4 @@ class ModelAdapters:
         self._runner.drop_adapter(handle)
 
     def _scratch(self, rank: int) -> int:
-        return SQUEEZED_BYTES * self._max_batch_tokens * rank
+        return LOW_RANK_BYTES * self._max_batch_tokens * rank

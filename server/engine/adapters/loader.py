@@ -66,6 +66,9 @@ class AdapterLoader:
             num_bytes = self._holder.size_of_adapter(message.folder)
         except CannotStart as error:
             return AdapterChanged(name, str(error))
+        except Exception as error:  # the edge of a request, as in `_install`
+            log.exception("the adapter %s cannot be measured", name)
+            return AdapterChanged(name, f"{type(error).__name__}: {error}")
         if refusal := self._reserve(num_bytes):
             return AdapterChanged(name, refusal)
         future = self._thread.submit(self._holder.read_adapter, message.folder)
@@ -74,10 +77,14 @@ class AdapterLoader:
         return None
 
     def unload(self, name: str) -> AdapterChanged:
-        """Take an adapter away from new requests; those under way keep it."""
+        """Take an adapter away from new requests; those under way keep it.
+
+        One that is not there is no fault: an engine that was started again may have failed to load it again.
+        """
         if name in self._reading:
             return AdapterChanged(name, f"the adapter {name} is being loaded")
-        return AdapterChanged(name, "" if self._table.remove(name) else f"there is no adapter {name}")
+        self._table.remove(name)
+        return AdapterChanged(name)
 
     def defer(self, request: Generate) -> bool:
         """Keep a request whose adapter is being read, until `finish` gives it back."""
@@ -116,7 +123,9 @@ class AdapterLoader:
             if not isinstance(error, CannotStart | MemoryError):
                 log.exception("the adapter %s cannot be loaded", name)
             return AdapterChanged(name, str(error) or f"{type(error).__name__}: it does not fit into memory")
-        self._reserve(adapter.num_bytes - num_reserved)
+        if refusal := self._reserve(adapter.num_bytes - num_reserved):  # it is larger than its header said
+            self._reserve(-num_reserved)
+            return AdapterChanged(name, refusal)
         own = self._table.add(name, adapter.digest, adapter.num_bytes)
         self._holder.install_adapter(own.handle, adapter)
         return AdapterChanged(name)

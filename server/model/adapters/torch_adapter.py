@@ -44,8 +44,8 @@ def add_share(adapters: StepAdapters, part: PartName, inputs: Tensor, outputs: T
         factors = run.adapter.factors.get(part)
         if factors is not None:
             down, up = factors
-            squeezed = functional.linear(inputs[run.first : run.end], down)
-            outputs[run.first : run.end] += functional.linear(squeezed, up)
+            low_rank = functional.linear(inputs[run.first : run.end], down)
+            outputs[run.first : run.end] += functional.linear(low_rank, up)
 
 
 @dataclass(frozen=True, slots=True)

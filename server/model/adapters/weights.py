@@ -1,7 +1,7 @@
 """Weights of a LoRA adapter's file, checked against the linear layers of the model that they are for."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from server.adapter_folder import (
-    CONFIG,
     MAX_RANK,
     WEIGHTS,
     AdapterConfig,
@@ -30,7 +29,6 @@ MODULES = (
 )  # fmt: skip
 DTYPES = ("F32", "BF16", "F16")
 DIGEST_BYTES = 16
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +93,22 @@ def read_adapter(folder: Path, targets: Targets | None, dtype: torch.dtype) -> A
     """
     config = read_adapter_config(folder)
     try:
-        digest = digest_of(folder)
         factors = dict(_read_factors(config, targets, dtype))
     except (OSError, SafetensorError) as error:
         raise CannotStart(f"cannot read {folder / WEIGHTS}: {error}") from error
     if not factors:
         raise CannotStart(f"{folder / WEIGHTS} holds no LoRA weights")
-    return AdapterWeights(factors, digest)
+    return AdapterWeights(factors, _digest_of(factors))
 
 
-def digest_of(folder: Path) -> bytes:
-    """Digest of an adapter's two files. Raises OSError."""
+def _digest_of(factors: Mapping[PartName, Factors]) -> bytes:
+    """Of the numbers themselves: the files may have been replaced since they were read."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for name in (CONFIG, WEIGHTS):
-        path = folder / name
-        digest.update(f"{path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            while piece := file.read(READ_BYTES):
-                digest.update(piece)
+    for part in sorted(factors, key=str):
+        one = factors[part]
+        for factor in (one.down, one.up):
+            digest.update(f"{part} {one.scale!r} {factor.dtype} {list(factor.shape)}\n".encode())
+            digest.update(factor.view(torch.uint8).numpy().tobytes())
     return digest.digest()
 
 
@@ -136,14 +132,20 @@ def _read_factors(
             rank = config.rank_of(f"model.{part}")
             if rank > MAX_RANK:
                 raise CannotStart(f"{path} has a rank of {rank} for {part}; {MAX_RANK} is the most")
-            size = LayerSize(down.get_shape()[-1], up.get_shape()[0]) if targets is None else targets[part]
+            size = _size_of(down.get_shape(), up.get_shape()) if targets is None else targets[part]
             for stored, expected in ((down, [rank, size.inputs]), (up, [size.outputs, rank])):
                 _check_factor(path, part, stored, expected)
-            factors = Factors(down[:], up[:], config.scale_of(f"model.{part}", rank))
+            # Copies: what is mapped changes with the file.
+            factors = Factors(down[:].clone(), up[:].clone(), config.scale_of(f"model.{part}", rank))
             for factor in (factors.down.to(dtype), factors.scaled_up(dtype)):
                 if not bool(factor.isfinite().all()):
                     raise CannotStart(f"{path} holds numbers of {part} that are not finite, or not in {dtype}")
             yield part, factors
+
+
+def _size_of(down: Sequence[int], up: Sequence[int]) -> LayerSize:
+    """The size of the layer that factors of these shapes are for; 0 where they are no matrices."""
+    return LayerSize(down[-1] if down else 0, up[0] if up else 0)
 
 
 def _foreign(path: Path, name: str) -> str:

@@ -222,7 +222,8 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         try:
             compute()
-            with torch.cuda.graph(graph, pool=self._memory):
+            # Of this thread alone: another one may copy an adapter to the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
                 result = compute()
         except RuntimeError as error:  # out of memory, or an operation synchronizes
             self._disable(what, str(error).strip().splitlines()[0])

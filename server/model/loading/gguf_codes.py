@@ -57,10 +57,8 @@ class StoredCodes(Mapping[str, Tensor | PackedWeight]):
         stored = self.numbers.stored
         self.kept = {
             name: block
-            for name, block in kept_codes(stored.values()).items()
-            if on_host
-            and not is_requantized(name, stored[name].shape, block.code_bits, width)
-            and not (merge and merge.changes(name))
+            for name, block in kept_codes(stored.values(), merge.changes if merge else None).items()
+            if on_host and not is_requantized(name, stored[name].shape, block.code_bits, width)
         }
         head = HEAD if HEAD in stored else EMBEDDING
         widths = {name: self._width(name, width, head) for name in stored}

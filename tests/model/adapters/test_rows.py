@@ -12,6 +12,7 @@ from server.messages import Sampling
 from server.model.adapters.weights import read_adapter
 from server.model.batch import Batch, Row, RowSampling
 from server.model.cpu.library import available_isas
+from server.model.layers.decoder import CHUNK_TOKENS
 from server.model.loading.loader import load
 from server.model.runner import Runner
 from server.settings import EngineSettings
@@ -61,7 +62,7 @@ def rows(lengths: Sequence[int], starts: Sequence[int], *, has_slots: bool) -> l
     """Eight rows with logits for each token: two of the base model, two of each adapter."""
     return [
         Row(
-            [token % 1000 for token in prompt_of(60, seed=index)][start : start + length],
+            [token % 1000 for token in prompt_of(90, seed=index)][start : start + length],
             start,
             range(index * BLOCKS_OF_ONE, (index + 1) * BLOCKS_OF_ONE),
             length,
@@ -109,6 +110,21 @@ def _chunks(row: Row, size: int) -> list[Row]:
         dataclasses.replace(row, token_ids=ids, start=start, num_logits=len(ids))
         for start, ids in zip(starts, parts, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths"), [("qwen3", [8, 90, 90, 90, 90, 80, 80, 9]), ("qwen3_5", [2, 5, 5, 2, 5, 2, 3, 1])]
+)
+def test_torch_computes_the_parts_of_a_step_with_the_adapters_of_their_tokens(
+    tmp_path: Path, kind: Kind, lengths: list[int]
+) -> None:
+    """More tokens than the MLP takes at a time, and rows that linear attention computes group by group."""
+    assert sum(lengths) > CHUNK_TOKENS or kind != "qwen3"
+    runner = runner_with(tmp_path, kind, EngineSettings(device="cpu", dtype="float32", cpu_isa="torch"))
+    own = rows(lengths, [0] * 8, has_slots=runner.states is not None)
+    together = torch.split(logits(runner, *own), lengths)
+    for index in (0, 3, 5, 7):
+        torch.testing.assert_close(together[index], logits(runner, own[index]), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("isa", available_isas())

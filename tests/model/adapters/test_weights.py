@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from server.adapter_folder import CONFIG, WEIGHTS, PartName
 from server.errors import CannotStart
 from server.memory.adapters import adapter_numbers
+from server.model.adapters import weights
 from server.model.adapters.merging import MergedAdapter
-from server.model.adapters.weights import LayerSize, Targets, digest_of, read_adapter
+from server.model.adapters.weights import LayerSize, Targets, read_adapter
 from tests.adapter_folders import weights_of, write_adapter
 from tests.checkpoints import tiny_checkpoint
 
@@ -104,6 +105,13 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         MergedAdapter(tmp_path).merged("model.layers.0.self_attn.q_proj.weight", torch.ones(3, 3), torch.float32)
 
 
+def test_a_factor_that_is_no_matrix_is_not_merged(tmp_path: Path) -> None:
+    change = tensors(lambda found: found.update({first(found, "A"): torch.ones(()), first(found, "B"): torch.ones(())}))
+    change(write_adapter(tmp_path, tiny_checkpoint("llama")))
+    with pytest.raises(CannotStart, match="have a shape"):
+        MergedAdapter(tmp_path)
+
+
 def test_a_quantized_weight_takes_no_merge(tmp_path: Path) -> None:
     merge = MergedAdapter(write_adapter(tmp_path, tiny_checkpoint("llama")))
     with pytest.raises(CannotStart, match=r"quantized.*--adapter NAME=FOLDER"):
@@ -119,14 +127,36 @@ def test_numbers_beyond_the_models_type_are_refused(tmp_path: Path) -> None:
         read_adapter(tmp_path, targets_of(checkpoint), torch.float16)
 
 
-def test_the_digest_is_of_both_files(tmp_path: Path) -> None:
+def test_the_digest_tells_adapters_apart(tmp_path: Path) -> None:
     """It keeps cached prefixes apart: of other weights, and of the same weights with another scale."""
     checkpoint = tiny_checkpoint("llama")
     one, same, seed, scale = (
-        digest_of(write_adapter(tmp_path / name, checkpoint, **fields))  # type: ignore[arg-type]
+        read_adapter(write_adapter(tmp_path / name, checkpoint, **fields), None, torch.float32).digest  # type: ignore[arg-type]
         for name, fields in (("a", {}), ("b", {}), ("c", {"seed": 1}), ("d", {"lora_alpha": 3}))
     )
     assert one == same and len({one, seed, scale}) == 3
+
+
+def test_a_folder_that_is_written_again_while_it_is_read_gives_what_its_digest_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digest of files that were replaced before their weights were read let new weights use old ones' prefixes."""
+    checkpoint = tiny_checkpoint("llama")
+    first, folder = (write_adapter(tmp_path / name, checkpoint) for name in ("first", "folder"))
+    read_factors = weights._read_factors
+
+    def replaced(*arguments: Any) -> Any:
+        write_adapter(tmp_path / "new", checkpoint, seed=1)
+        (tmp_path / "new" / WEIGHTS).replace(folder / WEIGHTS)
+        return read_factors(*arguments)
+
+    monkeypatch.setattr(weights, "_read_factors", replaced)
+    read = read_adapter(folder, None, torch.float32)
+    monkeypatch.undo()
+    again, before = (read_adapter(one, None, torch.float32) for one in (folder, first))
+    part = next(iter(read.factors))
+    assert torch.equal(read.factors[part].down, again.factors[part].down)
+    assert read.digest == again.digest != before.digest
 
 
 def test_the_size_is_known_from_the_header(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from server.messages import Sampling
+from server.model.adapters.weights import read_adapter
 from server.model.attention.gpu import CudaKvPool, Kernels
 from server.model.batch import Batch, Row, RowSampling
 from server.model.graphs.decode_graphs import (
@@ -21,6 +23,7 @@ from server.model.loading.loader import load
 from server.model.runner import Runner, pool_shape
 from server.model.sampling.sampler import PendingSamples, SamplingRow, greedy_ids, is_greedy, sample_ids
 from server.settings import EngineSettings
+from tests.adapter_folders import write_adapter
 from tests.checkpoints import Kind, tiny_checkpoint
 from tests.model.attention import reference_kernels
 from tests.model.drive import BLOCK_SIZE, GREEDY, Stream, generate, loaded, prompt_of, run, step
@@ -81,6 +84,23 @@ def test_a_runner_decodes_on_static_buffers_and_computes_other_steps_as_before()
     for stream in streams:
         assert stream.written == generate("qwen3", stream.prompt, stream.sampling.max_tokens)
     assert len(streams[1].logprobs) == 12
+
+
+def test_rows_with_an_adapter_are_not_decoded_on_static_buffers(tmp_path: Path) -> None:
+    """These know the model alone: such a reply would go on without its adapter behind the prompt."""
+    model = loaded("qwen3", kernels=False)
+    weights = read_adapter(write_adapter(tmp_path, tiny_checkpoint("qwen3")), model.targets, model.dtype)
+    written = []
+    for sizes in ((), (1, 2)):
+        runner = Runner(model, 1, BLOCK_SIZE)
+        runner.pool = pool = CudaKvPool(pool_shape(model, BLOCK_SIZE), 16, CPU, reference_kernels)
+        runner._decode = StaticDecode(model, pool, sizes) if sizes else None
+        runner.add_adapter(1, model.backbone.adapt(weights))
+        sampling = Sampling(max_tokens=6, temperature=0.0)
+        streams = [Stream(prompt_of(20), range(8 * i, 8 * i + 8), sampling, adapter=i) for i in range(2)]
+        run(runner, streams)
+        written.append([stream.written for stream in streams])
+    assert written[0] == written[1] and written[0][0] != written[0][1]
 
 
 class CountingDecode:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from server.config_json import kept_bytes
 from server.errors import CannotStart
 from server.gguf.header import TYPES
-from server.memory.adapters import with_merged
+from server.memory.adapters import merged_parts
 from server.memory.headers import quantizable_bits, read_headers, weight_bytes
 from server.model.cpu.library import open_library
 from server.model.cpu.native import NativeBackbone
@@ -27,7 +27,7 @@ from server.model.loading.loader import load
 from server.model.profile import AllocationMeter
 from server.model.quantization.packed_weight import PackedWeight
 from server.settings import EngineSettings
-from tests.adapter_folders import ATTENTION_AND_MLP, write_adapter
+from tests.adapter_folders import write_adapter
 from tests.checkpoints import Kind
 from tests.gguf.written import Type, gguf_checkpoint, random_blocks, write_gguf
 from tests.model.cpu.isas import TESTED_ISAS
@@ -157,15 +157,20 @@ def test_the_memory_is_planned_and_said_at_start(mixed: Path, caplog: pytest.Log
     ]
 
 
-def test_codes_that_an_adapter_changes_are_planned_as_numbers(tmp_path: Path, mixed: Path) -> None:
-    """The plan counted them as codes: it said 92 MiB of a model that took 231, and `toolwire plan` called it small."""
-    file, adapter = mixed / "model.gguf", write_adapter(tmp_path / "one", mixed, modules=ATTENTION_AND_MLP[:4])
+def test_what_an_adapter_is_merged_into_is_planned_as_numbers(tmp_path: Path, mixed: Path) -> None:
+    """Counted as codes, a model passed the check at start with a third of what it takes.
+
+    A gate that became numbers beside an up of codes would leave the whole decoder to torch: both are.
+    """
+    file, adapter = mixed / "model.gguf", write_adapter(tmp_path / "adapter", mixed, modules=["mlp.gate_proj"])
     settings = EngineSettings(device="cpu", dtype="bfloat16", cpu_isa="torch", merge_adapter=str(adapter))
     loaded = load(file, settings, nothing)
-    tensors = with_merged(read_headers(file), str(adapter))
-    found = weight_bytes(tensors, dtype="bfloat16", quantize="none", tied=False)
-    assert found == pytest.approx(loaded.weight_bytes, rel=0.01)
-    assert found > 1.2 * planned(file)
+    tensors = read_headers(file, merged_parts(str(adapter)))
+    expected = weight_bytes(tensors, dtype="bfloat16", quantize="none", tied=False)
+    assert expected == pytest.approx(loaded.weight_bytes, rel=0.01) and expected > 1.2 * planned(file)
+    changed = {tensor.name for tensor in tensors if "mlp" in tensor.name and tensor.dtype == "F32"}
+    ends = (".gate_proj.weight", ".up_proj.weight")
+    assert changed == {tensor.name for tensor in tensors if tensor.name.endswith(ends)} != set()
 
 
 def test_no_two_copies_are_held_while_a_file_loads(mixed: Path) -> None:

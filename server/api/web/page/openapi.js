@@ -3,6 +3,7 @@
 import { decoded, isObject } from "./schema.js";
 
 const METHODS = ["get", "put", "post", "delete", "patch", "head", "options"];
+const JSON_TYPE = /^application\/(?:[\w.-]+\+)?json\s*(?:;|$)/i;
 const MOST_NODES = 20_000;
 const LEFT_OUT = ["xml", "externalDocs", "example"]; // keywords of OpenAPI that say nothing to a model
 const MAPS = ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas"]; // their keys are names
@@ -35,13 +36,16 @@ function toolOf(document, path, method, item) {
   const properties = Object.create(null);
   const required = [];
   for (const parameter of parameters.filter((one) => isObject(one) && ["path", "query"].includes(one.in))) {
-    const schema = reader.read(parameter.schema ?? { type: "string" });
+    const schema = reader.read(parameter.schema ?? Object.values(parameter.content ?? {})[0]?.schema ?? { type: "string" });
     properties[parameter.name] = parameter.description ? { ...schema, description: parameter.description } : schema;
     if (parameter.required || parameter.in === "path") required.push(parameter.name);
   }
   const left = parameters.filter((one) => isObject(one) && !["path", "query"].includes(one.in)).map((one) => one.name);
+  const notes = left.length ? [`of headers and cookies are left out: ${left.join(", ")}`] : [];
   const body = reader.resolved(operation.requestBody);
-  const media = body?.content?.["application/json"];
+  const types = Object.keys(body?.content ?? {});
+  const media = body?.content?.[types.find((type) => JSON_TYPE.test(type))];
+  if (types.length && !media) notes.push(`a body of ${types.join(" or ")} is left out`);
   if (media?.schema) {
     const schema = reader.read(media.schema);
     const whole = reader.resolvedIn(schema);
@@ -60,7 +64,7 @@ function toolOf(document, path, method, item) {
     name: nameOf(operation.operationId ?? method + path),
     description: [operation.summary, operation.description].filter(Boolean).join(". ").slice(0, 1000) || `${method.toUpperCase()} ${path}`,
     parameters: schema,
-    note: left.length ? `of headers and cookies are left out: ${left.join(", ")}` : "",
+    note: notes.join("; "),
   };
 }
 

@@ -10,7 +10,7 @@ const NAME = /^[a-zA-Z0-9_.:/-]{1,128}$/; // what the server takes
 /** What is wrong with a name of a tool; nothing where it is right. */
 export function problemOfName(name) {
   if (NAME.test(name)) return "";
-  return name ? "the server takes names of at most 128 letters a-z, digits, _ and - only" : "a tool without a name is not offered";
+  return name ? "the server takes names of at most 128 letters a-z, digits and _ - . : / only" : "a tool without a name is not offered";
 }
 
 /** The fields of one tool. */
