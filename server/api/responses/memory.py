@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.datastructures import State
@@ -25,6 +25,7 @@ RETRY_AFTER_S = 5
 UNENDED = ("queued", "in_progress")
 GONE = "The server that wrote this response ended before the response was complete; send the request again."
 Item = dict[str, Any]
+T = TypeVar("T")
 _ID_PREFIXES = {
     "message": "msg", "function_call": "fc", "function_call_output": "fco", "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco", "reasoning": "rs", "compaction": "cmp",
@@ -116,19 +117,13 @@ class ClientMemory:
 
     async def events(self, response_id: str) -> bytes:
         """The events of an ended background response; empty for one whose server was gone. Raises RequestRefused."""
-        try:
-            events = await self.store.run(self.database.events, self.owner, response_id)
-        except StoreFailed as error:
-            raise no_store(error) from error
+        events = await self._run(self.database.events, response_id)
         if events is None:
             raise no_such("Response", response_id)
         return events
 
     async def _found(self, response_id: str) -> KeptResponse:
-        try:
-            found = await self.store.run(self.database.response, self.owner, response_id)
-        except StoreFailed as error:
-            raise no_store(error) from error
+        found = await self._run(self.database.response, response_id)
         if found is None:
             raise no_such("Response", response_id)
         return found
@@ -146,40 +141,55 @@ class ClientMemory:
 
     async def delete_response(self, response_id: str) -> None:
         """Raises RequestRefused (404)."""
-        try:
-            found = await self.store.run(self.database.delete_response, self.owner, response_id)
-        except StoreFailed as error:
-            raise no_store(error) from error
-        if not found:
+        if not await self._run(self.database.delete_response, response_id):
             raise no_such("Response", response_id)
 
     async def conversation_items(self, conversation_id: str) -> list[KeptItem]:
         """The items of a conversation. Raises RequestRefused (404)."""
-        try:
-            items = await self.store.run(self.database.items, self.owner, conversation_id)
-        except StoreFailed as error:
-            raise no_store(error) from error
+        items = await self._run(self.database.items, conversation_id)
         if items is None:
             raise no_such("Conversation", conversation_id)
         return items
 
     async def _before(self, response_id: str) -> list[Item]:
         """All items up to the end of a response."""
-        chain: list[KeptResponse] | None = None
-        if self.store.database is not None:
-            try:
-                chain = await self.store.run(self.store.database.chain, self.owner, response_id)
-            except StoreFailed as error:
-                raise no_store(error) from error
+        database = self.store.database
+        chain = None if database is None else await self._run(database.chain, response_id)
         if chain is None:
-            text = f"Previous response with id '{response_id}' not found: it is unknown, expired, or was not stored."
+            is_kept = database is not None and await self._run(database.response, response_id) is not None
+            why = "one that it continues is deleted or expired" if is_kept else "it is unknown, expired, or not stored"
+            text = f"Previous response with id '{response_id}' not found: {why}."
             raise bad(text, "previous_response_id", "previous_response_not_found")
         if json.loads(chain[-1].body)["status"] in UNENDED:
             chain[-1] = await self.response(response_id)
             if chain[-1].lease_s is not None:
                 text = f"Previous response with id '{response_id}' has not ended yet; wait for it, or cancel it."
                 raise bad(text, "previous_response_id", "previous_response_in_progress")
-        return [item for kept in chain for item in (*json.loads(kept.input), *json.loads(kept.body)["output"])]
+        turns = [item for kept in chain for item in (*json.loads(kept.input), *json.loads(kept.body)["output"])]
+        return [*await self._before_in_conversation(chain[0]), *turns]
+
+    async def _before_in_conversation(self, kept: KeptResponse) -> list[Item]:
+        """The items before a response's own in the conversation that it belongs to. Raises RequestRefused (400)."""
+        body = json.loads(kept.body)
+        if body["conversation"] is None:
+            return []
+        listed = await self._run(self.database.items, body["conversation"]["id"]) or ()
+        items = [json.loads(item.body) for item in listed]
+        sent, written = ({item["id"] for item in own} for own in (json.loads(kept.input), body["output"]))
+        place = next((at for at, item in enumerate(items) if item["id"] in (written or sent)), None)
+        if place is None:
+            text = f"Previous response with id '{kept.id}' cannot be continued: its conversation has lost it."
+            raise bad(text, "previous_response_id", "previous_response_not_found")
+        while place > 0 and items[place - 1]["id"] in sent:
+            place -= 1
+        return items[:place]
+
+    async def _run(self, work: Callable[[str, str], T], id_: str) -> T:
+        """What the database has of this client by this id. Raises RequestRefused (503)."""
+        try:
+            return await self.store.run(work, self.owner, id_)
+        except StoreFailed as error:
+            raise no_store(error) from error
 
     async def _resolved(self, items: Sequence[Any], kept: Sequence[Item]) -> list[Any]:
         """The items, those that stand for kept ones replaced; references that name nothing stay, to be refused."""

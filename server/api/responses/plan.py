@@ -1,5 +1,6 @@
 """One response being written: its events, its frames, and what is done before its last event is sent."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -19,8 +20,9 @@ from server.chat_request import ChatRequest
 from server.errors import PromptTooLong, ServeError
 from server.notes import Note
 from server.reply.trace import RequestTrace
-from server.service import Generation, RequestObserver
+from server.service import ChoiceEvent, Generation, RequestObserver
 
+SILENCE_S = 60.0  # before the first item, after which an event says that the response is still being written
 # Keeps a response; returns why it could not be kept, or "".
 Keep = Callable[[ResponseObject], Awaitable[str]]
 
@@ -100,12 +102,25 @@ class ResponsePlan:
         return [*self._writer.open(), self._writer.fail(error)]
 
     async def events(self, generation: Generation) -> AsyncGenerator[list[StreamEvent], None]:
-        """The events. A reply that fails ends with `response.failed`, and then raises its ServeError."""
+        """The events. A reply that fails ends with `response.failed`, and then raises its ServeError.
+
+        While a long prompt is computed `response.in_progress` is repeated: Codex ends a stream that brings no event for
+        five minutes, and comments are none to it.
+        """
         try:
             yield self._writer.open()
             async with aclosing(generation.events()) as arrivals:
+                first = asyncio.ensure_future(anext(arrivals, []))
+                try:
+                    while not (await asyncio.wait({first}, timeout=SILENCE_S))[0]:
+                        yield [self._writer.go_on()]
+                    if written := self._written(first.result()):
+                        yield written
+                finally:
+                    first.cancel()
+                    await asyncio.gather(first, return_exceptions=True)
                 async for events in arrivals:
-                    if self._generates and (written := [one for event in events for one in self._writer.feed(event)]):
+                    if written := self._written(events):
                         yield written
             yield [_traced(await self._ended(self._close(generation)), generation.trace)]
         except ServeError as error:
@@ -131,6 +146,9 @@ class ResponsePlan:
     def cancel(self) -> EndEvent:
         """The last event of a background response that its client cancelled."""
         return self._writer.cancel()
+
+    def _written(self, events: Sequence[ChoiceEvent]) -> list[StreamEvent]:
+        return [one for event in events for one in self._writer.feed(event)] if self._generates else []
 
     def _close(self, generation: Generation) -> EndEvent:
         prepared, usage = generation.prepared, generation.usage

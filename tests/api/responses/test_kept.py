@@ -109,6 +109,36 @@ async def test_a_conversation_gathers_its_items(serve: Serve, reply: Reply, stat
         assert (await create(served, conversation=begun["id"])).status_code == 404
 
 
+async def test_a_response_of_a_conversation_is_continued_with_what_came_before(
+    serve: Serve, reply: Reply, state: ResponsesState
+) -> None:
+    """`previous_response_id` of such a response left out the conversation before it, without a word."""
+    async with serve(reply("Hello"), state=state) as served:
+        begun = (await served.http.post("/v1/conversations", json={"items": []})).json()["id"]
+        turns = [await create(served, conversation=begun, input=text) for text in ("One", "Two", "Three")]
+        first, second, _ = (turn.json() for turn in turns)
+        loose = (await create(served, conversation=begun, input="Loose", store=False)).json()
+        assert [(note["kind"], note["param"]) for note in loose["toolwire"]["notes"]] == [("not_kept", "conversation")]
+        beside = await create(served, previous_response_id=second["id"], input="Beside")
+        await create(served, previous_response_id=beside.json()["id"], input="Behind")
+        for prompt, behind in zip(prompts(served)[-2:], ([], ["Behind"]), strict=True):
+            said = [text for text in ("One", "Two", "Three", "Loose", "Beside", "Behind") if text in prompt]
+            assert said == ["One", "Two", "Beside", *behind]
+        assert (await served.http.delete(f"/v1/conversations/{begun}")).status_code == 200
+        answer = await create(served, previous_response_id=first["id"])
+        assert answer.status_code == 400 and "its conversation has lost it" in answer.json()["error"]["message"]
+
+
+async def test_a_turn_behind_a_deleted_one_says_so(serve: Serve, reply: Reply, state: ResponsesState) -> None:
+    """It said of a kept response that it was not found."""
+    async with serve(reply("Hello"), state=state) as served:
+        first = (await create(served)).json()["id"]
+        second = (await create(served, previous_response_id=first)).json()["id"]
+        await served.http.delete(f"/v1/responses/{first}")
+        error = (await create(served, previous_response_id=second)).json()["error"]
+        assert error["code"] == "previous_response_not_found" and "continues is deleted or expired" in error["message"]
+
+
 async def test_a_store_that_fails_costs_the_memory_alone(
     serve: Serve,
     reply: Reply,
