@@ -215,3 +215,4 @@ async def test_codex_finds_its_patch_tool_in_the_list_of_models(serve: Serve) ->
         (model,) = (await served.http.get("/v1/models?client_version=1")).json()["models"]
     assert model["slug"] == "org/tiny" and model["apply_patch_tool_type"] == "freeform" and model["context_window"]
     assert "apply_patch" in model["base_instructions"]  # an empty text would leave Codex without any
+    assert model["tool_mode"] is None
