@@ -117,19 +117,19 @@ PACKAGES = {
 }
 
 
-class NotToolwire(Exception):
+class AnotherProgram(Exception):
     """What answers is no server of this kind."""
 
 
 def served_models(url: str, key: str) -> Mapping[str, int]:
-    """The windows of the models of `GET /v1/models`, by name. Raises OSError, and NotToolwire for another program."""
+    """The windows of the models of `GET /v1/models`, by name. Raises OSError, and AnotherProgram for another program."""
     try:
         request = urllib.request.Request(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
             cards = json.load(reply)["data"]
         return {str(card["id"]): int(card["max_model_len"]) for card in cards}
     except (ValueError, LookupError, TypeError, http.client.HTTPException) as error:
-        raise NotToolwire(repr(error)) from error
+        raise AnotherProgram(repr(error)) from error
 
 
 def read_arguments(sent: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -163,7 +163,7 @@ def main() -> None:
         sys.exit(f"{url} answers {error.code}{hint}")
     except OSError as error:
         sys.exit(f"no server answers at {url} ({error}); start one with: toolwire serve")
-    except NotToolwire as error:
+    except AnotherProgram as error:
         sys.exit(f"what answers at {url} is not toolwire ({error}); give the address of toolwire serve with --url")
     model = chosen.model or next(iter(models), "")
     if model not in models:
