@@ -122,7 +122,7 @@ class AnotherProgram(Exception):
 
 
 def served_models(url: str, key: str) -> Mapping[str, int]:
-    """The windows of the models of `GET /v1/models`, by name. Raises OSError, and AnotherProgram for another program."""
+    """The windows of the models of `GET /v1/models`, by name. Raises OSError, AnotherProgram."""
     try:
         request = urllib.request.Request(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:

@@ -91,6 +91,7 @@ class ConversationsHandler:
         items = _checked(body.items, self._strict)
         kept = KeptConversation(f"conv_{new_id()}", time.time(), msgspec.json.encode(body.metadata or {}))
         await self._run(memory, memory.database.put_conversation, memory.owner, kept, as_kept(items))
+        self._written(items)
         return json_response(_object_of(kept, notes))
 
     async def retrieve(self, request: Request) -> Response:
@@ -118,6 +119,7 @@ class ConversationsHandler:
         items, conversation_id = _checked(body.items, self._strict), request.path_params["id"]
         if not await self._run(memory, memory.database.add_items, memory.owner, conversation_id, as_kept(items)):
             raise no_such("Conversation", conversation_id)
+        self._written(items)
         page = page_of(items, {"order": "asc", "limit": str(MOST_NEW_ITEMS)})
         page.toolwire = noted(notes)
         return json_response(page)
@@ -163,6 +165,9 @@ class ConversationsHandler:
     async def _items(self, request: Request) -> list[dict[str, Any]]:
         items = await self._memory(request.state).conversation_items(request.path_params["id"])
         return [json.loads(item.body) for item in items]
+
+    def _written(self, items: Sequence[dict[str, Any]]) -> None:
+        self._state.store.written(len(msgspec.json.encode(items)))
 
     async def _run(self, memory: ClientMemory, work: Any, *args: Any) -> Any:
         try:

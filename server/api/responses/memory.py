@@ -14,7 +14,7 @@ from server.api.chat.content import plain_parts
 from server.api.chat.to_reply import new_id
 from server.api.errors import ApiError, RequestRefused, encode
 from server.api.middleware.auth import CLIENT
-from server.api.responses.items import kind_of_item, result_parts
+from server.api.responses.items import in_responses_form, kind_of_item, result_parts
 from server.api.responses.schemas import ResponsesRequest
 from server.api.responses.to_reply import response_of_item
 from server.api.responses.wire import ResponseObject
@@ -76,7 +76,7 @@ class ClientMemory:
             await self.store.run(self.store.database.put_response, self.owner, kept, items)
         except StoreFailed as error:
             return str(error)
-        self.store.written(kept)
+        self.store.written(_num_bytes(kept, items))
         return ""
 
     async def begin(self, sent_items: Sequence[Item], response: ResponseObject, lease_s: float) -> None:
@@ -96,7 +96,7 @@ class ClientMemory:
         assert database is not None, "it has begun in a database"
         kept, items = _kept_of(sent_items, response), _conversation_items(sent_items, response)
         if await self.store.run(database.end_response, self.owner, kept, items, events):
-            self.store.written(kept)
+            self.store.written(_num_bytes(kept, items))
             return response
         found = await self.store.run(database.response, self.owner, kept.id)
         return response if found is None else msgspec.json.decode(found.body, type=ResponseObject)
@@ -224,6 +224,10 @@ def _kept_of(sent_items: Sequence[Item], response: ResponseObject) -> KeptRespon
     return KeptResponse(response.id, encode(response), sent, response.previous_response_id, conversation_id)
 
 
+def _num_bytes(kept: KeptResponse, items: Sequence[KeptItem]) -> int:
+    return len(kept.body) + len(kept.input) + sum(len(item.body) for item in items)
+
+
 def _conversation_items(sent_items: Sequence[Item], response: ResponseObject) -> list[KeptItem]:
     if response.conversation is None:
         return []
@@ -236,7 +240,7 @@ def to_kept_items(sent: Any) -> list[Item]:
         return []
     if isinstance(sent, str):
         sent = [{"type": "message", "role": "user", "content": sent}]
-    return [_to_kept_item(item) for item in sent]
+    return [_to_kept_item(one) for item in sent for one in in_responses_form(item)]
 
 
 def as_kept(items: Sequence[Item]) -> list[KeptItem]:
@@ -247,11 +251,11 @@ def as_kept(items: Sequence[Item]) -> list[KeptItem]:
 def _to_kept_item(sent: Mapping[str, Any]) -> Item:
     item = {key: value for key, value in sent.items() if value is not None}
     kind = item["type"] = kind_of_item(item)
-    if not isinstance(item.get("id"), str):
+    if not (isinstance(item.get("id"), str) and item["id"]):
         item["id"] = f"{_ID_PREFIXES.get(kind, 'item')}_{new_id()}"
     if kind == "message":
         text_kind = "output_text" if item["role"] == "assistant" else "input_text"
-        content = item["content"]
+        content = item.get("content", [])
         parts = [{"type": text_kind, "text": content}] if isinstance(content, str) else plain_parts(content, True)
         item["content"] = [_to_kept_part(part, text_kind) for part in parts]
     elif kind == "function_call" and not isinstance(item.get("arguments"), str):

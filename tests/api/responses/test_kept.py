@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -127,6 +128,53 @@ async def test_a_response_of_a_conversation_is_continued_with_what_came_before(
         assert (await served.http.delete(f"/v1/conversations/{begun}")).status_code == 200
         answer = await create(served, previous_response_id=first["id"])
         assert answer.status_code == 400 and "its conversation has lost it" in answer.json()["error"]["message"]
+
+
+async def test_items_of_conversations_are_bounded_in_bytes(serve: Serve, reply: Reply, tmp_path: Path) -> None:
+    """They were counted, and nothing looked at the count before a response was kept."""
+    database = Database(f"sqlite:///{tmp_path / 'kept.sqlite'}", DAY_S, 50_000)
+    state = state_of(ResponseStore(database, 50_000))
+    async with serve(reply("Hello"), state=state) as served:
+        items = [{"role": "user", "content": "x" * 30_000}]
+        first, second = [(await served.http.post("/v1/conversations", json={})).json()["id"] for _ in range(2)]
+        for conversation in (first, second):
+            path = f"/v1/conversations/{conversation}/items"
+            assert (await served.http.post(path, json={"items": items})).status_code == 200
+            assert state.store._tidying is not None
+            await state.store._tidying
+        found = [(await served.http.get(f"/v1/conversations/{one}")).status_code for one in (first, second)]
+    assert found == [404, 200]
+    database.close()
+
+
+async def test_messages_of_chat_completions_are_kept_as_the_items_that_they_are(
+    serve: Serve, reply: Reply, state: ResponsesState
+) -> None:
+    """A message without content was a 500 where it was kept, which is the default; a result was kept as a message."""
+    call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    sent = [
+        {"role": "user", "content": None, "id": ""},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "21"},
+    ]
+    async with serve(reply("Hello"), state=state) as served:
+        whole = (await create(served, input=sent, store=False)).json()
+        kept = (await create(served, input=sent)).json()
+        page = (await served.http.get(f"/v1/responses/{kept['id']}/input_items", params={"order": "asc"})).json()
+        check_no_extra(ResponseItemList.model_validate(page), "page")
+        assert [item["type"] for item in page["data"]] == [
+            "message",
+            "message",
+            "function_call",
+            "function_call_output",
+        ]
+        assert all(item["id"] for item in page["data"])
+        begun = (await served.http.post("/v1/conversations", json={"items": sent})).json()["id"]
+        await create(served, conversation=begun, input=[{"role": "user", "content": "Hi"}])
+        await create(served, input=[*sent, {"role": "user", "content": "Hi"}])
+        assert whole["status"] == "completed" and prompts(served)[0] == prompts(served)[1]
+        assert prompts(served)[2] == prompts(served)[3]
 
 
 async def test_a_turn_behind_a_deleted_one_says_so(serve: Serve, reply: Reply, state: ResponsesState) -> None:
