@@ -136,6 +136,7 @@ class CustomCallItemIn(Part):
     name: PastName
     input: str
     namespace: str | None = None
+    status: str | None = None
 
 
 class CallOutputItem(Part):

@@ -165,7 +165,7 @@ class ClientMemory:
             if chain[-1].lease_s is not None:
                 text = f"Previous response with id '{response_id}' has not ended yet; wait for it, or cancel it."
                 raise bad(text, "previous_response_id", "previous_response_in_progress")
-        turns = [item for kept in chain for item in (*json.loads(kept.input), *json.loads(kept.body)["output"])]
+        turns = [item for kept in chain for item in (*json.loads(kept.input), *output_items(json.loads(kept.body)))]
         return [*await self._before_in_conversation(chain[0]), *turns]
 
     async def _before_in_conversation(self, kept: KeptResponse) -> list[Item]:
@@ -231,7 +231,18 @@ def _num_bytes(kept: KeptResponse, items: Sequence[KeptItem]) -> int:
 def _conversation_items(sent_items: Sequence[Item], response: ResponseObject) -> list[KeptItem]:
     if response.conversation is None:
         return []
-    return [*as_kept(sent_items), *(KeptItem(item.id, encode(item)) for item in response.output)]
+    return as_kept([*sent_items, *output_items(msgspec.to_builtins(response))])
+
+
+def output_items(response: Mapping[str, Any]) -> list[Item]:
+    """The output of a response that has ended, to be continued: a custom call that a limit cut off says so.
+
+    OpenAI's type of the item has no field for it, and without one the call would need a result.
+    """
+    items: list[Item] = list(response["output"])
+    if response["status"] == "incomplete" and items and items[-1]["type"] == "custom_tool_call":
+        items[-1] = {**items[-1], "status": "incomplete"}
+    return items
 
 
 def to_kept_items(sent: Any) -> list[Item]:

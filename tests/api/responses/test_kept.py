@@ -15,10 +15,12 @@ from server.store.database import DAY_S, Database
 from server.store.response_store import ResponseStore
 from tests.api.conftest import CALL, Serve, Served
 from tests.api.responses.strict_types import check_no_extra, check_response
-from tests.api.responses.test_router import TOOL, Reply, create, events_of
+from tests.api.responses.test_router import PATCH, PATCH_CALL, TOOL, Reply, create, events_of
 from tests.store.full_disk import set_page_limit
 from tests.store.postgres import is_installed, running_postgres
 
+CUSTOM = {"type": "custom_tool_call", "call_id": "c0", "name": "patch", "input": "one word"}
+CUSTOM_OUTPUT = {"type": "custom_tool_call_output", "call_id": "c0", "output": "done"}
 THOUGHTFUL = "<think>\nhm\n</think>\n\n"
 
 
@@ -175,6 +177,28 @@ async def test_messages_of_chat_completions_are_kept_as_the_items_that_they_are(
         await create(served, input=[*sent, {"role": "user", "content": "Hi"}])
         assert whole["status"] == "completed" and prompts(served)[0] == prompts(served)[1]
         assert prompts(served)[2] == prompts(served)[3]
+
+
+async def test_a_custom_call_that_a_limit_cut_off_does_not_end_the_conversation(
+    serve: Serve, reply: Reply, state: ResponsesState
+) -> None:
+    """It had no status, so that every later turn was refused for want of its result, in a conversation for ever."""
+    cut = PATCH_CALL[: PATCH_CALL.index(" words")]
+    async with serve(reply(f"Look.\n{cut}", "length"), state=state) as served:
+        begun = (await served.http.post("/v1/conversations", json={"items": [CUSTOM, CUSTOM_OUTPUT]})).json()["id"]
+        turn: dict[str, Any] = {"tools": [PATCH], "max_output_tokens": 50}
+        first = (await create(served, **turn)).json()
+        assert [item["type"] for item in first["output"]] == ["message", "custom_tool_call"]
+        check_response(first)
+        await create(served, conversation=begun, **turn)
+        items = [{"role": "user", "content": "Hi"}, first["output"][0], {"role": "user", "content": "And?"}]
+        await create(served, input=items, tools=[PATCH])
+        await create(served, previous_response_id=first["id"], input="And?", tools=[PATCH])
+        later = await create(served, conversation=begun, input="And?", tools=[PATCH])
+        assert prompts(served)[3] == prompts(served)[2] and later.status_code == 200
+        page = (await served.http.get(f"/v1/conversations/{begun}/items", params={"order": "asc"})).json()
+    check_no_extra(ConversationItemList.model_validate(page), "page")
+    assert [item["type"] for item in page["data"]][:2] == ["custom_tool_call", "custom_tool_call_output"]
 
 
 async def test_a_turn_behind_a_deleted_one_says_so(serve: Serve, reply: Reply, state: ResponsesState) -> None:

@@ -243,6 +243,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function"}]}, "tools[0].name"), ({"tools": [{}]}, "tools[0].type"),
     ({"tools": [TOOL, TOOL]}, "tools[1].name"), ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
     ({"store": False, "background": True}, "background"), ({"metadata": 7}, "metadata"),
+    ({"metadata": ["a"]}, "metadata"),
 ]  # fmt: skip
 
 
