@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -12,7 +12,6 @@ import pytest
 from server.errors import EngineDied, QueueFull
 from server.messages import Delta, Generate, TokenLogprob
 from tests.api.conftest import CALL, MODEL, WEATHER, Serve, Served
-from tests.api.responses.conftest import HeldScript
 from tests.api.responses.strict_types import ENDS, check_event, check_response, fold_deltas, without
 from tests.backends.scripted import Script
 from tests.dialects.schema.test_client_grammars import ADD
@@ -120,14 +119,13 @@ async def test_a_silent_stream_repeats_that_it_is_in_progress(
 ) -> None:
     """Codex ends a stream that brings no event for five minutes, and comments are none: long prompts never ended."""
     monkeypatch.setattr("server.api.responses.plan.SILENCE_S", 0.02)
-    script = HeldScript(reply("Hello", "length"), 1)
-    asyncio.get_running_loop().call_later(0.2, script.release)
-    async with serve(script.pieces) as served:
+    admitted, *rest = reply("Hello", "length")
+    async with serve([admitted, 0.2, *rest]) as served:
         events = events_of(await create(served, stream=True))
         assert not served.backend.running
     kinds = [event["type"] for event in events]
     first_item = kinds.index("response.output_item.added")
-    assert first_item > 3 and set(kinds[1:first_item]) == {"response.in_progress"}
+    assert first_item > 2 and set(kinds[1:first_item]) == {"response.in_progress"}
     assert "response.in_progress" not in kinds[first_item:]
     assert fold_deltas(events) and events[-1]["response"]["output"][0]["content"][0]["text"] == "Hello"
 
@@ -136,9 +134,18 @@ async def test_a_client_that_leaves_in_the_silence_ends_its_reply(
     serve: Serve, reply: Reply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.api.responses.plan.SILENCE_S", 0.02)
-    async with serve(HeldScript(reply("Hello"), 1).pieces) as served:
+    admitted, *rest = reply("Hello")
+    started = asyncio.Event()
+
+    def pieces(_: Generate) -> Iterator[Any]:
+        yield admitted
+        started.set()
+        yield from (600.0, *rest)
+
+    async with serve(pieces) as served:
         leaving = asyncio.create_task(create(served, stream=True))
-        await asyncio.sleep(0.1)
+        await started.wait()
+        await asyncio.sleep(0.05)
         assert served.backend.running
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
