@@ -147,16 +147,16 @@ def test_a_reminder_behind_each_result_leaves_the_prompt_before_it_alone(name: s
 
 
 def test_reminders_stand_in_the_text_around_them_where_the_template_takes_none() -> None:
-    reminder = SystemMessage("Hurry.")
+    reminder, user, reply = SystemMessage("Hurry."), UserMessage("a"), AssistantMessage("b")
     call = AssistantMessage(calls=(PastCall("1", "look", {}),))
-    for history, shown in (
-        ([UserMessage("a"), call, ToolMessage("b", "1"), reminder], ["a", "", "b\n\nHurry."]),
-        ([UserMessage("a"), AssistantMessage("b"), reminder, UserMessage("c")], ["a", "b", "Hurry.\n\nc"]),
-        ([UserMessage("a"), AssistantMessage("b"), UserMessage("c"), reminder, UserMessage("d")],
-         ["a", "b", "c\n\nHurry.", "d"]),
-        ([UserMessage("a"), AssistantMessage("b"), reminder, reminder], ["a", "b", "Hurry.\n\nHurry."]),
-        ([UserMessage("a"), reminder, AssistantMessage("b")], ["Hurry.", "a", "b"]),
-    ):  # fmt: skip
+    cases: list[tuple[list[Message], list[str]]] = [
+        ([user, call, ToolMessage("c", "1"), reminder], ["a", "", "c\n\nHurry."]),
+        ([user, reply, reminder, UserMessage("c")], ["a", "b", "Hurry.\n\nc"]),
+        ([user, reply, UserMessage("c"), reminder, UserMessage("d")], ["a", "b", "c\n\nHurry.", "d"]),
+        ([user, reply, reminder, reminder], ["a", "b", "Hurry.\n\nHurry."]),
+        ([user, reminder, reply], ["Hurry.", "a", "b"]),
+    ]
+    for history, shown in cases:
         placed = normalize_messages(history, TemplateCapabilities())
         assert [one.message["content"] or "" for one in placed] == shown
         assert sorted(at for one in placed for at in one.sources) == list(range(len(history)))
