@@ -113,9 +113,9 @@ def top(context: typer.Context) -> None:
 
 
 @app.command("launch", context_settings=FORWARDED)
-def launch(context: typer.Context) -> None:
+def launch() -> None:
     """Start a coding agent with a running server: toolwire launch codex|claude|opencode|qwen."""
-    _run_module("server.cli.launch", context.args)
+    _run_module("server.cli.launch", sys.argv[sys.argv.index("launch") + 1 :])  # the context's have lost a `--`
 
 
 def _run_module(name: str, arguments: list[str]) -> None:

@@ -177,18 +177,46 @@ def _normalize_custom(custom: Mapping[str, Any]) -> dict[str, Any]:
 def _gather_system(
     normalized: Sequence[NormalizedMessage], capabilities: TemplateCapabilities
 ) -> list[NormalizedMessage]:
-    """One system message at the head, of its leading ones, or of all where the template takes none later."""
-    head = 0
-    while head < len(normalized) and normalized[head].role == "system":
-        head += 1
-    late_too = not capabilities.late_system
-    gathered = [one for i, one in enumerate(normalized) if one.role == "system" and (i < head or late_too)]
-    others = [one for i, one in enumerate(normalized) if one.role != "system" or (i >= head and not late_too)]
+    """One system message at the head, of its leading ones, or where the template takes none later of all before the
+    first reply.
+
+    What comes behind a reply stays there, in the text of what surrounds it: agents add reminders turn by turn, and at
+    the head each would change the whole prompt.
+    """
+    end = next((i for i, one in enumerate(normalized) if one.role != "system"), len(normalized))
+    if not capabilities.late_system:
+        end = next((i for i, one in enumerate(normalized) if one.role == "assistant"), len(normalized))
+    gathered = [one for one in normalized[:end] if one.role == "system"]
+    others = [one for i, one in enumerate(normalized) if one.role != "system" or i >= end]
+    if not capabilities.late_system:
+        others = _in_surroundings(others)
     if not gathered:
         return others
     text = "\n\n".join(one.message["content"] for one in gathered if one.message["content"])
     sources = tuple(source for one in gathered for source in one.sources)
     return [NormalizedMessage({"role": "system", "content": text}, sources), *others]
+
+
+def _in_surroundings(messages: Sequence[NormalizedMessage]) -> list[NormalizedMessage]:
+    """System messages as text of the result or user message before them, or else of a user message, the next if any."""
+    placed: list[NormalizedMessage] = []
+    is_open = False  # the last one is a user message of such text alone
+    for one in messages:
+        if one.role == "system" and not (placed and placed[-1].role in ("user", "tool")):
+            placed.append(NormalizedMessage({**one.message, "role": "user"}, one.sources))
+            is_open = True
+        elif one.role == "system" or (one.role == "user" and is_open):
+            placed[-1] = _joined(placed[-1], one)
+            is_open = is_open and one.role == "system"
+        else:
+            placed.append(one)
+            is_open = False
+    return placed
+
+
+def _joined(one: NormalizedMessage, other: NormalizedMessage) -> NormalizedMessage:
+    text = "\n\n".join(each.message["content"] for each in (one, other) if each.message["content"])
+    return NormalizedMessage({**one.message, "content": text}, one.sources + other.sources)
 
 
 def _with_user(messages: list[NormalizedMessage]) -> list[NormalizedMessage]:

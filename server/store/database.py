@@ -251,9 +251,17 @@ class Database:
     def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
         """Whether there was one."""
         own = select(CONVERSATIONS.c.id).where(*self._own_conversation(owner, conversation_id))
-        gone = delete(ITEMS).where(ITEMS.c.conversation_id.in_(own), ITEMS.c.id == item_id)
+        named = ITEMS.c.conversation_id.in_(own), ITEMS.c.id == item_id
         with self._transaction() as connection:
-            return connection.execute(gone).rowcount > 0
+            num_bytes = connection.scalar(select(func.sum(ITEMS.c.num_bytes)).where(*named))
+            if num_bytes is None:
+                return False
+            connection.execute(delete(ITEMS).where(*named))
+            left = CONVERSATIONS.c.num_bytes - int(num_bytes)
+            connection.execute(
+                update(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation_id).values(num_bytes=left)
+            )
+        return True
 
     def checkpoint(self) -> None:
         """Move what was committed from SQLite's log to its file, and begin a new log.

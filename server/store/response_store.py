@@ -9,7 +9,7 @@ from typing import Literal, ParamSpec, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.runtime.worker_pool import WorkerPool
-from server.store.database import Database, KeptResponse
+from server.store.database import Database
 
 logger = logging.getLogger("toolwire.store")
 
@@ -19,7 +19,7 @@ RETRY_S = 5.0  # after a failure the database is left alone
 SWEEP_INTERVAL_S = 600.0
 CHECKPOINT_BYTES = 4 << 20  # written before SQLite's log is moved to its file, in the next pause
 MOST_LOGGED_BYTES = 32 << 20  # and without one; a commit that did it would wait for disks
-PAUSE_S = 1.0  # without a new response
+PAUSE_S = 1.0  # without a write
 SWEEPS_PER_BOUND = 64  # sweeps while the bound in bytes is written once
 FAILING = "the database of kept responses fails; the server's log says why"
 StoreState = Literal["none", "ok", "failing"]
@@ -68,9 +68,8 @@ class ResponseStore:
             self._fault = ""
         return result
 
-    def written(self, kept: KeptResponse) -> None:
+    def written(self, num_bytes: int) -> None:
         """Count what was kept; begins a sweep, or the move of SQLite's log, where one is due."""
-        num_bytes = len(kept.body) + len(kept.input)
         self._written_bytes += num_bytes
         self._logged_bytes += num_bytes
         self._written_s = time.monotonic()

@@ -116,7 +116,7 @@ def run(agent: AgentRun, installed: Path, url: str) -> str:
         home.mkdir()
         work.mkdir()
         (work / "note.txt").write_text(NOTE)
-        for command in agent.commands(AgentTarget(url, MODEL, "any"), home, QUESTION):
+        for command in agent.commands(AgentTarget(url, MODEL, "any", WINDOW), home, QUESTION):
             own = {"HOME": str(home), "PATH": path_of(installed), "PWD": str(work)}  # opencode works in what PWD says
             with subprocess.Popen(
                 command.arguments, cwd=work, env={**os.environ, **own, **command.environment}, text=True,

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from server.chat_request import AssistantMessage, Message, PastCall, ToolMessage
+from server.chat_request import AssistantMessage, Message, PastCall, SystemMessage, ToolMessage, UserMessage
 from server.checkpoint.capabilities import TemplateCapabilities
 from server.checkpoint.template_text import RawArguments
 from server.dialects.kimi_k2 import KIMI_K2
 from server.prompt.builder import PromptBuilder
 from server.prompt.normalize import normalize_messages, normalize_tools, read_arguments
 from server.settings import ApiSettings, Settings
-from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, ask, checkpoint, ids_of, native, prompter, text_of
+from tests.model_templates import SPLITS_THOUGHTS, TEMPLATES, ask, ids_of, native, prompter, text_of
 
 WITH_TOOLS = [name for name in TEMPLATES if name != "qwen15"]
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
@@ -129,8 +129,37 @@ def test_c28_late_and_several_system_messages_are_all_read(name: str) -> None:
     text = prompt(name, messages)
     assert "rule one\n\nrule two" in text
     assert text.count("rule three") == 1
-    in_place = text.index("rule three") > text.index("Sunny.")
-    assert in_place == checkpoint(name).capabilities.late_system
+    assert text.index("rule three") > text.index("Sunny.")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_reminder_behind_each_result_leaves_the_prompt_before_it_alone(name: str) -> None:
+    """Claude Code adds system messages turn by turn; where the template takes none, each changed the prompt's head."""
+    opening = [USER, {"role": "system", "content": "rule one"}]
+    turns = [
+        [{"role": "assistant", "content": f"answer {i}"}, {"role": "user", "content": f"question {i}"}] for i in (1, 2)
+    ]
+    reminders = [{"role": "system", "content": f"{i}000 tokens left"} for i in (9, 8)]
+    first = prompt(name, [*opening, *turns[0], reminders[0]])
+    second = prompt(name, [*opening, *turns[0], reminders[0], *turns[1], reminders[1]])
+    before = first[: first.index("9000 tokens left")]
+    assert "answer 1" in before and second.startswith(before) and "8000 tokens left" in second
+
+
+def test_reminders_stand_in_the_text_around_them_where_the_template_takes_none() -> None:
+    reminder, user, reply = SystemMessage("Hurry."), UserMessage("a"), AssistantMessage("b")
+    call = AssistantMessage(calls=(PastCall("1", "look", {}),))
+    cases: list[tuple[list[Message], list[str]]] = [
+        ([user, call, ToolMessage("c", "1"), reminder], ["a", "", "c\n\nHurry."]),
+        ([user, reply, reminder, UserMessage("c")], ["a", "b", "Hurry.\n\nc"]),
+        ([user, reply, UserMessage("c"), reminder, UserMessage("d")], ["a", "b", "c\n\nHurry.", "d"]),
+        ([user, reply, reminder, reminder], ["a", "b", "Hurry.\n\nHurry."]),
+        ([user, reminder, reply], ["Hurry.", "a", "b"]),
+    ]
+    for history, shown in cases:
+        placed = normalize_messages(history, TemplateCapabilities())
+        assert [one.message["content"] or "" for one in placed] == shown
+        assert sorted(at for one in placed for at in one.sources) == list(range(len(history)))
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)

@@ -101,6 +101,16 @@ def test_the_oldest_beyond_the_bound_in_bytes_are_removed(open_database: Open) -
     assert database.sweep() == 0
 
 
+def test_a_deleted_item_counts_no_more(open_database: Open) -> None:
+    """A conversation was removed for the bytes of items that were deleted."""
+    database = open_database(max_bytes=100_000)
+    items = [KeptItem(name, b"x" * 60_000) for name in "ab"]
+    database.put_conversation("me", KeptConversation("conv", time.time(), b"{}"), items)
+    assert not database.delete_item("you", "conv", "a") and database.delete_item("me", "conv", "a")
+    assert not database.delete_item("me", "conv", "a")
+    assert database.sweep() == 0 and [one.id for one in database.items("me", "conv") or ()] == ["b"]
+
+
 def test_what_is_too_old_is_neither_found_nor_kept(open_database: Open) -> None:
     database = open_database(max_age_s=0.2)
     database.put_response("me", kept("a"))

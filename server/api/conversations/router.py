@@ -91,6 +91,7 @@ class ConversationsHandler:
         items = _checked(body.items, self._strict)
         kept = KeptConversation(f"conv_{new_id()}", time.time(), msgspec.json.encode(body.metadata or {}))
         await self._run(memory, memory.database.put_conversation, memory.owner, kept, as_kept(items))
+        self._written(items)
         return json_response(_object_of(kept, notes))
 
     async def retrieve(self, request: Request) -> Response:
@@ -118,7 +119,8 @@ class ConversationsHandler:
         items, conversation_id = _checked(body.items, self._strict), request.path_params["id"]
         if not await self._run(memory, memory.database.add_items, memory.owner, conversation_id, as_kept(items)):
             raise no_such("Conversation", conversation_id)
-        page = page_of(items, {"order": "asc", "limit": str(MOST_NEW_ITEMS)})
+        self._written(items)
+        page = page_of([_shown(item) for item in items], {"order": "asc", "limit": str(MOST_NEW_ITEMS)})
         page.toolwire = noted(notes)
         return json_response(page)
 
@@ -162,7 +164,10 @@ class ConversationsHandler:
 
     async def _items(self, request: Request) -> list[dict[str, Any]]:
         items = await self._memory(request.state).conversation_items(request.path_params["id"])
-        return [json.loads(item.body) for item in items]
+        return [_shown(json.loads(item.body)) for item in items]
+
+    def _written(self, items: Sequence[dict[str, Any]]) -> None:
+        self._state.store.written(len(msgspec.json.encode(items)))
 
     async def _run(self, memory: ClientMemory, work: Any, *args: Any) -> Any:
         try:
@@ -216,6 +221,12 @@ def _checked(items: list[Any], strict: bool) -> list[dict[str, Any]]:
         if getattr(item, "type", "") == "item_reference":
             raise bad(f"Invalid 'items[{place}]': references cannot be added.", f"items[{place}]", "invalid_value")
     return to_kept_items(items)
+
+
+def _shown(item: dict[str, Any]) -> dict[str, Any]:
+    """An item as conversations show it: OpenAI's types of custom calls there have no status."""
+    has_none = item["type"] in ("custom_tool_call", "custom_tool_call_output")
+    return {key: value for key, value in item.items() if key != "status"} if has_none else item
 
 
 def _object_of(kept: KeptConversation, notes: Sequence[Note] = ()) -> ConversationObject:

@@ -76,6 +76,7 @@ class CodexModel(msgspec.Struct):
     availability_nux: None = None
     experimental_supported_tools: Sequence[str] = ()
     web_search_tool_type: str = "text"
+    tool_mode: None = None  # tools as they are offered, none behind a language of their own
 
 
 class ModelList(msgspec.Struct, tag_field="object", tag="list"):

@@ -98,6 +98,8 @@ def _choice(request: MessagesRequest, tools: Sequence[Tool]) -> Choice:
     parallel = not choice.disable_parallel_tool_use
     if MODES[choice.type] == "required" and not tools:
         raise bad("A call can only be forced while `tools` has one that is served.", "tool_choice")
+    if choice.type == "tool" and choice.name is None:
+        raise bad("Missing required parameter: 'tool_choice.name'.", "tool_choice.name", "missing_required_parameter")
     if choice.type == "tool" and choice.name not in {tool.name for tool in tools}:
         raise bad(f"Tool '{choice.name}' not found in provided tools.", "tool_choice.name")
     allowed = frozenset([choice.name]) if choice.type == "tool" and choice.name is not None else None

@@ -122,7 +122,9 @@ class ConversationReader:
                     self._cut_off.add(call_id)
             case CustomCallItemIn():
                 name = flat_name(item.namespace, item.name)
-                self._add_call(PastCall(item.call_id, name, item.input, custom=True), item, param)
+                call_id = self._add_call(PastCall(item.call_id, name, item.input, custom=True), item, param)
+                if item.status == "incomplete":
+                    self._cut_off.add(call_id)
             case CallOutputItem():
                 self._add_result(item, param)
             case CompactionItemIn():

@@ -136,6 +136,7 @@ class CustomCallItemIn(Part):
     name: PastName
     input: str
     namespace: str | None = None
+    status: str | None = None
 
 
 class CallOutputItem(Part):
@@ -234,11 +235,11 @@ def read_items(value: Any, at: str = "input", strict: bool = False) -> list[Inpu
     return [
         _read_item(one, f"{at}[{position}]", strict)
         for position, item in enumerate(value)
-        for one in ([item] if strict else _in_responses_form(item))
+        for one in ([item] if strict else in_responses_form(item))
     ]
 
 
-def _in_responses_form(item: Any) -> list[Any]:
+def in_responses_form(item: Any) -> list[Any]:
     """A message of Chat Completions with calls, or with a result, as the items that it is."""
     if not isinstance(item, dict) or item.get("type") not in (None, "message"):
         return [item]

@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.datastructures import State
@@ -14,7 +14,7 @@ from server.api.chat.content import plain_parts
 from server.api.chat.to_reply import new_id
 from server.api.errors import ApiError, RequestRefused, encode
 from server.api.middleware.auth import CLIENT
-from server.api.responses.items import kind_of_item, result_parts
+from server.api.responses.items import in_responses_form, kind_of_item, result_parts
 from server.api.responses.schemas import ResponsesRequest
 from server.api.responses.to_reply import response_of_item
 from server.api.responses.wire import ResponseObject
@@ -25,6 +25,7 @@ RETRY_AFTER_S = 5
 UNENDED = ("queued", "in_progress")
 GONE = "The server that wrote this response ended before the response was complete; send the request again."
 Item = dict[str, Any]
+T = TypeVar("T")
 _ID_PREFIXES = {
     "message": "msg", "function_call": "fc", "function_call_output": "fco", "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco", "reasoning": "rs", "compaction": "cmp",
@@ -75,7 +76,7 @@ class ClientMemory:
             await self.store.run(self.store.database.put_response, self.owner, kept, items)
         except StoreFailed as error:
             return str(error)
-        self.store.written(kept)
+        self.store.written(_num_bytes(kept, items))
         return ""
 
     async def begin(self, sent_items: Sequence[Item], response: ResponseObject, lease_s: float) -> None:
@@ -95,7 +96,7 @@ class ClientMemory:
         assert database is not None, "it has begun in a database"
         kept, items = _kept_of(sent_items, response), _conversation_items(sent_items, response)
         if await self.store.run(database.end_response, self.owner, kept, items, events):
-            self.store.written(kept)
+            self.store.written(_num_bytes(kept, items))
             return response
         found = await self.store.run(database.response, self.owner, kept.id)
         return response if found is None else msgspec.json.decode(found.body, type=ResponseObject)
@@ -116,19 +117,13 @@ class ClientMemory:
 
     async def events(self, response_id: str) -> bytes:
         """The events of an ended background response; empty for one whose server was gone. Raises RequestRefused."""
-        try:
-            events = await self.store.run(self.database.events, self.owner, response_id)
-        except StoreFailed as error:
-            raise no_store(error) from error
+        events = await self._run(self.database.events, response_id)
         if events is None:
             raise no_such("Response", response_id)
         return events
 
     async def _found(self, response_id: str) -> KeptResponse:
-        try:
-            found = await self.store.run(self.database.response, self.owner, response_id)
-        except StoreFailed as error:
-            raise no_store(error) from error
+        found = await self._run(self.database.response, response_id)
         if found is None:
             raise no_such("Response", response_id)
         return found
@@ -146,40 +141,55 @@ class ClientMemory:
 
     async def delete_response(self, response_id: str) -> None:
         """Raises RequestRefused (404)."""
-        try:
-            found = await self.store.run(self.database.delete_response, self.owner, response_id)
-        except StoreFailed as error:
-            raise no_store(error) from error
-        if not found:
+        if not await self._run(self.database.delete_response, response_id):
             raise no_such("Response", response_id)
 
     async def conversation_items(self, conversation_id: str) -> list[KeptItem]:
         """The items of a conversation. Raises RequestRefused (404)."""
-        try:
-            items = await self.store.run(self.database.items, self.owner, conversation_id)
-        except StoreFailed as error:
-            raise no_store(error) from error
+        items = await self._run(self.database.items, conversation_id)
         if items is None:
             raise no_such("Conversation", conversation_id)
         return items
 
     async def _before(self, response_id: str) -> list[Item]:
         """All items up to the end of a response."""
-        chain: list[KeptResponse] | None = None
-        if self.store.database is not None:
-            try:
-                chain = await self.store.run(self.store.database.chain, self.owner, response_id)
-            except StoreFailed as error:
-                raise no_store(error) from error
+        database = self.store.database
+        chain = None if database is None else await self._run(database.chain, response_id)
         if chain is None:
-            text = f"Previous response with id '{response_id}' not found: it is unknown, expired, or was not stored."
+            is_kept = database is not None and await self._run(database.response, response_id) is not None
+            why = "one that it continues is deleted or expired" if is_kept else "it is unknown, expired, or not stored"
+            text = f"Previous response with id '{response_id}' not found: {why}."
             raise bad(text, "previous_response_id", "previous_response_not_found")
         if json.loads(chain[-1].body)["status"] in UNENDED:
             chain[-1] = await self.response(response_id)
             if chain[-1].lease_s is not None:
                 text = f"Previous response with id '{response_id}' has not ended yet; wait for it, or cancel it."
                 raise bad(text, "previous_response_id", "previous_response_in_progress")
-        return [item for kept in chain for item in (*json.loads(kept.input), *json.loads(kept.body)["output"])]
+        turns = [item for kept in chain for item in (*json.loads(kept.input), *output_items(json.loads(kept.body)))]
+        return [*await self._before_in_conversation(chain[0]), *turns]
+
+    async def _before_in_conversation(self, kept: KeptResponse) -> list[Item]:
+        """The items before a response's own in the conversation that it belongs to. Raises RequestRefused (400)."""
+        body = json.loads(kept.body)
+        if body["conversation"] is None:
+            return []
+        listed = await self._run(self.database.items, body["conversation"]["id"]) or ()
+        items = [json.loads(item.body) for item in listed]
+        sent, written = ({item["id"] for item in own} for own in (json.loads(kept.input), body["output"]))
+        place = next((at for at, item in enumerate(items) if item["id"] in (written or sent)), None)
+        if place is None:
+            text = f"Previous response with id '{kept.id}' cannot be continued: its conversation has lost it."
+            raise bad(text, "previous_response_id", "previous_response_not_found")
+        while place > 0 and items[place - 1]["id"] in sent:
+            place -= 1
+        return items[:place]
+
+    async def _run(self, work: Callable[[str, str], T], id_: str) -> T:
+        """What the database has of this client by this id. Raises RequestRefused (503)."""
+        try:
+            return await self.store.run(work, self.owner, id_)
+        except StoreFailed as error:
+            raise no_store(error) from error
 
     async def _resolved(self, items: Sequence[Any], kept: Sequence[Item]) -> list[Any]:
         """The items, those that stand for kept ones replaced; references that name nothing stay, to be refused."""
@@ -214,10 +224,25 @@ def _kept_of(sent_items: Sequence[Item], response: ResponseObject) -> KeptRespon
     return KeptResponse(response.id, encode(response), sent, response.previous_response_id, conversation_id)
 
 
+def _num_bytes(kept: KeptResponse, items: Sequence[KeptItem]) -> int:
+    return len(kept.body) + len(kept.input) + sum(len(item.body) for item in items)
+
+
 def _conversation_items(sent_items: Sequence[Item], response: ResponseObject) -> list[KeptItem]:
     if response.conversation is None:
         return []
-    return [*as_kept(sent_items), *(KeptItem(item.id, encode(item)) for item in response.output)]
+    return as_kept([*sent_items, *output_items(msgspec.to_builtins(response))])
+
+
+def output_items(response: Mapping[str, Any]) -> list[Item]:
+    """The output of a response that has ended, to be continued: a custom call that a limit cut off says so.
+
+    OpenAI's type of the item has no field for it, and without one the call would need a result.
+    """
+    items: list[Item] = list(response["output"])
+    if response["status"] == "incomplete" and items and items[-1]["type"] == "custom_tool_call":
+        items[-1] = {**items[-1], "status": "incomplete"}
+    return items
 
 
 def to_kept_items(sent: Any) -> list[Item]:
@@ -226,7 +251,7 @@ def to_kept_items(sent: Any) -> list[Item]:
         return []
     if isinstance(sent, str):
         sent = [{"type": "message", "role": "user", "content": sent}]
-    return [_to_kept_item(item) for item in sent]
+    return [_to_kept_item(one) for item in sent for one in in_responses_form(item)]
 
 
 def as_kept(items: Sequence[Item]) -> list[KeptItem]:
@@ -237,11 +262,11 @@ def as_kept(items: Sequence[Item]) -> list[KeptItem]:
 def _to_kept_item(sent: Mapping[str, Any]) -> Item:
     item = {key: value for key, value in sent.items() if value is not None}
     kind = item["type"] = kind_of_item(item)
-    if not isinstance(item.get("id"), str):
+    if not (isinstance(item.get("id"), str) and item["id"]):
         item["id"] = f"{_ID_PREFIXES.get(kind, 'item')}_{new_id()}"
     if kind == "message":
         text_kind = "output_text" if item["role"] == "assistant" else "input_text"
-        content = item["content"]
+        content = item.get("content", [])
         parts = [{"type": text_kind, "text": content}] if isinstance(content, str) else plain_parts(content, True)
         item["content"] = [_to_kept_part(part, text_kind) for part in parts]
     elif kind == "function_call" and not isinstance(item.get("arguments"), str):

@@ -1,5 +1,6 @@
 """One response being written: its events, its frames, and what is done before its last event is sent."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -19,8 +20,9 @@ from server.chat_request import ChatRequest
 from server.errors import PromptTooLong, ServeError
 from server.notes import Note
 from server.reply.trace import fold_trace
-from server.service import Generation, RequestObserver
+from server.service import ChoiceEvent, Generation, RequestObserver
 
+SILENCE_S = 60.0  # before the first item, after which an event says that the response is still being written
 # Keeps a response; returns why it could not be kept, or "".
 Keep = Callable[[ResponseObject], Awaitable[str]]
 
@@ -100,15 +102,25 @@ class ResponsePlan:
         return [*self._writer.open(), self._writer.fail(error)]
 
     async def events(self, generation: Generation) -> AsyncGenerator[list[StreamEvent], None]:
-        """The events. A reply that fails ends with `response.failed`, and then raises its ServeError."""
+        """The events. A reply that fails ends with `response.failed`, and then raises its ServeError.
+
+        While a long prompt is computed `response.in_progress` is repeated: Codex ends a stream that brings no event for
+        five minutes, and comments are none to it.
+        """
         try:
             yield [*self._writer.open(), *self._traced(generation)]
             async with aclosing(generation.events()) as arrivals:
+                first = asyncio.ensure_future(anext(arrivals, []))
+                try:
+                    while not (await asyncio.wait({first}, timeout=SILENCE_S))[0]:
+                        yield [self._writer.go_on()]
+                    if written := self._written(generation, first.result()):
+                        yield written
+                finally:
+                    first.cancel()
+                    await asyncio.gather(first, return_exceptions=True)
                 async for events in arrivals:
-                    written = self._traced(generation)
-                    if self._generates:
-                        written += [one for event in events for one in self._writer.feed(event)]
-                    if written:
+                    if written := self._written(generation, events):
                         yield written
             yield [await self._ended(self._close(generation))]
         except ServeError as error:
@@ -142,6 +154,12 @@ class ResponsePlan:
         """The event of what the trace has gained, where it has."""
         delta, prepared = generation.take_trace(), generation.prepared
         return [] if delta is None else [self._writer.show_trace(delta, prepared.notes, prepared.dropped_messages)]
+
+    def _written(self, generation: Generation, events: Sequence[ChoiceEvent]) -> list[StreamEvent]:
+        written = self._traced(generation)
+        if self._generates:
+            written += [one for event in events for one in self._writer.feed(event)]
+        return written
 
     def _close(self, generation: Generation) -> EndEvent:
         prepared, usage = generation.prepared, generation.usage

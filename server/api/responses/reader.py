@@ -93,6 +93,8 @@ class RequestReader:
         if sent.background and self._store.database is None:
             text = "Background mode needs kept responses, and this server keeps none (--response-store)."
             raise bad(text, "background", "invalid_parameter_combination")
+        if sent.conversation is not None and not is_kept:
+            notes = (*notes, Note("not_kept", "conversation", "without 'store' the conversation gets no items."))
         own = read_items(context.own, strict=self._replies.settings.strict)
         mapped = self._mapper.map(sent, read_items(context.kept), own, notes)
         items = to_kept_items(context.own) if needs_items else []

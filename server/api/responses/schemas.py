@@ -81,7 +81,9 @@ def _read_metadata(value: Any, info: ValidationInfo) -> Any:
     """Values that are no texts are their JSON. OpenAI's limits hold with `--strict` alone."""
     if is_strict(info) or not isinstance(value, dict | list):
         return check_metadata(value, info) if is_strict(info) else value
-    sent = value.items() if isinstance(value, dict) else ()
+    if value and isinstance(value, list):
+        raise wrong_type("an object", value)
+    sent = value.items() if isinstance(value, dict) else ()  # PHP writes an empty object as an empty array
     return {key: item if isinstance(item, str) else as_json(item) for key, item in sent}
 
 

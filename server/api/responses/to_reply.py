@@ -126,6 +126,10 @@ class ResponseWriter:
             events = [ResponseCreated(self._number(), self._response)]
         return [*events, ResponseInProgress(self._number(), self._response)]
 
+    def go_on(self) -> ResponseInProgress:
+        """An event that says nothing new, before the first item."""
+        return ResponseInProgress(self._number(), self._response)
+
     def feed(self, received: ChoiceEvent) -> list[StreamEvent]:
         """The events of one event of the reply."""
         event, tokens = received.parsed.event, received.parsed.tokens

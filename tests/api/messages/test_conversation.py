@@ -165,6 +165,8 @@ async def test_tools_of_anthropics_servers_are_left_out_with_a_note(serve: Serve
         alone = await prompt_of(served, tools=[TOOL])
         assert served.backend.asked[0].token_ids == alone
         refused = await send(served, tools=[search, TOOL], tool_choice={"type": "tool", "name": "web_search"})
+        nameless = await send(served, tools=[TOOL], tool_choice={"type": "tool"})
+    assert "Missing required parameter: 'tool_choice.name'" in nameless.json()["error"]["message"]
     assert response.json()["toolwire"]["notes"][0]["param"] == "tools[0]"
     assert refused.status_code == 400 and "web_search" in refused.json()["error"]["message"]
 

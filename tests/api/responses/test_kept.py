@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +15,12 @@ from server.store.database import DAY_S, Database
 from server.store.response_store import ResponseStore
 from tests.api.conftest import CALL, Serve, Served
 from tests.api.responses.strict_types import check_no_extra, check_response
-from tests.api.responses.test_router import TOOL, Reply, create, events_of
+from tests.api.responses.test_router import PATCH, PATCH_CALL, TOOL, Reply, create, events_of
 from tests.store.full_disk import set_page_limit
 from tests.store.postgres import is_installed, running_postgres
 
+CUSTOM = {"type": "custom_tool_call", "call_id": "c0", "name": "patch", "input": "one word"}
+CUSTOM_OUTPUT = {"type": "custom_tool_call_output", "call_id": "c0", "output": "done"}
 THOUGHTFUL = "<think>\nhm\n</think>\n\n"
 
 
@@ -109,6 +112,105 @@ async def test_a_conversation_gathers_its_items(serve: Serve, reply: Reply, stat
         assert (await create(served, conversation=begun["id"])).status_code == 404
 
 
+async def test_a_response_of_a_conversation_is_continued_with_what_came_before(
+    serve: Serve, reply: Reply, state: ResponsesState
+) -> None:
+    """`previous_response_id` of such a response left out the conversation before it, without a word."""
+    async with serve(reply("Hello"), state=state) as served:
+        begun = (await served.http.post("/v1/conversations", json={"items": []})).json()["id"]
+        turns = [await create(served, conversation=begun, input=text) for text in ("One", "Two", "Three")]
+        first, second, _ = (turn.json() for turn in turns)
+        loose = (await create(served, conversation=begun, input="Loose", store=False)).json()
+        assert [(note["kind"], note["param"]) for note in loose["toolwire"]["notes"]] == [("not_kept", "conversation")]
+        beside = await create(served, previous_response_id=second["id"], input="Beside")
+        await create(served, previous_response_id=beside.json()["id"], input="Behind")
+        for prompt, behind in zip(prompts(served)[-2:], ([], ["Behind"]), strict=True):
+            said = [text for text in ("One", "Two", "Three", "Loose", "Beside", "Behind") if text in prompt]
+            assert said == ["One", "Two", "Beside", *behind]
+        assert (await served.http.delete(f"/v1/conversations/{begun}")).status_code == 200
+        answer = await create(served, previous_response_id=first["id"])
+        assert answer.status_code == 400 and "its conversation has lost it" in answer.json()["error"]["message"]
+
+
+async def test_items_of_conversations_are_bounded_in_bytes(serve: Serve, reply: Reply, tmp_path: Path) -> None:
+    """They were counted, and nothing looked at the count before a response was kept."""
+    database = Database(f"sqlite:///{tmp_path / 'kept.sqlite'}", DAY_S, 50_000)
+    state = state_of(ResponseStore(database, 50_000))
+    async with serve(reply("Hello"), state=state) as served:
+        items = [{"role": "user", "content": "x" * 30_000}]
+        first, second = [(await served.http.post("/v1/conversations", json={})).json()["id"] for _ in range(2)]
+        for conversation in (first, second):
+            path = f"/v1/conversations/{conversation}/items"
+            assert (await served.http.post(path, json={"items": items})).status_code == 200
+            assert state.store._tidying is not None
+            await state.store._tidying
+        found = [(await served.http.get(f"/v1/conversations/{one}")).status_code for one in (first, second)]
+    assert found == [404, 200]
+    database.close()
+
+
+async def test_messages_of_chat_completions_are_kept_as_the_items_that_they_are(
+    serve: Serve, reply: Reply, state: ResponsesState
+) -> None:
+    """A message without content was a 500 where it was kept, which is the default; a result was kept as a message."""
+    call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    sent = [
+        {"role": "user", "content": None, "id": ""},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "21"},
+    ]
+    async with serve(reply("Hello"), state=state) as served:
+        whole = (await create(served, input=sent, store=False)).json()
+        kept = (await create(served, input=sent)).json()
+        page = (await served.http.get(f"/v1/responses/{kept['id']}/input_items", params={"order": "asc"})).json()
+        check_no_extra(ResponseItemList.model_validate(page), "page")
+        assert [item["type"] for item in page["data"]] == [
+            "message",
+            "message",
+            "function_call",
+            "function_call_output",
+        ]
+        assert all(item["id"] for item in page["data"])
+        begun = (await served.http.post("/v1/conversations", json={"items": sent})).json()["id"]
+        await create(served, conversation=begun, input=[{"role": "user", "content": "Hi"}])
+        await create(served, input=[*sent, {"role": "user", "content": "Hi"}])
+        assert whole["status"] == "completed" and prompts(served)[0] == prompts(served)[1]
+        assert prompts(served)[2] == prompts(served)[3]
+
+
+async def test_a_custom_call_that_a_limit_cut_off_does_not_end_the_conversation(
+    serve: Serve, reply: Reply, state: ResponsesState
+) -> None:
+    """It had no status, so that every later turn was refused for want of its result, in a conversation for ever."""
+    cut = PATCH_CALL[: PATCH_CALL.index(" words")]
+    async with serve(reply(f"Look.\n{cut}", "length"), state=state) as served:
+        begun = (await served.http.post("/v1/conversations", json={"items": [CUSTOM, CUSTOM_OUTPUT]})).json()["id"]
+        turn: dict[str, Any] = {"tools": [PATCH], "max_output_tokens": 50}
+        first = (await create(served, **turn)).json()
+        assert [item["type"] for item in first["output"]] == ["message", "custom_tool_call"]
+        check_response(first)
+        await create(served, conversation=begun, **turn)
+        items = [{"role": "user", "content": "Hi"}, first["output"][0], {"role": "user", "content": "And?"}]
+        await create(served, input=items, tools=[PATCH])
+        await create(served, previous_response_id=first["id"], input="And?", tools=[PATCH])
+        later = await create(served, conversation=begun, input="And?", tools=[PATCH])
+        assert prompts(served)[3] == prompts(served)[2] and later.status_code == 200
+        page = (await served.http.get(f"/v1/conversations/{begun}/items", params={"order": "asc"})).json()
+    check_no_extra(ConversationItemList.model_validate(page), "page")
+    assert [item["type"] for item in page["data"]][:2] == ["custom_tool_call", "custom_tool_call_output"]
+
+
+async def test_a_turn_behind_a_deleted_one_says_so(serve: Serve, reply: Reply, state: ResponsesState) -> None:
+    """It said of a kept response that it was not found."""
+    async with serve(reply("Hello"), state=state) as served:
+        first = (await create(served)).json()["id"]
+        second = (await create(served, previous_response_id=first)).json()["id"]
+        await served.http.delete(f"/v1/responses/{first}")
+        error = (await create(served, previous_response_id=second)).json()["error"]
+        assert error["code"] == "previous_response_not_found" and "continues is deleted or expired" in error["message"]
+
+
 async def test_a_store_that_fails_costs_the_memory_alone(
     serve: Serve,
     reply: Reply,
@@ -185,3 +287,4 @@ async def test_codex_finds_its_patch_tool_in_the_list_of_models(serve: Serve) ->
         (model,) = (await served.http.get("/v1/models?client_version=1")).json()["models"]
     assert model["slug"] == "org/tiny" and model["apply_patch_tool_type"] == "freeform" and model["context_window"]
     assert "apply_patch" in model["base_instructions"]  # an empty text would leave Codex without any
+    assert model["tool_mode"] is None

@@ -1,8 +1,9 @@
 """Responses through the real routes: whole and streamed, every event and body as openai's types have them."""
 
+import asyncio
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -113,6 +114,44 @@ async def test_a_random_stream_adds_up_to_the_whole(serve: Serve, reply: Reply, 
     assert [last.get(key) for key in same] == [whole.get(key) for key in same]
 
 
+async def test_a_silent_stream_repeats_that_it_is_in_progress(
+    serve: Serve, reply: Reply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codex ends a stream that brings no event for five minutes, and comments are none: long prompts never ended."""
+    monkeypatch.setattr("server.api.responses.plan.SILENCE_S", 0.02)
+    admitted, *rest = reply("Hello", "length")
+    async with serve([admitted, 0.2, *rest]) as served:
+        events = events_of(await create(served, stream=True))
+        assert not served.backend.running
+    kinds = [event["type"] for event in events]
+    first_item = kinds.index("response.output_item.added")
+    assert first_item > 2 and set(kinds[1:first_item]) == {"response.in_progress"}
+    assert "response.in_progress" not in kinds[first_item:]
+    assert fold_deltas(events) and events[-1]["response"]["output"][0]["content"][0]["text"] == "Hello"
+
+
+async def test_a_client_that_leaves_in_the_silence_ends_its_reply(
+    serve: Serve, reply: Reply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.api.responses.plan.SILENCE_S", 0.02)
+    admitted, *rest = reply("Hello")
+    started = asyncio.Event()
+
+    def pieces(_: Generate) -> Iterator[Any]:
+        yield admitted
+        started.set()
+        yield from (600.0, *rest)
+
+    async with serve(pieces) as served:
+        leaving = asyncio.create_task(create(served, stream=True))
+        await started.wait()
+        await asyncio.sleep(0.05)
+        assert served.backend.running
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert not served.backend.running
+
+
 async def test_a_limit_makes_it_incomplete(serve: Serve, reply: Reply) -> None:
     async with serve(reply("Hello there", "length")) as served:
         whole = (await create(served, max_output_tokens=2)).json()
@@ -211,6 +250,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function"}]}, "tools[0].name"), ({"tools": [{}]}, "tools[0].type"),
     ({"tools": [TOOL, TOOL]}, "tools[1].name"), ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
     ({"store": False, "background": True}, "background"), ({"metadata": 7}, "metadata"),
+    ({"metadata": ["a"]}, "metadata"),
 ]  # fmt: skip
 
 

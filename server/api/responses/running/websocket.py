@@ -27,6 +27,7 @@ from server.api.middleware.rate_limit import ClientPlace
 from server.api.middleware.request_log import access_logger
 from server.api.middleware.websocket_protocol import DRAINED
 from server.api.reply_handler import ReplyHandler
+from server.api.responses.memory import output_items
 from server.api.responses.plan import ResponsePlan
 from server.api.responses.reader import PATH, LocalContext, RequestReader
 from server.api.responses.wire import EndEvent, ResponseObject
@@ -248,7 +249,7 @@ class SocketConnection:
     def _remember(self, plan: ResponsePlan, response: ResponseObject) -> None:
         """Let the next message continue this response, where its items have room."""
         self._forget()
-        items = [*plan.earlier, *plan.items, *map(msgspec.to_builtins, response.output)]
+        items = [*plan.earlier, *plan.items, *output_items(msgspec.to_builtins(response))]
         num_bytes = len(msgspec.json.encode(items))
         if self._budget.take(num_bytes):
             self._last, self._last_bytes = LocalContext(response.id, items), num_bytes
