@@ -25,13 +25,13 @@ struct Quantized {  // mirrored by the ctypes structure in server/model/cpu/libr
 
 namespace toolwire {
 
-constexpr int BLOCK = 32;             // inputs
-constexpr int PAIRS = BLOCK / 2;      // of inputs in a block
-constexpr int PARTS = GROUP / LANES;  // registers of a panel's outputs
-constexpr int DIRECT_TOKENS = 4;      // tokens that share codes as they are unpacked
-constexpr int FEW_TOKENS = 8;         // more tokens are multiplied with codes that were unpacked before
-constexpr int STRETCH_BLOCKS = 16;    // blocks that are unpacked at a time and stay in the first cache
-constexpr int STRIP_TOKENS = 96;      // tokens that a thread computes at a time, at most
+constexpr int BLOCK = 32;                    // inputs
+constexpr int PAIRS = BLOCK / 2;             // of inputs in a block
+constexpr int PARTS = GROUP / LANES;         // registers of a panel's outputs
+constexpr int DIRECT_TOKENS = PANEL_TOKENS;  // more tokens are multiplied with codes that were unpacked before
+constexpr int TILE_TOKENS = LANES == 16 ? 12 : PANEL_TOKENS;  // tokens that are multiplied at a time, at most
+constexpr int STRETCH_BLOCKS = 16;           // blocks that are unpacked at a time and stay in the first cache
+constexpr int STRIP_TOKENS = 96;             // tokens that a thread computes at a time, at most
 constexpr long STRIP_BYTES = 384 << 10;  // of their inputs, which stay in a core's own cache
 constexpr long MOST_PANELS = 4;          // that a thread computes at a time
 enum ScaleType { FLOAT16, FLOAT32, INT8 };
@@ -53,23 +53,55 @@ template <class V> inline V read(const void* at) {
     return values;
 }
 
-// Inputs [tokens, size] as integers, with the scale of each block, and the sum of each half of one times that scale.
-struct Rounded {
-    int16_t* words;
-    float *scales, *sums;
+// Inputs of some tokens as integers, with the scale of each block, and the sum of each half of one times that scale.
+// Tokens are in tiles of one size, the last one filled up with zeros. Within a block, a pair of inputs of all tokens of
+// a tile is followed by the next pair, so that every token's is found at a distance known to the compiler.
+class Rounded {
+  public:
     long size;
+    int tiles, each;  // tokens of a tile
 
-    static long bytes(long tokens, long size) { return tokens * (size * 2 + size / BLOCK * 12); }
+    static long bytes(long tokens, long size) { return padded(tokens) * (size * 2 + size / BLOCK * 12); }
     Rounded(void* at, long tokens, long size)
-        : words((int16_t*)at), scales((float*)(words + tokens * size)), sums(scales + tokens * (size / BLOCK)),
-          size(size) {}
+        : size(size), words((int32_t*)at), scales((float*)(words + padded(tokens) * size / 2)),
+          sums(scales + padded(tokens) * (size / BLOCK)) {}
 
-    template <class I> void round(const I* inputs, long tokens) const {
-        for (long block = 0; block < tokens * size / BLOCK; block++) round_block(inputs + block * BLOCK, block);
+    template <class I> void round(const I* inputs, long tokens) {
+        tiles = (int)tiles_of(tokens);
+        each = (int)((tokens + tiles - 1) / tiles);
+        for (long token = 0; token < tiles * each; token++)
+            for (long block = 0; block < size / BLOCK; block++) {
+                const Place place{before(token / each, block), token % each};
+                if (token < tokens) round_block(inputs + token * size + block * BLOCK, place);
+                else clear_block(place);
+            }
     }
 
+    // A tile's numbers from a block on.
+    const int32_t* words_of(long tile, long block) const { return words + before(tile, block) * PAIRS; }
+    const float* scales_of(long tile, long block) const { return scales + before(tile, block); }
+    const float* sums_of(long tile, long block) const { return sums + before(tile, block) * 2; }
+
   private:
-    template <class I> void round_block(const I* inputs, long block) const {
+    int32_t* words;        // [tiles, blocks, PAIRS, each]
+    float *scales, *sums;  // [tiles, blocks, each] and [tiles, blocks, 2, each]
+
+    struct Place {
+        long before, token;  // blocks of all tokens before the token's own; its place within its tile
+    };
+
+    // Blocks of tokens that lie before a tile's block.
+    long before(long tile, long block) const { return (tile * (size / BLOCK) + block) * each; }
+    static long tiles_of(long tokens) { return tokens <= DIRECT_TOKENS ? 1 : (tokens + TILE_TOKENS - 1) / TILE_TOKENS; }
+    static long padded(long tokens) { return rounded_up(tokens, tiles_of(tokens)); }
+
+    void clear_block(Place place) const {
+        for (int pair = 0; pair < PAIRS; pair++) words[place.before * PAIRS + pair * each + place.token] = 0;
+        scales[place.before + place.token] = 0.0f;
+        for (int half = 0; half < 2; half++) sums[place.before * 2 + half * each + place.token] = 0.0f;
+    }
+
+    template <class I> void round_block(const I* inputs, Place place) const {
         Floats values[BLOCK / LANES], greatest = Floats{};
         bool broken = false;
         for (int part = 0; part < BLOCK / LANES; part++) {
@@ -81,45 +113,71 @@ struct Rounded {
         const bool empty = broken || !(most > least);
         const float scale = broken ? NAN : empty ? 0.0f : most / 32767.0f;
         const Floats inverse = all(empty ? 0.0f : 32767.0f / most);
-        scales[block] = scale;
+        scales[place.before + place.token] = scale;
         Floats sum[2] = {};
         for (int part = 0; part < BLOCK / LANES; part++) {
             const Floats whole = empty ? Floats{} : nearest(values[part] * inverse);
             const Narrow own = __builtin_convertvector(__builtin_convertvector((Numbers)whole, Wide), Narrow);
-            std::memcpy(words + block * BLOCK + part * LANES, &own, sizeof own);
+            int32_t pairs[LANES / 2];
+            std::memcpy(pairs, &own, sizeof own);
+            int32_t* to = words + place.before * PAIRS + part * (LANES / 2) * each + place.token;
+            for (int i = 0; i < LANES / 2; i++) to[i * each] = pairs[i];
             sum[part * LANES / GROUP] = sum[part * LANES / GROUP] + whole;
         }
-        for (int half = 0; half < 2; half++) sums[2 * block + half] = sum_of(sum[half]) * scale;
+        for (int half = 0; half < 2; half++)
+            sums[place.before * 2 + half * each + place.token] = sum_of(sum[half]) * scale;
     }
 };
 
-// Scales and shifts of a panel's groups: weight = scale * code + shift.
+// Scales and shifts of some blocks of a panel in float32: weight = scale * code + shift. A block has those of each
+// half, or one for both.
 class PanelScales {
   public:
-    PanelScales(const Quantized& weights, long panel)
-        : weights(weights), groups(weights.inputs / weights.group), panel(panel) {}
-
-    Floats scale(long group, int part) const { return number(weights.scales, weights.super_scales, group, part); }
-    Floats shift(long group, int part, Floats scale) const {
-        if (!weights.minimums) return scale * all(-(float)weights.offset);
-        return Floats{} - number(weights.minimums, weights.super_minimums, group, part);
+    template <int HALVES> void read(const Quantized& weights, long panel, long begin, long end) {
+        switch (weights.scale_type) {
+        case FLOAT16: return read_as<HALVES, FLOAT16>(weights, panel, begin, end);
+        case FLOAT32: return read_as<HALVES, FLOAT32>(weights, panel, begin, end);
+        default: return read_as<HALVES, INT8>(weights, panel, begin, end);
+        }
     }
 
-  private:
-    const Quantized& weights;
-    const long groups, panel;
+    // [blocks, HALVES, GROUP]
+    alignas(64) float scales[2 * STRETCH_BLOCKS * GROUP], shifts[2 * STRETCH_BLOCKS * GROUP];
 
-    Floats number(const void* numbers, const void* supers, long group, int part) const {
-        const long at = (panel * groups + group) * GROUP + part * LANES;
-        switch (weights.scale_type) {
-        case FLOAT16: return load_half((const uint16_t*)numbers + at);
-        case FLOAT32: return load((const float*)numbers + at);
-        default:
-            const long above = panel * (groups / weights.super_group) + group / weights.super_group;
-            const Wide wide = __builtin_convertvector(read<Bytes>((const int8_t*)numbers + at), Wide);
-            const Floats each = (Floats)__builtin_convertvector(wide, Numbers);
-            return each * load((const float*)supers + above * GROUP + part * LANES);
+  private:
+    template <int HALVES, int TYPE> void read_as(const Quantized& weights, long panel, long begin, long end) {
+        const long groups = weights.inputs / weights.group, repeats = HALVES == 2 ? 1 : weights.group / BLOCK;
+        const long size = TYPE == INT8 ? weights.super_group : 1;
+        const long first = HALVES == 2 ? 2 * begin : begin / repeats;
+        long at = (panel * groups + first) * GROUP, above = (panel * (groups / size) + first / size) * GROUP;
+        long repeat = HALVES == 2 ? 0 : begin % repeats, member = first % size;
+        const Floats offset = all(-(float)weights.offset);
+        for (long slot = 0; slot < (end - begin) * HALVES; slot++) {
+            for (int part = 0; part < PARTS; part++) {
+                const long own = at + part * LANES, super = above + part * LANES;
+                const Floats scale = number<TYPE>(weights.scales, own, weights.super_scales, super);
+                const Floats shift =
+                    weights.minimums
+                        ? Floats{} - number<TYPE>(weights.minimums, own, weights.super_minimums, super)
+                        : scale * offset;
+                store(scales + slot * GROUP + part * LANES, scale);
+                store(shifts + slot * GROUP + part * LANES, shift);
+            }
+            if (++repeat < repeats) continue;
+            repeat = 0;
+            at += GROUP;
+            if (++member < size) continue;
+            member = 0;
+            above += GROUP;
         }
+    }
+
+    template <int TYPE> static Floats number(const void* numbers, long at, const void* supers, long super) {
+        if constexpr (TYPE == FLOAT16) return load_half((const uint16_t*)numbers + at);
+        if constexpr (TYPE == FLOAT32) return load((const float*)numbers + at);
+        const Narrow narrow = __builtin_convertvector(toolwire::read<Bytes>((const int8_t*)numbers + at), Narrow);
+        const Wide wide = __builtin_convertvector(narrow, Wide);  // in one step GCC 12 converts number by number
+        return (Floats)__builtin_convertvector(wide, Numbers) * load((const float*)supers + super);
     }
 };
 
@@ -129,8 +187,7 @@ template <int WIDTH> class Packed {
     static constexpr long BLOCK_BYTES = 64 * WIDTH;
 
     Packed(const Quantized& weights, long panel)
-        : scales(weights, panel), group(weights.group), blocks(weights.inputs / BLOCK),
-          codes((const uint8_t*)weights.codes + panel * blocks * BLOCK_BYTES) {}
+        : codes((const uint8_t*)weights.codes + panel * (weights.inputs / BLOCK) * BLOCK_BYTES) {}
 
     const uint8_t* block(long index) const { return codes + index * BLOCK_BYTES; }
 
@@ -143,24 +200,13 @@ template <int WIDTH> class Packed {
         return low;
     }
 
-    template <int HALVES> Floats scale(long block, int half, int part) const {
-        return scales.scale(group_of<HALVES>(block, half), part);
-    }
-    template <int HALVES> Floats shift(long block, int half, int part, Floats scale) const {
-        return scales.shift(group_of<HALVES>(block, half), part, scale);
-    }
     static void prefetch(const uint8_t* block) {
         for (long line = 0; line < BLOCK_BYTES; line += 64) __builtin_prefetch(block + 2048 + line, 0, 2);
     }
 
   private:
-    const PanelScales scales;
-    const long group, blocks;
     const uint8_t* codes;
 
-    template <int HALVES> long group_of(long block, int half) const {
-        return HALVES == 2 ? 2 * block + half : block * BLOCK / group;
-    }
     template <int BITS> [[gnu::always_inline]] static inline Words bits(const uint8_t* at, int pair, int part) {
         constexpr int EACH = 16 / BITS;  // pairs in a word
         const Words words = read<Words>(at + pair / EACH * 64 + part * sizeof(Words)) >> (pair % EACH * BITS);
@@ -171,7 +217,7 @@ template <int WIDTH> class Packed {
 // Some blocks of a panel, unpacked for many tokens.
 class Unpacked {
   public:
-    template <int WIDTH, int HALVES> void unpack(const Packed<WIDTH>& packed, long begin, long end) {
+    template <int WIDTH> void unpack(const Packed<WIDTH>& packed, long begin, long end) {
         first = begin;
         for (long index = begin; index < end; index++) {
             const uint8_t* from = packed.block(index);
@@ -183,12 +229,6 @@ class Unpacked {
                     const Words own = packed.pair(from, pair, part);
                     std::memcpy(to + (pair * PARTS + part) * sizeof(Words), &own, sizeof own);
                 }
-            for (int half = 0; half < HALVES; half++)
-                for (int part = 0; part < PARTS; part++) {
-                    const Floats own = packed.template scale<HALVES>(index, half, part);
-                    store(place(scales, index, half, part), own);
-                    store(place(shifts, index, half, part), packed.template shift<HALVES>(index, half, part, own));
-                }
         }
     }
 
@@ -196,102 +236,96 @@ class Unpacked {
     [[gnu::always_inline]] static inline Words pair(const uint8_t* block, int pair, int part) {
         return read<Words>(block + (pair * PARTS + part) * sizeof(Words));
     }
-    template <int HALVES> Floats scale(long block, int half, int part) const {
-        return load(place(scales, block, half, part));
-    }
-    template <int HALVES> Floats shift(long block, int half, int part, Floats) const {
-        return load(place(shifts, block, half, part));
-    }
     static void prefetch(const uint8_t*) {}
 
   private:
     static constexpr long BLOCK_BYTES = BLOCK * GROUP * 2;
 
     alignas(64) uint8_t words[STRETCH_BLOCKS * BLOCK_BYTES];
-    alignas(64) float scales[STRETCH_BLOCKS * 2 * GROUP], shifts[STRETCH_BLOCKS * 2 * GROUP];
     long first;
-
-    template <class F> auto place(F* at, long block, int half, int part) const {
-        return &at[((block - first) * 2 + half) * GROUP + part * LANES];
-    }
 };
 
-// Adds the products of M tokens with blocks [begin, end) of a panel to `totals`.
+// Adds the products of a tile of M tokens with blocks [begin, end) of a panel to `totals`.
 template <int M, int HALVES, class Codes>
-inline void add_blocks(const Codes& codes, const Rounded& inputs, long token, long begin, long end,
-                       float (*totals)[GROUP]) {
-    const long blocks = inputs.size / BLOCK;
+inline void add_blocks(const Codes& codes, const PanelScales& panel, const Rounded& inputs, long tile, long begin,
+                       long end, float (*totals)[GROUP]) {
+    // Few tokens have several sums for each output, so that one addition does not wait for the last one.
+    constexpr int SUMS = M * PARTS < 4 ? 4 / (M * PARTS) : 1;
+    const int32_t* words = inputs.words_of(tile, begin);
+    const float *scales = inputs.scales_of(tile, begin), *sums = inputs.sums_of(tile, begin);
+    const float *panel_scales = panel.scales, *panel_shifts = panel.shifts;
     Floats total[M][PARTS];
     for (int m = 0; m < M; m++)
         for (int part = 0; part < PARTS; part++) total[m][part] = load(totals[m] + part * LANES);
     for (long block = begin; block < end; block++) {
         const uint8_t* own = codes.block(block);
         codes.prefetch(own);
-        const int16_t* words = inputs.words + token * inputs.size + block * BLOCK;
 #pragma GCC unroll 2
         for (int half = 0; half < HALVES; half++) {
-            Ints sum[M][PARTS];
-            for (int m = 0; m < M; m++)
-                for (int part = 0; part < PARTS; part++) sum[m][part] = Ints{};
+            Ints sum[SUMS][M][PARTS] = {};
 #pragma GCC unroll 16
-            for (int pair = half * (PAIRS / HALVES); pair < (half + 1) * (PAIRS / HALVES); pair++) {
+            for (int i = 0; i < PAIRS / HALVES; i++) {
+                const int pair = half * (PAIRS / HALVES) + i;
                 Words weight[PARTS];
                 for (int part = 0; part < PARTS; part++) weight[part] = codes.pair(own, pair, part);
                 for (int m = 0; m < M; m++) {
-                    const Words input = (Words)(Wide{} + read<int32_t>(words + m * inputs.size + 2 * pair));
-                    for (int part = 0; part < PARTS; part++)
-                        sum[m][part] = dot_words(sum[m][part], (Ints)input, (Ints)weight[part]);
+                    const Words input = (Words)(Wide{} + words[pair * M + m]);
+                    for (int part = 0; part < PARTS; part++) {
+                        Ints& to = sum[i % SUMS][m][part];
+                        to = dot_words(to, (Ints)input, (Ints)weight[part]);
+                    }
                 }
             }
             for (int part = 0; part < PARTS; part++) {
-                const Floats scale = codes.template scale<HALVES>(block, half, part);
-                const Floats shift = codes.template shift<HALVES>(block, half, part, scale);
+                const Floats scale = load(panel_scales + half * GROUP + part * LANES);
+                const Floats shift = load(panel_shifts + half * GROUP + part * LANES);
                 for (int m = 0; m < M; m++) {
-                    const long at = (token + m) * blocks + block;
-                    const float* sums = inputs.sums + 2 * at;
-                    const Floats whole = (Floats)__builtin_convertvector((Wide)sum[m][part], Numbers);
-                    total[m][part] = fma(scale, whole * all(inputs.scales[at]), total[m][part]);
-                    total[m][part] = fma(shift, all(HALVES == 2 ? sums[half] : sums[0] + sums[1]), total[m][part]);
+                    Wide all_sums = (Wide)sum[0][m][part];
+                    for (int i = 1; i < SUMS; i++) all_sums += (Wide)sum[i][m][part];
+                    const Floats whole = (Floats)__builtin_convertvector(all_sums, Numbers);
+                    const float input_sum = HALVES == 2 ? sums[half * M + m] : sums[m] + sums[M + m];
+                    total[m][part] = fma(scale, whole * all(scales[m]), total[m][part]);
+                    total[m][part] = fma(shift, all(input_sum), total[m][part]);
                 }
             }
         }
+        words += PAIRS * M;
+        scales += M;
+        sums += 2 * M;
+        panel_scales += HALVES * GROUP;
+        panel_shifts += HALVES * GROUP;
     }
     for (int m = 0; m < M; m++)
         for (int part = 0; part < PARTS; part++) store(totals[m] + part * LANES, total[m][part]);
 }
 
-// `count` tokens, at most M, as `add_blocks`.
+// All tiles as `add_blocks`; each has at most M tokens.
 template <int M, int HALVES, class Codes>
-inline void add_tokens(int count, const Codes& codes, const Rounded& inputs, long token, long begin, long end,
-                       float (*totals)[GROUP]) {
-    if constexpr (M > 1)
-        if (count < M) return add_tokens<M - 1, HALVES>(count, codes, inputs, token, begin, end, totals);
-    add_blocks<M, HALVES>(codes, inputs, token, begin, end, totals);
-}
-
-// All tokens of a strip in tiles of at most M, of nearly the same size.
-template <int M, int HALVES, class Codes>
-inline void add_strip(const Codes& codes, const Rounded& inputs, long tokens, long begin, long end,
+inline void add_tiles(const Codes& codes, const PanelScales& panel, const Rounded& inputs, long begin, long end,
                       float (*totals)[GROUP]) {
-    for (long tiles = (tokens + M - 1) / M, done = 0; tiles > 0; tiles--) {
-        const int count = (int)((tokens - done + tiles - 1) / tiles);
-        add_tokens<M, HALVES>(count, codes, inputs, done, begin, end, totals + done);
-        done += count;
-    }
+    if constexpr (M > 1)
+        if (inputs.each < M) return add_tiles<M - 1, HALVES>(codes, panel, inputs, begin, end, totals);
+    for (long tile = 0; tile < inputs.tiles; tile++)
+        add_blocks<M, HALVES>(codes, panel, inputs, tile, begin, end, totals + tile * M);
 }
 
-// totals [tokens, GROUP] = inputs times a panel.
+// totals [tiles of tokens, GROUP] = inputs times a panel.
 template <int WIDTH, int HALVES>
-void multiply_panel(const Quantized& weights, long panel, const Rounded& inputs, long tokens, float (*totals)[GROUP]) {
+void multiply_panel(const Quantized& weights, long panel, const Rounded& inputs, float (*totals)[GROUP]) {
     const Packed<WIDTH> packed(weights, panel);
     const long blocks = inputs.size / BLOCK;
-    std::memset(totals, 0, tokens * sizeof(*totals));
-    if (tokens <= FEW_TOKENS) return add_strip<DIRECT_TOKENS, HALVES>(packed, inputs, tokens, 0, blocks, totals);
+    std::memset(totals, 0, inputs.tiles * inputs.each * sizeof(*totals));
+    PanelScales scales;
     Unpacked unpacked;
     for (long begin = 0; begin < blocks; begin += STRETCH_BLOCKS) {
         const long end = at_most(begin + STRETCH_BLOCKS, blocks);
-        unpacked.unpack<WIDTH, HALVES>(packed, begin, end);
-        add_strip<PANEL_TOKENS, HALVES>(unpacked, inputs, tokens, begin, end, totals);
+        scales.read<HALVES>(weights, panel, begin, end);
+        if (inputs.tiles == 1 && inputs.each <= DIRECT_TOKENS) {
+            add_tiles<DIRECT_TOKENS, HALVES>(packed, scales, inputs, begin, end, totals);
+        } else {
+            unpacked.unpack(packed, begin, end);
+            add_tiles<TILE_TOKENS, HALVES>(unpacked, scales, inputs, begin, end, totals);
+        }
     }
 }
 
@@ -308,10 +342,10 @@ template <class Act> inline void with_form(const Quantized& weights, Act act) {
     weights.group == GROUP ? with(std::integral_constant<int, 2>{}) : with(std::integral_constant<int, 1>{});
 }
 
-inline void multiply_panel(const Quantized& weights, long panel, const Rounded& inputs, long tokens,
-                           float (*totals)[GROUP]) {
+// The same of weights of any form.
+inline void multiply_panel(const Quantized& weights, long panel, const Rounded& inputs, float (*totals)[GROUP]) {
     with_form(weights, [&](auto width, auto halves) {
-        multiply_panel<decltype(width)::value, decltype(halves)::value>(weights, panel, inputs, tokens, totals);
+        multiply_panel<decltype(width)::value, decltype(halves)::value>(weights, panel, inputs, totals);
     });
 }
 
@@ -319,16 +353,19 @@ inline void multiply_panel(const Quantized& weights, long panel, const Rounded& 
 template <int WIDTH, int HALVES> void read_output(const Quantized& weights, long output, float* row) {
     const Packed<WIDTH> packed(weights, output / GROUP);
     const int part = (int)(output % GROUP) / LANES, lane = (int)(output % GROUP) % LANES;
-    for (long block = 0; block < weights.inputs / BLOCK; block++)
+    PanelScales scales;
+    for (long block = 0; block < weights.inputs / BLOCK; block++) {
+        scales.read<HALVES>(weights, output / GROUP, block, block + 1);
         for (int half = 0; half < HALVES; half++) {
-            const Floats scale = packed.template scale<HALVES>(block, half, part);
-            const Floats shift = packed.template shift<HALVES>(block, half, part, scale);
+            const Floats scale = load(scales.scales + half * GROUP + part * LANES);
+            const Floats shift = load(scales.shifts + half * GROUP + part * LANES);
             for (int pair = half * (PAIRS / HALVES); pair < (half + 1) * (PAIRS / HALVES); pair++) {
                 const Words codes = packed.pair(packed.block(block), pair, part);
                 for (int i = 0; i < 2; i++)
                     row[block * BLOCK + 2 * pair + i] = std::fma(scale[lane], (float)codes[2 * lane + i], shift[lane]);
             }
         }
+    }
 }
 
 inline void read_output(const Quantized& weights, long output, float* row) {
@@ -343,14 +380,14 @@ inline void read_output(const Quantized& weights, long output, float* row) {
 template <class I, class Use>
 inline void by_panels(const I* inputs, long tokens, const Quantized& shape, Use use) {
     const long size = shape.inputs;
-    const long strip = at_most(STRIP_TOKENS, rounded_up(1 + STRIP_BYTES / (size * 2), 2 * PANEL_TOKENS));
+    const long strip = at_most(STRIP_TOKENS, rounded_up(1 + STRIP_BYTES / (size * 2), 2 * TILE_TOKENS));
     const long strips = (tokens + strip - 1) / strip, panels = (shape.outputs + GROUP - 1) / GROUP;
     const long width = at_most(panels / (4 * omp_get_num_threads()) + 1, MOST_PANELS);
     const long columns = (panels + width - 1) / width;
     thread_local std::vector<char> memory;
     const unsigned long needed = Rounded::bytes(at_most(strip, tokens), size);
     if (memory.size() < needed) memory.resize(needed);
-    const Rounded rounded(memory.data(), at_most(strip, tokens), size);
+    Rounded rounded(memory.data(), at_most(strip, tokens), size);
     long held = -1;  // the strip that is rounded
 #pragma omp for schedule(dynamic, 1) nowait
     for (long item = 0; item < strips * columns; item++) {
@@ -368,7 +405,7 @@ template <class I, class Keep>
 void project_quantized(const I* inputs, long tokens, const Quantized& weights, Keep keep) {
     auto use = [=, &weights](long panel, const Rounded& rounded, long token, long count, int width) {
         float totals[STRIP_TOKENS][GROUP];
-        multiply_panel(weights, panel, rounded, count, totals);
+        multiply_panel(weights, panel, rounded, totals);
         for (long i = 0; i < count; i++)
             for (int first = 0; first < width; first += LANES)
                 keep(token + i, panel * GROUP + first, (int)at_most(LANES, width - first), load(totals[i] + first));
@@ -381,8 +418,8 @@ template <class I, class Keep>
 void project_both(const I* inputs, long tokens, const Quantized& one, const Quantized& other, Keep keep) {
     auto use = [=, &one, &other](long panel, const Rounded& rounded, long token, long count, int width) {
         float totals[STRIP_TOKENS][GROUP], others[STRIP_TOKENS][GROUP];
-        multiply_panel(one, panel, rounded, count, totals);
-        multiply_panel(other, panel, rounded, count, others);
+        multiply_panel(one, panel, rounded, totals);
+        multiply_panel(other, panel, rounded, others);
         for (long i = 0; i < count; i++)
             for (int first = 0; first < width; first += LANES)
                 keep(token + i, panel * GROUP + first, (int)at_most(LANES, width - first), load(totals[i] + first),
