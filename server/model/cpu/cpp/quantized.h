@@ -69,12 +69,14 @@ class Rounded {
     template <class I> void round(const I* inputs, long tokens) {
         tiles = (int)tiles_of(tokens);
         each = (int)((tokens + tiles - 1) / tiles);
-        for (long token = 0; token < tiles * each; token++)
-            for (long block = 0; block < size / BLOCK; block++) {
-                const Place place{before(token / each, block), token % each};
-                if (token < tokens) round_block(inputs + token * size + block * BLOCK, place);
-                else clear_block(place);
-            }
+        for (long tile = 0; tile < tiles; tile++)
+            for (long block = 0; block < size / BLOCK; block++)
+                for (long i = 0; i < each; i++) {
+                    const long token = tile * each + i;
+                    const Place place{before(tile, block), i};
+                    if (token < tokens) round_block(inputs + token * size + block * BLOCK, place);
+                    else clear_block(place);
+                }
     }
 
     // A tile's numbers from a block on.
@@ -247,7 +249,7 @@ class Unpacked {
 
 // Adds the products of a tile of M tokens with blocks [begin, end) of a panel to `totals`.
 template <int M, int HALVES, class Codes>
-inline void add_blocks(const Codes& codes, const PanelScales& panel, const Rounded& inputs, long tile, long begin,
+[[gnu::noinline]] void add_blocks(const Codes& codes, const PanelScales& panel, const Rounded& inputs, long tile, long begin,
                        long end, float (*totals)[GROUP]) {
     // Few tokens have several sums for each output, so that one addition does not wait for the last one.
     constexpr int SUMS = M * PARTS < 4 ? 4 / (M * PARTS) : 1;
