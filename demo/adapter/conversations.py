@@ -9,6 +9,7 @@ from typing import Any
 
 from demo.adapter.chat import read_chat
 from demo.adapter.invented import invent
+from demo.adapter.knowledge import draw_question
 from demo.adapter.requests import OfferedTool, Request, fill, offer, request
 from demo.adapter.sketches import Sketch, Wording
 from demo.adapter.values import Value, draw_value
@@ -102,7 +103,7 @@ class Teacher:
         chance = self.rng.random()
         if chance < 0.45:
             return self._one_call(tools)
-        if chance < 0.60:
+        if chance < 0.58:
             return self._parallel(tools)
         if chance < 0.85:
             return self._none_fits(tools)
@@ -137,13 +138,17 @@ class Teacher:
         return (user(text), calls(asked))
 
     def _none_fits(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
-        """A request that another tool would answer; a few come from the same domain."""
+        """A request that another tool would answer, half of the time one of the same domain, or one of knowledge."""
         rng = self.rng
+        if rng.random() < 0.2:
+            return (user(draw_question(rng)), assistant(rng.choice(REFUSALS)))
         taken = {tool.sketch.key for tool in tools} | {name for tool in tools for name in tool.sketch.names}
-        while True:
-            sketch = self._sketch()
-            if not taken & set(sketch.names):
-                break
+        domains = {tool.sketch.domain for tool in tools}
+        near = [one for one in self._sketches if one.domain in domains and not taken & set(one.names)]
+        if near and rng.random() < 0.6:
+            sketch = rng.choice(near)
+        else:
+            sketch = next(one for one in iter(self._sketch, None) if not taken & set(one.names))
         return (user(request(rng, offer(rng, sketch)).text), assistant(rng.choice(REFUSALS)))
 
     def _missing(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:

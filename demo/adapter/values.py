@@ -11,6 +11,7 @@ from typing import Any
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 FIRST_DAY = datetime.date(2023, 1, 1)
 NUM_DAYS = 1400
+MONEY_WORDS = ("amount", "price", "cost", "bill", "money", "much", "value")
 CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
@@ -76,12 +77,19 @@ def _number(rng: random.Random, limits: list[str], description: str) -> Value:
     value: float = round(rng.uniform(low, high), digits)
     if rng.random() < 0.45 or value == int(value):
         value = int(value) or 1
-    said = f"{value:,}" if value >= 1000 and rng.random() < 0.25 else str(value)
-    if digits == 2 and any(
-        word in description.lower() for word in ("amount", "price", "cost", "bill", "money", "much")
-    ):
+    is_money = digits == 2 and any(word in description.lower() for word in MONEY_WORDS)
+    if is_money and rng.random() < 0.25:
+        value = (int(value) or 1) * rng.choice((100, 1000, 1000))
+    said = f"{value:,}" if value >= 1000 and rng.random() < 0.6 else str(value)
+    if is_money:
         said = rng.choice((said, said, f"${said}", f"{said} dollars", f"{said} euros"))
     return Value(value, said)
+
+
+def _city(rng: random.Random, limits: list[str], description: str) -> Value:
+    """A city, now and then with its state or country, which belongs to the value."""
+    value = rng.choice(lists()["cityregion" if rng.random() < 0.3 else "city"])
+    return Value(value, value)
 
 
 def _boolean(rng: random.Random, limits: list[str], description: str) -> Value:
@@ -109,6 +117,9 @@ def _item(rng: random.Random, kind: str) -> Value:
     if kind == "number":
         value: float = rng.randint(1, 99) if rng.random() < 0.8 else round(rng.uniform(0, 30), 1)
         return Value(value, str(value))
+    if kind in lists():
+        text = rng.choice(lists()[kind])
+        return Value(text, text)
     return draw_value(rng, kind)
 
 
@@ -163,6 +174,7 @@ def _text_number(rng: random.Random, limits: list[str], description: str) -> Val
 DRAWN: dict[str, Callable[[random.Random, list[str], str], Value]] = {
     "int": _integer,
     "num": _number,
+    "city": _city,
     "bool": _boolean,
     "enum": _choice,
     "list": _list,
