@@ -237,6 +237,22 @@ async def test_streams_that_are_traced_fit_the_sdks(serve: Serve, reply: Callabl
             check_event(event)
 
 
+async def test_a_call_s_flags_come_before_the_end(serve: Serve, ids_of: IdsOf) -> None:
+    """A reply that was stopped behind a repaired call did not say so; a whole one says it once."""
+    texts = ("<tool_call>\n{'name': 'get_weather', 'arguments': {'city': 'Paris'}}\n</tool_call>", "\n", "<tool_call>")
+    steps = [Delta("", cached=0, trace=StepTrace()), *(Delta("", ids_of(text), trace=StepTrace()) for text in texts)]
+    steps[-1] = Delta("", ids_of(texts[-1]), finish="length", trace=StepTrace())
+    async with serve(steps) as served:
+        for path, fields in SURFACES.items():
+            body = {"model": MODEL, **fields, **TRACE}
+            sent = data_of((await served.http.post(path, json={**body, "stream": True})).text)
+            traced = [event["toolwire"] for event in sent if "trace_delta" in event.get("toolwire", {})]
+            early = [call for own in traced for call in own.get("calls", ())]
+            assert [call["flags"] for call in early][:1] == [["repaired"]], path
+            whole = (await served.http.post(path, json=body)).json()["toolwire"]["calls"]
+            assert [call["flags"] for call in whole].count(["repaired"]) == 1, path
+
+
 async def test_a_kept_response_has_no_trace(serve: Serve, reply: Callable[..., Any], state: ResponsesState) -> None:
     """The store would keep the tokens of a long prompt with each response of its conversation."""
     async with serve(reply("Hi"), state=state) as served:

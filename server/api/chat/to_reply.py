@@ -82,6 +82,7 @@ class Chunker:
         self._created = int(time.time())
         self._calls: dict[tuple[int, int], _Call] = {}
         self._call_notes: dict[int, list[CallNote]] = {}
+        self._untraced_notes: list[CallNote] = []  # which no chunk of the trace has said yet
 
     def open(self, n: int) -> list[ChatCompletionChunk]:
         """One role chunk a choice, in order: a client's list of choices grows by them."""
@@ -109,7 +110,8 @@ class Chunker:
     def show_trace(self, delta: TraceDelta) -> ChatCompletionChunk:
         """The chunk of what the trace has gained, without choices."""
         chunk = self._new([])
-        chunk.toolwire = traced(delta, self._request_notes, self._dropped_messages)
+        calls, self._untraced_notes = self._untraced_notes, []
+        chunk.toolwire = traced(delta, self._request_notes, self._dropped_messages, calls)
         return chunk
 
     def close(self, usage: TokenUsage) -> list[ChatCompletionChunk]:
@@ -168,6 +170,8 @@ class Chunker:
             raw = closed.raw if closed.flags else ""
             note = CallNote(index, closed.index, list(closed.flags), raw, call.logprobs)
             self._call_notes.setdefault(index, []).append(note)
+        if closed.flags:
+            self._untraced_notes.append(CallNote(index, closed.index, list(closed.flags), closed.raw))
         return chunks
 
     def _finish(self, index: int, ended: Ended) -> ChatCompletionChunk:
@@ -230,7 +234,7 @@ def fold(chunks: Iterable[ChatCompletionChunk], usage: TokenUsage, style: ReplyS
         if chunk.toolwire is not UNSET:
             new = chunk.toolwire
             notes = Notes(
-                notes.calls + new.calls,
+                notes.calls + (new.calls if new.trace_delta is None else []),  # which the last chunk says again
                 max(notes.dropped_messages, new.dropped_messages),
                 notes.uncalled + new.uncalled,
                 new.notes or notes.notes,

@@ -140,11 +140,14 @@ class Notes(msgspec.Struct, omit_defaults=True):
     trace_delta: TraceDelta | None = None
 
 
-def traced(delta: TraceDelta, notes: Sequence[Note], dropped_messages: int) -> Notes:
-    """The `toolwire` object of what a trace has gained; the first one says what is noted of the request, too."""
+def traced(delta: TraceDelta, notes: Sequence[Note], dropped_messages: int, calls: list[CallNote]) -> Notes:
+    """The `toolwire` object of what a trace has gained, with the notes on calls that closed since the one before.
+
+    The first one says what is noted of the request, too.
+    """
     if delta.is_first:
-        return Notes(dropped_messages=dropped_messages, notes=list(notes), trace_delta=delta)
-    return Notes(trace_delta=delta)
+        return Notes(calls, dropped_messages, notes=list(notes), trace_delta=delta)
+    return Notes(calls, trace_delta=delta)
 
 
 def noted(notes: Sequence[Note]) -> Notes | UnsetType:

@@ -64,6 +64,9 @@ class MessageWriter:
     _index: int = field(default=-1, init=False)
     _pieces: list[str] = field(default_factory=list, init=False)  # of the open block's thoughts or arguments
     _ended: Ended | None = field(default=None, init=False)
+    _untraced_notes: list[CallNote] = field(
+        default_factory=list, init=False
+    )  # which no event of the trace has said yet
 
     def open(self, usage: TokenUsage) -> list[MessageEvent]:
         """The head of the message."""
@@ -87,6 +90,7 @@ class MessageWriter:
             case CallClosed(index, flags, raw):
                 if flags:
                     self.notes.calls.append(CallNote(0, index, list(flags), raw))
+                    self._untraced_notes.append(self.notes.calls[-1])
                 # Clients parse what the pieces add up to, and an empty text is no JSON.
                 empty = not any(self._pieces) and "truncated" not in flags
                 return [*([self._delta(BlockInput("{}"))] if empty else []), *self._close_block()]
@@ -101,7 +105,8 @@ class MessageWriter:
 
     def show_trace(self, delta: TraceDelta, usage: TokenUsage) -> MessageEvent:
         """What the trace has gained: a `message_delta` without a reason to stop, with the usage so far."""
-        notes = traced(delta, self.notes.notes, self.notes.dropped_messages)
+        calls, self._untraced_notes = self._untraced_notes, []
+        notes = traced(delta, self.notes.notes, self.notes.dropped_messages, calls)
         return MessageDelta(StopDelta(None, None), usage_of(usage), notes)
 
     def close(self, usage: TokenUsage) -> list[MessageEvent]:

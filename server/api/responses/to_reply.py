@@ -106,6 +106,7 @@ class ResponseWriter:
         self._open: _OpenItem | None = None
         self._output: list[OutputItem] = []
         self._notes = Notes()
+        self._untraced_notes: list[CallNote] = []  # which no event of the trace has said yet
         self._limited = False
 
     @property
@@ -149,7 +150,8 @@ class ResponseWriter:
 
     def show_trace(self, delta: TraceDelta, notes: Sequence[Note], dropped_messages: int) -> StreamEvent:
         """The event of what the trace has gained; with the first one comes what is noted of the request."""
-        return TraceGained(self._number(), traced(delta, notes, dropped_messages))
+        calls, self._untraced_notes = self._untraced_notes, []
+        return TraceGained(self._number(), traced(delta, notes, dropped_messages, calls))
 
     def close(self, usage: TokenUsage, notes: Iterable[Note], dropped_messages: int) -> EndEvent:
         """The last event, with the whole response. The reply has ended."""
@@ -250,7 +252,9 @@ class ResponseWriter:
         if isinstance(one.item, FunctionCallItem) and not one.pieces and not truncated:
             events = self._write_call("{}")  # an empty string is no JSON
         if closed.flags:
-            self._notes.calls = [*self._notes.calls, CallNote(0, closed.index, list(closed.flags), closed.raw)]
+            note = CallNote(0, closed.index, list(closed.flags), closed.raw)
+            self._notes.calls = [*self._notes.calls, note]
+            self._untraced_notes.append(note)
         return [*events, *self._finish("incomplete" if truncated else "completed")]
 
     def _end(self, ended: Ended) -> list[StreamEvent]:
