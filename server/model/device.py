@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+EARLY_CAPABILITY = (9, 0)  # from which on a kernel can be launched before the one before it has ended
 CPU_OUT_OF_MEMORY = "can't allocate memory"  # torch's CPU allocator raises a plain RuntimeError with this in its text
 
 
@@ -58,3 +60,9 @@ def as_memory_error() -> Iterator[None]:
         if CPU_OUT_OF_MEMORY not in str(error):
             raise
         raise MemoryError(str(error)) from error
+
+
+@cache
+def launches_early(device: torch.device) -> bool:
+    """Whether kernels on this device may be launched before the one before them has ended (`gdc_wait` in them)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= EARLY_CAPABILITY

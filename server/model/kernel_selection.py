@@ -22,7 +22,7 @@ from server.model.attention.prebuilt import use_prebuilt
 from server.model.attention.step_plan import RowPlan
 from server.model.attention.tiles import tile_sizes
 from server.model.cpu.quantized import choose_product
-from server.model.layers.decoder import Backbone, CompactBackbone, ResidualStream, open_backbone
+from server.model.layers.decoder import Backbone, CompactBackbone, OneRowStep, ResidualStream, open_backbone
 from server.model.quantization.linear import Product, multiply_unpacked
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,20 @@ def choose_backbone(decoder: Any, device: torch.device) -> Backbone:
         log.info("fused layer kernels: a token takes %.0f us with them, %.0f us without", fused_us, plain_us)
         return fused if fused_us < plain_us else plain
     return plain
+
+
+def choose_one_row(decoder: Any, head: Any, device: torch.device) -> OneRowStep | None:
+    """The decode step of one row in fewer launches; None where the model or the device has none.
+
+    Capturing compares it with the backbone and keeps the faster one (`decode_graphs.py`).
+    """
+    if not _has_triton(device):
+        return None
+    with _log_failure("kernels for steps of one row"):
+        from server.model.layers.one_row import open_one_row
+
+        return open_one_row(decoder, head)
+    return None
 
 
 def choose_quantized_product(device: torch.device, kernels: CDLL | None, dtype: torch.dtype) -> Product:

@@ -165,9 +165,17 @@ class TiledStep:
 
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """As `AttentionStep.attend`."""
+        self.kernels.write(key, value, *self.memory(layer_index), self.plan.slots)
+        return self.attend_written(layer_index, query, scaling)
+
+    def memory(self, layer_index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer."""
         layer = self.layer_of[layer_index]
-        keys, values = self.pool.keys[layer], self.pool.values[layer]
-        self.kernels.write(key, value, keys, values, self.plan.slots)
+        return self.pool.keys[layer], self.pool.values[layer]
+
+    def attend_written(self, layer_index: int, query: Tensor, scaling: float) -> Tensor:
+        """As `attend`, where the new keys and values have been written."""
+        keys, values = self.memory(layer_index)
         result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for tiles in self.plan.launches:
             self.kernels.attend(query[: tiles.num_tokens], keys, values, tiles, result[: tiles.num_tokens], scaling)

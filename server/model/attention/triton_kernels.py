@@ -16,8 +16,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.model.attention.tiles import MAX_SPLITS, Tiles
+from server.model.device import launches_early
 
 LOG2_E = 1.4426950408889634
 POSITIONS = 64  # read by one iteration
@@ -89,12 +91,15 @@ def _attend_kernel(
     query, keys, values, key_scales, value_scales, tiles, tables, result, lse, scaling, num_tokens, num_splits,
     token_stride, head_stride, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, LINES: tl.constexpr, WIDTH: tl.constexpr, POSITIONS: tl.constexpr,
-    IS_SPLIT: tl.constexpr, OF_BYTES: tl.constexpr,
+    IS_SPLIT: tl.constexpr, OF_BYTES: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Programs: (tile, KV head, split). Line i of a tile is query head i % GROUP of its token i // GROUP.
 
     Without splits, `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32 [splits, num_tokens, ...].
     """
+    if IS_EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_token, own_tokens = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
     start, table = tl.load(tiles + 4 * tile + 2), tables + tl.load(tiles + 4 * tile + 3)
@@ -139,9 +144,13 @@ def _attend_kernel(
 
 @triton.jit(do_not_specialize=["num_splits", "num_lines"])
 def _combine_kernel(
-    parts, lse, result, num_lines, num_splits, MAX_SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr
+    parts, lse, result, num_lines, num_splits, MAX_SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program a line (token and head). parts [splits, lines, head_dim], lse [splits, lines] in base 2."""
+    if IS_EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     line = tl.program_id(0)
     split, dim = tl.arange(0, MAX_SPLITS), tl.arange(0, WIDTH)
     is_split, is_dim = split < num_splits, dim < HEAD_DIM
@@ -180,7 +189,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
     lines = max(16, triton.next_power_of_2(tiles.max_tile_tokens * group))
     width = max(16, triton.next_power_of_2(head_dim))
     is_large = lines * width >= LARGE_TILE_ELEMENTS
-    num_splits = tiles.num_splits
+    num_splits, is_early = tiles.num_splits, launches_early(query.device)
     lse = parts = result
     if num_splits > 1:
         parts = torch.empty((num_splits, num_tokens, heads, head_dim), dtype=torch.float32, device=query.device)
@@ -191,12 +200,14 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, result: Te
         query, keys, values, key_scales, value_scales, tiles.table, tiles.blocks, parts, lse, scaling * LOG2_E,
         num_tokens, num_splits, query.stride(0), query.stride(1), kv_heads, group, head_dim, block_size,
         lines, width, POSITIONS if width * query.element_size() <= 256 else POSITIONS_OF_WIDE_HEADS,
-        num_splits > 1, of_bytes,
-        num_warps=8 if is_large else 4, num_stages=2 if is_large else 3,
+        num_splits > 1, of_bytes, is_early,
+        num_warps=8 if is_large else 4, num_stages=2 if is_large else 3, launch_pdl=is_early,
     )  # fmt: skip
     if num_splits > 1:
         num_lines = num_tokens * heads
-        _combine_kernel[(num_lines,)](parts, lse, result, num_lines, num_splits, MAX_SPLITS, head_dim, width)
+        _combine_kernel[(num_lines,)](
+            parts, lse, result, num_lines, num_splits, MAX_SPLITS, head_dim, width, is_early, launch_pdl=is_early
+        )
 
 
 def _scales(part: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from server.model.attention.tiles import TILE_FIELDS, TilePlan, Tiles, choose_nu
 from server.model.batch import Row
 from server.model.device import StagedBuffer
 from server.model.graphs.graph_sampler import GraphSampler, SamplingVariant
+from server.model.layers.decoder import OneRowStep
 from server.model.loading.loaded_model import LoadedModel
 from server.model.sampling.grammar import Masks
 from server.model.sampling.sampler import SamplingRow, greedy_ids
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 MAX_TABLE_ENTRIES = 1 << 20  # of all rows' block tables; steps with more do not use graphs
 DECODING, SAMPLING = "decoding", "sampling"
 Result = TypeVar("Result")
+TIMED_REPLAYS = 20
 REPLAY_TOLERANCE = 0.05  # relative and absolute, between the logits of a replay and of the same step computed
 
 
@@ -67,6 +69,8 @@ class StaticDecode:
         self._pool = pool
         self._kernels = pool.kernels
         self._layer_of = {index: i for i, index in enumerate(loaded.kv.layer_indices)}
+        # Computes steps of one row, unless it is None. Its kernels write keys and values themselves, and no bytes.
+        self.one_row = None if pool.shape.in_bytes else loaded.one_row
         self._sizes = tuple(sizes)
         most = max(sizes)
         self._inputs = StagedBuffer((most, most, TILE_FIELDS * most, MAX_TABLE_ENTRIES), loaded.device)
@@ -99,8 +103,10 @@ class StaticDecode:
         num_splits = choose_num_splits(size * self._loaded.kv.kv_heads, self._loaded.max_positions)
         tiles = Tiles(table, blocks, size, 1, num_splits)
         step = TiledStep(self._pool, self._layer_of, TilePlan(slots[:size], (tiles,)), self._kernels)
-        hidden = self._loaded.backbone(ids[:size], table[:, 2], step, None)
-        logits = self._loaded.head(hidden)
+        if size == 1 and self.one_row is not None:
+            logits = self.one_row(ids[:1], table[:, 2], step)
+        else:
+            logits = self._loaded.head(self._loaded.backbone(ids[:size], table[:, 2], step, None))
         return DecodeOutput(logits, greedy_ids(logits))
 
     def stage(self, rows: Sequence[Row], device_ids: Tensor | None = None) -> int | None:
@@ -188,15 +194,33 @@ class DecodeGraphs:
 
         Overwrites the content of the pool's first blocks.
         """
+        one_row, self._static.one_row = self._static.one_row, None
         for size in reversed(self._static.sizes):  # largest first: smaller graphs reuse its memory
             rows = [Row((block,), 0, (block,), 1, None) for block in range(min(size, self._pool.num_blocks))]
             if self._static.stage(rows) is None or (recording := self._capture_step(size)) is None:
                 return
             expected = self._static.compute(size).logits.clone()
             recording.graph.replay()
-            if not torch.allclose(recording.result.logits, expected, rtol=REPLAY_TOLERANCE, atol=REPLAY_TOLERANCE):
+            if not _agree(recording.result.logits, expected):
                 self._disable(DECODING, f"a replay of {size} rows differs from the computed step")
                 return
+            if size == 1 and one_row is not None:
+                self._choose_for_one_row(one_row, recording, expected)
+
+    def _choose_for_one_row(self, one_row: OneRowStep, plain: Recording[DecodeOutput], expected: Tensor) -> None:
+        """Use the step of one row that has its own kernels, if it gives these logits and is faster than `plain`."""
+        self._static.one_row = one_row
+        own = self._capture(DECODING, partial(self._static.compute, 1))
+        if own is not None:
+            own.graph.replay()
+            agrees, own_us, plain_us = _agree(own.result.logits, expected), _measure_us(own), _measure_us(plain)
+            log.info("a step of one row takes %.0f us with kernels of its own, %.0f us without", own_us, plain_us)
+            if agrees and own_us < plain_us:
+                self._steps[1] = own
+                return
+            if not agrees:
+                log.warning("the kernels for steps of one row are off: their results differ")
+        self._static.one_row = None
 
     def capture_samplers(self) -> None:
         """Capture every sampling variant for the largest step, so that the memory of captures is allocated."""
@@ -236,6 +260,21 @@ class DecodeGraphs:
         self._samplers.clear()  # unused graphs hold memory
         if what == DECODING:
             self._steps.clear()
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=REPLAY_TOLERANCE, atol=REPLAY_TOLERANCE)
+
+
+def _measure_us(recording: Recording[DecodeOutput]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    for _ in range(TIMED_REPLAYS):
+        recording.graph.replay()
+    end.record()
+    end.synchronize()
+    milliseconds: float = begin.elapsed_time(end)
+    return 1000 * milliseconds / TIMED_REPLAYS
 
 
 def open_graphs(loaded: LoadedModel, pool: CudaKvPool, sizes: Sequence[int]) -> DecodeGraphs | None:

@@ -17,6 +17,7 @@ from server.model.adapters.step import AdaptedModel, StepAdapters
 from server.model.adapters.torch_adapter import AdapterHooks, LayerAdapters, TorchAdapter
 from server.model.adapters.weights import AdapterWeights
 from server.model.attention.base import AttentionStep
+from server.model.attention.gpu import TiledStep
 from server.model.layers.packed_linear import MergedProjection
 from server.model.layers.recurrent import RecurrentStep
 
@@ -24,6 +25,8 @@ COMPACT_MODEL_TYPES = ("llama", "qwen2", "qwen3", "qwen3_moe")  # model types
 # [num_tokens, inputs] -> [num_tokens, outputs]. For modules it is their `forward`: `__call__`, which looks for hooks,
 # costs as much as a small operation.
 Projection = Callable[[Tensor], Tensor]
+# Ids and positions [1] -> logits [1, vocab]: a decode step of one row on a GPU.
+OneRowStep = Callable[[Tensor, Tensor, TiledStep], Tensor]
 # Tokens that a CPU norms, rotates and feeds forward at a time, so that intermediate results stay in its caches.
 CHUNK_TOKENS = 512
 

@@ -47,6 +47,11 @@ class PackedLinear(nn.Module):
         # Packed for one token: as fast for any number of tokens as the packing made for that number.
         self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1) if self._is_packed else weight
 
+    @property
+    def weight(self) -> Tensor:
+        """[out_features, in_features], in oneDNN's order where it is packed."""
+        return self._weight
+
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         if not self._is_packed:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from server.model.adapters.weights import Targets
-from server.model.layers.decoder import Backbone
+from server.model.layers.decoder import Backbone, OneRowStep
 from server.model.layers.packed_linear import PackedLinear
 from server.model.layers.recurrent import RecurrentShape
 
@@ -42,6 +42,7 @@ class LoadedModel:
     kernels: CDLL | None = None  # compiled CPU kernels, which compute attention where they can
     targets: Targets = field(default_factory=dict)  # linear layers that adapters may change
     kv_in_bytes: bool = False  # whether keys and values are kept as bytes (`--kv-dtype int8`)
+    one_row: OneRowStep | None = None  # where a GPU has a faster way than the backbone
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -24,7 +24,7 @@ from server.model.attention.base import paged_attention
 from server.model.cpu.layer_reader import supports_decoder
 from server.model.cpu.native import NativeBackbone, NativeHead
 from server.model.cpu.quantized import choose_look_up
-from server.model.kernel_selection import choose_backbone, choose_quantized_product
+from server.model.kernel_selection import choose_backbone, choose_one_row, choose_quantized_product
 from server.model.layers.decoder import COMPACT_MODEL_TYPES
 from server.model.layers.packed_linear import pack_linears
 from server.model.layers.recurrent import recurrent_shape, wrap_linear_attention
@@ -115,6 +115,7 @@ def wrap_model(
         load_s=time.monotonic() - began_s,
         kernels=kernels,
         targets=targets,
+        one_row=choose_one_row(decoder, head, device),
     )
 
 

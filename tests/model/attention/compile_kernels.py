@@ -20,10 +20,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from server.model import device
 from server.model.attention import triton_kernels
 from server.model.attention.base import PoolShape
 from server.model.kernel_selection import compare_attention
-from server.model.layers import fused_triton
+from server.model.layers import fused_triton, one_row_triton
 from server.model.layers.decoder import HeadNorms, RmsNorm
 from server.model.quantization import triton_product
 
@@ -49,6 +50,22 @@ def launch_layer_ops() -> None:
         together = torch.ones((3, heads + 8, 128), dtype=torch.bfloat16)[:, :heads]
         fused_triton.norm_and_rotate(together, cast(HeadNorms, norms) if has_norms else None, angles, angles)
         fused_triton.silu_and_mul(torch.ones((3, 2 * gated), dtype=torch.bfloat16))
+
+
+def launch_one_row() -> None:
+    """Launch the kernels for steps of one row with the shapes of Qwen3-0.6B, and those of Qwen2.5-7B with biases."""
+    for size, gated, heads, has_norms in ((1024, 3072, 16, True), (3584, 18944, 28, False)):
+        hidden, norm, opened = (torch.ones(width, dtype=torch.bfloat16) for width in (size, size, gated))
+        projected, angles = torch.ones((heads + 16, 128), dtype=torch.bfloat16), torch.ones(9, 64, dtype=torch.bfloat16)
+        weight, bias = torch.ones((projected.numel(), size), dtype=torch.bfloat16), projected.view(-1)
+        own = None if has_norms else bias
+        one_row_triton.product(hidden, weight, bias.clone(), norm=norm, epsilon=1e-6, bias=own)
+        pool, first = torch.ones((2, 32, 8, 128), dtype=torch.bfloat16), torch.ones(1, dtype=torch.int32)
+        norms = projected[: heads + 8] if has_norms else None
+        one_row_triton.rotate_and_write(projected, norms, 1e-6, (angles, angles), first, first, pool, pool)
+        both = torch.ones((2 * gated, size), dtype=torch.bfloat16)
+        one_row_triton.product(hidden, both, opened, norm=norm, epsilon=1e-6, is_gated=True)
+        one_row_triton.product(opened, torch.ones((size, gated), dtype=torch.bfloat16), hidden, adds=True)
 
 
 class CompileOnlyDriver:
@@ -92,10 +109,14 @@ def main(capabilities: list[int], num_shapes: int) -> None:
     JITFunction.run = compile_only
     for capability in capabilities:
         driver.set_active(CompileOnlyDriver(capability))
+        is_early = (capability // 10, capability % 10) >= device.EARLY_CAPABILITY
+        for module in (triton_kernels, one_row_triton):
+            module.launches_early = lambda _, is_early=is_early: is_early  # type: ignore[attr-defined]
         compiled.clear()
         for shape, heads in SHAPES[:num_shapes]:
             compare_attention(triton_kernels, shape, heads, CPU)
         launch_layer_ops()
+        launch_one_row()
         triton_product.largest_difference(CPU, torch.bfloat16)
         for name, kernel in compiled.values():
             spilled = spilled_bytes(kernel.asm["cubin"])

@@ -1,0 +1,176 @@
+"""Triton kernels for the decode step of one row, which is as fast as its weights are read.
+
+Products of one token with what comes before and after them: the norm of the input; gate and activation, the bias, or
+the sum with the residual stream. A layer takes seven launches: norm and projections, rotation and writing of keys and
+values, attention with its combination, output projection, norm and gate and up projections, down projection.
+
+Where the device allows it (compute capability 9.0), a kernel is launched while the one before it still runs and reads
+its first weights meanwhile: programmatic dependent launch, CUDA's programming guide. Only weights are read before
+`gdc_wait`, since several earlier kernels may still run. Sums are float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from server.model.device import launches_early
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What one program of a product reads at a time: `inputs` weights of each of `outputs` lines, by `warps`."""
+
+    outputs: int
+    inputs: int
+    warps: int
+
+
+@triton.jit
+def _product_kernel(
+    hidden, norm, weight, bias, result, inputs, outputs, epsilon,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, NORMS: tl.constexpr, HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr,
+    ADDS: tl.constexpr, IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    """Programs: outputs. With IS_GATED `weight` has the gates' lines, then as many of the values that they multiply."""
+    output, at = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, INPUTS)
+    is_output = output < outputs
+    line = weight + output.to(tl.int64)[:, None] * inputs + at[None, :]
+    second = line + outputs.to(tl.int64) * inputs
+    inside = is_output[:, None] & (at < inputs)[None, :]
+    tile = tl.load(line, mask=inside, other=0.0)
+    other = tile
+    if IS_GATED:
+        other = tl.load(second, mask=inside, other=0.0)
+    if IS_EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    sums = tl.zeros([OUTPUTS, INPUTS], tl.float32)
+    other_sums = tl.zeros([OUTPUTS, INPUTS], tl.float32)
+    squares = tl.zeros([INPUTS], tl.float32)
+    for first in range(0, inputs, INPUTS):
+        own = first + at < inputs
+        numbers = tl.load(hidden + first + at, mask=own, other=0.0).to(tl.float32)
+        # The next weights are requested before these are used.
+        inside = is_output[:, None] & (first + INPUTS + at < inputs)[None, :]
+        next_tile = tl.load(line + first + INPUTS, mask=inside, other=0.0)
+        next_other = next_tile
+        if IS_GATED:
+            next_other = tl.load(second + first + INPUTS, mask=inside, other=0.0)
+        if NORMS:
+            squares += numbers * numbers
+            numbers *= tl.load(norm + first + at, mask=own, other=0.0).to(tl.float32)
+        sums += tile.to(tl.float32) * numbers[None, :]
+        if IS_GATED:
+            other_sums += other.to(tl.float32) * numbers[None, :]
+        tile, other = next_tile, next_other
+    total = tl.sum(sums, 1)
+    scale = 1.0
+    if NORMS:
+        scale = tl.rsqrt(tl.sum(squares, 0) / inputs + epsilon)
+        total *= scale
+    if HAS_BIAS:
+        total += tl.load(bias + output, mask=is_output, other=0.0).to(tl.float32)
+    if IS_GATED:
+        total = total * tl.sigmoid(total) * (tl.sum(other_sums, 1) * scale)
+    if ADDS:
+        total += tl.load(result + output, mask=is_output, other=0.0).to(tl.float32)
+    tl.store(result + output, total.to(result.dtype.element_ty), mask=is_output)
+
+
+@triton.jit
+def _rotate_and_write_kernel(
+    projected, weight, cos, sin, positions, slots, rotated, keys, values, epsilon,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, NORMS: tl.constexpr,
+    IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    """Programs: query, key and value heads. Keys and values go to their slot. `cos` and `sin`: [positions, HALF]."""
+    head, at = tl.program_id(0), tl.arange(0, WIDTH)
+    own = at < HALF
+    if IS_EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    source = projected + head * 2 * HALF + at
+    first, second = tl.load(source, mask=own, other=0.0), tl.load(source + HALF, mask=own, other=0.0)
+    slot, target = tl.load(slots).to(tl.int64) * KV_HEADS * 2 * HALF, rotated + head * 2 * HALF + at
+    if head < HEADS + KV_HEADS:
+        low, high = first.to(tl.float32), second.to(tl.float32)
+        if NORMS:
+            scale = tl.rsqrt((tl.sum(low * low, 0) + tl.sum(high * high, 0)) / (2 * HALF) + epsilon)
+            line = weight + head * 2 * HALF + at
+            low = low * scale * tl.load(line, mask=own, other=0.0).to(tl.float32)
+            high = high * scale * tl.load(line + HALF, mask=own, other=0.0).to(tl.float32)
+        angle = tl.load(positions).to(tl.int64) * HALF + at
+        cosine = tl.load(cos + angle, mask=own, other=0.0).to(tl.float32)
+        sine = tl.load(sin + angle, mask=own, other=0.0).to(tl.float32)
+        first, second = (low * cosine - high * sine).to(first.dtype), (high * cosine + low * sine).to(first.dtype)
+        if head >= HEADS:
+            target = keys + slot + (head - HEADS) * 2 * HALF + at
+    else:
+        target = values + slot + (head - HEADS - KV_HEADS) * 2 * HALF + at
+    tl.store(target, first, mask=own)
+    tl.store(target + HALF, second, mask=own)
+
+
+def product(
+    hidden: Tensor,
+    weight: Tensor,
+    result: Tensor,
+    *,
+    norm: Tensor | None = None,
+    epsilon: float = 0.0,
+    bias: Tensor | None = None,
+    is_gated: bool = False,
+    adds: bool = False,
+    tile: Tile | None = None,
+) -> None:
+    """Multiply one token's `hidden` [inputs] by `weight` [outputs, inputs] into `result` [outputs].
+
+    `norm`: weights of the RMS norm of `hidden`. `is_gated`: the first half of the outputs are gates of the second, and
+    the result is silu(gate) * value, half as long. `adds`: the result is added to what `result` holds.
+    """
+    outputs, inputs = weight.shape[0] // (1 + is_gated), weight.shape[1]
+    tile = tile or choose_tile(outputs, inputs, is_gated)
+    is_early = launches_early(hidden.device)
+    _product_kernel[(triton.cdiv(outputs, tile.outputs),)](
+        hidden, hidden if norm is None else norm, weight, hidden if bias is None else bias, result, inputs, outputs,
+        epsilon, tile.outputs, tile.inputs, norm is not None, bias is not None, is_gated, adds, is_early,
+        num_warps=tile.warps, launch_pdl=is_early,
+    )  # fmt: skip
+
+
+def rotate_and_write(
+    projected: Tensor,
+    norms: Tensor | None,
+    epsilon: float,
+    angles: tuple[Tensor, Tensor],
+    positions: Tensor,
+    slots: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Norm and rotate one token's queries and keys; keys and values go to the cache, queries are returned.
+
+    projected [heads + 2 * kv_heads, head_dim], contiguous; norms [heads + kv_heads, head_dim]; angles: cos and sin of
+    every position, [positions, head_dim / 2]; keys and values [num_blocks, block_size, kv_heads, head_dim].
+    """
+    kv_heads, head_dim = keys.shape[2:]
+    heads = projected.shape[0] - 2 * kv_heads
+    rotated = torch.empty((heads, head_dim), dtype=projected.dtype, device=projected.device)
+    is_early = launches_early(projected.device)
+    _rotate_and_write_kernel[(projected.shape[0],)](
+        projected, projected if norms is None else norms, *angles, positions, slots, rotated, keys, values, epsilon,
+        heads, kv_heads, head_dim // 2, triton.next_power_of_2(head_dim // 2), norms is not None, is_early,
+        num_warps=1, launch_pdl=is_early,
+    )  # fmt: skip
+    return rotated
+
+
+def choose_tile(outputs: int, inputs: int, is_gated: bool) -> Tile:
+    """The tile for a product: enough programs to occupy the card, each with enough weights requested at once."""
+    if inputs <= 1024:
+        return Tile(2 if is_gated else 4, 1024, 4)
+    return Tile(1 if is_gated else 2, 2048, 4)
