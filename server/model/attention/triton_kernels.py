@@ -27,6 +27,20 @@ LARGE_TILE_ELEMENTS = 1 << 14  # results of this size take eight warps: the regi
 POSITIONS_OF_WIDE_HEADS = 32  # for heads wider than 128 or in float32: more would not fit into shared memory
 
 
+TRIGGERS_FIRST = tl.constexpr(False)
+
+
+@triton.jit
+def wait_for_inputs(IS_EARLY: tl.constexpr):
+    """Wait for the kernels before this one, where it was launched early, and let the next one be launched."""
+    if IS_EARLY:
+        if TRIGGERS_FIRST:
+            gdc_launch_dependents()
+        gdc_wait()
+        if not TRIGGERS_FIRST:
+            gdc_launch_dependents()
+
+
 @triton.jit
 def _write_kernel(
     key, value, keys, values, slots, key_stride, value_stride, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -97,15 +111,12 @@ def _attend_kernel(
 
     Without splits, `result` is [num_tokens, heads, head_dim]; else it and `lse` are float32 [splits, num_tokens, ...].
     """
-    if IS_EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_for_inputs(IS_EARLY)
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_token, own_tokens = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
     start, table = tl.load(tiles + 4 * tile + 2), tables + tl.load(tiles + 4 * tile + 3)
     line, dim = tl.arange(0, LINES), tl.arange(0, WIDTH)
-    token, head = line // GROUP, kv_head * GROUP + line % GROUP
-    is_dim = dim < HEAD_DIM
+    token, head, is_dim = line // GROUP, kv_head * GROUP + line % GROUP, dim < HEAD_DIM
     is_own = (token < own_tokens)[:, None] & is_dim[None, :]
     offset = (first_token + token) * token_stride + head * head_stride
     own = tl.load(query + offset[:, None] + dim[None, :], mask=is_own, other=0.0)
@@ -148,9 +159,7 @@ def _combine_kernel(
     IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program a line (token and head). parts [splits, lines, head_dim], lse [splits, lines] in base 2."""
-    if IS_EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_for_inputs(IS_EARLY)
     line = tl.program_id(0)
     split, dim = tl.arange(0, MAX_SPLITS), tl.arange(0, WIDTH)
     is_split, is_dim = split < num_splits, dim < HEAD_DIM

@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from server.model.attention.triton_kernels import wait_for_inputs
 from server.model.device import launches_early
 
 
@@ -30,7 +30,7 @@ class Tile:
 
 
 @triton.jit
-def _product_kernel(
+def _token_product_kernel(
     hidden, norm, weight, bias, result, inputs, outputs, epsilon,
     OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, NORMS: tl.constexpr, HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr,
     ADDS: tl.constexpr, IS_EARLY: tl.constexpr,
@@ -45,9 +45,7 @@ def _product_kernel(
     other = tile
     if IS_GATED:
         other = tl.load(second, mask=inside, other=0.0)
-    if IS_EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_for_inputs(IS_EARLY)
     sums = tl.zeros([OUTPUTS, INPUTS], tl.float32)
     other_sums = tl.zeros([OUTPUTS, INPUTS], tl.float32)
     squares = tl.zeros([INPUTS], tl.float32)
@@ -90,9 +88,7 @@ def _rotate_and_write_kernel(
     """Programs: query, key and value heads. Keys and values go to their slot. `cos` and `sin`: [positions, HALF]."""
     head, at = tl.program_id(0), tl.arange(0, WIDTH)
     own = at < HALF
-    if IS_EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_for_inputs(IS_EARLY)
     source = projected + head * 2 * HALF + at
     first, second = tl.load(source, mask=own, other=0.0), tl.load(source + HALF, mask=own, other=0.0)
     slot, target = tl.load(slots).to(tl.int64) * KV_HEADS * 2 * HALF, rotated + head * 2 * HALF + at
@@ -135,7 +131,7 @@ def product(
     outputs, inputs = weight.shape[0] // (1 + is_gated), weight.shape[1]
     tile = tile or choose_tile(outputs, inputs, is_gated)
     is_early = launches_early(hidden.device)
-    _product_kernel[(triton.cdiv(outputs, tile.outputs),)](
+    _token_product_kernel[(triton.cdiv(outputs, tile.outputs),)](
         hidden, hidden if norm is None else norm, weight, hidden if bias is None else bias, result, inputs, outputs,
         epsilon, tile.outputs, tile.inputs, norm is not None, bias is not None, is_gated, adds, is_early,
         num_warps=tile.warps, launch_pdl=is_early,
