@@ -47,7 +47,7 @@ from server.model.loading.pretrained import ATTENTION_NAME, wrap_model
 from server.model.runner import Runner, pool_shape
 
 BLOCK_TOKENS = 32
-PEERS_PART = 0.35  # fraction of the time
+PEERS_PART = 0.45  # fraction of the time
 GRACE_S = 15.0  # of the last measurement begun in time; then the run ends with what it has
 
 

@@ -1,4 +1,4 @@
-"""What a card can do at most, and how near to it a prompt of 2000 tokens comes.
+"""Limits of a card, and how near to them a prompt of 2000 tokens comes.
 
 The byte limit of decoding is that of the card's data sheet. The arithmetic limit of a prompt is the number of its
 operations over the speed of a large product of bfloat16 matrices, measured on the same card in the same run.

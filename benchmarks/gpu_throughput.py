@@ -100,6 +100,31 @@ def run(
     }
 
 
+def measure(options: argparse.Namespace, device: torch.device, report: dict[str, Any]) -> None:
+    """Load, warm up, and run the workload with every setting; what is found is added to the report."""
+    began = time.perf_counter()
+    model = random_model(options.shape, device, ATTENTION_NAME)
+    pack_linears(model)
+    loaded = wrap_model(model, device, time.monotonic())
+    work = published_workload(options.sequences, options.shortest, options.longest)
+    runner = Runner(loaded, work.num_blocks, BLOCK_TOKENS)
+    if not options.no_graphs:
+        runner.capture_graphs(padded_sizes(options.sequences))
+    report["attention and decode steps"] = runner.describe()
+    gc.collect()
+    gc.freeze()  # as the engine does once it has loaded
+    for temperature in options.temperatures:
+        for warm_up in warm_ups(work):
+            run(runner, warm_up, temperature, options.max_batch_tokens[0])
+    report["prepared_s"] = round(time.perf_counter() - began, 1)
+    for max_batch_tokens in options.max_batch_tokens:
+        for temperature in options.temperatures:
+            report["runs"].append(run(runner, work, temperature, max_batch_tokens))
+            print(json.dumps(report["runs"][-1]), flush=True)
+    if device.type == "cuda":
+        report["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and write; returns what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,27 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(json.dumps(report), flush=True)
 
     with time_limit(options.limit_s, write), torch.inference_mode():
-        began = time.perf_counter()
-        model = random_model(options.shape, device, ATTENTION_NAME)
-        pack_linears(model)
-        loaded = wrap_model(model, device, time.monotonic())
-        work = published_workload(options.sequences, options.shortest, options.longest)
-        runner = Runner(loaded, work.num_blocks, BLOCK_TOKENS)
-        graphs = not options.no_graphs and runner.capture_graphs(padded_sizes(options.sequences))
-        report["attention"] = "kernels" if getattr(runner.pool, "kernels", None) else "torch"
-        report["graphs"] = graphs
-        gc.collect()
-        gc.freeze()  # as the engine does once it has loaded
-        for temperature in options.temperatures:
-            for warm_up in warm_ups(work):
-                run(runner, warm_up, temperature, options.max_batch_tokens[0])
-        report["prepared_s"] = round(time.perf_counter() - began, 1)
-        for max_batch_tokens in options.max_batch_tokens:
-            for temperature in options.temperatures:
-                report["runs"].append(run(runner, work, temperature, max_batch_tokens))
-                print(json.dumps(report["runs"][-1]), flush=True)
-        if device.type == "cuda":
-            report["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+        measure(options, device, report)
     write()
     return report
 
