@@ -239,8 +239,9 @@ def summary(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ends_of(log: Path) -> list[str]:
-    """First and last lines: what is in use, the memory plan, and what went wrong."""
-    lines = [line[:300] for line in log.read_text(errors="replace").splitlines()] if log.exists() else []
+    """First and last lines: what is in use, the memory plan, and what went wrong; without the example request."""
+    before, _, after = (log.read_text(errors="replace") if log.exists() else "").partition("Try it:")
+    lines = [line[:300] for line in (before + after.partition("\n}'")[2]).splitlines() if line.strip()]
     return lines if len(lines) <= 2 * LOG_LINES else [*lines[:LOG_LINES], "...", *lines[-LOG_LINES:]]
 
 
