@@ -1,6 +1,6 @@
 """A server under load while another process takes and gives back the device's memory: python -m benchmarks.gpu_guard
 
-    python -m benchmarks.gpu_guard [--shape 0.6B] [--streams 192] [--limit-s 170] [--out FOLDER]
+    python -m benchmarks.gpu_guard [--shape 0.6B] [--streams 192] [--limit-s 200] [--out FOLDER]
 
 Makes a checkpoint of random weights with the built-in model's tokenizer, starts `toolwire serve` on it, loads it with
 streams over HTTP (`stream_clients.py`), and lets `gpu_taker.py` squeeze the device. Every stream must end with its
@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -33,7 +34,7 @@ from benchmarks.time_limit import time_limit
 
 MODEL = "bench"
 POLL_S = 0.5
-START_S, DRAIN_S, RECOVER_S = 90.0, 40.0, 20.0
+START_S, DRAIN_S, RECOVER_S = 120.0, 40.0, 20.0
 COUNTERS = {
     "tokens": "toolwire_engine_output_tokens_total",
     "preemptions": "toolwire_engine_preemptions_total",
@@ -239,9 +240,10 @@ def summary(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ends_of(log: Path) -> list[str]:
-    """First and last lines: what is in use, the memory plan, and what went wrong; without the example request."""
+    """First and last lines: what is in use, the memory plan, and what went wrong; without requests that were served."""
     before, _, after = (log.read_text(errors="replace") if log.exists() else "").partition("Try it:")
-    lines = [line[:300] for line in (before + after.partition("\n}'")[2]).splitlines() if line.strip()]
+    lines = [line[:300] for line in (before + after.partition("\n}'")[2]).splitlines()]
+    lines = [line for line in lines if line.strip() and "outcome=complete" not in line]
     return lines if len(lines) <= 2 * LOG_LINES else [*lines[:LOG_LINES], "...", *lines[-LOG_LINES:]]
 
 
@@ -286,7 +288,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", default="0.6B")
-    parser.add_argument("--checkpoint", type=Path, default=None, help="default: made in the output folder")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=None, help="made there if need be; default: in the temporary folder"
+    )
     parser.add_argument("--streams", type=int, default=192)
     parser.add_argument("--client-processes", type=int, default=4)
     parser.add_argument("--prompt-words", type=int, default=400)
@@ -297,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--squeeze-s", type=float, default=8)
     parser.add_argument("--pause-s", type=float, default=6)
     parser.add_argument("--server-option", action="append", default=[], help="as --server-option=--max-running=64")
-    parser.add_argument("--limit-s", type=float, default=170)
+    parser.add_argument("--limit-s", type=float, default=200)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_guard"))
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -316,9 +320,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         write()
 
     with time_limit(options.limit_s, out_of_time):
-        if options.checkpoint is None:
-            options.checkpoint = options.out / "checkpoint"
-            make_checkpoint_on(options.device, options.shape, options.checkpoint)
+        if options.checkpoint is None:  # 1.5 GB, which is not to be among the results
+            options.checkpoint = Path(tempfile.gettempdir()) / f"toolwire-gpu-guard-{options.shape}"
+        make_checkpoint_on(options.device, options.shape, options.checkpoint)
         try:
             drive(run, options)
         except (RuntimeError, httpx.HTTPError, KeyError) as error:
