@@ -17,7 +17,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from server.checkpoint.locate import BUILT_IN_FOLDER
 from tests.checkpoints import END_OF_TEXT, IM_END, VOCAB_SIZE, qwen_tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 # As Qwen3.5: three of four layers have a recurrent state, the fourth gated attention; 240 million weights.
 HYBRID: dict[str, Any] = {
@@ -78,20 +81,31 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> Path:
     """Write a complete Qwen3, Qwen3-MoE or Qwen3.5 checkpoint in bfloat16, unless the folder already holds one."""
+    return _make(shape, folder, qwen_tokenizer(), "cpu", seed)
+
+
+def make_built_in(shape: str, folder: Path | str, device: str = "cpu") -> Path:
+    """The same with the built-in model's tokenizer, whose other ids are unused; the weights are created on `device`."""
+    return _make(shape, Path(folder), BUILT_IN_FOLDER, device, seed=0)
+
+
+def _make(shape: str, folder: Path, source: Path, device: str, seed: int) -> Path:
     if (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    source = qwen_tokenizer()
-    for path in source.iterdir():
-        shutil.copy(path, folder / path.name)
+    for name in TOKENIZER_FILES:
+        shutil.copy(source / name, folder / name)
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.bfloat16)
-    model = transformers.AutoModelForCausalLM.from_config(config_of(shape))
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config_of(shape))
     torch.set_default_dtype(torch.float32)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     with torch.no_grad():
-        damped = _is_not_printable_ascii(folder / "tokenizer.json")
-        model.get_output_embeddings().weight[damped] *= 0.2
-    model.generation_config = transformers.GenerationConfig(eos_token_id=[IM_END, END_OF_TEXT], do_sample=False)
+        model.get_output_embeddings().weight[_is_not_printable_ascii(tokenizer).to(device)] *= 0.2
+    eos_ids = [tokenizer.token_to_id(text) for text in ("<|im_end|>", "<|endoftext|>")]
+    model.config.eos_token_id, model.config.bos_token_id = eos_ids
+    model.generation_config = transformers.GenerationConfig(eos_token_id=eos_ids, do_sample=False)
     model.save_pretrained(folder)
     return folder
 
@@ -114,13 +128,13 @@ def config_of(shape: str) -> Any:
     return transformers.Qwen3Config(**SHAPES[shape], **fields, rope_parameters=rope)
 
 
-def _is_not_printable_ascii(tokenizer_file: Path) -> torch.Tensor:
-    """Return a mask over the vocabulary [vocab_size]."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+def _is_not_printable_ascii(tokenizer: Tokenizer) -> torch.Tensor:
+    """Return a mask over the vocabulary [vocab_size]: control tokens and ids without a token are not."""
+    control = tokenizer.get_added_tokens_decoder()
     mask = torch.ones(VOCAB_SIZE, dtype=torch.bool)
     for text, token_id in tokenizer.get_vocab().items():
         plain = text.replace("Ġ", " ")
-        mask[token_id] = not (plain.isascii() and plain.isprintable()) or token_id >= END_OF_TEXT
+        mask[token_id] = not (plain.isascii() and plain.isprintable()) or token_id in control
     return mask
 
 

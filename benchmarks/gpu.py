@@ -4,33 +4,38 @@
 
 Weights are random and created on the device. Each figure is tokens per second over all streams (median of steps) and,
 where the card's bandwidth is known, its fraction of the limit reached if a step took as long as reading the weights and
-the keys and values once. Failures are recorded with their reason, as are measurements for which no time was left. On a
-CPU (--device cpu --shapes tiny) the same code runs as a self-test.
+the keys and values once. The first token of a prompt of 2000, alone on the card, stands beside its arithmetic limit
+(`gpu_limits.py`). transformers is measured in a process of its own (`gpu_peers.py`). Failures are recorded with their
+reason, as are measurements for which no time was left; the file is written after each part, and the run ends 15 s after
+the limit at the latest. On a CPU (--device cpu --shapes tiny) the same code runs as a self-test.
 """
 
 import argparse
 import json
+import logging
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.checkpoint import config_of
 from benchmarks.decoding import Engine
 from benchmarks.engine import random_prompt
+from benchmarks.gpu_figures import FAULTS, NO_TIME, Figure, Task, Way, device_name, measure, random_model, table
+from benchmarks.gpu_limits import FIRST_TOKENS, Card, first_token, measure_card
 from benchmarks.gpu_memory import compare_memory
+from benchmarks.gpu_peers import measure_peers
+from benchmarks.time_limit import time_limit
 from benchmarks.varlen import PAGE_TOKENS, VarlenKernels, reads_block_tables
 from server.engine.blocks import Blocks
 from server.messages import Sampling
-from server.model.attention.base import paged_attention
 from server.model.attention.gpu import CudaKvPool, Kernels
 from server.model.attention.tiles import tile_sizes
 from server.model.graphs.decode_graphs import padded_sizes
@@ -42,22 +47,8 @@ from server.model.loading.pretrained import ATTENTION_NAME, wrap_model
 from server.model.runner import Runner, pool_shape
 
 BLOCK_TOKENS = 32
-PEERS_PART = 0.35  # fraction of the time
-BYTES_PER_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12}  # from the cards' data sheets
-FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, ImportError, AssertionError)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """The workload: streams of `prompt_tokens` each, decoded for `steps`."""
-
-    batches: tuple[int, ...]
-    prompt_tokens: int
-    steps: int
-    deadline_s: float  # of time.monotonic
-
-
-Way = Callable[[int, Task], tuple[float, float]]  # batch -> seconds of all prompts, decoded tokens per second
+PEERS_PART = 0.45  # fraction of the time
+GRACE_S = 15.0  # of the last measurement begun in time; then the run ends with what it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,31 +62,6 @@ class Variant:
     is_fused: bool = True  # fused layer kernels, where they are in use
     is_sampled: bool = False  # with Qwen3's recommended settings for non-thinking replies; else greedy
     overlap: bool = False  # each step launched before the previous one is read, as the engine does on a GPU
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measurement; `fault` is the reason if there is none."""
-
-    shape: str
-    way: str
-    batch: int
-    tok_per_s: float | None = None
-    share_of_limit: float | None = None
-    first_s: float | None = None  # prefill of all prompts
-    fault: str | None = None
-
-
-def random_model(shape: str, device: torch.device, attention: str) -> Any:
-    """A model of this shape with random bfloat16 weights, created on the device."""
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(
-            config_of(shape), dtype=torch.bfloat16, attn_implementation=attention
-        )
-    model.generation_config = transformers.GenerationConfig(do_sample=False, pad_token_id=0)
-    return model.train(False).requires_grad_(False)
 
 
 def variants(loaded: LoadedModel, task: Task) -> list[Variant]:
@@ -150,90 +116,82 @@ def decode(loaded: LoadedModel, variant: Variant, batch: int, task: Task) -> tup
     return first_s, batch / statistics.median(times)
 
 
-def generate(model: Any, batch: int, task: Task) -> tuple[float, float]:
-    """transformers' generate() with two lengths, whose difference excludes prefill."""
-    ids = torch.tensor([random_prompt(task.prompt_tokens, i) for i in range(batch)], device=model.device)
-    seconds = []
-    for new_tokens in (1, 1, 1 + task.steps):  # the first warms up
-        began = time.perf_counter()
-        limits = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
-        model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **limits)[0, -1].item()
-        seconds.append(time.perf_counter() - began)
-    return seconds[1], batch * task.steps / (seconds[2] - seconds[1])
-
-
-def continuous(model: Any, batch: int, task: Task) -> tuple[float, float]:
-    """transformers' continuous batching with two lengths, whose difference excludes start and prefill."""
-    prompts = [random_prompt(task.prompt_tokens, i) for i in range(batch)]
-    seconds = []
-    for new_tokens in (1, 1, 1 + task.steps):
-        config = transformers.GenerationConfig(
-            do_sample=False, max_new_tokens=new_tokens, eos_token_id=-1, pad_token_id=0
-        )
-        began = time.perf_counter()
-        replies = model.generate_batch(prompts, generation_config=config)
-        seconds.append(time.perf_counter() - began)
-        written = sum(len(reply.generated_tokens) for reply in replies.values())
-        if written != batch * new_tokens:
-            raise RuntimeError(f"{written} tokens came back, {batch * new_tokens} were requested")
-    return seconds[1], batch * task.steps / (seconds[2] - seconds[1])
-
-
-def limit(loaded: LoadedModel, model: Any, batch: int, task: Task) -> float | None:
+def limit(loaded: LoadedModel, model: Any, card: Card, batch: int, task: Task) -> float | None:
     """Tokens per second if a step took as long as reading its bytes once; None if the bandwidth is unknown."""
-    name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else ""
-    speed = next((speed for card, speed in BYTES_PER_S.items() if card in name), None)
-    if speed is None:
+    if not card.sheet_bytes_per_s:
         return None
     tied = model.config.tie_word_embeddings
     looked_up = 0 if tied else model.get_input_embeddings().weight.nbytes  # a step reads only a few rows of it
     context = task.prompt_tokens + task.steps // 2
     kv = pool_shape(loaded, 1).bytes_per_block * context * batch
-    return batch * speed / (loaded.weight_bytes - looked_up + kv)
+    return batch * card.sheet_bytes_per_s / (loaded.weight_bytes - looked_up + kv)
 
 
-def measure_own(shape: str, device: torch.device, task: Task) -> tuple[list[Figure], dict[str, dict[str, int]]]:
-    """Figures of all variants, and estimated and measured memory."""
+@dataclass(slots=True)
+class Report:
+    """What has been measured so far."""
+
+    file: Path
+    about: dict[str, Any]
+    began_s: float = field(default_factory=time.monotonic)
+    figures: list[Figure] = field(default_factory=list)
+    first_tokens: dict[str, Any] = field(default_factory=dict)  # by shape
+    memory: dict[str, Any] = field(default_factory=dict)  # by shape
+
+    def content(self) -> dict[str, Any]:
+        """As written to the file."""
+        return {
+            **self.about,
+            "seconds": time.monotonic() - self.began_s,
+            "first_token": self.first_tokens,
+            "figures": [asdict(figure) for figure in list(self.figures)],
+            "memory": self.memory,
+        }
+
+    def write(self) -> None:
+        """Write the file."""
+        self.file.write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
+
+    def end(self) -> None:
+        """Write the file and print the table."""
+        self.write()
+        print(
+            json.dumps({"card": self.about["card"], "first_token": self.first_tokens}), *table(self.figures), sep="\n"
+        )
+
+
+def measure_own(shape: str, device: torch.device, card: Card, task: Task, report: Report) -> None:
+    """Figures of all variants, the first token of a long prompt, and estimated and measured memory."""
     model = random_model(shape, device, ATTENTION_NAME)
     pack_linears(model)
     loaded = wrap_model(model, device, time.monotonic())
-    limits = {batch: limit(loaded, model, batch, task) for batch in task.batches}
-    ways: dict[str, Way] = {}
+    report.first_tokens[shape] = _if_time(task, lambda: _first_token(loaded, model, card))
+    print(json.dumps({"shape": shape, "first_token": report.first_tokens[shape]}), flush=True)
+    limits = {batch: limit(loaded, model, card, batch, task) for batch in task.batches}
     for variant in variants(loaded, task):
         used = loaded if variant.is_fused else replace(loaded, backbone=open_backbone(model.get_decoder()))
-        ways[variant.name] = partial(decode, used, variant)
-    return run_all(shape, ways, limits, task), compare_memory(loaded, config_of(shape))
-
-
-def measure_peers(shape: str, device: torch.device, task: Task) -> list[Figure]:
-    """transformers' figures for an unmodified model of the same shape."""
-    model = random_model(shape, device, "sdpa")
-    ways: dict[str, Way] = {"generate": partial(generate, model)}
-    if device.type == "cuda":
-        ways["continuous batching"] = partial(continuous, model)
-    return run_all(shape, ways, dict.fromkeys(task.batches), task)
-
-
-def run_all(shape: str, ways: dict[str, Way], limits: dict[int, float | None], task: Task) -> list[Figure]:
-    """Measure every way at every batch size until the deadline."""
-    figures = []
-    for name, measure in ways.items():
+        way: Way = partial(decode, used, variant)
         for batch in task.batches:
-            figure = _measure(Figure(shape, name, batch), measure, limits[batch], task)
+            figure = measure(Figure(shape, variant.name, batch), way, limits[batch], task)
             print(json.dumps(asdict(figure)), flush=True)
-            figures.append(figure)
-    return figures
+            report.figures.append(figure)
+    report.memory[shape] = _if_time(task, lambda: compare_memory(loaded, config_of(shape)))
 
 
-def _measure(empty: Figure, measure: Way, most: float | None, task: Task) -> Figure:
-    shape, way, batch = empty.shape, empty.way, empty.batch
+def _first_token(loaded: LoadedModel, model: Any, card: Card) -> dict[str, Any]:
+    tokens = FIRST_TOKENS if loaded.device.type == "cuda" else 70
+    runner = Runner(loaded, 4 + tokens // BLOCK_TOKENS, BLOCK_TOKENS)
+    return first_token(runner, model.config, card, BLOCK_TOKENS, tokens)
+
+
+def _if_time(task: Task, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `call` finds, or the reason why there is nothing."""
     if time.monotonic() > task.deadline_s:
-        return Figure(shape, way, batch, fault="no time left")
+        return {"fault": NO_TIME}
     try:
-        first_s, rate = measure(batch, task)
+        return call()
     except FAULTS as error:
-        return Figure(shape, way, batch, fault=f"{type(error).__name__}: {error}"[:300])
-    return Figure(shape, way, batch, rate, rate / most if most else None, first_s)
+        return {"fault": f"{type(error).__name__}: {error}"[:300]}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -248,30 +206,30 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
     options = parser.parse_args(argv)
-    began = time.monotonic()
     device = torch.device(options.device)
-    figures, memory = [], {}
-    for number, shape in enumerate(options.shapes, 1):
-        # Each shape gets an equal part of the time plus what earlier ones left over; peers get a part of that.
-        share, peers_part = options.limit_s / len(options.shapes), 0.0 if options.no_peers else PEERS_PART
-        deadline = began + share * number
-        task = Task(tuple(options.batches), options.prompt_tokens, options.steps, deadline - share * peers_part)
-        with torch.inference_mode():
-            found, memory[shape] = measure_own(shape, device, task)
-            figures += found
-            if not options.no_peers:
-                figures += measure_peers(shape, device, replace(task, deadline_s=deadline))
-    report = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    card = measure_card(device_name(device), device)
+    about = {
+        "card": asdict(card),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "commit": _commit(),
         "task": {"prompt_tokens": options.prompt_tokens, "steps": options.steps},
-        "seconds": time.monotonic() - began,
-        "figures": [asdict(figure) for figure in figures],
-        "memory": memory,
     }
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return report
+    report = Report(options.out, about)
+    with time_limit(max(0.0, options.limit_s) + GRACE_S, report.end), torch.inference_mode():
+        for number, shape in enumerate(options.shapes, 1):
+            # Each shape gets an equal part of the time plus what earlier ones left over; peers get a part of that.
+            share, peers_part = options.limit_s / len(options.shapes), 0.0 if options.no_peers else PEERS_PART
+            deadline = report.began_s + share * number
+            task = Task(tuple(options.batches), options.prompt_tokens, options.steps, deadline - share * peers_part)
+            measure_own(shape, device, card, task, report)
+            report.write()
+            if not options.no_peers:
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()  # the other process needs the memory
+                report.figures += measure_peers(shape, device, replace(task, deadline_s=deadline))
+                report.write()
+    report.end()
+    return report.content()
 
 
 def _commit() -> str:
@@ -280,4 +238,5 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # which kernels are in use, and why not
     main()

@@ -1,5 +1,6 @@
 """Build an engine from its configuration: the part of the composition root that imports torch."""
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ from server.model.runner import Runner
 from server.model.sampling.grammar import LlguidanceGrammars
 from server.runtime.heap import trim_heap
 from server.settings import EngineSettings, read_environment
+
+log = logging.getLogger(__name__)
 
 DRAFTS_ON_CPU = 4
 
@@ -124,6 +127,8 @@ def _load_parts(config: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
         holder.use(runner)
         if sizes:
             runner.capture_graphs(sizes)
+        if loaded.device.type == "cuda":
+            log.info("attention and decode steps: %s", runner.describe())
         return Parts(loaded, plan, runner, grammars, holder, adapters)
 
 

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 EARLY_CAPABILITY = (9, 0)  # from which on a kernel can be launched before the one before it has ended
-CPU_OUT_OF_MEMORY = "can't allocate memory"  # torch's CPU allocator raises a plain RuntimeError with this in its text
+OUT_OF_MEMORY = (  # in the text of a plain RuntimeError
+    "can't allocate memory",  # torch's CPU allocator
+    "CUDA error: out of memory",  # the driver, which loads kernels and uploads graphs when they are first used
+    "[CUDA]: out of memory",  # the same through Triton
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def to_device(numbers: NDArray[Any] | Sequence[int], device: torch.device) -> Tensor:
@@ -57,7 +62,7 @@ def as_memory_error() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise MemoryError(str(error)) from error
     except RuntimeError as error:
-        if CPU_OUT_OF_MEMORY not in str(error):
+        if not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
         raise MemoryError(str(error)) from error
 

@@ -21,7 +21,7 @@ from server.model.attention.tiles import tile_sizes
 from server.model.batch import Batch, Row
 from server.model.cpu.native import NativeHead, NativePool, supports_pool
 from server.model.device import as_memory_error, to_device
-from server.model.graphs.decode_graphs import DecodeOutput, is_pure_decode, open_graphs
+from server.model.graphs.decode_graphs import DecodeGraphs, DecodeOutput, is_pure_decode, open_graphs
 from server.model.kernel_selection import choose_kernels
 from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow
 from server.model.loading.loaded_model import LoadedModel
@@ -86,6 +86,12 @@ class Runner:
             if graphs is not None and samplers:
                 graphs.capture_samplers()
         return graphs is not None and graphs.is_usable
+
+    def describe(self) -> str:
+        """Which attention and which decode steps are in use, for the log of an engine on CUDA."""
+        kernels = isinstance(self.pool, CudaKvPool) and self.pool.kernels is not None
+        captured = isinstance(self._decode, DecodeGraphs) and self._decode.is_usable
+        return f"{'Triton kernels' if kernels else 'torch'}, {'CUDA graphs' if captured else 'no CUDA graphs'}"
 
     def launch(self, batch: Batch) -> Ticket:
         """Start computing the batch; on CUDA without waiting for it. Raises MemoryError."""

@@ -8,6 +8,8 @@ import torch
 
 from server.engine.assemble import _select_device
 from server.memory.start import open_probe
+from server.model.attention.base import PoolShape
+from server.model.attention.gpu import CudaKvPool
 
 GIB = 1 << 30
 OTHER_PROCESS = """
@@ -46,3 +48,18 @@ def test_on_the_gpu_what_this_process_takes_is_seen_as_its_own() -> None:
     assert 2 * GIB <= (during.own or 0) - (before.own or 0) < 2 * GIB + GIB // 4
     del held
     torch.cuda.empty_cache()
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_released_blocks_are_free_for_other_processes() -> None:
+    """torch cut the smaller tensors out of the larger ones' segments, and could return next to nothing."""
+    device = torch.device("cuda", 0)
+    pool = CudaKvPool(PoolShape(32, 8, 8, 128, torch.bfloat16), 4096, device)
+    torch.cuda.empty_cache()
+    full = torch.cuda.mem_get_info(device)[0]
+    pool.release(3072)
+    assert torch.cuda.mem_get_info(device)[0] - full > 0.9 * GIB, "a quarter of 4 GiB"
+    assert pool.restore(4096) == 4096
+    assert abs(torch.cuda.mem_get_info(device)[0] - full) < GIB // 8
+    pool.release(1024)
+    assert torch.cuda.mem_get_info(device)[0] - full > 2.8 * GIB

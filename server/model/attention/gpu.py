@@ -114,7 +114,8 @@ class CudaKvPool:
         """Reallocate layer by layer. Raises torch.OutOfMemoryError, only if the pool grows.
 
         A smaller tensor for which there is no memory beside the larger one takes its place: the blocks that are kept
-        wait in the host's memory meanwhile.
+        wait in the host's memory meanwhile. Each old tensor is returned to the device before the next one is allocated,
+        which torch would otherwise cut out of it: what is left of a cut segment cannot be returned.
         """
         if all(part.shape[0] == num_blocks + 1 for part in (*self.keys, *self.values)):
             return
@@ -128,12 +129,14 @@ class CudaKvPool:
                 if new is None and kept < num_blocks:
                     raise torch.OutOfMemoryError("no memory for more blocks")
                 if new is None:
-                    content = content.to("cpu", copy=True)
+                    content = content.to("cpu", copy=True, non_blocking=True)  # pinned, if it comes from a GPU
                     parts[layer] = parts[layer].new_empty((0, *parts[layer].shape[1:]))
                     _return_freed(parts[layer].device)
                     new = _allocate(parts[layer], num_blocks + 1)
                 new[:kept].copy_(content)
                 parts[layer] = new
+                del content
+                _return_freed(new.device)
 
 
 def _allocate(like: Tensor, num_blocks: int) -> Tensor:

@@ -162,6 +162,8 @@ class DecodeGraphs:
             self._disabled.clear()
             self._steps.clear()
             self._samplers.clear()
+            # torch refuses captures into a pool that no graph uses any more, until all of its memory is freed.
+            self._memory = torch.cuda.graph_pool_handle()
         size = None if DECODING in self._disabled else self._static.stage(rows, ids)
         if size is None:
             return None
