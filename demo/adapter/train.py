@@ -22,18 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from demo.adapter.attention import HeadShape
+from demo.adapter.base import open_network
 from demo.adapter.conversations import COUNTS, Teacher
-from demo.adapter.network import Gradients, Network, Scores, Shape
+from demo.adapter.network import Gradients, Network, Scores
 from demo.adapter.optimizer import AdamW
 from demo.adapter.packing import TEMPLATE, PackedLesson, Packer
 from demo.adapter.peft_format import read_adapter, write_adapter
 from demo.adapter.sketches import Sketch, read_sketches
 from demo.adapter.trials import read_trials
 from server.checkpoint.checkpoint import Checkpoint
-from server.gguf.config import model_config
-from server.gguf.header import read_header
-from server.model.loading.gguf_weights import GgufWeights
 
 HELD_OUT = 12  # every twelfth sketch is never trained on
 SAVE_EVERY_S = 300
@@ -82,14 +79,6 @@ class Verdict:
     exact: float
     kind: float
     loss: float
-
-
-def open_network(base: Path, rank: int, alpha: float, dtype: torch.dtype) -> Network:
-    """The base, a GGUF file of the Llama architecture, with a new adapter."""
-    config = model_config(read_header(base))
-    heads = HeadShape(config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"])
-    rope, layers = config["rope_parameters"]["rope_theta"], config["num_hidden_layers"]
-    return Network(GgufWeights(base, dtype), Shape(layers, heads, rope, config["rms_norm_eps"]), rank, alpha, dtype)
 
 
 def open_packer(base: Path) -> Packer:
