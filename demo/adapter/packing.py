@@ -50,6 +50,7 @@ class Packer:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._encoder = checkpoint.encoder
         self._renderer = Renderer(checkpoint.template, checkpoint.encoder)
+        self.first_of_calls = checkpoint.encoder.encode_text("<tool_call>")[0]
 
     def pack(self, lesson: Lesson) -> PackedLesson:
         """The lesson's row. Raises ValueError if the template writes a conversation's head in another way."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from demo.adapter.base import open_network
-from demo.adapter.conversations import COUNTS, Teacher
+from demo.adapter.conversations import COUNTS, Mix, Teacher
 from demo.adapter.network import Gradients, Network, Scores
 from demo.adapter.optimizer import AdamW
 from demo.adapter.packing import TEMPLATE, PackedLesson, Packer
@@ -189,7 +189,7 @@ class Training:
 
     def evaluation_rows(self) -> dict[str, list[PackedLesson]]:
         """Held-out tools, and the trials written by hand."""
-        teacher = Teacher(self._held, EVALUATION_SEED, invents=False, counts=(1, 2, 3, 4))
+        teacher = Teacher(self._held, EVALUATION_SEED, Mix(invented=0), counts=(1, 2, 3, 4))
         held = [self.packer.pack(teacher.lesson(6)) for _ in range(6)]
         return {
             "held-out tools": [one for one in held if one.num_tokens <= LONGEST_ROW],
