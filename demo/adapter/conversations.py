@@ -12,7 +12,7 @@ from demo.adapter.invented import InventedSketch, are_near, invent, near_miss
 from demo.adapter.knowledge import draw_question
 from demo.adapter.near import ANYWAY, ask_beside, ask_sum
 from demo.adapter.requests import OfferedTool, Request, fill, in_context, offer, request
-from demo.adapter.sketches import Sketch, Wording
+from demo.adapter.sketches import SEGMENT, Sketch, Wording
 from demo.adapter.values import Draws, Value, draw_value
 
 Message = dict[str, Any]
@@ -157,6 +157,8 @@ class Teacher:
             if varied:
                 return (user(varied[0]), calls(varied[1]))
         asked = [request(rng, tool) for tool in chosen]
+        if any(one.call in [other.call for other in asked[:number]] for number, one in enumerate(asked)):
+            return self._one_call(tools)  # two equal calls are not what anybody means
         text = asked[0].text
         for one in asked[1:]:
             glue = rng.choice(JOINED)
@@ -319,9 +321,9 @@ def _varied(rng: random.Random, tool: OfferedTool, count: int) -> tuple[str, lis
 def _pairs(rng: random.Random, tool: OfferedTool, count: int) -> tuple[str, list[Request]] | None:
     """One request whose second half is said for several groups of values: "send 5 to Anna and 7 to Tom"."""
     wordings = [
-        one
+        Wording(SEGMENT.sub("", one.text))
         for one in (*tool.sketch.orders, *tool.sketch.sentences)
-        if tool.offers(one) and not one.fixed and len(one.places()) > 1 and "[" not in one.text and '"' not in one.text
+        if tool.offers(one) and not one.fixed and len(one.places()) > 1 and '"' not in one.text
     ]
     if not wordings:
         return None

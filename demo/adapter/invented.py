@@ -128,10 +128,10 @@ class InventedSketch(Sketch):
 
 
 def invent(rng: random.Random, held: bool = False) -> InventedSketch:
-    """A tool with one to four parameters. `held` ones are of things that no other has."""
+    """A tool with up to four parameters. `held` ones are of things that no other has."""
     operation: Operation = rng.choice(OPERATIONS)
     thing = _thing(rng, held)
-    chosen = rng.sample(PARAMETERS, rng.choice((1, 2, 2, 3, 3, 4)))
+    chosen = rng.sample(PARAMETERS, rng.choice((0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4)))
     slots: list[Slot] = []
     text = ""
     taken: set[str] = set()
