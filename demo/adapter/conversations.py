@@ -168,7 +168,8 @@ class Teacher:
 
     def _none_fits(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
         """A request that none of the tools answers, though most of them are near one."""
-        return (user(self._unfit(tools)), assistant(self.rng.choice(REFUSALS)))
+        refusal = REFUSALS[0] if self.mix.held else self.rng.choice(REFUSALS)  # what greedy decoding would say
+        return (user(self._unfit(tools)), assistant(refusal))
 
     def _unfit(self, tools: Sequence[OfferedTool]) -> str:
         """Of another tool, half of them near; of a value or a sum; of knowledge."""

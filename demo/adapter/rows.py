@@ -68,11 +68,8 @@ class Rows:
         return self.replies[chosen].flatten()[batch.places].long()
 
 
-def fill_rows(lessons: Sequence[StoredLesson], length: int, weighting: Weighting, newline: int, order: Any) -> Rows:
-    """Rows of lessons that are drawn in the order of a numpy generator. A lesson longer than a row is left out.
-
-    `newline` is the id between two calls of one reply.
-    """
+def fill_rows(lessons: Sequence[StoredLesson], length: int, weighting: Weighting, order: Any) -> Rows:
+    """Rows of lessons that are drawn in the order of a numpy generator. A lesson longer than a row is left out."""
     groups: list[list[int]] = []
     filled: list[tuple[int, list[int]]] = []
     for number in order.permutation(len(lessons)).tolist():
@@ -92,7 +89,7 @@ def fill_rows(lessons: Sequence[StoredLesson], length: int, weighting: Weighting
             filled.remove(fullest)
             groups.append(fullest[1])
     groups += [one[1] for one in filled]
-    return _Filling(len(groups), length).of(lessons, groups, weighting, newline)
+    return _Filling(len(groups), length).of(lessons, groups, weighting)
 
 
 class _Filling:
@@ -106,7 +103,7 @@ class _Filling:
         self.replies = np.full(shape, -1, np.int32)
         self.kinds: list[int] = []
 
-    def of(self, lessons: Sequence[StoredLesson], groups: list[list[int]], weighting: Weighting, newline: int) -> Rows:
+    def of(self, lessons: Sequence[StoredLesson], groups: list[list[int]], weighting: Weighting) -> Rows:
         for row, numbers in enumerate(groups):
             first = 0
             for place, number in enumerate(numbers):
@@ -119,21 +116,21 @@ class _Filling:
                 starts[1:] -= lengths[0]
                 self.segments[row, first:last] = np.repeat(np.arange(len(lengths)), lengths)
                 self.positions[row, first:last] = np.arange(last - first) - np.repeat(starts, lengths)
-                self._reply(row, first, lesson, weighting, newline)
+                self._reply(row, first, lesson, weighting)
                 first = last
         arrays = (self.ids, self.positions, self.lessons, self.segments, self.weights, self.replies)
         tensors = [torch.from_numpy(one) for one in arrays]
         totals = torch.from_numpy(self.weights.sum(1, dtype=np.float64)).float()
         return Rows(*tensors, torch.tensor(self.kinds, dtype=torch.int8), totals)
 
-    def _reply(self, row: int, first: int, lesson: StoredLesson, weighting: Weighting, newline: int) -> None:
+    def _reply(self, row: int, first: int, lesson: StoredLesson, weighting: Weighting) -> None:
         for start, number, kind in lesson.spans.tolist():
             before = first + start - 1  # the place whose target is the reply's first id
             weights = self.weights[row, before : before + number]
             weights[:] = 1
             if kind == CALLS:
                 reply = lesson.ids[start : start + number]
-                ahead = np.nonzero((reply[1:-1] == newline) & (reply[2:] == reply[0]))[0] + 1
+                ahead = np.nonzero(reply[2:] == reply[0])[0] + 1  # the line break before another call
                 weights[ahead] = weighting.end
                 weights[-1] = weighting.end
             weights[0] = weighting.first_of_calls if kind == CALLS else weighting.first_of_words

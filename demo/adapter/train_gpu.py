@@ -36,7 +36,6 @@ LAST_RATE = 0.01  # of the highest
 LOG_EVERY_STEPS = 10
 RESERVE_S = 2.0  # for the last evaluation and the last files, beside the time that an evaluation took
 TOLERANCE = 0.02  # by which losses of different kernels may differ
-NEWLINE = 198  # id of a line break, in the base's vocabulary
 DEFAULT_WEIGHTING = Weighting()
 
 
@@ -60,6 +59,7 @@ class Run:
     passes: int = 1
     weighting: Weighting = DEFAULT_WEIGHTING
     share: float = 1.0
+    held_share: float = 1.0
     start_from: Path | None = None
     compile_s: float = 45
     evaluate_every_s: float = 20
@@ -108,10 +108,10 @@ class Training:
         if not paths:
             raise SystemExit(f"{self.run.lessons} holds no lessons*.xz; `python -m demo.adapter.lessons` makes them")
         lessons = [lesson for path in paths for lesson in read_lessons(path)]
-        if self.run.share < 1 and paths[0].name.startswith("lessons"):
-            lessons = lessons[: max(1, int(len(lessons) * self.run.share))]
+        share = self.run.held_share if paths[0].name.startswith("held") else self.run.share
+        lessons = lessons[: max(1, int(len(lessons) * share))]
         order = np.random.default_rng(self.run.seed)
-        return fill_rows(lessons, self.run.length, self.run.weighting, NEWLINE, order).to(self.device)
+        return fill_rows(lessons, self.run.length, self.run.weighting, order).to(self.device)
 
     def choose_kernels(self) -> None:
         """Take the fastest kernels that work here and agree with the plain ones; says in the log what it tried."""
@@ -140,6 +140,7 @@ class Training:
                 network.pointwise, network.attention = before
             else:
                 best = (loss, seconds)
+        torch.cuda.empty_cache()
 
     def _measure(self) -> tuple[float, float]:
         """The loss of the first rows, and the seconds of one pass when everything is compiled."""
@@ -302,6 +303,7 @@ def main() -> None:
     add("--words-weight", type=float, default=weighting.first_of_words, help="of the first token of words")
     add("--end-weight", type=float, default=weighting.end, help="of what follows a call")
     add("--share", type=float, default=1.0, help="of the lessons to train on")
+    add("--held-share", type=float, default=1.0, help="of what is evaluated on")
     add("--start-from", type=Path, help="folder of an adapter to begin with")
     add("--compile", type=float, default=defaults.compile_s, help="seconds at most to try compiled kernels; 0: none")
     add("--evaluate-every", type=float, default=defaults.evaluate_every_s, help="seconds between evaluations")
@@ -311,8 +313,9 @@ def main() -> None:
     run = Run(
         given.base, given.lessons, given.run, given.seconds, given.device, given.dtype, given.seed, given.rate,
         decay=given.decay, length=given.length, rows_at_once=given.rows_at_once, passes=given.passes,
-        weighting=weighting, share=given.share, start_from=given.start_from, compile_s=given.compile,
-        evaluate_every_s=given.evaluate_every, max_steps=given.max_steps,
+        weighting=weighting, share=given.share, held_share=given.held_share,
+        start_from=given.start_from, compile_s=given.compile, evaluate_every_s=given.evaluate_every,
+        max_steps=given.max_steps,
     )  # fmt: skip
     Training(run).go()
 
