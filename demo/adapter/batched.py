@@ -110,7 +110,7 @@ class _Norm(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, pointwise: Pointwise) -> Tensor:
         output, ctx.scale = pointwise.norm(x, weight, epsilon)
         ctx.x, ctx.weight, ctx.pointwise = x, weight, pointwise
-        return output  # type: ignore[no-any-return]
+        return output
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None, None]:
@@ -121,7 +121,7 @@ class _Gate(Function):
     @staticmethod
     def forward(ctx: Any, joined: Tensor, pointwise: Pointwise) -> Tensor:
         ctx.joined, ctx.pointwise = joined, pointwise
-        return pointwise.gate(joined)  # type: ignore[no-any-return]
+        return pointwise.gate(joined)
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None]:

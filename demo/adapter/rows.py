@@ -118,10 +118,16 @@ class _Filling:
                 self.positions[row, first:last] = np.arange(last - first) - np.repeat(starts, lengths)
                 self._reply(row, first, lesson, weighting)
                 first = last
-        arrays = (self.ids, self.positions, self.lessons, self.segments, self.weights, self.replies)
-        tensors = [torch.from_numpy(one) for one in arrays]
-        totals = torch.from_numpy(self.weights.sum(1, dtype=np.float64)).float()
-        return Rows(*tensors, torch.tensor(self.kinds, dtype=torch.int8), totals)
+        return Rows(
+            ids=torch.from_numpy(self.ids),
+            positions=torch.from_numpy(self.positions),
+            lessons=torch.from_numpy(self.lessons),
+            segments=torch.from_numpy(self.segments),
+            weights=torch.from_numpy(self.weights),
+            replies=torch.from_numpy(self.replies),
+            kinds=torch.tensor(self.kinds, dtype=torch.int8),
+            totals=torch.from_numpy(self.weights.sum(1, dtype=np.float64)).float(),
+        )
 
     def _reply(self, row: int, first: int, lesson: StoredLesson, weighting: Weighting) -> None:
         for start, number, kind in lesson.spans.tolist():

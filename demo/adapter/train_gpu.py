@@ -223,8 +223,8 @@ class Training:
             starts[1:] = replies[1:] != replies[:-1]
             first[replies[starts]] = hits[starts]
         calls = rows.kinds == CALLS
-        shares = [float(one.mean()) if len(one) else 1.0 for one in (right[calls], first[~calls])]
-        return Verdict(*shares, loss / weight)
+        in_calls, in_words = (float(one.mean()) if len(one) else 1.0 for one in (right[calls], first[~calls]))
+        return Verdict(in_calls, in_words, loss / weight)
 
     def evaluate(self) -> None:
         """Judge the adapter, and keep it."""

@@ -192,8 +192,8 @@ def test_rows_that_are_filled_with_stored_lessons_have_the_gradients_of_each_les
     scores = batched.run_batch(rows.batch(torch.arange(1)), found)
     assert scores.loss == pytest.approx(sum(one.loss for one in expected), rel=1e-5)
     for pair, other_pair in zip(gradients.pairs.values(), found.pairs.values(), strict=True):
-        for one, other in zip(pair, other_pair, strict=True):
-            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+        for gradient, other_gradient in zip(pair, other_pair, strict=True):
+            torch.testing.assert_close(other_gradient, gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_training_on_stored_lessons_learns_and_keeps_what_it_learnt(tmp_path: Path) -> None:
