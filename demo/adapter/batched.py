@@ -135,13 +135,13 @@ class _Heads(Function):
     def forward(
         ctx: Any, joined: Tensor, rotation: tuple[Tensor, Tensor], shape: HeadShape, pointwise: Pointwise
     ) -> Any:
-        ctx.rotation, ctx.shape, ctx.pointwise = rotation, shape, pointwise
-        return pointwise.split_heads(joined, *rotation, shape)
+        ctx.rotation, ctx.num_keys, ctx.pointwise = rotation, shape.keys, pointwise
+        return pointwise.split_heads(joined, *rotation, shape.queries, shape.keys, shape.size)
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None, None]:
         contiguous = tuple(one.contiguous() for one in given)
-        return ctx.pointwise.join_heads(contiguous, *ctx.rotation, ctx.shape), None, None, None
+        return ctx.pointwise.join_heads(contiguous, *ctx.rotation, ctx.num_keys), None, None, None
 
 
 class _Loss(Function):

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from demo.adapter.attention import HeadShape
-
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """RMSNorm of float32 rows in the type of the weight, and what each row was multiplied by."""
@@ -46,15 +44,17 @@ def _turn(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1).to(heads.dtype)
 
 
-def split_heads(joined: Tensor, cosines: Tensor, sines: Tensor, shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(
+    joined: Tensor, cosines: Tensor, sines: Tensor, num_queries: int, num_keys: int, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [rows, queries, length, size] of [tokens, width], turned; keys and values repeated.
 
     `cosines` and `sines` are [rows, 1, length, size / 2].
     """
     rows, length = cosines.shape[0], cosines.shape[2]
-    heads = joined.view(rows, length, -1, shape.size).transpose(1, 2)
-    queries, keys, values = heads.split([shape.queries, shape.keys, shape.keys], 1)
-    times = shape.queries // shape.keys
+    heads = joined.view(rows, length, -1, size).transpose(1, 2)
+    queries, keys, values = heads.split([num_queries, num_keys, num_keys], 1)
+    times = num_queries // num_keys
     return (
         _turn(queries, cosines, sines).contiguous(),
         _turn(keys, cosines, sines).repeat_interleave(times, 1),
@@ -62,15 +62,15 @@ def split_heads(joined: Tensor, cosines: Tensor, sines: Tensor, shape: HeadShape
     )
 
 
-def join_heads(given: tuple[Tensor, Tensor, Tensor], cosines: Tensor, sines: Tensor, shape: HeadShape) -> Tensor:
+def join_heads(given: tuple[Tensor, Tensor, Tensor], cosines: Tensor, sines: Tensor, num_keys: int) -> Tensor:
     """The gradient of `joined` from those of queries, keys and values."""
     rows, length = cosines.shape[0], cosines.shape[2]
     queries, keys, values = given
-    grouped = (rows, shape.keys, -1, length, shape.size)
+    grouped = (rows, num_keys, queries.shape[1] // num_keys, length, queries.shape[3])
     of_keys = keys.float().view(grouped).sum(2)
     of_values = values.float().view(grouped).sum(2)
     turned = (_turn(queries.float(), cosines, -sines), _turn(of_keys, cosines, -sines), of_values)
-    return torch.cat(turned, 1).transpose(1, 2).reshape(rows * length, shape.width).to(queries.dtype)
+    return torch.cat(turned, 1).transpose(1, 2).reshape(rows * length, -1).to(queries.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,4 +88,4 @@ class Pointwise:
     def compiled() -> "Pointwise":
         """Compiled for fixed shapes when they are first called."""
         functions = (norm, norm_back, gate, gate_back, split_heads, join_heads)
-        return Pointwise(*(torch.compile(one, dynamic=False) for one in functions))
+        return Pointwise(*(torch.compile(one, dynamic=False, fullgraph=True) for one in functions))
