@@ -42,7 +42,7 @@ class Rotation:
     @staticmethod
     def at(positions: Tensor, size: int, theta: float) -> "Rotation":
         """The rotation at these positions."""
-        frequencies = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+        frequencies = theta ** (-torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size)
         angles = positions[:, None].double() * frequencies
         return Rotation(angles.cos().float()[:, None], angles.sin().float()[:, None])
 

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from demo.adapter.chat import read_chat
-from demo.adapter.invented import invent
+from demo.adapter.invented import InventedSketch, are_near, invent, near_miss
 from demo.adapter.knowledge import draw_question
-from demo.adapter.requests import OfferedTool, Request, fill, offer, request
-from demo.adapter.sketches import Sketch, Wording
-from demo.adapter.values import Value, draw_value
+from demo.adapter.near import ANYWAY, ask_beside, ask_sum
+from demo.adapter.requests import OfferedTool, Request, fill, in_context, offer, request
+from demo.adapter.sketches import SEGMENT, Sketch, Wording
+from demo.adapter.values import Draws, Value, draw_value
 
 Message = dict[str, Any]
-REFUSALS = (
-    "None of my tools can do that.", "I'm sorry, I have no tool for that.", "I can't do that with the tools I have.",
-    "Sorry, that is beyond what my tools can do.",
-)  # fmt: skip
+REFUSALS = ("None of my tools can do that.",) * 6 + ("I'm sorry, I have no tool for that.",)
 COUNTS = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 8)  # of tools in a lesson
 CHAT_SHARE = 0.04  # of lessons
 DONE = ("Done.", "That's done.", "All set.", "Okay, done.")
@@ -49,21 +47,56 @@ class Lesson:
     system: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Kinds of conversations, by weight, and how lessons are drawn. `held` ones have what is never trained on."""
+
+    one_call: float = 0.42
+    parallel: float = 0.15
+    none_fits: float = 0.28
+    missing: float = 0.06
+    small_talk: float = 0.03
+    several_turns: float = 0.06
+    invented: float = 0.3
+    held: bool = False
+
+
+MIX = Mix()
+
+
 class Teacher:
-    """Draws lessons over some sketches, and over tools that it invents. The same seed gives the same lessons."""
+    """Draws lessons over some sketches, and over tools that it invents. The same seed gives the same lessons.
+
+    `words` are those of which names are made up, as in running text: capitalized ones and others.
+    """
 
     def __init__(
-        self, sketches: Sequence[Sketch], seed: int, invents: bool = True, counts: Sequence[int] = COUNTS
+        self,
+        sketches: Sequence[Sketch],
+        seed: int,
+        mix: Mix = MIX,
+        counts: Sequence[int] = COUNTS,
+        words: Sequence[str] = (),
     ) -> None:
-        self.rng = random.Random(seed)
+        self.rng = Draws(seed)
+        self.rng.names = [one for one in words if one[0].isupper()]
+        self.rng.words = [one for one in words if one[0].islower()]
+        self.mix = mix
         self._counts = counts
         self._sketches = tuple(sketches)
-        self._invented_share = 0.3 if invents else 0.0
+        self._kinds = {
+            self._one_call: mix.one_call,
+            self._parallel: mix.parallel,
+            self._none_fits: mix.none_fits,
+            self._missing: mix.missing,
+            self._small_talk: mix.small_talk,
+            self._several_turns: mix.several_turns,
+        }
 
-    def lesson(self, num_conversations: int | None = None) -> Lesson:
+    def lesson(self, num_conversations: int | None = None, more: int = 5) -> Lesson:
         """One lesson, of as many tools as one of `counts`; now and then of none, with chat.
 
-        A longer list of tools has more conversations behind it, where their number is not given.
+        There are `more` conversations than tools, where their number is not given.
         """
         rng = self.rng
         if read_chat() and rng.random() < CHAT_SHARE:
@@ -71,7 +104,7 @@ class Teacher:
             return Lesson((), tuple((user(question), assistant(reply)) for question, reply in chosen))
         count = rng.choice(self._counts)
         if num_conversations is None:
-            num_conversations = 5 + count
+            num_conversations = more + count
         tools = self._offered(count)
         system = rng.choice(
             ("", "", "You are a helpful assistant.", "You are an assistant that helps with everyday tasks.")
@@ -97,21 +130,15 @@ class Teacher:
         return rng.sample(list(tools.values()), len(tools))
 
     def _sketch(self) -> Sketch:
-        return invent(self.rng) if self.rng.random() < self._invented_share else self.rng.choice(self._sketches)
+        return (
+            invent(self.rng, self.mix.held)
+            if self.rng.random() < self.mix.invented
+            else self.rng.choice(self._sketches)
+        )
 
     def _conversation(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
-        chance = self.rng.random()
-        if chance < 0.45:
-            return self._one_call(tools)
-        if chance < 0.58:
-            return self._parallel(tools)
-        if chance < 0.85:
-            return self._none_fits(tools)
-        if chance < 0.90:
-            return self._missing(tools)
-        if chance < 0.94:
-            return self._small_talk()
-        return self._several_turns(tools)
+        (kind,) = self.rng.choices(list(self._kinds), list(self._kinds.values()))
+        return kind(tools)
 
     def _one_call(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
         asked = request(self.rng, self.rng.choice(tools))
@@ -125,11 +152,13 @@ class Teacher:
         count = rng.choice((2, 2, 2, 3, 3, 4) if len(tools) > 4 else (2, 2, 2, 3))
         same = rng.random() < 0.6
         chosen = [rng.choice(tools)] * count if same else [rng.choice(tools) for _ in range(count)]
-        if same and rng.random() < 0.7:
-            varied = _varied(rng, chosen[0], count)
+        if same and rng.random() < 0.75:
+            varied = (_pairs if rng.random() < 0.5 else _varied)(rng, chosen[0], count)
             if varied:
                 return (user(varied[0]), calls(varied[1]))
         asked = [request(rng, tool) for tool in chosen]
+        if any(one.call in [other.call for other in asked[:number]] for number, one in enumerate(asked)):
+            return self._one_call(tools)  # two equal calls are not what anybody means
         text = asked[0].text
         for one in asked[1:]:
             glue = rng.choice(JOINED)
@@ -138,18 +167,42 @@ class Teacher:
         return (user(text), calls(asked))
 
     def _none_fits(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
-        """A request that another tool would answer, half of the time one of the same domain, or one of knowledge."""
-        rng = self.rng
-        if rng.random() < 0.2:
-            return (user(draw_question(rng)), assistant(rng.choice(REFUSALS)))
-        taken = {tool.sketch.key for tool in tools} | {name for tool in tools for name in tool.sketch.names}
-        domains = {tool.sketch.domain for tool in tools}
+        """A request that none of the tools answers, though most of them are near one."""
+        refusal = REFUSALS[0] if self.mix.held else self.rng.choice(REFUSALS)  # what greedy decoding would say
+        return (user(self._unfit(tools)), assistant(refusal))
+
+    def _unfit(self, tools: Sequence[OfferedTool]) -> str:
+        """Of another tool, half of them near; of a value or a sum; of knowledge."""
+        rng, chance, held = self.rng, self.rng.random(), self.mix.held
+        text = None
+        if chance < 0.13:
+            text = draw_question(rng) if not {tool.sketch.key for tool in tools} & ANYWAY else None
+        elif chance < 0.27:
+            text = ask_sum(rng, tools, held)
+        elif chance < 0.48:
+            text = ask_beside(rng, tools, held)
+        if text is not None:
+            return text if rng.random() < 0.7 else in_context(rng, text)
+        sketches = [tool.sketch for tool in tools]
+        invented = [one for one in sketches if isinstance(one, InventedSketch)]
+        taken = {one.key for one in sketches} | {name for one in sketches for name in one.names}
+        domains = {one.domain for one in sketches}
         near = [one for one in self._sketches if one.domain in domains and not taken & set(one.names)]
-        if near and rng.random() < 0.6:
+        if invented and (not near or rng.random() < 0.6) and rng.random() < 0.9:
+            sketch: Sketch = near_miss(rng, rng.choice(invented), sketches, held)
+        elif near and rng.random() < 0.65:
             sketch = rng.choice(near)
         else:
-            sketch = next(one for one in iter(self._sketch, None) if not taken & set(one.names))
-        return (user(request(rng, offer(rng, sketch)).text), assistant(rng.choice(REFUSALS)))
+            sketch = next(one for one in iter(self._sketch, None) if self._is_unlike(one, sketches, taken))
+        return request(rng, offer(rng, sketch)).text
+
+    @staticmethod
+    def _is_unlike(sketch: Sketch, others: Sequence[Sketch], taken: set[str]) -> bool:
+        """Whether no other sketch answers its requests."""
+        if isinstance(sketch, InventedSketch):
+            invented = [one for one in others if isinstance(one, InventedSketch)]
+            return not any(one.thing == sketch.thing and are_near(one.operation, sketch.operation) for one in invented)
+        return not taken & set(sketch.names)
 
     def _missing(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
         """A request without one of its values; the assistant asks, and calls when it has the answer."""
@@ -176,7 +229,7 @@ class Teacher:
         asked = Request(text, tool, {key: whole[key] for key in order if key in whole})
         return (user(text[0].upper() + text[1:]), assistant(question), user(value.said), calls([asked]))
 
-    def _small_talk(self) -> tuple[Message, ...]:
+    def _small_talk(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
         question, answer = self.rng.choice(SMALL_TALK)
         return (user(question), assistant(answer))
 
@@ -264,6 +317,35 @@ def _varied(rng: random.Random, tool: OfferedTool, count: int) -> tuple[str, lis
     joined = ", ".join(said[:-1]) + rng.choice((" and ", " and ", ", and ")) + said[-1]
     text = text.replace("\0", joined)
     return text[0].upper() + text[1:], requests
+
+
+def _pairs(rng: random.Random, tool: OfferedTool, count: int) -> tuple[str, list[Request]] | None:
+    """One request whose second half is said for several groups of values: "send 5 to Anna and 7 to Tom"."""
+    wordings = [
+        Wording(SEGMENT.sub("", one.text))
+        for one in (*tool.sketch.orders, *tool.sketch.sentences)
+        if tool.offers(one) and not one.fixed and len(one.places()) > 1 and '"' not in one.text
+    ]
+    if not wordings:
+        return None
+    wording = rng.choice(wordings)
+    end = "?" if wording.text.endswith("?") else ""
+    text = wording.text.rstrip("?.")
+    words = text.split(" ")
+    first = next(number for number, word in enumerate(words) if "{" in word)
+    if first and words[first - 1].lower() in LEADS and rng.random() < 0.5:
+        first -= 1
+    tail = Wording(" ".join(words[first:]))
+    if tail.places() != wording.places() or len(words) - first > 9:
+        return None
+    made = [fill(rng, tool, tail) for _ in range(count)]
+    if len({said for said, _ in made}) < count:
+        return None
+    glue = rng.choice((" and ", " and ", ", and ", "; "))
+    said = [said for said, _ in made]
+    head = "".join(f"{word} " for word in words[:first])
+    whole = f"{head}{', '.join(said[:-1])}{glue}{said[-1]}{end}"
+    return whole[0].upper() + whole[1:], [Request("", tool, arguments) for _, arguments in made]
 
 
 def _shown(value: Any) -> str:

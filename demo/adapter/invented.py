@@ -2,6 +2,8 @@
 
 # ruff: noqa: E501
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from demo.adapter.sketches import Sketch, Slot, Wording
 
@@ -30,6 +32,28 @@ OPERATIONS = (
     (("check_{n}", "verify_{n}", "validate_{n}", "{n}.check"), ("Checks a {t}.", "Tells whether a {t} is in order."),
      ("check the {t}", "verify the {t}", "validate the {t}", "inspect the {t}"),
      ("Is the {t} in order", "Is something wrong with the {t}")),
+    (("print_{n}", "{n}.print", "print_out_{n}"), ("Prints a {t}.", "Sends a {t} to the printer."),
+     ("print the {t}", "put the {t} on paper", "print out the {t}"), ("I need the {t} on paper", "The {t} has to be printed")),
+    (("approve_{n}", "accept_{n}", "{n}.approve"), ("Approves a {t}.", "Accepts a {t} that waits for approval."),
+     ("approve the {t}", "accept the {t}", "sign off the {t}"), ("The {t} is fine, approve it", "We agree to the {t}")),
+    (("schedule_{n}", "plan_{n}", "{n}.schedule"), ("Schedules a {t}.", "Plans when a {t} takes place."),
+     ("schedule the {t}", "plan the {t}", "set a time for the {t}"), ("The {t} needs a time", "When can we have the {t}? Plan it")),
+    (("archive_{n}", "{n}.archive", "store_{n}"), ("Archives a {t}.", "Moves a {t} into the archive."),
+     ("archive the {t}", "put the {t} into the archive", "file the {t} away"), ("The {t} belongs in the archive",)),
+    (("rate_{n}", "score_{n}", "{n}.rate"), ("Rates a {t}.", "Gives a {t} a score."),
+     ("rate the {t}", "give the {t} a score", "score the {t}"), ("I'd like to rate the {t}", "How good is the {t}? Score it")),
+    (("copy_{n}", "duplicate_{n}", "clone_{n}"), ("Copies a {t}.", "Makes a second {t} that is equal."),
+     ("copy the {t}", "make a copy of the {t}", "duplicate the {t}"), ("I need the {t} twice", "We need a copy of the {t}")),
+    (("translate_{n}", "{n}.translate"), ("Translates a {t}.", "Writes a {t} in another language."),
+     ("translate the {t}", "put the {t} into other words"), ("The {t} has to be translated",)),
+    (("stop_{n}", "pause_{n}", "suspend_{n}"), ("Stops a {t}.", "Suspends a {t} for now."),
+     ("stop the {t}", "pause the {t}", "suspend the {t}"), ("The {t} must not go on", "Let's hold the {t}")),
+    (("predict_{n}", "forecast_{n}", "{n}.predict"), ("Predicts the {t}.", "Forecast of the {t}."),
+     ("predict the {t}", "forecast the {t}", "tell me what the {t} will be"), ("What will the {t} be", "How will the {t} develop")),
+    (("compare_{n}", "{n}.compare", "benchmark_{n}"), ("Compares a {t} with the usual.", "Tells how a {t} differs from others."),
+     ("compare the {t}", "benchmark the {t}"), ("How does the {t} compare", "Is the {t} better than usual")),
+    (("assign_{n}", "{n}.assign", "hand_over_{n}"), ("Assigns a {t} to somebody.", "Hands a {t} over."),
+     ("assign the {t}", "hand over the {t}"), ("Somebody should take the {t}", "The {t} needs somebody who does it")),
 )  # fmt: skip
 THINGS = (
     "report", "booking", "playlist", "warranty", "budget", "menu", "contract", "route", "schedule", "recipe", "survey",
@@ -40,6 +64,17 @@ THINGS = (
     "sensor", "alarm", "camera", "key card", "parking space", "bus stop", "bridge", "tunnel", "tax form", "visa form",
     "crop yield", "water level", "energy use", "noise level", "fuel cost", "heart rate", "travel time", "exchange rate",
     "power output", "soil moisture", "growth rate", "error rate", "market share", "stress test", "wave height", "torque",
+    "wedding", "garden bed", "bakery order", "hiking trail", "ski pass", "ferry ticket", "tram line", "elevator", "statue",
+    "painting", "museum tour", "choir rehearsal", "theatre seat", "costume", "stage light", "radio show", "newsletter",
+    "petition", "birth certificate", "passport photo", "vaccination", "blood test", "allergy note", "diet plan", "gym class",
+    "marathon", "boat trip", "fishing licence", "beehive", "tractor", "barn", "wine cellar", "cheese wheel", "greenhouse",
+    "solar panel", "wind turbine", "battery", "charging station", "water meter", "gas bill", "heat pump", "roof repair",
+    "puzzle", "card game", "chess problem", "quest", "dungeon map", "avatar", "server rack", "backup", "firewall rule",
+    "certificate", "domain name", "test case", "release note", "feature flag", "commit", "bug list", "sprint", "milestone",
+    "invoice line", "tax return", "pension plan", "mortgage offer", "bond", "dividend", "price alert", "gift card",
+    "mean", "area", "volume", "probability", "density", "velocity", "frequency", "angle", "distance", "body mass",
+    "tide", "earthquake", "bird count", "tree height", "pollen level", "rainfall", "orbit", "eclipse", "telescope slot",
+    "molecule", "protein", "cell culture", "gene sequence", "drug dose", "symptom", "ambulance", "fire drill", "evacuation",
 )  # fmt: skip
 # Parameter: names, kind, descriptions, ways to say it.
 PARAMETERS = (
@@ -72,12 +107,31 @@ FLAGS = (
 )
 
 
-def invent(rng: random.Random) -> Sketch:
-    """A tool with one to four parameters."""
-    names, descriptions, orders, sentences = rng.choice(OPERATIONS)
-    thing = rng.choice(THINGS)
-    identifier = thing.replace(" ", "_")
-    chosen = rng.sample(PARAMETERS, rng.choice((1, 2, 2, 3, 3, 4)))
+HELD_EVERY = 12  # things, which are never trained on
+# Operations that may answer the same request: none of a family is a wrong one for another.
+FAMILIES = (
+    frozenset({"get_{n}", "search_{n}", "calculate_{n}", "check_{n}", "predict_{n}", "compare_{n}", "rate_{n}"}),
+    frozenset({"create_{n}", "copy_{n}", "schedule_{n}", "update_{n}"}),
+    frozenset({"delete_{n}", "archive_{n}", "stop_{n}"}),
+    frozenset({"send_{n}", "assign_{n}", "approve_{n}", "update_{n}"}),
+)
+Operation = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class InventedSketch(Sketch):
+    """A sketch with the operation and the thing that it was made of, and how its parameters are said."""
+
+    operation: Operation
+    thing: str
+    said: str
+
+
+def invent(rng: random.Random, held: bool = False) -> InventedSketch:
+    """A tool with up to four parameters. `held` ones are of things that no other has."""
+    operation: Operation = rng.choice(OPERATIONS)
+    thing = _thing(rng, held)
+    chosen = rng.sample(PARAMETERS, rng.choice((0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4)))
     slots: list[Slot] = []
     text = ""
     taken: set[str] = set()
@@ -96,13 +150,40 @@ def invent(rng: random.Random) -> Sketch:
         keys, notes, said = rng.choice(FLAGS)
         slots.append(Slot(("flag", rng.choice(keys)), "bool", notes, False))
         text += f"[flag: {said}]"
+    return _made(rng, operation, thing, tuple(slots), text)
+
+
+def near_miss(
+    rng: random.Random, sketch: InventedSketch, others: Sequence[Sketch], held: bool = False
+) -> InventedSketch:
+    """The same operation on another thing, or another one on the same, with the same parameters; none of `others`."""
+    taken = [one for one in (sketch, *others) if isinstance(one, InventedSketch)]
+    operations = [one for one in OPERATIONS if not any(are_near(one, other.operation) for other in taken)]
+    if operations and rng.random() < 0.5:
+        return _made(rng, rng.choice(operations), sketch.thing, sketch.slots, sketch.said)
+    things = {one.thing for one in taken}
+    thing = next(one for one in iter(lambda: _thing(rng, held), "") if one not in things)
+    return _made(rng, sketch.operation, thing, sketch.slots, sketch.said)
+
+
+def are_near(one: Operation, other: Operation) -> bool:
+    """Whether a request of one operation may mean the other."""
+    return one == other or any({one[0][0], other[0][0]} <= family for family in FAMILIES)
+
+
+def _thing(rng: random.Random, held: bool) -> str:
+    return rng.choice([one for number, one in enumerate(THINGS) if (number % HELD_EVERY == 5) == held])
+
+
+def _made(rng: random.Random, operation: Operation, thing: str, slots: tuple[Slot, ...], text: str) -> InventedSketch:
+    names, descriptions, orders, sentences = operation
     shown = [phrase.format(t=thing) for phrase in orders]
     asked = [phrase.format(t=thing) for phrase in sentences]
-    return Sketch(
+    return InventedSketch(
         "invented",
-        (rng.choice(names).format(n=identifier),),
+        (rng.choice(names).format(n=thing.replace(" ", "_")),),
         tuple(one.format(t=thing) for one in descriptions),
-        tuple(slots),
+        slots,
         tuple(Wording(f"{one}{text}") for one in shown),
         tuple(
             Wording(f"{one}{text}{'?' if one.split()[0] in ('Which', 'Do', 'What', 'How', 'Is', 'Are') else '.'}")
@@ -110,4 +191,7 @@ def invent(rng: random.Random) -> Sketch:
         ),
         (),
         (("status", "done"),),
+        operation,
+        thing,
+        text,
     )

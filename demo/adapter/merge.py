@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from demo.adapter.base import open_network
 from demo.adapter.network import Network, module_of
 from demo.adapter.packing import TEMPLATE
 from demo.adapter.peft_format import read_adapter, read_sizes
-from demo.adapter.train import open_network
 from server.gguf.config import model_config
 from server.gguf.header import read_header
 from server.gguf.tokenizer import tokenizer_config, tokenizer_json

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from demo.adapter.base import open_network
 from demo.adapter.merge import merged_weights
 from demo.adapter.packing import TEMPLATE
 from demo.adapter.peft_format import read_adapter, read_sizes
-from demo.adapter.train import open_network
 from server.gguf.header import read_header
 from server.gguf.weights import RowOrder, stored_weights
 

@@ -64,10 +64,14 @@ class Group:
         self.merged = self.frozen.clone()
         self.downs, self.ups = self.a.to(self.frozen.dtype), self.b.to(self.frozen.dtype)
 
-    def merge(self) -> None:
-        """Compute what depends on A and B."""
+    def prepare(self) -> None:
+        """Compute `downs` and `ups`."""
         self.downs = self.a.to(self.frozen.dtype)
         self.ups = (self.b * self.scale).to(self.frozen.dtype)
+
+    def merge(self) -> None:
+        """Compute what depends on A and B."""
+        self.prepare()
         for number, (first, last) in enumerate(self.spans):
             low = self.a[number * self.rank : (number + 1) * self.rank]
             change = torch.addmm(self.frozen[first:last].float(), self.b[first:last], low, alpha=self.scale)

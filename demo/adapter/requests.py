@@ -131,7 +131,7 @@ def request(rng: random.Random, tool: OfferedTool, wordings: Sequence[Wording] |
     text, arguments = fill(rng, tool, wording)
     text = _as_order(rng, text) if is_order else text
     text = _sentence(rng, text, closed=not is_order)
-    return Request(_in_context(rng, tool.sketch, text), tool, arguments)
+    return Request(in_context(rng, text, tool.sketch.contexts), tool, arguments)
 
 
 def fill(
@@ -197,10 +197,11 @@ def _sentence(rng: random.Random, text: str, closed: bool) -> str:
     return text
 
 
-def _in_context(rng: random.Random, sketch: Sketch, text: str) -> str:
+def in_context(rng: random.Random, text: str, contexts: Sequence[str] = ()) -> str:
+    """The text, now and then with another sentence before or behind it."""
     chance = rng.random()
     if chance < 0.12:
-        before = rng.choice(sketch.contexts or ASIDES)
+        before = rng.choice(contexts or ASIDES)
         return f"{before} {text}"
     if chance < 0.18:
         end = "" if text[-1] in "?.!" else "."

@@ -22,18 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from demo.adapter.attention import HeadShape
-from demo.adapter.conversations import COUNTS, Teacher
-from demo.adapter.network import Gradients, Network, Scores, Shape
+from demo.adapter.base import open_network
+from demo.adapter.conversations import COUNTS, Mix, Teacher
+from demo.adapter.network import Gradients, Network, Scores
 from demo.adapter.optimizer import AdamW
 from demo.adapter.packing import TEMPLATE, PackedLesson, Packer
 from demo.adapter.peft_format import read_adapter, write_adapter
 from demo.adapter.sketches import Sketch, read_sketches
 from demo.adapter.trials import read_trials
 from server.checkpoint.checkpoint import Checkpoint
-from server.gguf.config import model_config
-from server.gguf.header import read_header
-from server.model.loading.gguf_weights import GgufWeights
 
 HELD_OUT = 12  # every twelfth sketch is never trained on
 SAVE_EVERY_S = 300
@@ -82,14 +79,6 @@ class Verdict:
     exact: float
     kind: float
     loss: float
-
-
-def open_network(base: Path, rank: int, alpha: float, dtype: torch.dtype) -> Network:
-    """The base, a GGUF file of the Llama architecture, with a new adapter."""
-    config = model_config(read_header(base))
-    heads = HeadShape(config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"])
-    rope, layers = config["rope_parameters"]["rope_theta"], config["num_hidden_layers"]
-    return Network(GgufWeights(base, dtype), Shape(layers, heads, rope, config["rms_norm_eps"]), rank, alpha, dtype)
 
 
 def open_packer(base: Path) -> Packer:
@@ -200,7 +189,7 @@ class Training:
 
     def evaluation_rows(self) -> dict[str, list[PackedLesson]]:
         """Held-out tools, and the trials written by hand."""
-        teacher = Teacher(self._held, EVALUATION_SEED, invents=False, counts=(1, 2, 3, 4))
+        teacher = Teacher(self._held, EVALUATION_SEED, Mix(invented=0), counts=(1, 2, 3, 4))
         held = [self.packer.pack(teacher.lesson(6)) for _ in range(6)]
         return {
             "held-out tools": [one for one in held if one.num_tokens <= LONGEST_ROW],

@@ -2,7 +2,7 @@
 
 import datetime
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,28 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 FIRST_DAY = datetime.date(2023, 1, 1)
 NUM_DAYS = 1400
 MONEY_WORDS = ("amount", "price", "cost", "bill", "money", "much", "value")
+MADE_UP_SHARE = 0.35
+# Kinds whose values may be any words: the most capitalized ones, or minus their exact number; fewest and most others.
+NAMED = {
+    "song": 3, "person": 1, "fullname": -2, "city": 2, "company": 2, "restaurant": 2, "petname": 1, "movie": 3,
+    "projectname": 2, "teamname": 2, "place": 2, "event": 3, "meetingplace": 1,
+}  # fmt: skip
+WORDED = {
+    "topic": (1, 3), "product": (1, 2), "grocery": (1, 2), "dish": (1, 2), "oddword": (1, 1), "message": (3, 8),
+    "value": (1, 1), "servicename": (1, 1), "remark": (2, 4), "plant": (1, 1), "codeword": (1, 2), "meeting": (1, 2),
+}  # fmt: skip
+SYLLABLES = (
+    "ba", "bel", "cor", "dan", "do", "el", "fen", "ga", "gor", "ha", "in", "jo", "kar", "ki", "la", "lem", "lo", "mar",
+    "mi", "mo", "na", "nor", "o", "pel", "qui", "ra", "rin", "sa", "sto", "ta", "tor", "u", "va", "vel", "wen", "zu",
+)  # fmt: skip
 CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
+
+
+class Draws(random.Random):
+    """Random numbers, and words of which names are made: capitalized ones and others."""
+
+    names: Sequence[str] = ()
+    words: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +58,22 @@ def draw_value(rng: random.Random, kind: str, description: str = "") -> Value:
     if what in DRAWN:
         return DRAWN[what](rng, limits, description)
     assert what in lists(), f"no list of values {what!r}"
-    value = rng.choice(lists()[what])
+    value = _made_up(rng, what) or rng.choice(lists()[what])
     return Value(value, value)
+
+
+def _made_up(rng: random.Random, what: str) -> str:
+    """A name or text that no list has, now and then, where the kind allows any: else only lists would be copied."""
+    if not isinstance(rng, Draws) or not rng.names or rng.random() > MADE_UP_SHARE:
+        return ""
+    if what in NAMED:
+        if rng.random() < 0.15:
+            return "".join(rng.choices(SYLLABLES, k=rng.choice((2, 2, 3)))).capitalize()
+        most = NAMED[what]
+        return " ".join(rng.choice(rng.names) for _ in range(rng.choice((1, most)) if most > 0 else -most))
+    if what in WORDED:
+        return " ".join(rng.choice(rng.words) for _ in range(rng.randint(*WORDED[what])))
+    return ""
 
 
 def schema_of(kind: str) -> dict[str, Any]:
@@ -88,7 +123,8 @@ def _number(rng: random.Random, limits: list[str], description: str) -> Value:
 
 def _city(rng: random.Random, limits: list[str], description: str) -> Value:
     """A city, now and then with its state or country, which belongs to the value."""
-    value = rng.choice(lists()["cityregion" if rng.random() < 0.3 else "city"])
+    value = _made_up(rng, "city") if rng.random() < 0.5 else ""
+    value = value or rng.choice(lists()["cityregion" if rng.random() < 0.3 else "city"])
     return Value(value, value)
 
 
@@ -118,7 +154,7 @@ def _item(rng: random.Random, kind: str) -> Value:
         value: float = rng.randint(1, 99) if rng.random() < 0.8 else round(rng.uniform(0, 30), 1)
         return Value(value, str(value))
     if kind in lists():
-        text = rng.choice(lists()[kind])
+        text = _made_up(rng, kind) or rng.choice(lists()[kind])
         return Value(text, text)
     return draw_value(rng, kind)
 

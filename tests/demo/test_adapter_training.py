@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,20 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from demo.adapter.attention import HeadShape
+from demo.adapter.batched import BatchedNetwork
 from demo.adapter.conversations import Lesson, Teacher, assistant, user
+from demo.adapter.lessons import Maker
 from demo.adapter.merge import write_merged
 from demo.adapter.merge_gguf import write_merged_gguf
 from demo.adapter.network import Gradients, Network, Row, Shape
 from demo.adapter.packing import TEMPLATE, Packer
 from demo.adapter.peft_format import read_adapter, write_adapter
+from demo.adapter.rows import Weighting, fill_rows
 from demo.adapter.sketches import read_sketches
+from demo.adapter.stored import read_lessons, stored_lesson, write_lessons
 from demo.adapter.train import Run, Training
+from demo.adapter.train_gpu import Run as GpuRun
+from demo.adapter.train_gpu import Training as GpuTraining
 from demo.adapter.trials import read_trials
 from demo.export import SHIPPED
 from server.chat_request import ChatRequest, UserMessage
@@ -154,8 +161,65 @@ def test_a_run_learns_goes_on_from_its_checkpoint_and_writes_peft_files(tmp_path
         torch.testing.assert_close(group.b, b, rtol=0.01, atol=1e-6)
 
 
-def as_fields(run: Run) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in Run.__dataclass_fields__}
+def test_rows_that_are_filled_with_stored_lessons_have_the_gradients_of_each_lesson_alone(tmp_path: Path) -> None:
+    """On a GPU several lessons share a row: a wrong mask, position or weight would teach something else, unseen."""
+    torch.manual_seed(5)
+    model = LlamaForCausalLM(CONFIG).float()
+    stored = {name: tensor.detach() * 3 for name, tensor in model.state_dict().items()}
+    alone, batched = (kind(stored, SHAPE, rank=3, alpha=6, dtype=torch.float32) for kind in (Network, BatchedNetwork))
+    assert isinstance(batched, BatchedNetwork)
+    for group, other in zip(alone.all_groups(), batched.all_groups(), strict=True):
+        group.b.normal_(std=0.1)
+        other.a.copy_(group.a)
+        other.b.copy_(group.b)
+    alone.merge()
+    batched.move(torch.device("cpu"))
+
+    whole, longest = one_row(), 12  # two conversations are left of the second lesson
+    replies = [(0, 2), (2, 4), (4, 6)]
+    lessons = [stored_lesson(whole, replies, 12, most) for most in (len(whole.ids), longest)]
+    write_lessons([one for one in lessons if one is not None], tmp_path / "lessons.xz")
+    weighting = Weighting(first_of_calls=WEIGHT, first_of_words=WEIGHT, end=1)
+    rows = fill_rows(read_lessons(tmp_path / "lessons.xz"), 40, weighting, np.random.default_rng(1))
+    assert rows.ids.shape == (1, 40) and sorted(rows.kinds.tolist()) == [0, 0, 0, 1, 1]  # id 12 begins calls
+
+    gradients, found = Gradients(alone.all_groups()), Gradients(batched.all_groups())
+    cut = Row(
+        whole.ids[:longest], whole.positions[:longest], whole.segments[:3], whole.places[:4], whole.targets[:4],
+        whole.weights[:4],
+    )  # fmt: skip
+    expected = [alone.run(row, gradients) for row in (whole, cut)]
+    scores = batched.run_batch(rows.batch(torch.arange(1)), found)
+    assert scores.loss == pytest.approx(sum(one.loss for one in expected), rel=1e-5)
+    for pair, other_pair in zip(gradients.pairs.values(), found.pairs.values(), strict=True):
+        for gradient, other_gradient in zip(pair, other_pair, strict=True):
+            torch.testing.assert_close(other_gradient, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_training_on_stored_lessons_learns_and_keeps_what_it_learnt(tmp_path: Path) -> None:
+    """A run on a machine that is lent for minutes must leave its adapter behind."""
+    base = gguf_checkpoint("llama") / "model.gguf"
+    maker = Maker(base)
+    lessons = [maker.stored(trial.lesson()) for trial in read_trials()[:1]]
+    for name in ("lessons-0", "held-trials"):
+        write_lessons([one for one in lessons if one is not None], tmp_path / f"{name}.xz")
+    run = GpuRun(
+        base, tmp_path, tmp_path / "run", seconds=3_600, device="cpu", dtype="float32", rank=2, rate=0.04, max_steps=3,
+        length=400, rows_at_once=1,
+    )  # fmt: skip
+    training = GpuTraining(run)
+    before = training.judge(training.rows).loss
+    training.go()
+    after = training.judge(training.rows).loss
+    assert after < before - 0.05
+
+    again = GpuTraining(GpuRun(**{**as_fields(run), "start_from": tmp_path / "run" / "newest"}))
+    assert again.judge(again.rows).loss == pytest.approx(after, abs=0.01)
+    assert (tmp_path / "run" / "best" / "adapter_model.safetensors").is_file()
+
+
+def as_fields(run: Run | GpuRun) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in run.__dataclass_fields__}
 
 
 def test_a_merged_gguf_file_holds_the_numbers_of_the_merged_folder(tmp_path: Path) -> None:
