@@ -100,6 +100,35 @@ def _scaled(numbers, scales, is_there, OF_BYTES: tl.constexpr):
     return numbers
 
 
+@triton.jit
+def _read_positions(
+    own, keys, values, key_scales, value_scales, table, at, stop, last, kv_head, scaling, running_max, total, sums,
+    is_dim, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH: tl.constexpr, POSITIONS: tl.constexpr, OF_BYTES: tl.constexpr,
+    IS_MASKED: tl.constexpr,
+):  # fmt: skip
+    """Take POSITIONS positions from `at` on into the sums of a tile; each of its lines sees those up to its `last`."""
+    position, dim = at + tl.arange(0, POSITIONS), tl.arange(0, WIDTH)
+    is_there = position < stop if IS_MASKED else position >= 0  # never read beyond: stale data there may be NaN
+    block = tl.load(table + position // BLOCK_SIZE, mask=is_there, other=0).to(tl.int64)
+    source, scale = _places(block, position % BLOCK_SIZE, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, OF_BYTES)
+    keys_here = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0)
+    scores = tl.dot(own, keys_here.to(own.dtype), input_precision="ieee") * scaling
+    scores = _scaled(scores, key_scales + scale, is_there, OF_BYTES)
+    if IS_MASKED:
+        scores = tl.where(is_there[None, :] & (position[None, :] <= last), scores, float("-inf"))
+    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    base = new_max
+    if IS_MASKED:  # a line without a visible position so far has no maximum: subtract 0 instead of -inf
+        base = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp2(scores - base[:, None])
+    rescale = tl.exp2(running_max - base)
+    total = total * rescale + tl.sum(weights, 1)
+    values_here = tl.load(values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim[None, :], other=0)
+    weights = _scaled(weights, value_scales + scale, is_there, OF_BYTES).to(own.dtype)
+    sums = sums * rescale[:, None] + tl.dot(weights, values_here.to(own.dtype), input_precision="ieee")
+    return new_max, total, sums
+
+
 @triton.jit(do_not_specialize=["num_splits", "num_tokens"])
 def _attend_kernel(
     query, keys, values, key_scales, value_scales, tiles, tables, result, lse, scaling, num_tokens, num_splits,
@@ -126,25 +155,19 @@ def _attend_kernel(
     first, stop = split * length, tl.minimum(split * length + length, end)
     running_max, total = tl.full([LINES], float("-inf"), tl.float32), tl.zeros([LINES], tl.float32)
     sums = tl.zeros([LINES, WIDTH], tl.float32)
-    for at in range(first, stop, POSITIONS):
-        position = at + tl.arange(0, POSITIONS)
-        is_there = position < stop  # never read beyond: stale data there may be NaN
-        block = tl.load(table + position // BLOCK_SIZE, mask=is_there, other=0).to(tl.int64)
-        source, scale = _places(block, position % BLOCK_SIZE, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, OF_BYTES)
-        keys_here = tl.load(keys + source[None, :] + dim[:, None], mask=is_there[None, :] & is_dim[:, None], other=0)
-        scores = tl.dot(own, keys_here.to(own.dtype), input_precision="ieee") * scaling
-        scores = _scaled(scores, key_scales + scale, is_there, OF_BYTES)
-        scores = tl.where(is_there[None, :] & (position[None, :] <= start + token[:, None]), scores, float("-inf"))
-        new_max = tl.maximum(running_max, tl.max(scores, 1))
-        # A line without a visible position so far has no maximum: subtract 0 instead of -inf.
-        base = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores - base[:, None])
-        rescale = tl.exp2(running_max - base)
-        total = total * rescale + tl.sum(weights, 1)
-        values_here = tl.load(values + source[:, None] + dim[None, :], mask=is_there[:, None] & is_dim, other=0)
-        weights = _scaled(weights, value_scales + scale, is_there, OF_BYTES).to(own.dtype)
-        sums = sums * rescale[:, None] + tl.dot(weights, values_here.to(own.dtype), input_precision="ieee")
-        running_max = new_max
+    # All tokens of the tile see the positions up to its first one: whole iterations of those need no masks.
+    seen = first + tl.maximum(tl.minimum(stop, start + 1) - first, 0) // POSITIONS * POSITIONS
+    last = (start + token)[:, None]
+    for at in range(first, seen, POSITIONS):
+        running_max, total, sums = _read_positions(
+            own, keys, values, key_scales, value_scales, table, at, stop, last, kv_head, scaling, running_max, total,
+            sums, is_dim, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH, POSITIONS, OF_BYTES, False,
+        )  # fmt: skip
+    for at in range(seen, stop, POSITIONS):
+        running_max, total, sums = _read_positions(
+            own, keys, values, key_scales, value_scales, table, at, stop, last, kv_head, scaling, running_max, total,
+            sums, is_dim, KV_HEADS, HEAD_DIM, BLOCK_SIZE, WIDTH, POSITIONS, OF_BYTES, True,
+        )  # fmt: skip
     total = tl.where(total == 0.0, 1.0, total)  # line without a visible position: sums are 0, running_max stays -inf
     sums = sums / total[:, None]
     line_of = (split * num_tokens + first_token + token) * (KV_HEADS * GROUP) + head

@@ -13,6 +13,7 @@ from torch import Tensor
 from server.model.layers.decoder import HeadNorms, RmsNorm
 
 PROGRAM_ELEMENTS = 1024  # results of one program of `silu_and_mul`
+PROGRAM_HEADS = 8  # of one program of `norm_and_rotate`
 WIDE_LINE = 2048  # tokens wider than this are normed by eight warps
 
 
@@ -37,27 +38,28 @@ def _add_rms_norm_kernel(
 @triton.jit
 def _norm_and_rotate_kernel(
     heads, weight, cos, sin, rotated, token_stride, head_stride, epsilon,
-    HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, NORMS: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, NORMS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (token, head). The first half of `sin` is negated."""
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    at = tl.arange(0, WIDTH)
-    own = at < HALF
-    offset = token * token_stride + head * head_stride + at
-    first = tl.load(heads + offset, mask=own, other=0.0).to(tl.float32)
-    second = tl.load(heads + offset + HALF, mask=own, other=0.0).to(tl.float32)
+    """Programs: (token, GROUP heads). The first half of `sin` is negated."""
+    token, at = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    head = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
+    is_dim = at < HALF
+    own = (head < HEADS)[:, None] & is_dim[None, :]
+    line = heads + token * token_stride + head[:, None] * head_stride + at[None, :]
+    first = tl.load(line, mask=own, other=0.0).to(tl.float32)
+    second = tl.load(line + HALF, mask=own, other=0.0).to(tl.float32)
     if NORMS:
-        scale = tl.rsqrt((tl.sum(first * first, 0) + tl.sum(second * second, 0)) / (2 * HALF) + epsilon)
-        line = weight + head * 2 * HALF + at
-        first = first * scale * tl.load(line, mask=own, other=0.0).to(tl.float32)
-        second = second * scale * tl.load(line + HALF, mask=own, other=0.0).to(tl.float32)
+        scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + epsilon)[:, None]
+        factor = weight + head[:, None] * 2 * HALF + at[None, :]
+        first = first * scale * tl.load(factor, mask=own, other=0.0).to(tl.float32)
+        second = second * scale * tl.load(factor + HALF, mask=own, other=0.0).to(tl.float32)
     angle = token * 2 * HALF + at
-    result = rotated + (token * HEADS + head) * 2 * HALF + at
-    cosine = tl.load(cos + angle, mask=own, other=0.0).to(tl.float32)
-    sine = tl.load(sin + angle, mask=own, other=0.0).to(tl.float32)
+    result = rotated + (token * HEADS + head[:, None]) * 2 * HALF + at[None, :]
+    cosine = tl.load(cos + angle, mask=is_dim, other=0.0).to(tl.float32)[None, :]
+    sine = tl.load(sin + angle, mask=is_dim, other=0.0).to(tl.float32)[None, :]
     tl.store(result, (first * cosine + second * sine).to(rotated.dtype.element_ty), mask=own)
-    cosine = tl.load(cos + angle + HALF, mask=own, other=0.0).to(tl.float32)
-    sine = tl.load(sin + angle + HALF, mask=own, other=0.0).to(tl.float32)
+    cosine = tl.load(cos + angle + HALF, mask=is_dim, other=0.0).to(tl.float32)[None, :]
+    sine = tl.load(sin + angle + HALF, mask=is_dim, other=0.0).to(tl.float32)[None, :]
     tl.store(result + HALF, (second * cosine + first * sine).to(rotated.dtype.element_ty), mask=own)
 
 
@@ -89,9 +91,9 @@ def norm_and_rotate(heads: Tensor, norms: HeadNorms | None, cos: Tensor, sin: Te
     rotated = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
     weight, epsilon = (norms.weight, norms.epsilon) if norms else (heads, 0.0)
     half = head_dim // 2
-    _norm_and_rotate_kernel[(num_tokens, num_heads)](
+    _norm_and_rotate_kernel[(num_tokens, triton.cdiv(num_heads, PROGRAM_HEADS))](
         heads, weight, cos, sin, rotated, heads.stride(0), heads.stride(1), epsilon,
-        num_heads, half, triton.next_power_of_2(half), norms is not None, num_warps=1,
+        num_heads, half, triton.next_power_of_2(half), norms is not None, PROGRAM_HEADS, num_warps=2,
     )  # fmt: skip
     return rotated
 

@@ -10,23 +10,69 @@ its first weights meanwhile: programmatic dependent launch, CUDA's programming g
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from server.model.attention.tiles import NUM_PROCESSORS
 from server.model.attention.triton_kernels import wait_for_inputs
 from server.model.device import launches_early
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program of a product reads at a time: `inputs` weights of each of `outputs` lines, by `warps`."""
+    """What one program of a product reads at a time: `inputs` weights of each of `outputs` lines, by `warps`.
+
+    With `programs`, so many for each of the card's processors take whole lines: `inputs` is no less than their length.
+    """
 
     outputs: int
     inputs: int
     warps: int
+    programs: int = 0
+
+
+@triton.jit
+def _line_product_kernel(
+    hidden, norm, weight, bias, result, inputs, outputs, epsilon,
+    OUTPUTS: tl.constexpr, WIDTH: tl.constexpr, NORMS: tl.constexpr, HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr,
+    ADDS: tl.constexpr, IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    """As `_token_product_kernel`; a program keeps all inputs and takes every n-th tile of whole lines of weights."""
+    output, at = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, WIDTH)
+    step, own = tl.num_programs(0) * OUTPUTS, at < inputs
+    line = weight + at[None, :]
+    second = line + outputs.to(tl.int64) * inputs
+    inside = (output < outputs)[:, None] & own[None, :]
+    tile = tl.load(line + output.to(tl.int64)[:, None] * inputs, mask=inside, other=0.0)
+    other = tile
+    if IS_GATED:
+        other = tl.load(second + output.to(tl.int64)[:, None] * inputs, mask=inside, other=0.0)
+    wait_for_inputs(IS_EARLY)
+    numbers = tl.load(hidden + at, mask=own, other=0.0).to(tl.float32)
+    if NORMS:
+        scale = tl.rsqrt(tl.sum(numbers * numbers, 0) / inputs + epsilon)
+        numbers *= scale * tl.load(norm + at, mask=own, other=0.0).to(tl.float32)
+    for _ in range(tl.program_id(0) * OUTPUTS, outputs, step):
+        # The next weights are requested before these are used.
+        following = (output + step).to(tl.int64)[:, None] * inputs
+        inside = (output + step < outputs)[:, None] & own[None, :]
+        next_tile = tl.load(line + following, mask=inside, other=0.0)
+        next_other = next_tile
+        if IS_GATED:
+            next_other = tl.load(second + following, mask=inside, other=0.0)
+        is_output, total = output < outputs, tl.sum(tile.to(tl.float32) * numbers[None, :], 1)
+        if HAS_BIAS:
+            total += tl.load(bias + output, mask=is_output, other=0.0).to(tl.float32)
+        if IS_GATED:
+            total = total * tl.sigmoid(total) * tl.sum(other.to(tl.float32) * numbers[None, :], 1)
+        if ADDS:
+            total += tl.load(result + output, mask=is_output, other=0.0).to(tl.float32)
+        tl.store(result + output, total.to(result.dtype.element_ty), mask=is_output)
+        tile, other, output = next_tile, next_other, output + step
 
 
 @triton.jit
@@ -131,7 +177,10 @@ def product(
     outputs, inputs = weight.shape[0] // (1 + is_gated), weight.shape[1]
     tile = tile or choose_tile(outputs, inputs, is_gated)
     is_early = launches_early(hidden.device)
-    _token_product_kernel[(triton.cdiv(outputs, tile.outputs),)](
+    programs, kernel = triton.cdiv(outputs, tile.outputs), _token_product_kernel
+    if tile.programs:
+        programs, kernel = min(programs, tile.programs * num_processors(hidden.device)), _line_product_kernel
+    kernel[(programs,)](
         hidden, hidden if norm is None else norm, weight, hidden if bias is None else bias, result, inputs, outputs,
         epsilon, tile.outputs, tile.inputs, norm is not None, bias is not None, is_gated, adds, is_early,
         num_warps=tile.warps, launch_pdl=is_early,
@@ -168,5 +217,13 @@ def rotate_and_write(
 def choose_tile(outputs: int, inputs: int, is_gated: bool) -> Tile:
     """The tile for a product: enough programs to occupy the card, each with enough weights requested at once."""
     if inputs <= 1024:
-        return Tile(2 if is_gated else 4, 1024, 4)
-    return Tile(1 if is_gated else 2, 2048, 4)
+        return Tile(4 if is_gated else 8, 512, 4)
+    if inputs <= 3072:
+        return Tile(4, 2048, 8)
+    return Tile(2, 1024, 4) if is_gated else Tile(8, 1024, 8)
+
+
+@cache
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of the card; as many as an H100's where there is none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else NUM_PROCESSORS

@@ -65,6 +65,8 @@ def launch_one_row() -> None:
         one_row_triton.rotate_and_write(projected, norms, 1e-6, (angles, angles), first, first, pool, pool)
         both = torch.ones((2 * gated, size), dtype=torch.bfloat16)
         one_row_triton.product(hidden, both, opened, norm=norm, epsilon=1e-6, is_gated=True)
+        tile = one_row_triton.Tile(2, triton.next_power_of_2(size), 4, 2)
+        one_row_triton.product(hidden, both, opened, norm=norm, epsilon=1e-6, is_gated=True, tile=tile)
         one_row_triton.product(opened, torch.ones((size, gated), dtype=torch.bfloat16), hidden, adds=True)
 
 

@@ -39,14 +39,24 @@ def loaded_with_one_row(kind: Kind, device: torch.device) -> tuple[LoadedModel, 
     return wrap_model(model, device, 0.0), one_row
 
 
+@pytest.mark.parametrize("tile", [None, one_row_triton.Tile(4, 4096, 4, 1), one_row_triton.Tile(4, 512, 4)])
 @pytest.mark.parametrize(
     ("outputs", "inputs", "is_gated", "has_bias", "has_norm", "adds"),
     [(40, 96, False, True, True, False), (33, 3000, True, False, True, False), (7, 2500, False, True, False, True)],
 )
 def test_products_with_their_surroundings_equal_torch(
-    outputs: int, inputs: int, is_gated: bool, has_bias: bool, has_norm: bool, adds: bool
+    outputs: int,
+    inputs: int,
+    is_gated: bool,
+    has_bias: bool,
+    has_norm: bool,
+    adds: bool,
+    tile: one_row_triton.Tile | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Sizes are no multiples of a tile: lines and inputs beyond the end belong to others."""
+    """Sizes are no multiples of a tile: lines and inputs beyond the end belong to others. With few processors a program
+    takes several tiles."""
+    monkeypatch.setattr(one_row_triton, "num_processors", lambda device: 2)
     generator = torch.Generator().manual_seed(inputs)
     weight = torch.randn((outputs * (1 + is_gated), inputs), generator=generator) / inputs**0.5
     hidden, norm = (torch.randn(inputs, generator=generator) for _ in range(2))
@@ -61,6 +71,7 @@ def test_products_with_their_surroundings_equal_torch(
         bias=bias if has_bias else None,
         is_gated=is_gated,
         adds=adds,
+        tile=tile,
     )
     expected = weight @ (functional.rms_norm(hidden, [inputs], norm, 1e-6) if has_norm else hidden)
     expected = functional.silu(expected[:outputs]) * expected[outputs:] if is_gated else expected
