@@ -8,6 +8,7 @@ import transformers
 from server.memory.budget import Demand, activation_bytes
 from server.memory.headers import Tensor, weight_bytes
 from server.memory.shape import read_shape
+from server.model.attention.mapped_memory import mapped_bytes
 from server.model.loading.loaded_model import LoadedModel
 from server.model.profile import StepSize, measure_step
 from server.model.runner import Runner
@@ -46,8 +47,12 @@ def _pool_bytes(loaded: LoadedModel) -> int:
     if loaded.device.type != "cuda":
         pool = Runner(loaded, BLOCKS, BLOCK_SIZE).pool
         return sum(part.nbytes for part in (*pool.keys, *pool.values))
-    before = torch.cuda.memory_allocated(loaded.device)
+
+    def taken() -> int:
+        return torch.cuda.memory_allocated(loaded.device) + mapped_bytes(loaded.device)
+
+    before = taken()
     pool = Runner(loaded, BLOCKS, BLOCK_SIZE).pool
-    taken = torch.cuda.memory_allocated(loaded.device) - before
+    num_bytes = taken() - before
     del pool
-    return taken
+    return num_bytes

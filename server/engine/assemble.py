@@ -27,6 +27,7 @@ from server.memory.probe import DeviceSelector, TorchFigures
 from server.memory.start import Measured, open_probe, refuse_early, replan
 from server.memory.watcher import Probe, Watcher
 from server.messages import Progress, Ready
+from server.model.attention.mapped_memory import mapped_bytes
 from server.model.graphs.decode_graphs import padded_sizes
 from server.model.loading.loaded_model import LoadedModel
 from server.model.loading.loader import choose_device, load
@@ -174,8 +175,10 @@ def _guard_io(device: torch.device, watcher: Watcher) -> GuardIO:
             torch.cuda.empty_cache()
         trim_heap()
 
+    counters = torch.cuda.memory_allocated, torch.cuda.memory_reserved
+
     def figures() -> AllocatorStats:
-        return AllocatorStats(torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device))
+        return AllocatorStats(*(function(device) + mapped_bytes(device) for function in counters))
 
     return GuardIO(
         latest=watcher.latest,
@@ -193,7 +196,7 @@ def _select_device(device: torch.device) -> DeviceSelector:
 
     def figures() -> TorchFigures:
         free, total = torch.cuda.mem_get_info(device)
-        return TorchFigures(total, free, torch.cuda.memory_reserved(device))
+        return TorchFigures(total, free, torch.cuda.memory_reserved(device) + mapped_bytes(device))
 
     return DeviceSelector(
         index=device.index,

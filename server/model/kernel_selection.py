@@ -7,10 +7,11 @@ card, driver or compiler that cannot run them costs speed and a line in the log,
 import importlib.util
 import logging
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import CDLL
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # 
 BYTES_TOLERANCE = 5e-2  # what a cache of bytes adds: numbers of magnitude 4 are rounded to 1 / 32
 POOL_BLOCKS = 64  # of the test pool
 REPLAYS = 20  # of a timed step
+PROMPT_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,35 @@ def choose_kernels(shape: PoolShape, heads: int, device: torch.device) -> Kernel
         compare_attention(triton_kernels, shape, heads, device).raise_if_large()
         return triton_kernels
     return None
+
+
+def prefers_torch_for_prompts(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device) -> bool:
+    """Whether torch attends faster than the kernels for a long row that begins at position 0, and alike."""
+    if device.type != "cuda" or shape.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    count = -(-PROMPT_TOKENS // shape.block_size)
+    pools = [
+        CudaKvPool(
+            replace(shape, layers=1), count, device, kernels, tile_sizes(shape, heads), prompts_by_torch=by_torch
+        )
+        for by_torch in (False, True)
+    ]
+    steps = [pool.arrange([RowPlan(PROMPT_TOKENS, 0, range(count))], {0: 0}) for pool in pools]
+    generator = torch.Generator(device).manual_seed(1)
+    parts = [
+        torch.randn((PROMPT_TOKENS, one, shape.head_dim), generator=generator, device=device).to(shape.dtype)
+        for one in (heads, shape.kv_heads, shape.kv_heads)
+    ]
+    with _log_failure("prompts by torch's attention"), torch.inference_mode():
+        found = [step.attend(0, parts[0], parts[1], parts[2], shape.head_dim**-0.5) for step in steps]
+        allowed = TOLERANCE[shape.dtype] + (BYTES_TOLERANCE if shape.in_bytes else 0.0)
+        Difference(float((found[0] - found[1]).abs().max()), allowed).raise_if_large()
+        own_us, torch_us = (
+            _time_us(partial(step.attend, 0, parts[0], parts[1], parts[2], shape.head_dim**-0.5)) for step in steps
+        )
+        log.info("attention of a prompt of %d: %.0f us by kernels, %.0f us by torch", PROMPT_TOKENS, own_us, torch_us)
+        return torch_us < own_us
+    return False
 
 
 def choose_backbone(decoder: Any, device: torch.device) -> Backbone:
@@ -179,17 +210,22 @@ class StubAttention:
 def _measure_us(backbone: Backbone, device: torch.device) -> float:
     """Microseconds of a captured step of one token, without attention."""
     ids = torch.zeros(1, dtype=torch.int64, device=device)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode():
         backbone(ids, ids, StubAttention(), None)
         with torch.cuda.graph(graph):
             backbone(ids, ids, StubAttention(), None)
-        graph.replay()
-        begin.record()
-        for _ in range(REPLAYS):
-            graph.replay()
-        end.record()
+        return _time_us(graph.replay)
+
+
+def _time_us(compute: Callable[[], object]) -> float:
+    """Microseconds that the device takes for one of REPLAYS calls, after one that is not timed."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    compute()
+    begin.record()
+    for _ in range(REPLAYS):
+        compute()
+    end.record()
     end.synchronize()
     milliseconds: float = begin.elapsed_time(end)
     return 1000 * milliseconds / REPLAYS

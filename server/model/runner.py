@@ -22,7 +22,7 @@ from server.model.batch import Batch, Row
 from server.model.cpu.native import NativeHead, NativePool, supports_pool
 from server.model.device import as_memory_error, to_device
 from server.model.graphs.decode_graphs import DecodeGraphs, DecodeOutput, is_pure_decode, open_graphs
-from server.model.kernel_selection import choose_kernels
+from server.model.kernel_selection import choose_kernels, prefers_torch_for_prompts
 from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow
 from server.model.loading.loaded_model import LoadedModel
 from server.model.sampling.grammar import Masks
@@ -221,7 +221,9 @@ def open_pool(loaded: LoadedModel, num_blocks: int, block_size: int) -> KvPool |
     kernels = choose_kernels(shape, loaded.kv.heads, loaded.device)
     if kernels is None:
         _refuse_bytes(shape, "the Triton kernels, which are off here: the log says why")
-    return CudaKvPool(shape, num_blocks, loaded.device, kernels, tile_sizes(shape, loaded.kv.heads))
+    sizes = tile_sizes(shape, loaded.kv.heads)
+    by_torch = kernels is not None and prefers_torch_for_prompts(kernels, shape, loaded.kv.heads, loaded.device)
+    return CudaKvPool(shape, num_blocks, loaded.device, kernels, sizes, prompts_by_torch=by_torch)
 
 
 def _refuse_bytes(shape: PoolShape, reason: str) -> None:

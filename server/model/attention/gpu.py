@@ -10,9 +10,13 @@ has the shape above, with `PoolShape.row_elements` in the place of head_dim.
 Kernels for the device read the blocks in place. Without kernels, rows of one length are gathered through a padded block
 table and passed to torch's scaled_dot_product_attention. Nothing here is specific to CUDA: the tests run it on the CPU.
 
-The last block is a scratch block, which padding rows of a batch read and write.
+The block after the last one is a scratch block, which padding rows of a batch read and write.
+
+Where the device can map memory (`mapped_memory.py`), a pool that gives blocks back stays where it is, and captured
+graphs stay valid; elsewhere it is copied to a smaller tensor.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from server.model.attention.base import AttentionStep, PoolShape
+from server.model.attention.mapped_memory import open_mapped
 from server.model.attention.step_plan import RowPlan, partially_written, write_locations
 from server.model.attention.tiles import MIN_TILE_TOKENS, TilePlan, Tiles, plan_tiles
 
@@ -48,22 +53,38 @@ class CudaKvPool:
         device: torch.device,
         kernels: Kernels | None = None,
         tile_sizes: Sequence[int] = (MIN_TILE_TOKENS,),
+        *,
+        prompts_by_torch: bool = False,
     ) -> None:
-        """`tile_sizes`: tokens of a tile that long rows may be split into."""
+        """`tile_sizes`: tokens of a tile that long rows may be split into.
+
+        `prompts_by_torch`: torch attends for long rows that begin at position 0, kernels for all others.
+        """
         self.shape = shape
         self.tile_sizes = tile_sizes
         self.num_blocks = num_blocks
         self.kernels = kernels
+        self._tiles_prompts = not prompts_by_torch
         self.num_moves = 0  # addresses of keys and values are invalid once it has changed
         self._most_blocks = num_blocks
         size = (num_blocks + 1, shape.block_size, shape.kv_heads, shape.row_elements)
+        self._block_bytes = math.prod(size[1:]) * shape.stored.itemsize  # of one layer's keys or values
+        self._mapped = open_mapped(size[0] * self._block_bytes, 2 * shape.layers, device)
         # Zeros, because a NaN in uninitialized memory would spread: 0 * NaN is NaN.
-        self.keys = [torch.zeros(size, dtype=shape.stored, device=device) for _ in range(shape.layers)]
-        self.values = [torch.zeros(size, dtype=shape.stored, device=device) for _ in range(shape.layers)]
+        if self._mapped:
+            self._map(size[0])
+            parts = [memory.tensor().view(shape.stored).view(size).zero_() for memory in self._mapped]
+        else:
+            parts = [torch.zeros(size, dtype=shape.stored, device=device) for _ in range(2 * shape.layers)]
+        self.keys, self.values = parts[: shape.layers], parts[shape.layers :]
 
     def release(self, first_block: int) -> None:
         """Free the memory of all blocks from this one on; their content is lost."""
-        if first_block < self.num_blocks:
+        if first_block < self.num_blocks and self._mapped:
+            torch.cuda.synchronize(self.keys[0].device)  # steps that read those blocks have ended
+            self._map(first_block + 1)
+            self.num_blocks = first_block
+        elif first_block < self.num_blocks:
             self._resize(first_block)
             self.num_blocks = first_block
             _return_freed(self.keys[0].device)
@@ -71,7 +92,13 @@ class CudaKvPool:
     def restore(self, num_blocks: int) -> int:
         """Allocate memory for blocks up to this one again; returns how many there are, unchanged if memory ran out."""
         target = min(num_blocks, self._most_blocks)
-        if target > self.num_blocks:
+        if target > self.num_blocks and self._mapped:
+            with suppress(torch.OutOfMemoryError):
+                self._map(target + 1)
+                for part in (*self.keys, *self.values):
+                    part[self.num_blocks : target + 1].zero_()
+                self.num_blocks = target
+        elif target > self.num_blocks:
             with suppress(torch.OutOfMemoryError):
                 self._resize(target)
                 self.num_blocks = target
@@ -87,7 +114,7 @@ class CudaKvPool:
         """Plan one step. `rows` are in the order of their tokens, short ones first."""
         block_size, device = self.shape.block_size, self.keys[0].device
         if self.kernels is not None:
-            plan = plan_tiles(rows, block_size, self.shape.kv_heads, self.tile_sizes, device)
+            plan = plan_tiles(rows, block_size, self.shape.kv_heads, self.tile_sizes, device, self._tiles_prompts)
             return TiledStep(self, layer_of, plan, self.kernels)
         assert not self.shape.in_bytes, "torch reads elements"
         blocks, offsets = write_locations(rows, block_size)
@@ -109,6 +136,16 @@ class CudaKvPool:
             None if partial_blocks is None else partial_blocks.to(device, non_blocking=True),
             tuple(groups),
         )
+
+    def _map(self, num_blocks: int) -> None:
+        """Have memory behind so many blocks. Raises torch.OutOfMemoryError; then there is as much as before."""
+        try:
+            for memory in self._mapped:
+                memory.resize(num_blocks * self._block_bytes)
+        except torch.OutOfMemoryError:
+            for memory in self._mapped:
+                memory.resize(min(memory.mapped, (self.num_blocks + 1) * self._block_bytes))
+            raise
 
     def _resize(self, num_blocks: int) -> None:
         """Reallocate layer by layer. Raises torch.OutOfMemoryError, only if the pool grows.
@@ -169,7 +206,10 @@ class TiledStep:
     def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """As `AttentionStep.attend`."""
         self.kernels.write(key, value, *self.memory(layer_index), self.plan.slots)
-        return self.attend_written(layer_index, query, scaling)
+        result = self.attend_written(layer_index, query, scaling)
+        for own in self.plan.new_rows:
+            result[own] = attend_causally(query[own], key[own], value[own], scaling)
+        return result
 
     def memory(self, layer_index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer."""
@@ -183,6 +223,14 @@ class TiledStep:
         for tiles in self.plan.launches:
             self.kernels.attend(query[: tiles.num_tokens], keys, values, tiles, result[: tiles.num_tokens], scaling)
         return result
+
+
+def attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention of one row's tokens to those before them, by torch. [num_tokens, heads or kv_heads, head_dim]."""
+    heads_first = [part.transpose(0, 1).unsqueeze(0) for part in (query, key, value)]
+    is_grouped = query.shape[1] != key.shape[1]
+    found = functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scaling, enable_gqa=is_grouped)
+    return found[0].transpose(0, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain, pairwise, starmap
 
 import numpy as np
 import torch
@@ -42,19 +42,30 @@ class TilePlan:
 
     slots: Tensor  # int32 [num_tokens], as `slot_mapping`
     launches: tuple[Tiles, ...]
+    new_rows: tuple[slice, ...] = ()  # tokens of long rows that begin at position 0 and are in no tile
 
 
 def plan_tiles(
-    rows: Sequence[RowPlan], block_size: int, kv_heads: int, tile_sizes: Sequence[int], device: torch.device
+    rows: Sequence[RowPlan],
+    block_size: int,
+    kv_heads: int,
+    tile_sizes: Sequence[int],
+    device: torch.device,
+    tiles_new_rows: bool = True,
 ) -> TilePlan:
     """Plan one step, short rows before long ones. Tiles of long rows have one of `tile_sizes`.
 
-    All integers are copied to the device at once.
+    Without `tiles_new_rows`, long rows that begin at position 0, which are the last ones, get no tiles. All integers
+    are copied to the device at once.
     """
     num_short = sum(row.num_tokens <= MIN_TILE_TOKENS for row in rows)
-    blocks, begins = concat_block_tables([row.blocks for row in rows])
-    tile_tokens = choose_tile_tokens(sum(row.num_tokens for row in rows[num_short:]) * kv_heads, tile_sizes)
-    tiles = tile_rows(rows, begins, tile_tokens)
+    num_tiled = len(rows)
+    while not tiles_new_rows and num_tiled > num_short and rows[num_tiled - 1].start == 0:
+        num_tiled -= 1
+    tiled = rows[:num_tiled]
+    blocks, begins = concat_block_tables([row.blocks for row in tiled])
+    tile_tokens = choose_tile_tokens(sum(row.num_tokens for row in tiled[num_short:]) * kv_heads, tile_sizes)
+    tiles = tile_rows(tiled, begins, tile_tokens)
     slots = slot_mapping(rows, block_size)
     line = to_device(np.concatenate((slots, tiles.ravel(), blocks)), device)
     on_device, flat, joined = torch.split(line, [len(slots), tiles.size, len(blocks)])
@@ -66,9 +77,11 @@ def plan_tiles(
         num_splits = choose_num_splits(num_short * kv_heads, max(row.start + row.num_tokens for row in short))
         most = 1 if all(row.num_tokens == 1 for row in short) else MIN_TILE_TOKENS  # one compiled variant each
         launches.append(Tiles(table[:num_short], joined, num_tokens, most, num_splits))
-    if num_short < len(rows):
-        launches.append(Tiles(table[num_short:], joined, len(slots), tile_tokens, 1))
-    return TilePlan(on_device, tuple(launches))
+    num_tokens = sum(row.num_tokens for row in tiled)
+    if num_short < num_tiled:
+        launches.append(Tiles(table[num_short:], joined, num_tokens, tile_tokens, 1))
+    ends = list(accumulate((row.num_tokens for row in rows[num_tiled:]), initial=num_tokens))
+    return TilePlan(on_device, tuple(launches), tuple(starmap(slice, pairwise(ends))))
 
 
 def tile_sizes(shape: PoolShape, heads: int) -> tuple[int, ...]:
@@ -106,14 +119,16 @@ def slot_mapping(rows: Sequence[RowPlan], block_size: int) -> NDArray[np.int32]:
 
 def concat_block_tables(tables: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Concatenate block tables; returns them and the begin of each."""
-    counts = np.array([len(table) for table in tables])
+    counts = np.array([len(table) for table in tables], dtype=np.int64)
     joined = np.fromiter(chain.from_iterable(tables), np.int32, counts.sum())
     return joined, (np.cumsum(counts) - counts).astype(np.int32)
 
 
 def tile_rows(rows: Sequence[RowPlan], begins: NDArray[np.int32], tile_tokens: int) -> NDArray[np.int32]:
     """Split each row into tiles of `tile_tokens` tokens, the last one shorter. int32 [tiles, TILE_FIELDS]."""
-    num_tokens = np.array([row.num_tokens for row in rows])
+    num_tokens = np.array([row.num_tokens for row in rows], dtype=np.int64)
+    if not len(rows):
+        return np.empty((0, TILE_FIELDS), dtype=np.int32)
     counts = -(-num_tokens // tile_tokens)
     row_of = np.repeat(np.arange(len(rows)), counts)
     inside = concat_ranges(np.zeros_like(counts), counts) * tile_tokens

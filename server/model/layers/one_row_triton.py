@@ -21,6 +21,8 @@ from server.model.attention.tiles import NUM_PROCESSORS
 from server.model.attention.triton_kernels import wait_for_inputs
 from server.model.device import launches_early
 
+MANY_OUTPUTS = 1 << 15  # as of an output head
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -215,11 +217,15 @@ def rotate_and_write(
 
 
 def choose_tile(outputs: int, inputs: int, is_gated: bool) -> Tile:
-    """The tile for a product: enough programs to occupy the card, each with enough weights requested at once."""
+    """The tile for a product. Those of the shapes of Qwen3-0.6B and 8B were the fastest of some twenty on an H200."""
     if inputs <= 1024:
-        return Tile(4 if is_gated else 8, 512, 4)
-    if inputs <= 3072:
+        if is_gated:
+            return Tile(8, 1024, 8, 2)
+        return Tile(4, 1024, 4, 8) if outputs > MANY_OUTPUTS else Tile(8, 512, 4)
+    if inputs <= 2048:
         return Tile(4, 2048, 8)
+    if inputs <= 4096:
+        return Tile(1, 4096, 4, 8) if is_gated else Tile(4, 4096, 8, 2)
     return Tile(2, 1024, 4) if is_gated else Tile(8, 1024, 8)
 
 

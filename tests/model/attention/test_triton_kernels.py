@@ -68,6 +68,12 @@ def check_against_gathering(kernels: Kernels, shape: PoolShape, heads: int, seed
         found, keys = attended(CudaKvPool(shape, NUM_BLOCKS, device, kernels, (size,)), rows, heads, seed)
         assert torch.allclose(found, expected, atol=tolerance * (1 if device == CPU else 4), rtol=0)
         assert torch.equal(keys, expected_keys)
+        by_torch = CudaKvPool(shape, NUM_BLOCKS, device, kernels, (size,), prompts_by_torch=True)
+        for step in (rows, [row for row in rows if row.start == 0 and row.num_tokens > MIN_TILE_TOKENS]):
+            if step:
+                new, keys = attended(by_torch, step, heads, seed)
+                plain, _ = attended(CudaKvPool(shape, NUM_BLOCKS, device), step, heads, seed)
+                assert torch.allclose(new, plain, atol=tolerance * (1 if device == CPU else 4), rtol=0)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
