@@ -150,6 +150,7 @@ def ask(client: openai.OpenAI, model: str, question: Question, choice: str, max_
         messages=question.messages,
         tools=question.tools(),
         tool_choice=choice,
+        parallel_tool_calls=True,  # OpenAI's default, and not every server's
         temperature=0,
         max_tokens=max_tokens,
     )
