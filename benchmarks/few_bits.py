@@ -23,6 +23,7 @@ from server.checkpoint.shipped import find_base
 
 PLAIN, INT8, INT4 = "toolwire-undrafted", "toolwire-int8-undrafted", "toolwire-int4-undrafted"
 Q8, Q4, GGUF = "llamacpp-Q8_0", "llamacpp-Q4_K_M", "llamacpp"
+AVX2, AVX2_GGUF = "toolwire-avx2-undrafted", "llamacpp-avx2"  # no default; both in bfloat16
 SERVERS = {"smollm2": (PLAIN, GGUF)}
 SERVERS_OF_A_SHAPE = (PLAIN, INT8, INT4, Q8, Q4)
 PLAN = Plan((decode_at_128, first_token), (), (8, 16), 1)
@@ -34,6 +35,7 @@ BARS = (
     (ONE, INT8, Q8, 1.2), (ONE, INT4, Q4, 1.2), (ONE, INT8, PLAIN, 1.6), (ONE, INT4, PLAIN, 2.4),
     (FIRST, INT4, PLAIN, 0.8), (FIRST, INT4, Q8, 3.0), (FIRST, INT4, Q4, 3.0),
     (EIGHT, INT4, PLAIN, 1.0), (EIGHT, INT4, Q4, 2.0), (SIXTEEN, INT4, PLAIN, 1.0), (SIXTEEN, INT4, Q4, 2.0),
+    (ONE, AVX2, AVX2_GGUF, 1.0), (FIRST, AVX2, AVX2_GGUF, 1.0),
     (ONE, PLAIN, GGUF, 1.0), (FIRST, PLAIN, GGUF, 1.0), (EIGHT, PLAIN, GGUF, 1.0), (SIXTEEN, PLAIN, GGUF, 1.0),
 )  # fmt: skip
 

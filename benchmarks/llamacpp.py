@@ -37,8 +37,8 @@ def build(peer: Path, options: tuple[str, ...]) -> None:
         package = ["--no-deps", "--no-binary", "llama-cpp-python", f"llama-cpp-python=={VERSION}"]
         subprocess.run([python, "-m", "pip", "download", "-d", folder, *package], check=True)
         with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
-            archive.extractall(peer / "source", filter="data")
-    sources = next(peer.glob("source/*/vendor/llama.cpp"))
+            archive.extractall(peer / "src", filter="data")
+    sources = next(peer.glob("src/*/vendor/llama.cpp"))
     subprocess.run(["cmake", "-G", "Ninja", "-S", sources, "-B", peer / "build", *OPTIONS, *options], check=True)
     subprocess.run(["cmake", "--build", peer / "build", "--target", *PROGRAMS], check=True)
     binaries = peer.absolute() / "build" / "bin"
