@@ -2,12 +2,11 @@
 
     PEERS_DIR/llamacpp/bin/python -m benchmarks.gguf_llamacpp FILE.gguf < REQUEST.json > ANSWER.json
 
-Decodes greedily behind each prompt and scores windows of a text, on one thread a core, with llama.cpp's own products.
-Times are those of `llama_decode` alone.
+Decodes greedily behind each prompt and scores windows of a text, with llama.cpp's own products. Times
+are those of `llama_decode` alone.
 """
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ class Request:
     prompts: list[list[int]]
     count: int  # greedy ids behind each
     windows: list[list[int]]  # to be scored
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Decoded:
 class LlamaCpp:
     """One model and one sequence, through llama.cpp's C interface."""
 
-    def __init__(self, path: str, length: int) -> None:
+    def __init__(self, path: str, length: int, threads: int) -> None:
         # Here, not at the top: it is installed beside llama.cpp alone.
         import llama_cpp
 
@@ -50,7 +50,7 @@ class LlamaCpp:
             raise SystemExit(f"llama.cpp cannot load {path}")
         parameters = self._lib.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = length
-        parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
+        parameters.n_threads = parameters.n_threads_batch = threads
         self._context = self._lib.llama_init_from_model(self._model, parameters)
         self._vocabulary = self._lib.llama_model_get_vocab(self._model)
         self._size = self._lib.llama_vocab_n_tokens(self._vocabulary)
@@ -121,7 +121,7 @@ def main() -> None:
     """Answer the request on standard input."""
     request = Request(**json.load(sys.stdin))
     longest = max(map(len, [*request.prompts, *request.windows]))
-    model = LlamaCpp(sys.argv[1], longest + request.count)
+    model = LlamaCpp(sys.argv[1], longest + request.count, request.threads)
     answer: dict[str, Any] = {
         "encoded": [model.encode(text) for text in request.texts],
         "decoded": [vars(decode(model, prompt, request.count)) for prompt in request.prompts],

@@ -1,18 +1,22 @@
 """Comparison of a GGUF file here and in llama.cpp: token ids, 64 greedy tokens of each prompt, perplexity, speed.
 
-    python -m venv PEERS_DIR/llamacpp
-    PEERS_DIR/llamacpp/bin/pip install llama-cpp-python numpy        (compiles llama.cpp for this CPU)
-    python -m benchmarks.gguf_text FILE.gguf [--peers-dir PEERS_DIR] [--dtype auto]
+    python -m benchmarks.llamacpp PEERS_DIR        once; compiles llama.cpp for this CPU
+    python -m benchmarks.gguf_text FILE.gguf [--peers-dir PEERS_DIR] [--dtype auto] [--threads 0]
+    PEERS_DIR/llamacpp/bin/llama-quantize --allow-requantize FILE.gguf EXACT.gguf F32
+    python -m benchmarks.gguf_text FILE.gguf --theirs EXACT.gguf
 
 Prompts are twenty short beginnings and questions in the file's own template; the text is this project's documentation.
-Exit code 1 if ids differ, if the perplexities differ by more than 0.2 %, or if a first difference is no near tie: that
-is, if the token that was not taken is more than TIE behind on either side. Speed is that of one stream without drafts:
-the steps alone, the fastest of the first prompts, one program after the other on all cores.
+llama.cpp rounds activations to eight bits where weights have few; of EXACT.gguf, the same numbers in float32, it does
+not. Exit code 1 if ids differ, if the perplexities differ by more than 0.2 %, or if a first difference is no near tie:
+that is, if the token that was not taken is more than TIE behind on either side. Speed is that of one stream without
+drafts: the steps alone, the fastest of the first prompts, one program after the other on as many threads. Beside other
+work llama.cpp is best given one thread, for its threads wait for each other many times a token.
 """
 
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -51,17 +55,20 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--peers-dir", type=Path, default=Path("peers"))
     parser.add_argument("--dtype", default="auto", help="type of the weights here")
+    parser.add_argument("--theirs", type=Path, help="the file that llama.cpp is given; else the same")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of both; 0: every core")
     options = parser.parse_args()
-    request = make_request(options.file)
+    request = make_request(options.file, options.threads or os.cpu_count() or 1)
     python = options.peers_dir / "llamacpp" / "bin" / "python"
-    command = [python.absolute(), "-m", "benchmarks.gguf_llamacpp", options.file.absolute()]
+    command = [python.absolute(), "-m", "benchmarks.gguf_llamacpp", (options.theirs or options.file).absolute()]
     done = subprocess.run(command, input=json.dumps(asdict(request)), capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     theirs = json.loads(done.stdout)
-    runner = make_runner(options.file, options.dtype)
+    runner = make_runner(options.file, options.dtype, request.threads)
     decoded = [Decoded(**one) for one in theirs["decoded"]]
-    compare_speed([decode_alone(runner, prompt) for prompt in request.prompts[:TIMED]], decoded[:TIMED])
+    if not options.theirs:
+        compare_speed([decode_alone(runner, prompt) for prompt in request.prompts[:TIMED]], decoded[:TIMED])
     checks = (
         compare_ids(options.file, request.texts, theirs["encoded"]),
         compare_greedy(decode(runner, request), decoded),
@@ -70,7 +77,7 @@ def main() -> int:
     return 0 if all(checks) else 1
 
 
-def make_request(file: Path) -> Request:
+def make_request(file: Path, threads: int) -> Request:
     """Prompts and windows as the file's own tokenizer encodes them."""
 
     checkpoint = Checkpoint.open(file)
@@ -83,12 +90,13 @@ def make_request(file: Path) -> Request:
     texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
     ids = [token_id for text in texts for token_id in encoder.encode_text(text)]
     windows = [ids[at * WINDOW : (at + 1) * WINDOW] for at in range(NUM_WINDOWS)]
-    return Request([*texts, *BEGINNINGS], prompts, COUNT, windows)
+    return Request([*texts, *BEGINNINGS], prompts, COUNT, windows, threads)
 
 
-def make_runner(file: Path, dtype: str) -> Runner:
+def make_runner(file: Path, dtype: str, threads: int) -> Runner:
     """The model on the CPU, as the server runs it."""
-    loaded = load(file, EngineSettings(device="cpu", dtype=dtype), lambda fraction: None)  # type: ignore[arg-type]
+    settings = EngineSettings(device="cpu", dtype=dtype, threads=threads)  # type: ignore[arg-type]
+    loaded = load(file, settings, lambda fraction: None)
     return Runner(loaded, blocks_of(len(QUESTIONS) + len(BEGINNINGS)).stop, BLOCK)
 
 

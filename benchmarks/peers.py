@@ -21,11 +21,11 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.checkpoint import make_checkpoint
-from benchmarks.measure import PLANS, Figures, measure
-from benchmarks.servers import KINDS, find_python, started
+from benchmarks.llamacpp import make_gguf
+from benchmarks.measure import PLANS, Figures, Plan, measure
+from benchmarks.servers import KINDS, find_program, started
 from benchmarks.table import markdown, ratios
 from server.model.cpu.library import available_isas
-from tests.gguf.written import convert
 
 HERE = Path(__file__).parent
 
@@ -47,19 +47,19 @@ def find_checkpoint(name: str, folder: Path) -> Path:
     return make_checkpoint(name, folder / name).absolute()
 
 
-def measure_server(name: str, checkpoint: Path, shape: str, options: argparse.Namespace) -> Figures:
-    """Return one server's figures, none if it is not installed or does not start."""
-    python = find_python(name, options.peers_dir)
-    if python is None:
+def measure_server(name: str, model: Path, plan: Plan, options: argparse.Namespace) -> Figures:
+    """Return the figures of one server with a folder or a GGUF file, none if it is not installed or does not start."""
+    program = find_program(name, options.peers_dir)
+    if program is None:
         print(f"{name}: skipped, not installed", file=sys.stderr)
         return {}
-    if name == "llamacpp" and not (checkpoint / "model.gguf").exists():
-        convert(checkpoint, checkpoint / "model.gguf")
+    weights = KINDS[name].weights
+    if weights and model.is_dir():
+        make_gguf(model, weights, options.peers_dir)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / f"{name}.log"
         try:
-            with started(name, python, checkpoint, log) as server:
-                plan = PLANS[shape].only(options.workloads.split(",")) if options.workloads else PLANS[shape]
+            with started(name, program, model, log) as server:
                 return uvloop.run(measure(server, plan, options.repeat))
         except RuntimeError as error:
             print(f"{name}: {error}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
@@ -98,10 +98,11 @@ def main() -> None:
     }
     for shape in options.checkpoints.split(","):
         checkpoint = find_checkpoint(shape, options.checkpoints_dir)
+        plan = PLANS[shape].only(options.workloads.split(",")) if options.workloads else PLANS[shape]
         rows = figures.setdefault(shape, {})
         rounds: dict[str, list[Figures]] = {}
         for name in options.servers.split(",") * options.rounds:
-            if row := measure_server(name, checkpoint, shape, options):
+            if row := measure_server(name, checkpoint, plan, options):
                 rounds.setdefault(name, []).append(row)
                 rows[name] = medians(rounds[name])
             content = {**result, "ratios": {key: ratios(value) for key, value in figures.items()}}

