@@ -138,7 +138,7 @@ class CudaKvPool:
         )
 
     def _map(self, num_blocks: int) -> None:
-        """Have memory behind the first `num_blocks` blocks. Raises torch.OutOfMemoryError; then there is as much as before."""
+        """Map memory to the first `num_blocks` blocks. Raises torch.OutOfMemoryError, and then nothing has changed."""
         try:
             for memory in self._mapped:
                 memory.resize(num_blocks * self._block_bytes)
