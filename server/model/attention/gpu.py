@@ -138,7 +138,7 @@ class CudaKvPool:
         )
 
     def _map(self, num_blocks: int) -> None:
-        """Have memory behind so many blocks. Raises torch.OutOfMemoryError; then there is as much as before."""
+        """Map memory to the first `num_blocks` blocks. Raises torch.OutOfMemoryError, and then nothing has changed."""
         try:
             for memory in self._mapped:
                 memory.resize(num_blocks * self._block_bytes)
@@ -227,9 +227,11 @@ class TiledStep:
 
 def attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Attention of one row's tokens to those before them, by torch. [num_tokens, heads or kv_heads, head_dim]."""
-    heads_first = [part.transpose(0, 1).unsqueeze(0) for part in (query, key, value)]
+    own, keys, values = (part.transpose(0, 1).unsqueeze(0) for part in (query, key, value))
     is_grouped = query.shape[1] != key.shape[1]
-    found = functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scaling, enable_gqa=is_grouped)
+    found = functional.scaled_dot_product_attention(
+        own, keys, values, is_causal=True, scale=scaling, enable_gqa=is_grouped
+    )
     return found[0].transpose(0, 1)
 
 

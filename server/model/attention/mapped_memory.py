@@ -117,7 +117,7 @@ class MappedMemory:
 
 
 def open_mapped(num_bytes: int, count: int, device: torch.device) -> list[MappedMemory]:
-    """Reserve so many ranges; an empty list where the device or the installation has no such memory."""
+    """Reserve `count` ranges; an empty list where the device or the installation has no such memory."""
     if device.type != "cuda" or importlib.util.find_spec("cuda") is None:
         return []
     try:

@@ -28,7 +28,8 @@ MANY_OUTPUTS = 1 << 15  # as of an output head
 class Tile:
     """What one program of a product reads at a time: `inputs` weights of each of `outputs` lines, by `warps`.
 
-    With `programs`, so many for each of the card's processors take whole lines: `inputs` is no less than their length.
+    With `programs`, whole lines are read, by that number of programs for each of the card's processors, and `inputs` is
+    no less than the length of a line.
     """
 
     outputs: int

@@ -15,7 +15,7 @@ CHUNK = 8 * MIB
 
 
 class Driver:
-    """What `cuda.bindings.driver` does with addresses and handles, for a device of so many chunks."""
+    """What `cuda.bindings.driver` does with addresses and handles, for a device of `chunks` chunks."""
 
     CUresult = SimpleNamespace(CUDA_SUCCESS=0, CUDA_ERROR_OUT_OF_MEMORY=2)
     CUmemAllocationType = SimpleNamespace(CU_MEM_ALLOCATION_TYPE_PINNED=1)
