@@ -98,7 +98,10 @@ def decode(loaded: LoadedModel, variant: Variant, batch: int, task: Task) -> tup
     runner = Runner(loaded, 1, size)
     shape = pool_shape(loaded, size)
     sizes = tile_sizes(shape, loaded.kv.heads)
-    runner.pool = CudaKvPool(shape, batch * per_stream, device, variant.kernels, sizes)
+    by_torch = isinstance(runner.pool, CudaKvPool) and runner.pool.prompts_by_torch
+    runner.pool = CudaKvPool(
+        shape, batch * per_stream, device, variant.kernels, sizes, prompts_by_torch=by_torch and bool(variant.kernels)
+    )
     padded = next(size for size in padded_sizes(max(256, batch)) if size >= batch)
     if variant.graphs and not runner.capture_graphs((padded,)):
         raise RuntimeError("the step could not be captured; the log says why")
@@ -169,7 +172,9 @@ def measure_own(shape: str, device: torch.device, card: Card, task: Task, report
     print(json.dumps({"shape": shape, "first_token": report.first_tokens[shape]}), flush=True)
     limits = {batch: limit(loaded, model, card, batch, task) for batch in task.batches}
     for variant in variants(loaded, task):
-        used = loaded if variant.is_fused else replace(loaded, backbone=open_backbone(model.get_decoder()))
+        used = (
+            loaded if variant.is_fused else replace(loaded, backbone=open_backbone(model.get_decoder()), one_row=None)
+        )
         way: Way = partial(decode, used, variant)
         for batch in task.batches:
             figure = measure(Figure(shape, variant.name, batch), way, limits[batch], task)

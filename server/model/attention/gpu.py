@@ -64,7 +64,7 @@ class CudaKvPool:
         self.tile_sizes = tile_sizes
         self.num_blocks = num_blocks
         self.kernels = kernels
-        self._tiles_prompts = not prompts_by_torch
+        self.prompts_by_torch = prompts_by_torch
         self.num_moves = 0  # addresses of keys and values are invalid once it has changed
         self._most_blocks = num_blocks
         size = (num_blocks + 1, shape.block_size, shape.kv_heads, shape.row_elements)
@@ -114,7 +114,7 @@ class CudaKvPool:
         """Plan one step. `rows` are in the order of their tokens, short ones first."""
         block_size, device = self.shape.block_size, self.keys[0].device
         if self.kernels is not None:
-            plan = plan_tiles(rows, block_size, self.shape.kv_heads, self.tile_sizes, device, self._tiles_prompts)
+            plan = plan_tiles(rows, block_size, self.shape.kv_heads, self.tile_sizes, device, not self.prompts_by_torch)
             return TiledStep(self, layer_of, plan, self.kernels)
         assert not self.shape.in_bytes, "torch reads elements"
         blocks, offsets = write_locations(rows, block_size)
