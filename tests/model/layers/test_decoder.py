@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from server.model.attention.base import PoolShape
+from server.model.attention.base import PoolShape, paged_attention
 from server.model.attention.cpu import KvPool
 from server.model.attention.step_plan import RowPlan
 from server.model.layers.decoder import Backbone, CompactBackbone, TransformersBackbone, open_backbone
@@ -41,7 +42,7 @@ def test_hidden_states_equal_those_of_transformers(kind: Kind, tokens: int) -> N
 
 
 def decoder_of(kind: Kind) -> Any:
-    loaded(kind)  # registers the attention function with transformers
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)  # plain decoders are loaded without it
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint(kind), attn_implementation=ATTENTION_NAME)
     return model.eval().requires_grad_(False).get_decoder()
 
