@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+TENS = {20: "twenty", 30: "thirty", 40: "forty", 50: "fifty", 60: "sixty", 80: "eighty", 90: "ninety", 100: "a hundred"}
 FIRST_DAY = datetime.date(2023, 1, 1)
 NUM_DAYS = 1400
 MONEY_WORDS = ("amount", "price", "cost", "bill", "money", "much", "value")
-MADE_UP_SHARE = 0.35
+MADE_UP_SHARE = 0.45
 # Kinds whose values may be any words: the most capitalized ones, or minus their exact number; fewest and most others.
 NAMED = {
     "song": 3, "person": 1, "fullname": -2, "city": 2, "company": 2, "restaurant": 2, "petname": 1, "movie": 3,
@@ -67,7 +68,7 @@ def _made_up(rng: random.Random, what: str) -> str:
     if not isinstance(rng, Draws) or not rng.names or rng.random() > MADE_UP_SHARE:
         return ""
     if what in NAMED:
-        if rng.random() < 0.15:
+        if rng.random() < 0.25:
             return "".join(rng.choices(SYLLABLES, k=rng.choice((2, 2, 3)))).capitalize()
         most = NAMED[what]
         return " ".join(rng.choice(rng.names) for _ in range(rng.choice((1, most)) if most > 0 else -most))
@@ -100,8 +101,10 @@ def _integer(rng: random.Random, limits: list[str], description: str) -> Value:
     if value >= 200 and rng.random() < 0.6:
         value = max(low, round(value, -1 if value < 2000 else -2))
     said = str(value)
-    if 2 <= value <= 12 and rng.random() < 0.25:
+    if 2 <= value <= 12 and rng.random() < 0.35:
         said = WORDS[value]
+    elif value in TENS and rng.random() < 0.25:
+        said = TENS[value]
     elif value >= 1000 and rng.random() < 0.25 and not 1800 <= value <= 2100:
         said = f"{value:,}"
     return Value(value, said)
