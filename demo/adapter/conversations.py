@@ -15,7 +15,7 @@ from demo.adapter.near import ANYWAY, ask_beside, ask_sum, is_named
 from demo.adapter.quantities import OTHERS, QuantitySketch, another_quantity, draw_quantity, shares_words
 from demo.adapter.requests import OfferedTool, Request, fill, in_context, offer, request
 from demo.adapter.sketches import SEGMENT, Sketch, Slot, Wording
-from demo.adapter.values import Draws, Value, draw_value
+from demo.adapter.values import Draws, Value, draw_value, vague_value
 
 Message = dict[str, Any]
 REFUSALS = ("None of my tools can do that.",) * 6 + ("I'm sorry, I have no tool for that.",)
@@ -23,7 +23,8 @@ COUNTS = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 8)  # of tools in a lesson
 CHAT_SHARE = 0.04  # of lessons
 OTHER_QUANTITY_SHARE = 0.5  # of what no tool fits, where one of a quantity is offered
 ALL_MISSING_SHARE = 0.45  # of the requests that lack a value
-LETTERS = ("x", "n", "a certain value", "some value", "a given value", "k", "a")  # in place of a value
+DOUBLED = re.compile(r"\b(?:the|a|an|my) (a|an|some|somebody|one|another|my)\b")
+TAILS = ("", "", "", "", " right now", " for me", " today", " quickly")
 DONE = ("Done.", "That's done.", "All set.", "Okay, done.")
 JOINED = (" and ", " and ", ". Also ", ", and then ", "; ", ". Then ")
 SMALL_TALK = (
@@ -256,20 +257,17 @@ class Teacher:
         rng = self.rng
         wordings = [one for one in (*tool.sketch.orders, *tool.sketch.sentences) if tool.offers(one) and not one.fixed]
         wording = rng.choice(wordings)
-        if all(slot.kind.split(" ")[0] in ("int", "num") for slot in slots) and rng.random() < 0.5:
-            letters = [
-                name[0] if rng.random() < 0.5 else rng.choice(LETTERS)
-                for name in map(tool.names.get, tool.names)
-                if name
-            ]
-            given = {slot.key: Value(None, letter) for slot, letter in zip(slots, letters, strict=False)}
+        given = {slot.key: vague_value(rng, slot.kind, tool.names[slot.key]) for slot in slots}
+        if all(given.values()) and rng.random() < 0.6:
             text, _ = fill(rng, tool, Wording(SEGMENT.sub("", wording.text)), given)
+            text = DOUBLED.sub(r"\1", text)
         else:
             first = min(wording.places(), key=lambda key: wording.text.find(f"{{{key}}}"))
             cut = _without(wording, first, _words_of(slots))
-            if cut is None:
+            is_question = wording.text.endswith("?")
+            if cut is None or (is_question and len(cut.text.split()) < 4):
                 return None
-            text = cut.text + ("?" if wording.text.endswith("?") else "")
+            text = cut.text + rng.choice(TAILS) + ("?" if is_question else "")
         return self._asked(tool, text, {}, slots)
 
     def _asked(

@@ -1,5 +1,6 @@
 """Values of parameters, and how people say them."""
 
+# ruff: noqa: E501
 import datetime
 import random
 from collections.abc import Callable, Sequence
@@ -27,6 +28,22 @@ SYLLABLES = (
     "ba", "bel", "cor", "dan", "do", "el", "fen", "ga", "gor", "ha", "in", "jo", "kar", "ki", "la", "lem", "lo", "mar",
     "mi", "mo", "na", "nor", "o", "pel", "qui", "ra", "rin", "sa", "sto", "ta", "tor", "u", "va", "vel", "wen", "zu",
 )  # fmt: skip
+LETTERS = ("x", "n", "a certain value", "some value", "a given value", "k", "a")  # in place of a number
+# What one says in place of a name.
+VAGUE = {
+    "city": ("a city", "my town", "a big city"), "cityregion": ("a city", "some town"), "country": ("a country", "some country"),
+    "person": ("somebody", "a friend", "one of us"), "fullname": ("a person", "somebody", "an employee"),
+    "company": ("a company", "some firm"), "ticker": ("a share", "some stock"), "product": ("a product", "some article"),
+    "song": ("a song", "some music"), "movie": ("a film", "some movie"), "dish": ("a dish", "some food"),
+    "grocery": ("some food", "a few things"), "plant": ("a plant", "some flower"), "date": ("some day", "a certain date"),
+    "clock": ("some time", "a certain time"), "place": ("a place", "some building"), "restaurant": ("a restaurant", "some restaurant"),
+    "teamname": ("a team", "some club"), "element": ("a substance", "some material"), "formula": ("a compound", "some molecule"),
+    "planet": ("a planet", "some planet"), "gene": ("a gene", "some gene"), "filename": ("a file", "some file"),
+    "imagefile": ("a picture", "some photo"), "currency": ("some currency", "another currency"), "language": ("another language", "some language"),
+    "event": ("an event", "some battle"), "host": ("a server", "one of the servers"), "servicename": ("a service", "some service"),
+    "medicine": ("a medicine", "some drug"), "list number": ("some numbers", "a list of values", "my data", "two groups"),
+    "list person": ("some people", "a few friends"), "list city": ("some cities", "a few towns"), "list product": ("some products", "a few articles"),
+}  # fmt: skip
 CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
@@ -61,6 +78,15 @@ def draw_value(rng: random.Random, kind: str, description: str = "") -> Value:
     assert what in lists(), f"no list of values {what!r}"
     value = _made_up(rng, what) or rng.choice(lists()[what])
     return Value(value, value)
+
+
+def vague_value(rng: random.Random, kind: str, name: str) -> Value | None:
+    """What stands in a request in place of a value of a parameter; None where nothing sounds right."""
+    what, *limits = kind.split(" ")
+    if what in ("int", "num"):
+        return Value(None, name[0].lower() if rng.random() < 0.4 else rng.choice(LETTERS))
+    texts = VAGUE.get(f"list {limits[0]}" if what == "list" else what)
+    return Value(None, rng.choice(texts)) if texts else None
 
 
 def _made_up(rng: random.Random, what: str) -> str:
