@@ -3,22 +3,28 @@
 # ruff: noqa: E501
 import json
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from demo.adapter.chat import read_chat
 from demo.adapter.invented import InventedSketch, are_near, invent, near_miss
 from demo.adapter.knowledge import draw_question
-from demo.adapter.near import ANYWAY, ask_beside, ask_sum
+from demo.adapter.near import ANYWAY, ask_beside, ask_sum, is_named
+from demo.adapter.quantities import OTHERS, QuantitySketch, another_quantity, draw_quantity, shares_words
 from demo.adapter.requests import OfferedTool, Request, fill, in_context, offer, request
-from demo.adapter.sketches import SEGMENT, Sketch, Wording
-from demo.adapter.values import Draws, Value, draw_value
+from demo.adapter.sketches import SEGMENT, Sketch, Slot, Wording
+from demo.adapter.values import Draws, Value, draw_value, vague_value
 
 Message = dict[str, Any]
 REFUSALS = ("None of my tools can do that.",) * 6 + ("I'm sorry, I have no tool for that.",)
 COUNTS = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 8)  # of tools in a lesson
 CHAT_SHARE = 0.04  # of lessons
+OTHER_QUANTITY_SHARE = 0.5  # of what no tool fits, where one of a quantity is offered
+ALL_MISSING_SHARE = 0.45  # of the requests that lack a value
+DOUBLED = re.compile(r"\b(?:the|a|an|my) (a|an|some|somebody|one|another|my)\b")
+TAILS = ("", "", "", "", " right now", " for me", " today", " quickly")
 DONE = ("Done.", "That's done.", "All set.", "Okay, done.")
 JOINED = (" and ", " and ", ". Also ", ", and then ", "; ", ". Then ")
 SMALL_TALK = (
@@ -51,13 +57,15 @@ class Lesson:
 class Mix:
     """Kinds of conversations, by weight, and how lessons are drawn. `held` ones have what is never trained on."""
 
-    one_call: float = 0.42
-    parallel: float = 0.15
-    none_fits: float = 0.28
-    missing: float = 0.06
+    one_call: float = 0.43
+    parallel: float = 0.14
+    none_fits: float = 0.2
+    missing: float = 0.1
     small_talk: float = 0.03
-    several_turns: float = 0.06
+    several_turns: float = 0.05
     invented: float = 0.3
+    quantities: float = 0.17
+    grouped: float = 0.08
     held: bool = False
 
 
@@ -84,6 +92,7 @@ class Teacher:
         self.mix = mix
         self._counts = counts
         self._sketches = tuple(sketches)
+        self._grouped = [one for one in sketches if any(slot.kind.startswith("list ") for slot in one.slots)]
         self._kinds = {
             self._one_call: mix.one_call,
             self._parallel: mix.parallel,
@@ -120,6 +129,9 @@ class Teacher:
             domain = pool[0].domain
             near = [one for one in self._sketches if one.domain == domain]
             pool = rng.sample(near, min(count, len(near))) + pool
+        if isinstance(pool[0], QuantitySketch) and rng.random() < 0.5:
+            more = another_quantity(rng, pool[0], ())
+            pool[1:1] = [more] if more else []
         tools: dict[str, OfferedTool] = {}
         keys = set()
         for sketch in pool:
@@ -130,11 +142,13 @@ class Teacher:
         return rng.sample(list(tools.values()), len(tools))
 
     def _sketch(self) -> Sketch:
-        return (
-            invent(self.rng, self.mix.held)
-            if self.rng.random() < self.mix.invented
-            else self.rng.choice(self._sketches)
-        )
+        rng, mix = self.rng, self.mix
+        chance = rng.random()
+        if chance < mix.quantities:
+            return draw_quantity(rng, mix.held)
+        if chance < mix.quantities + mix.invented:
+            return invent(rng, mix.held)
+        return rng.choice(self._grouped if self._grouped and rng.random() < mix.grouped else self._sketches)
 
     def _conversation(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
         (kind,) = self.rng.choices(list(self._kinds), list(self._kinds.values()))
@@ -174,9 +188,18 @@ class Teacher:
     def _unfit(self, tools: Sequence[OfferedTool]) -> str:
         """Of another tool, half of them near; of a value or a sum; of knowledge."""
         rng, chance, held = self.rng, self.rng.random(), self.mix.held
+        quantities = [tool.sketch for tool in tools if isinstance(tool.sketch, QuantitySketch)]
+        if quantities and rng.random() < OTHER_QUANTITY_SHARE:
+            other = another_quantity(rng, rng.choice(quantities), [tool.sketch for tool in tools])
+            if other is not None:
+                return request(rng, offer(rng, other)).text
+        known = [tool for tool in tools if tool.sketch.key in OTHERS]
+        if len(known) == 1 and not quantities and rng.random() < OTHER_QUANTITY_SHARE:
+            return fill(rng, known[0], Wording(rng.choice(OTHERS[known[0].sketch.key])))[0]
         text = None
         if chance < 0.13:
             text = draw_question(rng) if not {tool.sketch.key for tool in tools} & ANYWAY else None
+            text = None if text is not None and is_named(tools, text) else text
         elif chance < 0.27:
             text = ask_sum(rng, tools, held)
         elif chance < 0.48:
@@ -184,10 +207,10 @@ class Teacher:
         if text is not None:
             return text if rng.random() < 0.7 else in_context(rng, text)
         sketches = [tool.sketch for tool in tools]
-        invented = [one for one in sketches if isinstance(one, InventedSketch)]
+        invented = [one for one in sketches if isinstance(one, InventedSketch) and not isinstance(one, QuantitySketch)]
         taken = {one.key for one in sketches} | {name for one in sketches for name in one.names}
         domains = {one.domain for one in sketches}
-        near = [one for one in self._sketches if one.domain in domains and not taken & set(one.names)]
+        near = [one for one in self._sketches if one.domain in domains and self._is_unlike(one, sketches, taken)]
         if invented and (not near or rng.random() < 0.6) and rng.random() < 0.9:
             sketch: Sketch = near_miss(rng, rng.choice(invented), sketches, held)
         elif near and rng.random() < 0.65:
@@ -199,6 +222,11 @@ class Teacher:
     @staticmethod
     def _is_unlike(sketch: Sketch, others: Sequence[Sketch], taken: set[str]) -> bool:
         """Whether no other sketch answers its requests."""
+        for one in others:
+            if isinstance(one, QuantitySketch) and any(shares_words(one, name) for name in sketch.names):
+                return False
+        if isinstance(sketch, QuantitySketch):
+            return not any(shares_words(sketch, name) for one in others for name in one.names)
         if isinstance(sketch, InventedSketch):
             invented = [one for one in others if isinstance(one, InventedSketch)]
             return not any(one.thing == sketch.thing and are_near(one.operation, sketch.operation) for one in invented)
@@ -208,26 +236,58 @@ class Teacher:
         """A request without one of its values; the assistant asks, and calls when it has the answer."""
         rng = self.rng
         tool = rng.choice(tools)
-        slots = [
-            slot for slot in tool.sketch.slots if slot.required and slot.kind.split(" ")[0] not in ("bool", "enum")
-        ]
+        required = [slot for slot in tool.sketch.slots if slot.required]
+        slots = [slot for slot in required if slot.kind.split(" ")[0] not in ("bool", "enum")]
         orders = [one for one in tool.sketch.orders if tool.offers(one) and not one.fixed]
-        if not slots or not orders or tool.sketch.domain == "science":
+        if not slots or not orders:
+            return self._one_call(tools)
+        if len(slots) == len(required) and rng.random() < ALL_MISSING_SHARE:
+            return self._all_missing(tool, slots) or self._one_call(tools)
+        if tool.sketch.domain == "science":
             return self._one_call(tools)
         slot = rng.choice(slots)
-        wording = _without(rng.choice(orders), slot.key)
+        wording = _without(rng.choice(orders), slot.key, _words_of([slot]))
         if wording is None:
             return self._one_call(tools)
         text, arguments = fill(rng, tool, wording, given={slot.key: None})
-        value = draw_value(rng, slot.kind, slot.descriptions[0])
-        name = tool.names[slot.key]
-        question = f"What should the {name.replace('_', ' ')} be?"
-        order = [tool.names[one.key] for one in tool.sketch.slots if one.key in tool.names]
-        whole = {**arguments, name: value.value}
+        return self._asked(tool, text, arguments, [slot]) or self._one_call(tools)
+
+    def _all_missing(self, tool: OfferedTool, slots: list[Slot]) -> tuple[Message, ...] | None:
+        """A request with none of the values that the tool requires, or with letters in their places."""
+        rng = self.rng
+        wordings = [one for one in (*tool.sketch.orders, *tool.sketch.sentences) if tool.offers(one) and not one.fixed]
+        wording = rng.choice(wordings)
+        given = {slot.key: vague_value(rng, slot.kind, tool.names[slot.key]) for slot in slots}
+        if all(given.values()) and rng.random() < 0.6:
+            text, _ = fill(rng, tool, Wording(SEGMENT.sub("", wording.text)), given)
+            text = DOUBLED.sub(r"\1", text)
+        else:
+            first = min(wording.places(), key=lambda key: wording.text.find(f"{{{key}}}"))
+            cut = _without(wording, first, _words_of(slots))
+            is_question = wording.text.endswith("?")
+            if cut is None or (is_question and len(cut.text.split()) < 4):
+                return None
+            text = cut.text + rng.choice(TAILS) + ("?" if is_question else "")
+        return self._asked(tool, text, {}, slots)
+
+    def _asked(
+        self, tool: OfferedTool, text: str, known: dict[str, Any], slots: list[Slot]
+    ) -> tuple[Message, ...] | None:
+        """The assistant asks for some values, gets them, and calls; None if it would lack another one."""
+        rng = self.rng
+        values = {tool.names[slot.key]: draw_value(rng, slot.kind, slot.descriptions[0]) for slot in slots}
+        shown = [name.replace("_", " ") for name in values]
+        question = f"What should the {_listed(shown, ' and the ')} be?"
+        said = [one.said for one in values.values()]
+        if len(said) > 1 and rng.random() < 0.5:
+            said = [f"{name} {value}" for name, value in zip(shown, said, strict=True)]
+        whole = {**known, **{name: value.value for name, value in values.items()}}
         if any(one.required and tool.names[one.key] not in whole for one in tool.sketch.slots):
-            return self._one_call(tools)  # the words that were cut held another value
+            return None  # the words that were cut held another value
+        order = [tool.names[one.key] for one in tool.sketch.slots if one.key in tool.names]
         asked = Request(text, tool, {key: whole[key] for key in order if key in whole})
-        return (user(text[0].upper() + text[1:]), assistant(question), user(value.said), calls([asked]))
+        answer = _listed(said, " and ")
+        return (user(text[0].upper() + text[1:]), assistant(question), user(answer), calls([asked]))
 
     def _small_talk(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
         question, answer = self.rng.choice(SMALL_TALK)
@@ -254,19 +314,43 @@ class Teacher:
         return [tool_result(result), assistant(f"{text[0].upper()}{text[1:]}.")]
 
 
-def _without(wording: Wording, key: str) -> Wording | None:
-    """The wording cut before the words that lead to a slot; None if nothing sensible is left."""
+def _words_of(slots: Sequence[Slot]) -> set[str]:
+    """Words that name slots, or lead to their values."""
+    return {word for slot in slots for name in slot.names for word in name.split("_")} | LEADING
+
+
+def _listed(texts: Sequence[str], last: str) -> str:
+    return last.join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def _without(wording: Wording, key: str, also: Collection[str] = ()) -> Wording | None:
+    """The wording cut before the words that lead to a slot, `also` among them; None if nothing sensible is left."""
     place = wording.text.find(f"{{{key}}}")
     if place < 0:
         return None
     head = wording.text[:place].rstrip()
     words = head.split(" ")
-    while words and words[-1].lower() in LEADS:
+    while words and (words[-1].lower() in LEADS or words[-1].lower() in also):
         words.pop()
     head = " ".join(words)
     return Wording(head) if len(words) >= 2 and "[" not in head and '"' not in head else None
 
 
+LEADING = {
+    "that",
+    "belongs",
+    "called",
+    "named",
+    "located",
+    "dated",
+    "worth",
+    "whose",
+    "lasts",
+    "number",
+    "between",
+    "name",
+}
+TOGETHER = re.compile(r"\} (and|against|versus|or|with) \{")  # two values which are one call's
 LEADS = frozenset(
     [
         "a",
@@ -296,7 +380,11 @@ LEADS = frozenset(
 
 def _varied(rng: random.Random, tool: OfferedTool, count: int) -> tuple[str, list[Request]] | None:
     """One request for several values of one parameter: "the weather in Paris, Rome and Oslo"."""
-    wordings = [one for one in (*tool.sketch.orders, *tool.sketch.sentences) if tool.offers(one) and not one.fixed]
+    wordings = [
+        one
+        for one in (*tool.sketch.orders, *tool.sketch.sentences)
+        if tool.offers(one) and not one.fixed and not TOGETHER.search(one.text)
+    ]
     slots = [
         slot for slot in tool.sketch.slots if slot.required and slot.kind.split(" ")[0] not in ("bool", "list", "enum")
     ]
@@ -321,10 +409,15 @@ def _varied(rng: random.Random, tool: OfferedTool, count: int) -> tuple[str, lis
 
 def _pairs(rng: random.Random, tool: OfferedTool, count: int) -> tuple[str, list[Request]] | None:
     """One request whose second half is said for several groups of values: "send 5 to Anna and 7 to Tom"."""
+    lists = {slot.key for slot in tool.sketch.slots if slot.kind.startswith("list ")}
     wordings = [
         Wording(SEGMENT.sub("", one.text))
         for one in (*tool.sketch.orders, *tool.sketch.sentences)
-        if tool.offers(one) and not one.fixed and len(one.places()) > 1 and '"' not in one.text
+        if tool.offers(one)
+        and not one.fixed
+        and len(one.places()) > 1
+        and not lists & one.places()
+        and '"' not in one.text
     ]
     if not wordings:
         return None

@@ -78,26 +78,97 @@ THINGS = (
 )  # fmt: skip
 # Parameter: names, kind, descriptions, ways to say it.
 PARAMETERS = (
-    (("name", "title", "label"), "projectname", ("Its name.", "Name to use."), ("called {v}", "named {v}", "with the name {v}")),
+    (
+        ("name", "title", "label"),
+        "projectname",
+        ("Its name.", "Name to use."),
+        ("called {v}", "named {v}", "with the name {v}"),
+    ),
     (("id", "number", "reference"), "code", ("Its id.", "Reference number."), ("{v}", "number {v}", "with the id {v}")),
     (("city", "location", "place"), "city", ("City.", "Where it is."), ("in {v}", "for {v}", "located in {v}")),
     (("country", "region"), "country", ("Country.",), ("in {v}", "for {v}", "of {v}")),
     (("date", "day", "on_date"), "date", ("Date.", "Day of it."), ("on {v}", "for {v}", "dated {v}")),
-    (("owner", "person", "user", "assigned_to"), "person", ("Whose it is.", "Person."), ("for {v}", "of {v}", "that belongs to {v}")),
-    (("amount", "price", "value"), "num 1 900 2", ("Value.", "How much."), ("of {v}", "worth {v}", "with a value of {v}")),
-    (("count", "quantity", "size"), "int 2 200", ("How many.", "Number of pieces."), ("with {v} pieces", "of size {v}", "times {v}")),
-    (("hours", "duration", "duration_hours"), "int 1 72", ("Hours.", "Length in hours."), ("over {v} hours", "for {v} hours", "that lasts {v} hours")),
+    (
+        ("owner", "person", "user", "assigned_to"),
+        "person",
+        ("Whose it is.", "Person."),
+        ("for {v}", "of {v}", "that belongs to {v}"),
+    ),
+    (
+        ("amount", "price", "value"),
+        "num 1 900 2",
+        ("Value.", "How much."),
+        ("of {v}", "worth {v}", "with a value of {v}"),
+    ),
+    (
+        ("count", "quantity", "size"),
+        "int 2 200",
+        ("How many.", "Number of pieces."),
+        ("with {v} pieces", "of size {v}", "times {v}"),
+    ),
+    (
+        ("hours", "duration", "duration_hours"),
+        "int 1 72",
+        ("Hours.", "Length in hours."),
+        ("over {v} hours", "for {v} hours", "that lasts {v} hours"),
+    ),
     (("year", "in_year"), "int 1950 2030", ("Year.",), ("in {v}", "from the year {v}", "of {v}")),
-    (("category", "kind", "type"), "enum internal,external,test", ("Kind.",), ("of type {v}", "that is {v}", "in the category {v}")),
-    (("priority", "level"), "enum low,medium,high", ("Level.", "Priority."), ("with {v} priority", "at level {v}", "that is {v}")),
+    (
+        ("category", "kind", "type"),
+        "enum internal,external,test",
+        ("Kind.",),
+        ("of type {v}", "that is {v}", "in the category {v}"),
+    ),
+    (
+        ("priority", "level"),
+        "enum low,medium,high",
+        ("Level.", "Priority."),
+        ("with {v} priority", "at level {v}", "that is {v}"),
+    ),
     (("color", "colour"), "color", ("Colour.",), ("in {v}", "with the color {v}")),
-    (("tags", "labels", "keywords"), "list color 2 3", ("Tags.", "List of labels."), ("tagged {v}", "with the tags {v}")),
+    (
+        ("tags", "labels", "keywords"),
+        "list color 2 3",
+        ("Tags.", "List of labels."),
+        ("tagged {v}", "with the tags {v}"),
+    ),
     (("weight", "weight_kg", "mass"), "num 1 90 1", ("Weight in kg.",), ("of {v} kg", "weighing {v} kg")),
     (("temperature", "degrees"), "num 1 90 1", ("Degrees Celsius.",), ("at {v} degrees", "with a temperature of {v}")),
     (("email", "contact_email"), "email", ("Address for questions.",), ("with the contact {v}", "for {v}")),
     (("format", "output_format"), "enum json,xml,csv", ("Format of the output.",), ("as {v}", "in {v} format")),
     (("language", "lang"), "language", ("Language.",), ("in {v}",)),
     (("percent", "percentage", "share"), "int 1 99", ("Percent.",), ("at {v} percent", "with {v}%")),
+    (
+        ("people", "members", "participants", "names"),
+        "list person 2 4",
+        ("Everybody who takes part.", "Names of all."),
+        ("for {v}", "with {v}"),
+    ),
+    (
+        ("items", "products", "parts"),
+        "list product 2 3",
+        ("All of them.", "List of items."),
+        ("with {v}", "made of {v}"),
+    ),
+    (("cities", "stops", "locations"), "list city 2 4", ("All places.", "List of cities."), ("through {v}", "in {v}")),
+    (
+        ("boxes", "frames", "pages"),
+        "int 2 20",
+        ("How many there are.",),
+        ("with {v} boxes", "in {v} parts", "on {v} pages"),
+    ),
+)
+# Two parameters of one kind that stand together: names of both, kind, ways to say them.
+PAIRS = (
+    ((("from", "to"), ("origin", "destination"), ("start", "end"), ("city1", "city2"), ("from_city", "to_city")), "city",
+     ("from {p8} to {p9}", "between {p8} and {p9}", "{p8} to {p9}")),
+    ((("from_person", "to_person"), ("giver", "taker"), ("person1", "person2"), ("first", "second")), "person",
+     ("from {p8} to {p9}", "between {p8} and {p9}", "for {p8} and {p9}")),
+    ((("team1", "team2"), ("home", "away"), ("first_team", "second_team")), "teamname",
+     ("of {p8} against {p9}", "{p8} versus {p9}", "between {p8} and {p9}")),
+    ((("start_date", "end_date"), ("first_day", "last_day"), ("from_date", "to_date")), "date",
+     ("from {p8} to {p9}", "between {p8} and {p9}", "from {p8} until {p9}")),
+    ((("low", "high"), ("minimum", "maximum"), ("from_value", "to_value")), "int 2 400", ("from {p8} to {p9}", "between {p8} and {p9}")),
 )  # fmt: skip
 FLAGS = (
     (("urgent", "is_urgent"), ("Whether it is urgent.",), "urgently"),
@@ -107,6 +178,7 @@ FLAGS = (
 )
 
 
+PAIR_SHARE = 0.12
 HELD_EVERY = 12  # things, which are never trained on
 # Operations that may answer the same request: none of a family is a wrong one for another.
 FAMILIES = (
@@ -146,6 +218,16 @@ def invent(rng: random.Random, held: bool = False) -> InventedSketch:
         way = rng.choice(ways).replace("{v}", f"{{{key}}}")
         text += f" {way}" if required else f"[{key}: {way}]"
         slots.append(Slot((key, name), kind, tuple(note.replace("Its", f"The {thing}'s") for note in notes), required))
+    if rng.random() < PAIR_SHARE:
+        pairs, kind, phrases = rng.choice(PAIRS)
+        both = [one for one in pairs if not taken & set(one)]
+        if both:
+            first, second = rng.choice(both)
+            text = f" {rng.choice(phrases)}{text}"
+            slots += [
+                Slot(("p8", first), kind, ("The first.",), True),
+                Slot(("p9", second), kind, ("The second.",), True),
+            ]
     if rng.random() < 0.3:
         keys, notes, said = rng.choice(FLAGS)
         slots.append(Slot(("flag", rng.choice(keys)), "bool", notes, False))

@@ -23,7 +23,7 @@ from demo.adapter.trials import read_trials
 from server.gguf.header import read_header
 
 LONGEST = 1_024  # ids of a lesson; conversations behind that are left out
-TOKENS_PER_FILE = 2_000_000
+TOKENS_PER_FILE = 1_000_000
 COUNTS = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6)
 MORE_CONVERSATIONS = 8  # than tools
 WORD = re.compile("Ġ([A-Z][a-z]{3,11}|[a-z]{4,12})")  # a token of a byte-level vocabulary: a space and a word

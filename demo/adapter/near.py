@@ -171,7 +171,7 @@ def ask_beside(rng: random.Random, tools: Sequence[OfferedTool], held: bool = Fa
     rows = [row for row in ABOUT if slot.kind in row[0] and not keys & row[2]]
     texts = rows[0][1] if rows and rng.random() < 0.8 else ORDERS
     text = _one_of(rng, texts, held).format(v=draw_value(rng, slot.kind).said)
-    return None if _is_named(tools, text) else text
+    return None if is_named(tools, text) else text
 
 
 def ask_sum(rng: random.Random, tools: Sequence[OfferedTool], held: bool = False) -> str | None:
@@ -181,10 +181,10 @@ def ask_sum(rng: random.Random, tools: Sequence[OfferedTool], held: bool = False
     a, b, c = (rng.choice((rng.randint(2, 99), rng.randint(2, 20), rng.randint(10, 900))) for _ in range(3))
     text = _one_of(rng, SUMS, held)
     text = text.format(a=a, b=rng.randint(30, 99) if "19{b}" in text else b, c=c)
-    return None if _is_named(tools, text) else text
+    return None if is_named(tools, text) else text
 
 
-def _is_named(tools: Sequence[OfferedTool], text: str) -> bool:
+def is_named(tools: Sequence[OfferedTool], text: str) -> bool:
     """Whether an invented tool, which does what its name says, shares a word with the text."""
     words = set(re.findall(r"[a-z]{3,}", text.lower()))
     names = [re.sub(r"([A-Z])", r"_\1", tool.name).lower() for tool in tools if tool.sketch.domain == "invented"]

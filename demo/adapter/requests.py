@@ -11,6 +11,7 @@ from typing import Any
 from demo.adapter.sketches import PLACE, SEGMENT, Sketch, Slot, Wording
 from demo.adapter.values import Value, draw_value, lists, schema_of
 
+NAMED_SHARE = 0.55  # of optional parameters that a wording can name
 SUFFIXES = (" Required.", " Must be given.", "")
 BEFORE = (
     "Please {}", "please {}", "Could you {}", "Can you {}", "Can you please {}", "Would you {}", "I need you to {}",
@@ -140,7 +141,7 @@ def fill(
     """The wording with values, and the arguments by name. `given` slots are not drawn; one given as None has no value."""
     fixed = dict(wording.fixed)
     included = {key for key, _ in SEGMENT.findall(wording.text) if key in tool.names and key not in fixed}
-    included = {key for key in sorted(included) if rng.random() < 0.4}
+    included = {key for key in sorted(included) if rng.random() < NAMED_SHARE}
     wanted = wording.places() | included | set(wording.needed)
     values: dict[str, Value] = {}
     for slot in tool.sketch.slots:

@@ -44,7 +44,7 @@ class Run:
     """Settings of a run."""
 
     base: Path
-    lessons: Path
+    lessons: tuple[Path, ...]
     folder: Path
     seconds: float
     device: str = "cuda"
@@ -92,8 +92,8 @@ class Training:
             read_adapter(network, run.start_from)
         network.move(self.device)
         self.log(f"weights on {self.device} after {elapsed():.1f} s")
-        self.rows = self._rows(sorted(run.lessons.glob("lessons*.xz")))
-        self.held = {path.name.split(".")[0]: self._rows([path]) for path in sorted(run.lessons.glob("held*.xz"))}
+        self.rows = self._rows([path for folder in run.lessons for path in sorted(folder.glob("lessons*.xz"))])
+        self.held = {path.name.split(".")[0]: self._rows([path]) for path in sorted(run.lessons[0].glob("held*.xz"))}
         self._totals = self.rows.totals.cpu()
         self.log(f"{len(self.rows)} rows of {run.length} after {elapsed():.1f} s")
         self.gradients = Gradients(network.all_groups())
@@ -106,7 +106,8 @@ class Training:
 
     def _rows(self, paths: list[Path]) -> Rows:
         if not paths:
-            raise SystemExit(f"{self.run.lessons} holds no lessons*.xz; `python -m demo.adapter.lessons` makes them")
+            folders = ", ".join(map(str, self.run.lessons))
+            raise SystemExit(f"{folders} holds no lessons*.xz; `python -m demo.adapter.lessons` makes them")
         lessons = [lesson for path in paths for lesson in read_lessons(path)]
         share = self.run.held_share if paths[0].name.startswith("held") else self.run.share
         lessons = lessons[: max(1, int(len(lessons) * share))]
@@ -283,12 +284,12 @@ def alarm(seconds: float) -> Iterator[None]:
 
 def main() -> None:
     """Train with the options of the command line."""
-    defaults = Run(Path(), Path(), Path(), 0)
+    defaults = Run(Path(), (), Path(), 0)
     weighting = defaults.weighting
     parser = argparse.ArgumentParser(description="Trains the adapter of the first model on a GPU.")
     add = parser.add_argument
     add("--base", type=Path, required=True, help="GGUF file of the base model")
-    add("--lessons", type=Path, required=True, help="folder of lessons made by demo.adapter.lessons")
+    add("--lessons", type=Path, nargs="+", required=True, help="folders of lessons; the first has what is evaluated on")
     add("--run", type=Path, required=True, help="folder of the run")
     add("--seconds", type=float, required=True, help="of the whole program")
     add("--device", default=defaults.device)
@@ -311,7 +312,7 @@ def main() -> None:
     given = parser.parse_args()
     weighting = Weighting(given.calls_weight, given.words_weight, given.end_weight)
     run = Run(
-        given.base, given.lessons, given.run, given.seconds, given.device, given.dtype, given.seed, given.rate,
+        given.base, tuple(given.lessons), given.run, given.seconds, given.device, given.dtype, given.seed, given.rate,
         decay=given.decay, length=given.length, rows_at_once=given.rows_at_once, passes=given.passes,
         weighting=weighting, share=given.share, held_share=given.held_share,
         start_from=given.start_from, compile_s=given.compile, evaluate_every_s=given.evaluate_every,

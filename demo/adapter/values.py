@@ -1,5 +1,6 @@
 """Values of parameters, and how people say them."""
 
+# ruff: noqa: E501
 import datetime
 import random
 from collections.abc import Callable, Sequence
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+TENS = {20: "twenty", 30: "thirty", 40: "forty", 50: "fifty", 60: "sixty", 80: "eighty", 90: "ninety", 100: "a hundred"}
 FIRST_DAY = datetime.date(2023, 1, 1)
 NUM_DAYS = 1400
 MONEY_WORDS = ("amount", "price", "cost", "bill", "money", "much", "value")
-MADE_UP_SHARE = 0.35
+MADE_UP_SHARE = 0.45
 # Kinds whose values may be any words: the most capitalized ones, or minus their exact number; fewest and most others.
 NAMED = {
     "song": 3, "person": 1, "fullname": -2, "city": 2, "company": 2, "restaurant": 2, "petname": 1, "movie": 3,
@@ -26,6 +28,22 @@ SYLLABLES = (
     "ba", "bel", "cor", "dan", "do", "el", "fen", "ga", "gor", "ha", "in", "jo", "kar", "ki", "la", "lem", "lo", "mar",
     "mi", "mo", "na", "nor", "o", "pel", "qui", "ra", "rin", "sa", "sto", "ta", "tor", "u", "va", "vel", "wen", "zu",
 )  # fmt: skip
+LETTERS = ("x", "n", "a certain value", "some value", "a given value", "k", "a")  # in place of a number
+# What one says in place of a name.
+VAGUE = {
+    "city": ("a city", "my town", "a big city"), "cityregion": ("a city", "some town"), "country": ("a country", "some country"),
+    "person": ("somebody", "a friend", "one of us"), "fullname": ("a person", "somebody", "an employee"),
+    "company": ("a company", "some firm"), "ticker": ("a share", "some stock"), "product": ("a product", "some article"),
+    "song": ("a song", "some music"), "movie": ("a film", "some movie"), "dish": ("a dish", "some food"),
+    "grocery": ("some food", "a few things"), "plant": ("a plant", "some flower"), "date": ("some day", "a certain date"),
+    "clock": ("some time", "a certain time"), "place": ("a place", "some building"), "restaurant": ("a restaurant", "some restaurant"),
+    "teamname": ("a team", "some club"), "element": ("a substance", "some material"), "formula": ("a compound", "some molecule"),
+    "planet": ("a planet", "some planet"), "gene": ("a gene", "some gene"), "filename": ("a file", "some file"),
+    "imagefile": ("a picture", "some photo"), "currency": ("some currency", "another currency"), "language": ("another language", "some language"),
+    "event": ("an event", "some battle"), "host": ("a server", "one of the servers"), "servicename": ("a service", "some service"),
+    "medicine": ("a medicine", "some drug"), "list number": ("some numbers", "a list of values", "my data", "two groups"),
+    "list person": ("some people", "a few friends"), "list city": ("some cities", "a few towns"), "list product": ("some products", "a few articles"),
+}  # fmt: skip
 CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
@@ -62,12 +80,21 @@ def draw_value(rng: random.Random, kind: str, description: str = "") -> Value:
     return Value(value, value)
 
 
+def vague_value(rng: random.Random, kind: str, name: str) -> Value | None:
+    """What stands in a request in place of a value of a parameter; None where nothing sounds right."""
+    what, *limits = kind.split(" ")
+    if what in ("int", "num"):
+        return Value(None, name[0].lower() if rng.random() < 0.4 else rng.choice(LETTERS))
+    texts = VAGUE.get(f"list {limits[0]}" if what == "list" else what)
+    return Value(None, rng.choice(texts)) if texts else None
+
+
 def _made_up(rng: random.Random, what: str) -> str:
     """A name or text that no list has, now and then, where the kind allows any: else only lists would be copied."""
     if not isinstance(rng, Draws) or not rng.names or rng.random() > MADE_UP_SHARE:
         return ""
     if what in NAMED:
-        if rng.random() < 0.15:
+        if rng.random() < 0.25:
             return "".join(rng.choices(SYLLABLES, k=rng.choice((2, 2, 3)))).capitalize()
         most = NAMED[what]
         return " ".join(rng.choice(rng.names) for _ in range(rng.choice((1, most)) if most > 0 else -most))
@@ -100,8 +127,10 @@ def _integer(rng: random.Random, limits: list[str], description: str) -> Value:
     if value >= 200 and rng.random() < 0.6:
         value = max(low, round(value, -1 if value < 2000 else -2))
     said = str(value)
-    if 2 <= value <= 12 and rng.random() < 0.25:
+    if 2 <= value <= 12 and rng.random() < 0.35:
         said = WORDS[value]
+    elif value in TENS and rng.random() < 0.25:
+        said = TENS[value]
     elif value >= 1000 and rng.random() < 0.25 and not 1800 <= value <= 2100:
         said = f"{value:,}"
     return Value(value, said)

@@ -4,9 +4,11 @@ import json
 
 import jsonschema_rs
 
-from demo.adapter.conversations import Teacher
-from demo.adapter.sketches import read_sketches
+from demo.adapter.conversations import Mix, Teacher
+from demo.adapter.quantities import FAMILIES, INPUTS, OTHERS, QuantitySketch, another_quantity, draw_quantity
+from demo.adapter.sketches import Wording, read_sketches
 from demo.adapter.trials import read_trials
+from demo.adapter.values import Draws
 from demo.bfcl import Question, json_schema
 
 
@@ -33,6 +35,40 @@ def test_every_trial_means_calls_that_are_valid_for_its_tools_and_uses_a_tool_of
         assert not trained & schemas.keys(), trial.text
         for name, arguments in trial.calls:
             jsonschema_rs.validate({**schemas[name], "additionalProperties": False}, arguments)
+
+
+def test_a_request_for_another_quantity_of_the_same_inputs_is_for_none_that_is_offered() -> None:
+    """A refusal of what a tool computes would teach the model not to call it."""
+    rng = Draws(1)
+    for _ in range(200):
+        offered = draw_quantity(rng)
+        other = another_quantity(rng, offered, [draw_quantity(rng)])
+        assert isinstance(other, QuantitySketch)
+        assert (other.family, other.slots) == (offered.family, offered.slots)
+        assert other.thing != offered.thing
+    assert all(set(keys) <= INPUTS.keys() and len(set(asked)) == len(asked) > 2 for _, keys, asked in FAMILIES)
+    required = {sketch.key: {slot.key for slot in sketch.slots if slot.required} for sketch in read_sketches()}
+    assert all(Wording(text).places() <= required[key] for key, texts in OTHERS.items() for text in texts)
+
+
+def test_the_assistant_asks_for_each_value_that_a_request_lacks() -> None:
+    """A call with a value that nobody has said is what the model makes up."""
+    mix = Mix(one_call=0, parallel=0, none_fits=0, missing=1, small_talk=0, several_turns=0)
+    teacher, num_whole = Teacher(read_sketches(), 4, mix, (1,)), 0
+    for _ in range(120):
+        lesson = teacher.lesson()
+        for conversation in lesson.conversations:
+            if len(conversation) != 4 or conversation[1].get("tool_calls"):
+                continue
+            (tool,) = lesson.tools
+            parameters = tool["function"]["parameters"]
+            inner = next(iter(parameters["properties"].values())).get("required") if len(parameters) == 3 else None
+            question, (call,) = conversation[1]["content"], conversation[3]["tool_calls"]
+            asked = [name for name in inner or parameters["required"] if name.replace("_", " ") in question]
+            assert asked
+            assert call["function"]["name"] == tool["function"]["name"]
+            num_whole += len(asked) == len(parameters["required"])
+    assert num_whole > 50
 
 
 def test_types_of_bfcl_become_those_of_json_schema() -> None:

@@ -204,8 +204,8 @@ def test_training_on_stored_lessons_learns_and_keeps_what_it_learnt(tmp_path: Pa
     for name in ("lessons-0", "held-trials"):
         write_lessons([one for one in lessons if one is not None], tmp_path / f"{name}.xz")
     run = GpuRun(
-        base, tmp_path, tmp_path / "run", seconds=3_600, device="cpu", dtype="float32", rank=2, rate=0.04, max_steps=3,
-        length=400, rows_at_once=1,
+        base, (tmp_path, tmp_path), tmp_path / "run", seconds=3_600, device="cpu", dtype="float32", rank=2, rate=0.04,
+        max_steps=3, length=400, rows_at_once=1,
     )  # fmt: skip
     training = GpuTraining(run)
     before = training.judge(training.rows).loss
