@@ -11,7 +11,7 @@ from demo.adapter.chat import read_chat
 from demo.adapter.invented import InventedSketch, are_near, invent, near_miss
 from demo.adapter.knowledge import draw_question
 from demo.adapter.near import ANYWAY, ask_beside, ask_sum
-from demo.adapter.requests import OfferedTool, Request, fill, in_context, offer, request
+from demo.adapter.requests import OfferedTool, Request, fill, in_context, offer, request, request_in_parts
 from demo.adapter.sketches import SEGMENT, Sketch, Wording
 from demo.adapter.values import Draws, Value, draw_value
 
@@ -58,6 +58,7 @@ class Mix:
     small_talk: float = 0.03
     several_turns: float = 0.06
     invented: float = 0.3
+    in_parts: float = 0.3  # of the requests that mean one call
     held: bool = False
 
 
@@ -141,7 +142,8 @@ class Teacher:
         return kind(tools)
 
     def _one_call(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
-        asked = request(self.rng, self.rng.choice(tools))
+        ask = request_in_parts if self.rng.random() < self.mix.in_parts else request
+        asked = ask(self.rng, self.rng.choice(tools))
         messages = [user(asked.text), calls([asked])]
         if self.rng.random() < 0.12:
             messages += self._answer(asked)
