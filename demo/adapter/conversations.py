@@ -13,7 +13,7 @@ from demo.adapter.invented import InventedSketch, are_near, invent, near_miss
 from demo.adapter.knowledge import draw_question
 from demo.adapter.near import ANYWAY, ask_beside, ask_sum, is_named
 from demo.adapter.quantities import OTHERS, QuantitySketch, another_quantity, draw_quantity, shares_words
-from demo.adapter.requests import OfferedTool, Request, fill, in_context, offer, request
+from demo.adapter.requests import OfferedTool, Request, fill, in_context, offer, request, request_in_parts
 from demo.adapter.sketches import SEGMENT, Sketch, Slot, Wording
 from demo.adapter.values import Draws, Value, draw_value, vague_value
 
@@ -66,6 +66,7 @@ class Mix:
     invented: float = 0.3
     quantities: float = 0.17
     grouped: float = 0.08
+    in_parts: float = 0.3  # of the requests that mean one call
     held: bool = False
 
 
@@ -155,7 +156,8 @@ class Teacher:
         return kind(tools)
 
     def _one_call(self, tools: Sequence[OfferedTool]) -> tuple[Message, ...]:
-        asked = request(self.rng, self.rng.choice(tools))
+        ask = request_in_parts if self.rng.random() < self.mix.in_parts else request
+        asked = ask(self.rng, self.rng.choice(tools))
         messages = [user(asked.text), calls([asked])]
         if self.rng.random() < 0.12:
             messages += self._answer(asked)

@@ -25,6 +25,21 @@ ASIDES = (
     "I'm working on my homework.", "I'm writing a report.", "This is for a school project.", "It's been a long week.",
 )  # fmt: skip
 
+# How a value of a parameter is said behind a request; {n} is the parameter's name in words.
+CLAUSES = (
+    ". The {n} should be {v}.", ". Use {v} as the {n}.", ", {n} {v}", " with {n} {v}", " and set the {n} to {v}", "; {n}: {v}",
+    ", and the {n} should be {v}", ". I want the {n} to be {v}.", ". Make the {n} {v}, please.", ", and use {v} for the {n}", ". For the {n} take {v}.",
+    ". {n}: {v}.", ", with {v} as {n}", ". Could you make sure that the {n} is {v}?", " ({n} {v})", ". And {v} as the {n}, please.",
+)  # fmt: skip
+# What is asked for behind a request and is no second call.
+TAILS = (
+    " and tell me the result", " and show me what comes out", ", and let me know when it is done", ". Tell me what you find.", " and explain what it means",
+    ". Then I want to know how it went.", ", and say it in one sentence", " and give me the details", ". What does it say?", ", I need it for my boss",
+    ". Please be quick and tell me at once.", " so that I can plan ahead", " and keep it short", ". Also tell me if something goes wrong.",
+)  # fmt: skip
+YES = {True: ("true", "on", "yes"), False: ("false", "off", "no")}
+JOINT = re.compile(r"_|(?<=[a-z])(?=[A-Z])")  # of the words of a name
+
 
 @dataclass(frozen=True, slots=True)
 class OfferedTool:
@@ -133,6 +148,33 @@ def request(rng: random.Random, tool: OfferedTool, wordings: Sequence[Wording] |
     text = _as_order(rng, text) if is_order else text
     text = _sentence(rng, text, closed=not is_order)
     return Request(in_context(rng, text, tool.sketch.contexts), tool, arguments)
+
+
+def request_in_parts(rng: random.Random, tool: OfferedTool) -> Request:
+    """A request whose optional values are said behind it by their parameters' names: several clauses, and one call."""
+    asked = request(rng, tool)
+    text, arguments = asked.text, dict(asked.arguments)
+    free = [slot for slot in tool.sketch.slots if tool.names.get(slot.key, "") not in ("", *arguments)]
+    free = [slot for slot in free if not slot.required]
+    others: dict[str, Value] = {name: Value(value, "") for name, value in arguments.items()}
+    for slot in rng.sample(free, min(len(free), rng.choice((1, 1, 2, 3)))):
+        name = tool.names[slot.key]
+        value = others[name] = _fresh(rng, slot, others)
+        said = rng.choice(YES[value.value]) if isinstance(value.value, bool) else value.said
+        text = _behind(text, rng.choice(CLAUSES).format(n=JOINT.sub(" ", name).lower(), v=said))
+        arguments[name] = value.value
+    if not free or rng.random() < 0.1:
+        text = _behind(text, rng.choice(TAILS))
+    return Request(text, tool, {name: arguments[name] for name in _order_of(tool) if name in arguments})
+
+
+def _behind(text: str, clause: str) -> str:
+    """The text with a clause or another sentence."""
+    if clause.startswith(". "):
+        clause = clause[2].upper() + clause[3:]
+        return f"{text if text[-1] in '?!.' else text + '.'} {clause}"
+    end = text[-1] if text[-1] in "?.!" else ""
+    return f"{text.rstrip('?.!')}{clause}{end}"
 
 
 def fill(

@@ -1,14 +1,16 @@
 """Conversations that the adapter is trained on: every call is valid for its tool and holds what was said."""
 
 import json
+import random
 
 import jsonschema_rs
 
 from demo.adapter.conversations import Mix, Teacher
 from demo.adapter.quantities import FAMILIES, INPUTS, OTHERS, QuantitySketch, another_quantity, draw_quantity
+from demo.adapter.requests import offer, request_in_parts
 from demo.adapter.sketches import Wording, read_sketches
 from demo.adapter.trials import read_trials
-from demo.adapter.values import Draws
+from demo.adapter.values import Draws, lists
 from demo.bfcl import Question, json_schema
 
 
@@ -25,6 +27,22 @@ def test_every_call_is_one_of_a_tool_that_is_offered_and_valid_for_it() -> None:
                     jsonschema_rs.validate(schemas[function["name"]], function["arguments"])
                     num_calls += 1
     assert num_calls > 500
+
+
+def test_values_that_are_said_in_clauses_of_their_own_belong_to_the_one_call() -> None:
+    """A value that is in the call and not in the request teaches to make values up; the reverse, to leave them out."""
+    rng, num_optional = random.Random(5), 0
+    for sketch in read_sketches():
+        for _ in range(10):
+            tool = offer(rng, sketch)
+            asked = request_in_parts(rng, tool)
+            jsonschema_rs.validate(tool.definition["function"]["parameters"], asked.call["arguments"])
+            for slot in sketch.slots:
+                value = asked.arguments.get(tool.names.get(slot.key, ""))
+                if not slot.required and slot.kind in lists() and value is not None:
+                    assert value.lower() in asked.text.lower()
+                    num_optional += 1
+    assert num_optional > 100
 
 
 def test_every_trial_means_calls_that_are_valid_for_its_tools_and_uses_a_tool_of_no_lesson() -> None:

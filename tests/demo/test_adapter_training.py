@@ -16,6 +16,7 @@ from demo.adapter.attention import HeadShape
 from demo.adapter.batched import BatchedNetwork
 from demo.adapter.conversations import Lesson, Teacher, assistant, user
 from demo.adapter.lessons import Maker
+from demo.adapter.mean import write_mean
 from demo.adapter.merge import write_merged
 from demo.adapter.merge_gguf import write_merged_gguf
 from demo.adapter.network import Gradients, Network, Row, Shape
@@ -238,3 +239,30 @@ def test_a_merged_gguf_file_holds_the_numbers_of_the_merged_folder(tmp_path: Pat
     )
     opened = [Checkpoint.open(tmp_path / name) for name in ("merged", "merged.gguf")]
     assert opened[0].template.source == opened[1].template.source == TEMPLATE.read_text(encoding="utf-8")
+
+
+def test_the_mean_of_two_adapters_adds_the_mean_of_what_they_add(tmp_path: Path) -> None:
+    """The mean of the factors is another product: it would be served without complaint, and be neither of both."""
+    torch.manual_seed(4)
+    stored = {name: tensor.detach() for name, tensor in LlamaForCausalLM(CONFIG).float().state_dict().items()}
+    network = Network(stored, SHAPE, rank=3, alpha=6, dtype=torch.float32)
+    for folder in ("first", "second"):  # of the same A in other coordinates, so that their mean has rank 3 as well
+        turn = torch.linalg.qr(torch.randn(3, 3)).Q
+        for group in network.all_groups():
+            group.a.copy_(torch.cat([turn @ part for part in group.a.split(3)]))
+            group.b.normal_()
+        write_adapter(network, tmp_path / folder)
+    assert write_mean(tmp_path / "first", tmp_path / "second", tmp_path / "mean") < 1e-4
+    first, second, mean = (
+        load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("first", "second", "mean")
+    )
+    assert mean.keys() == first.keys()
+    for name in (name for name in mean if ".lora_A." in name):
+        one, other, found = (
+            of[name.replace("lora_A", "lora_B")].float() @ of[name].float() for of in (first, second, mean)
+        )
+        torch.testing.assert_close(found, (one + other) / 2, rtol=0.02, atol=0.01 * float(found.abs().max()))
+    unlike = Network(stored, SHAPE, rank=3, alpha=3, dtype=torch.float32)
+    write_adapter(unlike, tmp_path / "unlike")
+    with pytest.raises(ValueError, match="ranks and alphas"):
+        write_mean(tmp_path / "first", tmp_path / "unlike", tmp_path / "mean")
