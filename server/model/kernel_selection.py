@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import CDLL
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ def choose_kernels(shape: PoolShape, heads: int, device: torch.device) -> Kernel
     return None
 
 
+@cache
 def prefers_torch_for_prompts(kernels: Kernels, shape: PoolShape, heads: int, device: torch.device) -> bool:
     """Whether torch attends faster than the kernels for a long row that begins at position 0, and alike."""
     if device.type != "cuda" or shape.dtype not in (torch.bfloat16, torch.float16):

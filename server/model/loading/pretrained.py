@@ -33,7 +33,12 @@ from server.model.loading.gguf_weights import LazyWeight
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
 from server.model.loading.plain import EMBEDDING, HEAD
 from server.model.loading.streaming import METHOD, StreamingConfig, StreamingQuantizer, replace
-from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear, warn_of_unpacking
+from server.model.quantization.linear import (
+    QuantizedEmbedding,
+    QuantizedLinear,
+    warn_of_slow_products,
+    warn_of_unpacking,
+)
 from server.model.quantization.quantize import quantize
 from server.settings import EngineSettings
 
@@ -78,6 +83,8 @@ def load_pretrained(
         _quantize_rest(model, quantization)
         if device.type == "cpu" and kernels is None:
             warn_of_unpacking()
+        elif device.type == "cuda":
+            warn_of_slow_products()
     targets = find_targets(model.get_decoder())
     if getattr(model, "hf_quantizer", None) is None and not (kernels and _suits_kernels(model)):
         pack_linears(model)

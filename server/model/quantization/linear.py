@@ -25,6 +25,11 @@ def warn_of_unpacking() -> None:
     log.warning("there are no kernels for this CPU: torch unpacks weights of few bits for every product, slowly")
 
 
+def warn_of_slow_products() -> None:
+    """Log what few bits cost on a GPU; measured on an H200 (docs/performance.md)."""
+    log.warning("weights of few bits save memory on this device, not time: bfloat16 is several times faster here")
+
+
 def multiply_unpacked(packed: PackedWeight, hidden: Tensor) -> Tensor:
     """The product by torch, which unpacks some outputs at a time: for devices without kernels of ours."""
     step = max(PANEL, UNPACKED_AT_A_TIME // packed.inputs // PANEL * PANEL)
