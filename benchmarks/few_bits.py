@@ -77,7 +77,7 @@ def main() -> None:
     figures: dict[str, dict[str, Figures]] = {}
     here = machine()
     result = {
-        "command": "python -m benchmarks.few_bits " + " ".join(sys.argv[1:]),
+        "command": _command(options),
         "date": time.strftime("%Y-%m-%d"),
         "machine": here,
         "figures": figures,
@@ -93,6 +93,14 @@ def main() -> None:
                 rows[server] = medians(rounds[server])
             (options.into / f"few-bits-{here['kind']}.json").write_text(json.dumps(result, indent=1) + "\n")
         print("\n".join((name, markdown(rows), "", *compare(rows), "")), flush=True)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command without the folders of this machine."""
+    chosen = {name: getattr(options, name) for name in ("checkpoints", "servers", "workloads", "repeat", "rounds")}
+    return " ".join(
+        ("python -m benchmarks.few_bits", *(f"--{name} {value}" for name, value in chosen.items() if value))
+    )
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ class Run:
         def read() -> None:
             assert process.stdout is not None
             for line in process.stdout:
-                into.append(json.loads(line))
+                if line.startswith("{"):
+                    into.append(json.loads(line))
 
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
@@ -308,8 +309,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     run = Run(options.out)
 
     def write() -> None:
+        report = summary(run, options)  # before what the ending of the processes adds
         run.end()
-        report = summary(run, options)
         (run.folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         details = {"samples": run.samples, "events": [list(event) for event in run.events], "requests": run.ended}
         (run.folder / "details.json").write_text(json.dumps(details) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Host-to-device copies that do not synchronize, and torch's out-of-memory errors as MemoryError."""
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 EARLY_CAPABILITY = (9, 0)  # from which on a kernel can be launched before the one before it has ended
+EARLY_DRIVER = 12030  # CUDA 12.3: also in graphs
 OUT_OF_MEMORY = (  # in the text of a plain RuntimeError
     "can't allocate memory",  # torch's CPU allocator
     "CUDA error: out of memory",  # the driver, which loads kernels and uploads graphs when they are first used
@@ -70,4 +72,8 @@ def as_memory_error() -> Iterator[None]:
 @cache
 def launches_early(device: torch.device) -> bool:
     """Whether kernels on this device may be launched before the one before them has ended (`gdc_wait` in them)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= EARLY_CAPABILITY
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < EARLY_CAPABILITY:
+        return False
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value >= EARLY_DRIVER

@@ -15,7 +15,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 8 << 20  # mapped and unmapped at a time; rounded up to what the device demands
+MOST_CHUNKS = 256  # of a range, about; a chunk is a multiple of what the device demands, 2 MiB in general
 
 _lock = threading.Lock()
 _mapped_bytes: dict[int, int] = {}  # by device index
@@ -33,7 +33,7 @@ class MappedMemory:
         properties.location.id = device
         smallest = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         granularity: int = self._call(driver.cuMemGetAllocationGranularity, properties, smallest)
-        self._chunk: int = -(-CHUNK_BYTES // granularity) * granularity
+        self._chunk: int = max(1, num_bytes // (MOST_CHUNKS * granularity)) * granularity
         self._num_bytes = num_bytes
         self._range_bytes = -(-num_bytes // self._chunk) * self._chunk
         self._handles: list[Any] = []
@@ -130,7 +130,10 @@ def open_mapped(num_bytes: int, count: int, device: torch.device) -> list[Mapped
         )
         if status != driver.CUresult.CUDA_SUCCESS or not is_supported:
             return []
-        return [MappedMemory(num_bytes, index, driver) for _ in range(count)]
+        ranges = [MappedMemory(num_bytes, index, driver) for _ in range(count)]
+        ranges[0].resize(1)
+        ranges[0].resize(0)  # it can be mapped
+        return ranges
     except (ImportError, RuntimeError) as error:
         log.warning("the KV cache is resized by copying: %s", str(error).splitlines()[0])
         return []

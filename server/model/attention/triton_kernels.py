@@ -27,18 +27,12 @@ LARGE_TILE_ELEMENTS = 1 << 14  # results of this size take eight warps: the regi
 POSITIONS_OF_WIDE_HEADS = 32  # for heads wider than 128 or in float32: more would not fit into shared memory
 
 
-TRIGGERS_FIRST = tl.constexpr(False)
-
-
 @triton.jit
 def wait_for_inputs(IS_EARLY: tl.constexpr):
     """Wait for the kernels before this one, where it was launched early, and let the next one be launched."""
     if IS_EARLY:
-        if TRIGGERS_FIRST:
-            gdc_launch_dependents()
         gdc_wait()
-        if not TRIGGERS_FIRST:
-            gdc_launch_dependents()
+        gdc_launch_dependents()
 
 
 @triton.jit

@@ -6,8 +6,8 @@ copied to the device as one int32 buffer:
     [ ids | slots | tiles, TILE_FIELDS each | block tables ]      each part is sized for the largest batch
 
 Padding rows read and write the pool's scratch block. Sampling (`graph_sampler.py`) is captured separately: with overlap
-scheduling a step is launched before its sampling settings are final. Resizing the pool moves its memory and invalidates
-every graph; graphs are captured again when needed.
+scheduling a step is launched before its sampling settings are final. A pool that moves its memory when
+it is resized invalidates every graph; graphs are captured again when needed.
 """
 
 import logging
@@ -37,6 +37,7 @@ MAX_TABLE_ENTRIES = 1 << 20  # of all rows' block tables; steps with more do not
 DECODING, SAMPLING = "decoding", "sampling"
 Result = TypeVar("Result")
 TIMED_REPLAYS = 20
+COMPARED_BLOCKS = 8  # that a step of one row reads when its kernels are compared
 REPLAY_TOLERANCE = 0.05  # relative and absolute, between the logits of a replay and of the same step computed
 
 
@@ -153,10 +154,14 @@ class DecodeGraphs:
         self._steps: dict[int, Recording[DecodeOutput]] = {}
         self._samplers: dict[tuple[int, SamplingVariant], Recording[Tensor]] = {}
         self._num_moves = pool.num_moves
-        self._disabled: set[str] = set()  # captures that failed, until the pool moves
+        self._num_blocks = pool.num_blocks
+        self._disabled: set[str] = set()  # captures that failed, until the pool's size changes
 
     def launch(self, rows: Sequence[Row], ids: Tensor | None = None) -> DecodeOutput | None:
         """As `StaticDecode.launch`; None also where capturing failed."""
+        if self._num_blocks != self._pool.num_blocks:  # there may be memory for what could not be captured
+            self._num_blocks = self._pool.num_blocks
+            self._disabled.clear()
         if self._num_moves != self._pool.num_moves:
             self._num_moves = self._pool.num_moves
             self._disabled.clear()
@@ -188,7 +193,7 @@ class DecodeGraphs:
 
     @property
     def is_usable(self) -> bool:
-        """False once capturing a step failed, until the pool moves."""
+        """False once capturing a step failed, until the pool's size changes."""
         return DECODING not in self._disabled
 
     def capture_all(self) -> None:
@@ -207,16 +212,26 @@ class DecodeGraphs:
                 self._disable(DECODING, f"a replay of {size} rows differs from the computed step")
                 return
             if size == 1 and one_row is not None:
-                self._choose_for_one_row(one_row, recording, expected)
+                self._choose_for_one_row(one_row, recording)
 
-    def _choose_for_one_row(self, one_row: OneRowStep, plain: Recording[DecodeOutput], expected: Tensor) -> None:
-        """Use the step of one row that has its own kernels, if it gives these logits and is faster than `plain`."""
+    def _choose_for_one_row(self, one_row: OneRowStep, plain: Recording[DecodeOutput]) -> None:
+        """Use the step of one row that has its own kernels, if it gives the logits of `plain` and is faster.
+
+        They are compared at a position behind others, whose keys and values are random.
+        """
+        from triton.errors import TritonError
+
+        count = min(self._pool.num_blocks, COMPARED_BLOCKS)
+        for part in (*self._pool.keys, *self._pool.values):
+            part[:count].normal_()
+        self._static.stage([Row((0,), count * self._pool.shape.block_size - 1, range(count), 1, None)])
+        plain.graph.replay()
+        expected = plain.result.logits.clone()
         self._static.one_row = one_row
-        own = self._capture(DECODING, partial(self._static.compute, 1))
-        if own is not None:
+        try:
+            own = self._record(partial(self._static.compute, 1))
             own.graph.replay()
-            difference = _difference(own.result.logits, expected)
-            own_us, plain_us = _measure_us(own), _measure_us(plain)
+            difference, own_us, plain_us = _difference(own.result.logits, expected), _time_us(own), _time_us(plain)
             log.info(
                 "a step of one row takes %.0f us with kernels of its own, %.0f us without; their logits differ by %.2g",
                 *(own_us, plain_us, difference),
@@ -224,6 +239,8 @@ class DecodeGraphs:
             if difference <= REPLAY_TOLERANCE and own_us < plain_us:
                 self._steps[1] = own
                 return
+        except (RuntimeError, TritonError) as error:
+            log.warning("kernels for steps of one row are off: %s", str(error).strip().splitlines()[0])
         self._static.one_row = None
 
     def capture_samplers(self) -> None:
@@ -246,16 +263,20 @@ class DecodeGraphs:
         return recording
 
     def _capture(self, what: str, compute: Callable[[], Result]) -> Recording[Result] | None:
-        """Capture `compute`, after one call of it: compiling and autotuning cannot be captured."""
-        graph = torch.cuda.CUDAGraph()
+        """As `_record`; None if it fails, which disables such captures until the pool's size changes."""
         try:
-            compute()
-            # Of this thread alone: another one may copy an adapter to the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-                result = compute()
+            return self._record(compute)
         except RuntimeError as error:  # out of memory, or an operation synchronizes
             self._disable(what, str(error).strip().splitlines()[0])
             return None
+
+    def _record(self, compute: Callable[[], Result]) -> Recording[Result]:
+        """Capture `compute`, after one call of it: compiling and autotuning cannot be captured."""
+        graph = torch.cuda.CUDAGraph()
+        compute()
+        # Of this thread alone: another one may copy an adapter to the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+            result = compute()
         return Recording(graph, result)
 
     def _disable(self, what: str, reason: str) -> None:
@@ -271,7 +292,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
-def _measure_us(recording: Recording[DecodeOutput]) -> float:
+def _time_us(recording: Recording[DecodeOutput]) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     for _ in range(TIMED_REPLAYS):

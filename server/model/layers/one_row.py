@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from server.config_json import context_length
 from server.model.attention.gpu import TiledStep
 from server.model.layers import one_row_triton
 from server.model.layers.decoder import COMPACT_MODEL_TYPES, HeadNorms, RmsNorm, is_silu, rotates_whole_heads
@@ -133,7 +134,9 @@ def _linear(module: nn.Linear) -> Linear:
 def _all_angles(decoder: Any) -> tuple[Tensor, Tensor]:
     """cos and sin of every position, [positions, head_dim / 2], as the decoder's own rotation gives them."""
     weight = decoder.norm.weight
-    positions = torch.arange(decoder.config.max_position_embeddings, device=weight.device)
+    config = decoder.config
+    count = max(context_length(config.to_dict()) or 0, config.max_position_embeddings)  # stretched rotations go further
+    positions = torch.arange(count, device=weight.device)
     half = decoder.rotary_emb.inv_freq.numel()
     with torch.inference_mode():
         cos, sin = decoder.rotary_emb(weight.detach(), positions.unsqueeze(0))

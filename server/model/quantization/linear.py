@@ -26,8 +26,8 @@ def warn_of_unpacking() -> None:
 
 
 def warn_of_slow_products() -> None:
-    """Log what few bits cost on a GPU; measured on an H200 (docs/performance.md)."""
-    log.warning("weights of few bits save memory on this device, not time: bfloat16 is several times faster here")
+    """Log what few bits cost on a GPU."""
+    log.warning("on a GPU weights of few bits save memory, not time: bfloat16 was many times as fast on an H200")
 
 
 def multiply_unpacked(packed: PackedWeight, hidden: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from server.model.attention.base import PoolShape
 from server.model.attention.gpu import CudaKvPool
 from server.model.attention.mapped_memory import MappedMemory, mapped_bytes, open_mapped
 
+CPU = torch.device("cpu")
 MIB = 1 << 20
-CHUNK = 8 * MIB
+CHUNK = 2 * MIB  # of a small range
 
 
 class Driver:
@@ -28,7 +29,7 @@ class Driver:
         self.handles: set[int] = set()
         self.mapped: dict[int, int] = {}  # address -> handle
         self.accessible: set[int] = set()
-        self.num_made = 0
+        self.num_made = self.num_ranges = 0
 
     def CUmemAllocationProp(self) -> Any:
         return SimpleNamespace(location=SimpleNamespace())
@@ -41,7 +42,8 @@ class Driver:
 
     def cuMemAddressReserve(self, size: int, alignment: int, address: int, flags: int) -> tuple[int, int]:
         assert size % CHUNK == 0
-        return 0, 1 << 40
+        self.num_ranges += 1
+        return 0, self.num_ranges << 40
 
     def cuMemCreate(self, size: int, properties: Any, flags: int) -> tuple[int, int | None]:
         if not self.chunks_left:
@@ -78,14 +80,14 @@ class Driver:
 
 
 def test_memory_is_behind_the_begin_of_the_range_and_all_of_it_can_be_accessed() -> None:
-    driver = Driver(chunks=10)
+    driver = Driver(chunks=30)
     memory = MappedMemory(50 * MIB, 7, driver)
-    for num_bytes, count in ((50 * MIB, 7), (17 * MIB, 3), (16 * MIB, 2), (33 * MIB, 5)):
+    for num_bytes, count in ((50 * MIB, 25), (17 * MIB, 9), (16 * MIB, 8), (33 * MIB, 17)):
         memory.resize(num_bytes)
         assert sorted(driver.mapped) == [(1 << 40) + i * CHUNK for i in range(count)]
         assert driver.accessible == set(driver.mapped)
         assert memory.mapped == count * CHUNK == mapped_bytes(torch.device("cuda", 7))
-        assert driver.chunks_left == 10 - count, "what is unmapped is returned"
+        assert driver.chunks_left == 30 - count, "what is unmapped is returned"
     memory.close()
     assert not driver.handles and mapped_bytes(torch.device("cuda", 7)) == 0
 
@@ -100,6 +102,23 @@ def test_what_cannot_be_had_changes_nothing() -> None:
     assert memory.mapped == 2 * CHUNK and driver.chunks_left == 2
     memory.resize(4 * CHUNK)
     memory.close()
+
+
+def test_a_pool_for_which_there_is_no_memory_stays_as_it_is() -> None:
+    """The first layer's blocks have room and the second's have none: both must have as many as before."""
+    driver = Driver(chunks=9)
+    shape = PoolShape(32, 1, 8, 128, torch.bfloat16)  # 64 KiB a block
+    pool = CudaKvPool(shape, 127, CPU)
+    pool._mapped = [MappedMemory(128 * (64 << 10), 7, driver) for _ in range(2)]
+    pool._map(128)  # eight chunks
+    pool.num_blocks = 127
+    pool._most_blocks = 500
+    assert pool.restore(159) == 127, "a chunk more for each, and one is left"
+    assert [memory.mapped for memory in pool._mapped] == [4 * CHUNK, 4 * CHUNK] and driver.chunks_left == 1
+    pool._map(64)
+    assert driver.chunks_left == 5
+    for memory in pool._mapped:
+        memory.close()
 
 
 def test_a_fault_of_the_driver_is_named() -> None:
@@ -128,7 +147,7 @@ def test_on_the_gpu_a_pool_keeps_its_place_and_what_its_blocks_hold() -> None:
     addresses = [part.data_ptr() for part in (*pool.keys, *pool.values)]
     full = torch.cuda.mem_get_info(device)[0]
     pool.release(1024)
-    assert torch.cuda.mem_get_info(device)[0] - full >= 6 * 3 * CHUNK
+    assert torch.cuda.mem_get_info(device)[0] - full >= 6 * 30 * MIB
     assert pool.restore(4096) == 2048 and pool.num_moves == 0
     assert [part.data_ptr() for part in (*pool.keys, *pool.values)] == addresses
     for number, part in enumerate((*pool.keys, *pool.values)):

@@ -1,6 +1,7 @@
 """The decode step of one row with kernels of its own: in Triton's interpreter, or on a card."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -26,14 +27,19 @@ KINDS: tuple[Kind, ...] = ("qwen2", "qwen3", "llama")
 BLOCK_SIZE = 16
 
 
-def loaded_with_one_row(kind: Kind, device: torch.device) -> tuple[LoadedModel, OneRowModel]:
+def small_model(kind: Kind, device: torch.device = CPU) -> Any:
+    """A model with packed layers and few words: the interpreter computes outputs one after the other."""
     config = copy.deepcopy(reference(kind).config)
     config.pad_token_id = None
-    config.vocab_size, config.max_position_embeddings = 48, 64  # the interpreter computes outputs one after the other
+    config.vocab_size, config.max_position_embeddings = 48, 64
     torch.manual_seed(1)
-    model = type(reference(kind))(config)
-    model.eval().requires_grad_(False).to(device)
+    model = type(reference(kind))(config).eval().requires_grad_(False).to(device)
     pack_linears(model)
+    return model
+
+
+def loaded_with_one_row(kind: Kind, device: torch.device) -> tuple[LoadedModel, OneRowModel]:
+    model = small_model(kind, device)
     one_row = open_one_row(model.get_decoder(), model.get_output_embeddings())
     assert one_row is not None
     return wrap_model(model, device, 0.0), one_row
@@ -99,11 +105,27 @@ def test_a_step_of_one_row_equals_the_backbone(kind: Kind) -> None:
 
 
 def test_models_with_other_layers_have_none() -> None:
-    """Experts, quantized layers and rotations that depend on the length are left to the backbone."""
-    model = reference("qwen3_moe")
-    assert open_one_row(model.get_decoder(), model.get_output_embeddings()) is None
-    dense = reference("qwen3")  # its projections are not merged
-    assert open_one_row(dense.get_decoder(), dense.get_output_embeddings()) is None
+    """Experts, layers that are not plainly linear and rotations that depend on the length go to the backbone."""
+    experts = reference("qwen3_moe")
+    assert open_one_row(experts.get_decoder(), experts.get_output_embeddings()) is None
+    model = small_model("qwen3")
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    assert open_one_row(decoder, head) is not None
+    decoder.rotary_emb.rope_type = "dynamic"
+    assert open_one_row(decoder, head) is None
+    decoder.rotary_emb.rope_type = "default"
+    output = decoder.layers[1].self_attn.o_proj
+    decoder.layers[1].self_attn.o_proj = torch.nn.Sequential(output)
+    assert open_one_row(decoder, head) is None
+
+
+def test_a_stretched_rotation_has_angles_for_the_whole_window() -> None:
+    """A window of four times the config's positions was read beyond the end of the angles."""
+    model = small_model("qwen3")
+    decoder = model.get_decoder()
+    decoder.config.rope_parameters = {**decoder.config.rope_parameters, "rope_type": "yarn", "factor": 4.0}
+    one_row = open_one_row(decoder, model.get_output_embeddings())
+    assert one_row is not None and len(one_row._angles[0]) == 4 * decoder.config.max_position_embeddings
 
 
 @pytest.mark.gpu
