@@ -1,7 +1,7 @@
-"""Host-to-device copies that do not synchronize, and torch's out-of-memory errors as MemoryError."""
+"""Host-to-device copies that do not synchronize, times on a GPU, and out-of-memory errors as MemoryError."""
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 EARLY_CAPABILITY = (9, 0)  # from which on a kernel can be launched before the one before it has ended
+TIMED_CALLS = 20
 EARLY_DRIVER = 12030  # CUDA 12.3: also in graphs
 OUT_OF_MEMORY = (  # in the text of a plain RuntimeError
     "can't allocate memory",  # torch's CPU allocator
@@ -77,3 +78,16 @@ def launches_early(device: torch.device) -> bool:
     version = ctypes.c_int()
     ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     return version.value >= EARLY_DRIVER
+
+
+def time_us(compute: Callable[[], object]) -> float:
+    """Microseconds that a GPU takes for one of TIMED_CALLS calls, after one that is not timed."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    compute()
+    begin.record()
+    for _ in range(TIMED_CALLS):
+        compute()
+    end.record()
+    end.synchronize()
+    milliseconds: float = begin.elapsed_time(end)
+    return 1000 * milliseconds / TIMED_CALLS

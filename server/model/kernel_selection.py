@@ -7,7 +7,7 @@ card, driver or compiler that cannot run them costs speed and a line in the log,
 import importlib.util
 import logging
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import CDLL
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from server.model.attention.prebuilt import use_prebuilt
 from server.model.attention.step_plan import RowPlan
 from server.model.attention.tiles import tile_sizes
 from server.model.cpu.quantized import choose_product
+from server.model.device import time_us
 from server.model.layers.decoder import Backbone, CompactBackbone, OneRowStep, ResidualStream, open_backbone
 from server.model.quantization.linear import Product, multiply_unpacked
 
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # for values of magnitude 1
 BYTES_TOLERANCE = 5e-2  # what a cache of bytes adds: numbers of magnitude 4 are rounded to 1 / 32
 POOL_BLOCKS = 64  # of the test pool
-REPLAYS = 20  # of a timed step
 PROMPT_TOKENS = 2048
 PROMPT_ROUNDS, PROMPT_GAIN = 5, 0.9  # timings vary by some percent: the kernels stay unless torch is faster by more
 
@@ -85,7 +85,7 @@ def prefers_torch_for_prompts(kernels: Kernels, shape: PoolShape, heads: int, de
             calls.append(partial(step.attend, 0, query, key, value, scaling))
         allowed = TOLERANCE[shape.dtype] + (BYTES_TOLERANCE if shape.in_bytes else 0.0)
         Difference(float((calls[0]() - calls[1]()).abs().max()), allowed).raise_if_large()
-        rounds = [[_time_us(call) for call in calls] for _ in range(PROMPT_ROUNDS)]
+        rounds = [[time_us(call) for call in calls] for _ in range(PROMPT_ROUNDS)]
         own_us, torch_us = map(min, zip(*rounds, strict=True))
         log.info("attention of a prompt of %d: %.0f us by kernels, %.0f us by torch", PROMPT_TOKENS, own_us, torch_us)
         return bool(torch_us < PROMPT_GAIN * own_us)
@@ -213,20 +213,7 @@ def _measure_us(backbone: Backbone, device: torch.device) -> float:
         backbone(ids, ids, StubAttention(), None)
         with torch.cuda.graph(graph):
             backbone(ids, ids, StubAttention(), None)
-        return _time_us(graph.replay)
-
-
-def _time_us(compute: Callable[[], object]) -> float:
-    """Microseconds that the device takes for one of REPLAYS calls, after one that is not timed."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    compute()
-    begin.record()
-    for _ in range(REPLAYS):
-        compute()
-    end.record()
-    end.synchronize()
-    milliseconds: float = begin.elapsed_time(end)
-    return 1000 * milliseconds / REPLAYS
+        return time_us(graph.replay)
 
 
 def _has_triton(device: torch.device) -> bool:

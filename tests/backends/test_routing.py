@@ -264,7 +264,7 @@ async def test_a_start_where_no_engine_can_be_used_says_why_of_each() -> None:
     async with running_engine() as engine:
         with pytest.raises(CannotStart, match="--engine-key"):
             async with routing(engine.url, key="another"):
-                pass
+                pytest.fail("it has started")
 
 
 async def test_closing_ends_every_reply() -> None:

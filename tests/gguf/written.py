@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -106,8 +107,8 @@ def write_gguf(
 
 def convert(source: Path, target: Path) -> None:
     """Write a checkpoint's matrices in bfloat16, one at a time, and all else in float32, as llama.cpp requires."""
-    for _ in _written(source, target, lambda name: Type.BF16, True, Type.BF16, use_temp_file=True):
-        pass
+    written = _written(source, target, lambda name: Type.BF16, True, Type.BF16, use_temp_file=True)
+    deque(written, maxlen=0)  # keeps none of the numbers
 
 
 def _written(

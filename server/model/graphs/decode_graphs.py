@@ -24,7 +24,7 @@ from torch import Tensor
 from server.model.attention.gpu import CudaKvPool, TiledStep
 from server.model.attention.tiles import TILE_FIELDS, TilePlan, Tiles, choose_num_splits, concat_block_tables
 from server.model.batch import Row
-from server.model.device import StagedBuffer
+from server.model.device import StagedBuffer, time_us
 from server.model.graphs.graph_sampler import GraphSampler, SamplingVariant
 from server.model.layers.decoder import OneRowStep
 from server.model.loading.loaded_model import LoadedModel
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 MAX_TABLE_ENTRIES = 1 << 20  # of all rows' block tables; steps with more do not use graphs
 DECODING, SAMPLING = "decoding", "sampling"
 Result = TypeVar("Result")
-TIMED_REPLAYS = 20
 COMPARED_BLOCKS = 8  # that a step of one row reads when its kernels are compared
 REPLAY_TOLERANCE = 0.05  # relative and absolute, between the logits of a replay and of the same step computed
 
@@ -76,6 +75,11 @@ class StaticDecode:
         most = max(sizes)
         self._inputs = StagedBuffer((most, most, TILE_FIELDS * most, MAX_TABLE_ENTRIES), loaded.device)
         self.sampler = GraphSampler(most, loaded.vocab_size, loaded.device)
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that the model knows."""
+        return self._loaded.max_positions
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -224,14 +228,19 @@ class DecodeGraphs:
         count = min(self._pool.num_blocks, COMPARED_BLOCKS)
         for part in (*self._pool.keys, *self._pool.values):
             part[:count].normal_()
-        self._static.stage([Row((0,), count * self._pool.shape.block_size - 1, range(count), 1, None)])
+        position = min(count * self._pool.shape.block_size, self._static.max_positions) - 1
+        self._static.stage([Row((0,), position, range(count), 1, None)])
         plain.graph.replay()
         expected = plain.result.logits.clone()
         self._static.one_row = one_row
         try:
             own = self._record(partial(self._static.compute, 1))
             own.graph.replay()
-            difference, own_us, plain_us = _difference(own.result.logits, expected), _time_us(own), _time_us(plain)
+            difference, own_us, plain_us = (
+                _difference(own.result.logits, expected),
+                time_us(own.graph.replay),
+                time_us(plain.graph.replay),
+            )
             log.info(
                 "a step of one row takes %.0f us with kernels of its own, %.0f us without; their logits differ by %.2g",
                 *(own_us, plain_us, difference),
@@ -290,17 +299,6 @@ class DecodeGraphs:
 def _difference(found: Tensor, expected: Tensor) -> float:
     """Between logits that were rounded elsewhere, relative to their norm."""
     return float((found.float() - expected.float()).norm() / expected.float().norm())
-
-
-def _time_us(recording: Recording[DecodeOutput]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
-    for _ in range(TIMED_REPLAYS):
-        recording.graph.replay()
-    end.record()
-    end.synchronize()
-    milliseconds: float = begin.elapsed_time(end)
-    return 1000 * milliseconds / TIMED_REPLAYS
 
 
 def open_graphs(loaded: LoadedModel, pool: CudaKvPool, sizes: Sequence[int]) -> DecodeGraphs | None:

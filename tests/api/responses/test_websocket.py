@@ -230,7 +230,7 @@ def test_a_client_that_leaves_ends_its_reply(over: Over, reply: Reply) -> None:
 
 def refused(served: HttpServed, path: str = "/v1/responses", **options: Any) -> tuple[int, str]:
     with pytest.raises(InvalidStatus) as caught, opened(served, path, **options):
-        pass
+        pytest.fail("it was opened")
     response = caught.value.response
     assert response.headers["x-request-id"].startswith("req_")
     return response.status_code, json.loads(response.body)["error"]["code"]
@@ -248,7 +248,7 @@ def test_keys_hosts_and_origins_are_checked_as_for_http(over: Over, reply: Reply
         host, port = served.address.split(":")
         rebound = socket.create_connection((host, int(port)))
         with pytest.raises(InvalidStatus) as caught, connect("ws://attacker.example/v1/responses", sock=rebound):
-            pass
+            pytest.fail("it was opened")
         assert json.loads(caught.value.response.body)["error"]["code"] == "host_not_allowed"
         for path in ("/v1/models", "/", "/v1/responses/"):
             assert refused(served, path) == (400, "upgrade_not_supported")
@@ -257,7 +257,7 @@ def test_keys_hosts_and_origins_are_checked_as_for_http(over: Over, reply: Reply
                 assert create(page)[-1]["type"] == "response.completed"
     with over(reply("Hello"), api_key="one") as served:
         with pytest.raises(InvalidStatus) as caught, opened(served):
-            pass
+            pytest.fail("it was opened")
         assert caught.value.response.status_code == 401
         assert refused(served, additional_headers={"authorization": "Bearer two"}) == (401, "invalid_api_key")
         with opened(served, additional_headers={"authorization": "Bearer one"}) as program:
