@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from ctypes import CDLL
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from server.model.attention.base import PoolShape
-from server.model.attention.gpu import CudaKvPool, Kernels
+from server.model.attention.gpu import CudaKvPool, Kernels, TiledStep
 from server.model.attention.prebuilt import use_prebuilt
 from server.model.attention.step_plan import RowPlan
 from server.model.attention.tiles import tile_sizes
@@ -27,11 +27,16 @@ from server.model.device import time_us
 from server.model.layers.decoder import Backbone, CompactBackbone, OneRowStep, ResidualStream, open_backbone
 from server.model.quantization.linear import Product, multiply_unpacked
 
+if TYPE_CHECKING:
+    from server.model.layers.one_row import OneRowModel  # imports Triton
+
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # for values of magnitude 1
 BYTES_TOLERANCE = 5e-2  # what a cache of bytes adds: numbers of magnitude 4 are rounded to 1 / 32
 POOL_BLOCKS = 64  # of the test pool
+COMPARED_BLOCKS, COMPARED_BLOCK = 3, 16  # blocks, and tokens of one, before a step of one row
+SMALL = 0.01  # magnitude of a hidden state
 PROMPT_TOKENS = 2048
 PROMPT_ROUNDS, PROMPT_GAIN = 5, 0.9  # timings vary by some percent: the kernels stay unless torch is faster by more
 
@@ -111,14 +116,17 @@ def choose_backbone(decoder: Any, device: torch.device) -> Backbone:
 def choose_one_row(decoder: Any, head: Any, device: torch.device) -> OneRowStep | None:
     """The decode step of one row in fewer launches; None where the model or the device has none.
 
-    Capturing compares it with the backbone and keeps the faster one (`decode_graphs.py`).
+    Capturing times it beside the backbone and keeps the faster one (`decode_graphs.py`).
     """
     if not _has_triton(device):
         return None
     with _log_failure("kernels for steps of one row"):
         from server.model.layers.one_row import open_one_row
 
-        return open_one_row(decoder, head)
+        one_row = open_one_row(decoder, head)
+        if one_row is not None:
+            compare_one_row(one_row, decoder, head).raise_if_large()
+        return one_row
     return None
 
 
@@ -194,6 +202,40 @@ def compare_layers(fused: CompactBackbone, plain: CompactBackbone) -> Difference
             results.append(torch.cat((stream.normed(backbone.norm), stream.hidden)).float())
     largest = (results[0] - results[1]).abs().max() / results[1].abs().max()
     return Difference(largest.item(), TOLERANCE[weight.dtype])
+
+
+def compare_one_row(one_row: "OneRowModel", decoder: Any, head: Any) -> Difference:
+    """Compare the first layer and the head on a random hidden state behind random keys and values.
+
+    Relative to the norm of the result. After all layers of a model in bfloat16 their roundings have added up to more
+    than a fault makes.
+    """
+    from server.model.attention import triton_kernels
+
+    plain = CompactBackbone(decoder)
+    weight = plain.norm.weight
+    device, dtype = weight.device, weight.dtype
+    generator = torch.Generator(device).manual_seed(1)
+    shape = PoolShape(COMPARED_BLOCK, 1, decoder.config.num_key_value_heads, plain.layers[0].head_dim, dtype)
+    pool = CudaKvPool(shape, COMPARED_BLOCKS, device, triton_kernels)
+    position = COMPARED_BLOCKS * COMPARED_BLOCK - 2
+    step = pool.arrange([RowPlan(1, position, range(COMPARED_BLOCKS))], {0: 0})
+    assert isinstance(step, TiledStep)
+    positions = torch.full((1,), position, dtype=torch.int32, device=device)
+    # A small one: what the layer adds to it is most of the result.
+    hidden = SMALL * torch.randn((1, len(weight)), generator=generator, device=device).to(dtype)
+    for part in (pool.keys[0], pool.values[0]):
+        part.copy_(torch.randn(part.shape, generator=generator, device=device))
+    with torch.inference_mode():
+        own = hidden[0].clone()
+        one_row.advance(0, own, positions, step)
+        found = own.float(), one_row.logits(own).float()
+        stream = ResidualStream(hidden.clone(), plain.ops)
+        plain.layers[0].forward(0, stream, plain.angles(hidden, positions), step)
+        normed = stream.normed(plain.norm)
+        expected = stream.hidden[0].float(), head(normed)[0].float()
+    norms = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
+    return Difference(max(norms), TOLERANCE[dtype])
 
 
 class StubAttention:

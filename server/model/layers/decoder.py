@@ -132,13 +132,16 @@ class CompactBackbone:
     ) -> Tensor:
         """As `Backbone`."""
         hidden: Tensor = self._embedding(ids)
-        cos, sin = self._rotary(hidden, positions.unsqueeze(0))
-        # The same for every head and every layer.
-        angles = cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)
+        angles = self.angles(hidden, positions)
         stream = ResidualStream(hidden, self.ops)
         for index, layer in enumerate(self.layers):
             layer.forward(index, stream, angles, paged, adapters)
         return stream.normed(self.norm)
+
+    def angles(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and signed sin of the tokens' rotations, the same for every head and every layer."""
+        cos, sin = self._rotary(hidden, positions.unsqueeze(0))
+        return cos[0].unsqueeze(1), (sin[0] * self._signs).unsqueeze(1)
 
     def adapt(self, weights: AdapterWeights) -> AdaptedModel:
         """As `Backbone`."""

@@ -54,14 +54,19 @@ class OneRowModel:
     def __call__(self, ids: Tensor, positions: Tensor, step: TiledStep) -> Tensor:
         """Ids and positions [1] -> logits [1, vocab]. The step has one row of one token, and its pool no bytes."""
         hidden: Tensor = self._embedding(ids)[0]
-        for index, layer in enumerate(self._layers):
-            self._advance(index, layer, hidden, positions, step)
+        for index in range(len(self._layers)):
+            self.advance(index, hidden, positions, step)
+        return self.logits(hidden).unsqueeze(0)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [vocab] of what the layers leave, [hidden size]."""
         logits = hidden.new_empty(len(self._head))
         one_row_triton.product(hidden, self._head, logits, norm=self._norm.weight, epsilon=self._norm.epsilon)
-        return logits.unsqueeze(0)
+        return logits
 
-    def _advance(self, index: int, layer: Layer, hidden: Tensor, positions: Tensor, step: TiledStep) -> None:
+    def advance(self, index: int, hidden: Tensor, positions: Tensor, step: TiledStep) -> None:
         """Add what one layer computes to `hidden` [hidden size]."""
+        layer = self._layers[index]
         keys, values = step.memory(index)
         projected = hidden.new_empty(len(layer.projections.weight))
         one_row_triton.product(

@@ -191,6 +191,7 @@ def test_a_runner_samples_the_same_ids_on_static_buffers() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("is_captured", [True, False])
 def test_on_the_gpu_nothing_synchronizes_between_launch_and_read(is_captured: bool) -> None:
     """A copy from pageable memory would wait for the whole step and prevent overlap."""

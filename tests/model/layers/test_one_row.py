@@ -11,6 +11,7 @@ from server.messages import Sampling
 from server.model.attention import triton_kernels
 from server.model.attention.gpu import CudaKvPool
 from server.model.graphs.decode_graphs import DecodeGraphs, StaticDecode
+from server.model.kernel_selection import TOLERANCE, compare_one_row
 from server.model.layers import one_row_triton
 from server.model.layers.one_row import OneRowModel, open_one_row
 from server.model.layers.packed_linear import pack_linears
@@ -102,6 +103,32 @@ def test_a_step_of_one_row_equals_the_backbone(kind: Kind) -> None:
         pools.append(torch.stack((*pool.keys, *pool.values)))
     assert results[0] == results[1]
     torch.testing.assert_close(pools[1], pools[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_comparison_at_start_refuses_other_results(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared by logits after all layers, right kernels were refused for a model of 36 layers in bfloat16."""
+    model = small_model(kind)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    one_row = open_one_row(decoder, head)
+    assert one_row is not None
+    assert compare_one_row(one_row, decoder, head).largest < 1e-5
+    rotate: Any = one_row_triton.rotate_and_write
+
+    def rotate_as_the_next(*arguments: Any) -> torch.Tensor:
+        *before, positions, slots, keys, values = arguments
+        rotated: torch.Tensor = rotate(*before, positions + 1, slots, keys, values)
+        return rotated
+
+    monkeypatch.setattr(one_row_triton, "rotate_and_write", rotate_as_the_next)
+    assert not compare_one_row(one_row, decoder, head).is_small
+    monkeypatch.undo()
+    monkeypatch.setattr(one_row_triton, "rotate_and_write", lambda *all: rotate(*all[:-3], all[-3] - 1, *all[-2:]))
+    difference = compare_one_row(one_row, decoder, head)
+    assert difference.largest > TOLERANCE[torch.bfloat16], "its key and value in the place of the one before"
+    monkeypatch.undo()
+    one_row._head = one_row._head.roll(1, 0)
+    assert not compare_one_row(one_row, decoder, head).is_small
 
 
 def test_models_with_other_layers_have_none() -> None:
