@@ -157,6 +157,20 @@ class Blocks:
                 self._mark_free(block)
         self.limit = limit
 
+    def relocate(self, blocks: Sequence[int]) -> list[int]:
+        """Places below the limit for used blocks beyond it, at most `num_available`; their content is to be copied."""
+        targets = self.allocate(len(blocks))
+        for block, target in zip(blocks, targets, strict=True):
+            self._references[target], self._references[block] = self._references[block], 0
+            name, branch = self._hashes[block], self._branch_of[block]
+            if name is not None:
+                self._hashes[block], self._hashes[target] = None, name
+                self._by_hash[name], self._branch_of[target] = target, branch
+                self._branches[branch][target] = self._branches[branch].pop(block)
+        self.num_used -= len(blocks)
+        self.num_beyond_limit -= len(blocks)
+        return targets
+
     def check(self, tables: Iterable[Sequence[int]] = ()) -> None:
         """Check the invariants against the block tables of all sequences; raises AssertionError."""
         held = Counter(block for table in tables for block in table)

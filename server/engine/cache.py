@@ -5,6 +5,7 @@ common prefix is copied, in models without recurrent state. A sequence that need
 computing right now waits for it instead of computing it twice.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from server.engine.blocks import Blocks, chain_hash
@@ -32,6 +33,17 @@ class BlockCopy:
 
     source: int
     target: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMoves:
+    """Copies of blocks to other ones, none of which is among the sources."""
+
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+Copy = StateCopy | BlockCopy | BlockMoves
 
 
 class Cache:
@@ -146,7 +158,17 @@ class Cache:
         for block in sequence.blocks:
             self.blocks.unpublish(block)
 
-    def take_copies(self) -> tuple[StateCopy | BlockCopy, ...]:
+    def move_below_limit(self, sequences: Collection[Sequence]) -> BlockMoves:
+        """Give the blocks that these sequences, which are all, hold beyond the limit places below it."""
+        limit = self.blocks.limit
+        sources = tuple(dict.fromkeys(block for one in sequences for block in one.blocks if block >= limit))
+        targets = self.blocks.relocate(sources)
+        place_of = dict(zip(sources, targets, strict=True))
+        for sequence in sequences:
+            sequence.blocks = [place_of.get(block, block) for block in sequence.blocks]
+        return BlockMoves(sources, tuple(targets))
+
+    def take_copies(self) -> tuple[Copy, ...]:
         """Return and clear the copies to do before the next step."""
         copies, self.copies = tuple(self.copies), []
         return copies

@@ -207,7 +207,8 @@ class Loop:
             return allowance
         if allowance.blocks > self._num_backed_blocks:
             self._num_backed_blocks = pool.restore(allowance.blocks)
-        self._scheduler.resize(min(allowance.blocks, self._num_backed_blocks), preempt=allowance.preempt)
+        limit = min(allowance.blocks, self._num_backed_blocks)
+        self._pipeline.copy(self._scheduler.resize(limit, preempt=allowance.preempt))
         if blocks.limit < self._num_backed_blocks and not blocks.num_beyond_limit:
             pool.release(blocks.limit)
             self._num_backed_blocks = blocks.limit

@@ -9,13 +9,14 @@ whose sequence has ended meanwhile is discarded: it wrote behind the end of its 
 blocks writes later. A row whose next ids were forced meanwhile is computed but not sampled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from server.engine.budget import SLOW_MASK_S
-from server.engine.cache import BlockCopy
+from server.engine.cache import BlockCopy, BlockMoves, Copy
 from server.engine.ports import Grammars, Model, PendingSamples
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
+from server.engine.slots import StateCopy
 from server.engine.step import ScheduledRow, Step, bind
 from server.model.batch import Row
 
@@ -65,12 +66,19 @@ class Pipeline:
         self._scheduler.commit(step, sampled)
         return True
 
+    def copy(self, copies: Iterable[Copy]) -> None:
+        """Copy blocks and states in this order; not while a step is in flight."""
+        for copy in copies:
+            match copy:
+                case BlockMoves():
+                    self._model.move_blocks(copy.sources, copy.targets)
+                case BlockCopy():
+                    self._model.copy_block(copy.source, copy.target)
+                case StateCopy():
+                    self._model.copy_state(copy.source, copy.target)
+
     def _launch(self, step: Step) -> object:
-        for copy in step.copies:
-            if isinstance(copy, BlockCopy):
-                self._model.copy_block(copy.source, copy.target)
-            else:
-                self._model.copy_state(copy.source, copy.target)
+        self.copy(step.copies)
         return self._model.launch(step.batch)
 
     def _sample(self, step: Step, ticket: object) -> PendingSamples:

@@ -79,6 +79,9 @@ class Model(Protocol):
     def copy_block(self, source: int, target: int) -> None:
         """Copy a block's keys and values; not called unless `Limits.copies_blocks`."""
 
+    def move_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy keys and values of blocks to as many others, none of which is among the sources; needs no memory."""
+
 
 class Allowance(Protocol):
     """Current limits set by the memory guard."""
@@ -87,7 +90,8 @@ class Allowance(Protocol):
     def blocks(self) -> int:
         """KV blocks that may be in use or cached: those with the lowest ids. May be fewer than exist, or than are used.
 
-        Cached blocks are dropped first. Sequences that hold more keep them unless `preempt` is set.
+        Cached blocks are dropped first; blocks of sequences take their places. Sequences that hold more keep them
+        unless `preempt` is set.
         """
 
     @property
@@ -96,7 +100,7 @@ class Allowance(Protocol):
 
     @property
     def preempt(self) -> bool:
-        """Whether the newest sequences are to be preempted until no block from `blocks` on is in use."""
+        """Whether the newest sequences are to be preempted until the others hold no more than `blocks`."""
 
 
 class Guard(Protocol):

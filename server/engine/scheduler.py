@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from server.engine.adapters.table import AdapterTable
 from server.engine.blocks import Blocks
 from server.engine.budget import MAX_STARTED, Limits, PrefillBudget, StepBudget, find_refusal, limit_mask_time
-from server.engine.cache import Cache
+from server.engine.cache import Cache, Copy
 from server.engine.drafter import Drafter
 from server.engine.ports import Matcher
 from server.engine.queue import Queue
@@ -124,13 +124,21 @@ class Scheduler:
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def resize(self, num_blocks: int, *, preempt: bool) -> None:
-        """Allocate only blocks with ids below this; `preempt` also preempts sequences that hold others."""
-        if num_blocks != self.blocks.limit:
-            self.blocks.set_limit(num_blocks)
-        while preempt and self.blocks.num_beyond_limit:
-            holders = (one for one in reversed(self.running) if max(one.blocks) >= num_blocks)
-            self._preempt(next(holders))
+    def resize(self, num_blocks: int, *, preempt: bool) -> tuple[Copy, ...]:
+        """Allocate only blocks with ids below this; returns the copies to do before memory behind others is released.
+
+        Blocks that are held beyond them take the places of free and cached ones. Where these are too few, sequences
+        keep what they hold, or with `preempt` the newest are preempted until the others' blocks fit.
+        """
+        blocks = self.blocks
+        if num_blocks != blocks.limit:
+            blocks.set_limit(num_blocks)
+        while preempt and blocks.num_beyond_limit > blocks.num_available:
+            self._preempt(self.running[-1])
+        if not 0 < blocks.num_beyond_limit <= blocks.num_available:
+            return ()
+        due = self.cache.take_copies()  # their sources may be among the targets
+        return (*due, self.cache.move_below_limit(self.running))
 
     def next_step(self, *, admit: bool) -> Step | None:
         """The next step; None if there is nothing to compute. `admit` False starts no new sequence."""

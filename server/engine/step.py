@@ -3,10 +3,9 @@
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
-from server.engine.cache import BlockCopy
+from server.engine.cache import Copy
 from server.engine.ports import Matcher
 from server.engine.sequence import Sequence
-from server.engine.slots import StateCopy
 from server.model.batch import Batch, Row, SampledTokens
 
 
@@ -33,7 +32,7 @@ class Step:
 
     batch: Batch
     scheduled: tuple[ScheduledRow, ...]
-    copies: tuple[StateCopy | BlockCopy, ...]
+    copies: tuple[Copy, ...]
     matchers: tuple[tuple[Matcher, Ids[int]] | None, ...]
     extra_ids: tuple[int | None, ...]
 
@@ -71,12 +70,12 @@ class StepCounts:
     preemptions: int = 0
 
 
-def make_step(scheduled: list[ScheduledRow], copies: tuple[StateCopy | BlockCopy, ...]) -> Step:
+def make_step(scheduled: list[ScheduledRow], copies: tuple[Copy, ...]) -> Step:
     """Step of these rows, in this order."""
     return bind(scheduled, [entry.sequence.row(entry.count, entry.drafts) for entry in scheduled], copies)
 
 
-def bind(scheduled: Ids[ScheduledRow], rows: Ids[Row], copies: tuple[StateCopy | BlockCopy, ...] = ()) -> Step:
+def bind(scheduled: Ids[ScheduledRow], rows: Ids[Row], copies: tuple[Copy, ...] = ()) -> Step:
     """Step of these batch rows, with the current matchers and extra ids of their sequences."""
     matchers, extra_ids = [], []
     for entry, row in zip(scheduled, rows, strict=True):

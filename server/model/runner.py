@@ -146,6 +146,11 @@ class Runner:
         assert isinstance(self.pool, BlockMemory), "blocks are copied on the CPU only"
         self.pool.copy(source, target)
 
+    def move_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy keys and values of blocks to as many others, none of which is among the sources; needs no memory."""
+        with torch.inference_mode():
+            self.pool.move(sources, targets)
+
     def release(self, first_block: int) -> None:
         """Free the memory of all blocks from this one on; their content is lost."""
         self.pool.release(first_block)

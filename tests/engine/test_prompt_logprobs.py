@@ -63,8 +63,8 @@ def test_scored_prompts_and_replies_share_steps() -> None:
         bench.add(requests[-1])
         bench.step()
         if index % 4 == 3:
-            bench.scheduler.resize(24 if index % 8 == 7 else 9, preempt=True)
-    bench.scheduler.resize(24, preempt=False)
+            bench.resize(24 if index % 8 == 7 else 9, preempt=True)
+    bench.resize(24, preempt=False)
     bench.run()
     assert bench.scheduler.counts.preemptions > 0
     for request in requests:

@@ -94,11 +94,11 @@ def test_every_request_ends_once_and_as_if_it_had_run_alone(data: st.DataObject)
             bench.scheduler.abort(id)
             bench.scheduler.check()
         elif act == "resize":
-            bench.scheduler.resize(draw(st.integers(0, num_blocks)), preempt=draw(st.booleans()))
+            bench.resize(draw(st.integers(0, num_blocks)), preempt=draw(st.booleans()))
             bench.scheduler.check()
         elif act == "memory":
             bench.model.fail_above = draw(st.sampled_from([1, 2, 5, 1000]))
-    bench.scheduler.resize(num_blocks, preempt=False)
+    bench.resize(num_blocks, preempt=False)
     bench.may_overlap = draw(st.booleans())
     bench.run(max_steps=STEPS_PER_REQUEST * (len(asked) + 1))
     for id, request in asked.items():

@@ -52,6 +52,9 @@ class Failing:
     def copy_block(self, source: int, target: int) -> None:
         self.runner.copy_block(source, target)
 
+    def move_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self.runner.move_blocks(sources, targets)
+
 
 def bench_with(kind: Kind, *, fails: range = range(0), draft_tokens: int = 0, overlap: bool = False) -> Bench:
     """A bench with the tiny checkpoint of this kind; hybrids get five slots and five snapshots."""
@@ -90,10 +93,10 @@ def play(bench: Bench, requests: list[Generate], aborted: set[str]) -> None:
         bench.add(request)
         bench.step()
         if index % 4 == 3:
-            bench.scheduler.resize(NUM_BLOCKS if index % 8 == 7 else NUM_BLOCKS // 3, preempt=True)
+            bench.resize(NUM_BLOCKS if index % 8 == 7 else NUM_BLOCKS // 3, preempt=True)
         if index % 5 == 4 and f"r{index - 2}" in aborted:
             bench.scheduler.abort(f"r{index - 2}")
-    bench.scheduler.resize(NUM_BLOCKS, preempt=False)
+    bench.resize(NUM_BLOCKS, preempt=False)
     bench.run()
 
 

@@ -189,6 +189,12 @@ class ToyModel:
             if content is not None:
                 self.memory[place] = content
 
+    def move_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        assert not {*sources} & {*targets}
+        for source, target in zip(sources, targets, strict=True):
+            self.copy_block(source, target)
+            self.copy_block(self.max_blocks, source)  # memory behind it may be released
+
     def _place(self, row: Row, position: int) -> int:
         block = row.blocks[position // self.block_size]
         assert 0 <= block < self.max_blocks
@@ -323,17 +329,29 @@ class Bench:
         self._collect()
         return sequence is not None
 
+    @property
+    def pipeline(self) -> Pipeline:
+        """Made only now, because tests exchange the model and the grammars."""
+        if self._pipeline is None:
+            self._pipeline = Pipeline(self.scheduler, self.model, self.grammars)
+        return self._pipeline
+
+    def resize(self, num_blocks: int, *, preempt: bool) -> None:
+        """Let the scheduler have this many blocks, as the loop does: not while a step is in flight."""
+        while self.pipeline.in_flight:
+            self.pipeline.finish_in_flight(lambda: False)
+        self.pipeline.copy(self.scheduler.resize(num_blocks, preempt=preempt))
+        self._collect()
+
     def step(self, *, admit: bool = True) -> bool:
         """One step; whether there was anything to compute."""
-        if self._pipeline is None:  # only now, because tests exchange the model and the grammars
-            self._pipeline = Pipeline(self.scheduler, self.model, self.grammars)
         did_something = True
-        if self._pipeline.in_flight:
-            self._pipeline.finish_in_flight(lambda: self.may_overlap)
+        if self.pipeline.in_flight:
+            self.pipeline.finish_in_flight(lambda: self.may_overlap)
         elif (step := self.scheduler.next_step(admit=admit)) is not None:
             self.scheduler.check()
             self._hold_to_what_is_budgeted(step)
-            self._pipeline.compute(step, lambda: self.may_overlap)
+            self.pipeline.compute(step, lambda: self.may_overlap)
         else:
             did_something = False
         self._collect()

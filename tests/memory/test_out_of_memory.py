@@ -86,6 +86,9 @@ class Exhausted:
     def copy_block(self, source: int, target: int) -> None:
         self.runner.copy_block(source, target)
 
+    def move_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self.runner.move_blocks(sources, targets)
+
     def _run(self, compute: Any, *arguments: Any) -> Any:
         try:
             with self._mode:

@@ -53,6 +53,11 @@ class BlockMemory:
         for part in (*self.keys, *self.values):
             part[target].copy_(part[source])
 
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy blocks to as many others, none of which is among the sources."""
+        for source, target in zip(sources, targets, strict=True):
+            self.copy(source, target)
+
     def release(self, first_block: int) -> None:
         """Return the pages of all blocks from this one on to the system; they read as zeros afterwards."""
         part_bytes = self.shape.part_elements * self.shape.stored.itemsize

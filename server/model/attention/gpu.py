@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -77,6 +78,12 @@ class CudaKvPool:
         else:
             parts = [torch.zeros(size, dtype=shape.stored, device=device) for _ in range(2 * shape.layers)]
         self.keys, self.values = parts[: shape.layers], parts[shape.layers :]
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy blocks to as many others, none of which is among the sources; needs no memory."""
+        for part in (*self.keys, *self.values):
+            for first, onto, count in _common_runs(sources, targets):
+                part[onto : onto + count].copy_(part[first : first + count])
 
     def release(self, first_block: int) -> None:
         """Free the memory of all blocks from this one on; their content is lost."""
@@ -174,6 +181,13 @@ class CudaKvPool:
                 parts[layer] = new
                 del content
                 _return_freed(new.device)
+
+
+def _common_runs(sources: Sequence[int], targets: Sequence[int]) -> list[tuple[int, int, int]]:
+    """First source, first target and length of the runs that are consecutive in both."""
+    steps = np.diff(np.stack((sources, targets)))
+    begins = [0, *(np.flatnonzero((steps != 1).any(0)) + 1).tolist(), len(sources)]
+    return [(sources[begin], targets[begin], end - begin) for begin, end in pairwise(begins)]
 
 
 def _allocate(like: Tensor, num_blocks: int) -> Tensor:

@@ -49,6 +49,19 @@ def test_stale_data_in_a_block_does_not_leak() -> None:
     assert stream.written == generate("qwen3", stream.prompt, 8)
 
 
+def test_moved_blocks_keep_their_content() -> None:
+    """Runs that are consecutive among sources and targets are copied at once; others block by block."""
+    runner = runner_in_gpu_layout("qwen3", 32)
+    stream = Stream(prompt_of(70), [20, 21, 22, 25, 30, 31], greedy(10))
+    for _ in range(3):
+        step(runner, [stream])
+    runner.move_blocks([20, 21, 22, 25, 30, 31], [2, 3, 9, 4, 5, 6])
+    stream.blocks = [2, 3, 9, 4, 5, 6]
+    runner.release(10)
+    run(runner, [stream])
+    assert stream.written == generate("qwen3", stream.prompt, 10)
+
+
 def test_released_blocks_are_freed_and_can_be_restored() -> None:
     runner = runner_in_gpu_layout("qwen3", 32)
     low = Stream(prompt_of(40), range(6), greedy(10))
