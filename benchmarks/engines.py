@@ -1,8 +1,9 @@
 """Engines elsewhere, on this machine: python -m benchmarks.engines
 
-Three figures, a line of JSON each: the throughput of one engine elsewhere against the one that `toolwire serve` starts
-itself; how many tokens of agents' prompts two engines find cached, behind the router and behind a client that takes two
-servers in turn; the longest pause of streams whose engine is killed.
+Four figures, a line of JSON each: the throughput of one engine elsewhere against the one that `toolwire serve` starts
+itself; that of two servers in front of one engine against one server; how many tokens of agents' prompts two engines
+find cached, behind the router and behind a client that takes two servers in turn; the longest pause of streams whose
+engine is killed.
 """
 
 import argparse
@@ -10,10 +11,13 @@ import asyncio
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.checkpoint import make_checkpoint
 from benchmarks.engine_faults import requests, stream_all
@@ -21,7 +25,7 @@ from benchmarks.load import closed_loop, connect, exchange, summarise, words
 from tests.live import Live, live_engine, live_server
 
 STREAMS = 32
-PARTS = ("throughput", "agents", "killed")
+PARTS = ("throughput", "servers", "agents", "killed")
 # Two engines hold all agents' conversations together, one alone does not, from the second round on: 520 tokens that all
 # share, and 1,140 (first round) to 1,770 (last) of each agent's own. An odd number: in turn, each agent's rounds change
 # places.
@@ -54,12 +58,49 @@ def throughput(repeat: int) -> dict[str, Any]:
 
 
 def _tokens_per_s(server: Live) -> float:
-    model = server.client().models.list().data[0].id
-    common = {"model": model, "max_tokens": 128, "temperature": 0, "ignore_eos": True}
-    bodies = [{**common, "messages": [{"role": "user", "content": words(60, seed)}]} for seed in range(4 * STREAMS)]
+    bodies = _bodies(server.client().models.list().data[0].id)
     asyncio.run(closed_loop(server.url, bodies[:STREAMS], STREAMS))
     done, wall_s = asyncio.run(closed_loop(server.url, bodies, STREAMS))
     return summarise(done, wall_s, STREAMS).throughput_per_s
+
+
+def _bodies(model: str) -> list[dict[str, Any]]:
+    common = {"model": model, "max_tokens": 128, "temperature": 0, "ignore_eos": True}
+    return [{**common, "messages": [{"role": "user", "content": words(60, seed)}]} for seed in range(4 * STREAMS)]
+
+
+def servers(repeat: int) -> dict[str, Any]:
+    """Tokens a second of one engine with 32 streams through one server and through two, in turn; and who computes.
+
+    `server_share`: processor time of the one server, as a share of the time that the streams take.
+    """
+    found: dict[str, list[float]] = {"one": [], "two": []}
+    shares: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        model = ("--model", str(make_checkpoint("tiny", Path(folder) / "tiny")))
+        engine = running.enter_context(live_engine(*model))
+        named = (*model, "--engine", engine.url, "--served-model-name", "tiny")
+        both = [running.enter_context(live_server(*named)) for _ in range(2)]
+        process = psutil.Process(both[0].process.pid)
+        for _ in range(repeat):
+            before_s, began_s = sum(process.cpu_times()[:2]), time.monotonic()
+            found["one"].append(asyncio.run(_tokens_per_s_of(both[:1])))
+            shares.append((sum(process.cpu_times()[:2]) - before_s) / (time.monotonic() - began_s))
+            found["two"].append(asyncio.run(_tokens_per_s_of(both)))
+    one_per_s, two_per_s = (statistics.median(found[name]) for name in ("one", "two"))
+    return {"part": "servers", "one_tok_per_s": round(one_per_s), "two_tok_per_s": round(two_per_s),
+            "two_over_one": round(two_per_s / one_per_s, 3), "server_share": round(statistics.median(shares), 3),
+            "runs": found}  # fmt: skip
+
+
+async def _tokens_per_s_of(servers: Sequence[Live]) -> float:
+    """Of the same requests, divided among these servers."""
+    each = STREAMS // len(servers)
+    began_s = time.monotonic()
+    runs = await asyncio.gather(
+        *(closed_loop(one.url, _bodies("tiny")[number :: len(servers)], each) for number, one in enumerate(servers))
+    )
+    return sum(item.completion_tokens for done, _ in runs for item in done) / (time.monotonic() - began_s)
 
 
 def agents() -> dict[str, Any]:
@@ -128,6 +169,8 @@ def main() -> None:
         match part:
             case "throughput":
                 found = throughput(chosen.repeat)
+            case "servers":
+                found = servers(chosen.repeat)
             case "agents":
                 found = agents()
             case "killed":
