@@ -21,7 +21,7 @@ class AdapterSizes:
     ranks: int = 0
 
     def scratch_bytes(self, max_batch_tokens: int) -> int:
-        """Bytes of intermediate results while a step of so many tokens is computed."""
+        """Bytes of intermediate results while a step of that number of tokens is computed."""
         return LOW_RANK_BYTES * max_batch_tokens * self.ranks
 
 

@@ -48,7 +48,7 @@ class AdapterHolder(Protocol):
 
 @dataclass(slots=True)
 class _Loading:
-    """An adapter that is being read: its header while `num_reserved` is None, then its weights, of so many bytes."""
+    """An adapter that is being read: its header while `num_reserved` is None, then its weights."""
 
     folder: str
     future: "Future[Any]"
