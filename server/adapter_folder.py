@@ -8,9 +8,11 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import jsonschema_rs
 
 from server.config_json import FLAG, NUMBER, OBJECT, SIZE, TEXT, FieldKind, bare_name, check_fields, read_json
 from server.errors import CannotStart
@@ -18,6 +20,9 @@ from server.errors import CannotStart
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_NAME = 256  # characters
 MAX_RANK = 4096
+MAX_PATTERNS, MAX_PATTERN = 4096, 1000  # of one kind, and characters of each
+# Of one pattern: bytes of its automaton and of its cache. It matches in linear time, as Python's `re` does not.
+PATTERN_OPTIONS = jsonschema_rs.RegexOptions(size_limit=1 << 20, dfa_size_limit=1 << 16)
 FIELDS: Mapping[str, FieldKind] = {
     "peft_type": TEXT,
     "r": SIZE,
@@ -68,7 +73,10 @@ class PartName:
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What of adapter_config.json decides the products. Patterns are regular expressions of modules' names."""
+    """What of adapter_config.json decides the products. Patterns are regular expressions of modules' names.
+
+    `compiled`: the validator of each pattern, as `_compile` makes it.
+    """
 
     folder: Path
     rank: int
@@ -77,6 +85,7 @@ class AdapterConfig:
     rank_pattern: Mapping[str, Any]
     alpha_pattern: Mapping[str, Any]
     base_model: str
+    compiled: Mapping[str, Any] = field(compare=False, repr=False)
 
     def rank_of(self, module: str) -> int:
         """The rank of a module of this name."""
@@ -90,11 +99,7 @@ class AdapterConfig:
     def _of(self, patterns: Mapping[str, Any], module: str, default: float) -> float:
         """As PEFT's `get_pattern_key`: the first pattern that matches the end of the name, from one of its parts on."""
         for pattern, value in patterns.items():
-            try:
-                found = re.match(rf"(.*\.)?({pattern})$", module)
-            except re.error as error:
-                raise CannotStart(f"{self.folder / CONFIG}: {pattern[:60]!r} is no pattern: {error}") from error
-            if found:
+            if self.compiled[pattern].is_valid(module):
                 return float(value)
         return default
 
@@ -129,14 +134,17 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     _refuse_fields(fields, path)
     if fields.get("r") is None or fields.get("lora_alpha") is None:
         raise CannotStart(f"{path} has no {'r' if fields.get('r') is None else 'lora_alpha'}")
+    rank_pattern = _patterns(fields, "rank_pattern", SIZE, path)
+    alpha_pattern = _patterns(fields, "alpha_pattern", NUMBER, path)
     return AdapterConfig(
         folder,
         rank=fields["r"],
         alpha=float(fields["lora_alpha"]),
         use_rslora=bool(fields.get("use_rslora")),
-        rank_pattern=_patterns(fields, "rank_pattern", SIZE, path),
-        alpha_pattern=_patterns(fields, "alpha_pattern", NUMBER, path),
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
         base_model=fields.get("base_model_name_or_path") or "",
+        compiled={pattern: _compile(pattern, path) for pattern in {**rank_pattern, **alpha_pattern}},
     )
 
 
@@ -153,10 +161,28 @@ def _require_files(folder: Path) -> None:
 
 def _patterns(fields: Mapping[str, Any], name: str, kind: FieldKind, path: Path) -> Mapping[str, Any]:
     found: Mapping[str, Any] = fields.get(name) or {}
+    if len(found) > MAX_PATTERNS:
+        raise CannotStart(f"{path}: {name} has {len(found)} patterns; {MAX_PATTERNS} are the most")
     for value in found.values():
         if not kind.admits(value) or value <= 0:
             raise CannotStart(f"{path}: {name} gives {kind.text} above 0, not {json.dumps(value)[:60]}")
     return found
+
+
+def _compile(pattern: str, path: Path) -> Any:
+    """A validator of the names that PEFT's `get_pattern_key` finds: those that end as the pattern says, at a dot.
+
+    Patterns that look around or refer back are refused: matching them may take for ever.
+    """
+    if len(pattern) > MAX_PATTERN:
+        raise CannotStart(f"{path}: the pattern {pattern[:60]!r} is longer than {MAX_PATTERN} characters")
+    try:
+        return jsonschema_rs.Draft202012Validator(
+            {"pattern": rf"^(.*\.)?({pattern})$"}, pattern_options=PATTERN_OPTIONS
+        )
+    except jsonschema_rs.ValidationError as error:
+        text = f"{path}: {pattern[:60]!r} is no pattern that is read here: no look-around, no references, nothing large"
+        raise CannotStart(text) from error
 
 
 def _refuse_fields(fields: Mapping[str, Any], path: Path) -> None:

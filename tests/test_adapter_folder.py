@@ -1,10 +1,12 @@
 """Names and configurations of adapters: what is read as PEFT reads it, and what is refused in one line."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peft.utils.other import get_pattern_key
 
 from server.adapter_folder import CONFIG, WEIGHTS, parse_adapters, read_adapter_config, tensor_part, weight_part
 from server.errors import CannotStart
@@ -62,10 +64,60 @@ def test_fields_that_change_nothing_are_taken(tmp_path: Path) -> None:
     assert read_adapter_config(folder_with(tmp_path, **usual)).scale_of("model.layers.0.mlp.up_proj", 8) == 2.0
 
 
-def test_a_pattern_that_is_none_is_refused(tmp_path: Path) -> None:
-    config = read_adapter_config(folder_with(tmp_path, alpha_pattern={"(": 4}))
-    with pytest.raises(CannotStart, match="no pattern"):
-        config.scale_of("model.layers.0.mlp.up_proj", 1)
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("(", "no pattern"),
+        (r"(.)\1", "no pattern"),
+        ("(?=q)q_proj", "no pattern"),
+        ("(?:(?:a{1000}){1000}){1000}", "no pattern"),
+        ("a" * 1001, "longer than"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_pattern_that_is_none_is_refused(tmp_path: Path, pattern: str, words: str) -> None:
+    with pytest.raises(CannotStart, match=words) as refused:
+        read_adapter_config(folder_with(tmp_path, alpha_pattern={pattern: 4}))
+    assert "\n" not in str(refused.value) and str(tmp_path) in str(refused.value)
+
+
+def test_more_patterns_than_any_adapter_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CannotStart, match="5000 patterns"):
+        read_adapter_config(folder_with(tmp_path, rank_pattern={f"layers.{number}": 4 for number in range(5000)}))
+
+
+PATTERNS = [
+    "q_proj",
+    "self_attn.q_proj",
+    "attn.q_proj",
+    "proj",
+    "^model.layers.12.self_attn.q_proj",
+    "^q_proj",
+    "model.layers.12.self_attn.q_proj",
+    r".*\.q_proj",
+    r"layers\.(1[0-2]|3)\..*",
+    r"layers\.\d+\.self_attn\.[qk]_proj",
+    "q_proj|k_proj",
+    "q_proj$",
+    "Q_PROJ",
+    "",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_match_as_those_of_peft(tmp_path: Path, pattern: str) -> None:
+    config = read_adapter_config(folder_with(tmp_path, rank_pattern={pattern: 4}))
+    for name in ("model.layers.12.self_attn.q_proj", "model.layers.2.self_attn.k_proj", "model.layers.3.mlp.up_proj"):
+        assert config.rank_of(name) == (4 if get_pattern_key([pattern], name) == pattern else 8)
+
+
+def test_a_pattern_cannot_hold_up_the_process(tmp_path: Path) -> None:
+    """Python's `re` tried for longer than anyone waits, and no other thread ran while it did."""
+    hostile = {"(.+)+x": 4, "(_|_|[a-z.0-9_])*X": 5, ".*.*.*.*.*.*.*.*.*.*.*.*X": 6}
+    config = read_adapter_config(folder_with(tmp_path, alpha_pattern=hostile))
+    began_s = time.monotonic()
+    assert config.scale_of("model.layers.12." + "self_attn." * 20 + "q_proj", 8) == 2.0
+    assert time.monotonic() - began_s < 5
 
 
 @pytest.mark.parametrize("missing", [CONFIG, WEIGHTS])

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -15,8 +14,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from starlette.types import Receive, Scope, Send
 
+from deploy.ray.engine_table import REPORT_INTERVAL_S
 from deploy.ray.options import Options
-from deploy.ray.registry import REPORT_INTERVAL_S, open_registry
+from deploy.ray.registry import open_registry, own_key
 from server.api.hosting import running_app
 from server.errors import CannotStart
 from server.settings import read_environment, resolve
@@ -55,18 +55,20 @@ class Api:
 async def running(options: Options) -> AsyncIterator[FastAPI]:
     """The application over the engines of the registry, which it follows. Raises CannotStart."""
     registry = open_registry(serve.get_replica_context().app_name)
-    proposed = os.environ.get("TOOLWIRE_ENGINE_KEY", "") or secrets.token_urlsafe(32)
-    key: str = await registry.key.remote(proposed)
+    proposed = secrets.token_urlsafe(32)
     with tempfile.TemporaryDirectory(prefix="toolwire-engines-") as folder:
         file = Path(folder) / "engines.txt"
         name = secrets.token_hex(8)
-        while not (engines := await registry.engines.remote(name)):  # noqa: ASYNC110
+        key, engines = "", list[str]()
+        while not engines:  # the key may become another one with the first engine
             await asyncio.sleep(REPORT_INTERVAL_S)
+            key = own_key() or await registry.key.remote(proposed)
+            engines = await registry.engines.remote(name, key) if key else []
         _write(file, engines)
         own = {"model": options.model, "engines_file": str(file), "engine_key": key}
         given = {"drain_timeout_s": options.drain_timeout_s, **options.api}
         settings = resolve({**given, **own}, read_environment(), {}).settings
-        following = asyncio.create_task(_follow(registry, name, file, engines), name="engines of the registry")
+        following = asyncio.create_task(_follow(registry, (name, key), file, engines), name="engines of the registry")
         try:
             async with running_app(settings) as app:
                 yield app
@@ -75,13 +77,16 @@ async def running(options: Options) -> AsyncIterator[FastAPI]:
             await asyncio.gather(following, return_exceptions=True)
 
 
-async def _follow(registry: ActorHandle, name: str, file: Path, engines: Sequence[str]) -> None:
-    """Keep the file equal to the registry. An empty one changes nothing: it has been restarted, or all are lost."""
+async def _follow(registry: ActorHandle, reader: tuple[str, str], file: Path, engines: Sequence[str]) -> None:
+    """Keep the file equal to the registry. An empty one changes nothing: it has been restarted, or all are lost.
+
+    `reader`: the name and the key of this replica.
+    """
     written = list(engines)
     while True:
         await asyncio.sleep(REPORT_INTERVAL_S)
         try:
-            listed = await registry.engines.remote(name)
+            listed = await registry.engines.remote(*reader)
             if listed and listed != written:
                 _write(file, listed)
                 written = listed

@@ -20,8 +20,9 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingContext
 
+from deploy.ray.engine_table import REPORT_INTERVAL_S
 from deploy.ray.options import Options
-from deploy.ray.registry import REPORT_INTERVAL_S, open_registry
+from deploy.ray.registry import open_registry, own_key
 from server.checkpoint.locate import locate
 from server.errors import CannotStart
 
@@ -50,8 +51,7 @@ class Engine:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._registry = open_registry(serve.get_replica_context().app_name)
-        proposed = os.environ.get("TOOLWIRE_ENGINE_KEY", "") or secrets.token_urlsafe(32)
-        self._key: str = ray.get(self._registry.key.remote(proposed))
+        self._key = own_key() or self._shared_key()
         host, port = ray.util.get_node_ip_address(), _free_port()
         self._address = f"http://{host}:{port}"
         starter = [sys.executable, "-c", END_WITH_PARENT, str(os.getpid())]
@@ -67,6 +67,13 @@ class Engine:
         except BaseException:
             self._process.kill()
             raise
+
+    def _shared_key(self) -> str:
+        """The key of the other engines, or a new one."""
+        proposed = secrets.token_urlsafe(32)
+        while not (key := str(ray.get(self._registry.key.remote(proposed)))):
+            time.sleep(READY_POLL_S)
+        return key
 
     def _wait_until_ready(self) -> None:
         path = "/ready" if self._options.engine == "toolwire" else "/health"

@@ -7,11 +7,13 @@
 What is in none of these forms is left alone: its surface says what is wrong with it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from server.notes import Note
 
+CALL_IDS = ("call_id", "id")  # an item of Responses has an id of its own beside that of the call
+RESULT_IDS = ("tool_call_id", "call_id", "tool_use_id", "id")
 SCHEMAS = ("parameters", "input_schema", "inputSchema")  # the last is MCP's own
 Form = Mapping[str, Any]
 Rewrite = Callable[[Form], Form]
@@ -50,7 +52,7 @@ def history_in_messages_form(body: dict[str, Any]) -> Iterator[Note]:
 
 def _messages_message(message: Form) -> Form:
     if message.get("role") == "tool":
-        call_id = message.get("tool_call_id") or message.get("id")
+        call_id = id_in(message, RESULT_IDS)
         result = {"type": "tool_result", "tool_use_id": call_id, "content": message.get("content")}
         return {"role": "user", "content": [result]}
     calls, content = message.get("tool_calls"), message.get("content")
@@ -65,11 +67,16 @@ def _messages_message(message: Form) -> Form:
     return {"role": "assistant", "content": [*blocks, *uses]}
 
 
+def id_in(sent: Form, names: Iterable[str]) -> Any:
+    """The id of a call, or of a result's call, under the first of these names that has one."""
+    return next((sent[name] for name in names if sent.get(name) not in (None, "")), None)
+
+
 def _tool_use(call: Form) -> dict[str, Any]:
     function = call.get("function")
     inner = function if isinstance(function, Mapping) else call
     given = next((inner[key] for key in ("arguments", "args", "input") if inner.get(key) is not None), None)
-    return {"type": "tool_use", "id": call.get("id"), "name": inner.get("name"), "input": given}
+    return {"type": "tool_use", "id": id_in(call, CALL_IDS), "name": inner.get("name"), "input": given}
 
 
 def _rewrite_tools(body: dict[str, Any], rewrite: Rewrite) -> Iterator[Note]:

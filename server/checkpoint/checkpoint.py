@@ -23,7 +23,7 @@ from server.checkpoint.tokenizer import (
     token_variables,
     without_added_tokens,
 )
-from server.config_json import FLAG, IDS, NUMBER, FieldKind, check_fields, context_length
+from server.config_json import FLAG, IDS, NUMBER, FieldKind, check_fields, context_length, text_fields
 from server.dialects.base import Dialect
 from server.dialects.registry import detect, find
 from server.errors import CannotStart
@@ -46,6 +46,7 @@ GENERATION_FIELDS: Mapping[str, FieldKind] = {
     "eos_token_id": IDS,
 }
 DEFAULT_LENGTH = 4096
+MOST_IDS = 2**32  # of a tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class Checkpoint:
             dialect=_choose_dialect(dialect, template),
             control_tokens=control,
             marker_ids=marker_ids,
-            stop_ids=_stop_ids(generation, texts.config, texts.tokenizer_config, marker_ids),
+            stop_ids=_stop_ids(texts, tokenizer, marker_ids, notes),
             think=_think_ids(marker_ids),
             defaults=_defaults(generation),
             max_model_len=_context_length(texts.config, max_model_len),
@@ -175,18 +176,43 @@ def _choose_dialect(name: str, template: ChatTemplate) -> Dialect:
 
 
 def _stop_ids(
-    generation: Mapping[str, Any],
-    config: Mapping[str, Any],
-    tokenizer_config: Mapping[str, Any],
-    marker_ids: Mapping[str, int],
+    texts: CheckpointTexts, tokenizer: Tokenizer, marker_ids: Mapping[str, int], notes: list[str]
 ) -> tuple[int, ...]:
+    """The ids that end a reply; those that no token has, which are never written, are noted and left out.
+
+    Raises CannotStart if none is left.
+    """
     listed: list[int] = []
-    for source in (generation, config):
+    for path, source in ((texts.generation_path, texts.generation), (texts.config_path, texts.config)):
         eos = source.get("eos_token_id")
-        listed += eos if isinstance(eos, list) else [] if eos is None else [eos]
-    texts = (token_text(tokenizer_config.get("eos_token")) or "", *STOP_TOKENS)
-    listed += [marker_ids[text] for text in texts if text in marker_ids]
+        given = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        known = [token_id for token_id in given if _is_written(token_id, tokenizer, texts.config)]
+        if foreign := sorted({*given} - {*known}):
+            few = ", ".join(map(str, foreign[:4])) + (", ..." if len(foreign) > 4 else "")
+            notes.append(f"{path.name}: eos_token_id {few} is not used here: the ids are {_id_range(tokenizer, texts)}")
+        listed += known
+    stop_texts = (token_text(texts.tokenizer_config.get("eos_token")) or "", *STOP_TOKENS)
+    ids = [marker_ids[text] for text in stop_texts if text in marker_ids]
+    listed += [token_id for token_id in ids if _is_written(token_id, tokenizer, texts.config)]
+    if not listed:
+        raise CannotStart(
+            f"{texts.config_path}: no token ends a reply: eos_token_id, here or in {texts.generation_path.name}, must "
+            f"name ids of {_id_range(tokenizer, texts)}, or eos_token of tokenizer_config.json an added token"
+        )
     return tuple(dict.fromkeys(listed))
+
+
+def _is_written(token_id: int, tokenizer: Tokenizer, config: Mapping[str, Any]) -> bool:
+    """Whether the model can write a token of this id."""
+    num_outputs = text_fields(config).get("vocab_size")
+    fits = 0 <= token_id < (num_outputs if isinstance(num_outputs, int) else MOST_IDS)
+    return fits and tokenizer.id_to_token(token_id) is not None
+
+
+def _id_range(tokenizer: Tokenizer, texts: CheckpointTexts) -> str:
+    num_outputs = text_fields(texts.config).get("vocab_size")
+    last = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    return f"0 to {min(last, num_outputs - 1) if isinstance(num_outputs, int) else last}"
 
 
 def _think_ids(marker_ids: Mapping[str, int]) -> ThinkIds | None:

@@ -22,6 +22,7 @@ SAMPLING = {  # keys of a GGUF file behind that -> fields of generation_config.j
 class CheckpointTexts:
     """Contents of config.json and of the tokenizer's and the sampling's files, and the files to name in errors."""
 
+    config_path: Path
     config: Mapping[str, Any]
     tokenizer_path: Path
     tokenizer_json: str
@@ -49,6 +50,7 @@ def _of_folder(folder: Path, with_generation: bool) -> CheckpointTexts:
     check_folder(folder)
     generation_path = folder / GENERATION
     return CheckpointTexts(
+        config_path=folder / "config.json",
         config=read_config(folder),
         tokenizer_path=folder / "tokenizer.json",
         tokenizer_json=read_text(folder / "tokenizer.json"),
@@ -63,6 +65,7 @@ def _of_gguf(path: Path, with_generation: bool) -> CheckpointTexts:
     header = read_header(path, vocabulary=True)
     sampling = {field: header.metadata.get(SAMPLING_KEY + key) for key, field in SAMPLING.items()}
     return CheckpointTexts(
+        config_path=path,
         config=config,
         tokenizer_path=path,
         tokenizer_json=tokenizer_json(header),

@@ -21,7 +21,7 @@ from server.checkpoint.locate import locate, locate_cached_gguf
 from server.checkpoint.shipped import choose_model, is_shipped
 from server.config_json import read_config
 from server.errors import CannotStart
-from server.memory.adapters import count_numbers, merged_parts
+from server.memory.adapters import merged_parts, sizes_of
 from server.memory.budget import GIB, MIB, DeviceMemory, Plan, demand_of, device_memory_of, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.probe import DeviceSelector
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = str(locate(model)) if is_shipped(model) else model
         shape, tensors = _read_model(folder, merged_parts(engine.merge_adapter))
         device, overhead = _device_memory(engine, options.gpu_memory)
-        demand = demand_of(engine, settings.model.max_model_len, shape, count_numbers(engine.adapter))
+        demand = demand_of(engine, settings.model.max_model_len, shape, sizes_of(engine.adapter))
         found = plan(shape, tensors, demand, device, overhead)
     except CannotStart as error:
         Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)

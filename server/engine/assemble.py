@@ -119,7 +119,7 @@ def _load_parts(config: EngineConfig, probe: Probe, mailbox: Mailbox) -> Parts:
         largest = StepSize(settings.max_batch_tokens, rows, settings.block_size, max(sizes, default=0))
         holder = ModelAdapters(loaded, settings.max_batch_tokens)
         adapters = tuple(holder.read_all(settings.adapter))
-        weight_bytes = loaded.weight_bytes + sum(adapter.num_bytes for _, adapter in adapters)
+        weight_bytes = loaded.weight_bytes + sum(adapter.adapted.num_bytes for _, adapter in adapters)
         measured = Measured(weight_bytes, measure_step(loaded, largest))
         grammars = indexing.result()  # before memory is read: it must include everything that stays allocated
         trim_heap()

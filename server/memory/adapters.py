@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,14 +13,32 @@ from server.errors import CannotStart
 LOW_RANK_BYTES = 4 * 4  # of a token and a number of the rank: four layers of one input at once, in float32
 
 
-def count_numbers(options: Iterable[str]) -> int:
-    """Numbers in all adapters of `--adapter NAME=FOLDER` options. Raises CannotStart."""
-    return sum(adapter_numbers(source.folder) for source in parse_adapters(tuple(options), ()))
+@dataclass(frozen=True, slots=True)
+class AdapterSizes:
+    """Numbers in the factors of adapters, and the sum of the greatest rank of each."""
+
+    numbers: int = 0
+    ranks: int = 0
+
+    def scratch_bytes(self, max_batch_tokens: int) -> int:
+        """Bytes of intermediate results while a step of that number of tokens is computed."""
+        return LOW_RANK_BYTES * max_batch_tokens * self.ranks
 
 
-def adapter_numbers(folder: Path) -> int:
-    """Numbers in an adapter's factors. Raises CannotStart."""
-    return sum(math.prod(shape) for shape in _shapes(folder).values())
+NO_ADAPTERS = AdapterSizes()
+
+
+def sizes_of(options: Iterable[str]) -> AdapterSizes:
+    """The sizes of all adapters of `--adapter NAME=FOLDER` options together. Raises CannotStart."""
+    found = [adapter_sizes(source.folder) for source in parse_adapters(tuple(options), ())]
+    return AdapterSizes(sum(one.numbers for one in found), sum(one.ranks for one in found))
+
+
+def adapter_sizes(folder: Path) -> AdapterSizes:
+    """The size of one adapter. Raises CannotStart."""
+    shapes = _shapes(folder)
+    ranks = (shape[0] for name, shape in shapes.items() if (own := tensor_part(name)) and own[1] == "A" and shape)
+    return AdapterSizes(sum(map(math.prod, shapes.values())), max(ranks, default=0))
 
 
 def merged_parts(folder: str) -> frozenset[PartName]:

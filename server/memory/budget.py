@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.config_json import computes_float8
+from server.memory.adapters import NO_ADAPTERS, AdapterSizes
 from server.memory.headers import Tensor, weight_bytes
 from server.memory.shape import DTYPE_BYTES, FLOAT32_BYTES, Shape
 from server.messages import DeviceReading
@@ -50,7 +51,12 @@ class Demand:
     draft_tokens: int = 0
     prefix_cache: bool = True
     memory_fraction: float = 0.9
-    adapter_numbers: int = 0  # in all adapters
+    adapters: AdapterSizes = NO_ADAPTERS  # all of them together
+
+    @property
+    def adapter_scratch(self) -> int:
+        """Bytes that the adapters need while a step is computed."""
+        return self.adapters.scratch_bytes(self.max_batch_tokens)
 
     def token_bytes(self, shape: Shape) -> int:
         """Keys and values of one token."""
@@ -106,8 +112,8 @@ class Plan:
         return self.missing == 0
 
 
-def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape, adapter_numbers: int = 0) -> Demand:
-    """The settings that decide memory; dtype "auto" is the checkpoint's own. `adapter_numbers`: as in Demand."""
+def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape, adapters: AdapterSizes = NO_ADAPTERS) -> Demand:
+    """The settings that decide memory; dtype "auto" is the checkpoint's own. `adapters`: as in Demand."""
     return Demand(
         dtype=shape.dtype if engine.dtype == "auto" else engine.dtype,
         quantize=engine.quantize,
@@ -120,7 +126,7 @@ def demand_of(engine: EngineSettings, max_model_len: int, shape: Shape, adapter_
         draft_tokens=max(0, engine.draft_tokens),
         prefix_cache=engine.prefix_cache,
         memory_fraction=engine.memory_fraction,
-        adapter_numbers=adapter_numbers,
+        adapters=adapters,
     )
 
 
@@ -145,8 +151,8 @@ def plan(shape: Shape, tensors: Iterable[Tensor], demand: Demand, device: Device
         keeps_float8=keeps_float8,
         on_host=device.is_host,
     )
-    weights += demand.adapter_numbers * DTYPE_BYTES[demand.dtype]
-    activations = activation_bytes(shape, demand, on_host=device.is_host)
+    weights += demand.adapters.numbers * DTYPE_BYTES[demand.dtype]
+    activations = activation_bytes(shape, demand, on_host=device.is_host) + demand.adapter_scratch
     return divide(shape, demand, device, weights, activations, max(overhead, device.own))
 
 

@@ -60,9 +60,10 @@ def rows(found: Plan) -> tuple[ReportRow, ...]:
 
 
 def _adapter_row(demand: Demand) -> tuple[ReportRow, ...]:
-    if not demand.adapter_numbers:
+    if not demand.adapters.numbers:
         return ()
-    return (ReportRow("adapters", size(demand.adapter_numbers * DTYPE_BYTES[demand.dtype]), "among the weights"),)
+    note = f"among the weights, and {size(demand.adapter_scratch)} among the activations"
+    return (ReportRow("adapters", size(demand.adapters.numbers * DTYPE_BYTES[demand.dtype]), note),)
 
 
 def as_text(lines: tuple[ReportRow, ...]) -> str:

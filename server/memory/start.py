@@ -13,7 +13,7 @@ from typing import Literal
 
 from server.config_json import read_config
 from server.errors import CannotStart
-from server.memory.adapters import count_numbers, merged_parts
+from server.memory.adapters import merged_parts, sizes_of
 from server.memory.budget import Plan, demand_of, device_memory_of, divide, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.host import HostProbe
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 class Measured:
     """Bytes measured after loading and in a profile run."""
 
-    weights: int
-    activations: int  # peak of the largest step above what is held at rest
+    weights: int  # with those of the adapters
+    activations: int  # peak of the largest step above what is held at rest, without adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def open_probe(device: str, choice: Literal["auto", "nvml", "host"], selector: D
 def refuse_early(checkpoint: Path, max_model_len: int, engine: EngineSettings, reading: DeviceReading) -> Estimate:
     """Estimate the plan from headers and configuration; raises CannotStart with the table if it does not fit."""
     shape, tensors = read_shape(read_config(checkpoint)), read_headers(checkpoint, merged_parts(engine.merge_adapter))
-    demand = demand_of(engine, max_model_len, shape, count_numbers(engine.adapter))
+    demand = demand_of(engine, max_model_len, shape, sizes_of(engine.adapter))
     found = plan(shape, tensors, demand, device_memory_of(reading))
     if not found.fits:
         raise refuse(shape, tensors, found)
@@ -74,10 +74,11 @@ def replan(estimate: Estimate, reading: DeviceReading, measured: Measured) -> Pl
     """
     expected = estimate.plan
     _compare("weights", expected.weights, measured.weights)
-    _compare("activations", expected.activations, measured.activations)
+    activations = measured.activations + expected.demand.adapter_scratch
+    _compare("activations", expected.activations, activations)
     device = device_memory_of(reading)
     overhead = max(0, device.own - measured.weights)
-    found = divide(estimate.shape, expected.demand, device, measured.weights, measured.activations, overhead)
+    found = divide(estimate.shape, expected.demand, device, measured.weights, activations, overhead)
     if not found.fits:
         raise refuse(estimate.shape, estimate.tensors, found)
     log.info("memory:\n%s", as_text(rows(found)))

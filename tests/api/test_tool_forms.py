@@ -195,3 +195,24 @@ async def test_a_call_in_the_history_may_have_lost_its_name(serve: Serve, reply:
         await asked_of(served, surface, **sent)
     async with serve(strict=True) as served:
         assert (await post(served, surface, **sent)).status_code == 400
+
+
+@pytest.mark.parametrize("surface", WITH_MESSAGES)
+@pytest.mark.parametrize("own", [{}, {"id": "fc_1"}], ids=["call_id", "both"])
+async def test_calls_in_a_message_may_name_their_ids_as_responses_do(
+    serve: Serve, reply: Reply, surface: str, own: dict[str, Any]
+) -> None:
+    """`call_id` was dropped, so that results in another order than their calls were those of other calls, or a 400."""
+    call = {**own, "type": "function_call", "name": "get_weather"}
+    calls = [{**call, "call_id": city, "arguments": json.dumps({"city": city})} for city in ("Oslo", "Rome")]
+    results = [{"role": "tool", "call_id": city, "content": f"It is in {city}."} for city in ("Rome", "Oslo")]
+    if surface == "chat":
+        results = [{**one, "tool_call_id": one.pop("call_id")} for one in results]
+    field = "input" if surface == "responses" else "messages"
+    sent = {field: [USER, {"role": "assistant", "tool_calls": calls}, *results]}
+    async with serve(reply("Hi")) as served:
+        prompt = served.text_of((await asked_of(served, surface, **sent)).token_ids)
+        ordered = {field: [USER, {"role": "assistant", "tool_calls": calls}, *results[::-1]]}
+        expected = served.text_of((await asked_of(served, surface, **ordered)).token_ids)
+    assert prompt.index("in Oslo.") < prompt.index("in Rome.")
+    assert prompt == expected

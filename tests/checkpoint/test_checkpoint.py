@@ -12,6 +12,8 @@ from server.checkpoint.locate import BUILT_IN_FOLDER, served_name
 from server.checkpoint.tokenizer import TOKENIZER_FIELDS
 from server.config_json import MODEL_FIELDS
 from server.errors import CannotStart
+from server.messages import Constraint
+from server.model.sampling.grammar import LlguidanceGrammars
 from tests.model_templates import TEMPLATES
 
 SOURCE = TEMPLATES["qwen3"][0].read_text(encoding="utf-8")
@@ -43,6 +45,41 @@ def test_everything_is_read(folder: Path) -> None:
     assert opened.defaults == SamplingDefaults(temperature=0.6, top_p=0.95, top_k=20)
     assert opened.max_model_len == 32768
     assert opened.notes == ()
+
+
+def test_stop_ids_that_no_token_has_are_noted_and_left_out(folder: Path) -> None:
+    """Ids behind the tokenizer's, and negative ones, ended the engine with a traceback when its grammars were built."""
+    update(folder / "config.json", eos_token_id=-7, vocab_size=2112)
+    update(folder / "generation_config.json", eos_token_id=[2, 2051, 5_000_000, 2**40])
+    opened = Checkpoint.open(folder)
+    assert opened.stop_ids == (2, opened.marker_ids["<|endoftext|>"])
+    assert opened.notes == (
+        "generation_config.json: eos_token_id 2051, 5000000, 1099511627776 is not used here: the ids are 0 to 2047",
+        "config.json: eos_token_id -7 is not used here: the ids are 0 to 2047",
+    )
+    vocabulary = (folder / "tokenizer.json").read_bytes()
+    assert LlguidanceGrammars(vocabulary, 2112, opened.stop_ids).compile(Constraint('start: "a"'))
+
+
+def test_stop_ids_behind_the_models_outputs_are_left_out(folder: Path) -> None:
+    """A tokenizer may have more tokens than the model has outputs."""
+    update(folder / "config.json", vocab_size=2000, eos_token_id=[2, 2001])
+    opened = Checkpoint.open(folder)
+    assert 2001 not in opened.stop_ids
+    assert opened.notes == ("config.json: eos_token_id 2001 is not used here: the ids are 0 to 1999",)
+
+
+def test_a_checkpoint_without_a_stop_id_is_refused_in_one_line(folder: Path) -> None:
+    """It was a traceback of the engine: "eos_token list must not be empty"."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for token in tokenizer["added_tokens"]:
+        token["content"] = token["content"].replace("<|im_end|>", "<|end|>").replace("<|endoftext|>", "<|pad|>")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    update(folder / "tokenizer_config.json", added_tokens_decoder={}, eos_token="<|im_end|>")
+    update(folder / "config.json", eos_token_id=2051)
+    with pytest.raises(CannotStart, match=r"config\.json: no token ends a reply.*ids of 0 to \d+") as caught:
+        Checkpoint.open(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from server.checkpoint.locate import BUILT_IN_FOLDER
 from server.cli.plan import main, read_size
 from server.errors import CannotStart
-from server.memory.adapters import adapter_numbers
+from server.memory.adapters import adapter_sizes
 from server.memory.budget import GIB, MIB, Demand, DeviceMemory, Plan, plan
 from server.memory.headers import Tensor, read_headers
 from server.memory.report import as_text, refuse, remedies, rows, size
@@ -271,7 +271,7 @@ def test_adapters_are_counted_among_the_weights(tmp_path: Path, capsys: pytest.C
     model = str(BUILT_IN_FOLDER)
     for name in ("one", "two"):
         write_adapter(tmp_path / name, BUILT_IN_FOLDER, rank=16)
-    numbers = adapter_numbers(tmp_path / "one")
+    numbers = adapter_sizes(tmp_path / "one").numbers
     assert main([model, *CARD]) == 0
     plain = capsys.readouterr().out
     options = [f"--adapter=one={tmp_path}/one", f"--adapter=two={tmp_path}/two", "--dtype", "bfloat16"]

@@ -109,10 +109,12 @@ class ToyAdapter:
 class ToyHolder:
     """Reads the adapter `bad` as none, `broken` with a fault of its own, and others when the test lets it."""
 
+    may_measure: threading.Event = field(default_factory=threading.Event)
     may_read: threading.Event = field(default_factory=threading.Event)
     installed: dict[int, Any] = field(default_factory=dict)
 
     def size_of_adapter(self, folder: str) -> int:
+        assert self.may_measure.wait(10)
         if folder == "missing":
             raise CannotStart("there is no such folder")
         if folder == "odd":
@@ -150,18 +152,37 @@ class Setting:
         return ""
 
     def finish(self) -> tuple[list[AdapterChanged], list[Generate]]:
-        """What has been read when the holder may read."""
+        """What has been read when the holder may read, header and weights."""
+        self.holder.may_measure.set()
         self.holder.may_read.set()
-        assert self.woken.wait(10)
-        return self.loader.finish()
+        while True:
+            assert self.woken.wait(10)
+            self.woken.clear()
+            changed, requests = self.loader.finish()
+            if changed:
+                return changed, requests
 
 
 @pytest.fixture
 def setting() -> Any:
     made = Setting()
     yield made
+    made.holder.may_measure.set()
     made.holder.may_read.set()
     made.loader.close()
+
+
+def test_a_header_on_a_slow_disk_holds_up_no_step(setting: Setting) -> None:
+    """It was read by the thread that computes the steps: every stream stood still until the disk answered."""
+    computes = threading.Thread(target=lambda: setting.loader.load(LoadAdapter("one", "folder")))
+    computes.start()
+    computes.join(5)
+    assert not computes.is_alive()
+    waiting = ask("a", [1], adapter="one")
+    assert setting.loader.defer(waiting)
+    assert setting.loader.finish() == ([], []) and setting.room == 100
+    assert setting.finish() == ([AdapterChanged("one")], [waiting])
+    assert setting.room == 88
 
 
 def test_requests_behind_a_load_wait_for_it(setting: Setting) -> None:
@@ -190,18 +211,32 @@ def test_a_load_that_fails_gives_its_memory_back(setting: Setting, folder: str, 
 
 
 def test_loads_that_cannot_begin(setting: Setting) -> None:
-    fault = setting.loader.load(LoadAdapter("one", "missing"))
-    assert fault is not None and "no such folder" in fault.fault
     assert setting.loader.load(LoadAdapter("one", "folder")) is None
-    for again in (LoadAdapter("one", "folder"),):
-        fault = setting.loader.load(again)
-        assert fault is not None and "already" in fault.fault
+    fault = setting.loader.load(LoadAdapter("one", "folder"))
+    assert fault is not None and "already" in fault.fault
     assert "being loaded" in setting.loader.unload("one").fault
-    fault = setting.loader.load(LoadAdapter("two", "odd"))  # which would end the engine's loop
-    assert fault is not None and "nobody thought of" in fault.fault
-    setting.room = 5
-    fault = setting.loader.load(LoadAdapter("two", "folder"))
-    assert fault is not None and "no memory" in fault.fault
+    setting.finish()
+    fault = setting.loader.load(LoadAdapter("one", "folder"))
+    assert fault is not None and "already" in fault.fault
+
+
+@pytest.mark.parametrize(
+    ("folder", "room", "words"),
+    [
+        ("missing", 100, "no such folder"),
+        ("odd", 100, "nobody thought of"),  # which would end the engine's loop
+        ("folder", 5, "no memory"),
+    ],
+)
+def test_loads_that_end_at_the_header(setting: Setting, folder: str, room: int, words: str) -> None:
+    setting.room = room
+    assert setting.loader.load(LoadAdapter("two", folder)) is None
+    waiting = ask("a", [1], adapter="two")
+    assert setting.loader.defer(waiting)
+    (changed,), requests = setting.finish()
+    assert words in changed.fault and requests == [waiting]
+    assert setting.room == room and setting.table.find("two") is None
+    assert setting.loader.load(LoadAdapter("two", folder)) is None
 
 
 def test_an_adapter_that_is_larger_than_its_header_said_is_refused_where_there_is_no_memory(setting: Setting) -> None:

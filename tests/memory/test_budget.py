@@ -1,6 +1,7 @@
 """The sums: real shapes against published sizes, and laws that hold for every size."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from server.config_json import QUANTIZED_WIDTHS, quantized_bytes
 from server.errors import CannotStart
+from server.memory.adapters import AdapterSizes
 from server.memory.budget import (
     GIB,
     MIB,
@@ -22,9 +24,12 @@ from server.memory.budget import (
 )
 from server.memory.headers import Tensor, weight_bytes
 from server.memory.shape import Shape, read_shape
+from server.memory.start import Estimate, Measured, replan
+from server.messages import DeviceReading
 from tests.memory.shapes import CONFIGS, real_model
 
 BF16 = Demand("bfloat16")
+OF_RANK_64 = AdapterSizes(ranks=64)
 PARAMETERS = {  # as the hub shows them
     "Qwen3-0.6B": 596_049_920,
     "Qwen3-8B": 8_190_735_360,
@@ -239,3 +244,18 @@ def test_larger_batches_and_more_rows_never_cost_less(shape: Shape, demand: Dema
         activation_bytes(shape, dataclasses.replace(demand, max_batch_tokens=factor * demand.max_batch_tokens)) >= less
     )
     assert activation_bytes(shape, dataclasses.replace(demand, draft_tokens=factor)) >= less
+
+
+def test_the_scratch_of_adapters_is_left_free_before_and_after_loading() -> None:
+    """Counted among the measured weights it was subtracted from what the process held, and so given to the KV cache."""
+    shape, tensors, _ = real_model("Qwen3-8B")
+    scratch = OF_RANK_64.scratch_bytes(BF16.max_batch_tokens)
+    assert scratch == 16 * 64 * 2048
+    device = DeviceMemory(24 * GIB, 24 * GIB)
+    plain, adapted = (plan(shape, tensors, demand, device) for demand in (BF16, replace(BF16, adapters=OF_RANK_64)))
+    assert adapted.activations - plain.activations == plain.left - adapted.left == scratch
+    reading = DeviceReading("a card", "", "nvml", total=24 * GIB, used=16 * GIB, free=8 * GIB, own=16 * GIB)
+    measured = Measured(weights=15 * GIB, activations=GIB)
+    before, after = (replan(Estimate(shape, tensors, one), reading, measured) for one in (plain, adapted))
+    assert before.weights == after.weights and before.overhead == after.overhead == GIB
+    assert after.activations - before.activations == before.left - after.left == scratch

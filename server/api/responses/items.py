@@ -24,6 +24,7 @@ from server.api.chat.message_schemas import OwnId, PastArguments, PastName
 from server.api.chat.validation_errors import fault, missing, not_supported_value, validated, wrong_type
 from server.api.errors import RequestRefused
 from server.api.responses.reasoning_seal import SUMMARY_PREFIX
+from server.api.tool_forms import CALL_IDS, RESULT_IDS, id_in
 
 MOST_ITEMS = 20_000
 OTHER_PARTS = (*OTHER_MODALITIES, "computer_screenshot")
@@ -244,7 +245,7 @@ def in_responses_form(item: Any) -> list[Any]:
     if not isinstance(item, dict) or item.get("type") not in (None, "message"):
         return [item]
     if item.get("role") == "tool":
-        call_id = item.get("tool_call_id", item.get("id"))
+        call_id = id_in(item, RESULT_IDS)
         return [{"type": "function_call_output", "call_id": call_id, "output": item.get("content")}]
     calls = item.get("tool_calls")
     calls = [calls] if isinstance(calls, dict) else calls
@@ -254,7 +255,7 @@ def in_responses_form(item: Any) -> list[Any]:
         or not all(isinstance(one, dict) for one in calls)
     ):
         return [item]
-    items = [{**_called(call), "call_id": call.get("id")} for call in calls]
+    items = [{**_called(call), "call_id": id_in(call, CALL_IDS)} for call in calls]
     return [item, *items] if item.get("content") or not items else items
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.adapter_folder import parse_adapters, read_adapter_config
-from server.memory.adapters import LOW_RANK_BYTES, adapter_numbers
+from server.adapter_folder import parse_adapters
+from server.memory.adapters import AdapterSizes, adapter_sizes
 from server.model.adapters.step import AdaptedModel
 from server.model.adapters.weights import read_adapter
 from server.model.device import as_memory_error
@@ -41,15 +41,16 @@ class ModelAdapters:
 
     def size_of_adapter(self, folder: str) -> int:
         """Bytes that the adapter in this folder will take. Raises CannotStart."""
-        rank = read_adapter_config(Path(folder)).rank
-        return adapter_numbers(Path(folder)) * self._loaded.dtype.itemsize + self._scratch(rank)
+        sizes = adapter_sizes(Path(folder))
+        return sizes.numbers * self._loaded.dtype.itemsize + sizes.scratch_bytes(self._max_batch_tokens)
 
     def read_adapter(self, folder: str) -> HeldAdapter:
         """The adapter in this folder. Raises CannotStart and MemoryError."""
         weights = read_adapter(Path(folder), self._loaded.targets, self._loaded.dtype)
         with as_memory_error():
             adapted = self._loaded.backbone.adapt(weights)
-        return HeldAdapter(adapted, weights.digest, adapted.num_bytes + self._scratch(adapted.max_rank))
+        scratch = AdapterSizes(ranks=adapted.max_rank).scratch_bytes(self._max_batch_tokens)
+        return HeldAdapter(adapted, weights.digest, adapted.num_bytes + scratch)
 
     def install_adapter(self, handle: int, adapter: HeldAdapter) -> None:
         """Compute rows of this handle with it."""
@@ -60,6 +61,3 @@ class ModelAdapters:
         """Free it."""
         assert self._runner is not None, "adapters are installed in a runner"
         self._runner.drop_adapter(handle)
-
-    def _scratch(self, rank: int) -> int:
-        return LOW_RANK_BYTES * self._max_batch_tokens * rank

@@ -1,11 +1,14 @@
 """Loads and unloads adapters while the engine runs: files are read in a thread, and used from the next step on.
 
+A load has two parts: the header is read, memory is reserved for what it says, and the weights are read.
+
 Requests for an adapter that is being read wait for it, so that what is sent behind a LoadAdapter finds it.
 """
 
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from server.engine.adapters.table import AdapterTable
@@ -31,7 +34,7 @@ class AdapterHolder(Protocol):
     """A model that takes adapters."""
 
     def size_of_adapter(self, folder: str) -> int:
-        """Bytes that the adapter in this folder takes, from its file's header. Raises CannotStart."""
+        """Bytes that the adapter in this folder takes, by its file's header; called in a thread. Raises CannotStart."""
 
     def read_adapter(self, folder: str) -> Any:
         """The adapter in this folder, a `ReadAdapter`; called in a thread. Raises CannotStart and MemoryError."""
@@ -41,6 +44,15 @@ class AdapterHolder(Protocol):
 
     def drop_adapter(self, handle: int) -> None:
         """Free it."""
+
+
+@dataclass(slots=True)
+class _Loading:
+    """An adapter that is being read: its header while `num_reserved` is None, then its weights."""
+
+    folder: str
+    future: "Future[Any]"
+    num_reserved: int | None = None
 
 
 class AdapterLoader:
@@ -54,7 +66,7 @@ class AdapterLoader:
         self._reserve = reserve
         self._wake = wake
         self._thread = ThreadPoolExecutor(1, "adapters")
-        self._reading: dict[str, tuple[Future[Any], int]] = {}  # by name, with the bytes reserved
+        self._reading: dict[str, _Loading] = {}  # by name
         self._waiting: dict[str, list[Generate]] = {}
 
     def load(self, message: LoadAdapter) -> AdapterChanged | None:
@@ -62,18 +74,7 @@ class AdapterLoader:
         name = message.name
         if name in self._reading or self._table.find(name) is not None:
             return AdapterChanged(name, f"the adapter {name} is loaded already; unload it first")
-        try:
-            num_bytes = self._holder.size_of_adapter(message.folder)
-        except CannotStart as error:
-            return AdapterChanged(name, str(error))
-        except Exception as error:  # the edge of a request, as in `_install`
-            log.exception("the adapter %s cannot be measured", name)
-            return AdapterChanged(name, f"{type(error).__name__}: {error}")
-        if refusal := self._reserve(num_bytes):
-            return AdapterChanged(name, refusal)
-        future = self._thread.submit(self._holder.read_adapter, message.folder)
-        self._reading[name] = future, num_bytes
-        future.add_done_callback(lambda _: self._wake())
+        self._reading[name] = _Loading(message.folder, self._submit(self._holder.size_of_adapter, message.folder))
         return None
 
     def unload(self, name: str) -> AdapterChanged:
@@ -105,30 +106,53 @@ class AdapterLoader:
             self._reserve(-unused.num_bytes)
         changed: list[AdapterChanged] = []
         requests: list[Generate] = []
-        for name, (future, num_reserved) in [one for one in self._reading.items() if one[1][0].done()]:
-            del self._reading[name]
-            changed.append(self._install(name, future, num_reserved))
-            requests += self._waiting.pop(name, [])
+        for name, loading in [one for one in self._reading.items() if one[1].future.done()]:
+            change = self._reserve_for(name, loading) if loading.num_reserved is None else self._install(name, loading)
+            if change is not None:
+                del self._reading[name]
+                changed.append(change)
+                requests += self._waiting.pop(name, [])
         return changed, requests
 
     def close(self) -> None:
         """End the thread; what it reads is dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _install(self, name: str, future: "Future[ReadAdapter]", num_reserved: int) -> AdapterChanged:
-        try:
-            adapter = future.result()
-        except Exception as error:  # the edge of a request: the adapter is refused, and nothing else fails
+    def _submit(self, read: Callable[[str], Any], folder: str) -> "Future[Any]":
+        future = self._thread.submit(read, folder)
+        future.add_done_callback(lambda _: self._wake())
+        return future
+
+    def _reserve_for(self, name: str, loading: _Loading) -> AdapterChanged | None:
+        """Begin to read the weights of an adapter whose header has been read; the answer if it is refused."""
+        if (error := loading.future.exception()) is not None:
+            return _refused(name, error)
+        num_bytes: int = loading.future.result()
+        if refusal := self._reserve(num_bytes):
+            return AdapterChanged(name, refusal)
+        loading.num_reserved = num_bytes
+        loading.future = self._submit(self._holder.read_adapter, loading.folder)
+        return None
+
+    def _install(self, name: str, loading: _Loading) -> AdapterChanged:
+        num_reserved = loading.num_reserved or 0
+        if (error := loading.future.exception()) is not None:
             self._reserve(-num_reserved)
-            if not isinstance(error, CannotStart | MemoryError):
-                log.exception("the adapter %s cannot be loaded", name)
-            return AdapterChanged(name, str(error) or f"{type(error).__name__}: it does not fit into memory")
+            return _refused(name, error)
+        adapter: ReadAdapter = loading.future.result()
         if refusal := self._reserve(adapter.num_bytes - num_reserved):  # it is larger than its header said
             self._reserve(-num_reserved)
             return AdapterChanged(name, refusal)
         own = self._table.add(name, adapter.digest, adapter.num_bytes)
         self._holder.install_adapter(own.handle, adapter)
         return AdapterChanged(name)
+
+
+def _refused(name: str, error: BaseException) -> AdapterChanged:
+    """The answer to a load that has failed, whatever the fault: nothing else fails with it."""
+    if not isinstance(error, CannotStart | MemoryError):
+        log.error("the adapter %s cannot be loaded", name, exc_info=error)
+    return AdapterChanged(name, str(error) or f"{type(error).__name__}: it does not fit into memory")
 
 
 def install_all(holder: AdapterHolder, table: AdapterTable, adapters: Iterable[tuple[str, ReadAdapter]]) -> None:

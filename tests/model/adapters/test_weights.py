@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from server.adapter_folder import CONFIG, WEIGHTS, PartName
 from server.errors import CannotStart
-from server.memory.adapters import adapter_numbers
+from server.memory.adapters import AdapterSizes, adapter_sizes
 from server.model.adapters import weights
 from server.model.adapters.merging import MergedAdapter
 from server.model.adapters.weights import LayerSize, Targets, read_adapter
@@ -160,8 +160,9 @@ def test_a_folder_that_is_written_again_while_it_is_read_gives_what_its_digest_s
 
 
 def test_the_size_is_known_from_the_header(tmp_path: Path) -> None:
-    folder = write_adapter(tmp_path, tiny_checkpoint("llama"))
-    assert adapter_numbers(folder) == sum(one.numel() for one in load_file(folder / WEIGHTS).values())
+    """The rank was that of the configuration, which the pattern of a layer may exceed."""
+    folder = write_adapter(tmp_path, tiny_checkpoint("llama"), rank=4, rank_pattern={"self_attn.q_proj": 6})
+    assert adapter_sizes(folder) == AdapterSizes(sum(one.numel() for one in load_file(folder / WEIGHTS).values()), 6)
     (folder / CONFIG).unlink()
     with pytest.raises(CannotStart, match=f"has no {CONFIG}"):
-        adapter_numbers(folder)
+        adapter_sizes(folder)

@@ -12,9 +12,10 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from server.config_json import kept_bytes
+from server.config_json import kept_bytes, kept_codes
 from server.errors import CannotStart
-from server.gguf.header import TYPES
+from server.gguf.header import TYPES, GgufTensor
+from server.gguf.weights import StoredWeight
 from server.memory.adapters import merged_parts
 from server.memory.headers import quantizable_bits, read_headers, weight_bytes
 from server.model.cpu.library import open_library
@@ -50,6 +51,16 @@ def random_weight(name: str, rows: int, columns: int) -> tuple[PackedWeight, tor
     return unpack(name, torch.from_numpy(blocks)).pack(None), torch.from_numpy(
         gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
     )
+
+
+@pytest.mark.parametrize(("name", "is_kept"), [("gate", False), ("gate_proj", True), ("shared_expert.gate_proj", True)])
+def test_a_router_is_multiplied_out_and_gates_of_its_name_are_kept(name: str, is_kept: bool) -> None:
+    """Which experts a token gets is decided by a router's numbers, which are no product of a kernel for codes."""
+    block = next(block for block in TYPES.values() if block.name == "Q8_0")
+    names = [name] if name == "gate" else [name, name.replace("gate", "up")]
+    tensors = {one: GgufTensor(one, block, (64, 256), Path(), 0, 0) for one in names}
+    weights = [StoredWeight(f"model.layers.0.mlp.{one}.weight", (tensor,)) for one, tensor in tensors.items()]
+    assert len(kept_codes(weights)) == (len(weights) if is_kept else 0)
 
 
 @pytest.mark.parametrize("name", UNPACKINGS)
