@@ -26,11 +26,11 @@ from tests.live import Live, live_engine, live_server
 
 STREAMS = 32
 PARTS = ("throughput", "servers", "agents", "killed")
-# Two engines hold all agents' conversations together, one alone does not, from the second round on: 520 tokens that all
-# share, and 1,140 (first round) to 1,770 (last) of each agent's own. An odd number: in turn, each agent's rounds change
+# Two engines hold all agents' conversations together, one alone does not, from the first round on: 520 tokens that all
+# share, and 2,080 (first round) to 2,580 (last) of each agent's own. An odd number: in turn, each agent's rounds change
 # places.
-AGENTS, AT_ONCE, ROUNDS, AGENT_CACHE = 23, 6, 6, ("--kv-cache-tokens", "24576")
-SHARED_WORDS, OWN_WORDS, ROUND_WORDS, REPLY_TOKENS = 250, 550, 40, 32
+AGENTS, AT_ONCE, ROUNDS, AGENT_CACHE = 15, 6, 5, ("--kv-cache-tokens", "20480")
+SHARED_WORDS, OWN_WORDS, ROUND_WORDS, REPLY_TOKENS = 250, 1_000, 40, 32
 
 
 @contextmanager
