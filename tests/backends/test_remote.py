@@ -229,6 +229,14 @@ async def test_an_http_server_that_is_no_engine_gets_no_key_elsewhere(status: in
     assert asked and all(f"GET {PATH}" in line for line in asked)
 
 
+async def test_a_name_that_is_too_long_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """It was logged with a traceback, as a fault of this server."""
+    long = f"http://{'a' * 300}:80"
+    async with running_engine() as engine, routing(engine.url, long) as backend:
+        await until(lambda: states(backend)[long] == "unreachable")
+    assert not any(one.exc_info for one in caplog.records)
+
+
 async def test_the_engine_s_own_routes_need_its_key_but_for_health() -> None:
     async with running_engine() as engine, httpx.AsyncClient(base_url=engine.url) as client:
         assert (await client.get("/health")).status_code == 200
