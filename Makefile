@@ -7,6 +7,7 @@
 # make test-page   the page in Chromium (Debian's package, installed as root)      make test-page ARGS=--pictures
 # make test-vllm   tool calling with a real vLLM behind it, which is installed into VLLM_VENV (about 2 GB)
 # make test-ray    the Ray Serve application on this machine; Ray is installed into RAY_VENV
+# make test-ray-vllm   the same with vLLM as its engine; both are installed
 # make test-arm    the CPU kernels for ARM, cross-compiled, on an emulated CPU
 # make lint        ruff, mypy, import-linter
 # make install     the environment alone      make install TORCH_INDEX_URL=… takes torch from that index (docs/running.md)
@@ -30,7 +31,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray first-model bfcl sglang-calls
+.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray test-ray-vllm first-model bfcl sglang-calls
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -56,6 +57,9 @@ test-vllm: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
 
 test-ray: $(RAY_VENV)/.installed
 	$(RAY_VENV)/bin/python -m pytest -n 0 --ray tests/ray $(ARGS)
+
+test-ray-vllm: $(RAY_VENV)/.installed $(VLLM_VENV)/.installed
+	$(RAY_VENV)/bin/python -m pytest -n 0 --ray --ray-vllm=$(VLLM_VENV)/bin/python tests/ray/test_ray_vllm.py $(ARGS)
 
 test-page: $(VENV)/.installed-page
 	$(BIN)/python -m pytest --page tests/page $(ARGS)

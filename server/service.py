@@ -322,8 +322,10 @@ class Generation:
 
     async def aclose(self) -> None:
         """Abort what still runs; does nothing the second time. A cancelled reader cannot cut it short."""
-        self._finish("cancelled")
-        await self._free()
+        try:
+            self._finish("cancelled")
+        finally:
+            await self._free()
 
     async def _free(self) -> None:
         if self._streams:

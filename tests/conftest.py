@@ -52,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--page", action="store_true", help="run the tests of the page, which need Chromium")
     parser.addoption("--pictures", action="store_true", help="let them take the pictures of the documents")
     parser.addoption("--ray", action="store_true", help="run the tests of the Ray Serve application, which need Ray")
+    parser.addoption("--ray-vllm", metavar="PYTHON", help="run the tests of vLLM over Ray, with a Python that has vLLM")
     parser.addoption("--engine", metavar="URL", help="let the shared server compute there, and run the tests of vLLM")
 
 

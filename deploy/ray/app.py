@@ -22,7 +22,7 @@ MAX_REQUESTS = 10_000  # of one API replica: its own limits (--max-pending-reque
 
 def app(options: Options) -> Application:
     """The application, for `serve run`, `serve deploy` and `serve.run`."""
-    stop_s = options.drain_timeout_s + 15
+    stop_s = options.drain_timeout_s + 20  # an engine that does not end in time is killed before
     engines = serve.deployment(
         Engine,
         name="Engine",

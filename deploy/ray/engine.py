@@ -1,16 +1,19 @@
 """Deployment of engines: each replica runs one engine program, says where it listens, and how much it has to do."""
 
+import contextlib
 import logging
 import math
 import os
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,6 +31,7 @@ from server.errors import CannotStart
 
 logger = logging.getLogger("ray.serve")
 
+VLLM_MODULE = ("-m", "vllm.entrypoints.openai.api_server")
 METRICS = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"}
 TARGET = "requests_per_engine"
 TIMEOUT_S = 2.0
@@ -56,8 +60,9 @@ class Engine:
         self._address = f"http://{host}:{port}"
         starter = [sys.executable, "-c", END_WITH_PARENT, str(os.getpid())]
         self._process = subprocess.Popen(
-            [*starter, *command(options, host, port)], env=environment(options, self._key), stdin=subprocess.DEVNULL
-        )
+            [*starter, *command(options, host, port)], env=environment(options, self._key), stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
         self._is_ending = threading.Event()
         self._reporter = threading.Thread(target=self._report, name="report to the registry", daemon=True)
         try:
@@ -65,7 +70,7 @@ class Engine:
             self._reporter.start()
             self._wait_until_known()
         except BaseException:
-            self._process.kill()
+            self._kill()
             raise
 
     def _shared_key(self) -> str:
@@ -129,11 +134,19 @@ class Engine:
             ray.get(self._registry.withdraw.remote(self._address), timeout=TIMEOUT_S)
         except RayError:
             logger.exception("the engine at %s cannot be withdrawn", self._address)
+        if self._options.engine == "vllm":  # it fails requests that come later; toolwire's own engine sends them on
+            time.sleep(CONNECT_S)
         self._process.terminate()
         try:
             self._process.wait(self._options.drain_timeout_s + KILL_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
+
+    def _kill(self) -> None:
+        """With what it has started: vLLM's processes that hold the GPU are not the one that listens."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def command(options: Options, host: str, port: int) -> list[str]:
@@ -147,8 +160,11 @@ def command(options: Options, host: str, port: int) -> list[str]:
     except CannotStart as error:
         raise RuntimeError(str(error)) from error
     grammars = ["--enable-scale-out", "--structured-outputs-config", '{"backend": "guidance"}']
+    drain = ["--shutdown-timeout", str(math.ceil(options.drain_timeout_s))]  # without it replies are aborted
     program = options.engine_program or "vllm"
-    return [program, "serve", model, "--host", host, "--port", str(port), *grammars, *more]
+    is_python = Path(program).name.startswith("python")
+    start = [program, *VLLM_MODULE, "--model", model] if is_python else [program, "serve", model]
+    return [*start, "--host", host, "--port", str(port), *grammars, *drain, *more]
 
 
 def environment(options: Options, key: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ class Options(BaseModel, extra="forbid"):
 
     model: str = "tiny"
     engine: Literal["toolwire", "vllm"] = "toolwire"  # the program that computes
-    engine_program: str = ""  # path of `vllm`; empty: found by its name
+    engine_program: str = ""  # path of `vllm`, or of a Python that has it; empty: `vllm` by its name
     engine_options: str = ""  # further ones, as on the command line: "--max-model-len 32768"
     engine_cpus: float = Field(1.0, ge=0)  # that Ray reserves for each engine
     engine_gpus: float = Field(0.0, ge=0)

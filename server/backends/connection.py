@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from server.backends.protocol import (
     GOING_AWAY,
@@ -138,7 +138,7 @@ async def connect_toolwire(url: str, key: str, silence_s: float = SILENCE_S) -> 
         )
     except InvalidStatus as error:
         raise _refusal(error.response.status_code) from error
-    except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
+    except (OSError, TimeoutError, InvalidHandshake, InvalidURI, EOFError, UnicodeError) as error:  # of long names too
         raise EngineLost(f"it cannot be reached: {_text(error)}") from error
     try:
         return ToolwireConnection(socket, await _read_welcome(socket), silence_s)

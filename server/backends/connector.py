@@ -19,4 +19,6 @@ async def connect_engine(checkpoint: Checkpoint, key: str, url: str) -> Connecti
             ids: Sequence[int] = tokenizer.encode(text, add_special_tokens=False).ids
             return ids
 
-        return await connect_vllm(url, key, tokenizer.get_vocab_size(), encode, checkpoint.max_model_len)
+        added_tokens = [token.content for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
+        size = tokenizer.get_vocab_size()
+        return await connect_vllm(url, key, size, encode, checkpoint.max_model_len, added_tokens)

@@ -14,6 +14,7 @@ from server.backends.local import LONGEST_BACKOFF_S, backoff_s
 from server.backends.open_requests import OpenRequest, OpenRequests, error_of
 from server.backends.prefix_index import FINE_BLOCK, PrefixIndex
 from server.backends.protocol import Draining, FromRemote, OtherLoad, ToRemote, Unavailable
+from server.backends.reports import fault_of_delta, fault_of_failed, fault_of_load, fault_of_ready, shortened
 from server.checkpoint.fingerprint import Fingerprint
 from server.errors import ServeError
 from server.messages import Abort, Delta, Failed, Pulse, Ready
@@ -192,6 +193,7 @@ class RemoteEngine:
                 connection = await self._connect(self.url)
                 try:
                     self._owner.accept(connection.fingerprint)
+                    _refuse_for(fault_of_ready(connection.ready))
                     await self._serve(connection)
                 finally:
                     await connection.close()
@@ -240,21 +242,25 @@ class RemoteEngine:
         match message:
             case Delta(id=id):
                 if (one := self._requests.get(id)) is not None:
-                    self._check(one, message)
+                    _refuse_for(fault_of_delta(one, message, self.ready.vocab_size))
                     one.deliver(message)
             case Failed(id=id, kind=kind):
                 if (one := self._requests.get(id)) is None:
                     return
+                _refuse_for(fault_of_failed(message))
+                error = error_of(shortened(message))
                 if kind in ("queue_full", "no_memory") and not one.is_computed:
-                    self._decline(one, error_of(message))
+                    self._decline(one, error)
                 else:
-                    one.fail(error_of(message))
+                    one.fail(error)
             case Unavailable(id=id):
                 if (one := self._requests.get(id)) is not None:
                     self._decline(one, None)
             case Pulse():
+                _refuse_for(fault_of_load(message))
                 self.pulse = message
             case OtherLoad(num_requests=num_requests):
+                _refuse_for(fault_of_load(message))
                 self._foreign_load = num_requests
             case Draining():
                 self._report("draining", "it will end")
@@ -263,20 +269,17 @@ class RemoteEngine:
         self._requests.withdraw(one)
         self._owner.declined(self, one, error)
 
-    def _check(self, one: OpenRequest, delta: Delta) -> None:
-        """Raise EngineRefused for ids that no engine of this vocabulary writes."""
-        ids = delta.token_ids
-        if ids and not (min(ids) >= 0 and max(ids) < self.ready.vocab_size):
-            raise EngineRefused("it sends token ids outside of its vocabulary")
-        if len(one.reply_ids) + len(ids) > one.request.sampling.max_tokens:
-            raise EngineRefused("it sends more tokens than it was asked for")
-
     def _report(self, state: EngineState, detail: str) -> None:
         """Log a change in one line."""
         if (state, detail) != (self.state, self.detail):
             level = logging.INFO if state in ("up", "draining") else logging.WARNING
             logger.log(level, "engine %s: %s%s", self.url, state, f": {detail}" if detail else "")
         self.state, self.detail = state, detail
+
+
+def _refuse_for(fault: str) -> None:
+    if fault:
+        raise EngineRefused(fault)
 
 
 def _num_entries(ready: Ready, at_most: int) -> int:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from server.backends.engine_list import EngineList
 from server.backends.open_requests import OpenRequest, Seeds
 from server.backends.prefix_index import ENTRY_BYTES, choose_by_prefix, num_tokens, prefix_hashes
-from server.backends.pulses import joined_pulse, joined_ready
 from server.backends.remote import Connect, EngineRefused, EngineStatus, RemoteEngine
+from server.backends.reports import joined_pulse, joined_ready
 from server.checkpoint.fingerprint import Fingerprint
 from server.errors import CannotStart, EngineDied, RequestFailed, ServeError, ShuttingDown, Starting
 from server.messages import Delta, Generate, Progress, Pulse, Ready

@@ -39,7 +39,10 @@ GENERATE, MODELS, METRICS, TOKENIZE = "/inference/v1/generate", "/v1/models", "/
 TIMEOUT_S = 10.0
 POLL_S = 1.0
 MAX_MISSED_POLLS = 5
+CONNECT_TIMEOUT_S = 30.0  # for all that is asked before the first request
 MAX_LINE = 4 * 1024 * 1024  # characters of one event
+MAX_BODY_BYTES = 32 * 1024 * 1024  # of what is no stream
+MAX_ADDED_TOKENS = 64  # of which the ids are compared
 # Texts whose tokens tell one vocabulary from another: words, digits, code, other scripts.
 PROBE = "The 12,345 quick brown foxes jump over def f(x): return x ** 2 — Straße, 東京の天気, Привет мир, 🌍"
 
@@ -152,7 +155,7 @@ class VllmConnection:
         timeout, headers = httpx.Timeout(TIMEOUT_S, read=None), dict(request.session)
         async with self._client.stream("POST", GENERATE, json=body, timeout=timeout, headers=headers) as reply:
             if reply.status_code != 200:
-                self._put(_refusal(request, reply.status_code, _message_of(await reply.aread())))
+                self._put(_refusal(request, reply.status_code, _message_of(await _body(reply))))
                 return
             times: tuple[StageTime, ...] = (StageTime("arrived", began_s),)
             async for line in _lines(reply):
@@ -175,12 +178,13 @@ class VllmConnection:
         num_missed = 0
         while True:
             try:
-                reply = await self._client.get(METRICS)
-                pulse = _pulse_of(reply.text)
+                async with asyncio.timeout(TIMEOUT_S):
+                    _, content = await _fetch(self._client, "GET", METRICS)
+                pulse = _pulse_of(content.decode())
                 self._put(pulse)
                 self._put(OtherLoad(max(0, pulse.running + pulse.waiting - len(self._replies))))
                 num_missed = 0
-            except (httpx.HTTPError, ValueError, OverflowError) as error:
+            except (httpx.HTTPError, TimeoutError, ValueError, OverflowError) as error:
                 num_missed += 1
                 if num_missed >= MAX_MISSED_POLLS:
                     self._put(EngineLost(f"it has not answered {METRICS} for {num_missed} s: {_text(error)}"))
@@ -192,31 +196,40 @@ class VllmConnection:
 
 
 async def connect_vllm(
-    url: str, key: str, vocab_size: int, encode: Callable[[str], Sequence[int]], max_model_len: int
+    url: str,
+    key: str,
+    vocab_size: int,
+    encode: Callable[[str], Sequence[int]],
+    max_model_len: int,
+    added_tokens: Sequence[str] = (),
 ) -> VllmConnection:
     """A connection to the vLLM server at this URL; raises EngineLost and EngineRefused.
 
-    `encode` is this checkpoint's own tokenizer, which must write the same ids as the server's.
+    `encode` is this checkpoint's own tokenizer, which must write the same ids as the server's, and `added_tokens` those
+    that families with one vocabulary differ in.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     client = httpx.AsyncClient(
         base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False, limits=httpx.Limits(max_connections=None)
     )
+    text = PROBE + "".join(added_tokens[:MAX_ADDED_TOKENS])
     async with contextlib.AsyncExitStack() as on_error:
         on_error.push_async_callback(client.aclose)
         try:
-            models = _json(await client.get(MODELS))
-            card = models["data"][0]
-            probe = {"model": card["id"], "prompt": PROBE, "add_special_tokens": False}
-            ids = _json(await client.post(TOKENIZE, json=probe))["tokens"]
-            routes = await client.get("/openapi.json")
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                card = (await _json(client, "GET", MODELS))["data"][0]
+                probe = {"model": card["id"], "prompt": text, "add_special_tokens": False}
+                ids = list((await _json(client, "POST", TOKENIZE, probe))["tokens"])
+                status, routes = await _fetch(client, "GET", "/openapi.json")
         except httpx.HTTPError as error:
             raise EngineLost(f"it cannot be reached: {_text(error)}") from error
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except TimeoutError as error:
+            raise EngineLost(f"it has not answered within {CONNECT_TIMEOUT_S:g} s") from error
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise EngineRefused(f"it is neither a toolwire engine nor a vLLM server: {_text(error)}") from error
-        if list(ids) != list(encode(PROBE)):
+        if ids != list(encode(text)):
             raise EngineRefused("it serves another vocabulary: the same text has other token ids there")
-        if routes.status_code == 200 and GENERATE not in routes.text:
+        if status == 200 and GENERATE.encode() not in routes:
             raise EngineRefused("its token route is off: start it with --enable-scale-out")
         length = card.get("max_model_len")
         ready = Ready(
@@ -244,14 +257,30 @@ async def _lines(reply: httpx.Response) -> AsyncIterator[str]:
             yield line
 
 
-def _json(reply: httpx.Response) -> Any:
-    if reply.status_code in (401, 403):
+async def _fetch(client: httpx.AsyncClient, method: str, path: str, body: object = None) -> tuple[int, bytes]:
+    """Status and content of a reply that is no stream. Raises ValueError for one that is too long."""
+    async with client.stream(method, path, json=body) as reply:
+        return reply.status_code, await _body(reply)
+
+
+async def _body(reply: httpx.Response) -> bytes:
+    content = bytearray()
+    async for piece in reply.aiter_bytes():
+        content += piece
+        if len(content) > MAX_BODY_BYTES:
+            raise ValueError(f"its reply to {reply.request.url.path} is longer than {MAX_BODY_BYTES} bytes")
+    return bytes(content)
+
+
+async def _json(client: httpx.AsyncClient, method: str, path: str, body: object = None) -> Any:
+    status, content = await _fetch(client, method, path, body)
+    if status in (401, 403):
         raise EngineRefused("it requires another key (--engine-key)")
-    if reply.status_code >= 500:
-        raise EngineLost(f"it answers {reply.status_code}")
-    if reply.status_code != 200:
-        raise ValueError(f"{reply.request.url.path} answers {reply.status_code}")
-    return reply.json()
+    if status >= 500:
+        raise EngineLost(f"it answers {status}")
+    if status != 200:
+        raise ValueError(f"{path} answers {status}")
+    return json.loads(content)
 
 
 def _delta_of(request: Generate, choice: VllmChoice, times: tuple[StageTime, ...]) -> Delta:

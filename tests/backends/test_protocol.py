@@ -9,7 +9,7 @@ import msgspec
 from server import messages
 from server.backends import protocol
 from server.backends.protocol import PROTOCOL, FromRemote, ToRemote, Welcome
-from server.backends.pulses import COUNTED, MEASURED, joined_pulse, joined_ready
+from server.backends.reports import COUNTED, MEASURED, joined_pulse, joined_ready
 from server.checkpoint.fingerprint import Fingerprint
 from server.messages import DeviceReading, MemoryReport, Pulse, Ready
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 import httpx
@@ -11,12 +12,14 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
-from server.backends.protocol import PATH, PROTOCOL, decode_requests, encode
+from server.backends.protocol import PATH, PROTOCOL, FromRemote, OtherLoad, decode_requests, encode
 from server.checkpoint.fingerprint import Fingerprint
-from server.messages import Constraint, Delta, Pulse, StageTime
+from server.errors import RequestFailed
+from server.messages import Constraint, Delta, Failed, Pulse, Sampling, StageTime, StepTrace, TokenLogprob
 from tests.backends.remote_engines import (
     KEY,
     MODEL,
+    READY,
     WELCOME,
     counting,
     foreign_server,
@@ -77,6 +80,7 @@ def answers(write: Callable[[str], object]) -> Handle:
         (sends(f'{{"protocol": {PROTOCOL}}}'), "no toolwire engine of this version"),
         (sends(b"\xff\xfe"), "no toolwire engine of this version"),
         (sends("hello"), "no toolwire engine of this version"),
+        (welcomes(ready=msgspec.structs.replace(READY, max_model_len=0)), "of a size that there is not"),
     ],
 )  # fmt: skip
 async def test_an_engine_that_cannot_be_used_is_taken_out(
@@ -113,6 +117,60 @@ async def test_garbage_ends_no_reply(write: Callable[[str], object], words: str)
         async with running_engine() as engine:
             use(backend, {foreign: False, engine.url: False})
             assert await reply == [6, 7, 8, 9, 10]
+
+
+SCORED = Sampling(max_tokens=5, num_logprobs=1)
+SCORE = TokenLogprob(6, -0.5, ((6, -0.5),))
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda id: Delta(id, [6, 7], [SCORE]), "1 logprobs for 2 tokens"),
+        (lambda id: Delta(id, [6]), "0 logprobs for 1 tokens"),
+        (lambda id: Delta(id, [6], [TokenLogprob(6, -0.5, ((-7, -0.5),))]), "logprobs that are none"),
+        (lambda id: Delta(id, [6], [TokenLogprob(100_000, -0.5)]), "logprobs that are none"),
+        (lambda id: Delta(id, [6], [TokenLogprob(6, math.nan)]), "logprobs that are none"),
+        (lambda id: Delta(id, prompt_logprobs=[SCORE]), "logprobs of the prompt"),
+        (lambda id: Delta(id, cached=-5), "of a prompt cached"),
+        (lambda id: Delta(id, cached=2), "of a prompt cached"),
+        (lambda id: Delta(id, [6], [SCORE], forced=2), "forced tokens"),
+        (lambda id: Delta(id, stage_times=(StageTime("arrived", math.nan),)), "times"),
+        (lambda id: Delta(id, [6], [SCORE], trace=StepTrace(1, 1, (3,))), "trace"),
+        (lambda id: Failed(id, "queue_full", "busy", math.nan), "time of a retry"),
+        (lambda id: Pulse(1.0, -1, 0, 1, 1, 0), "heartbeat"),
+        (lambda id: Pulse(math.nan, 0, 0, 1, 1, 0), "heartbeat"),
+        (lambda id: OtherLoad(-1_000_000), "heartbeat"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_true_ends_no_reply(
+    write: Callable[[str], FromRemote], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each failed every request there by an error of this server, or drew all requests to that engine."""
+    caplog.set_level(logging.WARNING, "toolwire.engine")
+    request = msgspec.structs.replace(counting("r", 5, 5), sampling=SCORED)
+    async with foreign_server(answers(lambda id: [write(id)])) as foreign, routing(foreign) as backend:
+        reply = asyncio.create_task(ids_of(backend, request))
+        await until(lambda: states(backend)[foreign] == "refused")
+        assert words in backend.engines()[0].detail
+        async with foreign_server(answers(scored)) as other:
+            use(backend, {foreign: False, other: False})
+            assert await reply == [6, 7, 8, 9, 10]
+    assert not any("\n" in one.getMessage() or one.exc_info for one in caplog.records)
+
+
+def scored(id: str) -> object:
+    return [Delta(id, [6, 7, 8, 9, 10], [SCORE] * 5, finish="length")]
+
+
+async def test_no_more_of_an_engine_s_words_is_passed_on_than_a_client_reads() -> None:
+    def write(id: str) -> object:
+        return [Failed(id, "request_failed", "x" * 1_000_000)]
+
+    async with foreign_server(answers(write)) as foreign, routing(foreign) as backend:
+        with pytest.raises(RequestFailed) as raised:
+            await ids_of(backend, counting("r", 5, 5))
+    assert len(str(raised.value)) < 5000
 
 
 async def test_ids_of_no_request_are_ignored() -> None:
@@ -169,6 +227,14 @@ async def test_an_http_server_that_is_no_engine_gets_no_key_elsewhere(status: in
         await asyncio.sleep(0.1)
         assert await ids_of(backend, counting("r", 5, 2)) == [6, 7]
     assert asked and all(f"GET {PATH}" in line for line in asked)
+
+
+async def test_a_name_that_is_too_long_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """It was logged with a traceback, as a fault of this server."""
+    long = f"http://{'a' * 300}:80"
+    async with running_engine() as engine, routing(engine.url, long) as backend:
+        await until(lambda: states(backend)[long] == "unreachable")
+    assert not any(one.exc_info for one in caplog.records)
 
 
 async def test_the_engine_s_own_routes_need_its_key_but_for_health() -> None:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from server.backends.connector import connect_engine
 from server.backends.engine_list import EngineList
 from server.backends.routing import RoutingBackend
-from server.backends.vllm import MAX_LINE
+from server.backends.vllm import MAX_BODY_BYTES, MAX_LINE
 from server.backends.vllm_request import body_of, grammar_of, unsupported
 from server.checkpoint.checkpoint import Checkpoint
 from server.checkpoint.locate import BUILT_IN_FOLDER
@@ -71,7 +71,8 @@ async def vllm(checkpoint: Checkpoint, write: Write, **replies: Any) -> AsyncIte
 
     @app.post("/tokenize")
     async def tokenize(asked: Request) -> Any:
-        ids = checkpoint.tokenizer.encode((await asked.json())["prompt"], add_special_tokens=False).ids
+        text = (await asked.json())["prompt"].replace(replies.get("without", "\0"), "x")
+        ids = checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
         return {"tokens": replies.get("tokens", ids)}
 
     @app.get("/metrics")
@@ -214,6 +215,9 @@ async def test_a_stream_that_stops_in_the_middle_goes_on(checkpoint: Checkpoint,
     ("replies", "key", "words"),
     [
         ({"tokens": [1, 2]}, KEY, "another vocabulary"),
+        ({"tokens": 5}, KEY, "neither a toolwire engine nor a vLLM server"),
+        ({"tokens": "x" * (MAX_BODY_BYTES + 1)}, KEY, "is longer than"),
+        ({"without": "<think>"}, KEY, "another vocabulary"),
         ({"has_route": False}, KEY, "--enable-scale-out"),
         ({}, "another", "--engine-key"),
     ],
@@ -221,6 +225,7 @@ async def test_a_stream_that_stops_in_the_middle_goes_on(checkpoint: Checkpoint,
 async def test_a_vllm_server_that_cannot_be_used_is_told_in_one_line(
     checkpoint: Checkpoint, replies: dict[str, Any], key: str, words: str
 ) -> None:
+    """Families with one vocabulary differ in the tokens that were added: Qwen2.5 has no `<think>`."""
     async with vllm(checkpoint, lambda _: events(), **replies) as (url, _), routing(checkpoint, url, key) as backend:
         await until(lambda: states(backend)[url] == "refused")
         assert words in backend.engines()[0].detail

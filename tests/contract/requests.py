@@ -1,6 +1,7 @@
 """Requests of the contract over bare HTTP, and the checks that every reply must pass."""
 
 import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,6 +43,7 @@ NO_ARGUMENTS: Any = {
     "type": "function",
     "function": {"name": "get_time", "description": "Get the current time"},
 }
+TIMEOUT_S = float(os.environ.get("CONTRACT_TIMEOUT_S", "120"))
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 
@@ -50,7 +52,7 @@ def post(
 ) -> httpx.Response:
     """A request with the model and one user message unless `fields` is a whole body of its own."""
     body = {"model": MODEL, "messages": [USER], **more} if fields is None else fields
-    return httpx.post(server.url + path, json=body, headers=headers, timeout=120)
+    return httpx.post(server.url + path, json=body, headers=headers, timeout=TIMEOUT_S)
 
 
 def ok(server: Live, **fields: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore::Reso
 class Application:
     """The application on a Ray of its own; deployed again it is updated."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **arguments: Any) -> None:
         self.port = free_port()
         self._log = folder / "log"
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
@@ -52,7 +52,7 @@ class Application:
                 [sys.executable, "-m", "tests.ray.driver", str(self.port)], cwd=ROOT, env=environment,
                 stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        self.deploy()
+        self.deploy(**arguments)
 
     @property
     def live(self) -> Live:

@@ -24,6 +24,7 @@ from tests.live import ROOT
 
 START_TIMEOUT_S, END_TIMEOUT_S = 900, 30
 KEY = "a key of vllm"
+REPLY_TIMEOUT_S = 900  # prescribed text costs our own engine nothing; vLLM draws each of its tokens
 # Tool definitions, choices, whole replies and streams: clause by clause, as for an engine of our own.
 CONTRACT = ("test_c43_tools", "test_c55_tool_choice", "test_c66_replies", "test_c71_streaming", "test_c93_messages")
 # What is measured in these is our own engine: its prefix cache is reported, and it has one place.
@@ -95,9 +96,11 @@ def main() -> None:
     paths = [] if has_paths else [*(f"tests/contract/{name}.py" for name in CONTRACT), "tests/vllm"]
     left_out = [f"--deselect=tests/contract/test_c93_messages.py::{name}" for name in NOT_OF_ENGINES_ELSEWHERE]
     with running(chosen.python, chosen.log) as url:
-        options = ["-n", "0", f"--engine={url}", *left_out, *others, *paths]
+        options = ["-n", "0", f"--timeout={REPLY_TIMEOUT_S + 60}", f"--engine={url}", *left_out, *others, *paths]
         ended = subprocess.run(
-            [sys.executable, "-m", "pytest", *options], cwd=ROOT, env={**os.environ, "TOOLWIRE_ENGINE_KEY": KEY}
+            [sys.executable, "-m", "pytest", *options],
+            cwd=ROOT,
+            env={**os.environ, "TOOLWIRE_ENGINE_KEY": KEY, "CONTRACT_TIMEOUT_S": str(REPLY_TIMEOUT_S)},
         )
     raise SystemExit(ended.returncode)
 
