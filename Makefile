@@ -14,6 +14,7 @@
 # make first-model   try again to fetch SmolLM2-135M-Instruct (98 MB), which `make install` fetches
 # make bfcl    BFCL's questions of one turn against a server      make bfcl ARGS='http://127.0.0.1:8000/v1'
 # make sglang-calls   SGLang's own tests of tool calls against a server      make sglang-calls ARGS='http://127.0.0.1:8000/v1'
+# make first-model-table   the first model on both, and on requests written by hand
 # make wheel       a wheel in dist/ with the compiled CPU kernels of this architecture, for machines without a compiler
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,7 +32,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 NODE_FOLDERS := tests/contract/node clients/node
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not gpu'
 
-.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray test-ray-vllm first-model bfcl sglang-calls
+.PHONY: install serve wheel test test-long test-hostile test-agents test-arm test-page announce lint unit test-gpu clean system system-test system-page image image-test faults monitoring-test packages test-vllm test-ray test-ray-vllm first-model first-model-table bfcl sglang-calls sglang-wheel
 
 serve: install
 	@exec $(BIN)/toolwire serve --port $(or $(PORT),8000) $(ARGS)
@@ -87,10 +88,17 @@ bfcl: $(VENV)/.installed
 	$(BIN)/python -m demo.bfcl $(ARGS)
 
 # One file out of its wheel (40 MB) is run; nothing is installed.
-sglang-calls: $(VENV)/.installed
+sglang-calls: $(VENV)/.installed sglang-wheel
+	$(BIN)/python -m demo.sglang_calls --wheel $(SGLANG_WHEELS)/sglang-*.whl $(ARGS)
+
+# What demo/adapter/README.md says of the first model.
+first-model-table: $(VENV)/.installed sglang-wheel
+	@$(PIP) install -c constraints.txt --no-deps bfcl-eval
+	$(BIN)/python -m demo.adapter.table --wheel $(SGLANG_WHEELS)/sglang-*.whl $(ARGS)
+
+sglang-wheel: $(VENV)/.installed
 	@[ -n "$$(ls $(SGLANG_WHEELS)/sglang-*.whl 2>/dev/null)" ] \
 	  || $(PIP) download --no-deps --only-binary :all: -d $(SGLANG_WHEELS) $(SGLANG)
-	$(BIN)/python -m demo.sglang_calls --wheel $(SGLANG_WHEELS)/sglang-*.whl $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check server clients demo tests benchmarks deploy
