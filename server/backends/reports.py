@@ -91,8 +91,10 @@ def fault_of_delta(one: OpenRequest, delta: Delta, vocab_size: int) -> str:
 
 
 def _fault_of_remarks(one: OpenRequest, delta: Delta) -> str:
-    num_ids = len(delta.token_ids)
-    if delta.cached and not 0 < delta.cached <= len(one.request.token_ids) + len(one.request.reply_ids) + num_ids:
+    num_ids, request = len(delta.token_ids), one.request
+    # A reply that goes on here has what another engine wrote in its prompt.
+    num_known = len(request.token_ids) + len(request.reply_ids) + len(one.reply_ids) + num_ids
+    if delta.cached and not 0 < delta.cached <= num_known:
         return "it found more or less of a prompt cached than there is"
     if delta.forced and not 0 < delta.forced <= num_ids:
         return "it sends a count of forced tokens that is none"
