@@ -112,7 +112,7 @@ def vllm(given: Options, log: Path) -> Iterator[tuple[str, subprocess.Popen[byte
 
 
 def test_a_call_under_way_ends_when_its_replica_is_to_stop(python: str, tmp_path: Path) -> None:
-    """vLLM aborts what runs unless it is told how long to wait; a reply under a grammar cannot go on elsewhere."""
+    """vLLM aborts what runs unless it is given a time to wait; a reply under a grammar cannot go on elsewhere."""
     text = {"type": "string", "pattern": "^(the ){60}$"}
     schema = {"type": "object", "properties": {"text": text}, "required": ["text"]}
     tool = {"type": "function", "function": {"name": "write", "parameters": schema}}
