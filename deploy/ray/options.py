@@ -24,7 +24,7 @@ class Options(BaseModel, extra="forbid"):
     downscale_delay_s: float = Field(300.0, ge=0)
     api: dict[str, Any] = {}  # options of `toolwire serve` by name: {"api_key_file": "/run/keys"}
     api_replicas: int = Field(1, ge=1)
-    api_cpus: float = Field(0.5, ge=0)
+    api_cpus: float = Field(0.0, ge=0)  # reserved: two processors have no place for more beside two engines
     drain_timeout_s: float = Field(60.0, gt=0)  # that replies may take to end when a replica is to stop
 
     @model_validator(mode="after")
