@@ -20,6 +20,7 @@ from server.api.chat.wire import CallNote, MissedToolCallNote, Notes
 from server.checkpoint.shipped import find_base
 from server.settings import GROUPS
 from tests.live import MODEL, ROOT, Live, SharedServer
+from tests.store.postgres import is_installed, running_postgres
 
 PAGES = ("*.md", "docs/*.md", "docs/internals/*.md", "demo/*.md", "clients/*.md")
 DOCUMENTS = sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
@@ -73,6 +74,27 @@ def test_the_first_requests_of_the_readme_make_the_call_that_it_shows(
     assert shown is not None
     assert f"{call['function']['name']} {call['function']['arguments']}" == shown[1]
     assert run_block("python", second, server, tmp_path) == shown[1] + '\n{"city": "Paris"}'
+
+
+def test_several_servers_share_kept_responses_as_the_page_starts_them(live: Live, tmp_path: Path) -> None:
+    """What one of them keeps, another one must find: a proxy may send the next request there."""
+    if not is_installed():
+        pytest.skip("PostgreSQL (Debian's package `postgresql`) is not installed")
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").split("\n## Several API processes\n")[1]
+    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    asked = """
+until curl -sf http://127.0.0.1:8001/ready && curl -sf http://127.0.0.1:8002/ready; do sleep 0.2; done
+id=$(curl -sS --fail http://127.0.0.1:8001/v1/responses -H 'Content-Type: application/json' \\
+  -d '{"model": "toolwire-demo", "input": "Hello!", "max_output_tokens": 16}' | grep -o 'resp_[0-9a-zA-Z]*' | head -1)
+curl -sS --fail "http://127.0.0.1:8002/v1/responses/$id"
+"""
+    with running_postgres() as postgres:
+        placeholder = "postgresql://USER:PASSWORD@HOST/NAME"
+        assert block[1].count(placeholder) == 2
+        started = block[1].replace(placeholder, f"'{postgres.url}'")
+        printed = run_block("bash", f"trap 'kill $(jobs -p); wait' EXIT\n{started}{asked}", live, tmp_path)
+    assert '"completed"' in printed
 
 
 def _with_free_ports(script: str, ours: str) -> str:

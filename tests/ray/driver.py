@@ -14,7 +14,7 @@ from deploy.ray.options import Options
 
 def main() -> None:
     """Serve on the port of the command line."""
-    ray.init(num_cpus=4, include_dashboard=False)
+    ray.init("local", num_cpus=4, include_dashboard=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
         for line in sys.stdin:

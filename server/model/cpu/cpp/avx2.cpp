@@ -59,7 +59,11 @@ inline void store(int* at, Ints values) { _mm256_storeu_si256((__m256i*)at, valu
 
 inline Floats fma(Floats a, Floats b, Floats sum) { return _mm256_fmadd_ps(a, b, sum); }
 inline Floats fnma(Floats a, Floats b, Floats sum) { return _mm256_fnmadd_ps(a, b, sum); }
-inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+inline Ints dot_words(Ints sum, Ints a, Ints b) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    asm("" : "+x"(sum));  // keeps additions in order: else products wait for them in memory, which takes twice as long
+    return sum;
+}
 inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }  // b if one is NaN
 inline Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline Floats nearest(Floats values) { return _mm256_round_ps(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

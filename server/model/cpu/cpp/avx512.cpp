@@ -12,7 +12,11 @@ extern "C" int toolwire_is_supported() {
 
 namespace toolwire {
 
-inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+inline Ints dot_words(Ints sum, Ints a, Ints b) {
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+    asm("" : "+v"(sum));  // as in avx2.cpp
+    return sum;
+}
 
 }  // namespace toolwire
 

@@ -41,7 +41,9 @@ inline Floats fnma(Floats a, Floats b, Floats sum) { return vfmsq_f32(sum, a, b)
 inline Ints dot_words(Ints sum, Ints a, Ints b) {
     const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
     const Ints low = vmull_s16(vget_low_s16(x), vget_low_s16(y));
-    return vaddq_s32(sum, vpaddq_s32(low, vmull_high_s16(x, y)));
+    sum = vaddq_s32(sum, vpaddq_s32(low, vmull_high_s16(x, y)));
+    asm("" : "+w"(sum));  // as in avx2.cpp
+    return sum;
 }
 inline Floats max(Floats a, Floats b) { return vmaxq_f32(a, b); }  // NaN if one is
 inline Floats min(Floats a, Floats b) { return vminq_f32(a, b); }

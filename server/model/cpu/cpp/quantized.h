@@ -53,7 +53,7 @@ template <class V> inline V read(const void* at) {
     return values;
 }
 
-// Inputs of some tokens as integers, with the scale of each block, and the sum of each half of one times that scale.
+// Inputs of some tokens as integers, with the scale of each block, and the sum of each half of one.
 // Tokens are in tiles of one size, the last one filled up with zeros. Within a block, a pair of inputs of all tokens of
 // a tile is followed by the next pair, so that every token's is found at a distance known to the compiler.
 class Rounded {
@@ -64,7 +64,7 @@ class Rounded {
     static long bytes(long tokens, long size) { return padded(tokens) * (size * 2 + size / BLOCK * 12); }
     Rounded(void* at, long tokens, long size)
         : size(size), words((int32_t*)at), scales((float*)(words + padded(tokens) * size / 2)),
-          sums(scales + padded(tokens) * (size / BLOCK)) {}
+          sums((int32_t*)(scales + padded(tokens) * (size / BLOCK))) {}
 
     template <class I> void round(const I* inputs, long tokens) {
         tiles = (int)tiles_of(tokens);
@@ -82,11 +82,12 @@ class Rounded {
     // A tile's numbers from a block on.
     const int32_t* words_of(long tile, long block) const { return words + before(tile, block) * PAIRS; }
     const float* scales_of(long tile, long block) const { return scales + before(tile, block); }
-    const float* sums_of(long tile, long block) const { return sums + before(tile, block) * 2; }
+    const int32_t* sums_of(long tile, long block) const { return sums + before(tile, block) * 2; }
 
   private:
-    int32_t* words;        // [tiles, blocks, PAIRS, each]
-    float *scales, *sums;  // [tiles, blocks, each] and [tiles, blocks, 2, each]
+    int32_t* words;  // [tiles, blocks, PAIRS, each]
+    float* scales;   // [tiles, blocks, each]
+    int32_t* sums;   // [tiles, blocks, 2, each]
 
     struct Place {
         long before, token;  // blocks of all tokens before the token's own; its place within its tile
@@ -100,7 +101,7 @@ class Rounded {
     void clear_block(Place place) const {
         for (int pair = 0; pair < PAIRS; pair++) words[place.before * PAIRS + pair * each + place.token] = 0;
         scales[place.before + place.token] = 0.0f;
-        for (int half = 0; half < 2; half++) sums[place.before * 2 + half * each + place.token] = 0.0f;
+        for (int half = 0; half < 2; half++) sums[place.before * 2 + half * each + place.token] = 0;
     }
 
     template <class I> void round_block(const I* inputs, Place place) const {
@@ -127,15 +128,17 @@ class Rounded {
             sum[part * LANES / GROUP] = sum[part * LANES / GROUP] + whole;
         }
         for (int half = 0; half < 2; half++)
-            sums[place.before * 2 + half * each + place.token] = sum_of(sum[half]) * scale;
+            sums[place.before * 2 + half * each + place.token] = (int32_t)sum_of(sum[half]);  // exact
     }
 };
 
-// Scales and shifts of some blocks of a panel in float32: weight = scale * code + shift. A block has those of each
-// half, or one for both.
+// Scales and minimums of some blocks of a panel in float32: weight = scale * code - minimum, or
+// scale * (code - offset) where there are no minimums. A block has those of each half, or one for both.
 class PanelScales {
   public:
     template <int HALVES> void read(const Quantized& weights, long panel, long begin, long end) {
+        has_minimums = weights.minimums != nullptr;
+        offset = has_minimums ? 0 : (int32_t)weights.offset;
         switch (weights.scale_type) {
         case FLOAT16: return read_as<HALVES, FLOAT16>(weights, panel, begin, end);
         case FLOAT32: return read_as<HALVES, FLOAT32>(weights, panel, begin, end);
@@ -143,8 +146,10 @@ class PanelScales {
         }
     }
 
-    // [blocks, HALVES, GROUP]
-    alignas(64) float scales[2 * STRETCH_BLOCKS * GROUP], shifts[2 * STRETCH_BLOCKS * GROUP];
+    // [blocks, HALVES, GROUP]; minimums are set where the weights have any
+    alignas(64) float scales[2 * STRETCH_BLOCKS * GROUP], minimums[2 * STRETCH_BLOCKS * GROUP];
+    int32_t offset;
+    bool has_minimums;
 
   private:
     template <int HALVES, int TYPE> void read_as(const Quantized& weights, long panel, long begin, long end) {
@@ -153,17 +158,13 @@ class PanelScales {
         const long first = HALVES == 2 ? 2 * begin : begin / repeats;
         long at = (panel * groups + first) * GROUP, above = (panel * (groups / size) + first / size) * GROUP;
         long repeat = HALVES == 2 ? 0 : begin % repeats, member = first % size;
-        const Floats offset = all(-(float)weights.offset);
         for (long slot = 0; slot < (end - begin) * HALVES; slot++) {
             for (int part = 0; part < PARTS; part++) {
                 const long own = at + part * LANES, super = above + part * LANES;
-                const Floats scale = number<TYPE>(weights.scales, own, weights.super_scales, super);
-                const Floats shift =
-                    weights.minimums
-                        ? Floats{} - number<TYPE>(weights.minimums, own, weights.super_minimums, super)
-                        : scale * offset;
-                store(scales + slot * GROUP + part * LANES, scale);
-                store(shifts + slot * GROUP + part * LANES, shift);
+                const long at_slot = slot * GROUP + part * LANES;
+                store(scales + at_slot, number<TYPE>(weights.scales, own, weights.super_scales, super));
+                if (weights.minimums)
+                    store(minimums + at_slot, number<TYPE>(weights.minimums, own, weights.super_minimums, super));
             }
             if (++repeat < repeats) continue;
             repeat = 0;
@@ -187,6 +188,7 @@ class PanelScales {
 template <int WIDTH> class Packed {
   public:
     static constexpr long BLOCK_BYTES = 64 * WIDTH;
+    static constexpr bool HAS_NIBBLES = WIDTH == 4;  // four pairs in a word
 
     Packed(const Quantized& weights, long panel)
         : codes((const uint8_t*)weights.codes + panel * (weights.inputs / BLOCK) * BLOCK_BYTES) {}
@@ -200,6 +202,12 @@ template <int WIDTH> class Packed {
         if constexpr (WIDTH == 5) return low | bits<1>(block + 256, pair, part) << 4;
         if constexpr (WIDTH == 6) return low | bits<2>(block + 256, pair, part) << 4;
         return low;
+    }
+
+    // The same of nibbles where they lie in their words, which saves shifts: times 1, 16, 256 and 1 of four pairs.
+    [[gnu::always_inline]] static inline Words nibbles(const uint8_t* block, int pair, int part) {
+        const Words words = read<Words>(block + pair / 4 * 64 + part * sizeof(Words));
+        return pair % 4 == 3 ? words >> 12 : words & (uint16_t)(15 << (pair % 4 * 4));
     }
 
     static void prefetch(const uint8_t* block) {
@@ -219,6 +227,8 @@ template <int WIDTH> class Packed {
 // Some blocks of a panel, unpacked for many tokens.
 class Unpacked {
   public:
+    static constexpr bool HAS_NIBBLES = false;
+
     template <int WIDTH> void unpack(const Packed<WIDTH>& packed, long begin, long end) {
         first = begin;
         for (long index = begin; index < end; index++) {
@@ -251,11 +261,13 @@ class Unpacked {
 template <int M, int HALVES, class Codes>
 [[gnu::noinline]] void add_blocks(const Codes& codes, const PanelScales& panel, const Rounded& inputs, long tile, long begin,
                        long end, float (*totals)[GROUP]) {
-    // Few tokens have several sums for each output, so that one addition does not wait for the last one.
-    constexpr int SUMS = M * PARTS < 4 ? 4 / (M * PARTS) : 1;
-    const int32_t* words = inputs.words_of(tile, begin);
-    const float *scales = inputs.scales_of(tile, begin), *sums = inputs.sums_of(tile, begin);
-    const float *panel_scales = panel.scales, *panel_shifts = panel.shifts;
+    // Few tokens have several sums for each output, so that one addition does not wait for the last one. One token has
+    // one for each of the places of nibbles, which are not shifted but their sums.
+    constexpr bool IN_PLACE = Codes::HAS_NIBBLES && M == 1;
+    constexpr int SUMS = IN_PLACE ? 4 : M * PARTS < 4 ? 4 / (M * PARTS) : 1;
+    const int32_t *words = inputs.words_of(tile, begin), *sums = inputs.sums_of(tile, begin);
+    const float *scales = inputs.scales_of(tile, begin);
+    const float *panel_scales = panel.scales, *minimums = panel.minimums;
     Floats total[M][PARTS];
     for (int m = 0; m < M; m++)
         for (int part = 0; part < PARTS; part++) total[m][part] = load(totals[m] + part * LANES);
@@ -265,11 +277,18 @@ template <int M, int HALVES, class Codes>
 #pragma GCC unroll 2
         for (int half = 0; half < HALVES; half++) {
             Ints sum[SUMS][M][PARTS] = {};
+            int32_t input_sums[M];
+            for (int m = 0; m < M; m++) {
+                input_sums[m] = HALVES == 2 ? sums[half * M + m] : sums[m] + sums[M + m];
+                for (int part = 0; part < PARTS; part++) sum[0][m][part] = (Ints)(Wide{} - input_sums[m] * panel.offset);
+            }
 #pragma GCC unroll 16
             for (int i = 0; i < PAIRS / HALVES; i++) {
                 const int pair = half * (PAIRS / HALVES) + i;
                 Words weight[PARTS];
-                for (int part = 0; part < PARTS; part++) weight[part] = codes.pair(own, pair, part);
+                for (int part = 0; part < PARTS; part++)
+                    if constexpr (IN_PLACE) weight[part] = codes.nibbles(own, pair, part);
+                    else weight[part] = codes.pair(own, pair, part);
                 for (int m = 0; m < M; m++) {
                     const Words input = (Words)(Wide{} + words[pair * M + m]);
                     for (int part = 0; part < PARTS; part++) {
@@ -280,22 +299,23 @@ template <int M, int HALVES, class Codes>
             }
             for (int part = 0; part < PARTS; part++) {
                 const Floats scale = load(panel_scales + half * GROUP + part * LANES);
-                const Floats shift = load(panel_shifts + half * GROUP + part * LANES);
                 for (int m = 0; m < M; m++) {
                     Wide all_sums = (Wide)sum[0][m][part];
-                    for (int i = 1; i < SUMS; i++) all_sums += (Wide)sum[i][m][part];
+                    for (int i = 1; i < SUMS; i++) all_sums += (Wide)sum[i][m][part] >> (IN_PLACE && i < 3 ? 4 * i : 0);
                     const Floats whole = (Floats)__builtin_convertvector(all_sums, Numbers);
-                    const float input_sum = HALVES == 2 ? sums[half * M + m] : sums[m] + sums[M + m];
                     total[m][part] = fma(scale, whole * all(scales[m]), total[m][part]);
-                    total[m][part] = fma(shift, all(input_sum), total[m][part]);
                 }
+                if (!panel.has_minimums) continue;
+                const Floats minimum = load(minimums + half * GROUP + part * LANES);
+                for (int m = 0; m < M; m++)
+                    total[m][part] = fnma(minimum, all((float)input_sums[m] * scales[m]), total[m][part]);
             }
         }
         words += PAIRS * M;
         scales += M;
         sums += 2 * M;
         panel_scales += HALVES * GROUP;
-        panel_shifts += HALVES * GROUP;
+        minimums += HALVES * GROUP;
     }
     for (int m = 0; m < M; m++)
         for (int part = 0; part < PARTS; part++) store(totals[m] + part * LANES, total[m][part]);
@@ -360,11 +380,15 @@ template <int WIDTH, int HALVES> void read_output(const Quantized& weights, long
         scales.read<HALVES>(weights, output / GROUP, block, block + 1);
         for (int half = 0; half < HALVES; half++) {
             const Floats scale = load(scales.scales + half * GROUP + part * LANES);
-            const Floats shift = load(scales.shifts + half * GROUP + part * LANES);
+            Floats minimum{};
+            if (scales.has_minimums) minimum = load(scales.minimums + half * GROUP + part * LANES);
             for (int pair = half * (PAIRS / HALVES); pair < (half + 1) * (PAIRS / HALVES); pair++) {
                 const Words codes = packed.pair(packed.block(block), pair, part);
-                for (int i = 0; i < 2; i++)
-                    row[block * BLOCK + 2 * pair + i] = std::fma(scale[lane], (float)codes[2 * lane + i], shift[lane]);
+                for (int i = 0; i < 2; i++) {
+                    const float code = (float)(codes[2 * lane + i] - scales.offset);
+                    row[block * BLOCK + 2 * pair + i] =
+                        scales.has_minimums ? std::fma(scale[lane], code, -minimum[lane]) : scale[lane] * code;
+                }
             }
         }
     }
