@@ -291,6 +291,9 @@ class Pulse(Message, frozen=True, tag="pulse"):
     preemptions: int = 0
     hung_grammars: int = 0  # threads that compile a grammar which was refused for taking too long; not a counter
     memory: MemoryReport | None = None
+    num_adapters: int = 0  # that requests may name
+    running_adapters: tuple[str, ...] = ()  # of sequences that run, each once
+    waiting_adapters: tuple[str, ...] = ()  # of sequences that wait
 
 
 ToEngine = Generate | Abort | LoadAdapter | UnloadAdapter | Shutdown

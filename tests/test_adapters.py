@@ -1,6 +1,7 @@
 """Adapters over HTTP with a real server: every surface, batches, cached prefixes, loading and unloading, restarts."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,26 @@ def test_replies_of_a_mixed_crowd_are_those_of_each_alone(server: Live) -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda pair: outcome(completion(server, *pair)), zip(models, prompts, strict=True)))
     assert together == alone
+
+
+def test_gateways_see_which_adapters_are_in_use(server: Live) -> None:
+    """A gateway sends a request where its adapter runs; without the figure every server is the same to it."""
+    client = server.client(api_key="client")
+
+    def label(name: str) -> str:
+        text = httpx.get(f"{server.url}/metrics", headers={"Authorization": "Bearer client"}).text
+        found = re.search(rf'^vllm:lora_requests_info{{.*{name}="([^"]*)"', text, re.MULTILINE)
+        return found[1] if found else "no figure"
+
+    with client.completions.create(
+        model="one", prompt=TEXT, max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+    ) as stream:
+        next(iter(stream))
+        deadline_s = time.monotonic() + 20
+        while label("running_lora_adapters") != "one":
+            assert time.monotonic() < deadline_s, label("running_lora_adapters")
+            time.sleep(0.1)
+    assert int(label("max_lora")) >= 2 and label("waiting_lora_adapters") == ""
 
 
 def test_cached_prefixes_are_apart(server: Live) -> None:

@@ -71,6 +71,14 @@ def _of_gateways(pulse: Pulse) -> Iterator[Metric]:
     yield GaugeMetricFamily("vllm:num_requests_running", "Sequences being generated", pulse.running)
     yield GaugeMetricFamily("vllm:num_requests_waiting", "Sequences waiting for admission", pulse.waiting)
     yield GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1", use)
+    if pulse.num_adapters:  # all of them can run at once
+        lora = GaugeMetricFamily(
+            "vllm:lora_requests_info", "Adapters in use; the value is the time of this report",
+            labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+        )  # fmt: skip
+        names = (",".join(pulse.running_adapters), ",".join(pulse.waiting_adapters))
+        lora.add_metric([str(pulse.num_adapters), *names], time.time())
+        yield lora
 
 
 def _of_devices(devices: tuple[DeviceReading, ...]) -> Iterator[Metric]:

@@ -4,7 +4,7 @@ A request is admitted, which its first Delta reports, when its constraint is com
 every refusal comes before that, so that the API can still answer with a status.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from server.engine.adapters.loader import AdapterLoader
@@ -169,6 +169,9 @@ class Loop:
             preemptions=counts.preemptions,
             hung_grammars=self._compiler.num_hung,
             memory=self._parts.guard.report(),
+            num_adapters=scheduler.adapters.num_listed,
+            running_adapters=_adapters_of(scheduler.running),
+            waiting_adapters=_adapters_of(scheduler.queue.sequences),
         )
 
     # -- step ------------------------------------------------------------------------------------------------------
@@ -216,6 +219,10 @@ class Loop:
             self._pulsed_s = -PULSE_S  # report the change at once
         self._applied_limits = limits
         return allowance
+
+
+def _adapters_of(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.adapter.name for one in sequences if one.adapter is not None))
 
 
 def _limits_of(allowance: Allowance) -> tuple[int, bool, bool]:

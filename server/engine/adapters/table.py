@@ -32,6 +32,11 @@ class AdapterTable:
         self.num_bytes += num_bytes
         return adapter
 
+    @property
+    def num_listed(self) -> int:
+        """How many new sequences may have."""
+        return len(self._listed)
+
     def find(self, name: str) -> Adapter | None:
         """The adapter with this name."""
         return self._listed.get(name)
