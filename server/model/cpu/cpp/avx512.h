@@ -23,6 +23,9 @@ inline Floats load(const Bf16* at) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)at));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+inline Floats load(const int8_t* at) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at)));
+}
 inline Floats load_half(const uint16_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)at)); }
 inline Mask first_lanes(int count) { return (Mask)((1u << count) - 1); }
 inline Floats load(const float* at, int count) { return _mm512_maskz_loadu_ps(first_lanes(count), at); }

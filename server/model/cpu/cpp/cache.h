@@ -152,15 +152,10 @@ template <class E> struct OpenBlock {
         std::memcpy(of_keys, from_keys + count, here * sizeof(float));
         std::memcpy(of_values, from_values + count, here * sizeof(float));
         for (long i = 0; i < count; i += LANES) {
-            store(wide_keys + i, widened((const int8_t*)from_keys + i));
-            store(wide_values + i, widened((const int8_t*)from_values + i));
+            store(wide_keys + i, load((const int8_t*)from_keys + i));
+            store(wide_values + i, load((const int8_t*)from_values + i));
         }
         keys = wide_keys, values = wide_values, key_scales = of_keys, value_scales = of_values;
-    }
-
-  private:
-    static Floats widened(const int8_t* at) {
-        return (Floats)__builtin_convertvector(__builtin_convertvector(read<Bytes>(at), Wide), Numbers);
     }
 };
 

@@ -25,6 +25,11 @@ inline Floats load(const float* at, int count) {
     std::memcpy(numbers, at, count * sizeof(float));
     return load(numbers);
 }
+inline Floats load(const int8_t* at) {
+    int32_t bits;
+    std::memcpy(&bits, at, sizeof bits);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bits))))));
+}
 inline Floats load_half(const uint16_t* at) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at))); }
 inline Ints ids_from(int first) {
     const int lanes[LANES] = {0, 1, 2, 3};

@@ -10,42 +10,22 @@
 #include <type_traits>
 #include <vector>
 
-#include "vec.h"
-
-extern "C" {
-struct Quantized {  // mirrored by the ctypes structure in server/model/cpu/library.py
-    int64_t width;  // bits of a code
-    int64_t inputs, outputs;
-    int64_t group, offset, scale_type, super_group;  // groups of a super-group
-    const void* codes;
-    const void *scales, *minimums;              // minimums or null
-    const void *super_scales, *super_minimums;  // with scales of int8
-};
-}
+#include "scales.h"
 
 namespace toolwire {
 
-constexpr int BLOCK = 32;                    // inputs
 constexpr int PAIRS = BLOCK / 2;             // of inputs in a block
-constexpr int PARTS = GROUP / LANES;         // registers of a panel's outputs
 constexpr int DIRECT_TOKENS = PANEL_TOKENS;  // more tokens are multiplied with codes that were unpacked before
 constexpr int TILE_TOKENS = LANES == 16 ? 12 : PANEL_TOKENS;  // tokens that are multiplied at a time, at most
-constexpr int STRETCH_BLOCKS = 16;           // blocks that are unpacked at a time and stay in the first cache
 constexpr int STRIP_TOKENS = 96;             // tokens that a thread computes at a time, at most
 constexpr long STRIP_BYTES = 384 << 10;  // of their inputs, which stay in a core's own cache
 constexpr long MOST_PANELS = 4;          // that a thread computes at a time
-enum ScaleType { FLOAT16, FLOAT32, INT8 };
 
 typedef uint16_t Words __attribute__((vector_size(4 * LANES)));  // a pair of codes or inputs for each lane
 typedef int32_t Wide __attribute__((vector_size(4 * LANES)));
 typedef int16_t Narrow __attribute__((vector_size(2 * LANES)));
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
 typedef float Numbers __attribute__((vector_size(4 * LANES)));
-
-// The description of quantized weights, where a pointer to weights is marked by its lowest bit; else null.
-inline const Quantized* as_quantized(const void* weights) {
-    return (intptr_t)weights & 1 ? (const Quantized*)((intptr_t)weights - 1) : nullptr;
-}
 
 template <class V> inline V read(const void* at) {
     V values;
@@ -132,58 +112,6 @@ class Rounded {
     }
 };
 
-// Scales and minimums of some blocks of a panel in float32: weight = scale * code - minimum, or
-// scale * (code - offset) where there are no minimums. A block has those of each half, or one for both.
-class PanelScales {
-  public:
-    template <int HALVES> void read(const Quantized& weights, long panel, long begin, long end) {
-        has_minimums = weights.minimums != nullptr;
-        offset = has_minimums ? 0 : (int32_t)weights.offset;
-        switch (weights.scale_type) {
-        case FLOAT16: return read_as<HALVES, FLOAT16>(weights, panel, begin, end);
-        case FLOAT32: return read_as<HALVES, FLOAT32>(weights, panel, begin, end);
-        default: return read_as<HALVES, INT8>(weights, panel, begin, end);
-        }
-    }
-
-    // [blocks, HALVES, GROUP]; minimums are set where the weights have any
-    alignas(64) float scales[2 * STRETCH_BLOCKS * GROUP], minimums[2 * STRETCH_BLOCKS * GROUP];
-    int32_t offset;
-    bool has_minimums;
-
-  private:
-    template <int HALVES, int TYPE> void read_as(const Quantized& weights, long panel, long begin, long end) {
-        const long groups = weights.inputs / weights.group, repeats = HALVES == 2 ? 1 : weights.group / BLOCK;
-        const long size = TYPE == INT8 ? weights.super_group : 1;
-        const long first = HALVES == 2 ? 2 * begin : begin / repeats;
-        long at = (panel * groups + first) * GROUP, above = (panel * (groups / size) + first / size) * GROUP;
-        long repeat = HALVES == 2 ? 0 : begin % repeats, member = first % size;
-        for (long slot = 0; slot < (end - begin) * HALVES; slot++) {
-            for (int part = 0; part < PARTS; part++) {
-                const long own = at + part * LANES, super = above + part * LANES;
-                const long at_slot = slot * GROUP + part * LANES;
-                store(scales + at_slot, number<TYPE>(weights.scales, own, weights.super_scales, super));
-                if (weights.minimums)
-                    store(minimums + at_slot, number<TYPE>(weights.minimums, own, weights.super_minimums, super));
-            }
-            if (++repeat < repeats) continue;
-            repeat = 0;
-            at += GROUP;
-            if (++member < size) continue;
-            member = 0;
-            above += GROUP;
-        }
-    }
-
-    template <int TYPE> static Floats number(const void* numbers, long at, const void* supers, long super) {
-        if constexpr (TYPE == FLOAT16) return load_half((const uint16_t*)numbers + at);
-        if constexpr (TYPE == FLOAT32) return load((const float*)numbers + at);
-        const Narrow narrow = __builtin_convertvector(toolwire::read<Bytes>((const int8_t*)numbers + at), Narrow);
-        const Wide wide = __builtin_convertvector(narrow, Wide);  // in one step GCC 12 converts number by number
-        return (Floats)__builtin_convertvector(wide, Numbers) * load((const float*)supers + super);
-    }
-};
-
 // A panel's codes, unpacked pair by pair.
 template <int WIDTH> class Packed {
   public:
@@ -257,17 +185,16 @@ class Unpacked {
     long first;
 };
 
-// Adds the products of a tile of M tokens with blocks [begin, end) of a panel to `totals`.
-template <int M, int HALVES, class Codes>
-[[gnu::noinline]] void add_blocks(const Codes& codes, const PanelScales& panel, const Rounded& inputs, long tile, long begin,
-                       long end, float (*totals)[GROUP]) {
+// Adds the products of a tile of M tokens with blocks [begin, end) of a panel to `totals`; `scale` is at the first one.
+template <int M, int HALVES, class Codes, class Scales>
+[[gnu::noinline]] void add_blocks(const Codes& codes, Scales scale, const Rounded& inputs, long tile, long begin, long end,
+                       float (*totals)[GROUP]) {
     // Few tokens have several sums for each output, so that one addition does not wait for the last one. One token has
     // one for each of the places of nibbles, which are not shifted but their sums.
     constexpr bool IN_PLACE = Codes::HAS_NIBBLES && M == 1;
     constexpr int SUMS = IN_PLACE ? 4 : M * PARTS < 4 ? 4 / (M * PARTS) : 1;
     const int32_t *words = inputs.words_of(tile, begin), *sums = inputs.sums_of(tile, begin);
     const float *scales = inputs.scales_of(tile, begin);
-    const float *panel_scales = panel.scales, *minimums = panel.minimums;
     Floats total[M][PARTS];
     for (int m = 0; m < M; m++)
         for (int part = 0; part < PARTS; part++) total[m][part] = load(totals[m] + part * LANES);
@@ -280,7 +207,7 @@ template <int M, int HALVES, class Codes>
             int32_t input_sums[M];
             for (int m = 0; m < M; m++) {
                 input_sums[m] = HALVES == 2 ? sums[half * M + m] : sums[m] + sums[M + m];
-                for (int part = 0; part < PARTS; part++) sum[0][m][part] = (Ints)(Wide{} - input_sums[m] * panel.offset);
+                for (int part = 0; part < PARTS; part++) sum[0][m][part] = (Ints)(Wide{} - input_sums[m] * scale.offset());
             }
 #pragma GCC unroll 16
             for (int i = 0; i < PAIRS / HALVES; i++) {
@@ -298,37 +225,38 @@ template <int M, int HALVES, class Codes>
                 }
             }
             for (int part = 0; part < PARTS; part++) {
-                const Floats scale = load(panel_scales + half * GROUP + part * LANES);
+                const Floats factor = scale.factor(part);
                 for (int m = 0; m < M; m++) {
                     Wide all_sums = (Wide)sum[0][m][part];
                     for (int i = 1; i < SUMS; i++) all_sums += (Wide)sum[i][m][part] >> (IN_PLACE && i < 3 ? 4 * i : 0);
                     const Floats whole = (Floats)__builtin_convertvector(all_sums, Numbers);
-                    total[m][part] = fma(scale, whole * all(scales[m]), total[m][part]);
+                    total[m][part] = fma(factor, whole * all(scales[m]), total[m][part]);
                 }
-                if (!panel.has_minimums) continue;
-                const Floats minimum = load(minimums + half * GROUP + part * LANES);
-                for (int m = 0; m < M; m++)
-                    total[m][part] = fnma(minimum, all((float)input_sums[m] * scales[m]), total[m][part]);
             }
+            if (scale.has_minimums)
+                for (int m = 0; m < M; m++) {
+                    const Floats input_sum = all((float)input_sums[m] * scales[m]);
+                    for (int part = 0; part < PARTS; part++)
+                        total[m][part] = fnma(scale.minimum(part), input_sum, total[m][part]);
+                }
+            scale.advance();
         }
         words += PAIRS * M;
         scales += M;
         sums += 2 * M;
-        panel_scales += HALVES * GROUP;
-        minimums += HALVES * GROUP;
     }
     for (int m = 0; m < M; m++)
         for (int part = 0; part < PARTS; part++) store(totals[m] + part * LANES, total[m][part]);
 }
 
 // All tiles as `add_blocks`; each has at most M tokens.
-template <int M, int HALVES, class Codes>
-inline void add_tiles(const Codes& codes, const PanelScales& panel, const Rounded& inputs, long begin, long end,
+template <int M, int HALVES, class Codes, class Scales>
+inline void add_tiles(const Codes& codes, const Scales& scale, const Rounded& inputs, long begin, long end,
                       float (*totals)[GROUP]) {
     if constexpr (M > 1)
-        if (inputs.each < M) return add_tiles<M - 1, HALVES>(codes, panel, inputs, begin, end, totals);
+        if (inputs.each < M) return add_tiles<M - 1, HALVES>(codes, scale, inputs, begin, end, totals);
     for (long tile = 0; tile < inputs.tiles; tile++)
-        add_blocks<M, HALVES>(codes, panel, inputs, tile, begin, end, totals + tile * M);
+        add_blocks<M, HALVES>(codes, scale, inputs, tile, begin, end, totals + tile * M);
 }
 
 // totals [tiles of tokens, GROUP] = inputs times a panel.
@@ -337,16 +265,20 @@ void multiply_panel(const Quantized& weights, long panel, const Rounded& inputs,
     const Packed<WIDTH> packed(weights, panel);
     const long blocks = inputs.size / BLOCK;
     std::memset(totals, 0, inputs.tiles * inputs.each * sizeof(*totals));
+    if (inputs.tiles == 1 && inputs.each == 1)
+        return with_scales<HALVES>(weights, panel, 0, [&](auto scale) {
+            add_blocks<1, HALVES>(packed, scale, inputs, 0, 0, blocks, totals);
+        });
     PanelScales scales;
     Unpacked unpacked;
     for (long begin = 0; begin < blocks; begin += STRETCH_BLOCKS) {
         const long end = at_most(begin + STRETCH_BLOCKS, blocks);
-        scales.read<HALVES>(weights, panel, begin, end);
+        const ReadScales first = scales.read<HALVES>(weights, panel, begin, end);
         if (inputs.tiles == 1 && inputs.each <= DIRECT_TOKENS) {
-            add_tiles<DIRECT_TOKENS, HALVES>(packed, scales, inputs, begin, end, totals);
+            add_tiles<DIRECT_TOKENS, HALVES>(packed, first, inputs, begin, end, totals);
         } else {
             unpacked.unpack(packed, begin, end);
-            add_tiles<TILE_TOKENS, HALVES>(unpacked, scales, inputs, begin, end, totals);
+            add_tiles<TILE_TOKENS, HALVES>(unpacked, first, inputs, begin, end, totals);
         }
     }
 }
@@ -375,23 +307,19 @@ inline void multiply_panel(const Quantized& weights, long panel, const Rounded& 
 template <int WIDTH, int HALVES> void read_output(const Quantized& weights, long output, float* row) {
     const Packed<WIDTH> packed(weights, output / GROUP);
     const int part = (int)(output % GROUP) / LANES, lane = (int)(output % GROUP) % LANES;
-    PanelScales scales;
-    for (long block = 0; block < weights.inputs / BLOCK; block++) {
-        scales.read<HALVES>(weights, output / GROUP, block, block + 1);
-        for (int half = 0; half < HALVES; half++) {
-            const Floats scale = load(scales.scales + half * GROUP + part * LANES);
-            Floats minimum{};
-            if (scales.has_minimums) minimum = load(scales.minimums + half * GROUP + part * LANES);
-            for (int pair = half * (PAIRS / HALVES); pair < (half + 1) * (PAIRS / HALVES); pair++) {
-                const Words codes = packed.pair(packed.block(block), pair, part);
-                for (int i = 0; i < 2; i++) {
-                    const float code = (float)(codes[2 * lane + i] - scales.offset);
-                    row[block * BLOCK + 2 * pair + i] =
-                        scales.has_minimums ? std::fma(scale[lane], code, -minimum[lane]) : scale[lane] * code;
+    with_scales<HALVES>(weights, output / GROUP, 0, [&](auto scale) {
+        for (long block = 0; block < weights.inputs / BLOCK; block++)
+            for (int half = 0; half < HALVES; half++, scale.advance()) {
+                const Floats factor = scale.factor(part), minimum = scale.has_minimums ? scale.minimum(part) : Floats{};
+                for (int pair = half * (PAIRS / HALVES); pair < (half + 1) * (PAIRS / HALVES); pair++) {
+                    const Words codes = packed.pair(packed.block(block), pair, part);
+                    for (int i = 0; i < 2; i++) {
+                        const float code = (float)(codes[2 * lane + i] - scale.offset());
+                        row[block * BLOCK + 2 * pair + i] = std::fma(factor[lane], code, -minimum[lane]);
+                    }
                 }
             }
-        }
-    }
+    });
 }
 
 inline void read_output(const Quantized& weights, long output, float* row) {

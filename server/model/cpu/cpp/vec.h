@@ -3,8 +3,8 @@
 // A file for each instruction set (`avx2.cpp`, `avx512.cpp`, `avx512_bf16.cpp`) defines before it includes this one:
 //
 //     Floats, Ints, Mask    registers of LANES float32, int32 and of what selects lanes; + - * / are the compiler's own
-//     all, load, store, fma, ...    operations on them. load widens bfloat16, store rounds to it, to nearest even; with a
-//                                   count, they touch the first lanes alone; load_half widens float16
+//     all, load, store, fma, ...    operations on them. load widens bfloat16 and bytes, store rounds to bfloat16, to
+//                                   nearest even; with a count, they touch the first lanes alone; load_half widens float16
 //     dot_words                     adds the products of pairs of 16-bit integers to the lanes of a sum
 //     QUERIES, ROW_TOKENS, PANEL_TOKENS, rows_at_once, STRETCH    sizes of tiles, which depend on the number of registers
 //

@@ -74,6 +74,12 @@ inline __m256i cvtneps_pbh(__m512 values) {
     }
     return read<__m256i>(to);
 }
+inline __m512i cvtepi8_epi32(__m128i values) {
+    return each_int([=](int i) { return ((const int8_t*)&values)[i]; });
+}
+inline __m512 cvtepi32_ps(__m512i values) {
+    return each([=](int i) { return (float)as<Signed>(values)[i]; });
+}
 inline __m512 cvtph_ps(__m256i values) {
     return each([&](int i) { return (float)((const _Float16*)&values)[i]; });
 }
@@ -214,6 +220,8 @@ inline void tile_dpbf16ps(int sum, int a, int b) {
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #define _mm512_cvtneps_pbh emulated::cvtneps_pbh
+#define _mm512_cvtepi8_epi32 emulated::cvtepi8_epi32
+#define _mm512_cvtepi32_ps emulated::cvtepi32_ps
 #define _mm512_cvtph_ps emulated::cvtph_ps
 #define _mm512_dpwssd_epi32(sum, a, b) _mm512_add_epi32(sum, emulated::madd_epi16(a, b))
 #define _mm512_madd_epi16 emulated::madd_epi16
