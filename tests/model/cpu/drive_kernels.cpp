@@ -82,6 +82,44 @@ template <class E> void drive_products() {
     }
 }
 
+// Weights of few bits in every form: a width, groups of half a block, of a block or of all inputs, each kind of scales.
+template <class E> void drive_few_bits() {
+    constexpr bool IS_BF16 = std::is_same_v<E, Bf16>;
+    constexpr long TOKENS = 40, OUTPUTS = 39, PANELS = 3, SUPER = 3;
+    const uint64_t before = seed;  // what is driven afterwards has the numbers that it would have without this
+    auto byte = [] { return (int)(128.0f * random_number()); };
+    for (long width : {4, 5, 6, 8})
+        for (long size : {96, 768})
+            for (long group : {16L, 32L, size})
+                for (int kind = 0; kind < 4; kind++) {
+                    const long groups = PANELS * 16 * (size / group), super = group < size ? SUPER : 1;
+                    std::vector<uint8_t> codes(PANELS * 16 * size * width / 8 + 4096);
+                    for (uint8_t& code : codes) code = (uint8_t)byte();
+                    std::vector<uint16_t> halves(groups);
+                    for (uint16_t& half : halves) half = (uint16_t)(0x2000 + 8 * (64 + byte() / 2));  // 2^-7 and more
+                    std::vector<int8_t> bytes(groups);
+                    for (int8_t& value : bytes) value = (int8_t)byte();
+                    Memory<E> memory;
+                    const float *floats = memory.vector(groups, 0.01f, 0.005f);
+                    const float *supers = memory.vector(groups / super, 2e-4f, 1e-4f);
+                    const void* const scales[] = {halves.data(), floats, bytes.data(), bytes.data()};
+                    const bool has_minimums = kind == 1 || kind == 3;
+                    alignas(16) const Quantized weights = {
+                        width, size, OUTPUTS, group, 1 << (width - 1), kind < 2 ? kind : INT8, super, codes.data(),
+                        scales[kind], has_minimums ? scales[kind] : nullptr, supers, supers};
+                    const void* marked = (const char*)&weights + 1;
+                    const E* inputs = memory.random(TOKENS * size, 1.0f);
+                    std::vector<float> whole(TOKENS * OUTPUTS), some(TOKENS * OUTPUTS);
+                    toolwire_project(IS_BF16, inputs, TOKENS, size, marked, OUTPUTS, whole.data(), 1);
+                    keep_results(whole);
+                    for (long count : {1, 2, 6, 7, 13}) {
+                        toolwire_project(IS_BF16, inputs, count, size, marked, OUTPUTS, some.data(), 1);
+                        demand(!std::memcmp(some.data(), whole.data(), count * OUTPUTS * sizeof(float)), "few bits");
+                    }
+                }
+    seed = before;
+}
+
 constexpr long HIDDEN = 64, INNER = 544, HEADS = 6, KV_HEADS = 2, HEAD_DIM = 32, TOKENS = 19, BLOCK_SIZE = 10;
 constexpr long EXPERTS = 4, SHARED = 32, KEY_HEADS = 2, VALUE_HEADS = 4, KEY_DIM = 16, VALUE_DIM = 48, KERNEL = 4;
 
@@ -229,6 +267,7 @@ template <class E> void drive_decoder(bool is_hybrid, bool is_grouped) {
 
 template <class E> void drive() {
     drive_products<E>();
+    drive_few_bits<E>();
     drive_decoder<E>(false, false);
     drive_decoder<E>(true, false);
     drive_decoder<E>(true, true);

@@ -20,9 +20,10 @@ SOURCE, INCLUDED = Path(__file__).parent / "drive_kernels.cpp", ROOT / "server/m
 FLAGS = ("-O1", "-std=c++20", "-fopenmp", "-Wno-psabi", "-I", str(INCLUDED))
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 CPUS = {"neon": "cortex-a57", "neon_bf16": "max"}  # the first without bfloat16 products
-PRODUCTS, LAYERS = 80 * 39, 19 * 64  # numbers in one result of each
+PRODUCTS, FEW_BITS, LAYERS = 80 * 39, 24 * 40 * 39, 19 * 64  # numbers in one result of each
 # What one element type writes, and how far sets may differ: sums of products, and layers of results of magnitude 1.
 RESULTS = (*[(f"products {size}", PRODUCTS) for size in (96, 544, 1056)],
+           *[(f"products of {width} bits", FEW_BITS) for width in (4, 5, 6, 8)],
            *[(f"{name} layers", LAYERS) for name in ("dense", "hybrid", "grouped hybrid")])  # fmt: skip
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 
@@ -61,7 +62,7 @@ def _run(isa: str, compiler: list[str], emulator: list[str], folder: Path) -> ND
 
 def _differences(found: NDArray[np.float32], expected: NDArray[np.float32]) -> Iterator[tuple[str, float, float]]:
     """Name, largest difference (relative to 1 and the value) and what is allowed, of each result."""
-    assert len(found) == len(expected) == 2 * (3 * PRODUCTS + 3 * LAYERS)
+    assert len(found) == len(expected) == len(TOLERANCES) * sum(count for _, count in RESULTS)
     begin = 0
     for dtype, tolerance in TOLERANCES.items():
         for name, count in RESULTS:
