@@ -41,6 +41,14 @@ def test_a_table_that_is_started_afresh_takes_the_key_of_the_engines_that_live(c
     assert table.key("new") == "old" and table.engines("api", "old") == [ONE]
 
 
+def test_a_table_that_is_started_afresh_takes_the_key_of_the_api_replicas_that_live(clock: Clock) -> None:
+    """Where the table and all engines were lost together, API replicas kept a key that no engine had any more."""
+    table = EngineTable()
+    assert table.engines("api", "old") == []
+    clock.now_s += SILENCE_S
+    assert table.engines("api", "old") == [] and table.key("new") == "old"
+
+
 def test_the_key_is_that_of_later_engines_once_none_has_the_first(clock: Clock) -> None:
     """The first key that was told stayed for ever."""
     table = EngineTable()

@@ -21,12 +21,12 @@ class EngineTable:
         self._read: dict[str, tuple[float, str, list[str]]] = {}  # by API replica: when, its key, and what it was told
 
     def key(self, proposed: str) -> str:
-        """The key of the engines that live, else the first one that was proposed.
+        """The key of the engines that live, or that API replicas use, else the first one that was proposed.
 
         Empty while engines may live that have not reported theirs to this registry: ask again.
         """
         if not self._key and time.monotonic() - self._started_s >= SILENCE_S:
-            self._key = proposed
+            self._key = next((own for _, own, _ in self._read.values()), proposed)
         return self._key
 
     def report(self, address: str, key: str) -> None:

@@ -163,7 +163,7 @@ class VllmConnection:
                     continue
                 event = msgspec.json.decode(data, type=VllmEvent)
                 if event.error is not None:
-                    self._put(Failed(request.id, "request_failed", f"vLLM: {event.error.get('message', event.error)}"))
+                    self._put(await self._failure(request, event.error))
                     return
                 if not event.choices:
                     continue
@@ -173,6 +173,14 @@ class VllmConnection:
                 if delta.finish is not None:
                     return
         self._put(EngineLost("a stream ended in the middle"))
+
+    async def _failure(self, request: Generate, error: dict[str, Any]) -> Failed | EngineLost:
+        """What an error within a stream is: of this request, or of a server whose engine has died, as /health tells."""
+        text = str(error.get("message", error))
+        status, _ = await _fetch(self._client, "GET", "/health")
+        if status != 200:
+            return EngineLost(f"its /health answers {status}: {text}")
+        return Failed(request.id, "request_failed", f"vLLM: {text}")
 
     async def _poll(self) -> None:
         num_missed = 0
@@ -309,7 +317,7 @@ def _refusal(request: Generate, status: int, text: str) -> FromRemote | EngineLo
         return EngineRefused("it requires another key (--engine-key)")
     if status in (404, 405):
         return EngineRefused("its token route is off: start it with --enable-scale-out")
-    if status == 429:
+    if status in (429, 503):  # 503: its queue is full; one whose engine has died answers 500
         return Failed(request.id, "queue_full", text, 1.0)
     if status >= 500:
         return EngineLost(f"it answers {status}: {text}")

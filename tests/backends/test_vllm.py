@@ -75,6 +75,10 @@ async def vllm(checkpoint: Checkpoint, write: Write, **replies: Any) -> AsyncIte
         ids = checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
         return {"tokens": replies.get("tokens", ids)}
 
+    @app.get("/health")
+    async def health() -> Response:
+        return Response(status_code=replies.get("health", 200))
+
     @app.get("/metrics")
     async def metrics() -> Response:
         info = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="200"} 1.0\n'
@@ -184,6 +188,7 @@ def test_a_reply_that_was_begun_elsewhere_goes_on_behind_its_ids() -> None:
         (error(400, "Grammar error: lexer"), ConstraintFailed),
         (error(400, "top_k must be -1"), Unsupported),
         (error(429, "too many"), QueueFull),
+        (error(503, "too many"), QueueFull),
         (events(end='data: {"error": {"message": "out of memory", "code": 500}}\n\n'), RequestFailed),
     ],
 )
@@ -195,8 +200,9 @@ async def test_its_errors_are_the_errors_of_this_server(
             await ids_of(backend, request(constraint=CONSTRAINT))
 
 
-@pytest.mark.parametrize("fault", ["cut", "abort", "server error"])
+@pytest.mark.parametrize("fault", ["cut", "abort", "server error", "engine died"])
 async def test_a_stream_that_stops_in_the_middle_goes_on(checkpoint: Checkpoint, fault: str) -> None:
+    """vLLM's route tells the death of its engine as an error of each request, which is not the request's."""
     first = {"index": 0, "token_ids": [11, 12]}
 
     def write(body: dict[str, Any]) -> Response:
@@ -204,9 +210,12 @@ async def test_a_stream_that_stops_in_the_middle_goes_on(checkpoint: Checkpoint,
             return events({"index": 0, "token_ids": [13], "finish_reason": "length"})
         if fault == "server error":
             return events(first, end='data: {"choices": [{"token_ids": [], "finish_reason": "error"}]}\n\n')
+        if fault == "engine died":
+            return events(first, end='data: {"error": {"message": "EngineDeadError", "code": 500}}\n\n')
         return events(*([first, {"finish_reason": "abort"}] if fault == "abort" else [first]), end="")
 
-    async with vllm(checkpoint, write) as (url, bodies), routing(checkpoint, url) as backend:
+    status = 503 if fault == "engine died" else 200
+    async with vllm(checkpoint, write, health=status) as (url, bodies), routing(checkpoint, url) as backend:
         assert await ids_of(backend, request()) == [11, 12, 13]
         assert [body["sampling_params"]["max_tokens"] for body in bodies] == [8, 6]
 
