@@ -249,7 +249,8 @@ class RemoteEngine:
                     return
                 _refuse_for(fault_of_failed(message))
                 error = error_of(shortened(message))
-                if kind in ("queue_full", "no_memory") and not one.is_computed:
+                # What one engine does not support another one may: a vLLM server beside one of our own.
+                if kind in ("queue_full", "no_memory", "unsupported") and not one.is_computed:
                     self._decline(one, error)
                 else:
                     one.fail(error)

@@ -18,7 +18,7 @@ from server.backends.prefix_index import ENTRY_BYTES, choose_by_prefix, num_toke
 from server.backends.remote import Connect, EngineRefused, EngineStatus, RemoteEngine
 from server.backends.reports import joined_pulse, joined_ready
 from server.checkpoint.fingerprint import Fingerprint
-from server.errors import CannotStart, EngineDied, RequestFailed, ServeError, ShuttingDown, Starting
+from server.errors import CannotStart, EngineDied, RequestFailed, ServeError, ShuttingDown, Starting, Unsupported
 from server.messages import Delta, Generate, Progress, Pulse, Ready
 
 logger = logging.getLogger("toolwire.engine")
@@ -39,7 +39,7 @@ class RoutedRequest:
     hashes: Sequence[bytes]
     engine: RemoteEngine | None = None
     declined_by: set[str] = field(default_factory=set)  # addresses of engines that are too busy for it
-    waits_since_s: float = 0.0  # on the monotonic clock, where no engine has it
+    waits_since_s: float = 0.0  # on the monotonic clock, since no engine has it or one that had it was too busy
 
 
 class RoutingCounts:
@@ -137,7 +137,6 @@ class RoutingBackend:
         if engine is None:
             routed.waits_since_s = routed.waits_since_s or time.monotonic()
             return
-        routed.waits_since_s = 0.0
         self.counts.prompt_tokens += len(routed.one.request.token_ids)
         self.counts.known_tokens += num_tokens(engine.index.match(routed.hashes))
         engine.index.insert(routed.hashes)
@@ -190,6 +189,7 @@ class RoutingBackend:
         for one in requests:
             routed = self._routed[one.request.id]
             routed.declined_by.clear()  # an engine that was busy then may be the only one left
+            routed.waits_since_s = 0.0
             self.counts.moved["begun" if one.is_admitted else "not begun"] += 1
             self._place(routed)
         if engine.is_leaving:
@@ -199,14 +199,16 @@ class RoutingBackend:
         """Try the engines that have not declined it; the last one's refusal is the request's."""
         routed = self._routed[one.request.id]
         routed.declined_by.add(engine.url)
-        self.counts.moved["not begun"] += 1
+        routed.waits_since_s = routed.waits_since_s or time.monotonic()
+        self.counts.moved["begun" if one.is_admitted else "not begun"] += 1
         self._place(routed)
         if routed.engine is not None:
             return
-        if error is not None and not one.is_admitted:
+        if error is not None and (not one.is_admitted or isinstance(error, Unsupported)):
             one.fail(error)
         else:
             routed.declined_by.clear()  # it waits: its client has a part of the reply, or the engines are about to end
+            _fail_if_too_long(routed)
 
     # -- the list --------------------------------------------------------------------------------------------------
 
@@ -224,8 +226,8 @@ class RoutingBackend:
         """Place what waits for an engine, and fail what has waited for too long."""
         for routed in [one for one in self._routed.values() if one.engine is None and not one.one.is_over]:
             self._place(routed)
-            if routed.engine is None and time.monotonic() - routed.waits_since_s > NO_ENGINE_S:
-                routed.one.fail(EngineDied(f"no engine has taken the request for {NO_ENGINE_S:.0f} s"))
+            if routed.engine is None:
+                _fail_if_too_long(routed)
 
     def _apply_list(self) -> None:
         """Begin with new engines; drained and removed ones finish what they have."""
@@ -254,3 +256,9 @@ class RoutingBackend:
             raise ShuttingDown
         if not any(engine.is_open for engine in self._engines.values()):
             raise Starting("waiting for an engine", 0.0)
+
+
+def _fail_if_too_long(routed: RoutedRequest) -> None:
+    """End a request that no engine has taken for a minute."""
+    if time.monotonic() - routed.waits_since_s > NO_ENGINE_S:
+        routed.one.fail(EngineDied(f"no engine has taken the request for {NO_ENGINE_S:.0f} s"))

@@ -38,7 +38,7 @@ logger = logging.getLogger("toolwire.engine")
 GENERATE, MODELS, METRICS, TOKENIZE = "/inference/v1/generate", "/v1/models", "/metrics", "/tokenize"
 TIMEOUT_S = 10.0
 POLL_S = 1.0
-MAX_MISSED_POLLS = 5
+POLL_TIMEOUT_S, SILENCE_S = 10.0, 20.0  # of one answer; of all, as slow as a server on a busy CPU may be
 CONNECT_TIMEOUT_S = 30.0  # for all that is asked before the first request
 MAX_LINE = 4 * 1024 * 1024  # characters of one event
 MAX_BODY_BYTES = 32 * 1024 * 1024  # of what is no stream
@@ -183,19 +183,22 @@ class VllmConnection:
         return Failed(request.id, "request_failed", f"vLLM: {text}")
 
     async def _poll(self) -> None:
-        num_missed = 0
+        answered_s = time.monotonic()
         while True:
             try:
-                async with asyncio.timeout(TIMEOUT_S):
-                    _, content = await _fetch(self._client, "GET", METRICS)
-                pulse = _pulse_of(content.decode())
-                self._put(pulse)
-                self._put(OtherLoad(max(0, pulse.running + pulse.waiting - len(self._replies))))
-                num_missed = 0
+                async with asyncio.timeout(POLL_TIMEOUT_S):
+                    status, content = await _fetch(self._client, "GET", METRICS)
+                if status == 404:  # a gateway, which has the figures of none of its servers
+                    self._put(OtherLoad(0))
+                else:
+                    pulse = _pulse_of(content.decode())
+                    self._put(pulse)
+                    self._put(OtherLoad(max(0, pulse.running + pulse.waiting - len(self._replies))))
+                answered_s = time.monotonic()
             except (httpx.HTTPError, TimeoutError, ValueError, OverflowError) as error:
-                num_missed += 1
-                if num_missed >= MAX_MISSED_POLLS:
-                    self._put(EngineLost(f"it has not answered {METRICS} for {num_missed} s: {_text(error)}"))
+                silent_s = time.monotonic() - answered_s
+                if silent_s >= SILENCE_S:
+                    self._put(EngineLost(f"it has not answered {METRICS} for {silent_s:.0f} s: {_text(error)}"))
                     return
             await asyncio.sleep(POLL_S)
 

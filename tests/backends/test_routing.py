@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.server import ServerConnection
 
+from server.backends import routing as routing_module
 from server.backends.protocol import decode_requests, encode
 from server.backends.routing import RoutingBackend
-from server.errors import CannotStart, QueueFull, RequestFailed, Starting
+from server.errors import CannotStart, EngineDied, QueueFull, RequestFailed, Starting, Unsupported
 from server.messages import Delta, Failed, Generate
 from tests.backends.remote_engines import (
     WELCOME,
@@ -178,6 +179,58 @@ async def test_an_engine_that_was_too_busy_is_asked_again_when_the_other_one_is_
         async with asyncio.timeout(5):
             assert await ids_of(backend, counting("r", 10, 3)) == [11, 12, 13]
     assert [one.reply_ids for one in asked] == [[], [11]]
+
+
+async def test_a_reply_goes_on_where_it_is_supported_beside_an_engine_where_it_is_not() -> None:
+    """A vLLM server cannot go on under a grammar; chosen for it, it ended the reply beside an engine that can."""
+
+    async def refuses(connection: ServerConnection) -> None:
+        await say(connection, WELCOME)
+        while True:
+            frame = await connection.recv()
+            assert isinstance(frame, bytes)
+            for message in decode_requests(frame):
+                if isinstance(message, Generate):
+                    await connection.send(encode([Failed(message.id, "unsupported", "no grammars")]))
+
+    async with foreign_server(refuses) as refusing, running_engine() as able, routing(refusing, able.url) as backend:
+        await until(lambda: set(states(backend).values()) == {"up"})
+        replies = await asyncio.gather(*(ids_of(backend, counting(f"r{i}", 100 * (i + 1), 2)) for i in range(4)))
+        assert replies == [[100 * (i + 1) + 1, 100 * (i + 1) + 2] for i in range(4)]
+    async with foreign_server(refuses) as refusing, routing(refusing) as backend:
+        await until(lambda: set(states(backend).values()) == {"up"})
+        with pytest.raises(Unsupported):
+            await ids_of(backend, counting("r", 10, 3))
+
+
+async def test_a_reply_that_only_busy_engines_could_go_on_with_ends_with_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was sent to the busy engine every second for ever: being placed there began the minute anew."""
+    monkeypatch.setattr(routing_module, "NO_ENGINE_S", 1.5)
+    asked: list[Generate] = []
+
+    async def busy_but_once(connection: ServerConnection) -> None:
+        await say(connection, WELCOME)
+        while True:
+            frame = await connection.recv()
+            assert isinstance(frame, bytes)
+            for message in decode_requests(frame):
+                if not isinstance(message, Generate):
+                    continue
+                asked.append(message)
+                if len(asked) == 1:
+                    await connection.send(encode([Delta(message.id, [11], cached=0)]))
+                    connection.transport.abort()
+                else:
+                    await connection.send(encode([Failed(message.id, "queue_full", "full", 1.0)]))
+
+    async with foreign_server(busy_but_once) as busy, routing(busy) as backend:
+        await until(lambda: set(states(backend).values()) == {"up"})
+        async with asyncio.timeout(20):
+            with pytest.raises(EngineDied, match="no engine has taken the request"):
+                await ids_of(backend, counting("r", 10, 3))
+    assert len(asked) > 2 and backend.counts.moved["not begun"] == 0
 
 
 async def test_an_engine_that_ends_takes_nothing_new_and_finishes_what_it_has() -> None:

@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from server.backends import vllm as vllm_module
 from server.backends.connector import connect_engine
 from server.backends.engine_list import EngineList
 from server.backends.routing import RoutingBackend
@@ -81,6 +82,8 @@ async def vllm(checkpoint: Checkpoint, write: Write, **replies: Any) -> AsyncIte
 
     @app.get("/metrics")
     async def metrics() -> Response:
+        if not replies.get("has_metrics", True):
+            return Response(status_code=404)
         info = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="200"} 1.0\n'
         return PlainTextResponse(f"vllm:num_requests_running 3.0\nvllm:kv_cache_usage_perc 0.25\n{info}")
 
@@ -198,6 +201,27 @@ async def test_its_errors_are_the_errors_of_this_server(
     async with vllm(checkpoint, lambda _: reply) as (url, _), routing(checkpoint, url) as backend:
         with pytest.raises(kind):
             await ids_of(backend, request(constraint=CONSTRAINT))
+
+
+async def test_a_gateway_without_metrics_is_no_server_that_is_lost(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies longer than some seconds broke off behind one, and began again at the next server."""
+    monkeypatch.setattr(vllm_module, "POLL_S", 0.05)
+    monkeypatch.setattr(vllm_module, "SILENCE_S", 0.2)
+
+    def write(body: dict[str, Any]) -> Response:
+        async def slowly() -> AsyncIterator[str]:
+            for token_id in (11, 12, 13):
+                await asyncio.sleep(0.3)
+                choice = {"token_ids": [token_id], "finish_reason": "length" if token_id == 13 else None}
+                yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+
+        return StreamingResponse(slowly())
+
+    async with vllm(checkpoint, write, has_metrics=False) as (url, bodies), routing(checkpoint, url) as backend:
+        assert await ids_of(backend, request()) == [11, 12, 13]
+    assert len(bodies) == 1
 
 
 @pytest.mark.parametrize("fault", ["cut", "abort", "server error", "engine died"])
