@@ -16,7 +16,7 @@ import msgspec
 from server.checkpoint.fingerprint import Fingerprint
 from server.messages import Abort, Delta, Failed, Generate, Message, Pulse, Ready
 
-PROTOCOL: Final = 2  # counts up with every change of a message
+PROTOCOL: Final = 3  # counts up with every change of a message
 PATH: Final = "/engine/v1"
 HEARTBEAT_S = 1.0
 MAX_FRAME_BYTES = 256 * 1024 * 1024  # a list of prompts and grammars, which the API process has bounded one by one

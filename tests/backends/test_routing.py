@@ -206,7 +206,7 @@ async def test_a_reply_goes_on_where_it_is_supported_beside_an_engine_where_it_i
 async def test_a_reply_that_only_busy_engines_could_go_on_with_ends_with_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It was sent to the busy engine every second for ever: being placed there began the minute anew."""
+    """It was sent to the busy engine every second for ever: being placed there began the minute again."""
     monkeypatch.setattr(routing_module, "NO_ENGINE_S", 1.5)
     asked: list[Generate] = []
 
