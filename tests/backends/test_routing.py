@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -150,21 +151,27 @@ async def test_a_busy_engine_s_request_goes_elsewhere_and_the_last_refusal_is_th
         assert await ids_of(backend, counting("next", 5, 2)) == [6, 7]
 
 
+async def welcomed(connection: ServerConnection) -> AsyncIterator[Generate]:
+    """Welcome a server, and each request that it sends until it leaves."""
+    await say(connection, WELCOME)
+    while True:
+        frame = await connection.recv()
+        assert isinstance(frame, bytes)
+        for message in decode_requests(frame):
+            if isinstance(message, Generate):
+                yield message
+
+
 async def test_an_engine_that_was_too_busy_is_asked_again_when_the_other_one_is_lost() -> None:
     """The reply would wait for a third engine, and fail after a minute, beside one that is idle."""
     asked: list[Generate] = []
 
     async def busy_once(connection: ServerConnection) -> None:
-        await say(connection, WELCOME)
-        while True:
-            frame = await connection.recv()
-            assert isinstance(frame, bytes)
-            for message in decode_requests(frame):
-                if isinstance(message, Generate):
-                    asked.append(message)
-                    ids = [one for one in (11, 12, 13) if one not in message.reply_ids]
-                    busy, reply = Failed(message.id, "queue_full", "full", 1.0), Delta(message.id, ids, finish="length")
-                    await connection.send(encode([busy if len(asked) == 1 else reply]))
+        async for message in welcomed(connection):
+            asked.append(message)
+            ids = [one for one in (11, 12, 13) if one not in message.reply_ids]
+            busy, reply = Failed(message.id, "queue_full", "full", 1.0), Delta(message.id, ids, finish="length")
+            await connection.send(encode([busy if len(asked) == 1 else reply]))
 
     async def dies(connection: ServerConnection) -> None:
         await say(connection, WELCOME)
@@ -185,13 +192,8 @@ async def test_a_reply_goes_on_where_it_is_supported_beside_an_engine_where_it_i
     """A vLLM server cannot go on under a grammar; chosen for it, it ended the reply beside an engine that can."""
 
     async def refuses(connection: ServerConnection) -> None:
-        await say(connection, WELCOME)
-        while True:
-            frame = await connection.recv()
-            assert isinstance(frame, bytes)
-            for message in decode_requests(frame):
-                if isinstance(message, Generate):
-                    await connection.send(encode([Failed(message.id, "unsupported", "no grammars")]))
+        async for message in welcomed(connection):
+            await connection.send(encode([Failed(message.id, "unsupported", "no grammars")]))
 
     async with foreign_server(refuses) as refusing, running_engine() as able, routing(refusing, able.url) as backend:
         await until(lambda: set(states(backend).values()) == {"up"})
@@ -211,19 +213,13 @@ async def test_a_reply_that_only_busy_engines_could_go_on_with_ends_with_an_erro
     asked: list[Generate] = []
 
     async def busy_but_once(connection: ServerConnection) -> None:
-        await say(connection, WELCOME)
-        while True:
-            frame = await connection.recv()
-            assert isinstance(frame, bytes)
-            for message in decode_requests(frame):
-                if not isinstance(message, Generate):
-                    continue
-                asked.append(message)
-                if len(asked) == 1:
-                    await connection.send(encode([Delta(message.id, [11], cached=0)]))
-                    connection.transport.abort()
-                else:
-                    await connection.send(encode([Failed(message.id, "queue_full", "full", 1.0)]))
+        async for message in welcomed(connection):
+            asked.append(message)
+            if len(asked) == 1:
+                await connection.send(encode([Delta(message.id, [11], cached=0)]))
+                connection.transport.abort()
+            else:
+                await connection.send(encode([Failed(message.id, "queue_full", "full", 1.0)]))
 
     async with foreign_server(busy_but_once) as busy, routing(busy) as backend:
         await until(lambda: set(states(backend).values()) == {"up"})
