@@ -153,6 +153,8 @@ def _packed(
     scales = scales if scales.dtype in (torch.float16, torch.float32) else scales.float()
     offset = int(zeros[0, 0])
     if bool((zeros == offset).all()):
-        return PackedWeight.pack(codes, scales, width=width, group=group, offset=offset, kernels=kernels)
-    minimums = scales.float() * zeros.float()
-    return PackedWeight.pack(codes, scales.float(), width=width, group=group, minimums=minimums, kernels=kernels)
+        packed = PackedWeight.pack(codes, scales, width=width, group=group, offset=offset, kernels=kernels)
+    else:
+        minimums = scales.float() * zeros.float()
+        packed = PackedWeight.pack(codes, scales.float(), width=width, group=group, minimums=minimums, kernels=kernels)
+    return PackedWeight.join([packed], outputs)

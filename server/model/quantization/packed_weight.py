@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from server.model import huge_pages
+
 PANEL = 16  # outputs
 BLOCK = 32  # inputs
 PARTS = {4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}  # width of a code -> widths in which its bits are stored
@@ -85,14 +87,14 @@ class PackedWeight:
     def join(pieces: Iterable["PackedWeight"], outputs: int) -> "PackedWeight":
         """The weight of this many outputs made of pieces of one form, of which only the last may end within a panel.
 
-        One piece is in memory at a time, beside the whole.
+        One piece is in memory at a time, beside the whole, which is in huge pages.
         """
         whole: PackedWeight | None = None
         panel = 0
         for piece in pieces:
             if whole is None:
                 panels = -(-outputs // PANEL)
-                parts = {name: part.new_empty((panels, *part.shape[1:])) for name, part in piece.tensors().items()}
+                parts = {name: _room(part, panels) for name, part in piece.tensors().items()}
                 whole = replace(piece, outputs=outputs, **parts)  # type: ignore[arg-type]
             for name, part in piece.tensors().items():
                 whole.tensors()[name][panel : panel + len(part)] = part
@@ -182,6 +184,12 @@ def _by_panels(parts: Tensor) -> Tensor:
     """[outputs, n] -> [panels, n, PANEL], with zeros behind the last output."""
     padded = torch.nn.functional.pad(parts, (0, 0, 0, -len(parts) % PANEL))
     return padded.view(-1, PANEL, padded.shape[1]).transpose(1, 2).contiguous()
+
+
+def _room(part: Tensor, panels: int) -> Tensor:
+    """Memory for a part like this one of so many panels."""
+    shape = (panels, *part.shape[1:])
+    return part.new_empty(shape) if part.is_cuda else huge_pages.empty(shape, part.dtype)
 
 
 def _lay_out(codes: Tensor, width: int) -> Tensor:

@@ -31,7 +31,8 @@ def quantize(weight: Tensor, width: int, name: str = "weight", kernels: CDLL | N
     weight = weight.contiguous() if weight.dtype in (torch.bfloat16, torch.float32) else weight.float()
     rounding = Rounding(weight, quantized_group(width, weight.shape[1]), None if weight.is_cuda else kernels)
     try:
-        return _quantize_8(rounding) if width == 8 else _quantize_4(rounding)
+        packed = _quantize_8(rounding) if width == 8 else _quantize_4(rounding)
+        return PackedWeight.join([packed], packed.outputs)
     except ValueError as error:
         raise CannotStart(f"{name} cannot be quantized: {error}") from error
 

@@ -5,16 +5,24 @@
 
 namespace toolwire {
 
-// Scores of N queries with LANES * U tokens.
+// So few queries take no longer than their keys and values take from memory, if those of the next block are prefetched.
+constexpr int FEW_QUERIES = 8;
+
+// Scores of N queries with LANES * U tokens; `ahead` is how far behind the keys those of the next block are, in bytes.
 template <class E, int N, int U>
-inline void score(const Input<E>* const queries[], const E* keys, const Heads& heads, float* scores, long stride) {
+inline void score(const Input<E>* const queries[], const E* keys, const Heads& heads, float* scores, long stride,
+                  long ahead) {
     using Es = Elements<E>;
     Floats sum[N][U];
     for (int q = 0; q < N; q++)
         for (int u = 0; u < U; u++) sum[q][u] = Floats{};
     for (long d = 0; d < heads.head_dim; d += Es::PAIR) {
         typename Es::Bits key[U];
-        for (int u = 0; u < U; u++) key[u] = Es::load(keys + d * heads.block_size + u * Es::STEP);
+        for (int u = 0; u < U; u++) {
+            const E* at = keys + d * heads.block_size + u * Es::STEP;
+            key[u] = Es::load(at);
+            if constexpr (N <= FEW_QUERIES) __builtin_prefetch((const char*)at + ahead, 0, 2);
+        }
         for (int q = 0; q < N; q++) {
             typename Es::Bits query = Es::everywhere(queries[q] + d);
             for (int u = 0; u < U; u++) sum[q][u] = Es::dot(sum[q][u], query, key[u]);
@@ -87,11 +95,14 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
 
     for (long first = 0; first < most; first += size) {
         long here = at_most(size, most - first), wide = rounded_up(here, LANES);
-        const OpenBlock<E> block(heads, keys, values, blocks[first / size], here, scratch + tile_floats<E>(heads));
+        const long index = first / size;
+        const OpenBlock<E> block(heads, keys, values, blocks[index], here, scratch + tile_floats<E>(heads));
+        const bool has_next = first + size < most && !heads.of_bytes;
+        const long ahead = has_next ? (blocks[index + 1] - blocks[index]) * heads.block_bytes(sizeof(E)) : 0;
         long token = 0;
         for (; token + 2 * LANES <= wide; token += 2 * LANES)
-            score<E, N, 2>(queries, block.keys + token * PAIR, heads, scores + token, stride);
-        if (token < wide) score<E, N, 1>(queries, block.keys + token * PAIR, heads, scores + token, stride);
+            score<E, N, 2>(queries, block.keys + token * PAIR, heads, scores + token, stride, ahead);
+        if (token < wide) score<E, N, 1>(queries, block.keys + token * PAIR, heads, scores + token, stride, ahead);
 
         for (int q = 0; q < N; q++)
             soften<E>(scores + q * stride, at_most(seen[q] - first, here), wide, shares + q * stride, highest[q],
@@ -104,7 +115,9 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
             for (long t = 0; t < here; t += PAIR) {
                 typename Es::Bits value[2];
                 for (int u = 0; u < 2; u++) {
-                    value[u] = Es::load(block.values + t * head_dim + (d + u * LANES) * PAIR);
+                    const E* at = block.values + t * head_dim + (d + u * LANES) * PAIR;
+                    value[u] = Es::load(at);
+                    if constexpr (N <= FEW_QUERIES) __builtin_prefetch((const char*)at + ahead, 0, 2);
                     // Stale data in the block may be NaN, and 0 * NaN is NaN.
                     if (t + PAIR > here) value[u] = Es::first_of_pairs(value[u]);
                 }

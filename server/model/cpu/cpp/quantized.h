@@ -1,8 +1,8 @@
 // Matrix products of tokens with weights of few bits in groups, laid out as in quantization/packed_weight.py.
 //
-// Inputs are rounded to integers of sixteen bits with a scale for each block of 32: finer than bfloat16, whose numbers
-// have eight bits. Products and their sums within a block are integers and exact; those of the blocks are added in
-// float32 in the order of the inputs. Thus an output is the same whatever the number of tokens.
+// Inputs are rounded to integers of sixteen bits with a scale for each span of 256: of a span's greatest they differ by
+// 2^-16 at most, numbers of bfloat16 by 2^-9 of themselves. Products and their sums within a block are integers and
+// exact; those of blocks are added in float32 in the order of the inputs. Thus an output is the same whatever the number of tokens.
 #pragma once
 
 #include <omp.h>
@@ -15,11 +15,11 @@
 namespace toolwire {
 
 constexpr int PAIRS = BLOCK / 2;             // of inputs in a block
-constexpr int DIRECT_TOKENS = PANEL_TOKENS;  // more tokens are multiplied with codes that were unpacked before
-constexpr int TILE_TOKENS = LANES == 16 ? 12 : PANEL_TOKENS;  // tokens that are multiplied at a time, at most
+constexpr int TILE_TOKENS = PANEL_TOKENS;  // that are multiplied at a time, at most
+constexpr int DIRECT_TILES = LANES == 16 ? 3 : 1;  // more tiles are multiplied with codes that were unpacked before
 constexpr int STRIP_TOKENS = 96;             // tokens that a thread computes at a time, at most
 constexpr long STRIP_BYTES = 384 << 10;  // of their inputs, which stay in a core's own cache
-constexpr long MOST_PANELS = 4;          // that a thread computes at a time
+constexpr long MOST_PANELS = 16;  // that a thread computes at a time, a multiple of TOGETHER
 
 typedef uint16_t Words __attribute__((vector_size(4 * LANES)));  // a pair of codes or inputs for each lane
 typedef int32_t Wide __attribute__((vector_size(4 * LANES)));
@@ -33,7 +33,7 @@ template <class V> inline V read(const void* at) {
     return values;
 }
 
-// Inputs of some tokens as integers, with the scale of each block, and the sum of each half of one.
+// Inputs of some tokens as integers, with the scale of each span of blocks, and the sums of each block.
 // Tokens are in tiles of one size, the last one filled up with zeros. Within a block, a pair of inputs of all tokens of
 // a tile is followed by the next pair, so that every token's is found at a distance known to the compiler.
 class Rounded {
@@ -41,90 +41,94 @@ class Rounded {
     long size;
     int tiles, each;  // tokens of a tile
 
-    static long bytes(long tokens, long size) { return padded(tokens) * (size * 2 + size / BLOCK * 12); }
+    static long bytes(long tokens, long size) { return padded(tokens) * (size * 2 + blocks(size) * 20 + spans(size) * 4); }
     Rounded(void* at, long tokens, long size)
-        : size(size), words((int32_t*)at), scales((float*)(words + padded(tokens) * size / 2)),
-          sums((int32_t*)(scales + padded(tokens) * (size / BLOCK))) {}
+        : size(size), words((int32_t*)at), sums(words + padded(tokens) * blocks(size) * PAIRS),
+          float_sums((float*)(sums + padded(tokens) * blocks(size) * 2)),
+          scales(float_sums + padded(tokens) * blocks(size) * 3) {}
 
     template <class I> void round(const I* inputs, long tokens) {
         tiles = (int)tiles_of(tokens);
         each = (int)((tokens + tiles - 1) / tiles);
-        for (long tile = 0; tile < tiles; tile++)
-            for (long block = 0; block < size / BLOCK; block++)
-                for (long i = 0; i < each; i++) {
-                    const long token = tile * each + i;
-                    const Place place{before(tile, block), i};
-                    if (token < tokens) round_block(inputs + token * size + block * BLOCK, place);
-                    else clear_block(place);
-                }
+        for (long token = 0; token < (long)tiles * each; token++)
+            for (long span = 0; span < spans(size); span++)
+                round_span(token < tokens ? inputs + token * size : nullptr, token / each, token % each, span);
     }
 
-    // A tile's numbers from a block on.
+    // A tile's numbers from a block or span on.
     const int32_t* words_of(long tile, long block) const { return words + before(tile, block) * PAIRS; }
-    const float* scales_of(long tile, long block) const { return scales + before(tile, block); }
     const int32_t* sums_of(long tile, long block) const { return sums + before(tile, block) * 2; }
+    const float* float_sums_of(long tile, long block) const { return float_sums + before(tile, block) * 3; }
+    const float* scales_of(long tile, long span) const { return scales + (tile * spans(size) + span) * each; }
 
   private:
-    int32_t* words;  // [tiles, blocks, PAIRS, each]
-    float* scales;   // [tiles, blocks, each]
-    int32_t* sums;   // [tiles, blocks, 2, each]
+    int32_t* words;     // [tiles, blocks, PAIRS, each]
+    int32_t* sums;      // [tiles, blocks, 2, each], of halves of a block
+    float* float_sums;  // [tiles, blocks, 3, each], the same and that of the block
+    float* scales;      // [tiles, spans, each]
 
-    struct Place {
-        long before, token;  // blocks of all tokens before the token's own; its place within its tile
-    };
-
+    static long blocks(long size) { return size / BLOCK; }
+    static long spans(long size) { return (blocks(size) + SPAN_BLOCKS - 1) / SPAN_BLOCKS; }
     // Blocks of tokens that lie before a tile's block.
-    long before(long tile, long block) const { return (tile * (size / BLOCK) + block) * each; }
-    static long tiles_of(long tokens) { return tokens <= DIRECT_TOKENS ? 1 : (tokens + TILE_TOKENS - 1) / TILE_TOKENS; }
+    long before(long tile, long block) const { return (tile * blocks(size) + block) * each; }
+    static long tiles_of(long tokens) { return (tokens + TILE_TOKENS - 1) / TILE_TOKENS; }
     static long padded(long tokens) { return rounded_up(tokens, tiles_of(tokens)); }
 
-    void clear_block(Place place) const {
-        for (int pair = 0; pair < PAIRS; pair++) words[place.before * PAIRS + pair * each + place.token] = 0;
-        scales[place.before + place.token] = 0.0f;
-        for (int half = 0; half < 2; half++) sums[place.before * 2 + half * each + place.token] = 0;
-    }
-
-    template <class I> void round_block(const I* inputs, Place place) const {
-        Floats values[BLOCK / LANES], greatest = Floats{};
+    // Inputs of a token, or zeros.
+    template <class I> void round_span(const I* inputs, long tile, long place, long span) const {
+        const long begin = span * SPAN_BLOCKS, end = at_most(begin + SPAN_BLOCKS, blocks(size));
+        Floats greatest = Floats{};
         bool broken = false;
-        for (int part = 0; part < BLOCK / LANES; part++) {
-            values[part] = load(inputs + part * LANES);
-            greatest = max(greatest, max(values[part], Floats{} - values[part]));
-            broken |= is_broken(first_lanes(LANES), values[part]);
-        }
+        if (inputs)
+            for (long i = begin * BLOCK; i < end * BLOCK; i += LANES) {
+                const Floats values = load(inputs + i);
+                greatest = max(greatest, max(values, Floats{} - values));
+                broken |= is_broken(first_lanes(LANES), values);
+            }
         const float most = max_of(greatest), least = 1e-30f;  // whose reciprocal is finite
         const bool empty = broken || !(most > least);
-        const float scale = broken ? NAN : empty ? 0.0f : most / 32767.0f;
+        ((float*)scales_of(tile, span))[place] = broken ? NAN : empty ? 0.0f : most / 32767.0f;
         const Floats inverse = all(empty ? 0.0f : 32767.0f / most);
-        scales[place.before + place.token] = scale;
+        for (long block = begin; block < end; block++)
+            round_block(empty ? nullptr : inputs + block * BLOCK, inverse, before(tile, block), place);
+    }
+
+    template <class I> void round_block(const I* inputs, Floats inverse, long before, long place) const {
         Floats sum[2] = {};
         for (int part = 0; part < BLOCK / LANES; part++) {
-            const Floats whole = empty ? Floats{} : nearest(values[part] * inverse);
+            const Floats whole = inputs ? nearest(load(inputs + part * LANES) * inverse) : Floats{};
             const Narrow own = __builtin_convertvector(__builtin_convertvector((Numbers)whole, Wide), Narrow);
             int32_t pairs[LANES / 2];
             std::memcpy(pairs, &own, sizeof own);
-            int32_t* to = words + place.before * PAIRS + part * (LANES / 2) * each + place.token;
+            int32_t* to = words + before * PAIRS + part * (LANES / 2) * each + place;
             for (int i = 0; i < LANES / 2; i++) to[i * each] = pairs[i];
             sum[part * LANES / GROUP] = sum[part * LANES / GROUP] + whole;
         }
-        for (int half = 0; half < 2; half++)
-            sums[place.before * 2 + half * each + place.token] = (int32_t)sum_of(sum[half]);  // exact
+        const float halves[] = {sum_of(sum[0]), sum_of(sum[1])};  // exact
+        for (int half = 0; half < 2; half++) {
+            sums[before * 2 + half * each + place] = (int32_t)halves[half];
+            float_sums[before * 3 + half * each + place] = halves[half];
+        }
+        float_sums[before * 3 + 2 * each + place] = halves[0] + halves[1];
     }
 };
 
-// A panel's codes, unpacked pair by pair.
+// The codes of adjacent panels, unpacked pair by pair; parts are those of the first panel, then of the next.
 template <int WIDTH> class Packed {
   public:
     static constexpr long BLOCK_BYTES = 64 * WIDTH;
     static constexpr bool HAS_NIBBLES = WIDTH == 4;  // four pairs in a word
+    static constexpr bool HAS_OFFSET = true;
 
-    Packed(const Quantized& weights, long panel)
-        : codes((const uint8_t*)weights.codes + panel * (weights.inputs / BLOCK) * BLOCK_BYTES) {}
+    Packed(const Quantized& weights, PanelPair panels)
+        : across(panels.across * (weights.inputs / BLOCK) * BLOCK_BYTES),
+          codes((const uint8_t*)weights.codes + panels.first * (weights.inputs / BLOCK) * BLOCK_BYTES) {}
 
     const uint8_t* block(long index) const { return codes + index * BLOCK_BYTES; }
 
     // The codes of a pair of inputs for the outputs of a part; `pair` is constant where this is inlined.
-    [[gnu::always_inline]] static inline Words pair(const uint8_t* block, int pair, int part) {
+    [[gnu::always_inline]] inline Words pair(const uint8_t* block, int pair, int part) const {
+        block += part / PARTS * across, part %= PARTS;
         if constexpr (WIDTH == 8) return bits<8>(block, pair, part);
         Words low = bits<4>(block, pair, part);
         if constexpr (WIDTH == 5) return low | bits<1>(block + 256, pair, part) << 4;
@@ -132,17 +136,21 @@ template <int WIDTH> class Packed {
         return low;
     }
 
-    // The same of nibbles where they lie in their words, which saves shifts: times 1, 16, 256 and 1 of four pairs.
+    // The same of one panel's nibbles where they lie in their words, which saves shifts: times 1, 16, 256 and 1 of four
+    // pairs.
     [[gnu::always_inline]] static inline Words nibbles(const uint8_t* block, int pair, int part) {
         const Words words = read<Words>(block + pair / 4 * 64 + part * sizeof(Words));
         return pair % 4 == 3 ? words >> 12 : words & (uint16_t)(15 << (pair % 4 * 4));
     }
 
-    static void prefetch(const uint8_t* block) {
-        for (long line = 0; line < BLOCK_BYTES; line += 64) __builtin_prefetch(block + 2048 + line, 0, 2);
+    template <int W> void prefetch(const uint8_t* block) const {
+        for (int w = 0; w < W; w++)
+            for (long line = 0; line < BLOCK_BYTES; line += 64)
+                __builtin_prefetch(block + w * across + 4096 + line, 0, 3);
     }
 
   private:
+    const long across;  // bytes from a panel to the next
     const uint8_t* codes;
 
     template <int BITS> [[gnu::always_inline]] static inline Words bits(const uint8_t* at, int pair, int part) {
@@ -152,133 +160,149 @@ template <int WIDTH> class Packed {
     }
 };
 
-// Some blocks of a panel, unpacked for many tokens.
-class Unpacked {
+// Some blocks of W panels, unpacked for many tokens, less their offset.
+template <int W> class Unpacked {
   public:
-    static constexpr bool HAS_NIBBLES = false;
+    static constexpr bool HAS_NIBBLES = false, HAS_OFFSET = false;
 
-    template <int WIDTH> void unpack(const Packed<WIDTH>& packed, long begin, long end) {
+    template <int WIDTH> void unpack(const Packed<WIDTH>& packed, int32_t offset, long begin, long end) {
+        const Words shift = Words{} + (uint16_t)offset;
         first = begin;
         for (long index = begin; index < end; index++) {
             const uint8_t* from = packed.block(index);
-            packed.prefetch(from);
+            packed.template prefetch<W>(from);
             uint8_t* to = words + (index - begin) * BLOCK_BYTES;
 #pragma GCC unroll 16
             for (int pair = 0; pair < PAIRS; pair++)
-                for (int part = 0; part < PARTS; part++) {
-                    const Words own = packed.pair(from, pair, part);
-                    std::memcpy(to + (pair * PARTS + part) * sizeof(Words), &own, sizeof own);
+                for (int part = 0; part < W * PARTS; part++) {
+                    const Words own = packed.pair(from, pair, part) - shift;
+                    std::memcpy(to + (pair * W * PARTS + part) * sizeof(Words), &own, sizeof own);
                 }
         }
     }
 
     const uint8_t* block(long index) const { return words + (index - first) * BLOCK_BYTES; }
     [[gnu::always_inline]] static inline Words pair(const uint8_t* block, int pair, int part) {
-        return read<Words>(block + (pair * PARTS + part) * sizeof(Words));
+        return read<Words>(block + (pair * W * PARTS + part) * sizeof(Words));
     }
-    static void prefetch(const uint8_t*) {}
+    template <int> static void prefetch(const uint8_t*) {}
 
   private:
-    static constexpr long BLOCK_BYTES = BLOCK * GROUP * 2;
+    static constexpr long BLOCK_BYTES = W * BLOCK * GROUP * 2;
 
     alignas(64) uint8_t words[STRETCH_BLOCKS * BLOCK_BYTES];
     long first;
 };
 
-// Adds the products of a tile of M tokens with blocks [begin, end) of a panel to `totals`; `scale` is at the first one.
-template <int M, int HALVES, class Codes, class Scales>
-[[gnu::noinline]] void add_blocks(const Codes& codes, Scales scale, const Rounded& inputs, long tile, long begin, long end,
-                       float (*totals)[GROUP]) {
+// Adds the products of a tile of M tokens with blocks [begin, end) of W panels to `totals`; `scale` is at the first one.
+template <int M, int W, int HALVES, class Codes, class Scales>
+[[gnu::noinline]] void add_blocks(const Codes& codes, Scales scale, const Rounded& inputs, long tile, long begin,
+                                  long end, float (*totals)[W * GROUP]) {
     // Few tokens have several sums for each output, so that one addition does not wait for the last one. One token has
     // one for each of the places of nibbles, which are not shifted but their sums.
-    constexpr bool IN_PLACE = Codes::HAS_NIBBLES && M == 1;
-    constexpr int SUMS = IN_PLACE ? 4 : M * PARTS < 4 ? 4 / (M * PARTS) : 1;
+    constexpr bool IN_PLACE = Codes::HAS_NIBBLES && M == 1 && W == 1;
+    constexpr int OWN = W * PARTS, SUMS = IN_PLACE ? 4 : M * OWN < 4 ? 4 / (M * OWN) : 1;
     const int32_t *words = inputs.words_of(tile, begin), *sums = inputs.sums_of(tile, begin);
-    const float *scales = inputs.scales_of(tile, begin);
-    Floats total[M][PARTS];
-    for (int m = 0; m < M; m++)
-        for (int part = 0; part < PARTS; part++) total[m][part] = load(totals[m] + part * LANES);
-    for (long block = begin; block < end; block++) {
-        const uint8_t* own = codes.block(block);
-        codes.prefetch(own);
+    const float *float_sums = inputs.float_sums_of(tile, begin), *input_scales = inputs.scales_of(tile, begin / SPAN_BLOCKS);
+    for (long block = begin; block < end;) {
+        Floats total[M][OWN] = {};  // of this span
+        for (const long last = at_most(end, block + SPAN_BLOCKS); block < last; block++) {
+            const uint8_t* own = codes.block(block);
+            codes.template prefetch<W>(own);
 #pragma GCC unroll 2
-        for (int half = 0; half < HALVES; half++) {
-            Ints sum[SUMS][M][PARTS] = {};
-            int32_t input_sums[M];
-            for (int m = 0; m < M; m++) {
-                input_sums[m] = HALVES == 2 ? sums[half * M + m] : sums[m] + sums[M + m];
-                for (int part = 0; part < PARTS; part++) sum[0][m][part] = (Ints)(Wide{} - input_sums[m] * scale.offset());
-            }
+            for (int half = 0; half < HALVES; half++) {
+                Ints sum[SUMS][M][OWN] = {};
+                if constexpr (Codes::HAS_OFFSET)
+                    for (int m = 0; m < M; m++) {
+                        const int32_t input_sum = HALVES == 2 ? sums[half * M + m] : sums[m] + sums[M + m];
+                        for (int part = 0; part < OWN; part++)
+                            sum[0][m][part] = (Ints)(Wide{} - input_sum * scale.offset());
+                    }
 #pragma GCC unroll 16
-            for (int i = 0; i < PAIRS / HALVES; i++) {
-                const int pair = half * (PAIRS / HALVES) + i;
-                Words weight[PARTS];
-                for (int part = 0; part < PARTS; part++)
-                    if constexpr (IN_PLACE) weight[part] = codes.nibbles(own, pair, part);
-                    else weight[part] = codes.pair(own, pair, part);
-                for (int m = 0; m < M; m++) {
-                    const Words input = (Words)(Wide{} + words[pair * M + m]);
-                    for (int part = 0; part < PARTS; part++) {
-                        Ints& to = sum[i % SUMS][m][part];
-                        to = dot_words(to, (Ints)input, (Ints)weight[part]);
+                for (int i = 0; i < PAIRS / HALVES; i++) {
+                    const int pair = half * (PAIRS / HALVES) + i;
+                    Words weight[OWN];
+                    for (int part = 0; part < OWN; part++)
+                        if constexpr (IN_PLACE) weight[part] = codes.nibbles(own, pair, part);
+                        else weight[part] = codes.pair(own, pair, part);
+                    for (int m = 0; m < M; m++) {
+                        const Words input = (Words)(Wide{} + words[pair * M + m]);
+                        for (int part = 0; part < OWN; part++) {
+                            Ints& to = sum[i % SUMS][m][part];
+                            to = dot_words(to, (Ints)input, (Ints)weight[part]);
+                        }
                     }
                 }
-            }
-            for (int part = 0; part < PARTS; part++) {
-                const Floats factor = scale.factor(part);
-                for (int m = 0; m < M; m++) {
-                    Wide all_sums = (Wide)sum[0][m][part];
-                    for (int i = 1; i < SUMS; i++) all_sums += (Wide)sum[i][m][part] >> (IN_PLACE && i < 3 ? 4 * i : 0);
-                    const Floats whole = (Floats)__builtin_convertvector(all_sums, Numbers);
-                    total[m][part] = fma(factor, whole * all(scales[m]), total[m][part]);
+                for (int part = 0; part < OWN; part++) {
+                    const Floats factor = scale.factor(part);
+                    for (int m = 0; m < M; m++) {
+                        Wide all_sums = (Wide)sum[0][m][part];
+                        for (int i = 1; i < SUMS; i++)
+                            all_sums += (Wide)sum[i][m][part] >> (IN_PLACE && i < 3 ? 4 * i : 0);
+                        total[m][part] = fma(factor, (Floats)__builtin_convertvector(all_sums, Numbers), total[m][part]);
+                    }
                 }
+                if (scale.has_minimums)
+                    for (int part = 0; part < OWN; part++) {
+                        const Floats minimum = scale.minimum(part);
+                        const float* own_sums = float_sums + (HALVES == 2 ? half : 2) * M;
+                        for (int m = 0; m < M; m++) total[m][part] = fnma(minimum, all(own_sums[m]), total[m][part]);
+                    }
+                scale.advance();
             }
-            if (scale.has_minimums)
-                for (int m = 0; m < M; m++) {
-                    const Floats input_sum = all((float)input_sums[m] * scales[m]);
-                    for (int part = 0; part < PARTS; part++)
-                        total[m][part] = fnma(scale.minimum(part), input_sum, total[m][part]);
-                }
-            scale.advance();
+            words += PAIRS * M;
+            sums += 2 * M;
+            float_sums += 3 * M;
         }
-        words += PAIRS * M;
-        scales += M;
-        sums += 2 * M;
+        for (int m = 0; m < M; m++)
+            for (int part = 0; part < OWN; part++) {
+                float* to = totals[m] + part * LANES;
+                store(to, fma(all(input_scales[m]), total[m][part], load(to)));
+            }
+        input_scales += M;
     }
-    for (int m = 0; m < M; m++)
-        for (int part = 0; part < PARTS; part++) store(totals[m] + part * LANES, total[m][part]);
 }
 
 // All tiles as `add_blocks`; each has at most M tokens.
-template <int M, int HALVES, class Codes, class Scales>
+template <int M, int W, int HALVES, class Codes, class Scales>
 inline void add_tiles(const Codes& codes, const Scales& scale, const Rounded& inputs, long begin, long end,
-                      float (*totals)[GROUP]) {
+                      float (*totals)[W * GROUP]) {
     if constexpr (M > 1)
-        if (inputs.each < M) return add_tiles<M - 1, HALVES>(codes, scale, inputs, begin, end, totals);
+        if (inputs.each < M) return add_tiles<M - 1, W, HALVES>(codes, scale, inputs, begin, end, totals);
     for (long tile = 0; tile < inputs.tiles; tile++)
-        add_blocks<M, HALVES>(codes, scale, inputs, tile, begin, end, totals + tile * M);
+        add_blocks<M, W, HALVES>(codes, scale, inputs, tile, begin, end, totals + tile * M);
 }
 
-// totals [tiles of tokens, GROUP] = inputs times a panel.
+// Sums of tokens with the outputs of panels that are computed together.
+using Totals = float[TOGETHER * GROUP];
+
+// totals [tiles of tokens] = inputs times panels, of which the last one counts only if there is one.
 template <int WIDTH, int HALVES>
-void multiply_panel(const Quantized& weights, long panel, const Rounded& inputs, float (*totals)[GROUP]) {
-    const Packed<WIDTH> packed(weights, panel);
+void multiply_panels(const Quantized& weights, PanelPair panels, const Rounded& inputs, Totals* totals) {
+    constexpr int W = TOGETHER;
     const long blocks = inputs.size / BLOCK;
     std::memset(totals, 0, inputs.tiles * inputs.each * sizeof(*totals));
-    if (inputs.tiles == 1 && inputs.each == 1)
-        return with_scales<HALVES>(weights, panel, 0, [&](auto scale) {
-            add_blocks<1, HALVES>(packed, scale, inputs, 0, 0, blocks, totals);
-        });
-    PanelScales scales;
-    Unpacked unpacked;
+    if (inputs.tiles == 1 && inputs.each == 1) {
+        for (long w = 0; w <= (W - 1) * panels.across; w++) {
+            const PanelPair one{panels.first + w, 0};
+            with_scales<HALVES>(weights, one, 0, [&](auto scale) {
+                add_blocks<1, 1, HALVES>(Packed<WIDTH>(weights, one), scale, inputs, 0, 0, blocks,
+                                         (float(*)[GROUP])(totals[0] + w * GROUP));
+            });
+        }
+        return;
+    }
+    const Packed<WIDTH> packed(weights, panels);
+    PanelScales<W> scales;
+    Unpacked<W> unpacked;
     for (long begin = 0; begin < blocks; begin += STRETCH_BLOCKS) {
         const long end = at_most(begin + STRETCH_BLOCKS, blocks);
-        const ReadScales first = scales.read<HALVES>(weights, panel, begin, end);
-        if (inputs.tiles == 1 && inputs.each <= DIRECT_TOKENS) {
-            add_tiles<DIRECT_TOKENS, HALVES>(packed, first, inputs, begin, end, totals);
+        const ReadScales<W> first = scales.template read<HALVES>(weights, panels, begin, end);
+        if (inputs.tiles <= DIRECT_TILES) {
+            add_tiles<TILE_TOKENS, W, HALVES>(packed, first, inputs, begin, end, totals);
         } else {
-            unpacked.unpack(packed, begin, end);
-            add_tiles<TILE_TOKENS, HALVES>(unpacked, first, inputs, begin, end, totals);
+            unpacked.unpack(packed, first.offset(), begin, end);
+            add_tiles<TILE_TOKENS, W, HALVES>(unpacked, first, inputs, begin, end, totals);
         }
     }
 }
@@ -297,17 +321,18 @@ template <class Act> inline void with_form(const Quantized& weights, Act act) {
 }
 
 // The same of weights of any form.
-inline void multiply_panel(const Quantized& weights, long panel, const Rounded& inputs, float (*totals)[GROUP]) {
+inline void multiply_panels(const Quantized& weights, PanelPair panels, const Rounded& inputs, Totals* totals) {
     with_form(weights, [&](auto width, auto halves) {
-        multiply_panel<decltype(width)::value, decltype(halves)::value>(weights, panel, inputs, totals);
+        multiply_panels<decltype(width)::value, decltype(halves)::value>(weights, panels, inputs, totals);
     });
 }
 
 // The weights of one output in float32.
 template <int WIDTH, int HALVES> void read_output(const Quantized& weights, long output, float* row) {
-    const Packed<WIDTH> packed(weights, output / GROUP);
+    const PanelPair own{output / GROUP, 0};
+    const Packed<WIDTH> packed(weights, own);
     const int part = (int)(output % GROUP) / LANES, lane = (int)(output % GROUP) % LANES;
-    with_scales<HALVES>(weights, output / GROUP, 0, [&](auto scale) {
+    with_scales<HALVES>(weights, own, 0, [&](auto scale) {
         for (long block = 0; block < weights.inputs / BLOCK; block++)
             for (int half = 0; half < HALVES; half++, scale.advance()) {
                 const Floats factor = scale.factor(part), minimum = scale.has_minimums ? scale.minimum(part) : Floats{};
@@ -329,14 +354,15 @@ inline void read_output(const Quantized& weights, long output, float* row) {
 }
 
 // Splits a product with weights of this shape into strips of tokens by panels, distributed over the threads of the
-// calling parallel region, which needs a barrier afterwards. `use(panel, rounded, token, tokens, outputs)` computes one;
+// calling parallel region, which needs a barrier afterwards. `use(panels, rounded, token, tokens, outputs)` computes some;
 // `rounded` holds the inputs of these tokens, which every thread rounds for itself.
 template <class I, class Use>
 inline void by_panels(const I* inputs, long tokens, const Quantized& shape, Use use) {
     const long size = shape.inputs;
     const long strip = at_most(STRIP_TOKENS, rounded_up(1 + STRIP_BYTES / (size * 2), 2 * TILE_TOKENS));
     const long strips = (tokens + strip - 1) / strip, panels = (shape.outputs + GROUP - 1) / GROUP;
-    const long width = at_most(panels / (4 * omp_get_num_threads()) + 1, MOST_PANELS);
+    const long share = 4 * omp_get_num_threads();
+    const long width = at_most(rounded_up((panels + share - 1) / share, TOGETHER), MOST_PANELS);
     const long columns = (panels + width - 1) / width;
     thread_local std::vector<char> memory;
     const unsigned long needed = Rounded::bytes(at_most(strip, tokens), size);
@@ -349,20 +375,22 @@ inline void by_panels(const I* inputs, long tokens, const Quantized& shape, Use 
         if (held != token) rounded.round(inputs + token * size, count);
         held = token;
         const long left = item % columns * width;
-        for (long panel = left; panel < at_most(left + width, panels); panel++)
-            use(panel, rounded, token, count, (int)at_most(GROUP, shape.outputs - panel * GROUP));
+        for (long panel = left; panel < at_most(left + width, panels); panel += TOGETHER)
+            use(PanelPair{panel, panel + 1 < panels}, rounded, token, count,
+                (int)at_most(TOGETHER * GROUP, shape.outputs - panel * GROUP));
     }
 }
 
 // inputs times weights, distributed as by `by_panels`; `keep(token, column, count, sums)` gets a register at a time.
 template <class I, class Keep>
 void project_quantized(const I* inputs, long tokens, const Quantized& weights, Keep keep) {
-    auto use = [=, &weights](long panel, const Rounded& rounded, long token, long count, int width) {
-        float totals[STRIP_TOKENS][GROUP];
-        multiply_panel(weights, panel, rounded, totals);
+    auto use = [=, &weights](PanelPair panels, const Rounded& rounded, long token, long count, int width) {
+        Totals totals[STRIP_TOKENS];
+        multiply_panels(weights, panels, rounded, totals);
         for (long i = 0; i < count; i++)
             for (int first = 0; first < width; first += LANES)
-                keep(token + i, panel * GROUP + first, (int)at_most(LANES, width - first), load(totals[i] + first));
+                keep(token + i, panels.first * GROUP + first, (int)at_most(LANES, width - first),
+                     load(totals[i] + first));
     };
     by_panels(inputs, tokens, weights, use);
 }
@@ -370,14 +398,14 @@ void project_quantized(const I* inputs, long tokens, const Quantized& weights, K
 // The same of two weights of one shape; `keep(token, column, count, sums, other_sums)`.
 template <class I, class Keep>
 void project_both(const I* inputs, long tokens, const Quantized& one, const Quantized& other, Keep keep) {
-    auto use = [=, &one, &other](long panel, const Rounded& rounded, long token, long count, int width) {
-        float totals[STRIP_TOKENS][GROUP], others[STRIP_TOKENS][GROUP];
-        multiply_panel(one, panel, rounded, totals);
-        multiply_panel(other, panel, rounded, others);
+    auto use = [=, &one, &other](PanelPair panels, const Rounded& rounded, long token, long count, int width) {
+        Totals totals[STRIP_TOKENS], others[STRIP_TOKENS];
+        multiply_panels(one, panels, rounded, totals);
+        multiply_panels(other, panels, rounded, others);
         for (long i = 0; i < count; i++)
             for (int first = 0; first < width; first += LANES)
-                keep(token + i, panel * GROUP + first, (int)at_most(LANES, width - first), load(totals[i] + first),
-                     load(others[i] + first));
+                keep(token + i, panels.first * GROUP + first, (int)at_most(LANES, width - first),
+                     load(totals[i] + first), load(others[i] + first));
     };
     by_panels(inputs, tokens, one, use);
 }
