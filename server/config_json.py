@@ -147,7 +147,8 @@ def bare_name(tensor: str) -> str:
     return tensor
 
 
-QUANTIZED_WIDTHS: Mapping[str, int] = {"int8": 8, "int4": 4}  # of `--quantize`, in bits; the output matrix takes eight
+QUANTIZED_WIDTHS: Mapping[str, int] = {"int8": 8, "int4": 4}  # of `--quantize`, in bits
+LARGEST_SUPER_GROUP = 32
 LEAST_OUTPUTS = 16  # of a matrix that is quantized; gates of one output gain nothing
 
 
@@ -173,6 +174,14 @@ def can_be_packed(shape: Sequence[int]) -> bool:
     return len(shape) == 2 and shape[0] >= LEAST_OUTPUTS and shape[1] % 32 == 0
 
 
+def head_width(width: int, on_host: bool) -> int:
+    """Bits of an output matrix, which is often the embedding as well, beside projections of this width.
+
+    It loses most by few bits, and is a third of the bytes of a small model. A GPU has no product of six bits.
+    """
+    return 6 if width == 4 and on_host else 8
+
+
 def quantized_group(width: int, inputs: int) -> int:
     """Inputs that share a scale."""
     return 64 if width == 8 and inputs % 64 == 0 else 32
@@ -180,14 +189,14 @@ def quantized_group(width: int, inputs: int) -> int:
 
 def super_group(groups: int) -> int:
     """Groups whose scales of eight bits share a number."""
-    return next(size for size in (8, 6, 5, 4, 3, 2, 1) if groups % size == 0)
+    return max(size for size in range(1, LARGEST_SUPER_GROUP + 1) if groups % size == 0)
 
 
 def quantized_bytes(width: int, shape: Sequence[int]) -> int:
     """Bytes of a matrix [outputs, inputs] in memory: codes, and scales of two bytes or as of four bits, in panels."""
     outputs, inputs = math.ceil(math.prod(shape[:-1]) / 16) * 16, shape[-1]
     groups = inputs // quantized_group(width, inputs)
-    scales = groups * 2 if width == 8 else groups * 2 + groups // super_group(groups) * 8
+    scales = groups * 2 + groups // super_group(groups) * 8 if width == 4 else groups * 2
     return outputs * (inputs * width // 8 + scales)
 
 

@@ -15,6 +15,7 @@ from server.config_json import (
     QUANTIZED_WIDTHS,
     bare_name,
     can_be_packed,
+    head_width,
     is_quantizable,
     is_quantizable_expert,
     is_requantized,
@@ -127,7 +128,7 @@ def _width(tensor: Tensor, quantize: str, head: str, on_host: bool) -> int:
     if quantize == "none" or tensor.dtype not in CAST:
         return 0
     if tensor.name.endswith(head) and can_be_packed(tensor.shape):
-        return 8
+        return head_width(QUANTIZED_WIDTHS[quantize], on_host)
     is_expert = on_host and is_quantizable_expert(tensor.name, tensor.shape)
     return QUANTIZED_WIDTHS[quantize] if is_expert or is_quantizable(tensor.name, tensor.shape) else 0
 

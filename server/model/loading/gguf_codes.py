@@ -13,6 +13,7 @@ from torch import Tensor
 from server.config_json import (
     QUANTIZED_WIDTHS,
     can_be_packed,
+    head_width,
     is_quantizable,
     is_quantizable_expert,
     is_requantized,
@@ -87,7 +88,7 @@ class StoredCodes(Mapping[str, Tensor | PackedWeight]):
         if not width or name in self.kept:
             return 0
         if name == head and can_be_packed(shape):
-            return 8
+            return head_width(width, self._on_host)
         is_expert = self._on_host and is_quantizable_expert(name, shape)
         return width if is_expert or is_quantizable(name, shape) else 0
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from server.config_json import QUANTIZED_WIDTHS, bare_name, can_be_packed, is_quantizable, read_config
+from server.config_json import QUANTIZED_WIDTHS, bare_name, can_be_packed, head_width, is_quantizable, read_config
 from server.model.adapters.merging import MergedAdapter, open_merged_adapter
 from server.model.adapters.weights import find_targets
 from server.model.cpu.layer_reader import supports_decoder
@@ -142,8 +142,9 @@ def convert(
         if weight is not stored and isinstance(stored, Tensor):
             release_mapped_pages(stored)
         if isinstance(weight, Tensor):
-            bits = 8 if name == head and can_be_packed(weight.shape) else width * is_quantizable(name, weight.shape)
-            if width and bits:
+            is_head = name == head and can_be_packed(weight.shape)
+            if width and (is_head or is_quantizable(name, weight.shape)):
+                bits = head_width(width, on_host=True) if is_head else width
                 yield name, quantize(weight, bits, name, kernels)
                 release_mapped_pages(weight)
                 on_progress(0.9 * number / len(weights))

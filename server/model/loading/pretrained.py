@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from server.config_json import QUANTIZED_WIDTHS, WRAPPERS, can_be_packed, computes_float8, read_config
+from server.config_json import QUANTIZED_WIDTHS, WRAPPERS, can_be_packed, computes_float8, head_width, read_config
 from server.errors import CannotStart
 from server.model.adapters.merging import MergedAdapter, open_merged_adapter
 from server.model.adapters.weights import Targets, find_targets
@@ -285,7 +285,7 @@ def _quantization(
 
 
 def _quantize_rest(model: Any, config: StreamingConfig) -> None:
-    """Quantize projections that are still plain, as those that were float8, and the output head to eight bits.
+    """Quantize projections that are still plain, as those that were float8, and the output head (`head_width`).
 
     Embedding and head are replaced by the codes of a file where these are kept.
     """
@@ -305,7 +305,8 @@ def _quantize_rest(model: Any, config: StreamingConfig) -> None:
     elif is_tied and packed is not None:
         model.set_output_embeddings(QuantizedLinear(packed, head.bias, config.product))
     elif config.width and can_be_packed(head.weight.shape):
-        packed = quantize(head.weight.detach(), 8, "the output matrix", config.kernels)
+        width = head_width(config.width, on_host=not head.weight.is_cuda)
+        packed = quantize(head.weight.detach(), width, "the output matrix", config.kernels)
         if is_tied:
             model.set_input_embeddings(QuantizedEmbedding(packed, model.dtype, choose_look_up(config.kernels)))
         model.set_output_embeddings(QuantizedLinear(packed, head.bias, config.product))

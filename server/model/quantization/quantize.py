@@ -1,8 +1,8 @@
-"""Quantization of plain weights to eight or four bits in groups, without calibration.
+"""Quantization of plain weights to eight, six or four bits in groups, without calibration.
 
-Eight bits: symmetric, groups of 64 or 32, scales of float16. Four bits: groups of 32 with a scale and a minimum of
-eight bits each, and float32 numbers that multiply those of up to eight groups; the range of a group is the one of some
-candidates, each corrected by least squares, that loses least.
+Eight and six bits: symmetric, groups of 64 or 32, scales of float16. Four bits: groups of 32 with a scale and a minimum
+of eight bits each, and float32 numbers that multiply those of up to 32 groups; the range of a group is the one of
+some candidates, each corrected by least squares, that loses least.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ SHRUNK = (1.0, 0.9, 0.8)  # torch's candidates for a group's range, as shares of
 LARGEST = 127  # of a scale in eight bits
 HALF_ERROR = 1e-3  # relative, of a scale that float16 holds well
 LEAST_STEP = 1e-37  # whose reciprocal is finite
-MIDDLE_CODE, LARGEST_CODE = 128, 15  # in eight bits and in four
+LARGEST_CODE = 15  # in four bits
 
 
 def quantize(weight: Tensor, width: int, name: str = "weight", kernels: CDLL | None = None) -> PackedWeight:
@@ -31,19 +31,21 @@ def quantize(weight: Tensor, width: int, name: str = "weight", kernels: CDLL | N
     weight = weight.contiguous() if weight.dtype in (torch.bfloat16, torch.float32) else weight.float()
     rounding = Rounding(weight, quantized_group(width, weight.shape[1]), None if weight.is_cuda else kernels)
     try:
-        packed = _quantize_8(rounding) if width == 8 else _quantize_4(rounding)
+        packed = _quantize_4(rounding) if width == 4 else _quantize_symmetric(rounding, width)
         return PackedWeight.join([packed], packed.outputs)
     except ValueError as error:
         raise CannotStart(f"{name} cannot be quantized: {error}") from error
 
 
-def _quantize_8(rounding: "Rounding") -> PackedWeight:
-    scales = rounding.greatest() / (MIDDLE_CODE - 1)
+def _quantize_symmetric(rounding: "Rounding", width: int) -> PackedWeight:
+    middle = 2 ** (width - 1)
+    scales = rounding.greatest() / (middle - 1)
     half = scales.half()
     is_exact = bool(((half.float() - scales).abs() <= HALF_ERROR * scales).all())
     scales = half if is_exact else scales
-    codes = rounding.codes(scales.float(), torch.full_like(scales, MIDDLE_CODE, dtype=torch.float32), (1.0, 255.0))
-    return PackedWeight.pack(codes, scales, width=8, group=rounding.group, offset=MIDDLE_CODE, kernels=rounding.kernels)
+    shifts = torch.full_like(scales, middle, dtype=torch.float32)
+    codes = rounding.codes(scales.float(), shifts, (1.0, 2.0 * middle - 1))
+    return PackedWeight.pack(codes, scales, width=width, group=rounding.group, offset=middle, kernels=rounding.kernels)
 
 
 def _quantize_4(rounding: "Rounding") -> PackedWeight:
