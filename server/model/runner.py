@@ -171,7 +171,8 @@ class Runner:
         with as_memory_error(), torch.inference_mode():
             hidden = self._compute([rows[i] for i in order], ids if ids is None else ids[to_device(order, ids.device)])
             scores = self._score(hidden, rows, order)
-            hidden = hidden[to_device(_logit_lines(rows, order), hidden.device)]
+            lines = _logit_lines(rows, order)
+            hidden = hidden if lines is None else hidden[to_device(lines, hidden.device)]
             if isinstance(self._loaded.head, NativeHead):
                 return Ticket(None, hidden, scores=scores)
             return Ticket(self._loaded.head(hidden), scores=scores)
@@ -251,8 +252,13 @@ def _sort_key(row: Row) -> tuple[int, bool, int]:
     return min(len(row.token_ids), MAX_SHORT_TOKENS + 1), row.start == 0, row.adapter
 
 
-def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> NDArray[np.int64]:
-    """Indices of the tokens with logits in the reordered batch, in the original order of the rows."""
+def _logit_lines(rows: Sequence[Row], order: Sequence[int]) -> NDArray[np.int64] | None:
+    """Indices of the tokens with logits in the reordered batch, in the original order of the rows.
+
+    None if these are all tokens in their order.
+    """
+    if all(i == place and len(rows[i].token_ids) == rows[i].num_logits for place, i in enumerate(order)):
+        return None
     ends = np.zeros(len(rows), dtype=np.int64)
     ends[list(order)] = np.cumsum([len(rows[i].token_ids) for i in order])
     counts = np.array([row.num_logits for row in rows])

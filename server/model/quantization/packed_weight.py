@@ -187,7 +187,7 @@ def _by_panels(parts: Tensor) -> Tensor:
 
 
 def _room(part: Tensor, panels: int) -> Tensor:
-    """Memory for a part like this one of so many panels."""
+    """Memory for a part like this one, of this many panels."""
     shape = (panels, *part.shape[1:])
     return part.new_empty(shape) if part.is_cuda else huge_pages.empty(shape, part.dtype)
 
