@@ -64,7 +64,7 @@ def play(live: Live) -> None:
     post(live, "1" * 32, stream=True, max_tokens=5)
     post(live, "2" * 32, tools=[TOOL], tool_choice="required", max_tokens=60)
     post(live, "3" * 32, n=2, max_tokens=4, min_tokens=4)
-    post(live, "4" * 32, n=4, max_tokens=4, expected=429)
+    post(live, "4" * 32, n=4, max_tokens=400, min_tokens=400, expected=429)  # none ends before the last is there
     leave(live, "5" * 32)
 
 
