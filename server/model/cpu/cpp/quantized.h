@@ -2,7 +2,8 @@
 //
 // Inputs are rounded to integers of sixteen bits with a scale for each span of 256: of a span's greatest they differ by
 // 2^-16 at most, numbers of bfloat16 by 2^-9 of themselves. Products and their sums within a block are integers and
-// exact; those of blocks are added in float32 in the order of the inputs. Thus an output is the same whatever the number of tokens.
+// exact; those of blocks are added in float32 in the order of the inputs. Thus an output is the same whatever the
+// number of tokens.
 #pragma once
 
 #include <omp.h>
@@ -14,12 +15,12 @@
 
 namespace toolwire {
 
-constexpr int PAIRS = BLOCK / 2;             // of inputs in a block
-constexpr int TILE_TOKENS = PANEL_TOKENS;  // that are multiplied at a time, at most
+constexpr int PAIRS = BLOCK / 2;                   // of inputs in a block
+constexpr int TILE_TOKENS = PANEL_TOKENS;          // that are multiplied at a time, at most
 constexpr int DIRECT_TILES = LANES == 16 ? 3 : 1;  // more tiles are multiplied with codes that were unpacked before
-constexpr int STRIP_TOKENS = 96;             // tokens that a thread computes at a time, at most
-constexpr long STRIP_BYTES = 384 << 10;  // of their inputs, which stay in a core's own cache
-constexpr long MOST_PANELS = 16;  // that a thread computes at a time, a multiple of TOGETHER
+constexpr int STRIP_TOKENS = 96;                   // tokens that a thread computes at a time, at most
+constexpr long STRIP_BYTES = 384 << 10;            // of their inputs, which stay in a core's own cache
+constexpr long MOST_PANELS = 16;                   // that a thread computes at a time, a multiple of TOGETHER
 
 typedef uint16_t Words __attribute__((vector_size(4 * LANES)));  // a pair of codes or inputs for each lane
 typedef int32_t Wide __attribute__((vector_size(4 * LANES)));
@@ -41,7 +42,9 @@ class Rounded {
     long size;
     int tiles, each;  // tokens of a tile
 
-    static long bytes(long tokens, long size) { return padded(tokens) * (size * 2 + blocks(size) * 20 + spans(size) * 4); }
+    static long bytes(long tokens, long size) {
+        return padded(tokens) * (size * 2 + blocks(size) * 20 + spans(size) * 4);
+    }
     Rounded(void* at, long tokens, long size)
         : size(size), words((int32_t*)at), sums(words + padded(tokens) * blocks(size) * PAIRS),
           float_sums((float*)(sums + padded(tokens) * blocks(size) * 2)),
@@ -194,7 +197,7 @@ template <int W> class Unpacked {
     long first;
 };
 
-// Adds the products of a tile of M tokens with blocks [begin, end) of W panels to `totals`; `scale` is at the first one.
+// Adds the products of a tile of M tokens with blocks [begin, end) of W panels to `totals`; `scale` is at the first.
 template <int M, int W, int HALVES, class Codes, class Scales>
 [[gnu::noinline]] void add_blocks(const Codes& codes, Scales scale, const Rounded& inputs, long tile, long begin,
                                   long end, float (*totals)[W * GROUP]) {
@@ -203,7 +206,8 @@ template <int M, int W, int HALVES, class Codes, class Scales>
     constexpr bool IN_PLACE = Codes::HAS_NIBBLES && M == 1 && W == 1;
     constexpr int OWN = W * PARTS, SUMS = IN_PLACE ? 4 : M * OWN < 4 ? 4 / (M * OWN) : 1;
     const int32_t *words = inputs.words_of(tile, begin), *sums = inputs.sums_of(tile, begin);
-    const float *float_sums = inputs.float_sums_of(tile, begin), *input_scales = inputs.scales_of(tile, begin / SPAN_BLOCKS);
+    const float *float_sums = inputs.float_sums_of(tile, begin);
+    const float *input_scales = inputs.scales_of(tile, begin / SPAN_BLOCKS);
     for (long block = begin; block < end;) {
         Floats total[M][OWN] = {};  // of this span
         for (const long last = at_most(end, block + SPAN_BLOCKS); block < last; block++) {
@@ -239,7 +243,8 @@ template <int M, int W, int HALVES, class Codes, class Scales>
                         Wide all_sums = (Wide)sum[0][m][part];
                         for (int i = 1; i < SUMS; i++)
                             all_sums += (Wide)sum[i][m][part] >> (IN_PLACE && i < 3 ? 4 * i : 0);
-                        total[m][part] = fma(factor, (Floats)__builtin_convertvector(all_sums, Numbers), total[m][part]);
+                        const Floats whole = (Floats)__builtin_convertvector(all_sums, Numbers);
+                        total[m][part] = fma(factor, whole, total[m][part]);
                     }
                 }
                 if (scale.has_minimums)
@@ -354,8 +359,8 @@ inline void read_output(const Quantized& weights, long output, float* row) {
 }
 
 // Splits a product with weights of this shape into strips of tokens by panels, distributed over the threads of the
-// calling parallel region, which needs a barrier afterwards. `use(panels, rounded, token, tokens, outputs)` computes some;
-// `rounded` holds the inputs of these tokens, which every thread rounds for itself.
+// calling parallel region, which needs a barrier afterwards. `use(panels, rounded, token, tokens, outputs)` computes
+// some; `rounded` holds the inputs of these tokens, which every thread rounds for itself.
 template <class I, class Use>
 inline void by_panels(const I* inputs, long tokens, const Quantized& shape, Use use) {
     const long size = shape.inputs;

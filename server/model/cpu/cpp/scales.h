@@ -20,10 +20,10 @@ struct Quantized {  // mirrored by the ctypes structure in server/model/cpu/libr
 
 namespace toolwire {
 
-constexpr int BLOCK = 32;             // inputs
-constexpr int PARTS = GROUP / LANES;  // registers of a panel's outputs
+constexpr int BLOCK = 32;                      // inputs
+constexpr int PARTS = GROUP / LANES;           // registers of a panel's outputs
 constexpr int TOGETHER = LANES == 16 ? 2 : 1;  // panels that an input is multiplied with once it is in a register
-constexpr int SPAN_BLOCKS = 8;        // blocks whose inputs have a common scale
+constexpr int SPAN_BLOCKS = 8;                 // blocks whose inputs have a common scale
 constexpr int STRETCH_BLOCKS = 16 / TOGETHER;  // blocks that are unpacked at a time and stay in the first cache
 enum ScaleType { FLOAT16, FLOAT32, INT8 };
 
@@ -37,7 +37,8 @@ struct PanelPair {
     long first, across;
 };
 
-// Scales of panels from one of their blocks on, as they are stored; parts are those of the first panel, then of the next. A block has those of each half, or one for both.
+// Scales of panels from one of their blocks on, as they are stored; parts are those of the first panel, then of the
+// next. A block has those of each half, or one for both.
 template <int TYPE, int HALVES, bool MINIMUMS> class StoredScales {
   public:
     static constexpr bool has_minimums = MINIMUMS;
@@ -87,7 +88,8 @@ template <int TYPE, int HALVES, bool MINIMUMS> class StoredScales {
 };
 
 // act(scales): those of panels from a block on.
-template <int HALVES, class Act> inline void with_scales(const Quantized& weights, PanelPair panels, long block, Act act) {
+template <int HALVES, class Act>
+inline void with_scales(const Quantized& weights, PanelPair panels, long block, Act act) {
     auto with = [&](auto minimums) {
         switch (weights.scale_type) {
         case FLOAT16: return act(StoredScales<FLOAT16, HALVES, minimums>(weights, panels, block));
