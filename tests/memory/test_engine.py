@@ -37,7 +37,7 @@ OPTIONS = [
     "--threads",
     "1",
 ]
-REPLY = 500
+REPLY = 2000  # longer than a second, between two heartbeats
 
 
 @dataclass(frozen=True)
