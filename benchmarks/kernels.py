@@ -1,7 +1,7 @@
 """Compares the compiled CPU kernels of each instruction set with torch on the same weights, in turns in one process.
 
     python -m benchmarks.kernels /tmp/qwen3-0.6b [--isas avx2,torch] [--quantize none,int4]
-        [--kv-dtype auto,int8] [--rounds 9]
+        [--kv-dtype auto,int8] [--activation-bits auto,8,16] [--rounds 9]
 
 The checkpoint is any that toolwire serves; `benchmarks.checkpoint` writes those of published shapes, also 30B-A3B's
 layers (`30B-A3B-2`) and a hybrid. Tokens differ, so that experts do.
@@ -66,15 +66,16 @@ def main() -> None:
     parser.add_argument("--isas", type=lambda text: text.split(","), default=[*available_isas(), "torch"])
     parser.add_argument("--quantize", type=lambda text: text.split(","), default=["none"])
     parser.add_argument("--kv-dtype", type=lambda text: text.split(","), default=["auto"])
+    parser.add_argument("--activation-bits", type=lambda text: text.split(","), default=["auto"])
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="measure the steps whose name contains this")
     options = parser.parse_args()
     runners = []
-    columns = list(product(options.isas, options.quantize, options.kv_dtype))
+    columns = list(product(options.isas, options.quantize, options.kv_dtype, options.activation_bits))
     names = [" ".join(part for part in column if part not in ("none", "auto")) for column in columns]
-    for name, (isa, quantize, kv_dtype) in zip(names, columns, strict=True):
+    for name, (isa, quantize, kv_dtype, bits) in zip(names, columns, strict=True):
         settings = EngineSettings(
             device="cpu",
             dtype=options.dtype,
@@ -82,6 +83,7 @@ def main() -> None:
             threads=options.threads,
             quantize=quantize,
             kv_dtype=kv_dtype,
+            activation_bits=bits,
         )
         loaded = load(options.checkpoint, settings, lambda fraction: None)
         form = f"{type(loaded.backbone).__name__} in {loaded.dtype}, {loaded.weight_bytes >> 20} MiB"

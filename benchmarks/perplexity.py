@@ -1,9 +1,10 @@
 """Measures the perplexity of a checkpoint at each width of its weights, on the pages of the documentation or on a text.
 
     python -m benchmarks.perplexity MODEL [--text FILE] [--quantize none,int8,int4] [--kv-dtype auto,int8]
-        [--tokens 4096] [--window 512]
+        [--activation-bits auto,8,16] [--tokens 4096] [--window 512]
 
-MODEL is a folder or a GGUF file. Every loss is compared with the first width and the first type of keys and values.
+MODEL is a folder or a GGUF file. Every loss is compared with that of the first width, the first type of keys and values
+and the first number of bits.
 The text is cut into windows, each computed from its own beginning; a window's first half is context and does not count.
 """
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--quantize", type=lambda text: text.split(","), default=["none", "int8", "int4"])
     parser.add_argument("--kv-dtype", type=lambda text: text.split(","), default=["auto"])
+    parser.add_argument("--activation-bits", type=lambda text: text.split(","), default=["auto"])
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--isa", default="auto")
@@ -51,9 +53,14 @@ def main() -> None:
     tokenizer = Tokenizer.from_buffer(read_tokenizer(options.model))
     ids = tokenizer.encode(read_text(options.text), add_special_tokens=False).ids[: options.tokens]
     plain = 0.0
-    for quantize, kv_dtype in product(options.quantize, options.kv_dtype):
+    for quantize, kv_dtype, bits in product(options.quantize, options.kv_dtype, options.activation_bits):
         settings = EngineSettings(
-            device="cpu", cpu_isa=options.isa, dtype=options.dtype, quantize=quantize, kv_dtype=kv_dtype
+            device="cpu",
+            cpu_isa=options.isa,
+            dtype=options.dtype,
+            quantize=quantize,
+            kv_dtype=kv_dtype,
+            activation_bits=bits,
         )
         loaded = load(options.model, settings, lambda fraction: None)
         runner = Runner(loaded, options.window // BLOCK_SIZE + 1, BLOCK_SIZE)
@@ -62,7 +69,10 @@ def main() -> None:
         plain = plain or found
         change = f"{100 * (found / plain - 1):+.2f} %"
         size = loaded.weight_bytes >> 20
-        print(f"{quantize:6} KV {kv_dtype:5} {size:6} MiB  perplexity {found:9.4f}  {change}", flush=True)
+        print(
+            f"{quantize:6} KV {kv_dtype:5} activations {bits:4} {size:6} MiB  perplexity {found:9.4f}  {change}",
+            flush=True,
+        )
 
 
 def losses_of(runner: Runner, window: Sequence[int]) -> list[float]:

@@ -76,6 +76,11 @@ class EngineSettings:
     kv_dtype: Literal["auto", "int8"] = option(
         "auto", "Type of the cached keys and values: auto is the model's, int8 takes half the memory of bfloat16."
     )
+    activation_bits: Literal["auto", "8", "16"] = option(
+        "auto",
+        "Bits that activations are rounded to where a CPU multiplies weights of few bits: auto is 8 with --quantize "
+        "int4, else 16.",
+    )
     memory_probe: Literal["auto", "nvml", "host"] = option(
         "auto",
         "Whose memory the guard watches: auto is the device's own; nvml the first visible GPU's, host main memory.",

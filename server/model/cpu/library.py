@@ -11,7 +11,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 4  # of the functions and structures, as in `cpp/step.h`
+INTERFACE = 5  # of the functions and structures, as in `cpp/step.h`
 ISAS = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_bf16", "neon")  # the fastest first
 # Intel's CPUs start a bfloat16 product every second cycle and two of float32 in each (docs/internals/lablog.md).
 INTEL_ISAS = ("amx", "avx512_vnni", "avx512_bf16", "avx512", "avx2")
@@ -27,7 +27,7 @@ class QuantizedStruct(ctypes.Structure):
     """A matrix of few bits, where a pointer to weights has its lowest bit set."""
 
     _fields_ = _fields(
-        "width inputs outputs group offset scale_type super_group",
+        "width inputs outputs group offset scale_type super_group input_bits",
         "",
         "codes scales minimums super_scales super_minimums",
     )

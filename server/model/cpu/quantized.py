@@ -38,6 +38,7 @@ class Described:
             offset=packed.offset,
             scale_type=SCALE_TYPES[packed.scales.dtype],
             super_group=1 if supers is None else packed.scales.shape[1] // supers.shape[1],
+            input_bits=packed.input_bits,
             codes=packed.codes.data_ptr(),
             scales=packed.scales.data_ptr(),
             minimums=None if packed.minimums is None else packed.minimums.data_ptr(),

@@ -35,4 +35,4 @@ def load_gguf(
     for number, (name, weight) in enumerate(converted, 1):
         weights[name] = weight
         on_progress(0.9 * number / len(stored))
-    return open_plain(config, weights, kernels, on_progress, began_s)
+    return open_plain(config, weights, settings, kernels, on_progress, began_s)

@@ -27,7 +27,7 @@ from server.model.layers.decoder import Backbone, CompactBackbone
 from server.model.layers.packed_linear import pack_linears, release_mapped_pages
 from server.model.loading.loaded_model import KvShape, LoadedModel, OnProgress, count_bytes
 from server.model.quantization.formats import can_read, lay_out
-from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear, warn_of_unpacking
+from server.model.quantization.linear import QuantizedEmbedding, QuantizedLinear, round_inputs, warn_of_unpacking
 from server.model.quantization.packed_weight import PackedWeight
 from server.model.quantization.quantize import quantize
 from server.settings import EngineSettings
@@ -81,16 +81,22 @@ def load_plain(
     width = QUANTIZED_WIDTHS.get(settings.quantize, 0)
     merge = open_merged_adapter(settings.merge_adapter)
     weights = dict(convert(weights, config, width, dtype, kernels, on_progress, merge))
-    return open_plain(config, weights, kernels, on_progress, began_s)
+    return open_plain(config, weights, settings, kernels, on_progress, began_s)
 
 
 def open_plain(
-    config: PlainConfig, weights: Weights, kernels: CDLL | None, on_progress: OnProgress, began_s: float
+    config: PlainConfig,
+    weights: Weights,
+    settings: EngineSettings,
+    kernels: CDLL | None,
+    on_progress: OnProgress,
+    began_s: float,
 ) -> LoadedModel:
     """The model of these weights, on the kernels where they compute it."""
     if kernels is None and any(isinstance(weight, PackedWeight) for weight in weights.values()):
         warn_of_unpacking()
     model = PlainModel(config, weights, kernels)
+    round_inputs(model, settings)
     layers, targets = model.model.layers, find_targets(model.model)
     backbone: Backbone
     head: nn.Module

@@ -36,6 +36,7 @@ from server.model.loading.streaming import METHOD, StreamingConfig, StreamingQua
 from server.model.quantization.linear import (
     QuantizedEmbedding,
     QuantizedLinear,
+    round_inputs,
     warn_of_slow_products,
     warn_of_unpacking,
 )
@@ -81,6 +82,7 @@ def load_pretrained(
         merge.merge_into(model.get_decoder())
     if quantization is not None:
         _quantize_rest(model, quantization)
+        round_inputs(model, settings)
         if device.type == "cpu" and kernels is None:
             warn_of_unpacking()
         elif device.type == "cuda":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.model.quantization.packed_weight import PANEL, PackedWeight
+from server.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,19 @@ class PackedModule(nn.Module):
         """The weight, on the device where the module is."""
         own: dict[str, Any] = {name.removeprefix("_"): part for name, part in self.named_buffers(recurse=False)}
         return PackedWeight(**self._form, **own)
+
+    def round_inputs_to(self, bits: int) -> None:
+        """Set the weight's `input_bits`."""
+        self._form["input_bits"] = bits
+
+
+def round_inputs(model: nn.Module, settings: EngineSettings) -> None:
+    """Set what the inputs of all quantized layers are rounded to on a CPU, before kernels read the layers."""
+    by_default = 8 if settings.quantize == "int4" else 16
+    bits = by_default if settings.activation_bits == "auto" else int(settings.activation_bits)
+    for module in model.modules():
+        if isinstance(module, PackedModule):
+            module.round_inputs_to(bits)
 
 
 class QuantizedLinear(PackedModule):

@@ -1,8 +1,9 @@
 """Weights of few bits in groups, laid out once for the products of `cpu/cpp/quantized.h`.
 
-Panels of sixteen outputs are cut into blocks of 32 inputs. A block holds words of sixteen bits, one for each output and
-each half of a pair of inputs; a word holds the codes of 16 / width pairs, the first in its lowest bits. Codes of five
-and six bits are split: their low four bits as those of four, behind them the high ones, as codes of one and two bits.
+Panels of sixteen outputs are cut into blocks of 32 inputs. A block holds four bytes for each output at a time, those of
+an input and of the three behind it; a byte holds 8 / width codes, of every fourth input, the first in its lowest bits.
+Codes of five and six bits are split: their low four bits as those of four, behind them the high ones, as codes of one
+and two bits.
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from server.model import huge_pages
 
 PANEL = 16  # outputs
 BLOCK = 32  # inputs
+QUAD = 4  # inputs, in adjacent bytes
 PARTS = {4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}  # width of a code -> widths in which its bits are stored
 SCALE_DTYPES = (torch.float16, torch.float32, torch.int8)
 
@@ -40,6 +42,7 @@ class PackedWeight:
     minimums: Tensor | None  # likewise
     super_scales: Tensor | None  # [panels, super-groups, PANEL]
     super_minimums: Tensor | None
+    input_bits: int = 16  # that the CPU kernels round inputs of products to: 8 or 16
 
     @staticmethod
     def pack(
@@ -120,7 +123,7 @@ class PackedWeight:
         """Weights [count, inputs] in float32, from output `first` on, a multiple of PANEL; by default all."""
         last = self.outputs if count is None else min(self.outputs, first + count)
         own = slice(first // PANEL, -(-last // PANEL))
-        codes = _codes(split(self.codes[own], -1, PANEL, 2, 2), self.width)  # [panels, blocks, PANEL, BLOCK]
+        codes = _codes(split(self.codes[own], -1, PANEL, QUAD), self.width)  # [panels, blocks, PANEL, BLOCK]
         codes = codes.transpose(1, 2).reshape(-1, PANEL, self.inputs // self.group, self.group)
         scales, minimums = (
             None if part is None else part.transpose(1, 2).unsqueeze(-1) for part in self._multipliers(own)
@@ -137,9 +140,9 @@ class PackedWeight:
     def rows(self, ids: Tensor) -> Tensor:
         """Weights of these outputs, [ids, inputs] in float32."""
         panels, columns = ids // PANEL, ids % PANEL
-        words = split(self.codes, -1, PANEL, 2, 2)[panels, :, :, columns]  # [ids, blocks, steps, 2, 2]
+        stored = split(self.codes, -1, PANEL, QUAD)[panels, :, :, columns]  # [ids, blocks, steps, QUAD]
         places = torch.arange(len(ids), device=ids.device)
-        codes = _codes(words.unsqueeze(3), self.width)
+        codes = _codes(stored.unsqueeze(3), self.width)
         codes = codes.reshape(len(ids), self.inputs // self.group, self.group)
         scales, minimums = (
             None if part is None else part[places, :, columns].unsqueeze(-1) for part in self._multipliers(panels)
@@ -197,7 +200,7 @@ def _lay_out(codes: Tensor, width: int) -> Tensor:
     blocks = padded.view(len(padded) // PANEL, PANEL, -1, BLOCK).transpose(1, 2)  # [panels, blocks, PANEL, BLOCK]
     parts, shift = [], 0
     for bits in PARTS[width]:
-        parts.append(_words((blocks >> shift) & (2**bits - 1), bits))
+        parts.append(_bytes((blocks >> shift) & (2**bits - 1), bits))
         shift += bits
     return torch.cat(parts, -1)
 
@@ -209,23 +212,22 @@ def _lay_out_by(kernels: CDLL, codes: Tensor, width: int) -> Tensor:
     return words
 
 
-def _words(codes: Tensor, bits: int) -> Tensor:
-    """Codes [panels, blocks, PANEL, BLOCK] of few bits -> bytes of their words, [panels, blocks, 64 * bits]."""
-    # The inputs of a word's output: steps, the word's bytes, codes in a byte, halves of a pair.
-    parts = split(codes, bits, 2, 8 // bits, 2).permute(0, 1, 3, 2, 6, 4, 5)
+def _bytes(codes: Tensor, bits: int) -> Tensor:
+    """Codes [panels, blocks, PANEL, BLOCK] of few bits -> their bytes, [panels, blocks, 64 * bits]."""
+    parts = split(codes, bits, 8 // bits, QUAD).permute(0, 1, 3, 2, 5, 4)  # behind: steps, QUAD, codes in a byte
     packed: Tensor = parts[..., 0].clone(memory_format=torch.contiguous_format)
     for place in range(1, 8 // bits):
         packed |= parts[..., place] << (bits * place)
     return packed.flatten(2)
 
 
-def _codes(words: Tensor, width: int) -> Tensor:
-    """Bytes of words [n, blocks, steps, outputs, 2, 2] -> codes [n, blocks, outputs, BLOCK]."""
+def _codes(stored: Tensor, width: int) -> Tensor:
+    """Bytes [n, blocks, steps, outputs, QUAD] -> codes [n, blocks, outputs, BLOCK]."""
     codes, step, shift = None, 0, 0
     for bits in PARTS[width]:
-        own = words[:, :, step : step + bits]  # [n, blocks, steps, outputs, halves of a pair, bytes]
+        own = stored[:, :, step : step + bits]
         places = [(own >> (bits * place)) & (2**bits - 1) for place in range(8 // bits)]
-        part = torch.stack(places, -1).permute(0, 1, 3, 2, 5, 6, 4).flatten(3)
+        part = torch.stack(places, -1).permute(0, 1, 3, 2, 5, 4).flatten(3)
         codes = part if codes is None else codes | (part << shift)
         step, shift = step + bits, shift + bits
     assert codes is not None

@@ -32,21 +32,21 @@ def _product_kernel(
     num_groups: tl.constexpr, num_supers: tl.constexpr, HAS_MINIMUMS: tl.constexpr, WIDTH: tl.constexpr,
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (tokens, outputs). Codes are words of sixteen bits, one for each output and half of a pair."""
+    """Programs: (tokens, outputs). Codes are bytes, four of each output at a time (`packed_weight.py`)."""
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     output = tl.program_id(1).to(tl.int64) * OUTPUTS + tl.arange(0, OUTPUTS)
     panel, column = tl.minimum(output, outputs - 1) // 16, output % 16
     within = tl.arange(0, 32)
-    pairs: tl.constexpr = 16 // WIDTH  # in a word
-    place = (within // (2 * pairs) * 32 + within % 2)[:, None] + 2 * column[None, :]
-    shift = (within // 2 % pairs * WIDTH)[:, None]
+    in_byte: tl.constexpr = 8 // WIDTH
+    place = (within // (4 * in_byte) * 64 + within % 4)[:, None] + 4 * column[None, :]
+    shift = (within // 4 % in_byte * WIDTH)[:, None]
     blocks = inputs // 32
     total = tl.zeros((TOKENS, OUTPUTS), tl.float32)
     for block in range(blocks):
         at = token[:, None] * inputs + block * 32 + within[None, :]
         taken = tl.load(hidden + at, mask=token[:, None] < num_tokens, other=0.0)
-        words = tl.load(codes + (panel[None, :] * blocks + block) * (32 * WIDTH) + place).to(tl.int32)
-        code = ((words >> shift) & ((1 << WIDTH) - 1)).to(tl.float32)
+        stored = tl.load(codes + (panel[None, :] * blocks + block) * (64 * WIDTH) + place).to(tl.int32)
+        code = ((stored >> shift) & ((1 << WIDTH) - 1)).to(tl.float32)
         group = block * num_groups // blocks
         scale = _multiplier(scales, supers, panel, column, group, num_groups, num_supers)[None, :]
         if HAS_MINIMUMS:
@@ -72,7 +72,7 @@ def multiply(packed: PackedWeight, hidden: Tensor) -> Tensor:
     )
     num_supers = 0 if packed.super_scales is None else supers.shape[1]
     _product_kernel[(triton.cdiv(len(hidden), TOKENS), triton.cdiv(packed.outputs, OUTPUTS))](
-        hidden, packed.codes.view(torch.int16), packed.scales, minimums, supers, super_minimums, result,
+        hidden, packed.codes, packed.scales, minimums, supers, super_minimums, result,
         len(hidden), packed.outputs, packed.inputs, packed.offset,
         packed.scales.shape[1], num_supers, packed.minimums is not None, packed.width, TOKENS, OUTPUTS,
     )  # fmt: skip

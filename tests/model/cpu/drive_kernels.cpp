@@ -82,7 +82,8 @@ template <class E> void drive_products() {
     }
 }
 
-// Weights of few bits in every form: a width, groups of half a block, of a block or of all inputs, each kind of scales.
+// Weights of few bits in every form: a width, groups of half a block, of a block or of all inputs, each kind of scales;
+// with inputs of sixteen bits and of eight.
 template <class E> void drive_few_bits() {
     constexpr bool IS_BF16 = std::is_same_v<E, Bf16>;
     constexpr long TOKENS = 40, OUTPUTS = 39, PANELS = 3, SUPER = 3;
@@ -91,7 +92,8 @@ template <class E> void drive_few_bits() {
     for (long width : {4, 5, 6, 8})
         for (long size : {96, 768})
             for (long group : {16L, 32L, size})
-                for (int kind = 0; kind < 4; kind++) {
+                for (int form = 0; form < 8; form++) {
+                    const int kind = form % 4, input_bits = form < 4 ? 16 : 8;
                     const long groups = PANELS * 16 * (size / group), super = group < size ? SUPER : 1;
                     std::vector<uint8_t> codes(PANELS * 16 * size * width / 8 + 4096);
                     for (uint8_t& code : codes) code = (uint8_t)byte();
@@ -105,8 +107,8 @@ template <class E> void drive_few_bits() {
                     const void* const scales[] = {halves.data(), floats, bytes.data(), bytes.data()};
                     const bool has_minimums = kind == 1 || kind == 3;
                     alignas(16) const Quantized weights = {
-                        width, size, OUTPUTS, group, 1 << (width - 1), kind < 2 ? kind : INT8, super, codes.data(),
-                        scales[kind], has_minimums ? scales[kind] : nullptr, supers, supers};
+                        width, size, OUTPUTS, group, 1 << (width - 1), kind < 2 ? kind : INT8, super, input_bits,
+                        codes.data(), scales[kind], has_minimums ? scales[kind] : nullptr, supers, supers};
                     const void* marked = (const char*)&weights + 1;
                     const E* inputs = memory.random(TOKENS * size, 1.0f);
                     std::vector<float> whole(TOKENS * OUTPUTS), some(TOKENS * OUTPUTS);

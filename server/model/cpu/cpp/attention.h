@@ -47,9 +47,10 @@ template <class E> inline long scratch_floats(const Heads& heads) {
 }
 
 // A query's scores of a block's first `wide` tokens become its shares of these tokens' values, none from `visible` on,
-// and the sums and their total fade to the highest score so far. Keys and values of bytes have scales.
+// and the sums and the total of shares, a part of it in each lane, fade to the highest score so far. Keys and values of
+// bytes have scales.
 template <class E>
-inline void soften(float* scores, long visible, long wide, Input<E>* shares, float& highest, float& total, float* sums,
+inline void soften(float* scores, long visible, long wide, Input<E>* shares, float& highest, Floats& total, float* sums,
                    long head_dim, const OpenBlock<E>& block) {
     if (block.key_scales)
         for (long t = 0; t < wide; t += LANES) store(scores + t, load(scores + t) * load(block.key_scales + t));
@@ -70,10 +71,12 @@ inline void soften(float* scores, long visible, long wide, Input<E>* shares, flo
         sum = sum + share;
         store(shares + t, block.value_scales ? share * load(block.value_scales + t) : share);
     }
-    Floats fade = exponential(all(before - now));
-    total = total * fade[0] + sum_of(sum);
-    if (now > before)
+    if (now > before) {
+        const Floats fade = exponential(all(before - now));
+        total = total * fade;
         for (float* at = sums; at < sums + head_dim; at += LANES) store(at, load(at) * fade);
+    }
+    total = total + sum;
 }
 
 // N queries of one KV head over a sequence's blocks with online softmax. Query q attends to the first seen[q] tokens,
@@ -89,8 +92,9 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
     float* sums = scratch;                                     // [N, head_dim]
     float* scores = sums + queries_at_once<E> * head_dim;      // [N, block_lanes]
     Input<E>* shares = (Input<E>*)(scores + queries_at_once<E> * stride);  // [N, block_lanes]
-    float highest[N], total[N];
-    for (int q = 0; q < N; q++) highest[q] = -__builtin_inff(), total[q] = 0.0f;
+    float highest[N];
+    Floats total[N];
+    for (int q = 0; q < N; q++) highest[q] = -__builtin_inff(), total[q] = Floats{};
     for (long i = 0; i < N * head_dim; i += LANES) store(sums + i, Floats{});
 
     for (long first = 0; first < most; first += size) {
@@ -131,7 +135,7 @@ void attend_tile(const Heads& heads, const Input<E>* const queries[], const long
         }
     }
     for (int q = 0; q < N; q++) {
-        Floats factor = all(1.0f / total[q]);
+        Floats factor = all(1.0f / sum_of(total[q]));
         for (long d = 0; d < head_dim; d += LANES) store(results[q] + d, load(sums + q * head_dim + d) * factor);
     }
 }

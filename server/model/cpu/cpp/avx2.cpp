@@ -67,6 +67,22 @@ inline Ints dot_words(Ints sum, Ints a, Ints b) {
     asm("" : "+x"(sum));  // keeps additions in order: else products wait for them in memory, which takes twice as long
     return sum;
 }
+// Sums of four products fit into sixteen bits as often as WORDS says.
+template <int WIDTH> struct ByteSums {
+    static constexpr int WORDS = WIDTH == 4 ? 8 : WIDTH == 5 ? 4 : WIDTH == 6 ? 2 : 1;
+    static constexpr bool WIDENS = true, IS_SIGNED = WIDTH == 8;
+
+    static Ints add(Ints sum, Ints codes, Ints inputs) {
+        if constexpr (IS_SIGNED) {  // products of magnitudes with inputs of the other sign where codes are negative
+            inputs = _mm256_sign_epi8(inputs, codes);
+            codes = _mm256_abs_epi8(codes);
+        }
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, inputs));
+        asm("" : "+x"(sum));
+        return sum;
+    }
+    static Ints widened(Ints sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+};
 inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }  // b if one is NaN
 inline Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline Floats nearest(Floats values) { return _mm256_round_ps(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

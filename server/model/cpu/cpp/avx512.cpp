@@ -18,6 +18,24 @@ inline Ints dot_words(Ints sum, Ints a, Ints b) {
     return sum;
 }
 
+// Sums of four products fit into sixteen bits as often as WORDS says.
+template <int WIDTH> struct ByteSums {
+    static constexpr int WORDS = WIDTH == 4 ? 8 : WIDTH == 5 ? 4 : WIDTH == 6 ? 2 : 1;
+    static constexpr bool WIDENS = true, IS_SIGNED = WIDTH == 8;
+
+    static Ints add(Ints sum, Ints codes, Ints inputs) {
+        if constexpr (IS_SIGNED) {  // products of magnitudes with inputs of the other sign where codes are negative
+            const __mmask64 negative = _mm512_movepi8_mask(codes);
+            inputs = _mm512_mask_sub_epi8(inputs, negative, _mm512_setzero_si512(), inputs);
+            codes = _mm512_abs_epi8(codes);
+        }
+        sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(codes, inputs));
+        asm("" : "+v"(sum));  // as in avx2.cpp
+        return sum;
+    }
+    static Ints widened(Ints sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
+};
+
 }  // namespace toolwire
 
 #include "split.h"

@@ -1,13 +1,11 @@
 // Products of bfloat16 in pairs (AVX-512 BF16); included behind the pragma of a set.
 #pragma once
 
-#include "avx512.h"
+#include "avx512_products.h"
 
 namespace toolwire {
 
 constexpr long STRETCH = 1L << 40;  // inputs that a tile multiplies before it takes the next rows: all
-
-inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm512_dpwssd_epi32(sum, a, b); }
 
 inline void store(Bf16* at, Floats values) {
     _mm256_storeu_si256((__m256i*)at, (__m256i)_mm512_cvtneps_pbh(values));

@@ -9,13 +9,8 @@ extern "C" int toolwire_is_supported() {
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
 
+#include "avx512_products.h"
 #include "avx512_widened.h"
-
-namespace toolwire {
-
-inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm512_dpwssd_epi32(sum, a, b); }
-
-}  // namespace toolwire
 
 #include "split.h"
 #include "step.h"

@@ -50,6 +50,23 @@ inline Ints dot_words(Ints sum, Ints a, Ints b) {
     asm("" : "+w"(sum));  // as in avx2.cpp
     return sum;
 }
+template <int WIDTH> struct ByteSums {
+    static constexpr int WORDS = 8;
+    static constexpr bool WIDENS = false, IS_SIGNED = WIDTH == 8;
+
+    static Ints add(Ints sum, Ints codes, Ints inputs) {
+        const int8x16_t x = vreinterpretq_s8_s32(codes), y = vreinterpretq_s8_s32(inputs);
+#ifdef __ARM_FEATURE_DOTPROD
+        return vdotq_s32(sum, x, y);
+#else
+        const int16x8_t low = vmull_s8(vget_low_s8(x), vget_low_s8(y));
+        sum = vpadalq_s16(sum, vpaddq_s16(low, vmull_high_s8(x, y)));  // two products fit into sixteen bits
+        asm("" : "+w"(sum));  // as in avx2.cpp
+        return sum;
+#endif
+    }
+    static Ints widened(Ints sum) { return sum; }
+};
 inline Floats max(Floats a, Floats b) { return vmaxq_f32(a, b); }  // NaN if one is
 inline Floats min(Floats a, Floats b) { return vminq_f32(a, b); }
 inline Floats nearest(Floats values) { return vrndnq_f32(values); }

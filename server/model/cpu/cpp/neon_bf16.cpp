@@ -1,13 +1,13 @@
-// Kernels for 64-bit ARM with bfloat16 products (Neoverse N2, V1 and V2: Graviton from the third generation on, Grace).
+// Kernels for 64-bit ARM with products of bfloat16 and of bytes (Neoverse N2, V1 and V2: Graviton from the third generation on, Grace).
 
 #include <sys/auxv.h>
 
 extern "C" int toolwire_is_supported() {
-    constexpr unsigned long HAS_BF16 = 1 << 14;  // HWCAP2_BF16
-    return (getauxval(AT_HWCAP2) & HAS_BF16) != 0;
+    constexpr unsigned long HAS_BYTES = 1 << 20, HAS_BF16 = 1 << 14;  // HWCAP_ASIMDDP, HWCAP2_BF16
+    return (getauxval(AT_HWCAP) & HAS_BYTES) != 0 && (getauxval(AT_HWCAP2) & HAS_BF16) != 0;
 }
 
-#pragma GCC target("arch=armv8.2-a+bf16")
+#pragma GCC target("arch=armv8.2-a+bf16+dotprod")
 
 #include "neon.h"
 

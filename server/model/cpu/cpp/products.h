@@ -209,11 +209,11 @@ template <class Form, class Use> inline void product(long tokens, long outputs, 
     constexpr int TOKENS = Form::TOKENS;
     long strip = CACHED / row_bytes / TOKENS * TOKENS;
     if (strip < 4 * TOKENS) strip = 4 * TOKENS;
-    const long share = rounded_up(outputs / (4 * omp_get_num_threads()) + 1, GROUP), width = at_most(share, COLUMNS);
-    const long strips = (tokens + strip - 1) / strip, columns = (outputs + width - 1) / width;
+    const long strips = (tokens + strip - 1) / strip;
+    const long share = rounded_up(outputs / (4 * omp_get_num_threads()) + 1, GROUP);
+    const long width = strips == 1 ? GROUP : at_most(share, COLUMNS), columns = (outputs + width - 1) / width;
     Form::begin();
-#pragma omp for schedule(dynamic, 1) nowait
-    for (long item = 0; item < strips * columns; item++) {
+    distribute(strips, columns, [&](long item) {
         long first = item / columns * strip, last = at_most(tokens, first + strip);
         long left = item % columns * width, right = at_most(outputs, left + width);
         for (long column = left; column < right; column += GROUP)
@@ -224,7 +224,7 @@ template <class Form, class Use> inline void product(long tokens, long outputs, 
                 use(token, count, column, (int)at_most(GROUP, right - column));
                 token += count;
             }
-    }
+    });
     Form::end();
 }
 

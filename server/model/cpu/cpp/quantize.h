@@ -84,18 +84,18 @@ void round_groups(const E* weights, long groups, long size, const float* inverse
 }
 
 // Writes `bits` of each code, from `shift` on, of a panel's block: 32 inputs of `outputs` rows (at most 16).
-inline void pack_block(const uint8_t* codes, long inputs, int outputs, int bits, int shift, uint8_t* words) {
+inline void pack_block(const uint8_t* codes, long inputs, int outputs, int bits, int shift, uint8_t* bytes) {
     const int in_byte = 8 / bits, mask = (1 << bits) - 1;
     for (int step = 0; step < bits; step++)
         for (int output = 0; output < GROUP; output++)
-            for (int half = 0; half < 2; half++)
-                for (int byte = 0; byte < 2; byte++) {
-                    int packed = 0;
-                    const int first = step * (32 / bits) + 2 * byte * in_byte + half;
-                    for (int place = 0; place < in_byte && output < outputs; place++)
-                        packed |= (codes[output * inputs + first + 2 * place] >> shift & mask) << (bits * place);
-                    *words++ = (uint8_t)packed;
+            for (int byte = 0; byte < 4; byte++) {
+                int packed = 0;
+                for (int place = 0; place < in_byte && output < outputs; place++) {
+                    const int input = (step * in_byte + place) * 4 + byte;
+                    packed |= (codes[output * inputs + input] >> shift & mask) << (bits * place);
                 }
+                *bytes++ = (uint8_t)packed;
+            }
 }
 
 }  // namespace toolwire
@@ -123,7 +123,7 @@ void toolwire_round(int64_t is_bf16, const void* weights, int64_t groups, int64_
             : round_groups((const float*)weights, groups, size, inverses, shifts, bounds[0], bounds[1], codes, threads);
 }
 
-// Codes [outputs, inputs] as words of `width` bits, in panels of sixteen outputs and blocks of 32 inputs.
+// Codes [outputs, inputs] in `width` bits each, in panels of sixteen outputs and blocks of 32 inputs.
 void toolwire_pack(const uint8_t* codes, int64_t outputs, int64_t inputs, int64_t width, uint8_t* words,
                    int64_t threads) {
     const long blocks = inputs / 32, panels = (outputs + toolwire::GROUP - 1) / toolwire::GROUP;

@@ -12,6 +12,7 @@ struct Quantized {  // mirrored by the ctypes structure in server/model/cpu/libr
     int64_t width;  // bits of a code
     int64_t inputs, outputs;
     int64_t group, offset, scale_type, super_group;  // groups of a super-group
+    int64_t input_bits;                              // that inputs are rounded to, 8 or 16
     const void* codes;
     const void *scales, *minimums;              // minimums or null
     const void *super_scales, *super_minimums;  // with scales of int8
@@ -23,7 +24,6 @@ namespace toolwire {
 constexpr int BLOCK = 32;                      // inputs
 constexpr int PARTS = GROUP / LANES;           // registers of a panel's outputs
 constexpr int TOGETHER = LANES == 16 ? 2 : 1;  // panels that an input is multiplied with once it is in a register
-constexpr int SPAN_BLOCKS = 8;                 // blocks whose inputs have a common scale
 constexpr int STRETCH_BLOCKS = 16 / TOGETHER;  // blocks that are unpacked at a time and stay in the first cache
 enum ScaleType { FLOAT16, FLOAT32, INT8 };
 

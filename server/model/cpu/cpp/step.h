@@ -398,7 +398,7 @@ int find_peaks(const void* inputs, long tokens, long size, const void* weights, 
 extern "C" {
 
 // Changes with the functions and structures (`INTERFACE` in server/model/cpu/library.py).
-int toolwire_interface() { return 4; }
+int toolwire_interface() { return 5; }
 
 // Bytes of scratch that a step needs; reads only the model, its numbers of tokens and threads, its blocks and the
 // greatest rank of its adapters.

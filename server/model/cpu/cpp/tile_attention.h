@@ -57,10 +57,11 @@ inline void attend_together<Bf16>(int count, const Heads& heads, const Bf16* con
     const long stride = heads.block_lanes();
     float *sums = scratch, *scores = sums + TILE * head_dim;
     Bf16 *shares = (Bf16*)(scores + TILE * stride), *own = shares + TILE * stride;
-    float highest[TILE], total[TILE];
+    float highest[TILE];
+    Floats total[TILE];
     alignas(64) Bf16 padded[TILE_INPUTS * MOST_DIMENSIONS];  // values of fewer tokens than a tile has
     for (int q = 0; q < count; q++) {
-        highest[q] = -__builtin_inff(), total[q] = 0.0f;
+        highest[q] = -__builtin_inff(), total[q] = Floats{};
         std::memcpy(own + q * head_dim, queries[q], head_dim * sizeof(Bf16));
     }
     std::memset(sums, 0, count * head_dim * sizeof(float));
@@ -93,7 +94,7 @@ inline void attend_together<Bf16>(int count, const Heads& heads, const Bf16* con
     }
     _tile_release();
     for (int q = 0; q < count; q++) {
-        const Floats factor = all(1.0f / total[q]);
+        const Floats factor = all(1.0f / sum_of(total[q]));
         for (long d = 0; d < head_dim; d += LANES) store(results[q] + d, load(sums + q * head_dim + d) * factor);
     }
 }

@@ -87,6 +87,45 @@ inline __m512i madd_epi16(__m512i a, __m512i b) {
     const int16_t *x = (const int16_t*)&a, *y = (const int16_t*)&b;
     return each_int([&](int i) { return x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1]; });
 }
+// Registers of bytes and of pairs of them: value(place).
+template <class T, class Each> inline __m512i each_of(Each value) {
+    T to[64 / sizeof(T)];
+    for (int i = 0; i < (int)(64 / sizeof(T)); i++) to[i] = (T)value(i);
+    return read<__m512i>(to);
+}
+inline __m512i add_epi16(__m512i a, __m512i b) {
+    const int16_t *x = (const int16_t*)&a, *y = (const int16_t*)&b;
+    return each_of<int16_t>([&](int i) { return x[i] + y[i]; });
+}
+inline __m512i maddubs_epi16(__m512i a, __m512i b) {
+    const uint8_t* x = (const uint8_t*)&a;
+    const int8_t* y = (const int8_t*)&b;
+    return each_of<int16_t>([&](int i) {
+        const int sum = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+        return sum > 32767 ? 32767 : sum < -32768 ? -32768 : sum;
+    });
+}
+inline __m512i dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
+    const uint8_t* x = (const uint8_t*)&a;
+    const int8_t* y = (const int8_t*)&b;
+    return each_int([&](int i) {
+        int total = as<Signed>(sum)[i];
+        for (int j = 4 * i; j < 4 * i + 4; j++) total += x[j] * y[j];
+        return total;
+    });
+}
+inline __m512i abs_epi8(__m512i a) {
+    return each_of<uint8_t>([&](int i) { return std::abs(((const int8_t*)&a)[i]); });
+}
+inline uint64_t movepi8_mask(__m512i a) {
+    uint64_t to = 0;
+    for (int i = 0; i < 64; i++) to |= (uint64_t)(((const int8_t*)&a)[i] < 0) << i;
+    return to;
+}
+inline __m512i mask_sub_epi8(__m512i other, uint64_t own, __m512i a, __m512i b) {
+    const int8_t *x = (const int8_t*)&a, *y = (const int8_t*)&b, *z = (const int8_t*)&other;
+    return each_of<int8_t>([&](int i) { return own >> i & 1 ? x[i] - y[i] : z[i]; });
+}
 inline __m512 fmadd(__m512 a, __m512 b, __m512 c) { return each([&](int i) { return std::fmaf(a[i], b[i], c[i]); }); }
 inline __m512 fnmadd(__m512 a, __m512 b, __m512 c) {
     return each([&](int i) { return std::fmaf(-a[i], b[i], c[i]); });
@@ -210,6 +249,8 @@ inline void tile_dpbf16ps(int sum, int a, int b) {
 #undef _tile_stored
 #undef _tile_zero
 #define _mm256_mask_storeu_epi16 emulated::mask_storeu_epi16
+#define _mm512_abs_epi8 emulated::abs_epi8
+#define _mm512_add_epi16 emulated::add_epi16
 #define _mm512_add_epi32(a, b) emulated::as<__m512i>(emulated::as<emulated::Bits>(a) + emulated::as<emulated::Bits>(b))
 #define _mm512_add_ps(a, b) ((a) + (b))
 #define _mm512_and_si512(a, b) ((a) & (b))
@@ -223,8 +264,10 @@ inline void tile_dpbf16ps(int sum, int a, int b) {
 #define _mm512_cvtepi8_epi32 emulated::cvtepi8_epi32
 #define _mm512_cvtepi32_ps emulated::cvtepi32_ps
 #define _mm512_cvtph_ps emulated::cvtph_ps
+#define _mm512_dpbusd_epi32 emulated::dpbusd_epi32
 #define _mm512_dpwssd_epi32(sum, a, b) _mm512_add_epi32(sum, emulated::madd_epi16(a, b))
 #define _mm512_madd_epi16 emulated::madd_epi16
+#define _mm512_maddubs_epi16 emulated::maddubs_epi16
 #define _mm512_dpbf16_ps(sum, a, b) emulated::dpbf16(sum, (__m512i)(a), (__m512i)(b))
 #define _mm512_extractf32x8_ps emulated::half_of
 #define _mm512_fmadd_ps emulated::fmadd
@@ -235,18 +278,22 @@ inline void tile_dpbf16ps(int sum, int a, int b) {
 #define _mm512_mask_fpclass_ps_mask(own, a, classes) emulated::mask_fpclass(own, a)
 #define _mm512_mask_mov_epi32 emulated::mask_mov_int
 #define _mm512_mask_mov_ps emulated::mask_mov
+#define _mm512_mask_sub_epi8 emulated::mask_sub_epi8
 #define _mm512_mask_storeu_ps emulated::mask_storeu_ps
 #define _mm512_maskz_loadu_ps emulated::maskz_loadu_ps
 #define _mm512_maskz_scalef_ps emulated::maskz_scalef
 #define _mm512_max_ps emulated::max
 #define _mm512_min_ps emulated::min
+#define _mm512_movepi8_mask emulated::movepi8_mask
 #define _mm512_or_si512(a, b) ((a) | (b))
 #define _mm512_reduce_add_ps emulated::reduce_add
 #define _mm512_reduce_max_ps emulated::reduce_max
 #define _mm512_roundscale_ps(a, how) emulated::nearest(a)
+#define _mm512_set1_epi16(value) emulated::set1_epi32((uint16_t)(value) * 0x10001)
 #define _mm512_set1_epi32 emulated::set1_epi32
 #define _mm512_set1_ps emulated::set1_ps
 #define _mm512_setr_epi32 emulated::setr_epi32
+#define _mm512_setzero_si512() emulated::set1_epi32(0)
 #define _mm512_shuffle_f32x4 emulated::shuffle_quarters
 #define _mm512_slli_epi32(a, by) emulated::as<__m512i>(emulated::as<emulated::Bits>(a) << (by))
 #define _mm512_srli_epi32(a, by) emulated::as<__m512i>(emulated::as<emulated::Bits>(a) >> (by))
