@@ -20,7 +20,7 @@ SOURCE, INCLUDED = Path(__file__).parent / "drive_kernels.cpp", ROOT / "server/m
 FLAGS = ("-O1", "-std=c++20", "-fopenmp", "-Wno-psabi", "-I", str(INCLUDED))
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 CPUS = {"neon": "cortex-a57", "neon_bf16": "max"}  # the first without bfloat16 products
-PRODUCTS, FEW_BITS, LAYERS = 80 * 39, 24 * 40 * 39, 19 * 64  # numbers in one result of each
+PRODUCTS, FEW_BITS, LAYERS = 80 * 39, 48 * 40 * 39, 19 * 64  # numbers in one result of each
 # What one element type writes, and how far sets may differ: sums of products, and layers of results of magnitude 1.
 RESULTS = (*[(f"products {size}", PRODUCTS) for size in (96, 544, 1056)],
            *[(f"products of {width} bits", FEW_BITS) for width in (4, 5, 6, 8)],

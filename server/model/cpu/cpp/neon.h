@@ -52,7 +52,7 @@ inline Ints dot_words(Ints sum, Ints a, Ints b) {
 }
 template <int WIDTH> struct ByteSums {
     static constexpr int WORDS = 8;
-    static constexpr bool WIDENS = false, IS_SIGNED = WIDTH == 8;
+    static constexpr bool WIDENS = false, IS_SIGNED = true;
 
     static Ints add(Ints sum, Ints codes, Ints inputs) {
         const int8x16_t x = vreinterpretq_s8_s32(codes), y = vreinterpretq_s8_s32(inputs);

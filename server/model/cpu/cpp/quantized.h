@@ -161,7 +161,7 @@ template <int WIDTH, class Whole> class Packed {
     using ProductSums = Sums<Whole, WIDTH>;
     static constexpr long BLOCK_BYTES = 64 * WIDTH;
     static constexpr bool HAS_OFFSET = true;
-    static constexpr bool HAS_NIBBLES = WIDTH == 4 && !ProductSums::WIDENS;  // which are multiplied in their places
+    static constexpr bool HAS_NIBBLES = WIDTH == 4 && !ProductSums::WIDENS && !ProductSums::IS_SIGNED;
 
     Packed(const Quantized& weights, PanelPair panels)
         : across(panels.across * (weights.inputs / BLOCK) * BLOCK_BYTES),
@@ -169,7 +169,7 @@ template <int WIDTH, class Whole> class Packed {
 
     const uint8_t* block(long index) const { return codes + index * BLOCK_BYTES; }
     // What is still to be subtracted from codes that have this offset.
-    static int32_t offset(int32_t stored) { return stored - (ProductSums::IS_SIGNED ? 128 : 0); }
+    static int32_t offset(int32_t stored) { return stored - (WIDTH == 8 && ProductSums::IS_SIGNED ? 128 : 0); }
 
     // The codes of a word of inputs for the outputs of a part; `word` is constant where this is inlined.
     [[gnu::always_inline]] inline Words word(const uint8_t* block, int word, int part) const {

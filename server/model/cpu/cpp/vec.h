@@ -8,7 +8,7 @@
 //     dot_words                     adds the products of pairs of 16-bit integers to the lanes of a sum
 //     ByteSums<WIDTH>               sums of products of four codes of this width in a lane with signed bytes: `add`, and
 //                                   after WORDS of them `widened`, to int32 (where it WIDENS: else it does nothing).
-//                                   Where it IS_SIGNED, codes of eight bits are given less 128.
+//                                   Where it IS_SIGNED, codes are signed bytes, those of eight bits less 128.
 //     QUERIES, ROW_TOKENS, PANEL_TOKENS, rows_at_once, STRETCH    sizes of tiles, which depend on the number of registers
 //
 // Each set is a library of its own, so that the linker takes no inline function of one for another.

@@ -126,6 +126,12 @@ inline __m512i mask_sub_epi8(__m512i other, uint64_t own, __m512i a, __m512i b) 
     const int8_t *x = (const int8_t*)&a, *y = (const int8_t*)&b, *z = (const int8_t*)&other;
     return each_of<int8_t>([&](int i) { return own >> i & 1 ? x[i] - y[i] : z[i]; });
 }
+inline __m512 permutex2var_ps(__m512 a, __m512i places, __m512 b) {
+    return each([&](int i) {
+        const int place = as<Signed>(places)[i];
+        return place & LANES ? b[place % LANES] : a[place % LANES];
+    });
+}
 inline __m512 fmadd(__m512 a, __m512 b, __m512 c) { return each([&](int i) { return std::fmaf(a[i], b[i], c[i]); }); }
 inline __m512 fnmadd(__m512 a, __m512 b, __m512 c) {
     return each([&](int i) { return std::fmaf(-a[i], b[i], c[i]); });
@@ -286,6 +292,7 @@ inline void tile_dpbf16ps(int sum, int a, int b) {
 #define _mm512_min_ps emulated::min
 #define _mm512_movepi8_mask emulated::movepi8_mask
 #define _mm512_or_si512(a, b) ((a) | (b))
+#define _mm512_permutex2var_ps emulated::permutex2var_ps
 #define _mm512_reduce_add_ps emulated::reduce_add
 #define _mm512_reduce_max_ps emulated::reduce_max
 #define _mm512_roundscale_ps(a, how) emulated::nearest(a)
