@@ -27,7 +27,14 @@ from server.model.layers.recurrent import RecurrentStep, StatePool, StateRow
 from server.model.loading.loaded_model import LoadedModel
 from server.model.sampling.grammar import Masks
 from server.model.sampling.prompt_scores import PromptScores, merge_scores, piece_lines, score_prompt
-from server.model.sampling.sampler import PendingSamples, SamplingRow, is_greedy, sample_ids
+from server.model.sampling.sampler import (
+    PendingSamples,
+    SamplingRow,
+    has_banned,
+    is_greedy,
+    sample_ids,
+    takes_maximum,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +138,10 @@ class Runner:
                 return sample_ids(ticket.logits, rows, masks)
             head = self._loaded.head
             assert isinstance(head, NativeHead) and ticket.hidden is not None
-            if is_plain:
-                return PendingSamples(head.greedy_ids(ticket.hidden), rows)
+            if masks is None and all(takes_maximum(row.sampling) for row in rows):
+                ids = head.greedy_ids(ticket.hidden)  # saves storing the logits
+                if not has_banned(ids, rows):
+                    return PendingSamples(ids, rows)
             return sample_ids(head(ticket.hidden), rows, masks)
 
     def copy_state(self, source: int, target: int) -> None:

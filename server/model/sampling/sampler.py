@@ -28,7 +28,7 @@ from server.messages import TokenLogprob
 from server.model.batch import RowSampling, SampledTokens
 from server.model.device import as_memory_error, to_device
 from server.model.sampling.grammar import Masks
-from server.model.sampling.penalties import adjust_logits, adjusts_logits, apply_masks
+from server.model.sampling.penalties import adjust_logits, adjusts_logits, adjusts_scores, apply_masks
 from server.model.sampling.vocab_search import first_max, inverse_cdf, top_values
 
 # Candidates sorted for top_p and top_k; rows that need more are retried with the next number, then fully sorted.
@@ -101,8 +101,20 @@ def sample_ids(logits: Tensor, rows: Sequence[SamplingRow], masks: Masks | None)
 
 def is_greedy(sampling: RowSampling) -> bool:
     """Whether only the most likely id is needed: no temperature, no adjustments and no log probabilities."""
+    return takes_maximum(sampling) and not sampling.banned_ids
+
+
+def takes_maximum(sampling: RowSampling) -> bool:
+    """Whether only the most likely id is needed that is not banned."""
     params = sampling.params
-    return params.temperature <= 0 and params.num_logprobs is None and not adjusts_logits(sampling)
+    return params.temperature <= 0 and params.num_logprobs is None and not adjusts_scores(params)
+
+
+def has_banned(ids: Tensor, rows: Sequence[SamplingRow]) -> bool:
+    """Whether a row has an id that is banned in it; waits for the ids [lines]."""
+    return any(
+        not set(row.sampling.banned_ids).isdisjoint(ids[row.lines].tolist()) for row in rows if row.sampling.banned_ids
+    )
 
 
 def greedy_ids(logits: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ FLAGS = {
     "avx512_vnni": {*AVX512, "avx512_vnni"},
     "avx512": AVX512,
     "avx2": {"avx2", "fma", "f16c"},
-    "neon_bf16": {"asimd", "bf16"},
+    "neon_bf16": {"asimd", "asimddp", "bf16"},
     "neon": {"asimd"},
 }
 
@@ -139,6 +139,28 @@ def test_the_kernels_are_installed_wherever_the_cpu_supports_them() -> None:
     """If they were silently left out of the installation, speed would halve."""
     flags = set(CPU.read_text().split())
     assert set(available_isas()) == {isa for isa, needed in FLAGS.items() if needed <= flags}
+
+
+def test_a_banned_id_is_never_taken_though_maxima_are_found_without_logits() -> None:
+    """`ignore_eos` and `min_tokens` ban stop ids: rows whose maximum is banned are computed again, beside others."""
+    runner = Runner(model("qwen3", "float32", "auto"), 16, 16)
+
+    def sampled(*banned: tuple[int, ...]) -> list[int]:
+        rows = [
+            Row(
+                IDS[30 * i : 30 * i + 30], 0, range(4 * i, 4 * i + 2), 1, RowSampling(GREEDY, 0, [], [], banned_ids=ids)
+            )
+            for i, ids in enumerate(banned)
+        ]
+        batch = Batch(tuple(rows))
+        return [one.token_ids[0] for one in runner.sample(runner.launch(batch), batch, None).read()]
+
+    first, second = sampled((), ())
+    expected = logits(runner, row(IDS[:30], 0, range(2)))[-1].topk(3).indices.tolist()
+    assert first == expected[0]
+    assert sampled((expected[1],), ()) == [first, second]
+    assert sampled((first,), ()) == [expected[1], second]
+    assert sampled((first, expected[1]), (first,)) == [expected[2], second]
 
 
 @pytest.mark.parametrize("block_size", [2, 16, 20, 32, 48])
