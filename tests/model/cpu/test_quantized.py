@@ -101,6 +101,27 @@ def test_outliers_cost_no_precision_elsewhere(isa: str) -> None:
     assert (found - exact).abs().mean() < 0.1 * (in_bfloat16 - exact).abs().mean()
 
 
+@pytest.mark.parametrize("bits", INPUT_BITS)
+@pytest.mark.parametrize("group", [16, 32])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_greatest_codes_and_inputs_do_not_overflow(isa: str, width: int, group: int, bits: int) -> None:
+    """Some sets sum products in sixteen bits, as many as just fit: random numbers never come near."""
+    library = open_library(isa)
+    assert library is not None
+    codes = torch.full((48, 64), 2**width - 1, dtype=torch.uint8)
+    codes[16:32] = 0
+    codes[32:, ::2] = 0
+    scales, hidden = torch.ones(48, 64 // group), torch.ones(9, 64)
+    hidden[1], hidden[2, ::2] = -1.0, -1.0
+    for offset in (0, 2 ** (width - 1)):
+        packed = PackedWeight.pack(codes, scales, width=width, group=group, offset=offset)
+        packed = replace(packed, input_bits=bits)
+        expected = hidden.double() @ packed.unpack().double().T
+        for count in (1, 3, 9):
+            found = project(library, packed, hidden[:count]).double()
+            torch.testing.assert_close(found, expected[:count], atol=1e-2, rtol=1e-5)
+
+
 def test_outliers_in_bytes_cost_precision_in_their_block_alone(isa: str) -> None:
     """With one scale for more inputs perplexity of a small model was five times as far from that of sixteen bits."""
     library = open_library(isa)
